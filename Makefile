@@ -1,0 +1,118 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The first that runs, is new enough and is complete; PYTHON=... chooses another.
+PYTHON ?=
+PYTHONS := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
+PYTEST := $(BIN)/python -m pytest
+PYTEST_ARGS ?=
+# Two workers are what two cores carry; the suite starts servers and databases of its own.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadgroup
+SOURCES := cart_grpc tests
+PROTOS := $(sort $(patsubst protos/%,%,$(wildcard protos/*/*/*.proto)))
+RELEASE := protos/released.json
+IMAGE ?= cart-grpc
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP) ## make .venv with everything that run, test and check need
+
+$(STAMP): pyproject.toml constraints.txt
+	@python=; \
+	for candidate in $(PYTHONS); do \
+	  if "$$candidate" -c 'import ensurepip, sqlite3, ssl, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+	  then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "make setup: none of '$(PYTHONS)' is a Python >= 3.11 with sqlite3, ssl and venv; install one or say PYTHON=/path/to/python3" >&2; \
+	  exit 2; \
+	fi; \
+	if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+	then "$$python" -m venv --clear $(VENV); fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+.PHONY: run
+run: setup ## start the server with an embedded SQLite file and the simulator
+	$(BIN)/cart-grpc dev
+
+.PHONY: test
+test: setup ## run the tests on SQLite and PostgreSQL
+	$(PYTEST) $(PARALLEL) $(PYTEST_ARGS)
+
+.PHONY: coverage
+coverage: setup ## run the tests and hold branch coverage to its floor
+	$(PYTEST) $(PARALLEL) --cov --cov-report=term $(PYTEST_ARGS)
+
+.PHONY: night
+night: setup ## run the long tests
+	$(PYTEST) -m night --timeout=0 $(PYTEST_ARGS)
+
+.PHONY: check
+check: format-check lint typecheck generated-current coverage ## run everything that CI runs
+
+.PHONY: format
+format: setup ## format Python and protos, and fix what ruff can
+	$(BIN)/ruff check --fix-only --quiet $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/buf format -w
+
+.PHONY: format-check
+format-check: setup ## fail when something is not formatted
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/buf format -d --exit-code
+
+.PHONY: lint
+lint: setup ## ruff, import contracts, buf lint, buf breaking against the last release
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against $(RELEASE)
+
+.PHONY: typecheck
+typecheck: setup ## mypy --strict
+	$(BIN)/mypy
+
+# buf cannot call grpc_tools' plugin for services, so protoc is called by itself. $(1) is the folder written to.
+protoc = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos \
+	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
+
+.PHONY: generate
+generate: setup ## write generated/ anew from protos/
+	find generated -name '*_pb2*.py*' -delete
+	mkdir -p $(sort $(addprefix generated/,$(foreach proto,$(PROTOS),$(firstword $(subst /, ,$(proto))))))
+	$(call protoc,generated)
+	@for package in generated/*/; do touch "$$package/py.typed"; done
+
+.PHONY: generated-current
+generated-current: setup ## fail when generated/ is not what protos/ makes
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
+	$(call protoc,"$$fresh") && \
+	{ diff -r -x py.typed -x __pycache__ generated "$$fresh" || { echo "generated/ is stale: run 'make generate'" >&2; exit 1; }; } && \
+	for package in "$$fresh"/*/; do \
+	  test -f "generated/$$(basename "$$package")/py.typed" || { echo "generated/: no py.typed in $$(basename "$$package")" >&2; exit 1; }; \
+	done
+
+.PHONY: release-image
+release-image: setup ## record protos/ as the release that buf breaking compares with
+	$(BIN)/buf build --exclude-source-info -o $(RELEASE)
+
+.PHONY: constraints
+constraints: setup ## pin the newest versions that pyproject.toml allows
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
+
+.PHONY: image
+image: ## build the container image
+	docker build --tag $(IMAGE) .
+
+.PHONY: clean
+clean: ## remove what the other targets made
+	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find cart_grpc generated tests -name __pycache__ -type d -prune -exec rm -rf {} +
