@@ -1,0 +1,1 @@
+"""What a cart is: frozen values and pure rules, with the standard library only."""

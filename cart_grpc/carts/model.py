@@ -1,0 +1,157 @@
+"""What a cart, an item and its progress are. Times and durations are int microseconds, times since the Unix epoch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+from cart_grpc.carts.names import CartKey
+from cart_grpc.carts.reservation import Disposition, Observed, Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """An amount in the smallest unit of its currency."""
+
+    currency_code: str
+    minor_units: int
+
+
+class CartState(IntEnum):
+    """Where a cart is in its life. The numbers are those of `cart.v1` and of the database."""
+
+    ACTIVE = 1
+    CHECKING_OUT = 2
+    COMPLETING = 3
+    CHECKED_OUT = 4
+    CHECKOUT_FAILED = 5
+    MERGED = 6
+    EXPIRED = 7
+    DELETED = 8
+
+
+ENDED = frozenset({CartState.CHECKED_OUT, CartState.MERGED, CartState.EXPIRED, CartState.DELETED})
+
+
+@dataclass(frozen=True, slots=True)
+class Cart:
+    """A cart without its items; the totals are kept as items change, so that no change reads the whole cart.
+
+    `etag_revision` is the revision at which a caller last changed the cart. `ttl` and `expire_time` are None where the
+    cart does not expire.
+    """
+
+    key: CartKey
+    uid: str
+    state: CartState
+    labels: Mapping[str, str]
+    currency_code: str
+    ttl: int | None
+    item_count: int
+    total_quantity: int
+    subtotal: int
+    revision: int
+    etag_revision: int
+    create_time: int
+    update_time: int
+
+    @property
+    def etag(self) -> str:
+        return f'"{self.etag_revision:x}"'
+
+    @property
+    def expire_time(self) -> int | None:
+        return None if self.ttl is None else self.update_time + self.ttl
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One line of a cart. `unit_price` is in the cart's currency, None where it was never given."""
+
+    cart: CartKey
+    item_id: str
+    uid: str
+    sku: str
+    options: Mapping[str, str]
+    quantity: int
+    unit_price: int | None
+    labels: Mapping[str, str]
+    reservation_id: str
+    create_time: int
+    update_time: int
+
+    @property
+    def name(self) -> str:
+        return self.cart.item_name(self.item_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """An item and the reservation behind it."""
+
+    item: Item
+    reservation: Reservation
+
+
+class ProgressState(IntEnum):
+    """How far a reservation is, as callers see it. The numbers are those of `cart.v1`."""
+
+    PENDING = 1
+    RESERVED = 2
+    REJECTED = 3
+    EXPIRED = 4
+    RELEASING = 5
+    COMMITTING = 6
+    COMMITTED = 7
+    UNCERTAIN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What callers see of a reservation. `reserved_quantity` are certainly held, until `expire_time`."""
+
+    state: ProgressState
+    reserved_quantity: int
+    expire_time: int | None
+    reason: str
+    message: str
+
+
+# A hold is no longer shown as held this close to its end: the caller could not act on it in time.
+HOLD_MARGIN = 2_000_000
+
+
+def progress(line: Line, now: int) -> Progress:
+    """How far the reservation of `line` is at `now`: computed, never stored.
+
+    RESERVED if the unexpired grant covers the quantity, else PENDING while unanswered, else REJECTED or EXPIRED. What
+    is shown as reserved is the least of the last grant observed and every quantity intended since.
+    """
+    row, wanted = line.reservation, line.item.quantity
+    if row.state is Observed.COMMITTED:
+        return Progress(ProgressState.COMMITTED, row.granted_quantity, None, "", "")
+    held = _held_quantity(row, now)
+    expire_time = row.expire_time if held else None
+    if held >= wanted and row.disposition is Disposition.HOLD:
+        return Progress(ProgressState.RESERVED, held, expire_time, "", "")
+    if not row.settled:
+        state = ProgressState.COMMITTING if row.disposition is Disposition.COMMIT else ProgressState.PENDING
+        return Progress(state, held, expire_time, "", _why_pending(row))
+    if row.refused_reason or row.state in (Observed.REJECTED, Observed.RELEASED):
+        reason = row.refused_reason or row.reason or row.state.name
+        message = f"the Reservation API refused {wanted} of {row.sku}: {reason}; {held} held"
+        return Progress(ProgressState.REJECTED, held, expire_time, reason, message)
+    return Progress(ProgressState.EXPIRED, 0, None, "HOLD_EXPIRED", f"the hold on {wanted} of {row.sku} ran out")
+
+
+def _held_quantity(row: Reservation, now: int) -> int:
+    lapsed = row.expire_time is None or row.expire_time - HOLD_MARGIN <= now
+    if lapsed or row.state not in (Observed.HELD, Observed.REJECTED):
+        return 0
+    return min(row.granted_quantity, row.least_quantity)
+
+
+def _why_pending(row: Reservation) -> str:
+    if row.waiting:
+        return "waits for an earlier reservation of the same sku to be released"
+    code, _, _ = row.last_error.partition(":")
+    return f"no answer yet; the last attempt ended with {code}" if code else ""

@@ -1,0 +1,89 @@
+"""Resource names: `users/{user}/carts/{cart}/items/{item}`, and the keys that the store knows them by."""
+
+import re
+import zlib
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import NamedTuple
+
+ID = re.compile(r"[A-Za-z0-9._~@|:+-]{1,128}")
+ID_HINT = "1 to 128 characters of A-Z a-z 0-9 . _ ~ @ | : + -, and not '-', '.' or '..'"
+SLICES = 256
+_NOT_IDS = {"-", ".", ".."}
+_ITEM_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class UserKey(NamedTuple):
+    """A user. `slice` is a small stable hash of the user, the first column of every key: it never changes."""
+
+    slice: int
+    user_id: str
+
+    @property
+    def name(self) -> str:
+        return f"users/{self.user_id}"
+
+
+class CartKey(NamedTuple):
+    """A cart's name, whichever cart is under it now."""
+
+    slice: int
+    user_id: str
+    cart_id: str
+
+    @property
+    def user(self) -> UserKey:
+        return UserKey(self.slice, self.user_id)
+
+    @property
+    def name(self) -> str:
+        return f"users/{self.user_id}/carts/{self.cart_id}"
+
+    def item_name(self, item_id: str) -> str:
+        return f"{self.name}/items/{item_id}"
+
+
+def user_key(user_id: str) -> UserKey:
+    """The key of a user: CRC-32 of the id, folded into 256 slices."""
+    return UserKey(zlib.crc32(user_id.encode()) % SLICES, user_id)
+
+
+def cart_key(user: UserKey, cart_id: str) -> CartKey:
+    return CartKey(user.slice, user.user_id, cart_id)
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` can be a user's, a cart's or a request's id."""
+    return ID.fullmatch(text) is not None and text not in _NOT_IDS
+
+
+def find_user(name: str) -> UserKey | None:
+    """The user in `users/{user}`, or None where `name` is not of that form."""
+    match name.split("/"):
+        case ["users", user_id] if is_id(user_id):
+            return user_key(user_id)
+    return None
+
+
+def find_cart(name: str) -> CartKey | None:
+    """The cart in `users/{user}/carts/{cart}`, or None where `name` is not of that form."""
+    match name.split("/"):
+        case ["users", user_id, "carts", cart_id] if is_id(user_id) and is_id(cart_id):
+            return cart_key(user_key(user_id), cart_id)
+    return None
+
+
+def find_item(name: str) -> tuple[CartKey, str] | None:
+    """The cart and item id in `users/{user}/carts/{cart}/items/{item}`, or None where `name` is not of that form."""
+    cart_name, separator, item_id = name.partition("/items/")
+    cart = find_cart(cart_name)
+    return (cart, item_id) if cart and separator and _ITEM_ID.fullmatch(item_id) else None
+
+
+def item_id_of(sku: str, options: Mapping[str, str]) -> str:
+    """The item id of a sku with its options: the same line has the same id, so the primary key keeps it one line.
+
+    128 bits of SHA-256 over the parts, each preceded by its length, the options in the order of their keys.
+    """
+    parts = [sku, *(part for pair in sorted(options.items()) for part in pair)]
+    return sha256("".join(f"{len(part)}:{part}" for part in parts).encode()).hexdigest()[:32]

@@ -1,0 +1,363 @@
+"""What each call does to a cart: pure functions from what it touches to what it changes.
+
+Every rule takes the contents it named, the arguments, the terms of service, the time and a source of ids, and
+returns a Change or raises Refused. It may be run again, or in company: it touches nothing but what it was given.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+
+from cart_grpc.carts.model import (
+    ENDED,
+    Cart,
+    CartState,
+    Item,
+    Line,
+    Money,
+    ProgressState,
+    progress,
+)
+from cart_grpc.carts.names import CartKey, item_id_of
+from cart_grpc.carts.refusals import (
+    AlreadyExists,
+    CartClosed,
+    CartNotFound,
+    CurrencyMismatch,
+    EtagMismatch,
+    ItemNotFound,
+    LimitExceeded,
+)
+from cart_grpc.carts.reservation import Disposition, Reservation, hold, release
+
+NewId = Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The limits of the service, and how long stock is held. `hold_ttl` in microseconds."""
+
+    max_quantity_per_add: int = 100
+    max_quantity_per_item: int = 1_000
+    max_items_per_cart: int = 200
+    hold_ttl: int = 900_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a call touches: the cart, the lines that it named (or all), and the skus whose old holds are still going."""
+
+    key: CartKey
+    cart: Cart | None
+    lines: Mapping[str, Line]
+    releasing: Set[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a call made of it: the cart, the lines it named as they are now, and those it took out.
+
+    What is the same object as in Contents was not changed, and is not written.
+    """
+
+    cart: Cart
+    lines: tuple[Line, ...] = ()
+    removed: tuple[Line, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """One item to add. `quantity` is how many more; None in price or labels leaves what is there."""
+
+    sku: str
+    options: Mapping[str, str]
+    quantity: int
+    unit_price: Money | None
+    labels: Mapping[str, str] | None
+
+    @property
+    def item_id(self) -> str:
+        return item_id_of(self.sku, self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemUpdate:
+    """New values of an item, for the fields named in `paths`: quantity, unit_price, labels."""
+
+    paths: Set[str]
+    quantity: int = 0
+    unit_price: Money | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CartUpdate:
+    """New values of a cart, for the fields named in `paths`: labels, currency_code, ttl (microseconds)."""
+
+    paths: Set[str]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    currency_code: str = ""
+    ttl: int | None = None
+
+
+def add_items(
+    contents: Contents, additions: Sequence[Addition], etag: str, terms: Terms, now: int, new_id: NewId
+) -> Change:
+    """Add to the lines with the same sku and options, or make them; start a cart where none is open."""
+    _check_etag(contents, etag)
+    cart = contents.cart
+    if cart is None or cart.state in ENDED:
+        cart = _start_cart(contents, now, new_id)
+        contents = replace(contents, lines={})
+    _check_open(cart)
+    merged = _merge(additions)
+    cart = _adopt_currency(cart, (addition.unit_price for addition in merged))
+    lines = []
+    for addition in merged:
+        before = contents.lines.get(addition.item_id)
+        after = _add(contents, before, addition, terms, now, new_id)
+        cart = _recount(cart, before, after)
+        lines.append(after)
+    if cart.item_count > terms.max_items_per_cart:
+        raise LimitExceeded(cart.key.name, "items_per_cart", terms.max_items_per_cart, cart.item_count)
+    return Change(_touch(cart, now), tuple(lines))
+
+
+def _merge(additions: Sequence[Addition]) -> Iterable[Addition]:
+    """Sum the additions to one line, in the order of their first appearance; later prices and labels win."""
+    merged: dict[str, Addition] = {}
+    for addition in additions:
+        first = merged.setdefault(addition.item_id, addition)
+        if first is not addition:
+            merged[addition.item_id] = replace(
+                addition,
+                quantity=first.quantity + addition.quantity,
+                unit_price=addition.unit_price or first.unit_price,
+                labels=first.labels if addition.labels is None else addition.labels,
+            )
+    return merged.values()
+
+
+def _add(contents: Contents, before: Line | None, addition: Addition, terms: Terms, now: int, new_id: NewId) -> Line:
+    quantity = addition.quantity + (before.item.quantity if before else 0)
+    if quantity > terms.max_quantity_per_item:
+        name = contents.key.item_name(addition.item_id)
+        raise LimitExceeded(name, "quantity_per_item", terms.max_quantity_per_item, quantity)
+    price = addition.unit_price.minor_units if addition.unit_price else None
+    if before is None:
+        item = Item(
+            contents.key,
+            addition.item_id,
+            new_id(),
+            addition.sku,
+            addition.options,
+            quantity,
+            price,
+            addition.labels or {},
+            reservation_id="",
+            create_time=now,
+            update_time=now,
+        )
+        return _reserve(contents, item, terms, now, new_id)
+    item = replace(
+        before.item,
+        quantity=quantity,
+        unit_price=before.item.unit_price if price is None else price,
+        labels=before.item.labels if addition.labels is None else addition.labels,
+        update_time=now,
+    )
+    return _pursue(contents, Line(item, before.reservation), terms, now, new_id)
+
+
+def _reserve(contents: Contents, item: Item, terms: Terms, now: int, new_id: NewId) -> Line:
+    """A new reservation for `item`, waiting where an older one of the same sku is not known to be released yet.
+
+    Our own old hold could be what makes the new one out of stock.
+    """
+    waiting = item.sku in contents.releasing
+    reservation = Reservation(
+        reservation_id=new_id(),
+        cart=item.cart,
+        item_id=item.item_id,
+        sku=item.sku,
+        quantity=item.quantity,
+        disposition=Disposition.HOLD,
+        ttl=terms.hold_ttl,
+        labels={"cart": item.cart.name},
+        revision=1,
+        least_quantity=item.quantity,
+        create_time=now,
+        waiting=waiting,
+        due_at=None if waiting else now,
+    )
+    return Line(replace(item, reservation_id=reservation.reservation_id), reservation)
+
+
+def _pursue(contents: Contents, line: Line, terms: Terms, now: int, new_id: NewId) -> Line:
+    """The line with its quantity intended: under its reservation, or under a new one where that one is over."""
+    if not line.reservation.over:
+        return Line(line.item, hold(line.reservation, line.item.quantity, now))
+    if not line.reservation.settled:
+        contents = replace(contents, releasing={*contents.releasing, line.item.sku})
+    return _reserve(contents, line.item, terms, now, new_id)
+
+
+def update_item(
+    contents: Contents, item_id: str, update: ItemUpdate, etag: str, terms: Terms, now: int, new_id: NewId
+) -> Change:
+    """Set an item's quantity, price or labels. Nothing is changed where they are so already."""
+    cart, before = _get_line(contents, item_id, etag)
+    item = before.item
+    if "quantity" in update.paths:
+        if update.quantity > terms.max_quantity_per_item:
+            raise LimitExceeded(item.name, "quantity_per_item", terms.max_quantity_per_item, update.quantity)
+        item = replace(item, quantity=update.quantity)
+    if "unit_price" in update.paths:
+        cart = _adopt_currency(cart, [update.unit_price])
+        item = replace(item, unit_price=update.unit_price.minor_units if update.unit_price else None)
+    if "labels" in update.paths:
+        item = replace(item, labels=update.labels)
+    if item == before.item:
+        return Change(cart, (before,))
+    after = Line(replace(item, update_time=now), before.reservation)
+    if item.quantity != before.item.quantity:
+        after = _pursue(contents, after, terms, now, new_id)
+    return Change(_touch(_recount(cart, before, after), now), (after,))
+
+
+def remove_item(contents: Contents, item_id: str, etag: str, now: int) -> Change:
+    """Take an item out of the cart; its reservation is to be released, however far it had got."""
+    cart, line = _get_line(contents, item_id, etag)
+    return _take_out(cart, [line], now)
+
+
+def clear_cart(contents: Contents, etag: str, now: int) -> Change:
+    """Take every item out. An empty cart is left as it is."""
+    cart = _get_open_cart(contents, etag)
+    return _take_out(cart, contents.lines.values(), now) if contents.lines else Change(cart)
+
+
+def delete_cart(contents: Contents, etag: str, now: int) -> Change:
+    """End the cart and take every item out."""
+    cart = _get_open_cart(contents, etag)
+    return _take_out(replace(cart, state=CartState.DELETED), contents.lines.values(), now)
+
+
+def _take_out(cart: Cart, lines: Iterable[Line], now: int) -> Change:
+    removed = []
+    for line in lines:
+        cart = _recount(cart, line, None)
+        removed.append(Line(line.item, release(line.reservation, now)))
+    return Change(_touch(cart, now), removed=tuple(removed))
+
+
+def create_cart(contents: Contents, update: CartUpdate, etag: str, now: int, new_id: NewId) -> Change:
+    """Start a cart under a name that has none, or one that has ended."""
+    _check_etag(contents, etag)
+    if contents.cart is not None and contents.cart.state not in ENDED:
+        raise AlreadyExists(contents.key.name)
+    cart = _start_cart(contents, now, new_id)
+    cart = replace(cart, labels=update.labels, currency_code=update.currency_code, ttl=update.ttl)
+    return Change(_touch(cart, now))
+
+
+def update_cart(contents: Contents, update: CartUpdate, etag: str, now: int) -> Change:
+    """Set a cart's labels, currency or lifetime. Nothing is changed where they are so already."""
+    before = _get_open_cart(contents, etag)
+    cart = before
+    if "labels" in update.paths:
+        cart = replace(cart, labels=update.labels)
+    if "ttl" in update.paths:
+        cart = replace(cart, ttl=update.ttl)
+    if "currency_code" in update.paths and update.currency_code != cart.currency_code:
+        if any(line.item.unit_price is not None for line in contents.lines.values()):
+            raise CurrencyMismatch(cart.key.name, cart.currency_code, update.currency_code)
+        cart = replace(cart, currency_code=update.currency_code)
+    lines = tuple(contents.lines.values())
+    return Change(before if cart == before else _touch(cart, now), lines)
+
+
+def retry_reservation(contents: Contents, item_id: str, etag: str, terms: Terms, now: int, new_id: NewId) -> Change:
+    """Ask again for a rejected or expired item; otherwise change nothing."""
+    cart, line = _get_line(contents, item_id, etag)
+    if progress(line, now).state not in (ProgressState.REJECTED, ProgressState.EXPIRED):
+        return Change(cart, (line,))
+    return Change(_touch(cart, now), (_pursue(contents, line, terms, now, new_id),))
+
+
+def _get_open_cart(contents: Contents, etag: str) -> Cart:
+    if contents.cart is None:
+        raise CartNotFound(contents.key.name)
+    _check_etag(contents, etag)
+    _check_open(contents.cart)
+    return contents.cart
+
+
+def _get_line(contents: Contents, item_id: str, etag: str) -> tuple[Cart, Line]:
+    cart = _get_open_cart(contents, etag)
+    line = contents.lines.get(item_id)
+    if line is None:
+        raise ItemNotFound(contents.key.item_name(item_id))
+    return cart, line
+
+
+def _check_etag(contents: Contents, etag: str) -> None:
+    current = contents.cart.etag if contents.cart else ""
+    if etag and etag != current:
+        raise EtagMismatch(contents.key.name, etag, current)
+
+
+def _check_open(cart: Cart) -> None:
+    if cart.state is not CartState.ACTIVE:
+        raise CartClosed(cart.key.name, cart.state.name)
+
+
+def _start_cart(contents: Contents, now: int, new_id: NewId) -> Cart:
+    """A new cart; the revision goes on from the ended one's, so that a watcher of the name never sees it fall."""
+    revision = contents.cart.revision if contents.cart else 0
+    return Cart(
+        key=contents.key,
+        uid=new_id(),
+        state=CartState.ACTIVE,
+        labels={},
+        currency_code="",
+        ttl=None,
+        item_count=0,
+        total_quantity=0,
+        subtotal=0,
+        revision=revision,
+        etag_revision=revision,
+        create_time=now,
+        update_time=now,
+    )
+
+
+def _touch(cart: Cart, now: int) -> Cart:
+    return replace(cart, revision=cart.revision + 1, etag_revision=cart.revision + 1, update_time=now)
+
+
+def _adopt_currency(cart: Cart, prices: Iterable[Money | None]) -> Cart:
+    for price in prices:
+        if price is None:
+            continue
+        if cart.currency_code and price.currency_code != cart.currency_code:
+            raise CurrencyMismatch(cart.key.name, cart.currency_code, price.currency_code)
+        cart = replace(cart, currency_code=price.currency_code)
+    return cart
+
+
+def _recount(cart: Cart, before: Line | None, after: Line | None) -> Cart:
+    """The cart's totals once `before` has become `after`."""
+    return replace(
+        cart,
+        item_count=cart.item_count + (after is not None) - (before is not None),
+        total_quantity=cart.total_quantity + _quantity(after) - _quantity(before),
+        subtotal=cart.subtotal + _price(after) - _price(before),
+    )
+
+
+def _quantity(line: Line | None) -> int:
+    return line.item.quantity if line else 0
+
+
+def _price(line: Line | None) -> int:
+    return line.item.quantity * (line.item.unit_price or 0) if line else 0
