@@ -1,0 +1,1 @@
+"""What is durable: SQL for SQLite and PostgreSQL, written in groups, migrated by Alembic."""

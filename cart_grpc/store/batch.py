@@ -1,0 +1,163 @@
+"""One transaction for many commands: lock, read what they need, fold them in order, write each row once, claim.
+
+A batch is synchronous and takes any SQLAlchemy connection, so it runs in a thread, under `run_sync`, or inline.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, select, update
+
+from cart_grpc.carts.names import CartKey, UserKey
+from cart_grpc.carts.rules import NewId
+from cart_grpc.store import schema
+from cart_grpc.store.commands import Claim, Command, Extend, HandBack, WorkCommand
+from cart_grpc.store.rows import (
+    cart_values,
+    item_values,
+    reservation_values,
+    to_cart,
+    to_item,
+    to_reservation,
+)
+from cart_grpc.store.statements import CART, ITEM, REPLY, RESERVATION, SKU, Statements
+from cart_grpc.store.working import Needs, Reply, Working
+
+AnyCommand = Command[object] | WorkCommand
+
+_set_mark = (
+    update(schema.writers)
+    .where(schema.writers.c.slice == 0, schema.writers.c.writer_id == bindparam("writer"))
+    .values(batch=bindparam("number"), update_time=bindparam("now"))
+)
+_get_mark = select(schema.writers.c.batch).where(
+    schema.writers.c.slice == 0, schema.writers.c.writer_id == bindparam("writer")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a batch came to: an answer or an exception for each command, and hints for who waits.
+
+    `changed` are the carts in which something that a caller could see has changed; `due` says that a reservation
+    has become due; `now` is the database's time at which all of it happened.
+    """
+
+    now: int
+    results: Sequence[object]
+    changed: frozenset[CartKey]
+    due: bool
+
+
+def run_batch(statements: Statements, connection: Connection, commands: Sequence[AnyCommand], new_id: NewId) -> Outcome:
+    """Run `commands` in the transaction that `connection` has open; the caller commits.
+
+    A command that is refused, or has a bug, is answered with its exception and changes nothing; the others go on.
+    Raises what the database raises.
+    """
+    folded = [command for command in commands if not isinstance(command, WorkCommand)]
+    needs = Needs()
+    for command in folded:
+        command.add_needs(needs)
+    statements.lock_users(connection, needs.users)
+    now = statements.read_now(connection)
+    working = _load(statements, connection, needs)
+    answers = {id(command): _answer(command, working, now, new_id) for command in folded}
+    _write(statements, connection, working, now)
+    for work in commands:
+        if isinstance(work, WorkCommand):
+            answers[id(work)] = _work(statements, connection, work, now)
+    changed = working.changed_carts | {working.reservations[name].cart for name in working.changed_reservations}
+    return Outcome(now, [answers[id(command)] for command in commands], frozenset(changed), _has_due(working, now))
+
+
+def _load(statements: Statements, connection: Connection, needs: Needs) -> Working:
+    working = Working()
+    read = statements.read
+    for row in read(connection, schema.replies, REPLY, [(*user, name) for user, name in sorted(needs.replies)]):
+        working.replies[UserKey(row.slice, row.user_id), row.request_id] = Reply(row.fingerprint, row.reply)
+    for row in read(connection, schema.carts, CART, needs.carts):
+        cart = to_cart(row)
+        working.carts[cart.key] = cart
+    skus = set(needs.skus)
+    for row in read(connection, schema.items, ITEM, [(*cart_key, item_id) for cart_key, item_id in needs.items]):
+        item = to_item(row)
+        working.load_item(item)
+        skus.add((item.cart, item.sku))
+    for row in read(connection, schema.items, CART, needs.whole_carts):
+        working.load_item(to_item(row))
+    ids = {(cart_key.slice, name) for cart_key, name in needs.reservations}
+    ids.update((key.slice, item.reservation_id) for key, items in working.items.items() for item in items.values())
+    for row in read(connection, schema.reservations, RESERVATION, ids):
+        working.load_reservation(to_reservation(row))
+    for row in read(connection, schema.reservations, SKU, [(*cart_key, sku) for cart_key, sku in skus]):
+        if row.reservation_id not in working.reservations:
+            working.load_reservation(to_reservation(row))
+    return working
+
+
+def _answer(command: Command[object], working: Working, now: int, new_id: NewId) -> object:
+    try:
+        return command.run(working, now, new_id)
+    except Exception as refusal:  # noqa: BLE001 - a bug in one command must not fail its neighbours
+        return refusal
+
+
+def _write(statements: Statements, connection: Connection, working: Working, now: int) -> None:
+    statements.upsert(
+        connection, schema.carts, [cart_values(working.carts[key]) for key in sorted(working.changed_carts)]
+    )
+    present, gone = [], []
+    for key, item_id in sorted(working.changed_items):
+        item = working.items[key].get(item_id)
+        if item:
+            present.append(item_values(item))
+        else:
+            gone.append((*key, item_id))
+    statements.delete_items(connection, gone)
+    statements.upsert(connection, schema.items, present)
+    changed = [reservation_values(working.reservations[name]) for name in sorted(working.changed_reservations)]
+    statements.upsert(connection, schema.reservations, changed)
+    replies = [
+        {
+            "slice": user.slice,
+            "user_id": user.user_id,
+            "request_id": name,
+            "fingerprint": working.replies[user, name].fingerprint,
+            "reply": working.replies[user, name].reply,
+            "create_time": now,
+        }
+        for user, name in sorted(working.new_replies)
+    ]
+    statements.insert_replies(connection, replies)
+
+
+def _work(statements: Statements, connection: Connection, command: WorkCommand, now: int) -> object:
+    match command:
+        case Claim(lane, limit, lease):
+            return statements.claim(connection, lane, limit, now, lease)
+        case Extend(claims, lease):
+            statements.set_lease(connection, _keys(claims), now + lease, now + lease)
+        case HandBack(claims):
+            statements.set_lease(connection, _keys(claims), None, now)
+    return None
+
+
+def _keys(claims: Sequence[Any]) -> list[tuple[int, str, int]]:
+    return [(claim.cart.slice, claim.reservation_id, claim.lease_epoch) for claim in claims]
+
+
+def _has_due(working: Working, now: int) -> bool:
+    changed = (working.reservations[name] for name in working.changed_reservations)
+    return any(row.due_at is not None and row.due_at <= now for row in changed)
+
+
+def mark(connection: Connection, writer: str, number: int, now: int) -> None:
+    """Note in the transaction itself that `writer` has come to batch `number`."""
+    connection.execute(_set_mark, {"writer": writer, "number": number, "now": now})
+
+
+def get_mark(connection: Connection, writer: str) -> int:
+    """The number of the last batch that `writer` committed. Waits for a transaction of its that is still going."""
+    return int(connection.execute(_get_mark.with_for_update(), {"writer": writer}).scalar_one())

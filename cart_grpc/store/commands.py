@@ -1,0 +1,170 @@
+"""What can be written: a caller's mutation of a cart, and the reconciler's claims and records.
+
+A command says what it needs to have read, and is then a function of it. It may share its transaction with others, and
+may be run again from the start: it touches nothing but the working set it is given.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+from cart_grpc.carts.model import progress
+from cart_grpc.carts.names import CartKey
+from cart_grpc.carts.refusals import RequestIdReused
+from cart_grpc.carts.reservation import (
+    Answer,
+    Disposition,
+    Reservation,
+    Silence,
+    find_alarm,
+    record,
+    unblock,
+)
+from cart_grpc.carts.rules import Change, Contents, NewId
+from cart_grpc.store.statements import Lane
+from cart_grpc.store.working import Needs, Reply, Working, is_releasing
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Command(Protocol[R_co]):
+    """A write that is folded into a batch, and gets its own answer or refusal."""
+
+    def add_needs(self, needs: Needs) -> None:
+        """Add what this command must see to `needs`."""
+        ...
+
+    def run(self, working: Working, now: int, new_id: NewId) -> R_co:
+        """Change `working` and return the answer, or raise and leave it as it was."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """A caller's change of one cart.
+
+    `decide` is the rule; `encode` makes the reply's bytes, which are stored with the effect where there is a
+    request_id, and given again to whoever repeats it. `item_ids` are the lines that the rule sees, None for all; `skus`
+    those of lines it may make.
+    """
+
+    cart: CartKey
+    decide: Callable[[Contents, int, NewId], Change]
+    encode: Callable[[Change, int], bytes]
+    item_ids: Sequence[str] | None
+    skus: Sequence[str] = ()
+    request_id: str = ""
+    fingerprint: bytes = b""
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.users.add(self.cart.user)
+        needs.carts.add(self.cart)
+        if self.request_id:
+            needs.replies.add((self.cart.user, self.request_id))
+        if self.item_ids is None:
+            needs.whole_carts.add(self.cart)
+        else:
+            needs.items.update((self.cart, item_id) for item_id in self.item_ids)
+        needs.skus.update((self.cart, sku) for sku in self.skus)
+
+    def run(self, working: Working, now: int, new_id: NewId) -> bytes:
+        """Returns the reply's bytes. Raises Refused."""
+        reply_key = (self.cart.user, self.request_id)
+        stored = working.replies.get(reply_key) if self.request_id else None
+        if stored:
+            if stored.fingerprint != self.fingerprint:
+                raise RequestIdReused(self.request_id)
+            return stored.reply
+        change = self.decide(working.contents(self.cart, self.item_ids, self.skus), now, new_id)
+        reply = self.encode(change, now)
+        working.apply(change)
+        if self.request_id:
+            working.put_reply(reply_key, Reply(self.fingerprint, reply))
+        return reply
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What became of a record: the row as it is now, and what an operator must hear of, if anything."""
+
+    reservation: Reservation
+    alarm: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The outcome of one call to the Reservation API, for the claim it was made under.
+
+    `retry_delay` is how long, in microseconds, to leave it alone where there was no answer.
+    """
+
+    claimed: Reservation
+    outcome: Answer | Silence
+    retry_delay: int
+
+    def add_needs(self, needs: Needs) -> None:
+        claimed = self.claimed
+        needs.users.add(claimed.cart.user)
+        needs.carts.add(claimed.cart)
+        needs.items.add((claimed.cart, claimed.item_id))
+        needs.reservations.add((claimed.cart, claimed.reservation_id))
+        if claimed.disposition is Disposition.RELEASE:
+            needs.skus.add((claimed.cart, claimed.sku))
+
+    def run(self, working: Working, now: int, new_id: NewId) -> Recorded:
+        before = working.reservations[self.claimed.reservation_id]
+        epoch, sent = self.claimed.lease_epoch, self.claimed.revision
+        after = record(before, epoch, sent, self.outcome, now, now + self.retry_delay)
+        if _visible(working, before, now) != _visible(working, after, now):
+            cart = working.carts[after.cart]
+            working.put_cart(replace(cart, revision=cart.revision + 1))
+        working.put_reservation(after)
+        if after.settled and not before.settled and after.disposition is Disposition.RELEASE:
+            _unblock_waiting(working, after, now)
+        return Recorded(after, find_alarm(before, self.outcome))
+
+
+def _visible(working: Working, reservation: Reservation, now: int) -> object:
+    """What a caller can see of a reservation: its item's progress, or whether it is still going once removed."""
+    line = working.find_line(reservation.cart, reservation.item_id)
+    if line is None or line.item.reservation_id != reservation.reservation_id:
+        return reservation.settled
+    seen = progress(replace(line, reservation=reservation), now)
+    return (seen.state, seen.reserved_quantity, seen.reason, reservation.settled)
+
+
+def _unblock_waiting(working: Working, released: Reservation, now: int) -> None:
+    """Make due what waited for this release, unless another old reservation of the sku is still going."""
+    same_sku = working.of_sku(released.cart, released.sku)
+    if any(map(is_releasing, same_sku)):
+        return
+    for other in same_sku:
+        if other.waiting:
+            working.put_reservation(unblock(other, now))
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Claim up to `limit` due reservations of a lane for `lease` microseconds. Answered with their rows."""
+
+    lane: Lane
+    limit: int
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Extend the claims that are still ours to `lease` microseconds from now."""
+
+    claims: Sequence[Reservation]
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """Give claims back, due at once for whoever comes first."""
+
+    claims: Sequence[Reservation]
+
+
+WorkCommand = Claim | Extend | HandBack

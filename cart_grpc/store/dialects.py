@@ -1,0 +1,124 @@
+"""All that differs between SQLite and PostgreSQL in what is said to them; `engine` has what differs in connecting.
+
+A statement that takes many rows takes them so that its text, and the work of preparing it, are the same for one row
+and for five hundred: a JSON array or `executemany` on SQLite, one array a column on PostgreSQL.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Table,
+    Text,
+    TextClause,
+    and_,
+    bindparam,
+    cast,
+    column,
+    extract,
+    func,
+    literal_column,
+    select,
+    tuple_,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from cart_grpc.store.rows import Values
+
+Key = tuple[Any, ...]
+Insert = sqlite.Insert | postgresql.Insert
+Condition = TextClause | None
+
+
+class Dialect(Protocol):
+    """How one database is spoken to."""
+
+    def identity(self, table: FromClause) -> ColumnElement[Any]:
+        """What tells a row of `table` from the others, as the database finds it fastest."""
+        ...
+
+    def matches(self, table: Table, columns: Sequence[str], among: Condition = None) -> ColumnElement[bool]:
+        """Whether `columns` of a row of `table` equal one of the keys given to `bind_keys`, and it is `among`."""
+        ...
+
+    def bind_keys(self, columns: Sequence[str], keys: Sequence[Key]) -> Mapping[str, Any]:
+        """The parameters of a statement that contains `keys`."""
+        ...
+
+    def insert(self, table: Table) -> Insert:
+        """An INSERT of the rows given to `bind_rows`, every column of `table` in each."""
+        ...
+
+    def bind_rows(self, table: Table, rows: Sequence[Values]) -> Mapping[str, Any] | Sequence[Values]:
+        """The parameters of an `insert`."""
+        ...
+
+    def now(self) -> ColumnElement[int]:
+        """The database's time, in microseconds since the Unix epoch."""
+        ...
+
+
+class SqliteDialect:
+    """SQLite runs in this process, so this process's `clock` is the database's."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+
+    def identity(self, table: FromClause) -> ColumnElement[Any]:
+        return column("rowid", _selectable=table)
+
+    def matches(self, table: Table, columns: Sequence[str], among: Condition = None) -> ColumnElement[bool]:
+        # `(a, b) IN (SELECT ...)` makes SQLite search an index by its first column only: so, a join, and the rowids.
+        each = func.json_each(bindparam("keys", type_=Text)).table_valued("value", name="k")
+        wanted = table.alias("wanted")
+        equal = (
+            wanted.c[name] == func.json_extract(each.c.value, literal_column(f"'$[{index}]'"))
+            for index, name in enumerate(columns)
+        )
+        rowids = select(self.identity(wanted)).select_from(each).join(wanted, and_(*equal))
+        return self.identity(table).in_(rowids if among is None else rowids.where(among))
+
+    def bind_keys(self, columns: Sequence[str], keys: Sequence[Key]) -> Mapping[str, Any]:
+        return {"keys": json.dumps(keys)}
+
+    def insert(self, table: Table) -> Insert:
+        return sqlite.insert(table)
+
+    def bind_rows(self, table: Table, rows: Sequence[Values]) -> Mapping[str, Any] | Sequence[Values]:
+        return rows
+
+    def now(self) -> ColumnElement[int]:
+        return bindparam("clock", callable_=self._clock, type_=BigInteger)
+
+
+class PostgresqlDialect:
+    """PostgreSQL's clock is asked each time: its `now()` is the transaction's start, before its locks."""
+
+    def identity(self, table: FromClause) -> ColumnElement[Any]:
+        return tuple_(*table.primary_key)
+
+    def matches(self, table: Table, columns: Sequence[str], among: Condition = None) -> ColumnElement[bool]:
+        found = tuple_(*(table.c[name] for name in columns)).in_(select(_unnest(table, columns)))
+        return found if among is None else and_(found, among)
+
+    def bind_keys(self, columns: Sequence[str], keys: Sequence[Key]) -> Mapping[str, Any]:
+        return {column: [key[index] for key in keys] for index, column in enumerate(columns)}
+
+    def insert(self, table: Table) -> Insert:
+        columns = [column.name for column in table.columns]
+        return postgresql.insert(table).from_select(columns, select(_unnest(table, columns)))
+
+    def bind_rows(self, table: Table, rows: Sequence[Values]) -> Mapping[str, Any] | Sequence[Values]:
+        return {column.name: [row[column.name] for row in rows] for column in table.columns}
+
+    def now(self) -> ColumnElement[int]:
+        return cast(func.floor(extract("epoch", func.clock_timestamp()) * 1_000_000), BigInteger)
+
+
+def _unnest(table: Table, columns: Sequence[str]) -> Any:
+    arrays = (bindparam(name, type_=postgresql.ARRAY(table.c[name].type)) for name in columns)
+    return func.unnest(*arrays).table_valued(*columns, name="k").render_derived()

@@ -1,0 +1,201 @@
+"""How the two databases are connected to, written to and failed by; `dialects` has what differs in what is said.
+
+Both offer the same: `transact` runs a synchronous function in a transaction of the one writer connection, `reader` is
+an async engine for everything that only reads.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import URL, Connection, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import QueuePool
+
+from cart_grpc.store.dialects import Dialect, PostgresqlDialect, SqliteDialect
+
+T = TypeVar("T")
+Clock = Callable[[], int]
+
+
+class CommitFailed(Exception):
+    """COMMIT itself failed, so the transaction may or may not be there; `result` is what it would have answered."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__("COMMIT failed")
+        self.result = result
+
+
+class Engine(Protocol):
+    """A database, connected."""
+
+    dialect: Dialect
+    locks_users: bool
+    reader: AsyncEngine
+
+    async def transact(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction on the writer's connection, and return its result once it is durable.
+
+        It runs to its end even if the caller is cancelled. Raises CommitFailed where the outcome is not known, and
+        otherwise what `work` or the database raised, with nothing done.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close every connection, the writer's last."""
+        ...
+
+
+def connect(url: str, clock: Clock) -> Engine:
+    """The engine for a SQLAlchemy URL whose backend is `sqlite` or `postgresql`; `clock` is this process's, in µs."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return SqliteEngine(parsed, clock)
+    return PostgresqlEngine(parsed)
+
+
+class SqliteEngine:
+    """One file, one process, one writer connection in a thread of its own, readers beside it.
+
+    The writer alone checkpoints and closes last: SQLite before 3.51.3 can corrupt a WAL that two connections reset.
+    """
+
+    locks_users = False
+
+    def __init__(self, url: URL, clock: Clock) -> None:
+        self.dialect: Dialect = SqliteDialect(clock)
+        # A thread of its own, since fdatasync would stop the event loop. Both release the interpreter while they wait.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
+        self._writer = create_engine(url.set(drivername="sqlite+pysqlite"), poolclass=QueuePool, pool_size=1)
+        self.reader = create_async_engine(url.set(drivername="sqlite+aiosqlite"), pool_size=4, max_overflow=0)
+        event.listen(self._writer, "connect", _prepare_writer)
+        event.listen(self._writer, "begin", _begin_immediate)
+        event.listen(self.reader.sync_engine, "connect", _prepare_reader)
+        event.listen(self.reader.sync_engine, "begin", _begin)
+
+    async def transact(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work)
+
+    def _transact(self, work: Callable[[Connection], T]) -> T:
+        with self._writer.connect() as connection:
+            transaction = connection.begin()
+            try:
+                result = work(connection)
+            except BaseException:
+                transaction.rollback()
+                raise
+            try:
+                transaction.commit()
+            except Exception as error:
+                connection.invalidate()
+                raise CommitFailed(result) from error
+            return result
+
+    async def close(self) -> None:
+        await self.reader.dispose()
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.dispose)
+        self._thread.shutdown()
+
+
+def _prepare_writer(connection: sqlite3.Connection, _: Any) -> None:
+    _prepare(connection)
+    connection.execute("PRAGMA journal_mode = WAL")
+    # NORMAL loses acknowledged commits when the power goes.
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _prepare_reader(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    _prepare(cursor)
+    cursor.execute("PRAGMA wal_autocheckpoint = 0")
+    cursor.execute("PRAGMA query_only = ON")
+    cursor.close()
+    connection.isolation_level = None
+
+
+def _prepare(connection: Any) -> None:
+    """The driver would begin its own transactions, and not where it should: BEGIN is ours."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.isolation_level = None
+    connection.execute("PRAGMA busy_timeout = 5000")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
+
+
+def _begin_immediate(connection: Connection) -> None:
+    # A deferred BEGIN that reads first fails with BUSY_SNAPSHOT as soon as it writes, and no timeout helps.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+class PostgresqlEngine:
+    """A PostgreSQL that several replicas share."""
+
+    locks_users = True
+
+    def __init__(self, url: URL) -> None:
+        self.dialect: Dialect = PostgresqlDialect()
+        async_url = url.set(drivername="postgresql+asyncpg")
+        settings = {
+            "application_name": "cart-grpc",
+            "statement_timeout": "30s",
+            "lock_timeout": "10s",
+            "idle_in_transaction_session_timeout": "30s",
+            # Compiling takes longer than these statements run.
+            "jit": "off",
+        }
+        connect_args = {"server_settings": settings, "timeout": 5}
+        self._writer = create_async_engine(async_url, pool_size=1, max_overflow=0, connect_args=connect_args)
+        read_only = {**settings, "default_transaction_read_only": "on"}
+        reader_args = {"server_settings": read_only, "timeout": 5}
+        self.reader = create_async_engine(async_url, pool_size=8, max_overflow=0, connect_args=reader_args)
+
+    async def transact(self, work: Callable[[Connection], T]) -> T:
+        # A task of its own: a driver that is cancelled in mid-statement leaves a connection nobody can use.
+        return await asyncio.shield(asyncio.create_task(self._transact(work)))
+
+    async def _transact(self, work: Callable[[Connection], T]) -> T:
+        async with self._writer.connect() as connection:
+            transaction = await connection.begin()
+            result = await connection.run_sync(work)
+            try:
+                await transaction.commit()
+            except Exception as error:
+                await connection.invalidate()
+                raise CommitFailed(result) from error
+            return result
+
+    async def close(self) -> None:
+        await self.reader.dispose()
+        await self._writer.dispose()
+
+
+_UNAVAILABLE_CLASSES = ("08", "53", "57", "58")
+_RETRIABLE = {"40001", "40P01", "55P03"}
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether the database, rather than what was said to it, is the reason."""
+    if isinstance(error, OSError | TimeoutError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    state = _sqlstate(error)
+    if state:
+        return state.startswith(_UNAVAILABLE_CLASSES) or error.connection_invalidated
+    return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+
+
+def is_retriable(error: BaseException) -> bool:
+    """Whether running the same transaction again may succeed: a deadlock, a serialisation failure, a lock time-out."""
+    return isinstance(error, DBAPIError) and _sqlstate(error) in _RETRIABLE
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    return str(getattr(error.orig, "sqlstate", None) or "")

@@ -1,0 +1,195 @@
+"""Group commit: one writer, one transaction for all that waits, one answer each once it is durable.
+
+A commit costs the same for one command as for two hundred, so while one batch is being made durable the next one
+gathers. The writer is a task of its own: a caller who gives up neither stops a commit nor disturbs the others in it.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, delete, insert
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
+from cart_grpc.carts.rules import NewId
+from cart_grpc.store import schema
+from cart_grpc.store.batch import AnyCommand, Outcome, get_mark, mark, run_batch
+from cart_grpc.store.engine import CommitFailed, Engine, is_retriable, is_unavailable
+from cart_grpc.store.hints import Hints
+from cart_grpc.store.statements import Statements
+
+log = logging.getLogger(__name__)
+R = TypeVar("R")
+
+MAX_BATCH = 256
+# How long to try to learn what became of a commit whose connection broke.
+RESOLVE_SECONDS = 20.0
+# Writers that have not committed for this long are of processes that are gone.
+FORGET_WRITERS_AFTER = 7 * 24 * 3600 * 1_000_000
+
+
+@dataclass(slots=True)
+class _Waiting:
+    command: AnyCommand
+    answer: asyncio.Future[Any]
+
+
+class GroupCommit:
+    """The one writer of a process.
+
+    `queue_size` bounds the callers' commands that wait; the reconciler's have room of their own, so that callers cannot
+    keep it from finishing what they have started.
+    """
+
+    def __init__(self, engine: Engine, hints: Hints, new_id: NewId, queue_size: int) -> None:
+        self._engine = engine
+        self._statements = Statements(engine.dialect, lock_users=engine.locks_users)
+        self._hints = hints
+        self._new_id = new_id
+        self._queue_size = queue_size
+        self._callers: deque[_Waiting] = deque()
+        self._work: deque[_Waiting] = deque()
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._writer_id = new_id()
+        self._number = 0
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Register this writer with the database and begin."""
+        await self._engine.transact(self._register)
+        self._task = asyncio.create_task(self._run(), name="group-commit")
+
+    def _register(self, connection: Connection) -> None:
+        now = self._statements.read_now(connection)
+        connection.execute(delete(schema.writers).where(schema.writers.c.update_time < now - FORGET_WRITERS_AFTER))
+        values = {"slice": 0, "writer_id": self._writer_id, "batch": 0, "update_time": now}
+        connection.execute(insert(schema.writers).values(values))
+
+    async def close(self) -> None:
+        """Refuse new commands, write those that wait, and end."""
+        self._closing = True
+        self._wake.set()
+        if self._task:
+            await self._task
+
+    def write(self, command: AnyCommand) -> "asyncio.Future[Any]":
+        """A caller's command: its answer, once durable. Raises Overloaded or ShuttingDown; see `answer` for the rest."""
+        if len(self._callers) >= self._queue_size:
+            raise Overloaded
+        return self._put(self._callers, command)
+
+    def work(self, command: AnyCommand) -> "asyncio.Future[Any]":
+        """A command of the reconciler: its answer, once durable."""
+        return self._put(self._work, command)
+
+    def _put(self, queue: deque[_Waiting], command: AnyCommand) -> "asyncio.Future[Any]":
+        if self._closing:
+            raise ShuttingDown
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        queue.append(_Waiting(command, answer))
+        self._wake.set()
+        return answer
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while batch := self._take():
+                await self._commit(batch)
+            if self._closing:
+                return
+
+    def _take(self) -> list[_Waiting]:
+        """The next batch, the reconciler's first. Those whose caller has gone are dropped: nothing was done for them."""
+        batch: list[_Waiting] = []
+        for queue in (self._work, self._callers):
+            while queue and len(batch) < MAX_BATCH:
+                waiting = queue.popleft()
+                if not waiting.answer.done():
+                    batch.append(waiting)
+        return batch
+
+    async def _commit(self, batch: Sequence[_Waiting]) -> None:
+        """Make a batch durable and answer it; one that fails for a reason of its own is split until it is found."""
+        try:
+            outcome = await self._transact([waiting.command for waiting in batch])
+        except (DatabaseUnavailable, OutcomeUnknown) as refusal:
+            log.warning("a batch of %d could not be written: %s", len(batch), refusal.reason)
+            _answer(batch, [refusal] * len(batch))
+        except Exception as error:
+            if len(batch) == 1:
+                _answer(batch, [error])
+                return
+            middle = len(batch) // 2
+            await self._commit(batch[:middle])
+            await self._commit(batch[middle:])
+        else:
+            _answer(batch, outcome.results)
+            self._hints.publish(outcome.changed, due=outcome.due)
+
+    async def _transact(self, commands: Sequence[AnyCommand]) -> Outcome:
+        self._number += 1
+        try:
+            async for attempt in _retrying(stop_after_delay(2.0)):
+                with attempt:
+                    return await self._attempt(commands)
+        except Exception as error:
+            if is_unavailable(error) or is_retriable(error):
+                log.warning("the database does not answer: %s", type(error).__name__)
+                raise DatabaseUnavailable from error
+            raise
+        raise AssertionError("unreachable")
+
+    async def _attempt(self, commands: Sequence[AnyCommand]) -> Outcome:
+        number = self._number
+
+        def work(connection: Connection) -> Outcome:
+            outcome = run_batch(self._statements, connection, commands, self._new_id)
+            mark(connection, self._writer_id, number, outcome.now)
+            return outcome
+
+        try:
+            return await self._engine.transact(work)
+        except CommitFailed as failure:
+            if await self._was_committed(number):
+                outcome: Outcome = failure.result
+                return outcome
+            # Nothing of it is there, and nothing will be: it may be tried again.
+            raise failure.__cause__ or failure from None
+
+    async def _was_committed(self, number: int) -> bool:
+        """Whether the batch is there after all: the transaction itself noted its number, and the row tells.
+
+        Reading the row waits for the old transaction where it is still going. Raises OutcomeUnknown when the database
+        stays away.
+        """
+        found = None
+        try:
+            async for attempt in _retrying(stop_after_delay(RESOLVE_SECONDS)):
+                with attempt:
+                    found = await self._engine.transact(lambda connection: get_mark(connection, self._writer_id))
+        except Exception as error:
+            raise OutcomeUnknown from error
+        return found == number
+
+
+def _retrying(stop: Any) -> AsyncRetrying:
+    """Quick at first: a deadlock is over at once. A database that restarts is given a moment."""
+    again = retry_if_exception(lambda error: is_retriable(error) or is_unavailable(error))
+    return AsyncRetrying(retry=again, stop=stop, wait=wait_random_exponential(0.01, max=1), reraise=True)
+
+
+def _answer(batch: Sequence[_Waiting], results: Sequence[object]) -> None:
+    """Answer each; those whose caller has gone are passed over, or they would strand the rest of the batch."""
+    for waiting, result in zip(batch, results, strict=True):
+        if waiting.answer.done():
+            continue
+        if isinstance(result, BaseException):
+            waiting.answer.set_exception(result)
+        else:
+            waiting.answer.set_result(result)

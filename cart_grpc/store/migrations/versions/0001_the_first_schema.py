@@ -1,0 +1,166 @@
+"""The first schema"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+# "C" orders text by its bytes, as SQLite and Python do.
+NAME = sa.Text().with_variant(sa.TEXT(collation="C"), "postgresql")
+RISING = {"reservations": ("revision", "observed_revision", "lease_epoch"), "carts": ("revision", "etag_revision")}
+
+
+def upgrade() -> None:
+    op.create_table(
+        "carts",
+        sa.Column("slice", sa.SmallInteger(), nullable=False),
+        sa.Column("user_id", NAME, nullable=False),
+        sa.Column("cart_id", NAME, nullable=False),
+        sa.Column("uid", NAME, nullable=False),
+        sa.Column("state", sa.SmallInteger(), nullable=False),
+        sa.Column("labels", sa.Text(), nullable=False),
+        sa.Column("currency_code", sa.Text(), nullable=False),
+        sa.Column("ttl", sa.BigInteger(), nullable=True),
+        sa.Column("item_count", sa.BigInteger(), nullable=False),
+        sa.Column("total_quantity", sa.BigInteger(), nullable=False),
+        sa.Column("subtotal", sa.BigInteger(), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("etag_revision", sa.BigInteger(), nullable=False),
+        sa.Column("create_time", sa.BigInteger(), nullable=False),
+        sa.Column("update_time", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("etag_revision <= revision", name=op.f("carts_etag_revision")),
+        sa.CheckConstraint(
+            "item_count >= 0 AND total_quantity >= item_count AND subtotal >= 0", name=op.f("carts_totals")
+        ),
+        sa.CheckConstraint("state BETWEEN 1 AND 8", name=op.f("carts_state")),
+        sa.PrimaryKeyConstraint("slice", "user_id", "cart_id", name="carts_pkey"),
+    )
+    op.create_index("carts_create_time", "carts", ["slice", "user_id", "create_time", "cart_id"])
+    op.create_index("carts_update_time", "carts", ["slice", "user_id", "update_time", "cart_id"])
+
+    op.create_table(
+        "items",
+        sa.Column("slice", sa.SmallInteger(), nullable=False),
+        sa.Column("user_id", NAME, nullable=False),
+        sa.Column("cart_id", NAME, nullable=False),
+        sa.Column("item_id", NAME, nullable=False),
+        sa.Column("uid", NAME, nullable=False),
+        sa.Column("sku", NAME, nullable=False),
+        sa.Column("options", sa.Text(), nullable=False),
+        sa.Column("quantity", sa.BigInteger(), nullable=False),
+        sa.Column("unit_price", sa.BigInteger(), nullable=True),
+        sa.Column("labels", sa.Text(), nullable=False),
+        sa.Column("reservation_id", NAME, nullable=False),
+        sa.Column("create_time", sa.BigInteger(), nullable=False),
+        sa.Column("update_time", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("quantity >= 1", name=op.f("items_quantity")),
+        sa.CheckConstraint("unit_price >= 0", name=op.f("items_unit_price")),
+        sa.PrimaryKeyConstraint("slice", "user_id", "cart_id", "item_id", name="items_pkey"),
+    )
+    op.create_table(
+        "replies",
+        sa.Column("slice", sa.SmallInteger(), nullable=False),
+        sa.Column("user_id", NAME, nullable=False),
+        sa.Column("request_id", NAME, nullable=False),
+        sa.Column("fingerprint", sa.LargeBinary(), nullable=False),
+        sa.Column("reply", sa.LargeBinary(), nullable=False),
+        sa.Column("create_time", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("slice", "user_id", "request_id", name="replies_pkey"),
+    )
+    op.create_table(
+        "reservations",
+        sa.Column("slice", sa.SmallInteger(), nullable=False),
+        sa.Column("reservation_id", NAME, nullable=False),
+        sa.Column("user_id", NAME, nullable=False),
+        sa.Column("cart_id", NAME, nullable=False),
+        sa.Column("item_id", NAME, nullable=False),
+        sa.Column("sku", NAME, nullable=False),
+        sa.Column("quantity", sa.BigInteger(), nullable=False),
+        sa.Column("disposition", sa.SmallInteger(), nullable=False),
+        sa.Column("ttl", sa.BigInteger(), nullable=False),
+        sa.Column("labels", sa.Text(), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("least_quantity", sa.BigInteger(), nullable=False),
+        sa.Column("create_time", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.SmallInteger(), nullable=False),
+        sa.Column("granted_quantity", sa.BigInteger(), nullable=False),
+        sa.Column("expire_time", sa.BigInteger(), nullable=True),
+        sa.Column("observed_revision", sa.BigInteger(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("refused_reason", sa.Text(), nullable=False),
+        sa.Column("waiting", sa.Boolean(), nullable=False),
+        sa.Column("due_at", sa.BigInteger(), nullable=True),
+        sa.Column("attempt", sa.BigInteger(), nullable=False),
+        sa.Column("lease_epoch", sa.BigInteger(), nullable=False),
+        sa.Column("lease_until", sa.BigInteger(), nullable=True),
+        sa.Column("last_error", sa.Text(), nullable=False),
+        sa.CheckConstraint("disposition BETWEEN 1 AND 3", name=op.f("reservations_disposition")),
+        sa.CheckConstraint("granted_quantity >= 0", name=op.f("reservations_granted_quantity")),
+        sa.CheckConstraint("observed_revision BETWEEN 0 AND revision", name=op.f("reservations_observed_revision")),
+        sa.CheckConstraint("quantity >= 1", name=op.f("reservations_quantity")),
+        sa.CheckConstraint("state BETWEEN 0 AND 5", name=op.f("reservations_state")),
+        sa.PrimaryKeyConstraint("slice", "reservation_id", name="reservations_pkey"),
+    )
+    op.create_index(
+        "reservations_due",
+        "reservations",
+        ["due_at"],
+        sqlite_where=sa.text("due_at IS NOT NULL AND disposition <> 3"),
+        postgresql_where=sa.text("due_at IS NOT NULL AND disposition <> 3"),
+    )
+    op.create_index(
+        "reservations_due_release",
+        "reservations",
+        ["due_at"],
+        sqlite_where=sa.text("due_at IS NOT NULL AND disposition = 3"),
+        postgresql_where=sa.text("due_at IS NOT NULL AND disposition = 3"),
+    )
+    op.create_index(
+        "reservations_unsettled",
+        "reservations",
+        ["slice", "user_id", "cart_id", "sku"],
+        sqlite_where=sa.text("observed_revision < revision"),
+        postgresql_where=sa.text("observed_revision < revision"),
+    )
+
+    op.create_table(
+        "users",
+        sa.Column("slice", sa.SmallInteger(), nullable=False),
+        sa.Column("user_id", NAME, nullable=False),
+        sa.Column("lock_count", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("slice", "user_id", name="users_pkey"),
+    )
+    op.create_table(
+        "writers",
+        sa.Column("slice", sa.SmallInteger(), nullable=False),
+        sa.Column("writer_id", NAME, nullable=False),
+        sa.Column("batch", sa.BigInteger(), nullable=False),
+        sa.Column("update_time", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("slice", "writer_id", name="writers_pkey"),
+    )
+
+    for table, columns in RISING.items():
+        keep_rising(table, columns)
+
+
+def keep_rising(table: str, columns: tuple[str, ...]) -> None:
+    """Refuse an update that lets a column fall: behind the guards of the statements, the last line."""
+    fallen = " OR ".join(f"NEW.{column} < OLD.{column}" for column in columns)
+    complaint = f"{table}: {', '.join(columns)} only rise"
+    if op.get_bind().dialect.name == "sqlite":
+        op.execute(
+            f"CREATE TRIGGER {table}_only_rise BEFORE UPDATE ON {table} FOR EACH ROW WHEN {fallen} "
+            f"BEGIN SELECT RAISE(ABORT, '{complaint}'); END"
+        )
+        return
+    op.execute(
+        f"CREATE FUNCTION {table}_only_rise() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION '{complaint}' USING ERRCODE = 'check_violation'; END $$"
+    )
+    op.execute(
+        f"CREATE TRIGGER {table}_only_rise BEFORE UPDATE ON {table} FOR EACH ROW "
+        f"WHEN ({fallen}) EXECUTE FUNCTION {table}_only_rise()"
+    )

@@ -1,0 +1,188 @@
+"""What can be read. Each read is one statement, so it sees one moment, on both databases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Exists,
+    Row,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    exists,
+    false,
+    or_,
+    select,
+)
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cart_grpc.carts.model import Cart, CartState, Line
+from cart_grpc.carts.names import CartKey, UserKey
+from cart_grpc.carts.reservation import Disposition
+from cart_grpc.carts.refusals import DatabaseUnavailable
+from cart_grpc.store.engine import Engine, is_unavailable
+from cart_grpc.store.rows import to_cart, to_item, to_reservation
+from cart_grpc.store.schema import carts, due, due_release, items, reservations, unsettled
+from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A cart at one moment. `lines` are in the order in which they were added; `now` is the database's time."""
+
+    cart: Cart
+    lines: Sequence[Line]
+    reconciling: bool
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of carts asked for: `after` is the last cart's (order value, cart id), None on the first page."""
+
+    user: UserKey
+    size: int
+    states: frozenset[CartState]
+    order_by: str
+    descending: bool
+    after: tuple[int | str, str] | None
+
+
+class Reads:
+    """The reading side of the store."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._reader: AsyncEngine = engine.reader
+        self._now = engine.dialect.now()
+        self._cart = _select_cart(self._now)
+        self._releasing = _select_releasing()
+        self._due = {
+            HOLD_LANE: select(reservations.c.due_at).where(due, reservations.c.due_at <= self._now).limit(1),
+            RELEASE_LANE: select(reservations.c.due_at).where(due_release, reservations.c.due_at <= self._now).limit(1),
+        }
+
+    async def find_cart(self, key: CartKey) -> Snapshot | None:
+        """The cart under `key`, whatever its state, or None where none was ever made. Raises DatabaseUnavailable."""
+        rows = await self._all(self._cart, {"slice": key.slice, "user": key.user_id, "cart": key.cart_id})
+        if not rows:
+            return None
+        cart_row, now, reconciling = _part(rows[0], "cart"), rows[0].now, bool(rows[0].reconciling)
+        lines = [
+            Line(to_item(_part(row, "item")), to_reservation(_part(row, "reservation")))
+            for row in rows
+            if row.item_item_id is not None
+        ]
+        return Snapshot(to_cart(cart_row), lines, reconciling, now)
+
+    async def list_carts(self, page: Page) -> list[Snapshot]:
+        """One page of a user's carts, without lines. Raises DatabaseUnavailable."""
+        rows = await self._all(_select_page(page, self._now), {})
+        return [Snapshot(to_cart(row), (), bool(row.reconciling), row.now) for row in rows]
+
+    async def is_releasing(self, key: CartKey, item_id: str | None = None) -> bool:
+        """Whether a release in the cart, or of one item, is not confirmed yet. Raises DatabaseUnavailable."""
+        parameters = {"slice": key.slice, "user": key.user_id, "cart": key.cart_id, "item": item_id}
+        return bool(await self._all(self._releasing, parameters))
+
+    async def has_due(self, lane: Lane) -> bool:
+        """Whether a claim of `lane` would find anything. Raises DatabaseUnavailable."""
+        return bool(await self._all(self._due[lane], {}))
+
+    async def ping(self) -> None:
+        """Raises DatabaseUnavailable where the database does not answer."""
+        await self._all(select(self._now), {})
+
+    async def _all(self, statement: Select[Any], parameters: dict[str, Any]) -> Sequence[Row[Any]]:
+        try:
+            async with self._reader.connect() as connection:
+                rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
+                return rows
+        except Exception as error:
+            if is_unavailable(error):
+                raise DatabaseUnavailable from error
+            raise
+
+
+class _Part:
+    """The columns of one table in a joined row, under their own names."""
+
+    __slots__ = ("_mapping", "_prefix")
+
+    def __init__(self, row: Row[Any], prefix: str) -> None:
+        self._mapping = row._mapping
+        self._prefix = prefix
+
+    def __getattr__(self, name: str) -> Any:
+        return self._mapping[f"{self._prefix}_{name}"]
+
+
+def _part(row: Row[Any], prefix: str) -> Any:
+    return _Part(row, prefix)
+
+
+def _is_reconciling() -> Exists:
+    same_cart = (
+        reservations.c.slice == carts.c.slice,
+        reservations.c.user_id == carts.c.user_id,
+        reservations.c.cart_id == carts.c.cart_id,
+    )
+    return exists().where(*same_cart, unsettled).correlate(carts)
+
+
+def _select_cart(now: ColumnElement[int]) -> Select[Any]:
+    columns = [
+        column.label(f"{prefix}_{column.name}")
+        for prefix, table in (("cart", carts), ("item", items), ("reservation", reservations))
+        for column in table.columns
+    ]
+    same_cart = and_(
+        items.c.slice == carts.c.slice, items.c.user_id == carts.c.user_id, items.c.cart_id == carts.c.cart_id
+    )
+    same_reservation = and_(
+        reservations.c.slice == items.c.slice, reservations.c.reservation_id == items.c.reservation_id
+    )
+    return (
+        select(*columns, _is_reconciling().label("reconciling"), now.label("now"))
+        .select_from(carts.outerjoin(items, same_cart).outerjoin(reservations, same_reservation))
+        .where(
+            carts.c.slice == bindparam("slice", type_=BigInteger),
+            carts.c.user_id == bindparam("user"),
+            carts.c.cart_id == bindparam("cart"),
+        )
+        .order_by(items.c.create_time, items.c.uid)
+    )
+
+
+def _select_releasing() -> Select[Any]:
+    item = bindparam("item", type_=Text)
+    return (
+        select(reservations.c.reservation_id)
+        .where(
+            reservations.c.slice == bindparam("slice", type_=BigInteger),
+            reservations.c.user_id == bindparam("user"),
+            reservations.c.cart_id == bindparam("cart"),
+            or_(item.is_(None), reservations.c.item_id == item),
+            reservations.c.disposition == int(Disposition.RELEASE),
+            unsettled,
+        )
+        .limit(1)
+    )
+
+
+def _select_page(page: Page, now: ColumnElement[int]) -> Select[Any]:
+    key: ColumnElement[Any] = carts.c.cart_id if page.order_by == "name" else carts.c[page.order_by]
+    states = or_(false(), *(carts.c.state == int(state) for state in sorted(page.states)))
+    statement = select(carts, _is_reconciling().label("reconciling"), now.label("now")).where(
+        carts.c.slice == page.user.slice, carts.c.user_id == page.user.user_id, states
+    )
+    if page.after:
+        value, cart_id = page.after
+        beyond = key < value if page.descending else key > value
+        then = carts.c.cart_id < cart_id if page.descending else carts.c.cart_id > cart_id
+        statement = statement.where(or_(beyond, and_(key == value, then)))
+    order = (key, carts.c.cart_id)
+    return statement.order_by(*(column.desc() if page.descending else column for column in order)).limit(page.size)

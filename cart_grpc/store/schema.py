@@ -1,0 +1,194 @@
+"""The tables, for both databases.
+
+Every key begins with `slice`, a small stable hash of the user (see `cart_grpc.carts.names`): on one database it costs
+nothing, and a distributed PostgreSQL can put it to use. Times and durations are int64 microseconds. What only rises
+is kept from falling by guards in the statements and, behind them, by triggers.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Index,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    event,
+    text,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Connection
+
+metadata = MetaData(
+    naming_convention={"ix": "%(table_name)s_%(column_0_N_name)s", "ck": "%(table_name)s_%(constraint_name)s"}
+)
+
+# "C" orders text by its bytes, as SQLite and Python do: locks are taken and pages cut in the same order everywhere.
+Name = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+# 64 bits on both: SQLite's INTEGER is, PostgreSQL's is not.
+Int64 = BigInteger()
+
+users = Table(
+    "users",
+    metadata,
+    Column("slice", SmallInteger, nullable=False),
+    Column("user_id", Name, nullable=False),
+    Column("lock_count", Int64, nullable=False),
+    PrimaryKeyConstraint("slice", "user_id", name="users_pkey"),
+)
+
+writers = Table(
+    "writers",
+    metadata,
+    Column("slice", SmallInteger, nullable=False),
+    Column("writer_id", Name, nullable=False),
+    Column("batch", Int64, nullable=False),
+    Column("update_time", Int64, nullable=False),
+    PrimaryKeyConstraint("slice", "writer_id", name="writers_pkey"),
+)
+
+replies = Table(
+    "replies",
+    metadata,
+    Column("slice", SmallInteger, nullable=False),
+    Column("user_id", Name, nullable=False),
+    Column("request_id", Name, nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("reply", LargeBinary, nullable=False),
+    Column("create_time", Int64, nullable=False),
+    PrimaryKeyConstraint("slice", "user_id", "request_id", name="replies_pkey"),
+)
+
+carts = Table(
+    "carts",
+    metadata,
+    Column("slice", SmallInteger, nullable=False),
+    Column("user_id", Name, nullable=False),
+    Column("cart_id", Name, nullable=False),
+    Column("uid", Name, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("currency_code", Text, nullable=False),
+    Column("ttl", Int64),
+    Column("item_count", Int64, nullable=False),
+    Column("total_quantity", Int64, nullable=False),
+    Column("subtotal", Int64, nullable=False),
+    Column("revision", Int64, nullable=False),
+    Column("etag_revision", Int64, nullable=False),
+    Column("create_time", Int64, nullable=False),
+    Column("update_time", Int64, nullable=False),
+    PrimaryKeyConstraint("slice", "user_id", "cart_id", name="carts_pkey"),
+    CheckConstraint("state BETWEEN 1 AND 8", name="state"),
+    CheckConstraint("item_count >= 0 AND total_quantity >= item_count AND subtotal >= 0", name="totals"),
+    CheckConstraint("etag_revision <= revision", name="etag_revision"),
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("slice", SmallInteger, nullable=False),
+    Column("user_id", Name, nullable=False),
+    Column("cart_id", Name, nullable=False),
+    Column("item_id", Name, nullable=False),
+    Column("uid", Name, nullable=False),
+    Column("sku", Name, nullable=False),
+    Column("options", Text, nullable=False),
+    Column("quantity", Int64, nullable=False),
+    Column("unit_price", Int64),
+    Column("labels", Text, nullable=False),
+    Column("reservation_id", Name, nullable=False),
+    Column("create_time", Int64, nullable=False),
+    Column("update_time", Int64, nullable=False),
+    PrimaryKeyConstraint("slice", "user_id", "cart_id", "item_id", name="items_pkey"),
+    CheckConstraint("quantity >= 1", name="quantity"),
+    CheckConstraint("unit_price >= 0", name="unit_price"),
+)
+
+reservations = Table(
+    "reservations",
+    metadata,
+    Column("slice", SmallInteger, nullable=False),
+    Column("reservation_id", Name, nullable=False),
+    Column("user_id", Name, nullable=False),
+    Column("cart_id", Name, nullable=False),
+    Column("item_id", Name, nullable=False),
+    Column("sku", Name, nullable=False),
+    Column("quantity", Int64, nullable=False),
+    Column("disposition", SmallInteger, nullable=False),
+    Column("ttl", Int64, nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("revision", Int64, nullable=False),
+    Column("least_quantity", Int64, nullable=False),
+    Column("create_time", Int64, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("granted_quantity", Int64, nullable=False),
+    Column("expire_time", Int64),
+    Column("observed_revision", Int64, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("refused_reason", Text, nullable=False),
+    Column("waiting", Boolean, nullable=False),
+    Column("due_at", Int64),
+    Column("attempt", Int64, nullable=False),
+    Column("lease_epoch", Int64, nullable=False),
+    Column("lease_until", Int64),
+    Column("last_error", Text, nullable=False),
+    PrimaryKeyConstraint("slice", "reservation_id", name="reservations_pkey"),
+    CheckConstraint("quantity >= 1", name="quantity"),
+    CheckConstraint("disposition BETWEEN 1 AND 3", name="disposition"),
+    CheckConstraint("state BETWEEN 0 AND 5", name="state"),
+    CheckConstraint("observed_revision BETWEEN 0 AND revision", name="observed_revision"),
+    CheckConstraint("granted_quantity >= 0", name="granted_quantity"),
+)
+
+# The literals 3 are Disposition.RELEASE: a partial index is used only where a statement repeats its words.
+due = text("due_at IS NOT NULL AND disposition <> 3")
+due_release = text("due_at IS NOT NULL AND disposition = 3")
+unsettled = text("observed_revision < revision")
+
+# What a claim looks for; rows with nothing to do are in neither, so a claim costs the same however many there are.
+Index("reservations_due", reservations.c.due_at, sqlite_where=due, postgresql_where=due)
+Index("reservations_due_release", reservations.c.due_at, sqlite_where=due_release, postgresql_where=due_release)
+# Old holds of a sku that is added again, and whether a cart is still reconciling.
+Index(
+    "reservations_unsettled",
+    *(reservations.c[name] for name in ("slice", "user_id", "cart_id", "sku")),
+    sqlite_where=unsettled,
+    postgresql_where=unsettled,
+)
+Index("carts_create_time", *(carts.c[name] for name in ("slice", "user_id", "create_time", "cart_id")))
+Index("carts_update_time", *(carts.c[name] for name in ("slice", "user_id", "update_time", "cart_id")))
+
+RISING = {"reservations": ("revision", "observed_revision", "lease_epoch"), "carts": ("revision", "etag_revision")}
+
+
+def rising_guards(dialect: str) -> list[str]:
+    """The DDL of the triggers that keep what only rises from falling, for `sqlite` or `postgresql`."""
+    statements = []
+    for table, columns in RISING.items():
+        fallen = " OR ".join(f"NEW.{column} < OLD.{column}" for column in columns)
+        complaint = f"{table}: {', '.join(columns)} only rise"
+        if dialect == "sqlite":
+            statements.append(
+                f"CREATE TRIGGER {table}_only_rise BEFORE UPDATE ON {table} FOR EACH ROW WHEN {fallen} "
+                f"BEGIN SELECT RAISE(ABORT, '{complaint}'); END"
+            )
+            continue
+        statements.append(
+            f"CREATE FUNCTION {table}_only_rise() RETURNS trigger LANGUAGE plpgsql AS "
+            f"$$ BEGIN RAISE EXCEPTION '{complaint}' USING ERRCODE = 'check_violation'; END $$"
+        )
+        statements.append(
+            f"CREATE TRIGGER {table}_only_rise BEFORE UPDATE ON {table} FOR EACH ROW "
+            f"WHEN ({fallen}) EXECUTE FUNCTION {table}_only_rise()"
+        )
+    return statements
+
+
+@event.listens_for(metadata, "after_create")
+def _create_guards(target: MetaData, connection: Connection, **_: object) -> None:
+    for statement in rising_guards(connection.dialect.name):
+        connection.exec_driver_sql(statement)

@@ -1,0 +1,166 @@
+"""Every statement of the write path, built once for a dialect."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Executable,
+    Row,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    select,
+    update,
+)
+
+from cart_grpc.carts.names import UserKey
+from cart_grpc.carts.reservation import Reservation
+from cart_grpc.store import schema
+from cart_grpc.store.dialects import Dialect, Insert, Key
+from cart_grpc.store.rows import Values, to_reservation
+
+REPLY = ("slice", "user_id", "request_id")
+CART = ("slice", "user_id", "cart_id")
+ITEM = ("slice", "user_id", "cart_id", "item_id")
+RESERVATION = ("slice", "reservation_id")
+SKU = ("slice", "user_id", "cart_id", "sku")
+CLAIM = ("slice", "reservation_id", "lease_epoch")
+
+Lane = str
+HOLD_LANE: Lane = "hold"
+RELEASE_LANE: Lane = "release"
+
+
+class LostUpdate(Exception):
+    """A guarded write found a newer row under a lock that should have kept others out: a bug, and nothing is kept."""
+
+
+class Statements:
+    """What the write path says to a database.
+
+    The statements that take many rows have the same text for any number of them, so each is compiled and prepared
+    once.
+    """
+
+    def __init__(self, dialect: Dialect, *, lock_users: bool) -> None:
+        self._dialect = dialect
+        self._lock_users = lock_users
+        self._now = select(dialect.now())
+        self._selects: dict[tuple[str, tuple[str, ...]], Executable] = {}
+        self._upserts = {
+            table.name: _upsert(dialect, table) for table in (schema.carts, schema.items, schema.reservations)
+        }
+        self._insert_replies = dialect.insert(schema.replies)
+        lock = dialect.insert(schema.users)
+        self._lock = _on_conflict(lock, schema.users, {"lock_count": schema.users.c.lock_count + 1}, None)
+        self._delete_items = delete(schema.items).where(dialect.matches(schema.items, ITEM))
+        self._claims = {HOLD_LANE: _claim(dialect, schema.due), RELEASE_LANE: _claim(dialect, schema.due_release)}
+        self._lease = _lease(dialect)
+
+    def lock_users(self, connection: Connection, users: Iterable[UserKey]) -> None:
+        """Lock the users' rows in one order, the same for every replica: batches that lock in no order deadlock.
+
+        SQLite has the whole file locked by BEGIN IMMEDIATE.
+        """
+        rows = [{"slice": user.slice, "user_id": user.user_id, "lock_count": 1} for user in sorted(users)]
+        if rows and self._lock_users:
+            connection.execute(self._lock, self._dialect.bind_rows(schema.users, rows))
+
+    def read_now(self, connection: Connection) -> int:
+        """The database's time in microseconds; read it after the locks."""
+        return int(connection.execute(self._now).scalar_one())
+
+    def read(
+        self, connection: Connection, table: Table, columns: tuple[str, ...], keys: Iterable[Key]
+    ) -> Sequence[Row[Any]]:
+        """The rows of `table` whose `columns` equal one of `keys`."""
+        wanted = list(keys)
+        if not wanted:
+            return []
+        statement = self._selects.get((table.name, columns))
+        if statement is None:
+            among = schema.unsettled if columns == SKU else None
+            statement = select(table).where(self._dialect.matches(table, columns, among))
+            self._selects[table.name, columns] = statement
+        return connection.execute(statement, self._dialect.bind_keys(columns, wanted)).all()
+
+    def upsert(self, connection: Connection, table: Table, rows: Sequence[Values]) -> None:
+        """Write whole rows. Raises LostUpdate where what only rises would have fallen."""
+        if not rows:
+            return
+        written = connection.execute(self._upserts[table.name], self._dialect.bind_rows(table, rows)).rowcount
+        if written != len(rows):
+            raise LostUpdate(f"{table.name}: {written} of {len(rows)} rows were written")
+
+    def insert_replies(self, connection: Connection, rows: Sequence[Values]) -> None:
+        if rows:
+            connection.execute(self._insert_replies, self._dialect.bind_rows(schema.replies, rows))
+
+    def delete_items(self, connection: Connection, keys: Sequence[Key]) -> None:
+        if keys:
+            connection.execute(self._delete_items, self._dialect.bind_keys(ITEM, keys))
+
+    def claim(self, connection: Connection, lane: Lane, limit: int, now: int, lease: int) -> list[Reservation]:
+        """Claim up to `limit` due reservations of `lane` for `lease` microseconds, raising epoch and attempt."""
+        rows = connection.execute(self._claims[lane], {"now": now, "until": now + lease, "most": limit}).all()
+        return [to_reservation(row) for row in rows]
+
+    def set_lease(self, connection: Connection, claims: Sequence[Key], lease_until: int | None, due_at: int) -> None:
+        """Extend or hand back claims (slice, reservation_id, lease_epoch) that are still ours.
+
+        Rows that somebody else has locked are passed over: waiting for them could deadlock, and a lease only saves work.
+        """
+        if claims:
+            keys = self._dialect.bind_keys(CLAIM, claims)
+            connection.execute(self._lease, {**keys, "until": lease_until, "due": due_at})
+
+
+def _upsert(dialect: Dialect, table: Table) -> Executable:
+    statement = dialect.insert(table)
+    values = {column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key}
+    rising = schema.RISING.get(table.name, ())
+    guard = and_(*(table.c[name] <= statement.excluded[name] for name in rising)) if rising else None
+    return _on_conflict(statement, table, values, guard)
+
+
+def _on_conflict(statement: Insert, table: Table, values: dict[str, Any], guard: Any) -> Executable:
+    primary_key = [column.name for column in table.primary_key]
+    return statement.on_conflict_do_update(index_elements=primary_key, set_=values, where=guard)
+
+
+def _claim(dialect: Dialect, due: Any) -> Executable:
+    """Claim what is due, skipping what others have locked. The outer UPDATE checks again that it is due."""
+    table = schema.reservations
+    now, until = bindparam("now", type_=BigInteger), bindparam("until", type_=BigInteger)
+    candidates = (
+        select(dialect.identity(table))
+        .where(due, table.c.due_at <= now)
+        .order_by(table.c.due_at)
+        .limit(bindparam("most", type_=BigInteger))
+        .with_for_update(skip_locked=True)
+        .cte("candidates")
+    )
+    chosen = dialect.identity(table).in_(select(candidates))
+    values = {
+        "lease_epoch": table.c.lease_epoch + 1,
+        "attempt": table.c.attempt + 1,
+        "lease_until": until,
+        "due_at": until,
+    }
+    return update(table).where(chosen, table.c.due_at <= now).values(values).returning(table)
+
+
+def _lease(dialect: Dialect) -> Executable:
+    table = schema.reservations
+    mine = (
+        select(dialect.identity(table))
+        .where(dialect.matches(table, CLAIM), table.c.lease_until.is_not(None))
+        .with_for_update(skip_locked=True)
+        .cte("mine")
+    )
+    chosen = dialect.identity(table).in_(select(mine))
+    values = {"lease_until": bindparam("until", type_=BigInteger), "due_at": bindparam("due", type_=BigInteger)}
+    return update(table).where(chosen).values(values)

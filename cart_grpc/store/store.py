@@ -1,0 +1,76 @@
+"""The store, as the rest of the house sees it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from cart_grpc.carts.names import CartKey
+from cart_grpc.carts.reservation import Reservation
+from cart_grpc.carts.rules import NewId
+from cart_grpc.store.commands import Claim, Extend, HandBack, Mutation, Record, Recorded
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.group_commit import GroupCommit
+from cart_grpc.store.hints import Hints
+from cart_grpc.store.reads import Reads
+
+# Hints come from this process only; another replica's changes are found by looking.
+POLL_SECONDS = 0.25
+
+
+class Store:
+    """Carts and reservations in one database: grouped writes, reads beside them, and hints of changes."""
+
+    def __init__(self, engine: Engine, new_id: NewId, *, queue_size: int) -> None:
+        self.hints = Hints()
+        self.reads = Reads(engine)
+        self._writer = GroupCommit(engine, self.hints, new_id, queue_size)
+
+    async def start(self) -> None:
+        """Open the database for writing. Raises what the database raises."""
+        await self._writer.start()
+
+    async def close(self) -> None:
+        """Refuse new writes and make those that wait durable. The engine stays its owner's to close."""
+        await self._writer.close()
+
+    async def mutate(self, mutation: Mutation) -> bytes:
+        """The reply's bytes, once the change is durable. Raises Refused.
+
+        A caller who is cancelled leaves a commit that is under way untouched.
+        """
+        reply: bytes = await self._writer.write(mutation)
+        return reply
+
+    async def claim(self, claim: Claim) -> list[Reservation]:
+        """The reservations that are now ours, their claim durable."""
+        claimed: list[Reservation] = await self._writer.work(claim)
+        return claimed
+
+    async def record(self, record: Record) -> Recorded:
+        """Record how a call ended."""
+        recorded: Recorded = await self._writer.work(record)
+        return recorded
+
+    async def lease(self, command: Extend | HandBack) -> None:
+        """Extend claims or hand them back."""
+        await self._writer.work(command)
+
+    async def looks(self, key: CartKey, seconds: float) -> AsyncIterator[None]:
+        """Yields at once, and again whenever the cart may have changed, for `seconds` and once more at their end."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        with self.hints.subscribe(key) as changed:
+            while True:
+                changed.clear()
+                yield
+                left = deadline - loop.time()
+                if left <= 0:
+                    return
+                await _wait(changed, min(left, POLL_SECONDS))
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
