@@ -1,0 +1,41 @@
+"""What the reconciler needs of a Reservation API, whatever it is reached over.
+
+An answer is a value, even a refusal; no answer is an exception, and says nothing about what took effect.
+"""
+
+from typing import Protocol
+
+from cart_grpc.carts.reservation import Answer, Decision, Intent, Overtaken, Refusal
+
+__all__ = ["Answer", "Decision", "Intent", "NoAnswer", "Overtaken", "Refusal", "ReservationApi"]
+
+
+class NoAnswer(Exception):
+    """No answer, or none that can be believed: the message may or may not have taken effect.
+
+    `code` is the gRPC status code's name, or `HTTP_<status>`, or `INVALID_ANSWER`; `retry_after` is how many
+    microseconds the API asked to be left alone, or None; `reached` is True where an API in working order refused
+    for load or answered nonsense, so that it should not count as down.
+    """
+
+    def __init__(self, code: str, message: str, *, retry_after: int | None = None, reached: bool = False) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.retry_after = retry_after
+        self.reached = reached
+
+
+class ReservationApi(Protocol):
+    """A Reservation API that keeps the rules of `reservation.v1`."""
+
+    async def apply(self, intent: Intent, *, timeout: float) -> Answer:
+        """Send `intent` once, with no retry inside, and return the answer for this id and revision.
+
+        `timeout` is in seconds, for the whole call. Raises NoAnswer for everything else: a time-out, a broken
+        connection, an answer that names another id or revision or makes no sense.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close the connections; calls in flight end with NoAnswer."""
+        ...

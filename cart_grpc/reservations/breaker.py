@@ -1,0 +1,48 @@
+"""A circuit breaker: while the Reservation API is down, one probe at a time asks whether it is back."""
+
+from collections.abc import Callable
+
+
+class Breaker:
+    """Opens after `threshold` failures in a row, lets one probe through every `probe_interval` seconds, and closes on
+    the first success.
+
+    `clock` is a monotonic clock in seconds. The pattern is Michael Nygard's, in "Release It!".
+    """
+
+    def __init__(self, clock: Callable[[], float], *, threshold: int = 5, probe_interval: float = 1.0) -> None:
+        self._clock = clock
+        self._threshold = threshold
+        self._probe_interval = probe_interval
+        self._failures = 0
+        self._probe_at = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        return self._failures >= self._threshold
+
+    def permits(self, wanted: int) -> int:
+        """How many calls may be made now, of `wanted`: all, none, or one probe."""
+        if not self.is_open:
+            return wanted
+        return min(wanted, 1) if self._clock() >= self._probe_at else 0
+
+    def probing(self) -> None:
+        """A probe is on its way: no other before the interval is over."""
+        self._probe_at = self._clock() + self._probe_interval
+
+    def succeeded(self) -> bool:
+        """Count a call that was answered, whatever the answer. Returns whether this closed the breaker."""
+        was_open, self._failures = self.is_open, 0
+        return was_open
+
+    def failed(self) -> bool:
+        """Count a call that found nobody. Returns whether this opened the breaker."""
+        was_open = self.is_open
+        self._failures += 1
+        self._probe_at = self._clock() + self._probe_interval
+        return self.is_open and not was_open
+
+    def seconds_to_probe(self) -> float:
+        """How long until a call may be made; 0 while closed."""
+        return max(0.0, self._probe_at - self._clock()) if self.is_open else 0.0

@@ -1,0 +1,224 @@
+"""The reconciler: claims what is due, calls the Reservation API, records the answer, until intent and observed agree.
+
+A claim is committed before its call is made, no transaction is open during the call, and the record is a transaction
+of its own. Long waiting happens in the row (`due_at`), never in a sleeping task, so a crash loses nothing but the
+rest of a lease. Releases have a lane of their own: holds that hang cannot starve them.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_random,
+    wait_random_exponential,
+)
+
+from cart_grpc.carts.refusals import Unavailable
+from cart_grpc.carts.reservation import Answer, Intent, Refusal, Reservation, Silence, next_intent
+from cart_grpc.reservations.api import NoAnswer, ReservationApi
+from cart_grpc.reservations.breaker import Breaker
+from cart_grpc.store.commands import Claim, Extend, HandBack, Record
+from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane
+from cart_grpc.store.store import Store
+
+log = logging.getLogger(__name__)
+MICROSECONDS = 1_000_000
+# The longest that a Retry-After is believed.
+MAX_RETRY_AFTER = 3600 * MICROSECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcilerConfig:
+    """How the Reservation API is called. Durations in seconds; `max_in_flight` for each of the two lanes."""
+
+    call_timeout: float = 120.0
+    max_in_flight: int = 1_000
+    poll_interval: float = 0.5
+    lease: float = 15.0
+    backoff_initial: float = 0.5
+    backoff_max: float = 60.0
+    breaker_threshold: int = 5
+    probe_interval: float = 1.0
+
+
+@dataclass(slots=True)
+class _Lane:
+    name: Lane
+    calls: dict[asyncio.Task[None], Reservation] = field(default_factory=dict)
+
+
+class Reconciler:
+    """Drives one Reservation API for one store. Any number of them, in any number of processes, may share a database."""
+
+    def __init__(self, store: Store, api: ReservationApi, config: ReconcilerConfig, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._api = api
+        self._config = config
+        self._breaker = Breaker(clock, threshold=config.breaker_threshold, probe_interval=config.probe_interval)
+        self._lanes = (_Lane(RELEASE_LANE), _Lane(HOLD_LANE))
+        self._backoff = wait_random_exponential(multiplier=config.backoff_initial, max=config.backoff_max)
+
+    async def run(self) -> None:
+        """Reconcile until cancelled."""
+        extending = asyncio.create_task(self._extend_leases(), name="extend-leases")
+        try:
+            while True:
+                self._store.hints.due.clear()
+                try:
+                    started = await self.run_once()
+                except Unavailable as refusal:
+                    log.warning("nothing could be claimed: %s", refusal.reason)
+                    started = 0
+                if not started:
+                    await self._wait()
+        finally:
+            extending.cancel()
+
+    async def run_once(self) -> int:
+        """Claim what is due and there is room for, and start its calls. Returns how many were started.
+
+        Raises Unavailable where the database does not answer.
+        """
+        started = 0
+        for lane in self._lanes:
+            room = self._breaker.permits(self._config.max_in_flight - len(lane.calls))
+            if room <= 0 or not await self._store.reads.has_due(lane.name):
+                continue
+            if self._breaker.is_open:
+                self._breaker.probing()
+            lease = int(self._config.lease * MICROSECONDS)
+            for reservation in await self._store.claim(Claim(lane.name, min(room, 256), lease)):
+                self._start(lane, reservation)
+                started += 1
+        return started
+
+    def _start(self, lane: _Lane, claimed: Reservation) -> None:
+        call = asyncio.create_task(self._reconcile(claimed), name=f"reconcile-{claimed.reservation_id}")
+        lane.calls[call] = claimed
+
+        def finished(task: asyncio.Task[None]) -> None:
+            del lane.calls[task]
+            # There is room again.
+            self._store.hints.due.set()
+
+        call.add_done_callback(finished)
+
+    async def _wait(self) -> None:
+        seconds = self._breaker.seconds_to_probe() or self._config.poll_interval
+        try:
+            async with asyncio.timeout(seconds):
+                await self._store.hints.due.wait()
+                if self._breaker.is_open:
+                    # What is due must wait for the probe all the same.
+                    await asyncio.sleep(seconds)
+        except TimeoutError:
+            return
+
+    async def _reconcile(self, claimed: Reservation) -> None:
+        """Call for one claim and record how it ended."""
+        intent = next_intent(claimed)
+        if intent is None:
+            return
+        retry_delay = self._retry_delay(claimed)
+        outcome: Answer | Silence
+        try:
+            outcome = await self._call(intent)
+        except NoAnswer as silence:
+            outcome = Silence(silence.code, str(silence)[:300])
+            retry_delay = max(retry_delay, min(silence.retry_after or 0, MAX_RETRY_AFTER))
+            self._count(answered=silence.reached, error=silence.code)
+        except Exception:
+            log.exception("the call for reservation %s failed in an unforeseen way", claimed.reservation_id)
+            outcome = Silence("INTERNAL", "an error of our own; see the log")
+        else:
+            self._count(answered=True, error="")
+        await self._record(Record(claimed, outcome, retry_delay))
+
+    async def _call(self, intent: Intent) -> Answer:
+        """At most two quick tries and one deadline. While the breaker is open, a single try."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._config.call_timeout
+        again = retry_if_exception(
+            lambda error: isinstance(error, NoAnswer) and _is_quick(error) and clock() < deadline
+        )
+        tries = 1 if self._breaker.is_open else 2
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(tries), wait=wait_random(0.05, 0.25), retry=again, reraise=True
+        )
+        async for attempt in retrying:
+            with attempt:
+                return await self._api.apply(intent, timeout=max(0.001, deadline - clock()))
+        raise AssertionError("unreachable")
+
+    async def _record(self, record: Record) -> None:
+        claimed = record.claimed
+        try:
+            recorded = await self._store.record(record)
+        except Unavailable as refusal:
+            # The lease runs out and somebody asks again: the same revision gets the same decision.
+            log.warning("the answer for reservation %s was not recorded: %s", claimed.reservation_id, refusal.reason)
+            return
+        except Exception:
+            log.exception("the answer for reservation %s could not be recorded", claimed.reservation_id)
+            return
+        if recorded.alarm:
+            log.error("ALARM reservation %s: %s", claimed.reservation_id, recorded.alarm)
+        if isinstance(record.outcome, Silence | Refusal):
+            log.info(
+                "reservation %s revision %d attempt %d: %s",
+                claimed.reservation_id,
+                claimed.revision,
+                claimed.attempt,
+                record.outcome,
+            )
+
+    def _count(self, *, answered: bool, error: str) -> None:
+        if answered and self._breaker.succeeded():
+            log.warning("the Reservation API answers again")
+            self._store.hints.due.set()
+        if not answered and self._breaker.failed():
+            log.warning("the Reservation API does not answer (%s): probing until it does", error)
+
+    def _retry_delay(self, claimed: Reservation) -> int:
+        """Full jitter: anything from nothing to the exponential bound, in microseconds, so that a crowd spreads out."""
+        state = RetryCallState(retry_object=AsyncRetrying(), fn=None, args=(), kwargs={})
+        state.attempt_number = claimed.attempt
+        return int(self._backoff(state) * MICROSECONDS)
+
+    async def _extend_leases(self) -> None:
+        """Calls may take minutes; a replica that dies is taken over within a lease."""
+        while True:
+            await asyncio.sleep(self._config.lease / 3)
+            claims = [reservation for lane in self._lanes for reservation in lane.calls.values()]
+            if not claims:
+                continue
+            try:
+                await self._store.lease(Extend(claims, int(self._config.lease * MICROSECONDS)))
+            except Unavailable as refusal:
+                log.warning("leases were not extended: %s", refusal.reason)
+
+    async def stop(self, grace: float) -> None:
+        """Give the calls under way `grace` seconds, then break them off and hand their claims back.
+
+        A call that is broken off may still take effect: whoever claims it next sends the same revision.
+        """
+        calls = {task: reservation for lane in self._lanes for task, reservation in lane.calls.items()}
+        if not calls:
+            return
+        _, pending = await asyncio.wait(calls, timeout=grace)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        if pending:
+            await self._store.lease(HandBack([calls[task] for task in pending]))
+
+
+def _is_quick(error: NoAnswer) -> bool:
+    """Whether a second try at once makes sense: not after a time-out, nor where the API asked for patience."""
+    return error.retry_after is None and not error.reached and error.code not in ("DEADLINE_EXCEEDED", "TIMEOUT")
