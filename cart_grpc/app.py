@@ -1,0 +1,195 @@
+"""The one place where everything is wired, started and stopped: real time and real ids enter here."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import uuid_utils
+from filelock import FileLock, Timeout
+from sqlalchemy import Connection, make_url
+
+from cart_grpc.carts.refusals import DatabaseUnavailable
+from cart_grpc.carts.rules import Terms
+from cart_grpc.reservations import transports
+from cart_grpc.reservations.reconciler import Reconciler, ReconcilerConfig
+from cart_grpc.rpc.server import CartServer
+from cart_grpc.settings import Settings
+from cart_grpc.store import migrate
+from cart_grpc.store.engine import Engine, connect, is_unavailable
+from cart_grpc.store.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class StartupError(Exception):
+    """The program cannot start. Its text is one line that says why and what would help."""
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562): ids made later sort later, and their age can be read."""
+    return str(uuid_utils.uuid7())
+
+
+def clock() -> int:
+    """This machine's time, in microseconds since the Unix epoch."""
+    return time.time_ns() // 1000
+
+
+@asynccontextmanager
+async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
+    """The database, connected; a SQLite file is ours alone meanwhile. Raises StartupError."""
+    with _lock_file(settings) if settings.is_embedded else _nothing():
+        engine = connect(settings.database_url, clock)
+        try:
+            yield engine
+        finally:
+            await engine.close()
+
+
+@contextmanager
+def _lock_file(settings: Settings) -> Iterator[None]:
+    """Two processes on one file would each believe that they were its only writer."""
+    path = Path(make_url(settings.database_url).database or "")
+    if not path.parent.is_dir():
+        raise StartupError(f"CART_DATABASE_URL: there is no folder {path.parent}")
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StartupError(f"{path} is in use by another process; several need PostgreSQL") from None
+    except OSError as error:
+        raise StartupError(f"CART_DATABASE_URL: {path} cannot be locked: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+async def migrate_database(engine: Engine) -> tuple[str | None, str]:
+    """Bring the database to this release's schema. Returns the revisions before and after. Raises StartupError."""
+    try:
+        return await engine.transact(migrate.upgrade)
+    except Exception as error:
+        if is_unavailable(error):
+            raise StartupError(f"the database does not answer: {_reason(error)}") from error
+        raise
+
+
+async def check_database(engine: Engine) -> None:
+    """Raises StartupError where the database does not answer or has not been migrated."""
+
+    def look(connection: Connection) -> tuple[str | None, str | None]:
+        fsync = None
+        if connection.dialect.name == "postgresql":
+            fsync = str(connection.exec_driver_sql("SHOW fsync").scalar_one())
+        return migrate.current_revision(connection), fsync
+
+    try:
+        current, fsync = await engine.transact(look)
+    except Exception as error:
+        if is_unavailable(error):
+            raise StartupError(f"the database does not answer: {_reason(error)}") from error
+        raise
+    if fsync == "off":
+        log.warning("PostgreSQL runs with fsync=off: what was acknowledged is lost when the power goes")
+    if current is None or (migrate.is_known(current) and current != migrate.latest_revision()):
+        raise StartupError(f"the database is at schema {current or '(none)'}; run `cart-grpc migrate` first")
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what the driver said: it names the address, never the password."""
+    origin = getattr(error, "orig", None) or error
+    lines = str(origin).strip().splitlines()
+    return f"{type(origin).__name__}: {lines[0][:200] if lines else ''}"
+
+
+@asynccontextmanager
+async def running_store(settings: Settings) -> AsyncIterator[Store]:
+    """The store, open for reading and writing. The embedded database is migrated first."""
+    async with open_engine(settings) as engine:
+        if settings.is_embedded:
+            await migrate_database(engine)
+        await check_database(engine)
+        store = Store(engine, new_id, queue_size=settings.write_queue_size)
+        await store.start()
+        try:
+            yield store
+        finally:
+            await store.close()
+
+
+@asynccontextmanager
+async def running_reconciler(settings: Settings, store: Store) -> AsyncIterator[Reconciler]:
+    """The reconciler at work; at the end its calls are given the grace, and its claims handed back."""
+    api = transports.connect(settings.reservation_url)
+    config = ReconcilerConfig(
+        call_timeout=settings.reservation_timeout,
+        max_in_flight=settings.reservation_max_in_flight,
+        poll_interval=settings.reservation_poll_interval,
+        backoff_max=settings.reservation_backoff_max,
+    )
+    reconciler = Reconciler(store, api, config, time.monotonic)
+    running = asyncio.create_task(reconciler.run(), name="reconciler")
+    try:
+        yield reconciler
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await reconciler.stop(min(1.0, settings.shutdown_grace))
+        await api.close()
+
+
+@asynccontextmanager
+async def running_server(settings: Settings, store: Store) -> AsyncIterator[CartServer]:
+    """The gRPC server, listening; at the end it drains. Raises StartupError where it cannot listen."""
+    server = CartServer(store, _terms(settings), call_timeout=settings.call_timeout)
+    try:
+        await server.start(settings.listen)
+    except OSError as error:
+        raise StartupError(f"CART_LISTEN: {error}") from None
+    watching = asyncio.create_task(_watch_readiness(server, store), name="readiness")
+    try:
+        yield server
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await server.stop(settings.shutdown_grace)
+
+
+async def _watch_readiness(server: CartServer, store: Store) -> None:
+    """Ready while the database answers; never not ready because the Reservation API is down."""
+    while True:
+        try:
+            async with asyncio.timeout(2):
+                await store.reads.ping()
+            await server.set_ready(ready=True)
+        except (DatabaseUnavailable, TimeoutError):
+            await server.set_ready(ready=False)
+        await asyncio.sleep(0.5)
+
+
+@asynccontextmanager
+async def running(settings: Settings, *, serve: bool, reconcile: bool) -> AsyncIterator[CartServer | None]:
+    """All that one process does: the server (yielded), the reconciler, or both, over one store."""
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(running_store(settings))
+        if reconcile:
+            await stack.enter_async_context(running_reconciler(settings, store))
+        yield await stack.enter_async_context(running_server(settings, store)) if serve else None
+
+
+def _terms(settings: Settings) -> Terms:
+    return Terms(
+        max_quantity_per_add=settings.max_quantity_per_add,
+        max_quantity_per_item=settings.max_quantity_per_item,
+        max_items_per_cart=settings.max_items_per_cart,
+        hold_ttl=int(settings.hold_ttl * 1_000_000),
+    )

@@ -1,0 +1,1 @@
+"""gRPC in: what callers say becomes values and rules, what was decided becomes messages."""

@@ -1,0 +1,273 @@
+"""`cart.v1.CartService`: decode, call, encode."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+from cart.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
+from google.protobuf.message import Message
+
+from cart_grpc.carts import rules
+from cart_grpc.carts.names import CartKey
+from cart_grpc.carts.refusals import CartNotFound
+from cart_grpc.carts.rules import Change, Contents, NewId, Terms
+from cart_grpc.rpc import pages, requests
+from cart_grpc.rpc.messages import cart_message, item_message
+from cart_grpc.rpc.requests import Options
+from cart_grpc.store.commands import Mutation
+from cart_grpc.store.store import Store
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Rule = Callable[[Contents, int, NewId], Change]
+# Left of the caller's deadline to look once more and answer, in seconds.
+_ANSWERING = 0.1
+
+
+class CartService(cart_service_pb2_grpc.CartServiceServicer):
+    """Carts and their items, in `store`, by the rules and within the limits of `terms`."""
+
+    def __init__(self, store: Store, terms: Terms) -> None:
+        self._store = store
+        self._terms = terms
+
+    async def AddItem(  # noqa: N802
+        self, request: cart_service_pb2.AddItemRequest, context: Context
+    ) -> cart_service_pb2.AddItemResponse:
+        call = requests.add_item(request, self._terms)
+        reply = await self._add(call, _encode_item(cart_service_pb2.AddItemResponse))
+        response = cart_service_pb2.AddItemResponse.FromString(reply)
+        await self._await_items(call.cart, [response.item], call.options, context)
+        return response
+
+    async def BatchAddItems(  # noqa: N802
+        self, request: cart_service_pb2.BatchAddItemsRequest, context: Context
+    ) -> cart_service_pb2.BatchAddItemsResponse:
+        call = requests.batch_add_items(request, self._terms)
+        response = cart_service_pb2.BatchAddItemsResponse.FromString(await self._add(call, _encode_items))
+        await self._await_items(call.cart, response.items, call.options, context)
+        return response
+
+    async def _add(self, call: requests.AddItems, encode: Callable[[Change, int], bytes]) -> bytes:
+        def rule(contents: Contents, now: int, new_id: NewId) -> Change:
+            return rules.add_items(contents, call.additions, call.options.etag, self._terms, now, new_id)
+
+        item_ids = [addition.item_id for addition in call.additions]
+        skus = [addition.sku for addition in call.additions]
+        return await self._mutate(call.cart, rule, encode, call.options, item_ids, skus)
+
+    async def UpdateItem(  # noqa: N802
+        self, request: cart_service_pb2.UpdateItemRequest, context: Context
+    ) -> cart_service_pb2.UpdateItemResponse:
+        call = requests.update_item(request, self._terms)
+
+        def rule(contents: Contents, now: int, new_id: NewId) -> Change:
+            return rules.update_item(contents, call.item_id, call.update, call.options.etag, self._terms, now, new_id)
+
+        encode = _encode_item(cart_service_pb2.UpdateItemResponse)
+        reply = await self._mutate(call.cart, rule, encode, call.options, [call.item_id])
+        response = cart_service_pb2.UpdateItemResponse.FromString(reply)
+        await self._await_items(call.cart, [response.item], call.options, context)
+        return response
+
+    async def RemoveItem(  # noqa: N802
+        self, request: cart_service_pb2.RemoveItemRequest, context: Context
+    ) -> cart_service_pb2.RemoveItemResponse:
+        call = requests.named_item(request)
+
+        def rule(contents: Contents, now: int, new_id: NewId) -> Change:
+            return rules.remove_item(contents, call.item_id, call.options.etag, now)
+
+        reply = await self._mutate(call.cart, rule, _encode_removal, call.options, [call.item_id])
+        response = cart_service_pb2.RemoveItemResponse.FromString(reply)
+        if call.options.max_wait:
+            response.reconciling = await self._await_release(call.cart, call.item_id, call.options, context)
+        return response
+
+    async def ClearCart(  # noqa: N802
+        self, request: cart_service_pb2.ClearCartRequest, context: Context
+    ) -> cart_service_pb2.ClearCartResponse:
+        call = requests.named_cart(request)
+
+        def rule(contents: Contents, now: int, new_id: NewId) -> Change:
+            return rules.clear_cart(contents, call.options.etag, now)
+
+        reply = await self._mutate(call.cart, rule, _encode_cart(cart_service_pb2.ClearCartResponse), call.options)
+        response = cart_service_pb2.ClearCartResponse.FromString(reply)
+        if call.options.max_wait:
+            response.cart.reconciling = await self._await_release(call.cart, None, call.options, context)
+        return response
+
+    async def DeleteCart(  # noqa: N802
+        self, request: cart_service_pb2.DeleteCartRequest, context: Context
+    ) -> cart_service_pb2.DeleteCartResponse:
+        call = requests.named_cart(request)
+
+        def rule(contents: Contents, now: int, new_id: NewId) -> Change:
+            return rules.delete_cart(contents, call.options.etag, now)
+
+        reply = await self._mutate(call.cart, rule, _encode_cart(cart_service_pb2.DeleteCartResponse), call.options)
+        response = cart_service_pb2.DeleteCartResponse.FromString(reply)
+        if call.options.max_wait:
+            response.cart.reconciling = await self._await_release(call.cart, None, call.options, context)
+        return response
+
+    async def CreateCart(  # noqa: N802
+        self, request: cart_service_pb2.CreateCartRequest, context: Context
+    ) -> cart_service_pb2.CreateCartResponse:
+        call = requests.create_cart(request)
+
+        def rule(contents: Contents, now: int, new_id: NewId) -> Change:
+            return rules.create_cart(contents, call.update, call.options.etag, now, new_id)
+
+        encode = _encode_cart(cart_service_pb2.CreateCartResponse)
+        reply = await self._mutate(call.cart, rule, encode, call.options, [])
+        return cart_service_pb2.CreateCartResponse.FromString(reply)
+
+    async def UpdateCart(  # noqa: N802
+        self, request: cart_service_pb2.UpdateCartRequest, context: Context
+    ) -> cart_service_pb2.UpdateCartResponse:
+        call = requests.update_cart(request)
+
+        def rule(contents: Contents, now: int, new_id: NewId) -> Change:
+            return rules.update_cart(contents, call.update, call.options.etag, now)
+
+        reply = await self._mutate(call.cart, rule, _encode_cart(cart_service_pb2.UpdateCartResponse), call.options)
+        response = cart_service_pb2.UpdateCartResponse.FromString(reply)
+        await self._await_items(call.cart, response.cart.items, call.options, context)
+        response.cart.reconciling = any(item.reconciling for item in response.cart.items)
+        return response
+
+    async def RetryReservation(  # noqa: N802
+        self, request: cart_service_pb2.RetryReservationRequest, context: Context
+    ) -> cart_service_pb2.RetryReservationResponse:
+        call = requests.named_item(request)
+
+        def rule(contents: Contents, now: int, new_id: NewId) -> Change:
+            return rules.retry_reservation(contents, call.item_id, call.options.etag, self._terms, now, new_id)
+
+        encode = _encode_item(cart_service_pb2.RetryReservationResponse)
+        reply = await self._mutate(call.cart, rule, encode, call.options, [call.item_id])
+        response = cart_service_pb2.RetryReservationResponse.FromString(reply)
+        await self._await_items(call.cart, [response.item], call.options, context)
+        return response
+
+    async def GetCart(  # noqa: N802
+        self, request: cart_service_pb2.GetCartRequest, context: Context
+    ) -> cart_service_pb2.GetCartResponse:
+        key = requests.get_cart(request)
+        found = await self._store.reads.find_cart(key)
+        if found is None:
+            raise CartNotFound(key.name)
+        cart = cart_message(found.cart, found.lines, found.now, reconciling=found.reconciling)
+        return cart_service_pb2.GetCartResponse(cart=cart)
+
+    async def ListCarts(  # noqa: N802
+        self, request: cart_service_pb2.ListCartsRequest, context: Context
+    ) -> cart_service_pb2.ListCartsResponse:
+        page = pages.list_carts(request)
+        found = await self._store.reads.list_carts(page)
+        response = cart_service_pb2.ListCartsResponse(
+            carts=[cart_message(one.cart, (), one.now, reconciling=one.reconciling) for one in found]
+        )
+        if len(found) == page.size:
+            response.next_page_token = pages.next_page_token(page, found[-1].cart)
+        return response
+
+    async def _mutate(
+        self,
+        cart: CartKey,
+        rule: Rule,
+        encode: Callable[[Change, int], bytes],
+        options: Options,
+        item_ids: Sequence[str] | None = None,
+        skus: Sequence[str] = (),
+    ) -> bytes:
+        return await self._store.mutate(
+            Mutation(cart, rule, encode, item_ids, skus, options.request_id, options.fingerprint)
+        )
+
+    async def _await_items(
+        self, cart: CartKey, items: Sequence[cart_pb2.Item], options: Options, context: Context
+    ) -> None:
+        """Wait for the items' reservations to settle, and put them as of then into `items`."""
+        if not options.max_wait:
+            return
+        by_uid = {item.uid: item for item in items}
+        async for _ in self._store.looks(cart, _patience(options, context)):
+            found = await self._store.reads.find_cart(cart)
+            if found is None:
+                return
+            lines = [line for line in found.lines if line.item.uid in by_uid]
+            for line in lines:
+                seen = item_message(found.cart, line, found.now)
+                by_uid[line.item.uid].reservation.CopyFrom(seen.reservation)
+                by_uid[line.item.uid].reconciling = seen.reconciling
+            if all(line.reservation.settled for line in lines):
+                return
+
+    async def _await_release(self, cart: CartKey, item_id: str | None, options: Options, context: Context) -> bool:
+        """Wait for what was removed to be released. Returns whether it is still going."""
+        async for _ in self._store.looks(cart, _patience(options, context)):
+            if not await self._store.reads.is_releasing(cart, item_id):
+                return False
+        return True
+
+
+def _patience(options: Options, context: Context) -> float:
+    """How long to wait, in seconds: max_wait, but not past the caller's deadline, when nobody would hear the answer."""
+    remaining = context.time_remaining()
+    if remaining is None:
+        return options.max_wait
+    return max(0.0, min(options.max_wait, remaining - _ANSWERING))
+
+
+def _encode_item(
+    response: type[
+        cart_service_pb2.AddItemResponse
+        | cart_service_pb2.UpdateItemResponse
+        | cart_service_pb2.RetryReservationResponse
+    ],
+) -> Callable[[Change, int], bytes]:
+    def encode(change: Change, now: int) -> bytes:
+        item = item_message(change.cart, change.lines[0], now)
+        return _bytes(response(item=item, etag=change.cart.etag, revision=change.cart.revision))
+
+    return encode
+
+
+def _encode_items(change: Change, now: int) -> bytes:
+    items = [item_message(change.cart, line, now) for line in change.lines]
+    return _bytes(
+        cart_service_pb2.BatchAddItemsResponse(items=items, etag=change.cart.etag, revision=change.cart.revision)
+    )
+
+
+def _encode_removal(change: Change, now: int) -> bytes:
+    return _bytes(
+        cart_service_pb2.RemoveItemResponse(
+            etag=change.cart.etag, revision=change.cart.revision, reconciling=_is_reconciling(change)
+        )
+    )
+
+
+def _encode_cart(
+    response: type[
+        cart_service_pb2.ClearCartResponse
+        | cart_service_pb2.CreateCartResponse
+        | cart_service_pb2.DeleteCartResponse
+        | cart_service_pb2.UpdateCartResponse
+    ],
+) -> Callable[[Change, int], bytes]:
+    def encode(change: Change, now: int) -> bytes:
+        cart = cart_message(change.cart, change.lines, now, reconciling=_is_reconciling(change))
+        return _bytes(response(cart=cart))
+
+    return encode
+
+
+def _is_reconciling(change: Change) -> bool:
+    return any(not line.reservation.settled for line in (*change.lines, *change.removed))
+
+
+def _bytes(message: Message) -> bytes:
+    return message.SerializeToString(deterministic=True)

@@ -1,0 +1,136 @@
+"""Checks of single fields. Faults are gathered, so that a caller sees all of them at once."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cart.v1 import cart_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from cart_grpc.carts import names
+from cart_grpc.carts.model import Money
+from cart_grpc.carts.names import CartKey, UserKey
+from cart_grpc.carts.refusals import FieldViolation, InvalidArgument
+
+MAX_SKU = 128
+MAX_OPTIONS = 20
+MAX_LABELS = 64
+MAX_KEY = 63
+MAX_VALUE = 256
+MAX_MINOR_UNITS = 1_000_000_000_000
+MIN_TTL_SECONDS = 60
+MAX_TTL_SECONDS = 365 * 24 * 3600
+MAX_WAIT_SECONDS = 60
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CURRENCY = re.compile(r"[A-Z]{3}")
+_ETAG = re.compile(r'"[0-9a-f]{1,16}"')
+
+
+class Fields:
+    """The faults found in one request so far."""
+
+    def __init__(self) -> None:
+        self._violations: list[FieldViolation] = []
+
+    def fault(self, field: str, reason: str, description: str) -> None:
+        """Note that `field` is at fault: `reason` in UPPER_SNAKE_CASE, `description` says what would be right."""
+        self._violations.append(FieldViolation(field, reason, description))
+
+    def check(self) -> None:
+        """Raises InvalidArgument where there are faults."""
+        if self._violations:
+            raise InvalidArgument(self._violations)
+
+    def user(self, field: str, name: str) -> UserKey:
+        key = names.find_user(name)
+        if key is None:
+            self.fault(field, "INVALID_NAME", f"must be users/{{user}}; an id is {names.ID_HINT}")
+        return key or UserKey(0, "")
+
+    def cart(self, field: str, name: str) -> CartKey:
+        key = names.find_cart(name)
+        if key is None:
+            self.fault(field, "INVALID_NAME", f"must be users/{{user}}/carts/{{cart}}; an id is {names.ID_HINT}")
+        return key or CartKey(0, "", "")
+
+    def item(self, field: str, name: str) -> tuple[CartKey, str]:
+        found = names.find_item(name)
+        if found is None:
+            self.fault(field, "INVALID_NAME", "must be users/{user}/carts/{cart}/items/{item}, as an item's name says")
+        return found or (CartKey(0, "", ""), "")
+
+    def id(self, field: str, text: str) -> str:
+        if not names.is_id(text):
+            self.fault(field, "INVALID_ID", f"must be {names.ID_HINT}")
+        return text
+
+    def text(self, field: str, text: str, most: int, least: int = 0) -> str:
+        if not least <= len(text) <= most:
+            self.fault(field, "INVALID_LENGTH", f"must have {least} to {most} characters, not {len(text)}")
+        elif _CONTROL.search(text):
+            self.fault(field, "CONTROL_CHARACTER", "must not contain control characters")
+        return text
+
+    def texts(self, field: str, entries: Mapping[str, str], most: int) -> Mapping[str, str]:
+        if len(entries) > most:
+            self.fault(field, "TOO_MANY", f"must have at most {most} entries, not {len(entries)}")
+            return {}
+        for key, value in entries.items():
+            shown = key if 0 < len(key) <= MAX_KEY and not _CONTROL.search(key) else "?"
+            self.text(f"{field} key", key, MAX_KEY, least=1)
+            self.text(f"{field}[{shown}]", value, MAX_VALUE)
+        return dict(entries)
+
+    def quantity(self, field: str, quantity: int, most: int) -> int:
+        if not 1 <= quantity <= most:
+            hint = "; use RemoveItem to take it out" if quantity == 0 else ""
+            self.fault(field, "OUT_OF_RANGE", f"must be 1 to {most}, not {quantity}{hint}")
+        return quantity
+
+    def money(self, field: str, money: cart_pb2.Money) -> Money:
+        self.currency(f"{field}.currency_code", money.currency_code)
+        if not 0 <= money.minor_units <= MAX_MINOR_UNITS:
+            self.fault(
+                f"{field}.minor_units", "OUT_OF_RANGE", f"must be 0 to {MAX_MINOR_UNITS}, not {money.minor_units}"
+            )
+        return Money(money.currency_code, money.minor_units)
+
+    def currency(self, field: str, code: str) -> str:
+        if not _CURRENCY.fullmatch(code):
+            self.fault(field, "INVALID_CURRENCY", "must be three capital letters, as in ISO 4217")
+        return code
+
+    def duration(self, field: str, duration: Duration, least: int, most: int) -> int:
+        """The duration in microseconds; `least` and `most` are in seconds."""
+        nanos = duration.seconds * 1_000_000_000 + duration.nanos
+        if abs(duration.nanos) > 999_999_999 or not least * 1_000_000_000 <= nanos <= most * 1_000_000_000:
+            self.fault(field, "OUT_OF_RANGE", f"must be {least} to {most} seconds")
+            return 0
+        return nanos // 1000
+
+    def etag(self, field: str, etag: str) -> str:
+        if etag and not _ETAG.fullmatch(etag):
+            self.fault(
+                field, "INVALID_ETAG", 'must be an etag as the server gave it, its quotes included, such as "1f"'
+            )
+        return etag
+
+    def paths(self, field: str, request: Message, resource: Message, settable: Sequence[str]) -> frozenset[str]:
+        """The fields that an update_mask names: those that are populated where it is unset, all for `*`."""
+        if not request.HasField(field):
+            return frozenset(path for path in settable if _is_populated(resource, path))
+        paths = list(getattr(request, field).paths)
+        if paths == ["*"]:
+            return frozenset(settable)
+        for path in paths:
+            if path not in settable:
+                shown = path[:64] if not _CONTROL.search(path) else "?"
+                self.fault(f"{field}.paths", "INVALID_PATH", f"{shown!r} cannot be set; {', '.join(settable)} can")
+        return frozenset(paths)
+
+
+def _is_populated(resource: Message, path: str) -> bool:
+    value: Any = getattr(resource, path)
+    field = resource.DESCRIPTOR.fields_by_name[path]
+    return resource.HasField(path) if field.has_presence else bool(value)

@@ -1,0 +1,107 @@
+"""What stands between the network and the servicers: nothing that a caller sends can get past it as a bug.
+
+grpc.aio by itself sends an exception's text to the caller as UNKNOWN, answers garbage bytes the same way, and lets the
+caller hang where a handler raises a stray CancelledError.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import Message
+
+from cart_grpc.carts.refusals import CallTimeout, FieldViolation, InvalidArgument, Refused
+from cart_grpc.rpc import status
+
+log = logging.getLogger(__name__)
+# Strings: grpc's classes are generic in their stubs only.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
+
+_MALFORMED = object()
+MAX_WAIT_SECONDS = 60
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Wraps every unary method under `prefix`, deserialisation and behaviour both, once per method.
+
+    A call ends after `timeout` seconds at the latest (its max_wait comes on top), or at the caller's own deadline.
+    """
+
+    def __init__(self, prefix: str, timeout: float) -> None:
+        self._prefix = prefix
+        self._timeout = timeout
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        method = str(handler_call_details.method)
+        wrapped = self._wrapped.get(method)
+        if wrapped is not None:
+            return wrapped
+        handler = await continuation(handler_call_details)
+        if handler is None or not method.startswith(self._prefix):
+            return handler
+        self._wrapped[method] = wrapped = self._wrap(method, handler)
+        return wrapped
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        deserialize, behaviour = handler.request_deserializer, handler.unary_unary
+
+        def decode(data: bytes) -> Any:
+            try:
+                return deserialize(data) if deserialize else data
+            except Exception:  # noqa: BLE001 - whatever the parser raises, the bytes are not a request
+                return _MALFORMED
+
+        async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                if request is _MALFORMED:
+                    raise InvalidArgument([FieldViolation("", "MALFORMED_REQUEST", "the bytes are not a request")])
+                return await self._run(behaviour, request, context)
+            except Refused as refusal:
+                await status.abort(context, status.to_status(refusal))
+            except grpc.aio.AbortError:
+                raise
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task and task.cancelling():
+                    raise
+                # Not the caller's cancellation: raised on, it would leave the caller without any answer.
+                await _abort_internal(context, method, error)
+            except Exception as error:  # noqa: BLE001 - a bug: the log has it, the caller gets an id
+                await _abort_internal(context, method, error)
+
+        return grpc.unary_unary_rpc_method_handler(guarded, request_deserializer=decode, response_serializer=_serialize)
+
+    async def _run(self, behaviour: Any, request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        seconds = self._timeout + _max_wait(request)
+        deadline = asyncio.timeout(seconds)
+        try:
+            async with deadline:
+                return await behaviour(request, context)
+        except TimeoutError:
+            if deadline.expired():
+                raise CallTimeout(seconds) from None
+            raise
+
+
+def _max_wait(request: Any) -> float:
+    if "max_wait" not in request.DESCRIPTOR.fields_by_name:
+        return 0.0
+    return float(min(max(request.max_wait.seconds, 0), MAX_WAIT_SECONDS))
+
+
+def _serialize(response: Message) -> bytes:
+    # Maps in the order of their keys: a reply that is given again has the same bytes.
+    return response.SerializeToString(deterministic=True)
+
+
+async def _abort_internal(context: grpc.aio.ServicerContext[Any, Any], method: str, error: BaseException) -> None:
+    error_id = secrets.token_hex(8)
+    log.error("error %s in %s", error_id, method, exc_info=error)
+    await status.abort(context, status.internal(error_id))

@@ -1,0 +1,86 @@
+"""ListCarts: its filter, its order, and the tokens that say where the next page begins."""
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+
+from cart.v1 import cart_service_pb2
+
+from cart_grpc.carts.model import Cart, CartState
+from cart_grpc.rpc.fields import Fields
+from cart_grpc.store.reads import Page
+
+DEFAULT_PAGE_SIZE = 50
+MAX_PAGE_SIZE = 500
+_TERM = re.compile(r"state\s*=\s*([A-Z_]{1,32})")
+_ORDER = re.compile(r"(name|create_time|update_time)(\s+(asc|desc))?")
+_UNFILTERED = frozenset(CartState) - {CartState.DELETED}
+
+
+def list_carts(request: cart_service_pb2.ListCartsRequest) -> Page:
+    """The page that is asked for. Raises InvalidArgument."""
+    fields = Fields()
+    user = fields.user("parent", request.parent)
+    if request.page_size < 0:
+        fields.fault("page_size", "OUT_OF_RANGE", f"must be 0 to {MAX_PAGE_SIZE}, not {request.page_size}")
+    states = _states(fields, request.filter)
+    order = _ORDER.fullmatch(request.order_by.strip() or "name")
+    if order is None:
+        fields.fault("order_by", "INVALID_ORDER", "must be name, create_time or update_time, with ` desc` if wanted")
+    fields.check()
+    page = Page(
+        user=user,
+        size=min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE),
+        states=states,
+        order_by=order.group(1) if order else "name",
+        descending=bool(order and order.group(3) == "desc"),
+        after=None,
+    )
+    after = _decode(fields, page, request.page_token) if request.page_token else None
+    fields.check()
+    return Page(page.user, page.size, page.states, page.order_by, page.descending, after)
+
+
+def next_page_token(page: Page, last: Cart) -> str:
+    """The token of the page that begins after `last`."""
+    value = last.key.cart_id if page.order_by == "name" else getattr(last, page.order_by)
+    content = json.dumps([_query(page), value, last.key.cart_id], separators=(",", ":"))
+    return base64.urlsafe_b64encode(content.encode()).decode().rstrip("=")
+
+
+def _states(fields: Fields, text: str) -> frozenset[CartState]:
+    if not text.strip():
+        return _UNFILTERED
+    states = set()
+    for term in re.split(r"\s+OR\s+", text.strip()):
+        match = _TERM.fullmatch(term)
+        state = CartState.__members__.get(match.group(1)) if match else None
+        if state is None:
+            known = ", ".join(CartState.__members__)
+            fields.fault("filter", "INVALID_FILTER", f"must be `state = X`, joined with OR; X is one of {known}")
+            break
+        states.add(state)
+    return frozenset(states)
+
+
+def _decode(fields: Fields, page: Page, token: str) -> tuple[int | str, str] | None:
+    try:
+        padded = token + "=" * (-len(token) % 4)
+        query, value, cart_id = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (ValueError, binascii.Error, RecursionError):
+        fields.fault("page_token", "INVALID_PAGE_TOKEN", "must be next_page_token of the page before")
+        return None
+    right_type = isinstance(cart_id, str) and type(value) is (str if page.order_by == "name" else int)
+    if query != _query(page):
+        fields.fault("page_token", "INVALID_PAGE_TOKEN", "belongs to another parent, filter or order_by")
+    elif not right_type or "\0" in f"{value}{cart_id}" or (isinstance(value, int) and abs(value) >= 2**63):
+        fields.fault("page_token", "INVALID_PAGE_TOKEN", "must be next_page_token of the page before")
+    return value, cart_id
+
+
+def _query(page: Page) -> str:
+    """What must be the same from page to page."""
+    query = (page.user.user_id, sorted(page.states), page.order_by, page.descending)
+    return hashlib.sha256(json.dumps(query).encode()).hexdigest()[:16]

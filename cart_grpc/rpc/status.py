@@ -1,0 +1,81 @@
+"""Refusals as google.rpc.Status: one table of codes, and the details that a caller's code and a person can use."""
+
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from cart_grpc.carts import refusals
+
+DOMAIN = "cart.v1"
+CODES: tuple[tuple[type[refusals.Refused], grpc.StatusCode], ...] = (
+    (refusals.InvalidArgument, grpc.StatusCode.INVALID_ARGUMENT),
+    (refusals.NotFound, grpc.StatusCode.NOT_FOUND),
+    (refusals.AlreadyExists, grpc.StatusCode.ALREADY_EXISTS),
+    (refusals.FailedPrecondition, grpc.StatusCode.FAILED_PRECONDITION),
+    (refusals.Aborted, grpc.StatusCode.ABORTED),
+    (refusals.LimitExceeded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (refusals.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (refusals.CallTimeout, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (refusals.Unavailable, grpc.StatusCode.UNAVAILABLE),
+)
+
+
+def to_status(refusal: refusals.Refused) -> status_pb2.Status:
+    """The status of a refusal: its code, its message, ErrorInfo, and what else fits its kind."""
+    code = next(code for kind, code in CODES if isinstance(refusal, kind))
+    info = error_details_pb2.ErrorInfo(reason=refusal.reason, domain=DOMAIN, metadata=refusal.metadata)
+    return _status(code, refusal.message, info, *_details(refusal))
+
+
+def internal(error_id: str) -> status_pb2.Status:
+    """The status of a bug: nothing but an id, under which the log has the rest."""
+    info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"error_id": error_id})
+    return _status(grpc.StatusCode.INTERNAL, f"internal error {error_id}", info)
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], status: status_pb2.Status) -> NoReturn:
+    """End the call with `status`."""
+    rich = rpc_status.to_status(status)
+    await context.abort(rich.code, rich.details or "", rich.trailing_metadata or ())
+    raise AssertionError("abort returned")
+
+
+def _status(code: grpc.StatusCode, message: str, *details: Message) -> status_pb2.Status:
+    number: int = code.value[0]
+    packed = []
+    for detail in details:
+        any_message = AnyMessage()
+        any_message.Pack(detail)
+        packed.append(any_message)
+    return status_pb2.Status(code=number, message=message, details=packed)
+
+
+def _details(refusal: refusals.Refused) -> list[Message]:
+    match refusal:
+        case refusals.InvalidArgument(violations=violations):
+            fields = (
+                error_details_pb2.BadRequest.FieldViolation(
+                    field=violation.field, description=violation.description, reason=violation.reason
+                )
+                for violation in violations
+            )
+            return [error_details_pb2.BadRequest(field_violations=fields)]
+        case refusals.NotFound(resource_type=kind, name=name) | refusals.AlreadyExists(resource_type=kind, name=name):
+            return [error_details_pb2.ResourceInfo(resource_type=kind, resource_name=name, description=refusal.message)]
+        case refusals.FailedPrecondition(subject=subject):
+            failure = error_details_pb2.PreconditionFailure.Violation(
+                type=refusal.reason, subject=subject, description=refusal.message
+            )
+            return [error_details_pb2.PreconditionFailure(violations=[failure])]
+        case refusals.LimitExceeded(subject=subject):
+            quota = error_details_pb2.QuotaFailure.Violation(subject=subject, description=refusal.message)
+            return [error_details_pb2.QuotaFailure(violations=[quota])]
+        case refusals.Unavailable(retry_after=retry_after):
+            info = error_details_pb2.RetryInfo()
+            info.retry_delay.FromMicroseconds(retry_after)
+            return [info]
+    return []
