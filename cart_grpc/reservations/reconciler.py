@@ -75,6 +75,10 @@ class Reconciler:
                 except Unavailable as refusal:
                     log.warning("nothing could be claimed: %s", refusal.reason)
                     started = 0
+                except Exception:
+                    # Without this loop nothing would ever be reserved again, and nobody would know.
+                    log.exception("the reconciler met an error of its own, and goes on")
+                    started = 0
                 if not started:
                     await self._wait()
         finally:

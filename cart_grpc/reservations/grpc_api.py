@@ -1,0 +1,139 @@
+"""The Reservation API over gRPC."""
+
+import asyncio
+from typing import Any, Final
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from reservation.v1 import reservation_pb2
+
+from cart_grpc.carts.reservation import Intent
+from cart_grpc.reservations import wire
+from cart_grpc.reservations.api import Answer, NoAnswer, Overtaken
+
+APPLY_METHOD: Final = "/reservation.v1.ReservationService/ApplyReservation"
+
+# What says that the request can never succeed: the codes that travel as 400, 404 and 409 over HTTP. UNIMPLEMENTED,
+# PERMISSION_DENIED and UNAUTHENTICATED are not among them: they say that somebody set something up wrongly, and to
+# reject every item for that would be worse than to wait until it is put right.
+_REFUSALS: Final = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.ALREADY_EXISTS,
+    }
+)
+_REACHED: Final = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED})
+
+_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    # Retry loops multiply; the reconciler owns the only one.
+    ("grpc.enable_retries", 0),
+    ("grpc.max_receive_message_length", wire.MAX_ANSWER_BYTES),
+    ("grpc.max_send_message_length", wire.MAX_ANSWER_BYTES),
+    # A server with default settings drops a client that pings more often than every five minutes.
+    ("grpc.keepalive_time_ms", 330_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # By default the channel would wait up to two minutes before it notices that the API is back.
+    ("grpc.initial_reconnect_backoff_ms", 250),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class GrpcReservationApi:
+    """Implements ReservationApi over one channel to `target` (`host:port`), to be made inside the running loop.
+
+    With `secure` the channel is TLS, trusting `root_certificates` (PEM), or gRPC's default roots where None.
+    """
+
+    def __init__(self, target: str, *, secure: bool = False, root_certificates: bytes | None = None) -> None:
+        address = f"dns:///{target}"
+        if secure:
+            credentials = grpc.ssl_channel_credentials(root_certificates)
+            self._channel = grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+        else:
+            self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        # Bytes come back as they are: grpc.aio would swallow the error of an answer that does not parse.
+        self._apply: Any = self._channel.unary_unary(APPLY_METHOD)
+
+    async def apply(self, intent: Intent, *, timeout: float) -> Answer:
+        """See ReservationApi.apply."""
+        request = reservation_pb2.ApplyReservationRequest(reservation=wire.to_message(intent))
+        if timeout <= 0:
+            # A quick answer would win the race with a deadline that is over already.
+            raise NoAnswer("DEADLINE_EXCEEDED", "no time was left for the call")
+        try:
+            answer: bytes = await self._apply(request.SerializeToString(), timeout=timeout, wait_for_ready=False)
+        except grpc.aio.AioRpcError as error:
+            return _to_answer(error, intent)
+        except asyncio.CancelledError:
+            # A closed channel and a peer that cancels look like a cancellation of ours, and are none.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise NoAnswer("CANCELLED", "the call was cut off") from None
+        except Exception as error:
+            raise NoAnswer("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
+        return wire.to_decision(_parse(answer), intent)
+
+    async def close(self) -> None:
+        """See ReservationApi.close."""
+        await self._channel.close()
+
+
+def _parse(answer: bytes) -> reservation_pb2.Reservation:
+    try:
+        return reservation_pb2.ApplyReservationResponse.FromString(answer).reservation
+    except DecodeError:
+        raise wire.invalid_answer("the answer is not an ApplyReservationResponse") from None
+
+
+def _to_answer(error: grpc.aio.AioRpcError, intent: Intent) -> Answer:
+    code = error.code()
+    status = _find_status(error)
+    text = error.details() or ""
+    if code in _REFUSALS:
+        return wire.to_refusal(_find_reason(status), code.name, text)
+    if code is grpc.StatusCode.ABORTED and (current := _find_current(status, intent)):
+        return current
+    raise NoAnswer(
+        code.name, wire.clean_text(text), retry_after=_find_retry_after(status), reached=code in _REACHED
+    ) from None
+
+
+def _find_status(error: grpc.aio.AioRpcError) -> status_pb2.Status:
+    try:
+        return rpc_status.from_call(error) or status_pb2.Status()  # type: ignore[arg-type]  # a call in all but name
+    except (ValueError, DecodeError):
+        return status_pb2.Status()
+
+
+def _find_detail(status: status_pb2.Status, detail: Any) -> bool:
+    for packed in status.details:
+        try:
+            if packed.Unpack(detail):
+                return True
+        except DecodeError:
+            continue
+    return False
+
+
+def _find_reason(status: status_pb2.Status) -> str:
+    info = error_details_pb2.ErrorInfo()
+    return info.reason if _find_detail(status, info) else ""
+
+
+def _find_retry_after(status: status_pb2.Status) -> int | None:
+    info = error_details_pb2.RetryInfo()
+    return wire.clean_retry_after(wire.to_microseconds(info.retry_delay)) if _find_detail(status, info) else None
+
+
+def _find_current(status: status_pb2.Status, intent: Intent) -> Overtaken | None:
+    current = reservation_pb2.Reservation()
+    return wire.to_overtaken(current, intent) if _find_detail(status, current) else None

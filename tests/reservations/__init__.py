@@ -1,0 +1,1 @@
+"""The Reservation API: its clients and its simulator."""

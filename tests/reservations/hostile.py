@@ -1,0 +1,153 @@
+"""Reservation APIs that answer whatever a test tells them to, over real sockets."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from aiohttp import web
+from google.protobuf import json_format
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from reservation.v1 import reservation_pb2
+
+HTTP_STATUSES = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.OUT_OF_RANGE: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.FAILED_PRECONDITION: 422,
+    grpc.StatusCode.ALREADY_EXISTS: 409,
+    grpc.StatusCode.ABORTED: 409,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.INTERNAL: 500,
+    grpc.StatusCode.UNKNOWN: 500,
+    grpc.StatusCode.DATA_LOSS: 500,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+
+
+@dataclass
+class Script:
+    """What is answered: `raw`, or an error of `code`, or `reservation`; nothing at all while `hangs`."""
+
+    reservation: reservation_pb2.Reservation | None = None
+    code: grpc.StatusCode | None = None
+    reason: str = ""
+    text: str = "because"
+    current: reservation_pb2.Reservation | None = None
+    retry_after: int | None = None
+    raw: bytes | None = None
+    hangs: bool = False
+    http_status: int | None = None
+    content_type: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Hostile:
+    """A server that follows `script` and keeps what it `received`; `arrived` is set by each call."""
+
+    url = ""
+
+    def __init__(self) -> None:
+        self.script = Script()
+        self.received: list[reservation_pb2.Reservation] = []
+        self.arrived = asyncio.Event()
+
+    async def _take(self, message: reservation_pb2.ApplyReservationRequest) -> Script:
+        self.received.append(message.reservation)
+        script = self.script
+        self.arrived.set()
+        if script.hangs:
+            await asyncio.Event().wait()
+        return script
+
+
+class HostileGrpc(Hostile):
+    """Over gRPC, where answers are raw bytes."""
+
+    async def answer(self, raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        """Follow the script."""
+        script = await self._take(reservation_pb2.ApplyReservationRequest.FromString(raw))
+        if script.raw is not None:
+            return script.raw
+        if script.code is None:
+            return reservation_pb2.ApplyReservationResponse(reservation=script.reservation).SerializeToString()
+        details: list[Message] = [script.current] if script.current else []
+        if script.reason:
+            details.append(error_details_pb2.ErrorInfo(reason=script.reason))
+        if script.retry_after is not None:
+            details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=script.retry_after)))
+        packed = [AnyMessage() for _ in details]
+        for each, detail in zip(packed, details, strict=True):
+            each.Pack(detail)
+        status = rpc_status.to_status(status_pb2.Status(code=script.code.value[0], message=script.text, details=packed))
+        await context.abort(status.code, status.details, status.trailing_metadata)
+        raise AssertionError
+
+
+class HostileHttp(Hostile):
+    """Over HTTP."""
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """Follow the script."""
+        message = json_format.Parse(await request.read(), reservation_pb2.ApplyReservationRequest())
+        script = await self._take(message)
+        status = script.http_status or (HTTP_STATUSES[script.code] if script.code else 200)
+        if script.raw is not None:
+            headers = {"Content-Type": script.content_type, **script.headers}
+            return web.Response(body=script.raw, status=status, headers=headers)
+        body: dict[str, Any] = {}
+        if script.code is not None:
+            error = {"code": status, "status": script.code.name, "message": script.text}
+            body["error"] = error | ({"reason": script.reason} if script.reason else {})
+        told = script.current if script.code else script.reservation
+        if told is not None:
+            body["reservation"] = json_format.MessageToDict(told)
+        retry = {} if script.retry_after is None else {"Retry-After": str(script.retry_after)}
+        return web.Response(
+            body=json.dumps(body), status=status, content_type=script.content_type, headers=script.headers | retry
+        )
+
+
+@asynccontextmanager
+async def hostile_grpc() -> AsyncIterator[Hostile]:
+    """Run a HostileGrpc on a free port."""
+    hostile = HostileGrpc()
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    methods: dict[str, Any] = {"ApplyReservation": grpc.unary_unary_rpc_method_handler(hostile.answer)}
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("reservation.v1.ReservationService", methods),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    hostile.url = f"grpc://127.0.0.1:{port}"
+    try:
+        yield hostile
+    finally:
+        await server.stop(0)
+
+
+@asynccontextmanager
+async def hostile_http() -> AsyncIterator[Hostile]:
+    """Run a HostileHttp on a free port, under a prefix."""
+    hostile = HostileHttp()
+    app = web.Application()
+    app.router.add_put("/shop/v1/reservations/{reservation_id}", hostile.answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0, handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    hostile.url = f"http://127.0.0.1:{runner.addresses[0][1]}/shop"
+    try:
+        yield hostile
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,213 @@
+"""The simulator's two front doors: what is set and read, and what is refused."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+from google.protobuf import json_format
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from reservation.v1 import reservation_pb2, reservation_pb2_grpc, simulator_pb2, simulator_pb2_grpc
+
+from cart_grpc.carts.reservation import Decision, Observed
+from cart_grpc.reservations import wire
+from cart_grpc.reservations.api import NoAnswer, Refusal, ReservationApi
+from cart_grpc.reservations.simulator.faults import Faults
+from cart_grpc.reservations.simulator.server import (
+    BoundPorts,
+    SimulatorConfig,
+    SimulatorServer,
+    make_simulator,
+    serve_simulator,
+)
+from cart_grpc.reservations.simulator.simulator import Simulator
+from cart_grpc.reservations.transports import connect
+from tests.reservations.intents import Clock, hold
+
+SKU = "espresso-beans"
+
+
+class Stubs:
+    """The simulator by its generated clients."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.reservation = reservation_pb2_grpc.ReservationServiceStub(channel)
+        self.control = simulator_pb2_grpc.SimulatorServiceStub(channel)
+
+
+@pytest.fixture
+async def ports(simulator: Simulator) -> AsyncIterator[BoundPorts]:
+    """Return where the simulator listens."""
+    server = SimulatorServer(simulator)
+    yield await server.start("127.0.0.1:0", "127.0.0.1:0")
+    await server.stop(0)
+
+
+@pytest.fixture
+async def stubs(ports: BoundPorts) -> AsyncIterator[Stubs]:
+    """Return generated clients."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{ports.grpc}") as channel:
+        yield Stubs(channel)
+
+
+async def test_stock_and_effects_are_set_and_read(stubs: Stubs, simulator: Simulator, clock: Clock) -> None:
+    await stubs.control.SetStock(simulator_pb2.SetStockRequest(sku=SKU, quantity=3), timeout=5)
+    await simulator.apply(lambda: hold(2))
+    levels = await stubs.control.GetStock(simulator_pb2.GetStockRequest(sku=SKU), timeout=5)
+    assert levels == simulator_pb2.GetStockResponse(available_quantity=1, held_quantity=2)
+    page = await stubs.control.ListEffects(simulator_pb2.ListEffectsRequest(), timeout=5)
+    assert page.call_count == 1
+    [effect] = page.effects
+    assert (effect.sequence, effect.quantity_after, effect.labels["cart"]) == (1, 2, "users/alice/carts/default")
+    assert effect.time.ToMicroseconds() == clock.now
+    page = await stubs.control.ListEffects(simulator_pb2.ListEffectsRequest(after_sequence=1), timeout=5)
+    assert not page.effects
+
+
+async def test_faults_are_set_and_read(stubs: Stubs, simulator: Simulator) -> None:
+    faults = simulator_pb2.Faults(slow=0.25, down=True)
+    faults.latency.FromMilliseconds(1500)
+    await stubs.control.SetFaults(simulator_pb2.SetFaultsRequest(faults=faults), timeout=5)
+    assert simulator.faults == Faults(latency=1_500_000, slow=0.25, slow_latency=0, down=True)
+    told = await stubs.control.GetFaults(simulator_pb2.GetFaultsRequest(), timeout=5)
+    assert (told.faults.latency, told.faults.slow, told.faults.down) == (faults.latency, 0.25, True)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stubs.control.SetFaults(simulator_pb2.SetFaultsRequest(faults=simulator_pb2.Faults(slow=2)), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_reservations_are_read_one_by_one_and_together(stubs: Stubs, simulator: Simulator) -> None:
+    first, unknown = hold(2), hold(1).reservation_id
+    await simulator.apply(lambda: first)
+    found = await stubs.reservation.GetReservation(
+        reservation_pb2.GetReservationRequest(reservation_id=first.reservation_id), timeout=5
+    )
+    assert found.reservation.state == reservation_pb2.Reservation.STATE_HELD
+    looked_up = await stubs.reservation.LookupReservations(
+        reservation_pb2.LookupReservationsRequest(reservation_ids=[first.reservation_id, unknown]), timeout=5
+    )
+    assert (list(looked_up.found), list(looked_up.missing)) == ([found.reservation], [unknown])
+    for request, code in [(unknown, grpc.StatusCode.NOT_FOUND), ("x", grpc.StatusCode.INVALID_ARGUMENT)]:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stubs.reservation.GetReservation(
+                reservation_pb2.GetReservationRequest(reservation_id=request), timeout=5
+            )
+        assert caught.value.code() is code
+
+
+BAD_REQUESTS = {
+    "a UUIDv4": {"reservation_id": str(uuid.UUID(int=5, version=4))},
+    "upper case": {"reservation_id": "019A0B1C-2D3E-7F40-8A1B-2C3D4E5F6071"},
+    "revision 0": {"revision": 0},
+    "no sku": {"sku": ""},
+    "no quantity": {"quantity": 0},
+    "a negative quantity": {"quantity": -2},
+    "no ttl": {"ttl": 0},
+}
+
+
+@pytest.mark.parametrize("change", BAD_REQUESTS.values(), ids=BAD_REQUESTS)
+async def test_a_bad_request_is_refused_without_effect(
+    simulator: Simulator, api: ReservationApi, change: dict[str, Any]
+) -> None:
+    answer = await api.apply(replace(hold(2), **change), timeout=5)
+    assert isinstance(answer, Refusal)
+    assert answer.reason == "INVALID_FIELD"
+    assert simulator.effects() == []
+
+
+async def test_a_message_without_an_id_is_refused(stubs: Stubs) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stubs.reservation.ApplyReservation(reservation_pb2.ApplyReservationRequest(), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("method", ["ReservationService/ApplyReservation", "SimulatorService/SetFaults"])
+async def test_bytes_that_are_no_request_are_refused_without_a_word_of_ours(stubs: Stubs, method: str) -> None:
+    call: Any = stubs.channel.unary_unary(f"/reservation.v1.{method}")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(b"\xff\xff\xff", timeout=5)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "Error" not in str(caught.value.details())
+
+
+async def test_a_bug_tells_callers_nothing(
+    simulator: Simulator, stubs: Stubs, ports: BoundPorts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_arguments: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(simulator, "get", broken)
+    reservation_id = hold().reservation_id
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stubs.reservation.GetReservation(
+            reservation_pb2.GetReservationRequest(reservation_id=reservation_id), timeout=5
+        )
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in str(caught.value.details())
+    url = f"http://127.0.0.1:{ports.http}/v1/reservations/{reservation_id}"
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        assert response.status == 500
+        assert "secret" not in await response.text()
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"reservation": {"colour": 1}}', b'{"reservation": 3}', b"1"])
+async def test_a_body_that_is_no_request_is_refused(ports: BoundPorts, body: bytes) -> None:
+    url = f"http://127.0.0.1:{ports.http}/v1/reservations/{hold().reservation_id}"
+    async with aiohttp.ClientSession() as session, session.put(url, data=body) as response:
+        assert response.status == 400
+        assert (await response.json())["error"]["reason"] == "MALFORMED"
+
+
+async def test_the_path_and_the_body_name_the_same_reservation(ports: BoundPorts) -> None:
+    intent = hold()
+    body = json_format.MessageToDict(reservation_pb2.ApplyReservationRequest(reservation=wire.to_message(intent)))
+    base = f"http://127.0.0.1:{ports.http}/v1/reservations/"
+    async with aiohttp.ClientSession() as session:
+        for reservation_id, status in [(hold().reservation_id, 400), (intent.reservation_id, 200)]:
+            async with session.put(base + reservation_id, json=body) as response:
+                assert response.status == status
+
+
+async def test_health_is_told_of_both_services(stubs: Stubs) -> None:
+    health: Any = health_pb2_grpc.HealthStub(stubs.channel)
+    for service in ("", "reservation.v1.ReservationService", "reservation.v1.SimulatorService"):
+        told = await health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+        assert told.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_second_server_cannot_share_the_port(ports: BoundPorts) -> None:
+    for addresses in [(f"127.0.0.1:{ports.grpc}", None), (None, f"127.0.0.1:{ports.http}")]:
+        with pytest.raises(OSError, match=r".+"):
+            await SimulatorServer(make_simulator(SimulatorConfig())).start(*addresses)
+
+
+@pytest.mark.parametrize("address", ["", "50052", "host:", ":50052", "host:port", "host:70000"])
+async def test_a_wrong_address_says_what_would_be_right(address: str) -> None:
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        await SimulatorServer(make_simulator(SimulatorConfig())).start(address, None)
+
+
+async def test_served_with_a_journal_it_remembers_after_a_restart(tmp_path: Path) -> None:
+    config = SimulatorConfig("127.0.0.1:0", "127.0.0.1:0", stock={SKU: 2}, journal=tmp_path / "journal")
+    first = hold(2)
+    for _ in range(2):
+        stopped, started = asyncio.Event(), asyncio.get_running_loop().create_future()
+        served = asyncio.ensure_future(serve_simulator(config, stopped, started=started.set_result))
+        ports: BoundPorts = await started
+        api = connect(f"http://127.0.0.1:{ports.http}")
+        answer = await api.apply(first, timeout=5)
+        assert isinstance(answer, Decision)
+        assert answer.state is Observed.HELD
+        stopped.set()
+        await served
+        with pytest.raises(NoAnswer):
+            await api.apply(first, timeout=5)
+        await api.close()
+    assert len((tmp_path / "journal").read_bytes().splitlines()) == 1

@@ -1,0 +1,199 @@
+"""What only the HTTP client can meet."""
+
+import asyncio
+import email.utils
+import gzip
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from reservation.v1 import reservation_pb2
+
+from cart_grpc.carts.reservation import Decision
+from cart_grpc.reservations import wire
+from cart_grpc.reservations.api import NoAnswer, Refusal
+from cart_grpc.reservations.http_api import HttpReservationApi
+from cart_grpc.reservations.transports import connect
+from tests.reservations.hostile import Hostile, Script, hostile_http
+from tests.reservations.intents import SECOND, START, Clock, Message, answered, hold
+
+
+@pytest.fixture
+async def hostile() -> AsyncIterator[Hostile]:
+    """Return a server that answers what it is told to."""
+    async with hostile_http() as server:
+        yield server
+
+
+@pytest.fixture
+async def api(hostile: Hostile) -> AsyncIterator[HttpReservationApi]:
+    """Return a client whose clock stands."""
+    client = HttpReservationApi(hostile.url, clock=Clock())
+    yield client
+    await client.close()
+
+
+async def no_answer(api: Any, timeout: float = 5) -> NoAnswer:
+    """Apply a hold and return the NoAnswer that must come of it."""
+    with pytest.raises(NoAnswer) as caught:
+        await api.apply(hold(), timeout=timeout)
+    return caught.value
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+async def test_a_redirect_is_not_followed(hostile: Hostile, api: HttpReservationApi, status: int) -> None:
+    hostile.script = Script(raw=b"", http_status=status, headers={"Location": hostile.url + "/v1/reservations/other"})
+    error = await no_answer(api)
+    assert (error.code, error.reached) == (f"HTTP_{status}", False)
+    assert len(hostile.received) == 1
+
+
+@pytest.mark.parametrize("status", [201, 202, 204, 206])
+async def test_only_200_is_success(hostile: Hostile, api: HttpReservationApi, status: int) -> None:
+    hostile.script = Script(reservation=answered(hold(), Message.STATE_HELD, 2), http_status=status)
+    assert (await no_answer(api)).code == "INVALID_ANSWER"
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 409, 422])
+@pytest.mark.parametrize(
+    ("content_type", "raw"),
+    [("text/html", b"<html>"), ("text/plain", b"{}"), ("application/json", b"{"), ("application/json", b"\xff\xfe")],
+)
+async def test_a_page_of_some_other_server_is_no_answer(
+    hostile: Hostile, api: HttpReservationApi, status: int, content_type: str, raw: bytes
+) -> None:
+    hostile.script = Script(raw=raw, http_status=status, content_type=content_type)
+    error = await no_answer(api)
+    assert (error.code, error.reached) == ("INVALID_ANSWER", True)
+
+
+async def test_a_wrong_prefix_rejects_nothing(hostile: Hostile, api: HttpReservationApi) -> None:
+    hostile.script = Script(raw=b'{"detail": "Not Found"}', http_status=404)
+    assert (await no_answer(api)).code == "INVALID_ANSWER"
+    hostile.script.http_status = 422
+    assert await api.apply(hold(), timeout=5) == Refusal("INVALID_ARGUMENT", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (email.utils.formatdate(START / SECOND + 90, usegmt=True), 90 * SECOND),
+        (email.utils.formatdate(START / SECOND - 90, usegmt=True), None),
+        ("-5", None),
+        ("soon", None),
+        ("1e9", None),
+        ("9" * 5000, 86_400 * SECOND),
+    ],
+)
+async def test_retry_after_may_be_a_date_or_nonsense(
+    hostile: Hostile, api: HttpReservationApi, text: str, expected: int | None
+) -> None:
+    hostile.script = Script(raw=b"", http_status=503, headers={"Retry-After": text})
+    error = await no_answer(api)
+    assert (error.code, error.retry_after) == ("HTTP_503", expected)
+
+
+@pytest.mark.parametrize(
+    "reservation",
+    [
+        {"revision": "1e400"},
+        {"revision": 10**30},
+        {"grantedQuantity": 2**31},
+        {"grantedQuantity": 1.5},
+        {"expireTime": "yesterday"},
+        {"expireTime": "99999-01-01T00:00:00Z"},
+        {"state": "STATE_SOLD"},
+        {"labels": []},
+    ],
+)
+async def test_absurd_values_are_no_answer(
+    hostile: Hostile, api: HttpReservationApi, reservation: dict[str, object]
+) -> None:
+    hostile.script = Script(raw=json.dumps({"reservation": reservation}).encode())
+    assert (await no_answer(api)).code == "INVALID_ANSWER"
+
+
+async def test_a_newer_api_may_say_more(hostile: Hostile, api: HttpReservationApi) -> None:
+    intent = hold()
+    hostile.script = Script(
+        raw=f'{{"reservation": {{"reservationId": "{intent.reservation_id}", "revision": "1", "state": '
+        '"STATE_RELEASED", "warehouse": "north"}, "trace": 1}'.encode(),
+        content_type="application/json; charset=utf-8",
+    )
+    await api.apply(intent, timeout=5)
+
+
+async def test_an_answer_is_neither_read_without_end_nor_unfolded(hostile: Hostile, api: HttpReservationApi) -> None:
+    intent = hold()
+    message = reservation_pb2.ApplyReservationResponse(reservation=answered(intent, Message.STATE_HELD, 2))
+    raw = json_format.MessageToJson(message).encode()
+    hostile.script = Script(raw=raw)
+    assert isinstance(await api.apply(intent, timeout=5), Decision)
+    padded, packed = raw + b" " * wire.MAX_ANSWER_BYTES, gzip.compress(raw)
+    for script in (Script(raw=padded), Script(raw=packed, headers={"Content-Encoding": "gzip"})):
+        hostile.script = script
+        with pytest.raises(NoAnswer, match="INVALID_ANSWER"):
+            await api.apply(intent, timeout=5)
+
+
+class RawServer:
+    """Gives the calls on a connection these answers, then closes it."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self.calls = 0
+        self._answers = answers
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        try:
+            for answer in self._answers:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+                await reader.readexactly(int(length.split(b":")[1]))
+                self.calls += 1
+                writer.write(answer)
+                await writer.drain()
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            writer.close()
+
+
+async def start(raw: RawServer) -> tuple[asyncio.Server, str]:
+    """Start `raw` on a free port."""
+    server = await asyncio.start_server(raw.talk, "127.0.0.1", 0)
+    return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+HEAD = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+
+
+async def test_a_message_is_sent_once_though_a_used_connection_breaks() -> None:
+    raw = RawServer(HEAD % (b"500 Oops", 0), b"")
+    server, url = await start(raw)
+    api = connect(url)
+    assert (await no_answer(api)).code == "HTTP_500"
+    assert (await no_answer(api)).code == "UNAVAILABLE"
+    assert raw.calls == 2
+    await api.close()
+    server.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEAD % (b"200 OK", 500) + b'{"reservation": {',
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+        b"\x00\x01\x02 what?\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+)
+async def test_an_answer_cut_off_or_garbled_is_none(answer: bytes) -> None:
+    server, url = await start(RawServer(answer))
+    api = connect(url)
+    assert (await no_answer(api)).code == "INVALID_ANSWER"
+    await api.close()
+    server.close()

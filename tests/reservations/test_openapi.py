@@ -1,0 +1,225 @@
+"""The OpenAPI document says what the protos say and what the simulator answers."""
+
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+from google.protobuf import json_format
+from google.protobuf.descriptor import FieldDescriptor
+from jsonschema import Draft202012Validator
+from reservation.v1 import reservation_pb2
+
+from cart_grpc.carts.reservation import Disposition, Intent
+from cart_grpc.reservations import wire
+from cart_grpc.reservations.simulator.faults import Faults
+from cart_grpc.reservations.simulator.server import BoundPorts, SimulatorServer
+from cart_grpc.reservations.simulator.simulator import Simulator
+from tests.reservations.intents import SECOND, Clock, after, hold
+
+PATH = Path(__file__).parents[2] / "protos/reservation/v1/reservation.openapi.yaml"
+DOCUMENT: dict[str, Any] = yaml.safe_load(PATH.read_text())
+SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
+MESSAGES = reservation_pb2.DESCRIPTOR.message_types_by_name
+TYPES = {
+    FieldDescriptor.CPPTYPE_INT32: "integer",
+    FieldDescriptor.CPPTYPE_INT64: "string",
+    FieldDescriptor.CPPTYPE_STRING: "string",
+    FieldDescriptor.CPPTYPE_ENUM: "string",
+}
+# GetReservation has its id in the path, and so no body.
+WITHOUT_BODY = {"GetReservationRequest"}
+
+
+def resolved(node: Mapping[str, Any]) -> Any:
+    """Return what `node` refers to, or itself."""
+    while "$ref" in node:
+        target: Any = DOCUMENT
+        for part in node["$ref"].removeprefix("#/").split("/"):
+            target = target[part]
+        node = target
+    return node
+
+
+def nodes(node: Any) -> Iterator[Mapping[str, Any]]:
+    """Walk over every mapping in the document."""
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from nodes(child)
+
+
+def validate(instance: Any, schema: Mapping[str, Any]) -> None:
+    """Raise ValidationError unless `instance` is what `schema` in the document wants."""
+    root = {"components": DOCUMENT["components"], **schema}
+    Draft202012Validator(root, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(instance)
+
+
+def schema_of(path: str, method: str, status: int) -> Mapping[str, Any]:
+    """Return the schema of an answer that the document lists by its status."""
+    response = resolved(DOCUMENT["paths"][path][method]["responses"][str(status)])
+    schema: Mapping[str, Any] = response["content"]["application/json"]["schema"]
+    return schema
+
+
+def json_type(field: FieldDescriptor) -> str:
+    """Return the JSON type of a field in proto3 JSON."""
+    message = field.message_type
+    if field.is_repeated:
+        return "object" if message is not None and message.GetOptions().map_entry else "array"
+    if message is not None:
+        return "string" if message.file.package == "google.protobuf" else "object"
+    return TYPES[field.cpp_type]
+
+
+def test_the_document_is_a_valid_openapi_of_its_own_references() -> None:
+    assert DOCUMENT["openapi"].startswith("3.1.")
+    for node in nodes(DOCUMENT):
+        resolved(node)
+    for schema in SCHEMAS.values():
+        Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.parametrize("name", sorted(set(MESSAGES) - WITHOUT_BODY))
+def test_a_schema_has_the_fields_of_its_message(name: str) -> None:
+    properties = SCHEMAS[name]["properties"]
+    fields = {field.json_name: field for field in MESSAGES[name].fields}
+    assert set(properties) == set(fields)
+    for json_name, field in fields.items():
+        assert resolved(properties[json_name]).get("type", "object") == json_type(field), json_name
+
+
+def test_every_message_and_operation_is_in_the_document() -> None:
+    assert set(MESSAGES) - WITHOUT_BODY <= set(SCHEMAS)
+    operations = {node["operationId"] for node in nodes(DOCUMENT["paths"]) if "operationId" in node}
+    assert operations == {
+        method.name for method in reservation_pb2.DESCRIPTOR.services_by_name["ReservationService"].methods
+    }
+
+
+@pytest.mark.parametrize("name", ["Disposition", "State"])
+def test_an_enum_has_the_names_of_its_proto(name: str) -> None:
+    enum = MESSAGES["Reservation"].enum_types_by_name[name]
+    assert SCHEMAS[name]["enum"] == [value.name for value in enum.values]
+
+
+def test_what_the_protos_call_output_only_is_read_only() -> None:
+    proto = PATH.with_name("reservation.proto").read_text()
+    names = set(re.findall(r"// OUTPUT_ONLY\.[^\n]*\n\s+\S+ (\w+) =", proto))
+    fields = MESSAGES["Reservation"].fields_by_name
+    properties = SCHEMAS["Reservation"]["properties"]
+    read_only = {name for name, schema in properties.items() if schema.get("readOnly")}
+    assert read_only == {fields[name].json_name for name in names} != set()
+
+
+def test_the_examples_are_valid() -> None:
+    count = 0
+    for node in nodes(DOCUMENT):
+        for example in node.get("examples", {}).values() if "schema" in node else ():
+            validate(example["value"], node["schema"])
+            count += 1
+    assert count > 8
+
+
+def body_of(intent: Intent) -> dict[str, Any]:
+    """Return the body that a client sends."""
+    return json_format.MessageToDict(reservation_pb2.ApplyReservationRequest(reservation=wire.to_message(intent)))
+
+
+class Prover:
+    """Calls the simulator and holds each request and answer against the document."""
+
+    def __init__(self, session: aiohttp.ClientSession, base: str) -> None:
+        self._session = session
+        self._base = base
+
+    async def put(self, intent: Intent, expected: int, *, valid: bool = True) -> dict[str, Any]:
+        """Apply `intent`; return the answer."""
+        if valid:
+            validate(body_of(intent), {"$ref": "#/components/schemas/ApplyReservationRequest"})
+        path = f"/v1/reservations/{intent.reservation_id}"
+        return await self._call("put", path, "/v1/reservations/{reservationId}", expected, json=body_of(intent))
+
+    async def get(self, reservation_id: str, expected: int) -> dict[str, Any]:
+        """Get a reservation; return the answer."""
+        path = "/v1/reservations/{reservationId}"
+        return await self._call("get", f"/v1/reservations/{reservation_id}", path, expected)
+
+    async def lookup(self, body: Any, expected: int) -> dict[str, Any]:
+        """Look reservations up; return the answer."""
+        return await self._call("post", "/v1/reservations:lookup", "/v1/reservations:lookup", expected, json=body)
+
+    async def _call(self, method: str, path: str, template: str, expected: int, **options: Any) -> dict[str, Any]:
+        async with self._session.request(method, self._base + path, **options) as response:
+            body: dict[str, Any] = await response.json()
+            assert (response.status, response.content_type) == (expected, "application/json")
+            if expected == 429:
+                assert response.headers["Retry-After"] == "1"
+        validate(body, schema_of(template, method, expected))
+        return body
+
+
+@pytest.fixture
+async def prover(simulator: Simulator) -> AsyncIterator[Prover]:
+    """Return a prover of the running simulator."""
+    server = SimulatorServer(simulator)
+    ports: BoundPorts = await server.start(None, "127.0.0.1:0")
+    async with aiohttp.ClientSession() as session:
+        yield Prover(session, f"http://127.0.0.1:{ports.http}")
+    await server.stop(0)
+
+
+async def test_every_decision_of_the_simulator_is_as_the_document_says(prover: Prover, clock: Clock) -> None:
+    first = hold(2)
+    states = [await prover.put(first, 200), await prover.put(hold(11), 200)]
+    changed = after(first, Disposition.HOLD, quantity=11)
+    states.append(await prover.put(changed, 200))
+    overtaken = await prover.put(first, 409)
+    assert overtaken["reservation"]["state"] == "STATE_REJECTED"
+    committed = after(changed, Disposition.COMMIT, quantity=2)
+    states.append(await prover.put(committed, 200))
+    second = hold(1)
+    await prover.put(second, 200)
+    clock.now += 600 * SECOND
+    states.append(await prover.put(second, 200))
+    states.append(await prover.put(after(second, Disposition.RELEASE), 200))
+    assert [each["reservation"]["state"].removeprefix("STATE_") for each in states] == [
+        "HELD", "REJECTED", "REJECTED", "COMMITTED", "EXPIRED", "RELEASED",
+    ]  # fmt: skip
+    await prover.get(second.reservation_id, 200)
+    found = await prover.lookup({"reservationIds": [second.reservation_id, hold().reservation_id]}, 200)
+    assert (len(found["found"]), len(found["missing"])) == (1, 1)
+    assert await prover.lookup({}, 200) == {}
+
+
+async def test_every_error_of_the_simulator_is_as_the_document_says(prover: Prover, simulator: Simulator) -> None:
+    first = hold(2)
+    await prover.put(first, 200)
+    assert (await prover.put(replace(first, quantity=3), 400))["error"]["reason"] == "REVISION_BODY_MISMATCH"
+    await prover.put(hold(0), 400)
+    await prover.put(hold(revision=0), 400, valid=False)
+    await prover.get("x", 400)
+    await prover.get(hold().reservation_id, 404)
+    await prover.lookup([], 400)
+    await prover.lookup({"reservationIds": ["x"] * 1001}, 400)
+    simulator.faults = Faults(throttled=1)
+    await prover.put(hold(), 429)
+    simulator.faults = Faults(refused=1)
+    await prover.put(hold(), 400)
+    simulator.faults = Faults(down=True)
+    await prover.put(hold(), 503)
+    await prover.get(first.reservation_id, 503)
+    await prover.lookup({}, 503)
+
+
+@pytest.mark.parametrize("wrong", [{"state": "STATE_SOLD"}, {"expireTime": 7}, {"revision": 1}, {"reservationId": "1"}])
+def test_the_document_tells_a_wrong_answer_from_a_right_one(wrong: dict[str, Any]) -> None:
+    held = DOCUMENT["paths"]["/v1/reservations/{reservationId}"]["put"]["responses"]["200"]["content"]
+    right = held["application/json"]["examples"]["held"]["value"]["reservation"]
+    validate(right, {"$ref": "#/components/schemas/DecidedReservation"})
+    with pytest.raises(Exception, match=r"Failed validating"):
+        validate(right | wrong, {"$ref": "#/components/schemas/DecidedReservation"})

@@ -1,0 +1,44 @@
+"""What travels, and what is believed of it, where no transport can say it."""
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from cart_grpc.carts.reservation import Decision
+from cart_grpc.reservations import wire
+from cart_grpc.reservations.api import NoAnswer
+from tests.reservations.intents import START, Message, answered, hold
+
+
+@pytest.mark.parametrize(
+    "time",
+    [Timestamp(seconds=2**62), Timestamp(seconds=253_402_300_800), Timestamp(nanos=-1), Timestamp(nanos=10**9)],
+)
+def test_a_time_that_does_not_exist_is_no_answer(time: Timestamp) -> None:
+    intent = hold()
+    message = answered(intent, Message.STATE_HELD, 2)
+    message.expire_time.CopyFrom(time)
+    with pytest.raises(NoAnswer, match="expire_time out of range"):
+        wire.to_decision(message, intent)
+
+
+def test_a_hold_is_not_believed_to_last_a_fraction_longer() -> None:
+    intent = hold()
+    message = answered(intent, Message.STATE_HELD, 2)
+    message.expire_time.nanos += 999
+    decision = wire.to_decision(message, intent)
+    assert isinstance(decision, Decision)
+    assert decision.expire_time == START
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("OUT_OF_STOCK", "OUT_OF_STOCK"),
+        ("out of stock!", "OUT_OF_STOCK"),
+        ("\x00ß", "SS"),
+        ("", ""),
+        ("x" * 99, "X" * 63),
+    ],
+)
+def test_a_reason_is_made_fit_to_be_stored(text: str, reason: str) -> None:
+    assert wire.clean_reason(text) == reason
