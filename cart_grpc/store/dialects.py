@@ -37,8 +37,8 @@ Condition = TextClause | None
 class Dialect(Protocol):
     """How one database is spoken to."""
 
-    def identity(self, table: FromClause) -> ColumnElement[Any]:
-        """What tells a row of `table` from the others, as the database finds it fastest."""
+    def identity(self, table: FromClause) -> Sequence[ColumnElement[Any]]:
+        """The columns that tell a row of `table` from the others, as the database finds it fastest."""
         ...
 
     def matches(self, table: Table, columns: Sequence[str], among: Condition = None) -> ColumnElement[bool]:
@@ -68,8 +68,8 @@ class SqliteDialect:
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
 
-    def identity(self, table: FromClause) -> ColumnElement[Any]:
-        return column("rowid", _selectable=table)
+    def identity(self, table: FromClause) -> Sequence[ColumnElement[Any]]:
+        return [column("rowid", _selectable=table)]
 
     def matches(self, table: Table, columns: Sequence[str], among: Condition = None) -> ColumnElement[bool]:
         # `(a, b) IN (SELECT ...)` makes SQLite search an index by its first column only: so, a join, and the rowids.
@@ -79,8 +79,8 @@ class SqliteDialect:
             wanted.c[name] == func.json_extract(each.c.value, literal_column(f"'$[{index}]'"))
             for index, name in enumerate(columns)
         )
-        rowids = select(self.identity(wanted)).select_from(each).join(wanted, and_(*equal))
-        return self.identity(table).in_(rowids if among is None else rowids.where(among))
+        rowids = select(*self.identity(wanted)).select_from(each).join(wanted, and_(*equal))
+        return tuple_(*self.identity(table)).in_(rowids if among is None else rowids.where(among))
 
     def bind_keys(self, columns: Sequence[str], keys: Sequence[Key]) -> Mapping[str, Any]:
         return {"keys": json.dumps(keys)}
@@ -98,27 +98,32 @@ class SqliteDialect:
 class PostgresqlDialect:
     """PostgreSQL's clock is asked each time: its `now()` is the transaction's start, before its locks."""
 
-    def identity(self, table: FromClause) -> ColumnElement[Any]:
-        return tuple_(*table.primary_key)
+    def identity(self, table: FromClause) -> Sequence[ColumnElement[Any]]:
+        return list(table.primary_key)
 
     def matches(self, table: Table, columns: Sequence[str], among: Condition = None) -> ColumnElement[bool]:
         found = tuple_(*(table.c[name] for name in columns)).in_(select(_unnest(table, columns)))
         return found if among is None else and_(found, among)
 
     def bind_keys(self, columns: Sequence[str], keys: Sequence[Key]) -> Mapping[str, Any]:
-        return {column: [key[index] for key in keys] for index, column in enumerate(columns)}
+        return {_array(column): [key[index] for key in keys] for index, column in enumerate(columns)}
 
     def insert(self, table: Table) -> Insert:
         columns = [column.name for column in table.columns]
         return postgresql.insert(table).from_select(columns, select(_unnest(table, columns)))
 
     def bind_rows(self, table: Table, rows: Sequence[Values]) -> Mapping[str, Any] | Sequence[Values]:
-        return {column.name: [row[column.name] for row in rows] for column in table.columns}
+        return {_array(column.name): [row[column.name] for row in rows] for column in table.columns}
 
     def now(self) -> ColumnElement[int]:
         return cast(func.floor(extract("epoch", func.clock_timestamp()) * 1_000_000), BigInteger)
 
 
 def _unnest(table: Table, columns: Sequence[str]) -> Any:
-    arrays = (bindparam(name, type_=postgresql.ARRAY(table.c[name].type)) for name in columns)
+    arrays = (bindparam(_array(name), type_=postgresql.ARRAY(table.c[name].type)) for name in columns)
     return func.unnest(*arrays).table_valued(*columns, name="k").render_derived()
+
+
+def _array(column_name: str) -> str:
+    """A parameter may not have a column's own name where that column could be set."""
+    return f"{column_name}_array"

