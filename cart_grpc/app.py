@@ -18,7 +18,7 @@ from cart_grpc.reservations.reconciler import Reconciler, ReconcilerConfig
 from cart_grpc.rpc.server import CartServer
 from cart_grpc.settings import Settings
 from cart_grpc.store import migrate
-from cart_grpc.store.engine import Engine, connect, is_unavailable
+from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -78,9 +78,7 @@ async def migrate_database(engine: Engine) -> tuple[str | None, str]:
     try:
         return await engine.transact(migrate.upgrade)
     except Exception as error:
-        if is_unavailable(error):
-            raise StartupError(f"the database does not answer: {_reason(error)}") from error
-        raise
+        raise _unusable(error) from error
 
 
 async def check_database(engine: Engine) -> None:
@@ -95,20 +93,19 @@ async def check_database(engine: Engine) -> None:
     try:
         current, fsync = await engine.transact(look)
     except Exception as error:
-        if is_unavailable(error):
-            raise StartupError(f"the database does not answer: {_reason(error)}") from error
-        raise
+        raise _unusable(error) from error
     if fsync == "off":
         log.warning("PostgreSQL runs with fsync=off: what was acknowledged is lost when the power goes")
     if current is None or (migrate.is_known(current) and current != migrate.latest_revision()):
         raise StartupError(f"the database is at schema {current or '(none)'}; run `cart-grpc migrate` first")
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of what the driver said: it names the address, never the password."""
+def _unusable(error: BaseException) -> StartupError:
+    """Says what the driver said, its first line: that names the address, never the password."""
     origin = getattr(error, "orig", None) or error
     lines = str(origin).strip().splitlines()
-    return f"{type(origin).__name__}: {lines[0][:200] if lines else ''}"
+    log.debug("the database cannot be used", exc_info=error)
+    return StartupError(f"CART_DATABASE_URL: the database cannot be used: {lines[0][:300] if lines else type(origin)}")
 
 
 @asynccontextmanager
@@ -134,6 +131,7 @@ async def running_reconciler(settings: Settings, store: Store) -> AsyncIterator[
         call_timeout=settings.reservation_timeout,
         max_in_flight=settings.reservation_max_in_flight,
         poll_interval=settings.reservation_poll_interval,
+        lease=settings.reservation_lease,
         backoff_max=settings.reservation_backoff_max,
     )
     reconciler = Reconciler(store, api, config, time.monotonic)

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,21 +15,9 @@ from sqlalchemy import make_url
 
 from cart_grpc import app, settings
 from cart_grpc.app import StartupError
-from cart_grpc.durations import to_microseconds
-from cart_grpc.reservations.simulator.faults import Faults
+from cart_grpc.reservations.simulator import options
 from cart_grpc.reservations.simulator.server import BoundPorts, SimulatorConfig, serve_simulator
 from cart_grpc.settings import Settings, SettingsError
-
-PROBABILITIES = (
-    "slow",
-    "lost_before_effect",
-    "lost_after_effect",
-    "duplicated",
-    "refused",
-    "out_of_stock",
-    "garbage",
-    "throttled",
-)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,35 +53,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--no-reconciler", action="store_true", help="leave that to `cart-grpc reconcile` (PostgreSQL)")
     add("reconcile", _reconcile, "reconcile reservations only (PostgreSQL)")
     add("migrate", _migrate, "bring the database to the schema of this release")
-    _add_simulator_options(add("simulate", _simulate, "run a simulated Reservation API"), "127.0.0.1:50061", "1s")
+    simulate = add("simulate", _simulate, "run a simulated Reservation API")
+    options.add_options(simulate, listen_option="--listen", latency="1s")
     dev = add("dev", _dev, "serve, reconcile and simulate in one process, to try things")
-    _add_simulator_options(dev, "127.0.0.1:50061", "3s")
+    options.add_options(dev, listen_option="--simulator-listen", latency="3s")
     add("config", _config, "show the settings in force, passwords hidden")
     health = add("health", _health, "ask a server whether it is ready; exit 0 if so, 1 if not")
     health.add_argument("address", nargs="?", help="HOST:PORT; CART_LISTEN if left out")
     return parser
-
-
-def _add_simulator_options(command: argparse.ArgumentParser, listen: str, latency: str) -> None:
-    command.add_argument(
-        "--simulator-listen" if command.prog.endswith("dev") else "--listen",
-        dest="listen",
-        default=listen,
-        metavar="HOST:PORT",
-        help="gRPC (default: %(default)s)",
-    )
-    command.add_argument("--http-listen", default=None, metavar="HOST:PORT", help="HTTP (default: the next port)")
-    command.add_argument("--latency", default=latency, metavar="TIME", help="how long a call takes, as 30s or 200ms")
-    command.add_argument("--stock", action="append", default=[], metavar="SKU=N", help="how much there is of a sku")
-    command.add_argument("--default-stock", type=int, default=1_000_000, metavar="N", help="and of any other")
-    command.add_argument("--seed", type=int, default=None, metavar="N", help="repeat the faults of an earlier run")
-    command.add_argument("--journal", type=Path, default=None, metavar="FILE", help="remember across restarts")
-    command.add_argument("--down", action="store_true", help="fail every call")
-    command.add_argument("--slow-latency", default="30s", metavar="TIME", help="how long a slow call takes")
-    command.add_argument("--duplicate-delay", default="1s", metavar="TIME", help="how much later a duplicate arrives")
-    for name in PROBABILITIES:
-        option = f"--{name.replace('_', '-')}"
-        command.add_argument(option, type=float, default=0.0, metavar="P", help="probability of this fault, 0 to 1")
 
 
 def _serve(configured: Settings, parsed: argparse.Namespace) -> int:
@@ -135,7 +102,7 @@ def _dev(configured: Settings, parsed: argparse.Namespace) -> int:
         stopped = _stop_signal()
         simulating = asyncio.create_task(_simulating(config, stopped))
         serving = asyncio.create_task(_serving(developed, reconcile=True, stopped=stopped, welcome=True))
-        done, _ = await asyncio.wait((simulating, serving), return_when=asyncio.FIRST_EXCEPTION)
+        await asyncio.wait((simulating, serving), return_when=asyncio.FIRST_COMPLETED)
         stopped.set()
         await asyncio.gather(simulating, serving)
 
@@ -199,34 +166,9 @@ async def _simulating(config: SimulatorConfig, stopped: asyncio.Event) -> None:
 
 def _simulator_config(parsed: argparse.Namespace) -> SimulatorConfig:
     try:
-        settings.check_address(parsed.listen)
-        host, _, port = parsed.listen.rpartition(":")
-        http_port = int(port) + 1 if int(port) else 0
-        faults = Faults(
-            latency=to_microseconds(parsed.latency),
-            slow_latency=to_microseconds(parsed.slow_latency),
-            duplicate_delay=to_microseconds(parsed.duplicate_delay),
-            down=parsed.down,
-            **{name: getattr(parsed, name) for name in PROBABILITIES},
-        )
-        return SimulatorConfig(
-            listen=parsed.listen,
-            http_listen=parsed.http_listen or f"{host}:{http_port}",
-            faults=faults,
-            default_stock=parsed.default_stock,
-            stock=dict(map(_stock_of, parsed.stock)),
-            seed=parsed.seed,
-            journal=parsed.journal,
-        )
+        return options.to_config(parsed)
     except ValueError as error:
         raise StartupError(f"the simulator cannot start: {error}") from None
-
-
-def _stock_of(text: str) -> tuple[str, int]:
-    sku, _, quantity = text.rpartition("=")
-    if not sku or not quantity.isdigit():
-        raise ValueError(f"--stock {text!r} should be SKU=N")
-    return sku, int(quantity)
 
 
 def _stop_signal() -> asyncio.Event:
@@ -280,9 +222,5 @@ or, without grpcurl, with the buf that `make setup` has brought:
 Ctrl-C stops it."""
 
 
-def _exit() -> NoReturn:
-    sys.exit(main())
-
-
 if __name__ == "__main__":
-    _exit()
+    sys.exit(main())

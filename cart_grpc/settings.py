@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     )
     reservation_backoff_max: Seconds = Field(60.0, description="the longest pause between two tries of a reservation")
     reservation_poll_interval: Seconds = Field(0.5, description="how often to look for what is due")
+    reservation_lease: float = Field(
+        15.0, ge=1, le=3600, description="after how long without a sign of life a replica's claims are taken over"
+    )
 
     @field_validator("log_level", mode="before")
     @classmethod

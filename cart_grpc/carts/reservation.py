@@ -210,7 +210,7 @@ def unblock(reservation: Reservation, now: int) -> Reservation:
 
 
 def observe(reservation: Reservation, decision: Decision) -> Reservation:
-    """Join a decision in, whoever brings it: what was observed only rises, so late and double answers change nothing."""
+    """Join a decision in, whoever brings it: what was observed only rises, so a late or double one changes nothing."""
     if decision.revision <= reservation.observed_revision or decision.revision > reservation.revision:
         return reservation
     latest = decision.revision == reservation.revision

@@ -4,7 +4,8 @@ Every rule takes the contents it named, the arguments, the terms of service, the
 returns a Change or raises Refused. It may be run again, or in company: it touches nothing but what it was given.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from cart_grpc.carts.model import (
@@ -49,7 +50,7 @@ class Contents:
     key: CartKey
     cart: Cart | None
     lines: Mapping[str, Line]
-    releasing: Set[str]
+    releasing: AbstractSet[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Addition:
 class ItemUpdate:
     """New values of an item, for the fields named in `paths`: quantity, unit_price, labels."""
 
-    paths: Set[str]
+    paths: AbstractSet[str]
     quantity: int = 0
     unit_price: Money | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -93,7 +94,7 @@ class ItemUpdate:
 class CartUpdate:
     """New values of a cart, for the fields named in `paths`: labels, currency_code, ttl (microseconds)."""
 
-    paths: Set[str]
+    paths: AbstractSet[str]
     labels: Mapping[str, str] = field(default_factory=dict)
     currency_code: str = ""
     ttl: int | None = None

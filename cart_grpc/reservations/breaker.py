@@ -16,6 +16,7 @@ class Breaker:
         self._probe_interval = probe_interval
         self._failures = 0
         self._probe_at = 0.0
+        self._is_probing = False
 
     @property
     def is_open(self) -> bool:
@@ -25,24 +26,25 @@ class Breaker:
         """How many calls may be made now, of `wanted`: all, none, or one probe."""
         if not self.is_open:
             return wanted
-        return min(wanted, 1) if self._clock() >= self._probe_at else 0
+        return 0 if self._is_probing or self._clock() < self._probe_at else min(wanted, 1)
 
     def probing(self) -> None:
-        """A probe is on its way: no other before the interval is over."""
-        self._probe_at = self._clock() + self._probe_interval
+        """A probe is on its way: no other until it has ended."""
+        self._is_probing = True
 
     def succeeded(self) -> bool:
         """Count a call that was answered, whatever the answer. Returns whether this closed the breaker."""
-        was_open, self._failures = self.is_open, 0
+        was_open, self._failures, self._is_probing = self.is_open, 0, False
         return was_open
 
     def failed(self) -> bool:
         """Count a call that found nobody. Returns whether this opened the breaker."""
         was_open = self.is_open
         self._failures += 1
+        self._is_probing = False
         self._probe_at = self._clock() + self._probe_interval
         return self.is_open and not was_open
 
     def seconds_to_probe(self) -> float:
-        """How long until a call may be made; 0 while closed."""
+        """How long until a probe may be made; 0 while closed, and where one may be made now."""
         return max(0.0, self._probe_at - self._clock()) if self.is_open else 0.0

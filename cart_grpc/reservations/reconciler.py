@@ -54,7 +54,10 @@ class _Lane:
 
 
 class Reconciler:
-    """Drives one Reservation API for one store. Any number of them, in any number of processes, may share a database."""
+    """Drives one Reservation API for one store; any number of them, in any number of processes, may share a database.
+
+    `clock` is a monotonic clock in seconds, for the circuit breaker.
+    """
 
     def __init__(self, store: Store, api: ReservationApi, config: ReconcilerConfig, clock: Callable[[], float]) -> None:
         self._store = store
@@ -94,10 +97,10 @@ class Reconciler:
             room = self._breaker.permits(self._config.max_in_flight - len(lane.calls))
             if room <= 0 or not await self._store.reads.has_due(lane.name):
                 continue
-            if self._breaker.is_open:
-                self._breaker.probing()
             lease = int(self._config.lease * MICROSECONDS)
             for reservation in await self._store.claim(Claim(lane.name, min(room, 256), lease)):
+                if self._breaker.is_open:
+                    self._breaker.probing()
                 self._start(lane, reservation)
                 started += 1
         return started
@@ -114,13 +117,13 @@ class Reconciler:
         call.add_done_callback(finished)
 
     async def _wait(self) -> None:
-        seconds = self._breaker.seconds_to_probe() or self._config.poll_interval
+        """Until something is due, or it is time to look; while the breaker is open, until a probe may be made."""
+        if self._breaker.is_open:
+            await asyncio.sleep(self._breaker.seconds_to_probe() or self._config.poll_interval)
+            return
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(self._config.poll_interval):
                 await self._store.hints.due.wait()
-                if self._breaker.is_open:
-                    # What is due must wait for the probe all the same.
-                    await asyncio.sleep(seconds)
         except TimeoutError:
             return
 
@@ -223,6 +226,8 @@ class Reconciler:
             await self._store.lease(HandBack([calls[task] for task in pending]))
 
 
-def _is_quick(error: NoAnswer) -> bool:
+def _is_quick(error: BaseException) -> bool:
     """Whether a second try at once makes sense: not after a time-out, nor where the API asked for patience."""
-    return error.retry_after is None and not error.reached and error.code not in ("DEADLINE_EXCEEDED", "TIMEOUT")
+    if not isinstance(error, NoAnswer):
+        return False
+    return error.retry_after is None and not error.reached and error.code != "DEADLINE_EXCEEDED"

@@ -74,7 +74,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
     ) -> cart_service_pb2.RemoveItemResponse:
         call = requests.named_item(request)
 
-        def rule(contents: Contents, now: int, new_id: NewId) -> Change:
+        def rule(contents: Contents, now: int, _: NewId) -> Change:
             return rules.remove_item(contents, call.item_id, call.options.etag, now)
 
         reply = await self._mutate(call.cart, rule, _encode_removal, call.options, [call.item_id])
@@ -88,7 +88,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
     ) -> cart_service_pb2.ClearCartResponse:
         call = requests.named_cart(request)
 
-        def rule(contents: Contents, now: int, new_id: NewId) -> Change:
+        def rule(contents: Contents, now: int, _: NewId) -> Change:
             return rules.clear_cart(contents, call.options.etag, now)
 
         reply = await self._mutate(call.cart, rule, _encode_cart(cart_service_pb2.ClearCartResponse), call.options)
@@ -102,7 +102,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
     ) -> cart_service_pb2.DeleteCartResponse:
         call = requests.named_cart(request)
 
-        def rule(contents: Contents, now: int, new_id: NewId) -> Change:
+        def rule(contents: Contents, now: int, _: NewId) -> Change:
             return rules.delete_cart(contents, call.options.etag, now)
 
         reply = await self._mutate(call.cart, rule, _encode_cart(cart_service_pb2.DeleteCartResponse), call.options)
@@ -128,7 +128,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
     ) -> cart_service_pb2.UpdateCartResponse:
         call = requests.update_cart(request)
 
-        def rule(contents: Contents, now: int, new_id: NewId) -> Change:
+        def rule(contents: Contents, now: int, _: NewId) -> Change:
             return rules.update_cart(contents, call.update, call.options.etag, now)
 
         reply = await self._mutate(call.cart, rule, _encode_cart(cart_service_pb2.UpdateCartResponse), call.options)
@@ -242,7 +242,7 @@ def _encode_items(change: Change, now: int) -> bytes:
     )
 
 
-def _encode_removal(change: Change, now: int) -> bytes:
+def _encode_removal(change: Change, _: int) -> bytes:
     return _bytes(
         cart_service_pb2.RemoveItemResponse(
             etag=change.cart.etag, revision=change.cart.revision, reconciling=_is_reconciling(change)

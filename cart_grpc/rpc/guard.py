@@ -60,8 +60,6 @@ class Guard(grpc.aio.ServerInterceptor):
 
         async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
-                if request is _MALFORMED:
-                    raise InvalidArgument([FieldViolation("", "MALFORMED_REQUEST", "the bytes are not a request")])
                 return await self._run(behaviour, request, context)
             except Refused as refusal:
                 await status.abort(context, status.to_status(refusal))
@@ -78,7 +76,9 @@ class Guard(grpc.aio.ServerInterceptor):
 
         return grpc.unary_unary_rpc_method_handler(guarded, request_deserializer=decode, response_serializer=_serialize)
 
-    async def _run(self, behaviour: Any, request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def _run(self, behaviour: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        if request is _MALFORMED:
+            raise InvalidArgument([FieldViolation("", "MALFORMED_REQUEST", "the bytes are not a request")])
         seconds = self._timeout + _max_wait(request)
         deadline = asyncio.timeout(seconds)
         try:

@@ -176,7 +176,8 @@ class PostgresqlEngine:
         await self._writer.dispose()
 
 
-_UNAVAILABLE_CLASSES = ("08", "53", "57", "58")
+# SQLSTATE classes: connection, authorisation, no such database, out of resources, operator intervention, system error.
+_UNAVAILABLE_CLASSES = ("08", "28", "3D", "53", "57", "58")
 _RETRIABLE = {"40001", "40P01", "55P03"}
 
 

@@ -78,7 +78,7 @@ class GroupCommit:
             await self._task
 
     def write(self, command: AnyCommand) -> "asyncio.Future[Any]":
-        """A caller's command: its answer, once durable. Raises Overloaded or ShuttingDown; see `answer` for the rest."""
+        """A caller's command: its answer, once durable. Raises Overloaded or ShuttingDown."""
         if len(self._callers) >= self._queue_size:
             raise Overloaded
         return self._put(self._callers, command)
@@ -105,7 +105,7 @@ class GroupCommit:
                 return
 
     def _take(self) -> list[_Waiting]:
-        """The next batch, the reconciler's first. Those whose caller has gone are dropped: nothing was done for them."""
+        """The next batch, the reconciler's first, without those whose caller has gone: nothing was done for them."""
         batch: list[_Waiting] = []
         for queue in (self._work, self._callers):
             while queue and len(batch) < MAX_BATCH:
@@ -121,7 +121,7 @@ class GroupCommit:
         except (DatabaseUnavailable, OutcomeUnknown) as refusal:
             log.warning("a batch of %d could not be written: %s", len(batch), refusal.reason)
             _answer(batch, [refusal] * len(batch))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, each command gets its own answer
             if len(batch) == 1:
                 _answer(batch, [error])
                 return

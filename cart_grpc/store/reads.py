@@ -22,8 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cart_grpc.carts.model import Cart, CartState, Line
 from cart_grpc.carts.names import CartKey, UserKey
-from cart_grpc.carts.reservation import Disposition
 from cart_grpc.carts.refusals import DatabaseUnavailable
+from cart_grpc.carts.reservation import Disposition
 from cart_grpc.store.engine import Engine, is_unavailable
 from cart_grpc.store.rows import to_cart, to_item, to_reservation
 from cart_grpc.store.schema import carts, due, due_release, items, reservations, unsettled
@@ -113,7 +113,7 @@ class _Part:
     __slots__ = ("_mapping", "_prefix")
 
     def __init__(self, row: Row[Any], prefix: str) -> None:
-        self._mapping = row._mapping
+        self._mapping = row._mapping  # noqa: SLF001 - the documented name of a row's mapping
         self._prefix = prefix
 
     def __getattr__(self, name: str) -> Any:

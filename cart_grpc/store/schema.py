@@ -189,6 +189,6 @@ def rising_guards(dialect: str) -> list[str]:
 
 
 @event.listens_for(metadata, "after_create")
-def _create_guards(target: MetaData, connection: Connection, **_: object) -> None:
+def _create_guards(_target: MetaData, connection: Connection, **_: object) -> None:
     for statement in rising_guards(connection.dialect.name):
         connection.exec_driver_sql(statement)

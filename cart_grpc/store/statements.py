@@ -112,7 +112,8 @@ class Statements:
     def set_lease(self, connection: Connection, claims: Sequence[Key], lease_until: int | None, due_at: int) -> None:
         """Extend or hand back claims (slice, reservation_id, lease_epoch) that are still ours.
 
-        Rows that somebody else has locked are passed over: waiting for them could deadlock, and a lease only saves work.
+        Rows that somebody else has locked are passed over: waiting for them could deadlock, and a lease only
+        saves work.
         """
         if claims:
             keys = self._dialect.bind_keys(CLAIM, claims)
