@@ -48,7 +48,7 @@ test: setup ## run the tests on SQLite and PostgreSQL
 
 .PHONY: coverage
 coverage: setup ## run the tests and hold branch coverage to its floor
-	$(PYTEST) $(PARALLEL) --cov --cov-report=term $(PYTEST_ARGS)
+	$(MAKE) test PYTEST_ARGS="--cov --cov-report=term $(PYTEST_ARGS)"
 
 .PHONY: night
 night: setup ## run the long tests
