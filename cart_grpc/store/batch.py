@@ -63,13 +63,15 @@ def run_batch(statements: Statements, connection: Connection, commands: Sequence
     statements.lock_users(connection, needs.users)
     now = statements.read_now(connection)
     working = _load(statements, connection, needs)
-    answers = {id(command): _answer(command, working, now, new_id) for command in folded}
+    folded_answers = iter([_answer(command, working, now, new_id) for command in folded])
     _write(statements, connection, working, now)
-    for work in commands:
-        if isinstance(work, WorkCommand):
-            answers[id(work)] = _work(statements, connection, work, now)
+    # Claims come last: they wait for nobody, and nobody who waits for their rows holds what they need.
+    answers = [
+        _work(statements, connection, command, now) if isinstance(command, WorkCommand) else next(folded_answers)
+        for command in commands
+    ]
     changed = working.changed_carts | {working.reservations[name].cart for name in working.changed_reservations}
-    return Outcome(now, [answers[id(command)] for command in commands], frozenset(changed), _has_due(working, now))
+    return Outcome(now, answers, frozenset(changed), _has_due(working, now))
 
 
 def _load(statements: Statements, connection: Connection, needs: Needs) -> Working:

@@ -69,12 +69,13 @@ class SqliteEngine:
         self.dialect: Dialect = SqliteDialect(clock)
         # A thread of its own, since fdatasync would stop the event loop. Both release the interpreter while they wait.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
-        self._writer = create_engine(url.set(drivername="sqlite+pysqlite"), poolclass=QueuePool, pool_size=1)
+        self._writer = create_engine(
+            url.set(drivername="sqlite+pysqlite"), poolclass=QueuePool, pool_size=1, max_overflow=0
+        )
         self.reader = create_async_engine(url.set(drivername="sqlite+aiosqlite"), pool_size=4, max_overflow=0)
         event.listen(self._writer, "connect", _prepare_writer)
         event.listen(self._writer, "begin", _begin_immediate)
         event.listen(self.reader.sync_engine, "connect", _prepare_reader)
-        event.listen(self.reader.sync_engine, "begin", _begin)
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work)
@@ -130,10 +131,6 @@ def _begin_immediate(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
-
-
 class PostgresqlEngine:
     """A PostgreSQL that several replicas share."""
 
@@ -154,7 +151,10 @@ class PostgresqlEngine:
         self._writer = create_async_engine(async_url, pool_size=1, max_overflow=0, connect_args=connect_args)
         read_only = {**settings, "default_transaction_read_only": "on"}
         reader_args = {"server_settings": read_only, "timeout": 5}
-        self.reader = create_async_engine(async_url, pool_size=8, max_overflow=0, connect_args=reader_args)
+        # Each read is one statement, which needs no transaction around it, nor its two round trips.
+        self.reader = create_async_engine(
+            async_url, isolation_level="AUTOCOMMIT", pool_size=8, max_overflow=0, connect_args=reader_args
+        )
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
         # A task of its own: a driver that is cancelled in mid-statement leaves a connection nobody can use.

@@ -77,7 +77,10 @@ class Statements:
     def read(
         self, connection: Connection, table: Table, columns: tuple[str, ...], keys: Iterable[Key]
     ) -> Sequence[Row[Any]]:
-        """The rows of `table` whose `columns` equal one of `keys`."""
+        """The rows of `table` whose `columns` equal one of `keys`.
+
+        Reservations are locked: a claim takes no user's lock, and what it writes must not be written over.
+        """
         wanted = list(keys)
         if not wanted:
             return []
@@ -85,6 +88,8 @@ class Statements:
         if statement is None:
             among = schema.unsettled if columns == SKU else None
             statement = select(table).where(self._dialect.matches(table, columns, among))
+            if table is schema.reservations:
+                statement = statement.with_for_update()
             self._selects[table.name, columns] = statement
         return connection.execute(statement, self._dialect.bind_keys(columns, wanted)).all()
 
