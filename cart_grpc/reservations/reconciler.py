@@ -145,7 +145,8 @@ class Reconciler:
             outcome = Silence("INTERNAL", "an error of our own; see the log")
         else:
             self._count(answered=True, error="")
-        await self._record(Record(claimed, outcome, retry_delay))
+        spent = not (isinstance(outcome, Silence) and self._breaker.is_open)
+        await self._record(Record(claimed, outcome, retry_delay, spent))
 
     async def _call(self, intent: Intent) -> Answer:
         """At most two quick tries and one deadline. While the breaker is open, a single try."""

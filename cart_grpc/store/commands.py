@@ -95,12 +95,14 @@ class Recorded:
 class Record:
     """The outcome of one call to the Reservation API, for the claim it was made under.
 
-    `retry_delay` is how long, in microseconds, to leave it alone where there was no answer.
+    `retry_delay` is how long, in microseconds, to leave it alone where there was no answer. `spent` is False where
+    the API is known to be down: the attempt says nothing about this reservation, and is not counted.
     """
 
     claimed: Reservation
     outcome: Answer | Silence
     retry_delay: int
+    spent: bool = True
 
     def add_needs(self, needs: Needs) -> None:
         claimed = self.claimed
@@ -115,6 +117,8 @@ class Record:
         before = working.reservations[self.claimed.reservation_id]
         epoch, sent = self.claimed.lease_epoch, self.claimed.revision
         after = record(before, epoch, sent, self.outcome, now, now + self.retry_delay)
+        if not self.spent and after.lease_epoch == epoch and after.attempt:
+            after = replace(after, attempt=after.attempt - 1)
         if _visible(working, before, now) != _visible(working, after, now):
             cart = working.carts[after.cart]
             working.put_cart(replace(cart, revision=cart.revision + 1))
