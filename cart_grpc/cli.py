@@ -100,13 +100,18 @@ def _dev(configured: Settings, parsed: argparse.Namespace) -> int:
 
     async def work() -> None:
         stopped = _stop_signal()
-        simulating = asyncio.create_task(_simulating(config, stopped))
-        serving = asyncio.create_task(_serving(developed, reconcile=True, stopped=stopped, welcome=True))
-        await asyncio.wait((simulating, serving), return_when=asyncio.FIRST_COMPLETED)
-        stopped.set()
-        await asyncio.gather(simulating, serving)
+        started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        simulating = asyncio.create_task(_simulating(config, stopped, started))
+        await asyncio.wait((simulating, started), return_when=asyncio.FIRST_COMPLETED)
+        if not simulating.done():
+            developed = configured.with_changes(reservation_url=f"grpc://{await started}")
+            try:
+                await _serving(developed, reconcile=True, stopped=stopped, welcome=True)
+            finally:
+                stopped.set()
+                await simulating
+        await simulating
 
-    developed = configured.with_changes(reservation_url=f"grpc://{config.listen}")
     return _run(work())
 
 
@@ -153,10 +158,16 @@ async def _reconciling(configured: Settings) -> None:
         await stopped.wait()
 
 
-async def _simulating(config: SimulatorConfig, stopped: asyncio.Event) -> None:
+async def _simulating(
+    config: SimulatorConfig, stopped: asyncio.Event, listening: "asyncio.Future[str] | None" = None
+) -> None:
+    """Simulate until `stopped`; `listening` is told the gRPC address."""
+
     def started(ports: BoundPorts) -> None:
         host = str(config.listen).rpartition(":")[0]
         print(f"the simulator listens on grpc://{host}:{ports.grpc} and http://{host}:{ports.http}", flush=True)
+        if listening is not None:
+            listening.set_result(f"{host}:{ports.grpc}")
 
     try:
         await serve_simulator(config, stopped, started=started)

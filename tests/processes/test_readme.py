@@ -1,0 +1,61 @@
+"""The README's five minutes, as written: its calls are taken from the text and made by reflection."""
+
+import asyncio
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.processes.harness import LISTENS, SIMULATES, Programs
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CALL = re.compile(r"^\$ cart -d '(?P<body>[^']+)' \$(?P<service>url|sim)/(?P<method>\w+)$", re.MULTILINE)
+BUF = shutil.which("buf", path=str(Path(sys.executable).parent))
+STATES = {"filters": "STATE_RESERVED", "espresso-beans": "STATE_RESERVED", "kettle": "STATE_RESERVED"}
+
+
+async def call(url: str, body: str) -> dict[str, Any]:
+    """What `buf curl` answers, with no proto files at hand."""
+    assert BUF is not None
+    arguments = ("curl", "--protocol", "grpc", "--http2-prior-knowledge", "-d", body, url)
+    process = await asyncio.create_subprocess_exec(
+        BUF, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/"
+    )
+    output, errors = await process.communicate()
+    assert process.returncode == 0, f"{url} {body}: {errors.decode()}"
+    answer: dict[str, Any] = json.loads(output)
+    return answer
+
+
+def test_the_grpcurl_line_of_the_readme_is_the_call_that_is_tested() -> None:
+    grpcurl = re.search(
+        r"grpcurl -plaintext -d '([^']+)' \\\s+127\.0\.0\.1:50051 cart\.v1\.CartService/AddItem", README
+    )
+    assert grpcurl
+    assert grpcurl.group(1) in [match["body"] for match in CALL.finditer(README)]
+
+
+async def test_the_readmes_calls_lead_to_reserved_items(programs: Programs) -> None:
+    options = ("--simulator-listen", "127.0.0.1:0", "--latency", "300ms")
+    program = programs.start("dev", *options, listen="127.0.0.1:0", database_url="sqlite:///cart.db")
+    addresses = {
+        "url": f"http://{(await program.says(LISTENS))[1]}/cart.v1.CartService",
+        "sim": f"http://{(await program.says(SIMULATES))[1]}/reservation.v1.SimulatorService",
+    }
+    calls = list(CALL.finditer(README))
+    assert [match["method"] for match in calls].count("AddItem") >= 3
+    for match in calls:
+        answer = await call(f"{addresses[match['service']]}/{match['method']}", match["body"])
+        if match["method"] == "AddItem":
+            waits = "max_wait" in match["body"]
+            assert answer["item"]["reservation"]["state"] == ("STATE_RESERVED" if waits else "STATE_PENDING")
+    cart: dict[str, Any] = {}
+    for _ in range(200):
+        cart = (await call(f"{addresses['url']}/GetCart", '{"name":"users/alice/carts/default"}'))["cart"]
+        if not cart.get("reconciling"):
+            break
+        await asyncio.sleep(0.05)
+    assert {item["sku"]: item["reservation"]["state"] for item in cart["items"]} == STATES
