@@ -1,4 +1,4 @@
-"""A whole service over real sockets: gRPC server, reconciler, database, and a simulator whose latency a test decides."""
+"""A whole service over real sockets: server, reconciler, database, and a simulator whose latency a test decides."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -22,7 +22,7 @@ CART = "users/alice/carts/default"
 class Replica:
     """One server and its client."""
 
-    stub: cart_service_pb2_grpc.CartServiceStub
+    stub: "cart_service_pb2_grpc.CartServiceAsyncStub"
     channel: grpc.aio.Channel
     port: int
 
