@@ -10,15 +10,17 @@ from pathlib import Path
 import uuid_utils
 from filelock import FileLock, Timeout
 from sqlalchemy import Connection, make_url
+from sqlalchemy.exc import SQLAlchemyError
 
+from cart_grpc.carts.changes import Terms
 from cart_grpc.carts.refusals import DatabaseUnavailable
-from cart_grpc.carts.rules import Terms
 from cart_grpc.reservations import transports
 from cart_grpc.reservations.reconciler import Reconciler, ReconcilerConfig
 from cart_grpc.rpc.server import CartServer
 from cart_grpc.settings import Settings
 from cart_grpc.store import migrate
 from cart_grpc.store.engine import Engine, connect
+from cart_grpc.store.housekeeping import Housekeeping, Retention
 from cart_grpc.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,10 @@ def clock() -> int:
 async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     """The database, connected; a SQLite file is ours alone meanwhile. Raises StartupError."""
     with _lock_file(settings) if settings.is_embedded else _nothing():
-        engine = connect(settings.database_url, clock)
+        try:
+            engine = connect(settings.database_url, clock)
+        except (TypeError, ValueError, SQLAlchemyError) as error:
+            raise _unusable(error) from error
         try:
             yield engine
         finally:
@@ -105,7 +110,8 @@ def _unusable(error: BaseException) -> StartupError:
     origin = getattr(error, "orig", None) or error
     lines = str(origin).strip().splitlines()
     log.debug("the database cannot be used", exc_info=error)
-    return StartupError(f"CART_DATABASE_URL: the database cannot be used: {lines[0][:300] if lines else type(origin)}")
+    reason = lines[0][:300] if lines else "it does not answer"
+    return StartupError(f"CART_DATABASE_URL: the database cannot be used: {reason}")
 
 
 @asynccontextmanager
@@ -139,10 +145,28 @@ async def running_reconciler(settings: Settings, store: Store) -> AsyncIterator[
     try:
         yield reconciler
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await reconciler.stop(min(1.0, settings.shutdown_grace))
-        await api.close()
+        try:
+            await reconciler.stop(min(1.0, settings.shutdown_grace))
+            await running
+        finally:
+            await api.close()
+
+
+@asynccontextmanager
+async def running_housekeeping(settings: Settings, store: Store) -> AsyncIterator[None]:
+    """Housekeeping at work; it leaves nothing half done."""
+    retention = Retention(
+        replies=int(settings.reply_retention * 1_000_000),
+        reservations=int(settings.reservation_retention * 1_000_000),
+    )
+    keeping = asyncio.create_task(
+        Housekeeping(store, retention, settings.housekeeping_interval).run(), name="housekeeping"
+    )
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -167,9 +191,12 @@ async def _watch_readiness(server: CartServer, store: Store) -> None:
     while True:
         try:
             async with asyncio.timeout(2):
-                await store.reads.ping()
+                await store.ping()
             await server.set_ready(ready=True)
         except (DatabaseUnavailable, TimeoutError):
+            await server.set_ready(ready=False)
+        except Exception:
+            log.exception("whether the database answers could not be found out")
             await server.set_ready(ready=False)
         await asyncio.sleep(0.5)
 
@@ -181,6 +208,7 @@ async def running(settings: Settings, *, serve: bool, reconcile: bool) -> AsyncI
         store = await stack.enter_async_context(running_store(settings))
         if reconcile:
             await stack.enter_async_context(running_reconciler(settings, store))
+            await stack.enter_async_context(running_housekeeping(settings, store))
         yield await stack.enter_async_context(running_server(settings, store)) if serve else None
 
 
@@ -190,4 +218,5 @@ def _terms(settings: Settings) -> Terms:
         max_quantity_per_item=settings.max_quantity_per_item,
         max_items_per_cart=settings.max_items_per_cart,
         hold_ttl=int(settings.hold_ttl * 1_000_000),
+        cart_ttl=int(settings.cart_ttl * 1_000_000),
     )

@@ -123,6 +123,10 @@ def _config(configured: Settings, _: argparse.Namespace) -> int:
 
 
 def _health(configured: Settings, parsed: argparse.Namespace) -> int:
+    try:
+        settings.check_address(parsed.address or configured.listen)
+    except ValueError as error:
+        raise StartupError(f"{parsed.address!r} {error}") from None
     host, _, port = (parsed.address or configured.listen).rpartition(":")
     # What is listened on everywhere is asked here.
     address = f"{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104

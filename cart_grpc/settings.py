@@ -6,6 +6,7 @@ lower case and without the prefix), the defaults.
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from cart_grpc.reservations.transports import check_url
 
 PREFIX = "CART_"
 CONFIG_FILE = "CART_CONFIG_FILE"
+# What Kubernetes puts into each container's environment for a Service whose name begins with "cart".
+_SERVICE_LINK = re.compile(r"CART_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 _DATABASE_HINT = "should be sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 
 
@@ -72,10 +75,28 @@ class Settings(BaseSettings):
     max_quantity_per_add: int = Field(100, ge=1, le=1_000_000, description="the most that one AddItem adds")
     max_quantity_per_item: int = Field(1_000, ge=1, le=1_000_000, description="the most that one item holds")
     max_items_per_cart: int = Field(200, ge=1, le=10_000, description="the most items in a cart")
-    hold_ttl: Seconds = Field(900.0, description="how long stock is asked to be held")
+    hold_ttl: float = Field(
+        900.0,
+        ge=10,
+        le=86_400,
+        description="how long stock is asked to be held; holds are renewed while the cart lives",
+    )
+    cart_ttl: float = Field(
+        604_800.0,
+        ge=60,
+        le=31_536_000,
+        description="how long a cart is kept when it is left alone and says nothing else",
+    )
+    reply_retention: float = Field(
+        691_200.0, ge=604_800, le=31_536_000, description="how long a request_id gets its reply again"
+    )
+    reservation_retention: float = Field(
+        691_200.0, ge=3600, le=31_536_000, description="how long a finished reservation can be looked up"
+    )
+    housekeeping_interval: Seconds = Field(30.0, description="how often to look for idle carts and for what to purge")
     reservation_timeout: Seconds = Field(120.0, description="the longest that one call of the Reservation API takes")
     reservation_max_in_flight: int = Field(
-        1_000, ge=1, le=100_000, description="calls of the Reservation API at a time, releases not counted"
+        1_000, ge=1, le=100_000, description="holds asked for at a time, and as many releases beside them"
     )
     reservation_backoff_max: Seconds = Field(60.0, description="the longest pause between two tries of a reservation")
     reservation_poll_interval: Seconds = Field(0.5, description="how often to look for what is due")
@@ -112,18 +133,26 @@ class Settings(BaseSettings):
     def shown(self) -> dict[str, str]:
         """Names and values as the environment would have them, passwords hidden."""
         values = self.model_dump()
-        values["database_url"] = make_url(self.database_url).render_as_string(hide_password=True)
+        values["database_url"] = _without_secrets(self.database_url)
         return {f"{PREFIX}{name.upper()}": str(value) for name, value in values.items()}
+
+
+def _without_secrets(url: str) -> str:
+    parsed = make_url(url)
+    hidden = {name: "***" for name in parsed.query if "pass" in name.lower()}
+    return parsed.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def load(environ: Mapping[str, str] = os.environ, directory: Path = Path()) -> Settings:
     """The settings in force. Raises SettingsError, one line for the first that is wrong."""
-    dotenv = {name: value or "" for name, value in dotenv_values(directory / ".env").items()}
+    dotenv = _read_dotenv(directory / ".env")
     merged: dict[str, str] = {}
     for source, values in ((".env", dotenv), ("the environment", environ)):
         for name, value in values.items():
             if name.upper().startswith(PREFIX) and name.upper() != CONFIG_FILE:
-                merged[_known(name.upper().removeprefix(PREFIX).lower(), source)] = value
+                setting = name.upper().removeprefix(PREFIX).lower()
+                if setting in Settings.model_fields or not _SERVICE_LINK.fullmatch(name):
+                    merged[_known(setting, name, source)] = value
     path = environ.get(CONFIG_FILE) or dotenv.get(CONFIG_FILE)
     from_file = _read_file(directory / path) if path else {}
     try:
@@ -132,12 +161,22 @@ def load(environ: Mapping[str, str] = os.environ, directory: Path = Path()) -> S
         raise SettingsError(_explain(error)) from None
 
 
-def _known(name: str, source: str) -> str:
-    if name in Settings.model_fields:
-        return name
-    close = difflib.get_close_matches(name, Settings.model_fields, n=1)
-    hint = f"did you mean {PREFIX}{close[0].upper()}?" if close else "`cart-grpc config` lists those there are"
-    raise SettingsError(f"{PREFIX}{name.upper()} in {source} is not a setting; {hint}")
+def _known(setting: str, written: str, source: str) -> str:
+    if setting in Settings.model_fields:
+        return setting
+    close = difflib.get_close_matches(written.lower().removeprefix(PREFIX.lower()), Settings.model_fields, n=1)
+    # A file has its names in lower case and without the prefix.
+    right = [name if written == setting else f"{PREFIX}{name.upper()}" for name in close]
+    hint = f"did you mean {right[0]}?" if right else "`cart-grpc config` lists those there are"
+    raise SettingsError(f"{written} in {source} is not a setting; {hint}")
+
+
+def _read_dotenv(path: Path) -> dict[str, str]:
+    try:
+        return {name: value or "" for name, value in dotenv_values(path).items()}
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError(f"{path} cannot be read: {reason}") from None
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -148,7 +187,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{CONFIG_FILE}={path} cannot be read: {reason}") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{CONFIG_FILE}={path} is not TOML: {error}") from None
-    return {_known(name, str(path)): value for name, value in content.items()}
+    return {_known(name, name, str(path)): value for name, value in content.items()}
 
 
 def _explain(error: ValidationError) -> str:

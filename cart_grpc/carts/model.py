@@ -123,8 +123,9 @@ HOLD_MARGIN = 2_000_000
 def progress(line: Line, now: int) -> Progress:
     """How far the reservation of `line` is at `now`: computed, never stored.
 
-    RESERVED if the unexpired grant covers the quantity, else PENDING while unanswered, else REJECTED or EXPIRED. What
-    is shown as reserved is the least of the last grant observed and every quantity intended since.
+    RESERVED if the unexpired grant covers the quantity, else PENDING while unanswered, else REJECTED or EXPIRED. A
+    renewal shows nowhere. What is shown as reserved is the least of the last grant observed and every quantity
+    intended since.
     """
     row, wanted = line.reservation, line.item.quantity
     if row.state is Observed.COMMITTED:
@@ -133,14 +134,20 @@ def progress(line: Line, now: int) -> Progress:
     expire_time = row.expire_time if held else None
     if held >= wanted and row.disposition is Disposition.HOLD:
         return Progress(ProgressState.RESERVED, held, expire_time, "", "")
-    if not row.settled:
+    if row.reconciling:
         state = ProgressState.COMMITTING if row.disposition is Disposition.COMMIT else ProgressState.PENDING
         return Progress(state, held, expire_time, "", _why_pending(row))
     if row.refused_reason or row.state in (Observed.REJECTED, Observed.RELEASED):
         reason = row.refused_reason or row.reason or row.state.name
         message = f"the Reservation API refused {wanted} of {row.sku}: {reason}; {held} held"
         return Progress(ProgressState.REJECTED, held, expire_time, reason, message)
-    return Progress(ProgressState.EXPIRED, 0, None, "HOLD_EXPIRED", f"the hold on {wanted} of {row.sku} ran out")
+    return Progress(
+        ProgressState.EXPIRED,
+        0,
+        None,
+        "HOLD_EXPIRED",
+        f"the hold on {wanted} of {row.sku} ran out and is asked for again",
+    )
 
 
 def _held_quantity(row: Reservation, now: int) -> int:

@@ -1,6 +1,6 @@
 """Why a call is refused: one tree of exceptions, and nothing in it is a bug.
 
-    Refused                          a call that had no effect, and why
+    Refused                          a call that did not do what it was asked, and why
     ├── InvalidArgument              the request itself is wrong: which fields, and what would be right
     │   └── RequestIdReused          the request_id was used for another body
     ├── NotFound                     no such cart or item
@@ -36,7 +36,10 @@ class FieldViolation:
 
 
 class Refused(Exception):
-    """A call that had no effect. `reason` is UPPER_SNAKE_CASE; `metadata` repeats what varies in the message."""
+    """A call that did not do what it was asked: without effect, unless its kind says that it may have had one.
+
+    `reason` is UPPER_SNAKE_CASE; `metadata` repeats what varies in the message.
+    """
 
     reason: ClassVar[str] = "REFUSED"
 

@@ -105,10 +105,11 @@ class Silence:
 class Reservation:
     """One row: intent, what was observed, and the work between them.
 
-    `least_quantity` is the least quantity intended since the last grant observed: what is shown as reserved never
-    exceeds it, since a smaller intent may have been decided already. `refused_reason` is set while an error that can
-    never succeed is being sealed, and after. `waiting` rows are not due until the older reservations of the same
-    cart and sku are released. `due_at` is None when there is nothing to do.
+    `intent_revision` is the revision at which the intent last changed in substance: a renewal raises `revision` alone,
+    and nobody need see it. `least_quantity` is the least quantity intended since the last grant observed: what is shown
+    as reserved never exceeds it, since a smaller intent may have been decided already. `refused_reason` is set while an
+    error that can never succeed is being sealed, and after. `waiting` rows are not due until the older reservations of
+    the same cart and sku are released. `due_at` is None when there is nothing to do.
     """
 
     reservation_id: str
@@ -120,6 +121,7 @@ class Reservation:
     ttl: int
     labels: Mapping[str, str]
     revision: int
+    intent_revision: int
     least_quantity: int
     create_time: int
     state: Observed = Observed.NOTHING
@@ -134,11 +136,22 @@ class Reservation:
     lease_epoch: int = 0
     lease_until: int | None = None
     last_error: str = ""
+    finish_time: int | None = None
 
     @property
     def settled(self) -> bool:
-        """Whether the Reservation API has answered for the latest intent."""
+        """Whether the Reservation API has answered for the latest revision."""
         return self.observed_revision >= self.revision
+
+    @property
+    def reconciling(self) -> bool:
+        """Whether the Reservation API has not answered yet for what a caller intends."""
+        return self.observed_revision < self.intent_revision
+
+    @property
+    def releasing(self) -> bool:
+        """Whether it may still hold stock that it is to give back."""
+        return self.disposition is Disposition.RELEASE and not self.settled
 
     @property
     def over(self) -> bool:
@@ -173,6 +186,7 @@ def hold(reservation: Reservation, quantity: int, now: int) -> Reservation:
         reservation,
         quantity=quantity,
         revision=reservation.revision + 1,
+        intent_revision=reservation.revision + 1,
         least_quantity=min(reservation.least_quantity, quantity),
         refused_reason="",
         due_at=reservation.due_at if leased or reservation.waiting else now,
@@ -195,6 +209,7 @@ def release(reservation: Reservation, now: int) -> Reservation:
         reservation,
         disposition=Disposition.RELEASE,
         revision=reservation.revision + 1,
+        intent_revision=reservation.revision + 1,
         least_quantity=0,
         waiting=False,
         due_at=now,
@@ -213,7 +228,7 @@ def observe(reservation: Reservation, decision: Decision) -> Reservation:
     """Join a decision in, whoever brings it: what was observed only rises, so a late or double one changes nothing."""
     if decision.revision <= reservation.observed_revision or decision.revision > reservation.revision:
         return reservation
-    latest = decision.revision == reservation.revision
+    latest = decision.revision >= reservation.intent_revision
     return replace(
         reservation,
         state=decision.state,
@@ -230,38 +245,66 @@ def seal(reservation: Reservation, reason: str, now: int) -> Reservation:
 
     The API does not remember an error, so a late copy of the message could still take effect; the next revision
     makes that harmless. Only once it is observed is the item shown as REJECTED. A seal that is refused itself ends in
-    RELEASE.
+    RELEASE; a renewal of what was sealed is no seal.
     """
-    keep = reservation.granted_quantity if reservation.state in (Observed.HELD, Observed.REJECTED) else 0
+    granted = reservation.granted_quantity if reservation.state in (Observed.HELD, Observed.REJECTED) else 0
+    keep = min(granted, reservation.quantity)
     lapsed = reservation.expire_time is not None and reservation.expire_time <= now
-    if keep == 0 or lapsed or reservation.refused_reason:
+    was_seal = reservation.refused_reason and reservation.intent_revision == reservation.revision
+    if keep == 0 or lapsed or was_seal:
         return replace(release(reservation, now), refused_reason=reservation.refused_reason or reason)
     sealed = hold(reservation, keep, now)
     return replace(sealed, refused_reason=reason, due_at=now, lease_until=None)
 
 
 def record(
-    reservation: Reservation, epoch: int, sent_revision: int, outcome: Answer | Silence, now: int, retry_at: int
+    reservation: Reservation,
+    epoch: int,
+    sent_revision: int,
+    outcome: Answer | Silence,
+    now: int,
+    retry_at: int,
+    spread: float = 0.5,
 ) -> Reservation:
     """The row after a call for `sent_revision`, made under the claim `epoch`, ended with `outcome`.
 
     What was decided is joined in whoever brings it; the bookkeeping is only touched where the claim is still ours.
-    `retry_at` is when to try again where there was no answer.
+    `retry_at` is when to try again where there was no answer; `spread`, 0 to 1, is drawn anew each time, so that
+    what was held together is not renewed together.
     """
     after = reservation
     match outcome:
         case Decision():
             after = observe(after, outcome)
         case Overtaken(current) if current.revision > after.revision:
-            after = replace(after, revision=current.revision + 1)
+            # Due whoever brings it: a row that was settled had nobody left to send it.
+            after = replace(after, revision=current.revision + 1, due_at=now)
         case Refusal(reason) if _can_seal(after, sent_revision):
             after = seal(after, reason, now)
+    if after is reservation and after.settled:
+        return reservation
     if after.settled:
-        return replace(after, due_at=None, lease_until=None, last_error="")
+        finish_time = now if after.state in FINAL else None
+        due_at = _renewal(after, now, retry_at, spread)
+        return replace(after, due_at=due_at, lease_until=None, last_error="", finish_time=finish_time)
     if after.lease_epoch != epoch:
         return after
     more_to_say = after.revision > sent_revision and not isinstance(outcome, Silence)
     return replace(after, due_at=now if more_to_say else retry_at, lease_until=None, last_error=str(outcome))
+
+
+def _renewal(reservation: Reservation, now: int, retry_at: int, spread: float) -> int | None:
+    """When to ask again for what is settled: half to three quarters into what is left of a hold.
+
+    A hold that ran out is asked for again at once; what was refused, released or sold, and holds nothing, never.
+    """
+    if reservation.disposition is not Disposition.HOLD or reservation.state in FINAL:
+        return None
+    if reservation.state is Observed.EXPIRED:
+        return retry_at
+    if reservation.expire_time is None or not reservation.granted_quantity:
+        return None
+    return max(now + int((reservation.expire_time - now) * (0.5 + 0.25 * spread)), retry_at)
 
 
 def _can_seal(reservation: Reservation, sent_revision: int) -> bool:
@@ -274,6 +317,8 @@ def find_alarm(reservation: Reservation, outcome: Answer | Silence) -> str | Non
     match outcome:
         case Decision(state=Observed.COMMITTED) if reservation.disposition is Disposition.RELEASE:
             return "a reservation that was to be released is COMMITTED"
+        case Refusal() if reservation.disposition is Disposition.RELEASE:
+            return f"the Reservation API refuses to release: {outcome}"
         case Decision(revision=revision) if revision > reservation.revision:
             return f"revision {revision} was answered, but only {reservation.revision} was ever issued"
         case Overtaken(current) if current.revision > reservation.revision:

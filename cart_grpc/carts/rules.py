@@ -4,10 +4,10 @@ Every rule takes the contents it named, the arguments, the terms of service, the
 returns a Change or raises Refused. It may be run again, or in company: it touches nothing but what it was given.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
+from cart_grpc.carts.changes import Addition, CartUpdate, Change, Contents, ItemUpdate, NewId, Terms
 from cart_grpc.carts.model import (
     ENDED,
     Cart,
@@ -18,7 +18,6 @@ from cart_grpc.carts.model import (
     ProgressState,
     progress,
 )
-from cart_grpc.carts.names import CartKey, item_id_of
 from cart_grpc.carts.refusals import (
     AlreadyExists,
     CartClosed,
@@ -30,74 +29,8 @@ from cart_grpc.carts.refusals import (
 )
 from cart_grpc.carts.reservation import Disposition, Reservation, hold, release
 
-NewId = Callable[[], str]
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """The limits of the service, and how long stock is held. `hold_ttl` in microseconds."""
-
-    max_quantity_per_add: int = 100
-    max_quantity_per_item: int = 1_000
-    max_items_per_cart: int = 200
-    hold_ttl: int = 900_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """What a call touches: the cart, the lines that it named (or all), and the skus whose old holds are still going."""
-
-    key: CartKey
-    cart: Cart | None
-    lines: Mapping[str, Line]
-    releasing: AbstractSet[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a call made of it: the cart, the lines it named as they are now, and those it took out.
-
-    What is the same object as in Contents was not changed, and is not written.
-    """
-
-    cart: Cart
-    lines: tuple[Line, ...] = ()
-    removed: tuple[Line, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Addition:
-    """One item to add. `quantity` is how many more; None in price or labels leaves what is there."""
-
-    sku: str
-    options: Mapping[str, str]
-    quantity: int
-    unit_price: Money | None
-    labels: Mapping[str, str] | None
-
-    @property
-    def item_id(self) -> str:
-        return item_id_of(self.sku, self.options)
-
-
-@dataclass(frozen=True, slots=True)
-class ItemUpdate:
-    """New values of an item, for the fields named in `paths`: quantity, unit_price, labels."""
-
-    paths: AbstractSet[str]
-    quantity: int = 0
-    unit_price: Money | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class CartUpdate:
-    """New values of a cart, for the fields named in `paths`: labels, currency_code, ttl (microseconds)."""
-
-    paths: AbstractSet[str]
-    labels: Mapping[str, str] = field(default_factory=dict)
-    currency_code: str = ""
-    ttl: int | None = None
+# What 64 bits hold: far away, unless the limits are raised.
+MAX_SUBTOTAL = 2**63 - 1
 
 
 def add_items(
@@ -107,7 +40,7 @@ def add_items(
     _check_etag(contents, etag)
     cart = contents.cart
     if cart is None or cart.state in ENDED:
-        cart = _start_cart(contents, now, new_id)
+        cart = _start_cart(contents, terms.cart_ttl, now, new_id)
         contents = replace(contents, lines={})
     _check_open(cart)
     merged = _merge(additions)
@@ -185,6 +118,7 @@ def _reserve(contents: Contents, item: Item, terms: Terms, now: int, new_id: New
         ttl=terms.hold_ttl,
         labels={"cart": item.cart.name},
         revision=1,
+        intent_revision=1,
         least_quantity=item.quantity,
         create_time=now,
         waiting=waiting,
@@ -197,7 +131,7 @@ def _pursue(contents: Contents, line: Line, terms: Terms, now: int, new_id: NewI
     """The line with its quantity intended: under its reservation, or under a new one where that one is over."""
     if not line.reservation.over:
         return Line(line.item, hold(line.reservation, line.item.quantity, now))
-    if not line.reservation.settled:
+    if line.reservation.releasing:
         contents = replace(contents, releasing={*contents.releasing, line.item.sku})
     return _reserve(contents, line.item, terms, now, new_id)
 
@@ -234,13 +168,23 @@ def remove_item(contents: Contents, item_id: str, etag: str, now: int) -> Change
 def clear_cart(contents: Contents, etag: str, now: int) -> Change:
     """Take every item out. An empty cart is left as it is."""
     cart = _get_open_cart(contents, etag)
-    return _take_out(cart, contents.lines.values(), now) if contents.lines else Change(cart)
+    if not contents.lines:
+        return Change(cart, releasing=contents.releasing)
+    return _take_out(cart, contents.lines.values(), now)
 
 
 def delete_cart(contents: Contents, etag: str, now: int) -> Change:
     """End the cart and take every item out."""
     cart = _get_open_cart(contents, etag)
     return _take_out(replace(cart, state=CartState.DELETED), contents.lines.values(), now)
+
+
+def expire_cart(contents: Contents, now: int) -> Change | None:
+    """End a cart that was left alone for longer than its ttl; None where it was not, or has ended already."""
+    cart = contents.cart
+    if cart is None or cart.state is not CartState.ACTIVE or cart.expire_time is None or cart.expire_time > now:
+        return None
+    return _take_out(replace(cart, state=CartState.EXPIRED), contents.lines.values(), now)
 
 
 def _take_out(cart: Cart, lines: Iterable[Line], now: int) -> Change:
@@ -256,9 +200,9 @@ def create_cart(contents: Contents, update: CartUpdate, etag: str, now: int, new
     _check_etag(contents, etag)
     if contents.cart is not None and contents.cart.state not in ENDED:
         raise AlreadyExists(contents.key.name)
-    cart = _start_cart(contents, now, new_id)
-    cart = replace(cart, labels=update.labels, currency_code=update.currency_code, ttl=update.ttl)
-    return Change(_touch(cart, now))
+    cart = _start_cart(contents, update.ttl, now, new_id)
+    cart = replace(cart, labels=update.labels, currency_code=update.currency_code)
+    return Change(_touch(cart, now), releasing=contents.releasing)
 
 
 def update_cart(contents: Contents, update: CartUpdate, etag: str, now: int) -> Change:
@@ -274,7 +218,7 @@ def update_cart(contents: Contents, update: CartUpdate, etag: str, now: int) -> 
             raise CurrencyMismatch(cart.key.name, cart.currency_code, update.currency_code)
         cart = replace(cart, currency_code=update.currency_code)
     lines = tuple(contents.lines.values())
-    return Change(before if cart == before else _touch(cart, now), lines)
+    return Change(before if cart == before else _touch(cart, now), lines, releasing=contents.releasing)
 
 
 def retry_reservation(contents: Contents, item_id: str, etag: str, terms: Terms, now: int, new_id: NewId) -> Change:
@@ -312,7 +256,7 @@ def _check_open(cart: Cart) -> None:
         raise CartClosed(cart.key.name, cart.state.name)
 
 
-def _start_cart(contents: Contents, now: int, new_id: NewId) -> Cart:
+def _start_cart(contents: Contents, ttl: int | None, now: int, new_id: NewId) -> Cart:
     """A new cart; the revision goes on from the ended one's, so that a watcher of the name never sees it fall."""
     revision = contents.cart.revision if contents.cart else 0
     return Cart(
@@ -321,7 +265,7 @@ def _start_cart(contents: Contents, now: int, new_id: NewId) -> Cart:
         state=CartState.ACTIVE,
         labels={},
         currency_code="",
-        ttl=None,
+        ttl=ttl,
         item_count=0,
         total_quantity=0,
         subtotal=0,
@@ -348,11 +292,14 @@ def _adopt_currency(cart: Cart, prices: Iterable[Money | None]) -> Cart:
 
 def _recount(cart: Cart, before: Line | None, after: Line | None) -> Cart:
     """The cart's totals once `before` has become `after`."""
+    subtotal = cart.subtotal + _price(after) - _price(before)
+    if subtotal > MAX_SUBTOTAL:
+        raise LimitExceeded(cart.key.name, "subtotal", MAX_SUBTOTAL, subtotal)
     return replace(
         cart,
         item_count=cart.item_count + (after is not None) - (before is not None),
         total_quantity=cart.total_quantity + _quantity(after) - _quantity(before),
-        subtotal=cart.subtotal + _price(after) - _price(before),
+        subtotal=subtotal,
     )
 
 

@@ -1,4 +1,4 @@
-"""A circuit breaker: while the Reservation API is down, one probe at a time asks whether it is back."""
+"""A circuit breaker: while the Reservation API is down, one probe every now and then asks whether it is back."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,6 @@ class Breaker:
         self._probe_interval = probe_interval
         self._failures = 0
         self._probe_at = 0.0
-        self._is_probing = False
 
     @property
     def is_open(self) -> bool:
@@ -26,23 +25,25 @@ class Breaker:
         """How many calls may be made now, of `wanted`: all, none, or one probe."""
         if not self.is_open:
             return wanted
-        return 0 if self._is_probing or self._clock() < self._probe_at else min(wanted, 1)
+        return min(wanted, 1) if self._clock() >= self._probe_at else 0
 
     def probing(self) -> None:
-        """A probe is on its way: no other until it has ended."""
-        self._is_probing = True
+        """A probe is on its way: no other before the interval is over, but then another, lest one that hangs or is lost
+        keep the breaker open.
+        """
+        self._probe_at = self._clock() + self._probe_interval
 
     def succeeded(self) -> bool:
         """Count a call that was answered, whatever the answer. Returns whether this closed the breaker."""
-        was_open, self._failures, self._is_probing = self.is_open, 0, False
+        was_open, self._failures = self.is_open, 0
         return was_open
 
     def failed(self) -> bool:
         """Count a call that found nobody. Returns whether this opened the breaker."""
         was_open = self.is_open
         self._failures += 1
-        self._is_probing = False
-        self._probe_at = self._clock() + self._probe_interval
+        if not was_open:
+            self._probe_at = self._clock() + self._probe_interval
         return self.is_open and not was_open
 
     def seconds_to_probe(self) -> float:

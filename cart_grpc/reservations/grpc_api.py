@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from reservation.v1 import reservation_pb2
 
-from cart_grpc.carts.reservation import Intent
+from cart_grpc.carts.reservation import Disposition, Intent
 from cart_grpc.reservations import wire
 from cart_grpc.reservations.api import Answer, NoAnswer, Overtaken
 
@@ -47,20 +47,19 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 
 
 class GrpcReservationApi:
-    """Implements ReservationApi over one channel to `target` (`host:port`), to be made inside the running loop.
+    """Implements ReservationApi over channels to `target` (`host:port`), to be made inside the running loop.
 
-    With `secure` the channel is TLS, trusting `root_certificates` (PEM), or gRPC's default roots where None.
+    Releases have a channel, and so a connection, of their own: a peer lets only so many calls share one, and holds that
+    hang would keep releases waiting in ours. With `secure` they are TLS, trusting `root_certificates` (PEM), or gRPC's
+    default roots where None.
     """
 
     def __init__(self, target: str, *, secure: bool = False, root_certificates: bytes | None = None) -> None:
         address = f"dns:///{target}"
-        if secure:
-            credentials = grpc.ssl_channel_credentials(root_certificates)
-            self._channel = grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
-        else:
-            self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        credentials = grpc.ssl_channel_credentials(root_certificates) if secure else None
+        self._channels = [_open(address, credentials) for _ in range(2)]
         # Bytes come back as they are: grpc.aio would swallow the error of an answer that does not parse.
-        self._apply: Any = self._channel.unary_unary(APPLY_METHOD)
+        self._apply, self._apply_release = (_method(channel) for channel in self._channels)
 
     async def apply(self, intent: Intent, *, timeout: float) -> Answer:
         """See ReservationApi.apply."""
@@ -68,8 +67,9 @@ class GrpcReservationApi:
         if timeout <= 0:
             # A quick answer would win the race with a deadline that is over already.
             raise NoAnswer("DEADLINE_EXCEEDED", "no time was left for the call")
+        apply = self._apply_release if intent.disposition is Disposition.RELEASE else self._apply
         try:
-            answer: bytes = await self._apply(request.SerializeToString(), timeout=timeout, wait_for_ready=False)
+            answer: bytes = await apply(request.SerializeToString(), timeout=timeout, wait_for_ready=False)
         except grpc.aio.AioRpcError as error:
             return _to_answer(error, intent)
         except asyncio.CancelledError:
@@ -84,7 +84,17 @@ class GrpcReservationApi:
 
     async def close(self) -> None:
         """See ReservationApi.close."""
-        await self._channel.close()
+        await asyncio.gather(*(channel.close() for channel in self._channels))
+
+
+def _open(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+
+
+def _method(channel: grpc.aio.Channel) -> Any:
+    return channel.unary_unary(APPLY_METHOD)
 
 
 def _parse(answer: bytes) -> reservation_pb2.Reservation:

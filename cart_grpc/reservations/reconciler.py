@@ -7,6 +7,7 @@ rest of a lease. Releases have a lane of their own: holds that hang cannot starv
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -65,13 +66,17 @@ class Reconciler:
         self._config = config
         self._breaker = Breaker(clock, threshold=config.breaker_threshold, probe_interval=config.probe_interval)
         self._lanes = (_Lane(RELEASE_LANE), _Lane(HOLD_LANE))
+        self._stopping = False
+        self._ended = asyncio.Event()
+        self._ended.set()
         self._backoff = wait_random_exponential(multiplier=config.backoff_initial, max=config.backoff_max)
 
     async def run(self) -> None:
-        """Reconcile until cancelled."""
+        """Reconcile until `stop`. It is not to be cancelled: a claim that commits meanwhile would have no owner."""
+        self._ended.clear()
         extending = asyncio.create_task(self._extend_leases(), name="extend-leases")
         try:
-            while True:
+            while not self._stopping:
                 self._store.hints.due.clear()
                 try:
                     started = await self.run_once()
@@ -82,10 +87,11 @@ class Reconciler:
                     # Without this loop nothing would ever be reserved again, and nobody would know.
                     log.exception("the reconciler met an error of its own, and goes on")
                     started = 0
-                if not started:
+                if not started and not self._stopping:
                     await self._wait()
         finally:
             extending.cancel()
+            self._ended.set()
 
     async def run_once(self) -> int:
         """Claim what is due and there is room for, and start its calls. Returns how many were started.
@@ -143,10 +149,12 @@ class Reconciler:
         except Exception:
             log.exception("the call for reservation %s failed in an unforeseen way", claimed.reservation_id)
             outcome = Silence("INTERNAL", "an error of our own; see the log")
+            self._count(answered=False, error="INTERNAL")
         else:
             self._count(answered=True, error="")
         spent = not (isinstance(outcome, Silence) and self._breaker.is_open)
-        await self._record(Record(claimed, outcome, retry_delay, spent))
+        spread = random.random()  # noqa: S311 - spreads load, hides nothing
+        await self._record(Record(claimed, outcome, retry_delay, spent, spread))
 
     async def _call(self, intent: Intent) -> Answer:
         """At most two quick tries and one deadline. While the breaker is open, a single try."""
@@ -210,12 +218,18 @@ class Reconciler:
                 await self._store.lease(Extend(claims, int(self._config.lease * MICROSECONDS)))
             except Unavailable as refusal:
                 log.warning("leases were not extended: %s", refusal.reason)
+            except Exception:
+                # Without this loop every long call would be made again each lease.
+                log.exception("leases were not extended")
 
     async def stop(self, grace: float) -> None:
-        """Give the calls under way `grace` seconds, then break them off and hand their claims back.
+        """End `run`, give the calls under way `grace` seconds, then break them off and hand their claims back.
 
         A call that is broken off may still take effect: whoever claims it next sends the same revision.
         """
+        self._stopping = True
+        self._store.hints.due.set()
+        await self._ended.wait()
         calls = {task: reservation for lane in self._lanes for task, reservation in lane.calls.items()}
         if not calls:
             return
@@ -223,8 +237,10 @@ class Reconciler:
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
-        if pending:
+        try:
             await self._store.lease(HandBack([calls[task] for task in pending]))
+        except Unavailable as refusal:
+            log.warning("claims were not handed back, and run out by themselves: %s", refusal.reason)
 
 
 def _is_quick(error: BaseException) -> bool:

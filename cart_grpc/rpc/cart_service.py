@@ -8,9 +8,9 @@ from cart.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
 from google.protobuf.message import Message
 
 from cart_grpc.carts import rules
+from cart_grpc.carts.changes import Change, Contents, NewId, Terms
 from cart_grpc.carts.names import CartKey
 from cart_grpc.carts.refusals import CartNotFound
-from cart_grpc.carts.rules import Change, Contents, NewId, Terms
 from cart_grpc.rpc import pages, requests
 from cart_grpc.rpc.messages import cart_message, item_message
 from cart_grpc.rpc.requests import Options
@@ -114,27 +114,29 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
     async def CreateCart(  # noqa: N802
         self, request: cart_service_pb2.CreateCartRequest, context: Context
     ) -> cart_service_pb2.CreateCartResponse:
-        call = requests.create_cart(request)
+        call = requests.create_cart(request, self._terms)
 
         def rule(contents: Contents, now: int, new_id: NewId) -> Change:
             return rules.create_cart(contents, call.update, call.options.etag, now, new_id)
 
         encode = _encode_cart(cart_service_pb2.CreateCartResponse)
-        reply = await self._mutate(call.cart, rule, encode, call.options, [])
+        reply = await self._mutate(call.cart, rule, encode, call.options)
         return cart_service_pb2.CreateCartResponse.FromString(reply)
 
     async def UpdateCart(  # noqa: N802
         self, request: cart_service_pb2.UpdateCartRequest, context: Context
     ) -> cart_service_pb2.UpdateCartResponse:
-        call = requests.update_cart(request)
+        call = requests.update_cart(request, self._terms)
 
         def rule(contents: Contents, now: int, _: NewId) -> Change:
             return rules.update_cart(contents, call.update, call.options.etag, now)
 
         reply = await self._mutate(call.cart, rule, _encode_cart(cart_service_pb2.UpdateCartResponse), call.options)
         response = cart_service_pb2.UpdateCartResponse.FromString(reply)
-        await self._await_items(call.cart, response.cart.items, call.options, context)
-        response.cart.reconciling = any(item.reconciling for item in response.cart.items)
+        if call.options.max_wait:
+            await self._await_items(call.cart, response.cart.items, call.options, context)
+            releasing = await self._store.reads.is_releasing(call.cart)
+            response.cart.reconciling = releasing or any(item.reconciling for item in response.cart.items)
         return response
 
     async def RetryReservation(  # noqa: N802
@@ -167,10 +169,10 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         page = pages.list_carts(request)
         found = await self._store.reads.list_carts(page)
         response = cart_service_pb2.ListCartsResponse(
-            carts=[cart_message(one.cart, (), one.now, reconciling=one.reconciling) for one in found]
+            carts=[cart_message(one.cart, (), one.now, reconciling=one.reconciling) for one in found[: page.size]]
         )
-        if len(found) == page.size:
-            response.next_page_token = pages.next_page_token(page, found[-1].cart)
+        if len(found) > page.size:
+            response.next_page_token = pages.next_page_token(page, found[page.size - 1].cart)
         return response
 
     async def _mutate(
@@ -202,7 +204,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
                 seen = item_message(found.cart, line, found.now)
                 by_uid[line.item.uid].reservation.CopyFrom(seen.reservation)
                 by_uid[line.item.uid].reconciling = seen.reconciling
-            if all(line.reservation.settled for line in lines):
+            if not any(item.reconciling for item in by_uid.values()):
                 return
 
     async def _await_release(self, cart: CartKey, item_id: str | None, options: Options, context: Context) -> bool:
@@ -266,7 +268,7 @@ def _encode_cart(
 
 
 def _is_reconciling(change: Change) -> bool:
-    return any(not line.reservation.settled for line in (*change.lines, *change.removed))
+    return bool(change.releasing) or any(line.reservation.reconciling for line in (*change.lines, *change.removed))
 
 
 def _bytes(message: Message) -> bytes:

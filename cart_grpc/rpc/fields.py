@@ -15,13 +15,14 @@ from cart_grpc.carts.refusals import FieldViolation, InvalidArgument
 
 MAX_SKU = 128
 MAX_OPTIONS = 20
-MAX_LABELS = 64
+MAX_LABELS = 16
 MAX_KEY = 63
 MAX_VALUE = 256
 MAX_MINOR_UNITS = 1_000_000_000_000
 MIN_TTL_SECONDS = 60
 MAX_TTL_SECONDS = 365 * 24 * 3600
 MAX_WAIT_SECONDS = 60
+MAX_FAULT_BYTES = 1_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _ETAG = re.compile(r'"[0-9a-f]{1,16}"')
@@ -32,10 +33,16 @@ class Fields:
 
     def __init__(self) -> None:
         self._violations: list[FieldViolation] = []
+        self._size = 0
 
     def fault(self, field: str, reason: str, description: str) -> None:
-        """Note that `field` is at fault: `reason` in UPPER_SNAKE_CASE, `description` says what would be right."""
-        self._violations.append(FieldViolation(field, reason, description))
+        """Note that `field` is at fault: `reason` in UPPER_SNAKE_CASE, `description` says what would be right.
+
+        Once they amount to MAX_FAULT_BYTES, no more are: they travel in trailers, of which a client takes only so much.
+        """
+        if self._size < MAX_FAULT_BYTES:
+            self._violations.append(FieldViolation(field, reason, description))
+            self._size += len(f"{field}{description}".encode())
 
     def check(self) -> None:
         """Raises InvalidArgument where there are faults."""
@@ -78,7 +85,7 @@ class Fields:
             return {}
         for key, value in entries.items():
             shown = key if 0 < len(key) <= MAX_KEY and not _CONTROL.search(key) else "?"
-            self.text(f"{field} key", key, MAX_KEY, least=1)
+            self.text(field, key, MAX_KEY, least=1)
             self.text(f"{field}[{shown}]", value, MAX_VALUE)
         return dict(entries)
 

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from cart_grpc.carts.refusals import CallTimeout, FieldViolation, InvalidArgument, Refused
 from cart_grpc.rpc import status
+from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
 
 log = logging.getLogger(__name__)
 # Strings: grpc's classes are generic in their stubs only.
@@ -22,17 +23,15 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 
 _MALFORMED = object()
-MAX_WAIT_SECONDS = 60
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Wraps every unary method under `prefix`, deserialisation and behaviour both, once per method.
+    """Wraps every method, deserialisation and behaviour both, once per method.
 
     A call ends after `timeout` seconds at the latest (its max_wait comes on top), or at the caller's own deadline.
     """
 
-    def __init__(self, prefix: str, timeout: float) -> None:
-        self._prefix = prefix
+    def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._wrapped: dict[str, Handler] = {}
 
@@ -41,12 +40,12 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> "Handler | None":
         method = str(handler_call_details.method)
         wrapped = self._wrapped.get(method)
-        if wrapped is not None:
-            return wrapped
-        handler = await continuation(handler_call_details)
-        if handler is None or not method.startswith(self._prefix):
-            return handler
-        self._wrapped[method] = wrapped = self._wrap(method, handler)
+        if wrapped is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            wrapped = self._wrap(method, handler) if handler.unary_unary else _wrap_stream(handler)
+            self._wrapped[method] = wrapped
         return wrapped
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
@@ -60,7 +59,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
         async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
-                return await self._run(behaviour, request, context)
+                return _serialize(await self._run(behaviour, request, context))
             except Refused as refusal:
                 await status.abort(context, status.to_status(refusal))
             except grpc.aio.AbortError:
@@ -74,7 +73,7 @@ class Guard(grpc.aio.ServerInterceptor):
             except Exception as error:  # noqa: BLE001 - a bug: the log has it, the caller gets an id
                 await _abort_internal(context, method, error)
 
-        return grpc.unary_unary_rpc_method_handler(guarded, request_deserializer=decode, response_serializer=_serialize)
+        return grpc.unary_unary_rpc_method_handler(guarded, request_deserializer=decode, response_serializer=None)
 
     async def _run(self, behaviour: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         if request is _MALFORMED:
@@ -90,10 +89,27 @@ class Guard(grpc.aio.ServerInterceptor):
             raise
 
 
+def _wrap_stream(handler: Handler) -> Handler:
+    """Health's Watch and reflection: bytes that are no request are taken for an empty one, which both answer."""
+    deserialize = handler.request_deserializer
+
+    def decode(data: bytes) -> Any:
+        try:
+            return deserialize(data) if deserialize else data
+        except Exception:  # noqa: BLE001 - as above
+            return deserialize(b"") if deserialize else b""
+
+    behaviour: Any = handler.stream_stream or handler.unary_stream
+    if handler.stream_stream:
+        return grpc.stream_stream_rpc_method_handler(behaviour, decode, handler.response_serializer)
+    return grpc.unary_stream_rpc_method_handler(behaviour, decode, handler.response_serializer)
+
+
 def _max_wait(request: Any) -> float:
     if "max_wait" not in request.DESCRIPTOR.fields_by_name:
         return 0.0
-    return float(min(max(request.max_wait.seconds, 0), MAX_WAIT_SECONDS))
+    seconds: float = request.max_wait.seconds + request.max_wait.nanos / 1e9
+    return min(max(seconds, 0.0), float(MAX_WAIT_SECONDS))
 
 
 def _serialize(response: Message) -> bytes:

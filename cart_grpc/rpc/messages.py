@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from cart.v1 import cart_pb2
 
-from cart_grpc.carts.model import Cart, Item, Line, Progress, progress
+from cart_grpc.carts.model import Cart, Item, Line, Progress, ProgressState, progress
 from cart_grpc.carts.reservation import Reservation
 
 
 def item_message(cart: Cart, line: Line, now: int) -> cart_pb2.Item:
-    """An item with its reservation as of `now`, in microseconds."""
-    item = line.item
+    """An item with its reservation as of `now`, in microseconds. What has expired is being asked for again."""
+    item, seen = line.item, progress(line, now)
     message = cart_pb2.Item(
         name=item.name,
         uid=item.uid,
@@ -18,8 +18,8 @@ def item_message(cart: Cart, line: Line, now: int) -> cart_pb2.Item:
         options=item.options,
         quantity=item.quantity,
         labels=item.labels,
-        reconciling=not line.reservation.settled,
-        reservation=_reservation_message(item, line.reservation, progress(line, now)),
+        reconciling=line.reservation.reconciling or seen.state is ProgressState.EXPIRED,
+        reservation=_reservation_message(item, line.reservation, seen),
     )
     if item.unit_price is not None:
         message.unit_price.CopyFrom(_money(cart.currency_code, item.unit_price))
@@ -46,19 +46,20 @@ def _reservation_message(item: Item, row: Reservation, seen: Progress) -> cart_p
 
 
 def cart_message(cart: Cart, lines: Sequence[Line], now: int, *, reconciling: bool) -> cart_pb2.Cart:
-    """A cart with its items as of `now`, in microseconds."""
+    """A cart with its items as of `now`, in microseconds; `reconciling` says so of what is not among the items."""
+    items = [item_message(cart, line, now) for line in lines]
     message = cart_pb2.Cart(
         name=cart.key.name,
         uid=cart.uid,
         state=cart_pb2.Cart.State.ValueType(cart.state),
-        items=[item_message(cart, line, now) for line in lines],
+        items=items,
         item_count=cart.item_count,
         total_quantity=cart.total_quantity,
         currency_code=cart.currency_code,
         labels=cart.labels,
         etag=cart.etag,
         revision=cart.revision,
-        reconciling=reconciling,
+        reconciling=reconciling or any(item.reconciling for item in items),
     )
     if cart.currency_code:
         message.subtotal.CopyFrom(_money(cart.currency_code, cart.subtotal))

@@ -9,13 +9,14 @@ import re
 from cart.v1 import cart_service_pb2
 
 from cart_grpc.carts.model import Cart, CartState
+from cart_grpc.carts.names import is_id
 from cart_grpc.rpc.fields import Fields
 from cart_grpc.store.reads import Page
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 500
-_TERM = re.compile(r"state\s*=\s*([A-Z_]{1,32})")
-_ORDER = re.compile(r"(name|create_time|update_time)(\s+(asc|desc))?")
+_TERM = re.compile(r"state ?= ?([A-Z_]{1,32})")
+_ORDER = re.compile(r"(name|create_time|update_time)( (asc|desc))?")
 _UNFILTERED = frozenset(CartState) - {CartState.DELETED}
 
 
@@ -26,7 +27,7 @@ def list_carts(request: cart_service_pb2.ListCartsRequest) -> Page:
     if request.page_size < 0:
         fields.fault("page_size", "OUT_OF_RANGE", f"must be 0 to {MAX_PAGE_SIZE}, not {request.page_size}")
     states = _states(fields, request.filter)
-    order = _ORDER.fullmatch(request.order_by.strip() or "name")
+    order = _ORDER.fullmatch(" ".join(request.order_by.split()) or "name")
     if order is None:
         fields.fault("order_by", "INVALID_ORDER", "must be name, create_time or update_time, with ` desc` if wanted")
     fields.check()
@@ -54,7 +55,7 @@ def _states(fields: Fields, text: str) -> frozenset[CartState]:
     if not text.strip():
         return _UNFILTERED
     states = set()
-    for term in re.split(r"\s+OR\s+", text.strip()):
+    for term in " ".join(text.split()).split(" OR "):
         match = _TERM.fullmatch(term)
         state = CartState.__members__.get(match.group(1)) if match else None
         if state is None:
@@ -68,16 +69,22 @@ def _states(fields: Fields, text: str) -> frozenset[CartState]:
 def _decode(fields: Fields, page: Page, token: str) -> tuple[int | str, str] | None:
     try:
         padded = token + "=" * (-len(token) % 4)
-        query, value, cart_id = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        decoded = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
     except (ValueError, binascii.Error, RecursionError):
-        fields.fault("page_token", "INVALID_PAGE_TOKEN", "must be next_page_token of the page before")
-        return None
-    right_type = isinstance(cart_id, str) and type(value) is (str if page.order_by == "name" else int)
-    if query != _query(page):
-        fields.fault("page_token", "INVALID_PAGE_TOKEN", "belongs to another parent, filter or order_by")
-    elif not right_type or "\0" in f"{value}{cart_id}" or (isinstance(value, int) and abs(value) >= 2**63):
-        fields.fault("page_token", "INVALID_PAGE_TOKEN", "must be next_page_token of the page before")
-    return value, cart_id
+        decoded = None
+    match decoded:
+        case [str(query), value, str(cart_id)] if is_id(cart_id) and _is_order_value(page, value):
+            if query != _query(page):
+                fields.fault("page_token", "INVALID_PAGE_TOKEN", "belongs to another parent, filter or order_by")
+            return value, cart_id
+    fields.fault("page_token", "INVALID_PAGE_TOKEN", "must be next_page_token of the page before")
+    return None
+
+
+def _is_order_value(page: Page, value: object) -> bool:
+    if page.order_by == "name":
+        return isinstance(value, str) and is_id(value)
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _query(page: Page) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 from cart.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.message import Message
 
+from cart_grpc.carts.changes import Addition, CartUpdate, ItemUpdate, Terms
 from cart_grpc.carts.names import CartKey
-from cart_grpc.carts.rules import Addition, CartUpdate, ItemUpdate, Terms
 from cart_grpc.rpc.fields import (
     MAX_LABELS,
     MAX_OPTIONS,
@@ -122,7 +122,7 @@ def update_item(request: cart_service_pb2.UpdateItemRequest, terms: Terms) -> Up
         paths=paths,
         quantity=quantity,
         unit_price=fields.money("item.unit_price", item.unit_price) if priced else None,
-        labels=fields.texts("item.labels", item.labels, MAX_LABELS),
+        labels=fields.texts("item.labels", item.labels, MAX_LABELS) if "labels" in paths else {},
     )
     result = UpdateItem(cart, item_id, update, options(fields, request))
     fields.check()
@@ -166,32 +166,33 @@ class ChangeCart:
     options: Options
 
 
-def create_cart(request: cart_service_pb2.CreateCartRequest) -> ChangeCart:
+def create_cart(request: cart_service_pb2.CreateCartRequest, terms: Terms) -> ChangeCart:
     fields = Fields()
     user = fields.user("parent", request.parent)
     cart_id = fields.id("cart_id", request.cart_id)
-    update = _cart_update(fields, request.cart, frozenset(CART_PATHS))
+    update = _cart_update(fields, request.cart, frozenset(CART_PATHS), terms)
     result = ChangeCart(CartKey(user.slice, user.user_id, cart_id), update, options(fields, request))
     fields.check()
     return result
 
 
-def update_cart(request: cart_service_pb2.UpdateCartRequest) -> ChangeCart:
+def update_cart(request: cart_service_pb2.UpdateCartRequest, terms: Terms) -> ChangeCart:
     fields = Fields()
     cart = fields.cart("cart.name", request.cart.name)
     paths = fields.paths("update_mask", request, request.cart, CART_PATHS)
-    result = ChangeCart(cart, _cart_update(fields, request.cart, paths), options(fields, request))
+    result = ChangeCart(cart, _cart_update(fields, request.cart, paths, terms), options(fields, request))
     fields.check()
     return result
 
 
-def _cart_update(fields: Fields, cart: cart_pb2.Cart, paths: frozenset[str]) -> CartUpdate:
+def _cart_update(fields: Fields, cart: cart_pb2.Cart, paths: frozenset[str], terms: Terms) -> CartUpdate:
+    has_currency = "currency_code" in paths and cart.currency_code
     has_ttl = "ttl" in paths and cart.HasField("ttl")
     return CartUpdate(
         paths=paths,
-        labels=fields.texts("cart.labels", cart.labels, MAX_LABELS),
-        currency_code=fields.currency("cart.currency_code", cart.currency_code) if cart.currency_code else "",
-        ttl=fields.duration("cart.ttl", cart.ttl, MIN_TTL_SECONDS, MAX_TTL_SECONDS) if has_ttl else None,
+        labels=fields.texts("cart.labels", cart.labels, MAX_LABELS) if "labels" in paths else {},
+        currency_code=fields.currency("cart.currency_code", cart.currency_code) if has_currency else "",
+        ttl=fields.duration("cart.ttl", cart.ttl, MIN_TTL_SECONDS, MAX_TTL_SECONDS) if has_ttl else terms.cart_ttl,
     )
 
 

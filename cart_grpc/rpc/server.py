@@ -5,7 +5,7 @@ from cart.v1 import cart_service_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from cart_grpc.carts.rules import Terms
+from cart_grpc.carts.changes import Terms
 from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.rpc.guard import Guard
 from cart_grpc.store.store import Store
@@ -35,7 +35,7 @@ class CartServer:
 
     def __init__(self, store: Store, terms: Terms, *, call_timeout: float) -> None:
         self.port = 0
-        self._server = grpc.aio.server(interceptors=[Guard(f"/{SERVICE}/", call_timeout)], options=OPTIONS)
+        self._server = grpc.aio.server(interceptors=[Guard(call_timeout)], options=OPTIONS)
         self._health = health.aio.HealthServicer()
         cart_service_pb2_grpc.add_CartServiceServicer_to_server(CartService(store, terms), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

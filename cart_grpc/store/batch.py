@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection
 
+from cart_grpc.carts.changes import NewId
 from cart_grpc.carts.names import CartKey, UserKey
-from cart_grpc.carts.rules import NewId
 from cart_grpc.store import schema
-from cart_grpc.store.commands import Claim, Command, Extend, HandBack, WorkCommand
+from cart_grpc.store.commands import Claim, Command, Extend, HandBack, Purge, WorkCommand
 from cart_grpc.store.rows import (
     cart_values,
     item_values,
@@ -25,15 +25,6 @@ from cart_grpc.store.statements import CART, ITEM, REPLY, RESERVATION, SKU, Stat
 from cart_grpc.store.working import Needs, Reply, Working
 
 AnyCommand = Command[object] | WorkCommand
-
-_set_mark = (
-    update(schema.writers)
-    .where(schema.writers.c.slice == 0, schema.writers.c.writer_id == bindparam("writer"))
-    .values(batch=bindparam("number"), update_time=bindparam("now"))
-)
-_get_mark = select(schema.writers.c.batch).where(
-    schema.writers.c.slice == 0, schema.writers.c.writer_id == bindparam("writer")
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +84,10 @@ def _load(statements: Statements, connection: Connection, needs: Needs) -> Worki
     ids.update((key.slice, item.reservation_id) for key, items in working.items.items() for item in items.values())
     for row in read(connection, schema.reservations, RESERVATION, ids):
         working.load_reservation(to_reservation(row))
-    for row in read(connection, schema.reservations, SKU, [(*cart_key, sku) for cart_key, sku in skus]):
+    for row in [
+        *read(connection, schema.reservations, SKU, [(*cart_key, sku) for cart_key, sku in skus]),
+        *read(connection, schema.reservations, CART, needs.whole_carts),
+    ]:
         if row.reservation_id not in working.reservations:
             working.load_reservation(to_reservation(row))
     return working
@@ -143,6 +137,8 @@ def _work(statements: Statements, connection: Connection, command: WorkCommand, 
             statements.set_lease(connection, _keys(claims), now + lease, now + lease)
         case HandBack(claims):
             statements.set_lease(connection, _keys(claims), None, now)
+        case Purge(replies, reservations, limit):
+            return statements.purge(connection, now - replies, now - reservations, limit)
     return None
 
 
@@ -153,13 +149,3 @@ def _keys(claims: Sequence[Any]) -> list[tuple[int, str, int]]:
 def _has_due(working: Working, now: int) -> bool:
     changed = (working.reservations[name] for name in working.changed_reservations)
     return any(row.due_at is not None and row.due_at <= now for row in changed)
-
-
-def mark(connection: Connection, writer: str, number: int, now: int) -> None:
-    """Note in the transaction itself that `writer` has come to batch `number`."""
-    connection.execute(_set_mark, {"writer": writer, "number": number, "now": now})
-
-
-def get_mark(connection: Connection, writer: str) -> int:
-    """The number of the last batch that `writer` committed. Waits for a transaction of its that is still going."""
-    return int(connection.execute(_get_mark.with_for_update(), {"writer": writer}).scalar_one())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
+from cart_grpc.carts.changes import Change, Contents, NewId
 from cart_grpc.carts.model import progress
 from cart_grpc.carts.names import CartKey
 from cart_grpc.carts.refusals import RequestIdReused
@@ -20,9 +21,9 @@ from cart_grpc.carts.reservation import (
     record,
     unblock,
 )
-from cart_grpc.carts.rules import Change, Contents, NewId
+from cart_grpc.carts.rules import expire_cart
 from cart_grpc.store.statements import Lane
-from cart_grpc.store.working import Needs, Reply, Working, is_releasing
+from cart_grpc.store.working import Needs, Reply, Working
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -96,13 +97,15 @@ class Record:
     """The outcome of one call to the Reservation API, for the claim it was made under.
 
     `retry_delay` is how long, in microseconds, to leave it alone where there was no answer. `spent` is False where
-    the API is known to be down: the attempt says nothing about this reservation, and is not counted.
+    the API is known to be down: the attempt says nothing about this reservation, and is not counted. `spread`, 0 to
+    1 and random, keeps what was held together from being renewed together.
     """
 
     claimed: Reservation
     outcome: Answer | Silence
     retry_delay: int
     spent: bool = True
+    spread: float = 0.5
 
     def add_needs(self, needs: Needs) -> None:
         claimed = self.claimed
@@ -114,9 +117,12 @@ class Record:
             needs.skus.add((claimed.cart, claimed.sku))
 
     def run(self, working: Working, now: int, new_id: NewId) -> Recorded:
-        before = working.reservations[self.claimed.reservation_id]
+        before = working.reservations.get(self.claimed.reservation_id)
+        if before is None:
+            # Over for so long that it was purged: a late answer has nothing to change.
+            return Recorded(self.claimed, None)
         epoch, sent = self.claimed.lease_epoch, self.claimed.revision
-        after = record(before, epoch, sent, self.outcome, now, now + self.retry_delay)
+        after = record(before, epoch, sent, self.outcome, now, now + self.retry_delay, self.spread)
         if not self.spent and after.lease_epoch == epoch and after.attempt:
             after = replace(after, attempt=after.attempt - 1)
         if _visible(working, before, now) != _visible(working, after, now):
@@ -132,15 +138,15 @@ def _visible(working: Working, reservation: Reservation, now: int) -> object:
     """What a caller can see of a reservation: its item's progress, or whether it is still going once removed."""
     line = working.find_line(reservation.cart, reservation.item_id)
     if line is None or line.item.reservation_id != reservation.reservation_id:
-        return reservation.settled
+        return reservation.reconciling
     seen = progress(replace(line, reservation=reservation), now)
-    return (seen.state, seen.reserved_quantity, seen.reason, reservation.settled)
+    return (seen.state, seen.reserved_quantity, seen.reason, reservation.reconciling)
 
 
 def _unblock_waiting(working: Working, released: Reservation, now: int) -> None:
     """Make due what waited for this release, unless another old reservation of the sku is still going."""
     same_sku = working.of_sku(released.cart, released.sku)
-    if any(map(is_releasing, same_sku)):
+    if any(other.releasing for other in same_sku):
         return
     for other in same_sku:
         if other.waiting:
@@ -171,4 +177,34 @@ class HandBack:
     claims: Sequence[Reservation]
 
 
-WorkCommand = Claim | Extend | HandBack
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """End one cart if it was left alone for longer than its ttl. Answered with whether it was."""
+
+    cart: CartKey
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.users.add(self.cart.user)
+        needs.carts.add(self.cart)
+        needs.whole_carts.add(self.cart)
+
+    def run(self, working: Working, now: int, new_id: NewId) -> bool:
+        change = expire_cart(working.contents(self.cart, None, ()), now)
+        if change:
+            working.apply(change)
+        return change is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """Delete up to `limit` rows of each kind that ended longer ago than its retention, in microseconds.
+
+    Answered with how many were deleted.
+    """
+
+    replies: int
+    reservations: int
+    limit: int
+
+
+WorkCommand = Claim | Extend | HandBack | Purge

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Connection,
     FromClause,
     Table,
     Text,
@@ -57,6 +58,10 @@ class Dialect(Protocol):
         """The parameters of an `insert`."""
         ...
 
+    def is_writable(self, connection: Connection) -> bool:
+        """Whether the database takes writes: a PostgreSQL in recovery answers, and takes none."""
+        ...
+
     def now(self) -> ColumnElement[int]:
         """The database's time, in microseconds since the Unix epoch."""
         ...
@@ -91,6 +96,9 @@ class SqliteDialect:
     def bind_rows(self, table: Table, rows: Sequence[Values]) -> Mapping[str, Any] | Sequence[Values]:
         return rows
 
+    def is_writable(self, connection: Connection) -> bool:
+        return bool(connection.exec_driver_sql("SELECT 1").scalar_one())
+
     def now(self) -> ColumnElement[int]:
         return bindparam("clock", callable_=self._clock, type_=BigInteger)
 
@@ -114,6 +122,9 @@ class PostgresqlDialect:
 
     def bind_rows(self, table: Table, rows: Sequence[Values]) -> Mapping[str, Any] | Sequence[Values]:
         return {_array(column.name): [row[column.name] for row in rows] for column in table.columns}
+
+    def is_writable(self, connection: Connection) -> bool:
+        return not connection.exec_driver_sql("SELECT pg_is_in_recovery()").scalar_one()
 
     def now(self) -> ColumnElement[int]:
         return cast(func.floor(extract("epoch", func.clock_timestamp()) * 1_000_000), BigInteger)

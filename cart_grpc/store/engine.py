@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import URL, Connection, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
 
@@ -34,6 +35,7 @@ class Engine(Protocol):
 
     dialect: Dialect
     locks_users: bool
+    is_shared: bool
     reader: AsyncEngine
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
@@ -64,6 +66,7 @@ class SqliteEngine:
     """
 
     locks_users = False
+    is_shared = False
 
     def __init__(self, url: URL, clock: Clock) -> None:
         self.dialect: Dialect = SqliteDialect(clock)
@@ -135,10 +138,14 @@ class PostgresqlEngine:
     """A PostgreSQL that several replicas share."""
 
     locks_users = True
+    is_shared = True
 
     def __init__(self, url: URL) -> None:
         self.dialect: Dialect = PostgresqlDialect()
         async_url = url.set(drivername="postgresql+asyncpg")
+        if "sslmode" in url.query:
+            # libpq's name for it, which everybody has in their URLs.
+            async_url = async_url.difference_update_query(["sslmode"]).update_query_dict({"ssl": url.query["sslmode"]})
         settings = {
             "application_name": "cart-grpc",
             "statement_timeout": "30s",
@@ -163,7 +170,13 @@ class PostgresqlEngine:
     async def _transact(self, work: Callable[[Connection], T]) -> T:
         async with self._writer.connect() as connection:
             transaction = await connection.begin()
-            result = await connection.run_sync(work)
+            try:
+                result = await connection.run_sync(work)
+            except DBAPIError as error:
+                if _sqlstate(error) == _READ_ONLY:
+                    # A primary that became a standby keeps its connections; a new one may find the new primary.
+                    await connection.invalidate()
+                raise
             try:
                 await transaction.commit()
             except Exception as error:
@@ -178,18 +191,19 @@ class PostgresqlEngine:
 
 # SQLSTATE classes: connection, authorisation, no such database, out of resources, operator intervention, system error.
 _UNAVAILABLE_CLASSES = ("08", "28", "3D", "53", "57", "58")
+_READ_ONLY = "25006"
 _RETRIABLE = {"40001", "40P01", "55P03"}
 
 
 def is_unavailable(error: BaseException) -> bool:
     """Whether the database, rather than what was said to it, is the reason."""
-    if isinstance(error, OSError | TimeoutError):
+    if isinstance(error, OSError | TimeoutError | PoolTimeout):
         return True
     if not isinstance(error, DBAPIError):
         return False
     state = _sqlstate(error)
     if state:
-        return state.startswith(_UNAVAILABLE_CLASSES) or error.connection_invalidated
+        return state.startswith(_UNAVAILABLE_CLASSES) or state == _READ_ONLY or error.connection_invalidated
     return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
 
 

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, delete, insert
+from sqlalchemy import Connection
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from cart_grpc.carts.changes import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
-from cart_grpc.carts.rules import NewId
-from cart_grpc.store import schema
-from cart_grpc.store.batch import AnyCommand, Outcome, get_mark, mark, run_batch
+from cart_grpc.store.batch import AnyCommand, Outcome, run_batch
 from cart_grpc.store.engine import CommitFailed, Engine, is_retriable, is_unavailable
 from cart_grpc.store.hints import Hints
 from cart_grpc.store.statements import Statements
@@ -28,8 +27,9 @@ R = TypeVar("R")
 MAX_BATCH = 256
 # How long to try to learn what became of a commit whose connection broke.
 RESOLVE_SECONDS = 20.0
-# Writers that have not committed for this long are of processes that are gone.
-FORGET_WRITERS_AFTER = 7 * 24 * 3600 * 1_000_000
+# Writers that have not committed for this long are of processes that are gone. A quiet one must not be forgotten: its
+# row is what tells it, when a connection breaks in mid-commit, how that ended.
+FORGET_WRITERS_AFTER = 90 * 24 * 3600 * 1_000_000
 
 
 @dataclass(slots=True)
@@ -66,9 +66,8 @@ class GroupCommit:
 
     def _register(self, connection: Connection) -> None:
         now = self._statements.read_now(connection)
-        connection.execute(delete(schema.writers).where(schema.writers.c.update_time < now - FORGET_WRITERS_AFTER))
-        values = {"slice": 0, "writer_id": self._writer_id, "batch": 0, "update_time": now}
-        connection.execute(insert(schema.writers).values(values))
+        self._statements.forget_writers(connection, now - FORGET_WRITERS_AFTER)
+        self._statements.mark(connection, self._writer_id, 0, now)
 
     async def close(self) -> None:
         """Refuse new commands, write those that wait, and end."""
@@ -150,7 +149,7 @@ class GroupCommit:
 
         def work(connection: Connection) -> Outcome:
             outcome = run_batch(self._statements, connection, commands, self._new_id)
-            mark(connection, self._writer_id, number, outcome.now)
+            self._statements.mark(connection, self._writer_id, number, outcome.now)
             return outcome
 
         try:
@@ -172,10 +171,17 @@ class GroupCommit:
         try:
             async for attempt in _retrying(stop_after_delay(RESOLVE_SECONDS)):
                 with attempt:
-                    found = await self._engine.transact(lambda connection: get_mark(connection, self._writer_id))
+                    try:
+                        found = await self._engine.transact(self._find_mark)
+                    except CommitFailed as failure:
+                        # It only read, and has read it.
+                        found = failure.result
         except Exception as error:
             raise OutcomeUnknown from error
         return found == number
+
+    def _find_mark(self, connection: Connection) -> int | None:
+        return self._statements.find_mark(connection, self._writer_id)
 
 
 def _retrying(stop: Any) -> AsyncRetrying:

@@ -37,6 +37,9 @@ def upgrade(connection: Connection) -> tuple[str | None, str]:
     A database that is there already is left alone; one that is ahead (a newer release migrated it) is, too.
     """
     if connection.dialect.name == "postgresql":
+        # An index on a large table takes longer than a call may, and so does waiting for a replica that makes one.
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text(_LOCK))
     before = current_revision(connection)
     if before is None or is_known(before):

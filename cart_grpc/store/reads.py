@@ -26,7 +26,7 @@ from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.carts.reservation import Disposition
 from cart_grpc.store.engine import Engine, is_unavailable
 from cart_grpc.store.rows import to_cart, to_item, to_reservation
-from cart_grpc.store.schema import carts, due, due_release, items, reservations, unsettled
+from cart_grpc.store.schema import carts, due, due_release, expiring, items, reconciling, reservations
 from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane
 
 
@@ -60,7 +60,13 @@ class Reads:
         self._now = engine.dialect.now()
         self._cart = _select_cart(self._now)
         self._releasing = _select_releasing()
-        self._due = {
+        self._idle = (
+            select(carts.c.slice, carts.c.user_id, carts.c.cart_id)
+            .where(expiring, carts.c.expire_time <= self._now)
+            .order_by(carts.c.expire_time)
+            .limit(bindparam("most", type_=BigInteger))
+        )
+        self._due: dict[Lane, Select[Any]] = {
             HOLD_LANE: select(reservations.c.due_at).where(due, reservations.c.due_at <= self._now).limit(1),
             RELEASE_LANE: select(reservations.c.due_at).where(due_release, reservations.c.due_at <= self._now).limit(1),
         }
@@ -79,7 +85,7 @@ class Reads:
         return Snapshot(to_cart(cart_row), lines, reconciling, now)
 
     async def list_carts(self, page: Page) -> list[Snapshot]:
-        """One page of a user's carts, without lines. Raises DatabaseUnavailable."""
+        """One page of a user's carts, without lines, and one more cart if there is one. Raises DatabaseUnavailable."""
         rows = await self._all(_select_page(page, self._now), {})
         return [Snapshot(to_cart(row), (), bool(row.reconciling), row.now) for row in rows]
 
@@ -88,13 +94,14 @@ class Reads:
         parameters = {"slice": key.slice, "user": key.user_id, "cart": key.cart_id, "item": item_id}
         return bool(await self._all(self._releasing, parameters))
 
+    async def find_idle_carts(self, limit: int) -> list[CartKey]:
+        """Up to `limit` carts whose expire_time has passed, those first that have waited longest."""
+        rows = await self._all(self._idle, {"most": limit})
+        return [CartKey(row.slice, row.user_id, row.cart_id) for row in rows]
+
     async def has_due(self, lane: Lane) -> bool:
         """Whether a claim of `lane` would find anything. Raises DatabaseUnavailable."""
         return bool(await self._all(self._due[lane], {}))
-
-    async def ping(self) -> None:
-        """Raises DatabaseUnavailable where the database does not answer."""
-        await self._all(select(self._now), {})
 
     async def _all(self, statement: Select[Any], parameters: dict[str, Any]) -> Sequence[Row[Any]]:
         try:
@@ -130,7 +137,7 @@ def _is_reconciling() -> Exists:
         reservations.c.user_id == carts.c.user_id,
         reservations.c.cart_id == carts.c.cart_id,
     )
-    return exists().where(*same_cart, unsettled).correlate(carts)
+    return exists().where(*same_cart, reconciling).correlate(carts)
 
 
 def _select_cart(now: ColumnElement[int]) -> Select[Any]:
@@ -167,7 +174,7 @@ def _select_releasing() -> Select[Any]:
             reservations.c.cart_id == bindparam("cart"),
             or_(item.is_(None), reservations.c.item_id == item),
             reservations.c.disposition == int(Disposition.RELEASE),
-            unsettled,
+            reconciling,
         )
         .limit(1)
     )
@@ -185,4 +192,4 @@ def _select_page(page: Page, now: ColumnElement[int]) -> Select[Any]:
         then = carts.c.cart_id < cart_id if page.descending else carts.c.cart_id > cart_id
         statement = statement.where(or_(beyond, and_(key == value, then)))
     order = (key, carts.c.cart_id)
-    return statement.order_by(*(column.desc() if page.descending else column for column in order)).limit(page.size)
+    return statement.order_by(*(column.desc() if page.descending else column for column in order)).limit(page.size + 1)

@@ -23,6 +23,7 @@ def cart_values(cart: Cart) -> Values:
         "labels": _pack(cart.labels),
         "currency_code": cart.currency_code,
         "ttl": cart.ttl,
+        "expire_time": cart.expire_time,
         "item_count": cart.item_count,
         "total_quantity": cart.total_quantity,
         "subtotal": cart.subtotal,
@@ -98,6 +99,7 @@ def reservation_values(reservation: Reservation) -> Values:
         "ttl": reservation.ttl,
         "labels": _pack(reservation.labels),
         "revision": reservation.revision,
+        "intent_revision": reservation.intent_revision,
         "least_quantity": reservation.least_quantity,
         "create_time": reservation.create_time,
         "state": int(reservation.state),
@@ -112,6 +114,7 @@ def reservation_values(reservation: Reservation) -> Values:
         "lease_epoch": reservation.lease_epoch,
         "lease_until": reservation.lease_until,
         "last_error": reservation.last_error,
+        "finish_time": reservation.finish_time,
     }
 
 
@@ -126,6 +129,7 @@ def to_reservation(row: Row[Any]) -> Reservation:
         ttl=row.ttl,
         labels=_unpack(row.labels),
         revision=row.revision,
+        intent_revision=row.intent_revision,
         least_quantity=row.least_quantity,
         create_time=row.create_time,
         state=Observed(row.state),
@@ -140,6 +144,7 @@ def to_reservation(row: Row[Any]) -> Reservation:
         lease_epoch=row.lease_epoch,
         lease_until=row.lease_until,
         last_error=row.last_error,
+        finish_time=row.finish_time,
     )
 
 

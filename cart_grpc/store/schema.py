@@ -74,6 +74,7 @@ carts = Table(
     Column("labels", Text, nullable=False),
     Column("currency_code", Text, nullable=False),
     Column("ttl", Int64),
+    Column("expire_time", Int64),
     Column("item_count", Int64, nullable=False),
     Column("total_quantity", Int64, nullable=False),
     Column("subtotal", Int64, nullable=False),
@@ -122,6 +123,7 @@ reservations = Table(
     Column("ttl", Int64, nullable=False),
     Column("labels", Text, nullable=False),
     Column("revision", Int64, nullable=False),
+    Column("intent_revision", Int64, nullable=False),
     Column("least_quantity", Int64, nullable=False),
     Column("create_time", Int64, nullable=False),
     Column("state", SmallInteger, nullable=False),
@@ -136,33 +138,44 @@ reservations = Table(
     Column("lease_epoch", Int64, nullable=False),
     Column("lease_until", Int64),
     Column("last_error", Text, nullable=False),
+    Column("finish_time", Int64),
     PrimaryKeyConstraint("slice", "reservation_id", name="reservations_pkey"),
     CheckConstraint("quantity >= 1", name="quantity"),
     CheckConstraint("disposition BETWEEN 1 AND 3", name="disposition"),
     CheckConstraint("state BETWEEN 0 AND 5", name="state"),
     CheckConstraint("observed_revision BETWEEN 0 AND revision", name="observed_revision"),
+    CheckConstraint("intent_revision BETWEEN 1 AND revision", name="intent_revision"),
     CheckConstraint("granted_quantity >= 0", name="granted_quantity"),
 )
 
 # The literals 3 are Disposition.RELEASE: a partial index is used only where a statement repeats its words.
 due = text("due_at IS NOT NULL AND disposition <> 3")
 due_release = text("due_at IS NOT NULL AND disposition = 3")
-unsettled = text("observed_revision < revision")
+reconciling = text("observed_revision < intent_revision")
 
 # What a claim looks for; rows with nothing to do are in neither, so a claim costs the same however many there are.
 Index("reservations_due", reservations.c.due_at, sqlite_where=due, postgresql_where=due)
 Index("reservations_due_release", reservations.c.due_at, sqlite_where=due_release, postgresql_where=due_release)
 # Old holds of a sku that is added again, and whether a cart is still reconciling.
 Index(
-    "reservations_unsettled",
+    "reservations_reconciling",
     *(reservations.c[name] for name in ("slice", "user_id", "cart_id", "sku")),
-    sqlite_where=unsettled,
-    postgresql_where=unsettled,
+    sqlite_where=reconciling,
+    postgresql_where=reconciling,
 )
+# What housekeeping looks for.
+expiring = text("state = 1 AND expire_time IS NOT NULL")
+finished = text("finish_time IS NOT NULL")
+Index("carts_expire_time", carts.c.expire_time, sqlite_where=expiring, postgresql_where=expiring)
+Index("reservations_finished", reservations.c.finish_time, sqlite_where=finished, postgresql_where=finished)
+Index("replies_create_time", replies.c.create_time)
 Index("carts_create_time", *(carts.c[name] for name in ("slice", "user_id", "create_time", "cart_id")))
 Index("carts_update_time", *(carts.c[name] for name in ("slice", "user_id", "update_time", "cart_id")))
 
-RISING = {"reservations": ("revision", "observed_revision", "lease_epoch"), "carts": ("revision", "etag_revision")}
+RISING = {
+    "reservations": ("revision", "intent_revision", "observed_revision", "lease_epoch"),
+    "carts": ("revision", "etag_revision"),
+}
 
 
 def rising_guards(dialect: str) -> list[str]:

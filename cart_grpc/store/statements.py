@@ -1,7 +1,7 @@
 """Every statement of the write path, built once for a dialect."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import (
     BigInteger,
@@ -11,7 +11,10 @@ from sqlalchemy import (
     Table,
     and_,
     bindparam,
+    case,
     delete,
+    exists,
+    not_,
     select,
     tuple_,
     update,
@@ -30,9 +33,17 @@ RESERVATION = ("slice", "reservation_id")
 SKU = ("slice", "user_id", "cart_id", "sku")
 CLAIM = ("slice", "reservation_id", "lease_epoch")
 
-Lane = str
+Lane = Literal["hold", "release"]
 HOLD_LANE: Lane = "hold"
 RELEASE_LANE: Lane = "release"
+
+
+_GET_MARK = (
+    select(schema.writers.c.batch)
+    .where(schema.writers.c.slice == 0, schema.writers.c.writer_id == bindparam("writer"))
+    .with_for_update()
+)
+_FORGET_WRITERS = delete(schema.writers).where(schema.writers.c.update_time < bindparam("before", type_=BigInteger))
 
 
 class LostUpdate(Exception):
@@ -58,8 +69,13 @@ class Statements:
         lock = dialect.insert(schema.users)
         self._lock = _on_conflict(lock, schema.users, {"lock_count": schema.users.c.lock_count + 1}, None)
         self._delete_items = delete(schema.items).where(dialect.matches(schema.items, ITEM))
-        self._claims = {HOLD_LANE: _claim(dialect, schema.due), RELEASE_LANE: _claim(dialect, schema.due_release)}
+        self._claims: dict[Lane, Executable] = {
+            HOLD_LANE: _claim(dialect, schema.due),
+            RELEASE_LANE: _claim(dialect, schema.due_release),
+        }
         self._lease = _lease(dialect)
+        self._mark = _upsert(dialect, schema.writers)
+        self._purges = (_purge_replies(dialect), _purge_reservations(dialect))
 
     def lock_users(self, connection: Connection, users: Iterable[UserKey]) -> None:
         """Lock the users' rows in one order, the same for every replica: batches that lock in no order deadlock.
@@ -77,7 +93,7 @@ class Statements:
     def read(
         self, connection: Connection, table: Table, columns: tuple[str, ...], keys: Iterable[Key]
     ) -> Sequence[Row[Any]]:
-        """The rows of `table` whose `columns` equal one of `keys`.
+        """The rows of `table` whose `columns` equal one of `keys`; of reservations not named by id, those reconciling.
 
         Reservations are locked: a claim takes no user's lock, and what it writes must not be written over.
         """
@@ -86,7 +102,7 @@ class Statements:
             return []
         statement = self._selects.get((table.name, columns))
         if statement is None:
-            among = schema.unsettled if columns == SKU else None
+            among = schema.reconciling if table is schema.reservations and columns != RESERVATION else None
             statement = select(table).where(self._dialect.matches(table, columns, among))
             if table is schema.reservations:
                 statement = statement.with_for_update()
@@ -114,6 +130,27 @@ class Statements:
         rows = connection.execute(self._claims[lane], {"now": now, "until": now + lease, "most": limit}).all()
         return [to_reservation(row) for row in rows]
 
+    def purge(self, connection: Connection, replies_before: int, reservations_before: int, limit: int) -> int:
+        """Delete up to `limit` of the replies, and of the finished reservations, made before. Returns how many."""
+        deleted = 0
+        for statement, before in zip(self._purges, (replies_before, reservations_before), strict=True):
+            deleted += connection.execute(statement, {"before": before, "most": limit}).rowcount
+        return deleted
+
+    def mark(self, connection: Connection, writer: str, number: int, now: int) -> None:
+        """Note in the transaction itself that `writer` has come to batch `number`."""
+        row = {"slice": 0, "writer_id": writer, "batch": number, "update_time": now}
+        connection.execute(self._mark, self._dialect.bind_rows(schema.writers, [row]))
+
+    def find_mark(self, connection: Connection, writer: str) -> int | None:
+        """The number of the last batch that `writer` committed. Waits for a transaction of its that is still going."""
+        number: int | None = connection.execute(_GET_MARK, {"writer": writer}).scalar_one_or_none()
+        return number
+
+    def forget_writers(self, connection: Connection, before: int) -> None:
+        """Delete the marks of writers that have not committed since `before`: their processes are gone."""
+        connection.execute(_FORGET_WRITERS, {"before": before})
+
     def set_lease(self, connection: Connection, claims: Sequence[Key], lease_until: int | None, due_at: int) -> None:
         """Extend or hand back claims (slice, reservation_id, lease_epoch) that are still ours.
 
@@ -123,6 +160,36 @@ class Statements:
         if claims:
             keys = self._dialect.bind_keys(CLAIM, claims)
             connection.execute(self._lease, {**keys, "until": lease_until, "due": due_at})
+
+
+def _purge_replies(dialect: Dialect) -> Executable:
+    return _purge(dialect, schema.replies, schema.replies.c.create_time < bindparam("before", type_=BigInteger))
+
+
+def _purge_reservations(dialect: Dialect) -> Executable:
+    """What is released or sold for good, and no item shows any more."""
+    table, items = schema.reservations, schema.items
+    shown = exists().where(
+        items.c.slice == table.c.slice,
+        items.c.user_id == table.c.user_id,
+        items.c.cart_id == table.c.cart_id,
+        items.c.item_id == table.c.item_id,
+        items.c.reservation_id == table.c.reservation_id,
+    )
+    over = and_(schema.finished, table.c.finish_time < bindparam("before", type_=BigInteger), not_(shown))
+    return _purge(dialect, table, over)
+
+
+def _purge(dialect: Dialect, table: Table, over: Any) -> Executable:
+    """Delete a few rows that are over, without waiting for those that others have locked."""
+    chosen = (
+        select(*dialect.identity(table))
+        .where(over)
+        .limit(bindparam("most", type_=BigInteger))
+        .with_for_update(skip_locked=True, of=table)
+        .cte("over")
+    )
+    return delete(table).where(tuple_(*dialect.identity(table)).in_(select(chosen)))
 
 
 def _upsert(dialect: Dialect, table: Table) -> Executable:
@@ -151,9 +218,14 @@ def _claim(dialect: Dialect, due: Any) -> Executable:
         .cte("candidates")
     )
     chosen = tuple_(*dialect.identity(table)).in_(select(candidates))
+    # What is due though it is settled is a hold to renew: the same intent, one revision later. Attempts begin anew
+    # only where it still holds, so that an API that grants what has run out already is asked ever less often.
+    settled = table.c.observed_revision == table.c.revision
+    holding = and_(settled, table.c.expire_time > now)
     values = {
+        "revision": table.c.revision + case((settled, 1), else_=0),
         "lease_epoch": table.c.lease_epoch + 1,
-        "attempt": table.c.attempt + 1,
+        "attempt": case((holding, 1), else_=table.c.attempt + 1),
         "lease_until": until,
         "due_at": until,
     }

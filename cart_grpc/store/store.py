@@ -3,23 +3,26 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+from cart_grpc.carts.changes import NewId
 from cart_grpc.carts.names import CartKey
+from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.carts.reservation import Reservation
-from cart_grpc.carts.rules import NewId
-from cart_grpc.store.commands import Claim, Extend, HandBack, Mutation, Record, Recorded
-from cart_grpc.store.engine import Engine
+from cart_grpc.store.commands import Claim, Expire, Extend, HandBack, Mutation, Purge, Record, Recorded
+from cart_grpc.store.engine import Engine, is_unavailable
 from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.hints import Hints
 from cart_grpc.store.reads import Reads
 
-# Hints come from this process only; another replica's changes are found by looking.
-POLL_SECONDS = 0.25
+# Hints come from this process only; another replica's changes are found by looking, ever less often.
+FIRST_POLL_SECONDS = 0.1
+LAST_POLL_SECONDS = 1.0
 
 
 class Store:
     """Carts and reservations in one database: grouped writes, reads beside them, and hints of changes."""
 
     def __init__(self, engine: Engine, new_id: NewId, *, queue_size: int) -> None:
+        self._engine = engine
         self.hints = Hints()
         self.reads = Reads(engine)
         self._writer = GroupCommit(engine, self.hints, new_id, queue_size)
@@ -50,14 +53,36 @@ class Store:
         recorded: Recorded = await self._writer.work(record)
         return recorded
 
+    async def expire(self, cart: CartKey) -> bool:
+        """End the cart if it was left alone for longer than its ttl. Returns whether it was."""
+        expired: bool = await self._writer.work(Expire(cart))
+        return expired
+
+    async def purge(self, purge: Purge) -> int:
+        """Delete what nobody needs any more. Returns how many rows went."""
+        deleted: int = await self._writer.work(purge)
+        return deleted
+
     async def lease(self, command: Extend | HandBack) -> None:
         """Extend claims or hand them back."""
         await self._writer.work(command)
+
+    async def ping(self) -> None:
+        """Raises DatabaseUnavailable where the database does not answer the writer, or takes no writes."""
+        try:
+            writable = await self._engine.transact(self._engine.dialect.is_writable)
+        except Exception as error:
+            if is_unavailable(error):
+                raise DatabaseUnavailable from error
+            raise
+        if not writable:
+            raise DatabaseUnavailable
 
     async def looks(self, key: CartKey, seconds: float) -> AsyncIterator[None]:
         """Yields at once, and again whenever the cart may have changed, for `seconds` and once more at their end."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
+        poll = FIRST_POLL_SECONDS
         with self.hints.subscribe(key) as changed:
             while True:
                 changed.clear()
@@ -65,7 +90,8 @@ class Store:
                 left = deadline - loop.time()
                 if left <= 0:
                     return
-                await _wait(changed, min(left, POLL_SECONDS))
+                await _wait(changed, min(left, poll) if self._engine.is_shared else left)
+                poll = min(2 * poll, LAST_POLL_SECONDS)
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -4,10 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from cart_grpc.carts.changes import Change, Contents
 from cart_grpc.carts.model import Cart, Item, Line
 from cart_grpc.carts.names import CartKey, UserKey
-from cart_grpc.carts.reservation import Disposition, Reservation
-from cart_grpc.carts.rules import Change, Contents
+from cart_grpc.carts.reservation import Reservation
 
 ReplyKey = tuple[UserKey, str]
 ItemKey = tuple[CartKey, str]
@@ -25,7 +25,8 @@ class Reply:
 class Needs:
     """What a batch must read before its commands can run.
 
-    `whole_carts` are read with all their items; `skus` with the unsettled reservations of that cart and sku.
+    `whole_carts` are read with all their items and reconciling reservations, `skus` with the reconciling reservations
+    of that cart and sku.
     """
 
     users: set[UserKey] = field(default_factory=set)
@@ -64,11 +65,14 @@ class Working:
         `skus` are those of lines that it may make.
         """
         items = self.items[key]
+        whole = item_ids is None
         if item_ids is None:
             item_ids = sorted(items, key=lambda item_id: (items[item_id].create_time, items[item_id].uid))
         lines = {item_id: self._line(items[item_id]) for item_id in item_ids if item_id in items}
         named = {*skus, *(line.item.sku for line in lines.values())}
-        releasing = frozenset(sku for sku in named if any(map(is_releasing, self.of_sku(key, sku))))
+        if whole:
+            named.update(sku for cart, sku in self._of_sku if cart == key)
+        releasing = frozenset(sku for sku in named if any(one.releasing for one in self.of_sku(key, sku)))
         return Contents(key, self.carts.get(key), lines, releasing)
 
     def _line(self, item: Item) -> Line:
@@ -79,7 +83,7 @@ class Working:
         return self._line(item) if item else None
 
     def of_sku(self, key: CartKey, sku: str) -> list[Reservation]:
-        """The reservations of a cart and sku that were read or made; every unsettled one, where Needs named the sku."""
+        """The reservations of a cart and sku that were read or made: every reconciling one, where Needs named it."""
         return [self.reservations[reservation_id] for reservation_id in sorted(self._of_sku.get((key, sku), ()))]
 
     def put_cart(self, cart: Cart) -> None:
@@ -109,8 +113,3 @@ class Working:
             del self.items[key][line.item.item_id]
             self.changed_items.add((key, line.item.item_id))
             self.put_reservation(line.reservation)
-
-
-def is_releasing(reservation: Reservation) -> bool:
-    """Whether the reservation may still hold stock that it is to give back."""
-    return reservation.disposition is Disposition.RELEASE and not reservation.settled

@@ -52,6 +52,10 @@ def add_options(command: argparse.ArgumentParser, *, listen_option: str, latency
 def to_config(parsed: argparse.Namespace) -> SimulatorConfig:
     """The configuration that the options ask for. Raises ValueError, which says what would be right."""
     host, port = check_address(parsed.simulator_listen)
+    if port == 65535 and not parsed.http_listen:
+        raise ValueError("there is no port after 65535: --http-listen should say where to listen for HTTP")
+    if parsed.default_stock < 0:
+        raise ValueError(f"--default-stock should be 0 or more, and not {parsed.default_stock}")
     faults = Faults(
         latency=to_microseconds(parsed.latency),
         slow_latency=to_microseconds(parsed.slow_latency),

@@ -157,11 +157,15 @@ class Cart(_message.Message):
     etag: _builtins.str
     """OUTPUT_ONLY. Changes with every change that a caller makes, and with no other: the reconciler leaves it alone."""
     revision: _builtins.int
-    """OUTPUT_ONLY. Rises with every change that a caller could see, a reservation's state included.
+    """OUTPUT_ONLY. Rises with every change that a caller could see, a reservation's state included; only what a caller
+    can foresee (the passing of an expire_time) and what tells of single attempts (attempt_count, next_attempt_time,
+    message) change without it.
     It goes on rising when a new cart starts under the name.
     """
     reconciling: _builtins.bool
-    """OUTPUT_ONLY. True while the Reservation API has not yet answered for the latest intent of some item."""
+    """OUTPUT_ONLY. True while the Reservation API has not yet answered for the latest intent of some item, one that was
+    removed included, or a hold that ran out is being asked for again.
+    """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Item]:
         """OUTPUT_ONLY. The items, in the order in which they were first added. Left out of ListCarts."""
@@ -172,7 +176,7 @@ class Cart(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Anything the caller wants to remember: up to 64 entries, keys 1 to 63 characters, values up to 256."""
+        """Anything the caller wants to remember: up to 16 entries, keys 1 to 63 characters, values up to 256."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -184,11 +188,13 @@ class Cart(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """OUTPUT_ONLY. When the cart expires if it is left alone: update_time + ttl. Absent without a ttl."""
+        """OUTPUT_ONLY. When the cart expires if it is left alone: update_time + ttl."""
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long the cart lives after the latest change, 1 minute to 365 days. Unset, it does not expire."""
+        """How long the cart lives after the latest change, 1 minute to 365 days; unset, as long as the server lets carts
+        live, 7 days by default. Then it is EXPIRED, and its reservations are released.
+        """
 
     def __init__(
         self,
@@ -286,7 +292,9 @@ class Item(_message.Message):
     quantity: _builtins.int
     """How many. In AddItem: how many more, 1 to 100; unset means 1. An item holds up to 1,000."""
     reconciling: _builtins.bool
-    """OUTPUT_ONLY. True while the Reservation API has not yet answered for the latest intent."""
+    """OUTPUT_ONLY. True while the Reservation API has not yet answered for the latest intent, or a hold that ran out is
+    being asked for again.
+    """
     @_builtins.property
     def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What makes one line different from another of the same sku (size, engraving): up to 20 entries,
@@ -299,7 +307,7 @@ class Item(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Anything the caller wants to remember: up to 64 entries, keys 1 to 63 characters, values up to 256."""
+        """Anything the caller wants to remember: up to 16 entries, keys 1 to 63 characters, values up to 256."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -359,7 +367,7 @@ class Reservation(_message.Message):
         STATE_REJECTED: Reservation._State.ValueType  # 3
         """The Reservation API said no, and why is in reason. RetryReservation asks again."""
         STATE_EXPIRED: Reservation._State.ValueType  # 4
-        """The hold ran out. RetryReservation asks again."""
+        """The hold ran out before it could be renewed, and is asked for again."""
         STATE_RELEASING: Reservation._State.ValueType  # 5
         """The hold is being given back."""
         STATE_COMMITTING: Reservation._State.ValueType  # 6
@@ -381,7 +389,7 @@ class Reservation(_message.Message):
     STATE_REJECTED: Reservation.State.ValueType  # 3
     """The Reservation API said no, and why is in reason. RetryReservation asks again."""
     STATE_EXPIRED: Reservation.State.ValueType  # 4
-    """The hold ran out. RetryReservation asks again."""
+    """The hold ran out before it could be renewed, and is asked for again."""
     STATE_RELEASING: Reservation.State.ValueType  # 5
     """The hold is being given back."""
     STATE_COMMITTING: Reservation.State.ValueType  # 6

@@ -168,7 +168,7 @@ class CartServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryReservation(self, request, context):
-        """Asks again for an item whose reservation was rejected or has expired; otherwise changes nothing.
+        """Asks again, at once, for an item whose reservation was rejected or has expired; otherwise changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -70,7 +70,7 @@ class CartServiceStub:
     ListCarts: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.ListCartsRequest, _cart_service_pb2.ListCartsResponse]
     """Reads a user's carts, without their items. Changes nothing."""
     RetryReservation: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.RetryReservationRequest, _cart_service_pb2.RetryReservationResponse]
-    """Asks again for an item whose reservation was rejected or has expired; otherwise changes nothing."""
+    """Asks again, at once, for an item whose reservation was rejected or has expired; otherwise changes nothing."""
 
 @_typing.type_check_only
 class CartServiceAsyncStub(CartServiceStub):
@@ -100,7 +100,7 @@ class CartServiceAsyncStub(CartServiceStub):
     ListCarts: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.ListCartsRequest, _cart_service_pb2.ListCartsResponse]  # type: ignore[assignment]
     """Reads a user's carts, without their items. Changes nothing."""
     RetryReservation: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.RetryReservationRequest, _cart_service_pb2.RetryReservationResponse]  # type: ignore[assignment]
-    """Asks again for an item whose reservation was rejected or has expired; otherwise changes nothing."""
+    """Asks again, at once, for an item whose reservation was rejected or has expired; otherwise changes nothing."""
 
 class CartServiceServicer(metaclass=_abc_1.ABCMeta):
     """Carts and their items. The items' reservations follow by themselves."""
@@ -193,6 +193,6 @@ class CartServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cart_service_pb2.RetryReservationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cart_service_pb2.RetryReservationResponse, _abc.Awaitable[_cart_service_pb2.RetryReservationResponse]]:
-        """Asks again for an item whose reservation was rejected or has expired; otherwise changes nothing."""
+        """Asks again, at once, for an item whose reservation was rejected or has expired; otherwise changes nothing."""
 
 def add_CartServiceServicer_to_server(servicer: CartServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

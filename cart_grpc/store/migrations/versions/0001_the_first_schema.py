@@ -10,7 +10,10 @@ depends_on = None
 
 # "C" orders text by its bytes, as SQLite and Python do.
 NAME = sa.Text().with_variant(sa.TEXT(collation="C"), "postgresql")
-RISING = {"reservations": ("revision", "observed_revision", "lease_epoch"), "carts": ("revision", "etag_revision")}
+RISING = {
+    "reservations": ("revision", "intent_revision", "observed_revision", "lease_epoch"),
+    "carts": ("revision", "etag_revision"),
+}
 
 
 def upgrade() -> None:
@@ -24,6 +27,7 @@ def upgrade() -> None:
         sa.Column("labels", sa.Text(), nullable=False),
         sa.Column("currency_code", sa.Text(), nullable=False),
         sa.Column("ttl", sa.BigInteger(), nullable=True),
+        sa.Column("expire_time", sa.BigInteger(), nullable=True),
         sa.Column("item_count", sa.BigInteger(), nullable=False),
         sa.Column("total_quantity", sa.BigInteger(), nullable=False),
         sa.Column("subtotal", sa.BigInteger(), nullable=False),
@@ -37,6 +41,13 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint("state BETWEEN 1 AND 8", name=op.f("carts_state")),
         sa.PrimaryKeyConstraint("slice", "user_id", "cart_id", name="carts_pkey"),
+    )
+    op.create_index(
+        "carts_expire_time",
+        "carts",
+        ["expire_time"],
+        sqlite_where=sa.text("state = 1 AND expire_time IS NOT NULL"),
+        postgresql_where=sa.text("state = 1 AND expire_time IS NOT NULL"),
     )
     op.create_index("carts_create_time", "carts", ["slice", "user_id", "create_time", "cart_id"])
     op.create_index("carts_update_time", "carts", ["slice", "user_id", "update_time", "cart_id"])
@@ -70,6 +81,7 @@ def upgrade() -> None:
         sa.Column("create_time", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("slice", "user_id", "request_id", name="replies_pkey"),
     )
+    op.create_index("replies_create_time", "replies", ["create_time"])
     op.create_table(
         "reservations",
         sa.Column("slice", sa.SmallInteger(), nullable=False),
@@ -83,6 +95,7 @@ def upgrade() -> None:
         sa.Column("ttl", sa.BigInteger(), nullable=False),
         sa.Column("labels", sa.Text(), nullable=False),
         sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.Column("intent_revision", sa.BigInteger(), nullable=False),
         sa.Column("least_quantity", sa.BigInteger(), nullable=False),
         sa.Column("create_time", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.SmallInteger(), nullable=False),
@@ -97,7 +110,9 @@ def upgrade() -> None:
         sa.Column("lease_epoch", sa.BigInteger(), nullable=False),
         sa.Column("lease_until", sa.BigInteger(), nullable=True),
         sa.Column("last_error", sa.Text(), nullable=False),
+        sa.Column("finish_time", sa.BigInteger(), nullable=True),
         sa.CheckConstraint("disposition BETWEEN 1 AND 3", name=op.f("reservations_disposition")),
+        sa.CheckConstraint("intent_revision BETWEEN 1 AND revision", name=op.f("reservations_intent_revision")),
         sa.CheckConstraint("granted_quantity >= 0", name=op.f("reservations_granted_quantity")),
         sa.CheckConstraint("observed_revision BETWEEN 0 AND revision", name=op.f("reservations_observed_revision")),
         sa.CheckConstraint("quantity >= 1", name=op.f("reservations_quantity")),
@@ -119,11 +134,18 @@ def upgrade() -> None:
         postgresql_where=sa.text("due_at IS NOT NULL AND disposition = 3"),
     )
     op.create_index(
-        "reservations_unsettled",
+        "reservations_finished",
+        "reservations",
+        ["finish_time"],
+        sqlite_where=sa.text("finish_time IS NOT NULL"),
+        postgresql_where=sa.text("finish_time IS NOT NULL"),
+    )
+    op.create_index(
+        "reservations_reconciling",
         "reservations",
         ["slice", "user_id", "cart_id", "sku"],
-        sqlite_where=sa.text("observed_revision < revision"),
-        postgresql_where=sa.text("observed_revision < revision"),
+        sqlite_where=sa.text("observed_revision < intent_revision"),
+        postgresql_where=sa.text("observed_revision < intent_revision"),
     )
 
     op.create_table(

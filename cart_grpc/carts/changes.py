@@ -1,0 +1,82 @@
+"""What goes into a rule and what comes out of it. Times and durations are int microseconds."""
+
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+from cart_grpc.carts.model import Cart, Line, Money
+from cart_grpc.carts.names import CartKey, item_id_of
+
+NewId = Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The limits of the service. `hold_ttl`, how long stock is held, and `cart_ttl`, how long a cart that says nothing
+    else lives when it is left alone, in microseconds.
+    """
+
+    max_quantity_per_add: int = 100
+    max_quantity_per_item: int = 1_000
+    max_items_per_cart: int = 200
+    hold_ttl: int = 900_000_000
+    cart_ttl: int = 604_800_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a call touches: the cart, the lines that it named (or all), and the skus whose old holds are still going."""
+
+    key: CartKey
+    cart: Cart | None
+    lines: Mapping[str, Line]
+    releasing: AbstractSet[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a call made of it: the cart, the lines it named as they are now, and those it took out.
+
+    What is the same object as in Contents was not changed, and is not written. `releasing` are the skus whose old
+    holds were going already, where the call speaks of the whole cart.
+    """
+
+    cart: Cart
+    lines: tuple[Line, ...] = ()
+    removed: tuple[Line, ...] = ()
+    releasing: AbstractSet[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """One item to add. `quantity` is how many more; None in price or labels leaves what is there."""
+
+    sku: str
+    options: Mapping[str, str]
+    quantity: int
+    unit_price: Money | None
+    labels: Mapping[str, str] | None
+
+    @property
+    def item_id(self) -> str:
+        return item_id_of(self.sku, self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemUpdate:
+    """New values of an item, for the fields named in `paths`: quantity, unit_price, labels."""
+
+    paths: AbstractSet[str]
+    quantity: int = 0
+    unit_price: Money | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CartUpdate:
+    """New values of a cart, for the fields named in `paths`: labels, currency_code, ttl (microseconds)."""
+
+    paths: AbstractSet[str]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    currency_code: str = ""
+    ttl: int | None = None
