@@ -1,0 +1,67 @@
+"""Reservations, lines and answers as the tests of the cart's rules need them."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from cart_grpc.carts.model import Item, Line
+from cart_grpc.carts.names import cart_key, item_id_of, user_key
+from cart_grpc.carts.reservation import Decision, Disposition, Observed, Reservation, observe
+
+SECOND = 1_000_000
+NOW = 1_770_000_000 * SECOND
+LATER = NOW + 600 * SECOND
+KEY = cart_key(user_key("alice"), "default")
+SKU = "espresso-beans"
+
+
+def numbered_ids() -> Callable[[], str]:
+    """A source of ids that never repeats one."""
+    numbers = itertools.count(1)
+    return lambda: f"id-{next(numbers)}"
+
+
+def a_hold(quantity: int = 2, **changes: Any) -> Reservation:
+    """A reservation that was just made: revision 1, due now, nothing observed."""
+    made = Reservation(
+        reservation_id="r-1",
+        cart=KEY,
+        item_id=item_id_of(SKU, {}),
+        sku=SKU,
+        quantity=quantity,
+        disposition=Disposition.HOLD,
+        ttl=600 * SECOND,
+        labels={},
+        revision=1,
+        intent_revision=1,
+        least_quantity=quantity,
+        create_time=NOW,
+        due_at=NOW,
+    )
+    return replace(made, **changes)
+
+
+def decided(reservation: Reservation, state: Observed, granted: int = 0, **changes: Any) -> Decision:
+    """The decision on the latest revision of `reservation`, then changed by `changes`."""
+    expire_time = LATER if granted else None
+    decision = Decision(reservation.reservation_id, reservation.revision, state, granted, expire_time, "")
+    return replace(decision, **changes)
+
+
+def held(reservation: Reservation) -> Decision:
+    """All that is wanted is held."""
+    return decided(reservation, Observed.HELD, reservation.quantity)
+
+
+def a_held(quantity: int = 2) -> Reservation:
+    """A settled reservation that holds `quantity`."""
+    hold = a_hold(quantity)
+    return replace(observe(hold, held(hold)), due_at=None)
+
+
+def line_of(reservation: Reservation, quantity: int | None = None) -> Line:
+    """The line whose reservation it is; its item has `quantity`, or what the reservation intends."""
+    wanted = reservation.quantity if quantity is None else quantity
+    item = Item(KEY, reservation.item_id, "uid", SKU, {}, wanted, None, {}, reservation.reservation_id, NOW, NOW)
+    return Line(item, reservation)

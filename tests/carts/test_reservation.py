@@ -1,0 +1,256 @@
+"""A reservation's intents and answers, one rule at a time."""
+
+from dataclasses import replace
+
+import pytest
+
+from cart_grpc.carts.reservation import (
+    Disposition,
+    Observed,
+    Overtaken,
+    Refusal,
+    Silence,
+    find_alarm,
+    hold,
+    next_intent,
+    observe,
+    record,
+    release,
+    unblock,
+)
+from tests.carts.examples import LATER, NOW, SECOND, a_held, a_hold, decided, held
+
+RETRY = NOW + 7 * SECOND
+TIMEOUT = Silence("DEADLINE_EXCEEDED", "no answer")
+
+
+def test_a_new_reservation_says_its_intent_as_it_is() -> None:
+    intent = next_intent(a_hold(3))
+    assert intent is not None
+    assert (intent.reservation_id, intent.revision, intent.quantity) == ("r-1", 1, 3)
+    assert intent.disposition is Disposition.HOLD
+
+
+def test_a_settled_reservation_has_nothing_to_say() -> None:
+    assert next_intent(a_held()) is None
+
+
+def test_five_changes_are_one_message_with_the_last_quantity() -> None:
+    row = a_hold(1)
+    for quantity in range(2, 7):
+        row = hold(row, quantity, NOW)
+    intent = next_intent(row)
+    assert intent is not None
+    assert (intent.revision, intent.quantity) == (6, 6)
+
+
+def test_a_change_of_quantity_raises_the_revision_is_due_at_once_and_begins_to_count_anew() -> None:
+    changed = hold(replace(a_held(2), attempt=9, refused_reason="NOT_FOUND"), 5, NOW)
+    assert (changed.revision, changed.quantity, changed.due_at) == (2, 5, NOW)
+    assert (changed.attempt, changed.refused_reason) == (0, "")
+    assert (changed.state, changed.granted_quantity, changed.observed_revision) == (Observed.HELD, 2, 1)
+
+
+def test_a_change_while_a_call_hangs_leaves_that_call_its_lease() -> None:
+    leased = replace(a_hold(), lease_epoch=1, lease_until=NOW + SECOND, due_at=NOW + SECOND)
+    assert hold(leased, 5, NOW).due_at == NOW + SECOND
+
+
+def test_a_change_after_the_lease_has_run_out_is_due_at_once() -> None:
+    leased = replace(a_hold(), lease_epoch=1, lease_until=NOW - SECOND, due_at=NOW + SECOND)
+    assert hold(leased, 5, NOW).due_at == NOW
+
+
+def test_a_change_of_what_waits_for_an_older_release_goes_on_waiting() -> None:
+    waiting = hold(a_hold(waiting=True, due_at=None), 5, NOW)
+    assert (waiting.waiting, waiting.due_at, waiting.quantity) == (True, None, 5)
+
+
+def test_what_waited_is_due_once_it_is_unblocked() -> None:
+    unblocked = unblock(a_hold(waiting=True, due_at=None), NOW)
+    assert (unblocked.waiting, unblocked.due_at) == (False, NOW)
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        release(a_hold(), NOW),
+        replace(a_held(), state=Observed.RELEASED),
+        replace(a_held(), state=Observed.COMMITTED),
+        replace(a_held(), disposition=Disposition.COMMIT, revision=2),
+    ],
+)
+def test_what_is_over_or_being_committed_is_never_held_again(over: object) -> None:
+    with pytest.raises(ValueError, match="nothing can be held again"):
+        hold(over, 1, NOW)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("before", [a_hold(), a_held(), a_hold(waiting=True, due_at=None)])
+def test_a_release_is_due_at_once_however_far_the_hold_had_got(before: object) -> None:
+    released = release(before, NOW)  # type: ignore[arg-type]
+    intent = next_intent(released)
+    assert intent is not None
+    assert (intent.disposition, intent.revision) == (Disposition.RELEASE, 2)
+    assert (released.due_at, released.waiting) == (NOW, False)
+
+
+def test_a_release_does_not_wait_for_a_call_that_hangs_and_takes_its_claim_away() -> None:
+    leased = replace(a_hold(), lease_epoch=4, lease_until=LATER, due_at=LATER)
+    released = release(leased, NOW)
+    assert (released.due_at, released.lease_until, released.lease_epoch) == (NOW, None, 5)
+
+
+def test_a_release_of_what_is_released_changes_nothing() -> None:
+    released = release(a_hold(), NOW)
+    assert release(released, NOW + SECOND) is released
+
+
+def test_a_reservation_that_is_being_committed_cannot_be_released() -> None:
+    committing = replace(a_held(), disposition=Disposition.COMMIT, revision=2)
+    with pytest.raises(ValueError, match="being committed"):
+        release(committing, NOW)
+
+
+def test_a_commit_that_was_rejected_can_be_released() -> None:
+    committing = replace(a_held(), disposition=Disposition.COMMIT, revision=2)
+    rejected = observe(committing, decided(committing, Observed.REJECTED))
+    assert release(rejected, NOW).disposition is Disposition.RELEASE
+
+
+def test_a_decision_is_observed_at_the_revision_it_answers() -> None:
+    row = hold(a_hold(2), 5, NOW)
+    seen = observe(row, decided(row, Observed.HELD, 2, revision=1))
+    assert (seen.observed_revision, seen.granted_quantity, seen.settled) == (1, 2, False)
+    assert next_intent(seen) == next_intent(row)
+
+
+def test_an_answer_for_an_old_quantity_that_arrives_late_changes_nothing() -> None:
+    row = hold(a_hold(2), 5, NOW)
+    seen = observe(row, held(row))
+    assert observe(seen, decided(row, Observed.HELD, 2, revision=1)) is seen
+
+
+def test_the_same_answer_twice_changes_nothing() -> None:
+    row = a_held()
+    assert observe(row, held(row)) is row
+
+
+def test_an_answer_for_a_revision_never_issued_is_not_believed_and_alarms() -> None:
+    row = a_hold()
+    future = decided(row, Observed.HELD, 2, revision=2)
+    assert observe(row, future) is row
+    assert "only 1 was ever issued" in (find_alarm(row, future) or "")
+
+
+def test_a_release_that_is_answered_committed_alarms() -> None:
+    released = release(a_held(), NOW)
+    assert find_alarm(released, decided(released, Observed.COMMITTED, 2)) is not None
+
+
+@pytest.mark.parametrize("outcome", [held(a_hold()), Refusal("NOT_FOUND", ""), TIMEOUT])
+def test_what_can_happen_does_not_alarm(outcome: object) -> None:
+    assert find_alarm(a_hold(), outcome) is None  # type: ignore[arg-type]
+
+
+def test_an_answer_settles_the_row_and_ends_its_claim() -> None:
+    claimed = replace(a_hold(), lease_epoch=1, lease_until=LATER, due_at=LATER, last_error="UNAVAILABLE: ")
+    after = record(claimed, 1, 1, held(claimed), NOW, RETRY)
+    assert after.settled
+    assert (after.lease_until, after.last_error) == (None, "")
+
+
+def test_no_answer_concludes_nothing_and_is_tried_again_later() -> None:
+    claimed = replace(a_hold(), lease_epoch=1, lease_until=LATER, due_at=LATER)
+    after = record(claimed, 1, 1, TIMEOUT, NOW, RETRY)
+    assert next_intent(after) == next_intent(claimed)
+    assert (after.due_at, after.lease_until, after.observed_revision) == (RETRY, None, 0)
+    assert after.last_error == "DEADLINE_EXCEEDED: no answer"
+
+
+def test_after_an_answer_to_an_older_intent_the_newer_one_is_due_at_once() -> None:
+    claimed = replace(a_hold(2), lease_epoch=1, lease_until=LATER, due_at=LATER)
+    changed = hold(claimed, 5, NOW)
+    after = record(changed, 1, 1, held(claimed), NOW, RETRY)
+    assert (after.observed_revision, after.due_at, after.lease_until) == (1, NOW, None)
+
+
+def test_an_overtaken_claim_cannot_touch_the_bookkeeping_but_its_decision_is_joined() -> None:
+    row = hold(replace(a_hold(2), lease_epoch=2, lease_until=LATER, due_at=LATER, attempt=2), 5, NOW)
+    after = record(row, 1, 1, decided(row, Observed.HELD, 2, revision=1), NOW, RETRY)
+    assert (after.observed_revision, after.granted_quantity) == (1, 2)
+    assert (after.due_at, after.lease_until, after.lease_epoch) == (LATER, LATER, 2)
+
+
+def test_the_silence_of_an_overtaken_claim_changes_nothing() -> None:
+    row = replace(a_hold(), lease_epoch=2, lease_until=LATER, due_at=LATER)
+    assert record(row, 1, 1, TIMEOUT, NOW, RETRY) == row
+
+
+def test_an_overtaken_claim_that_brings_the_last_answer_settles_the_row() -> None:
+    row = replace(a_hold(), lease_epoch=2, lease_until=LATER, due_at=LATER)
+    after = record(row, 1, 1, held(row), NOW, RETRY)
+    assert (after.settled, after.lease_until) == (True, None)
+
+
+def test_aborted_because_our_own_newer_revision_was_first_records_nothing() -> None:
+    row = hold(replace(a_hold(2), lease_epoch=1), 5, NOW)
+    outcome = Overtaken(held(row))
+    after = record(row, 1, 1, outcome, NOW, RETRY)
+    assert (after.revision, after.observed_revision, after.state) == (2, 0, Observed.NOTHING)
+    assert after.due_at == NOW
+    assert find_alarm(row, outcome) is None
+
+
+def test_aborted_with_a_revision_above_ours_is_raised_past_and_alarms() -> None:
+    row = replace(a_hold(), lease_epoch=1)
+    outcome = Overtaken(decided(row, Observed.HELD, 9, revision=41))
+    after = record(row, 1, 1, outcome, NOW, RETRY)
+    assert (after.revision, after.observed_revision, after.due_at) == (42, 0, NOW)
+    assert find_alarm(row, outcome) is not None
+
+
+def test_a_settled_row_that_is_raised_past_a_revision_of_the_api_is_due_whoever_brings_it() -> None:
+    row = replace(a_held(), lease_epoch=2)
+    after = record(row, 1, 1, Overtaken(decided(row, Observed.HELD, 9, revision=41)), NOW, RETRY)
+    assert (after.revision, after.settled) == (42, False)
+    assert after.due_at == NOW
+
+
+def test_a_hold_is_renewed_half_to_three_quarters_into_what_is_left_of_it() -> None:
+    claimed = replace(a_hold(), lease_epoch=1, lease_until=LATER, due_at=LATER)
+    left = LATER - NOW
+    for spread, share in ((0.0, 0.5), (1.0, 0.75)):
+        after = record(claimed, 1, 1, held(claimed), NOW, RETRY, spread)
+        assert after.due_at == NOW + int(left * share)
+
+
+@pytest.mark.parametrize("state", [Observed.REJECTED, Observed.RELEASED])
+def test_what_holds_nothing_is_not_asked_for_again_by_itself(state: Observed) -> None:
+    claimed = replace(a_hold(), lease_epoch=1, lease_until=LATER, due_at=LATER)
+    after = record(claimed, 1, 1, decided(claimed, state), NOW, RETRY)
+    assert (after.settled, after.due_at) == (True, None)
+
+
+def test_a_hold_that_has_run_out_already_when_it_is_answered_is_asked_for_again_after_the_backoff() -> None:
+    claimed = replace(a_hold(), lease_epoch=1, lease_until=LATER, due_at=LATER)
+    answers = (replace(held(claimed), expire_time=NOW - SECOND), decided(claimed, Observed.EXPIRED))
+    for answer in answers:
+        assert record(claimed, 1, 1, answer, NOW, RETRY).due_at == RETRY
+
+
+def test_a_renewal_is_no_change_of_intent() -> None:
+    renewing = replace(a_held(), revision=2)
+    assert (renewing.settled, renewing.reconciling) == (False, False)
+    assert hold(renewing, 5, NOW).reconciling
+
+
+def test_what_is_over_has_a_finish_time_and_what_is_held_has_none() -> None:
+    claimed = replace(a_hold(), lease_epoch=1, lease_until=LATER, due_at=LATER)
+    assert record(claimed, 1, 1, held(claimed), NOW, RETRY).finish_time is None
+    going = release(claimed, NOW)
+    assert record(going, 2, 2, decided(going, Observed.RELEASED), NOW, RETRY).finish_time == NOW
+
+
+def test_a_release_that_the_api_refuses_is_an_alarm() -> None:
+    assert find_alarm(release(a_held(), NOW), Refusal("NOT_FOUND", "")) is not None
+    assert find_alarm(a_held(), Refusal("NOT_FOUND", "")) is None
