@@ -1,0 +1,176 @@
+"""A COMMIT whose connection breaks may have happened or not: the caller gets the one right answer, and one effect."""
+
+import asyncio
+import itertools
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import Engine as SyncEngine
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from cart_grpc import app
+from cart_grpc.carts.refusals import Unavailable
+from cart_grpc.store import schema
+from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine
+from cart_grpc.store.group_commit import GroupCommit
+from cart_grpc.store.hints import Hints
+from cart_grpc.store.store import Store
+from tests.store.writes import SKU, add, answered, claim_one, count, decode, snapshot
+
+KILL = "SELECT pg_terminate_backend(pg_backend_pid())"
+
+
+def sync_writer(engine: Engine) -> SyncEngine:
+    """The writer's engine, as SQLAlchemy's events know it."""
+    if isinstance(engine, PostgresqlEngine):
+        return engine._writer.sync_engine
+    assert isinstance(engine, SqliteEngine)
+    return engine._writer
+
+
+def break_connection(connection: Connection) -> None:
+    """What a cut wire or a killed backend does: an error, and the connection is dead."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(KILL)
+        raise AssertionError("the backend is still there")
+    raise OperationalError("COMMIT", {}, sqlite3.OperationalError("disk I/O error"))
+
+
+class Breaking:
+    """Breaks the writer's connection at the next commits: those that are `x` in `plan`, and not those that are `.`.
+
+    After the commit of a batch that broke comes that of the transaction which finds out what became of it.
+    """
+
+    def __init__(self, engine: Engine, *, committed: bool, plan: str = "x") -> None:
+        self._committed = committed
+        self._plan = list(plan)
+        self.broken = 0
+        event.listen(sync_writer(engine), "commit", self)
+
+    def __call__(self, connection: Connection) -> None:
+        if not self._plan or self._plan.pop(0) == ".":
+            return
+        self.broken += 1
+        if self._committed:
+            connection.exec_driver_sql("COMMIT")
+        break_connection(connection)
+
+
+@pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
+async def test_a_commit_whose_connection_breaks_is_answered_rightly_and_has_one_effect(
+    store: Store, engine: Engine, committed: bool
+) -> None:
+    await store.mutate(add(quantity=1))
+    breaking = Breaking(engine, committed=committed)
+    assert decode(await store.mutate(add(quantity=2))) == {SKU: 3}
+    assert breaking.broken == 1
+    found = await snapshot(store)
+    assert (found.cart.total_quantity, found.cart.revision) == (3, 2)
+    assert decode(await store.mutate(add(quantity=4))) == {SKU: 7}
+
+
+@pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
+async def test_every_command_of_a_broken_batch_keeps_its_own_answer(
+    writer: GroupCommit, engine: Engine, committed: bool
+) -> None:
+    breaking = Breaking(engine, committed=committed)
+    answers = [writer.write(add(request_id="r1")), writer.write(add()), writer.write(add(request_id="r1"))]
+    first, second, replay = await asyncio.gather(*answers)
+    assert breaking.broken == 1
+    assert [decode(first), decode(second)] == [{SKU: 1}, {SKU: 2}]
+    assert replay == first
+    assert await count(engine, schema.replies) == 1
+    assert decode(await writer.write(add())) == {SKU: 3}
+
+
+async def test_a_commit_that_breaks_again_and_again_is_still_one_effect(store: Store, engine: Engine) -> None:
+    breaking = Breaking(engine, committed=False, plan="x.x.x")
+    assert decode(await store.mutate(add())) == {SKU: 1}
+    assert breaking.broken == 3
+    assert (await snapshot(store)).cart.revision == 1
+
+
+@pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
+async def test_a_connection_that_breaks_while_the_outcome_is_looked_up_does_not_keep_the_answer_away(
+    store: Store, engine: Engine, committed: bool
+) -> None:
+    breaking = Breaking(engine, committed=committed, plan="xx")
+    assert decode(await store.mutate(add())) == {SKU: 1}
+    assert breaking.broken == 2
+
+
+@pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
+async def test_a_claim_and_its_record_survive_a_broken_commit(store: Store, engine: Engine, committed: bool) -> None:
+    await store.mutate(add())
+    Breaking(engine, committed=committed)
+    claimed = await claim_one(store)
+    assert (claimed.lease_epoch, claimed.attempt) == (1, 1)
+    Breaking(engine, committed=committed)
+    assert (await store.record(answered(claimed))).reservation.settled
+    assert (await snapshot(store)).cart.revision == 2
+
+
+async def test_two_writers_on_one_database_do_not_take_each_others_marks(store: Store, engine: Engine) -> None:
+    other = GroupCommit(engine, Hints(), app.new_id, 10)
+    await other.start()
+    for _ in range(3):
+        await other.write(add())
+    Breaking(engine, committed=False)
+    assert decode(await store.mutate(add())) == {SKU: 4}
+    await other.close()
+
+
+Kill = Callable[[], Awaitable[None]]
+
+
+@pytest.fixture
+async def kill(store: Store, engine: Engine, database_url: str) -> AsyncIterator[Kill]:
+    """Kills the backends, whatever they are doing. SQLite has none: there, the next commit breaks."""
+    if isinstance(engine, SqliteEngine):
+        plan = itertools.cycle((True, False))
+
+        async def break_next_commit() -> None:
+            Breaking(engine, committed=next(plan))
+
+        yield break_next_commit
+        return
+    outside = create_async_engine(database_url, isolation_level="AUTOCOMMIT")
+
+    async def kill_backends() -> None:
+        async with outside.connect() as connection:
+            await connection.exec_driver_sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND application_name = 'cart-grpc'"
+            )
+
+    yield kill_backends
+    await outside.dispose()
+
+
+async def test_no_effect_is_lost_or_doubled_while_connections_are_killed_under_load(store: Store, kill: Kill) -> None:
+    async def add_for_certain(request_id: str) -> None:
+        for _ in range(100):
+            try:
+                await store.mutate(add(request_id=request_id))
+            except Unavailable:
+                continue
+            return
+        raise AssertionError("it was never done")
+
+    async def caller(name: int) -> None:
+        for number in range(15):
+            adding = asyncio.create_task(add_for_certain(f"{name}-{number}"))
+            if number % 5 == name % 5:
+                # Somewhere between the first statement and the commit of what was just begun.
+                for _ in range(name):
+                    await asyncio.sleep(0)
+                await kill()
+            await adding
+
+    await asyncio.gather(*(caller(name) for name in range(8)))
+    found = await snapshot(store)
+    assert found.cart.total_quantity == found.cart.revision == 8 * 15

@@ -1,0 +1,228 @@
+"""Claims: leases save work, epochs keep overtaken workers from the bookkeeping, answers count whoever brings them."""
+
+import asyncio
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from cart_grpc import app
+from cart_grpc.carts.names import cart_key, user_key
+from cart_grpc.carts.reservation import Observed
+from cart_grpc.store.commands import Extend, HandBack
+from cart_grpc.store.engine import Engine, connect
+from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE
+from cart_grpc.store.store import Store
+from tests.postgres import PostgresServer
+from tests.store.writes import (
+    KEY,
+    LEASE,
+    SECOND,
+    add,
+    answered,
+    claim,
+    claim_one,
+    release_all,
+    remove,
+    row_of,
+    silent,
+    snapshot,
+)
+
+# A lease that has run out by the time of the next statement.
+NO_TIME = 1
+
+
+async def test_a_claim_raises_epoch_and_attempt_and_is_not_given_twice(store: Store) -> None:
+    await store.mutate(add())
+    claimed = await claim_one(store)
+    assert (claimed.lease_epoch, claimed.attempt) == (1, 1)
+    assert await claim(store) == []
+
+
+async def test_a_claim_takes_no_more_than_it_asked_for_and_the_longest_due_first(store: Store) -> None:
+    for sku in "abcde":
+        await store.mutate(add(sku))
+    first = await claim(store, limit=2)
+    assert sorted(row.sku for row in first) == ["a", "b"]
+    assert sorted(row.sku for row in await claim(store)) == ["c", "d", "e"]
+
+
+async def test_claims_at_once_share_what_is_due_without_overlap(store: Store) -> None:
+    for number in range(20):
+        await store.mutate(add(f"sku-{number}"))
+    shares = await asyncio.gather(*(claim(store, limit=4) for _ in range(8)))
+    taken = [row.reservation_id for share in shares for row in share]
+    assert len(taken) == len(set(taken)) == 20
+
+
+async def test_a_lease_that_has_run_out_is_claimed_again_under_a_higher_epoch(store: Store) -> None:
+    await store.mutate(add())
+    first = await claim_one(store, lease=NO_TIME)
+    second = await claim_one(store)
+    assert second.reservation_id == first.reservation_id
+    assert (second.lease_epoch, second.attempt) == (2, 2)
+
+
+async def test_an_overtaken_claim_cannot_finish_the_bookkeeping(store: Store, engine: Engine) -> None:
+    await store.mutate(add())
+    overtaken = await claim_one(store, lease=NO_TIME)
+    current = await claim_one(store)
+    await store.record(silent(overtaken, retry_delay=SECOND))
+    row = await row_of(engine, current.reservation_id)
+    assert (row.lease_epoch, row.lease_until, row.due_at) == (2, current.lease_until, current.due_at)
+    assert row.last_error == ""
+
+
+async def test_the_decision_that_an_overtaken_claim_brings_is_joined_in(store: Store) -> None:
+    await store.mutate(add(quantity=2))
+    overtaken = await claim_one(store, lease=NO_TIME)
+    await claim_one(store)
+    recorded = await store.record(answered(overtaken))
+    assert (recorded.reservation.state, recorded.reservation.granted_quantity) == (Observed.HELD, 2)
+    assert recorded.reservation.settled
+    assert await claim(store) == []
+
+
+async def test_an_answer_for_an_old_quantity_that_arrives_late_changes_nothing(store: Store) -> None:
+    await store.mutate(add(quantity=2))
+    old = await claim_one(store, lease=NO_TIME)
+    await store.mutate(add(quantity=3))
+    await store.record(answered(await claim_one(store)))
+    before = await snapshot(store)
+    recorded = await store.record(answered(old))
+    after = await snapshot(store)
+    assert (recorded.reservation.observed_revision, recorded.reservation.granted_quantity) == (2, 5)
+    assert (after.cart, after.lines) == (before.cart, before.lines)
+
+
+async def test_the_same_answer_recorded_twice_at_once_counts_once(store: Store) -> None:
+    await store.mutate(add())
+    claimed = await claim_one(store)
+    await asyncio.gather(store.record(answered(claimed)), store.record(answered(claimed)))
+    assert (await snapshot(store)).cart.revision == 2
+
+
+async def test_no_answer_is_tried_again_when_its_time_has_come(store: Store) -> None:
+    await store.mutate(add())
+    await store.record(silent(await claim_one(store), retry_delay=3600 * SECOND))
+    assert await claim(store) == []
+    await store.mutate(add())
+    await store.record(silent(await claim_one(store), retry_delay=0))
+    assert (await claim_one(store)).attempt == 2
+
+
+async def test_releases_have_a_lane_of_their_own(store: Store) -> None:
+    for sku in ("kept", "gone"):
+        await store.mutate(add(sku))
+    await store.mutate(remove("gone"))
+    assert [row.sku for row in await claim(store, HOLD_LANE)] == ["kept"]
+    assert [row.sku for row in await claim(store, RELEASE_LANE)] == ["gone"]
+
+
+async def test_a_release_is_claimed_while_the_call_for_the_hold_still_hangs(store: Store) -> None:
+    await store.mutate(add())
+    hanging = await claim_one(store)
+    await store.mutate(remove())
+    releasing = await claim_one(store, RELEASE_LANE)
+    assert releasing.lease_epoch > hanging.lease_epoch
+    await store.record(answered(releasing))
+    late = await store.record(answered(hanging))
+    assert late.reservation.state is Observed.RELEASED
+
+
+async def test_a_change_while_a_call_hangs_waits_for_its_answer_and_is_then_due(store: Store) -> None:
+    await store.mutate(add())
+    hanging = await claim_one(store)
+    await store.mutate(add())
+    assert await claim(store) == []
+    await store.record(answered(hanging))
+    assert (await claim_one(store)).quantity == 2
+
+
+async def test_only_claims_that_are_still_ours_are_extended(store: Store, engine: Engine) -> None:
+    await store.mutate(add())
+    overtaken = await claim_one(store, lease=NO_TIME)
+    current = await claim_one(store)
+    await store.lease(Extend([overtaken], 100 * LEASE))
+    assert (await row_of(engine, current.reservation_id)).lease_until == current.lease_until
+    await store.lease(Extend([current], 100 * LEASE))
+    row = await row_of(engine, current.reservation_id)
+    assert row.lease_until == row.due_at > (current.lease_until or 0)
+
+
+async def test_only_claims_that_are_still_ours_are_handed_back(store: Store) -> None:
+    await store.mutate(add())
+    overtaken = await claim_one(store, lease=NO_TIME)
+    current = await claim_one(store)
+    await store.lease(HandBack([overtaken]))
+    assert await claim(store) == []
+    await store.lease(HandBack([current]))
+    assert (await claim_one(store)).lease_epoch == 3
+
+
+async def test_what_is_settled_is_neither_extended_nor_handed_back(store: Store) -> None:
+    await store.mutate(add())
+    claimed = await claim_one(store)
+    await store.record(answered(claimed))
+    await store.lease(Extend([claimed], LEASE))
+    await store.lease(HandBack([claimed]))
+    assert await claim(store) == []
+
+
+async def test_an_item_added_again_waits_until_the_release_of_the_old_one_is_recorded(store: Store) -> None:
+    await store.mutate(add())
+    await store.mutate(remove())
+    await store.mutate(add())
+    assert await claim(store) == []
+    waiting = (await snapshot(store)).lines[0].reservation
+    assert waiting.waiting
+    await release_all(store)
+    assert (await claim_one(store)).reservation_id == waiting.reservation_id
+
+
+async def test_an_item_added_twice_again_waits_for_every_older_release(store: Store) -> None:
+    for _ in range(2):
+        await store.mutate(add())
+        await store.mutate(remove())
+    await store.mutate(add())
+    first, second = await claim(store, RELEASE_LANE)
+    await store.record(answered(first))
+    assert await claim(store) == []
+    await store.record(answered(second))
+    await claim_one(store)
+
+
+async def test_a_release_that_gets_no_answer_keeps_the_new_hold_waiting(store: Store) -> None:
+    await store.mutate(add())
+    await store.mutate(remove())
+    await store.mutate(add())
+    await store.record(silent(await claim_one(store, RELEASE_LANE)))
+    assert await claim(store) == []
+
+
+@pytest.mark.parametrize("stranger", ["another sku", "another user"])
+async def test_nobody_else_waits_for_a_release(store: Store, stranger: str) -> None:
+    key = KEY if stranger == "another sku" else cart_key(user_key("bob"), "default")
+    await store.mutate(add("shared"))
+    await store.mutate(remove("shared"))
+    await store.mutate(add("filters" if key == KEY else "shared", key=key))
+    await claim_one(store)
+
+
+async def test_a_claim_on_postgresql_passes_over_a_row_that_another_replica_has_locked(
+    postgres: PostgresServer,
+) -> None:
+    url = postgres.create_database("cart_locked_rows", template="template_cart")
+    engine, other_replica = connect(url, app.clock), create_async_engine(url)
+    store = Store(engine, app.new_id, queue_size=10)
+    await store.start()
+    await store.mutate(add("locked"))
+    await store.mutate(add("free"))
+    async with other_replica.begin() as connection:
+        await connection.execute(text("SELECT 1 FROM reservations WHERE sku = 'locked' FOR UPDATE"))
+        assert [row.sku for row in await claim(store)] == ["free"]
+    assert [row.sku for row in await claim(store)] == ["locked"]
+    await other_replica.dispose()
+    await store.close()
+    await engine.close()

@@ -1,0 +1,117 @@
+"""The database goes away altogether, and comes back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from sqlalchemy import Connection, event
+
+from cart_grpc import app
+from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown
+from cart_grpc.store import group_commit, migrate
+from cart_grpc.store.engine import PostgresqlEngine, connect
+from cart_grpc.store.store import Store
+from tests.postgres import PostgresServer, running_postgres
+from tests.store.writes import SKU, add, claim, decode, snapshot
+
+
+@pytest.fixture(scope="module")
+def own_postgres() -> Iterator[PostgresServer]:
+    """A server that a test may stop: nobody else uses it. What was committed outlives a kill."""
+    with running_postgres(durable=True) as server:
+        yield server
+
+
+@pytest.fixture
+async def engine(own_postgres: PostgresServer, request: pytest.FixtureRequest) -> AsyncIterator[PostgresqlEngine]:
+    own_postgres.start()
+    url = own_postgres.create_database(f"cart_{abs(hash(request.node.name))}")
+    engine = connect(url, app.clock)
+    assert isinstance(engine, PostgresqlEngine)
+    await engine.transact(migrate.upgrade)
+    yield engine
+    await engine.close()
+    own_postgres.start()
+
+
+async def test_without_a_database_nothing_is_done_and_said_so_and_work_goes_on_when_it_is_back(
+    store: Store, own_postgres: PostgresServer
+) -> None:
+    await store.mutate(add())
+    own_postgres.stop()
+    writes = [asyncio.create_task(store.mutate(add(request_id=f"r{number}"))) for number in range(3)]
+    for refused in await asyncio.gather(*writes, return_exceptions=True):
+        assert isinstance(refused, DatabaseUnavailable)
+    with pytest.raises(DatabaseUnavailable):
+        await store.ping()
+    with pytest.raises(DatabaseUnavailable):
+        await claim(store)
+    own_postgres.start()
+    assert decode(await store.mutate(add())) == {SKU: 2}
+    assert (await snapshot(store)).cart.revision == 2
+    assert len(await claim(store)) == 1
+
+
+async def test_a_restart_in_between_costs_a_caller_time_and_nothing_else(
+    store: Store, own_postgres: PostgresServer
+) -> None:
+    await store.mutate(add())
+    own_postgres.stop()
+    writing = asyncio.create_task(store.mutate(add()))
+    await asyncio.sleep(0)
+    own_postgres.start()
+    assert decode(await writing) == {SKU: 2}
+    assert (await snapshot(store)).cart.revision == 2
+
+
+@pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
+async def test_a_database_that_goes_away_in_mid_commit_leaves_the_outcome_unknown_until_it_is_asked_again(
+    store: Store,
+    engine: PostgresqlEngine,
+    own_postgres: PostgresServer,
+    monkeypatch: pytest.MonkeyPatch,
+    committed: bool,
+) -> None:
+    monkeypatch.setattr(group_commit, "RESOLVE_SECONDS", 0.2)
+    await store.mutate(add())
+
+    def pull_the_plug(connection: Connection) -> None:
+        event.remove(engine._writer.sync_engine, "commit", pull_the_plug)
+        if committed:
+            connection.exec_driver_sql("COMMIT")
+        own_postgres.kill()
+        connection.exec_driver_sql("SELECT 1")
+
+    event.listen(engine._writer.sync_engine, "commit", pull_the_plug)
+    with pytest.raises(OutcomeUnknown):
+        await store.mutate(add(request_id="r1"))
+    own_postgres.start()
+    assert decode(await store.mutate(add(request_id="r1"))) == {SKU: 2}
+    found = await snapshot(store)
+    assert (found.cart.total_quantity, found.cart.revision) == (2, 2)
+
+
+async def test_a_database_that_is_back_soon_settles_the_outcome_by_itself(
+    store: Store, engine: PostgresqlEngine, own_postgres: PostgresServer
+) -> None:
+    def pull_the_plug(connection: Connection) -> None:
+        event.remove(engine._writer.sync_engine, "commit", pull_the_plug)
+        connection.exec_driver_sql("COMMIT")
+        own_postgres.kill()
+        connection.exec_driver_sql("SELECT 1")
+
+    event.listen(engine._writer.sync_engine, "commit", pull_the_plug)
+    writing = asyncio.create_task(store.mutate(add()))
+    async with asyncio.timeout(20):
+        while not _is_down(own_postgres):
+            await asyncio.sleep(0.01)
+    own_postgres.start()
+    assert decode(await writing) == {SKU: 1}
+    assert (await snapshot(store)).cart.revision == 1
+
+
+def _is_down(server: PostgresServer) -> bool:
+    try:
+        return server.pid < 0
+    except RuntimeError:
+        return True

@@ -1,0 +1,260 @@
+"""The migrations make what the metadata says, once, on both databases."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from cart_grpc import app
+from cart_grpc.carts.names import user_key
+from cart_grpc.settings import Settings
+from cart_grpc.store import migrate, schema
+from cart_grpc.store.engine import Engine
+from tests.postgres import PostgresServer
+
+Catalogue = dict[str, list[tuple[object, ...]]]
+
+POSTGRESQL = {
+    "columns": """
+        SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity::text,
+            a.attgenerated::text, pg_get_expr(d.adbin, d.adrelid), l.collname
+        FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid AND c.relkind = 'r'
+        LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        LEFT JOIN pg_collation l ON l.oid = a.attcollation
+        WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relnamespace = 'public'::regnamespace""",
+    "constraints": """
+        SELECT conrelid::regclass::text, conname, contype::text, pg_get_constraintdef(oid), convalidated
+        FROM pg_constraint WHERE connamespace = 'public'::regnamespace""",
+    "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
+    "triggers": """
+        SELECT tgrelid::regclass::text, tgname, pg_get_triggerdef(oid), tgenabled::text
+        FROM pg_trigger WHERE NOT tgisinternal""",
+    "functions": "SELECT proname, pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace",
+    "others": """
+        SELECT relname, relkind::text FROM pg_class
+        WHERE relnamespace = 'public'::regnamespace AND relkind NOT IN ('r', 'i')""",
+}
+SQLITE = {
+    "columns": """
+        SELECT t.name, c.name, c.type, c."notnull", c.dflt_value, c.pk, c.hidden
+        FROM pragma_table_list t, pragma_table_xinfo(t.name) c WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite_%'""",
+    "tables": """SELECT name, type, "wr", "strict" FROM pragma_table_list WHERE name NOT LIKE 'sqlite_%'""",
+    "sql": "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL",
+}
+
+
+def read_catalogue(connection: Connection) -> Catalogue:
+    """Everything in the database that a migration can have made, in an order of no meaning."""
+    queries = POSTGRESQL if connection.dialect.name == "postgresql" else SQLITE
+    catalogue = {}
+    for kind, query in queries.items():
+        rows = [tuple(map(plainly, row)) for row in connection.execute(text(query))]
+        catalogue[kind] = sorted((row for row in rows if "alembic_version" not in str(row)), key=repr)
+    return catalogue
+
+
+def plainly(value: object) -> object:
+    """SQL that says the same in another order or spacing: the parts of a CREATE TABLE, sorted."""
+    if not isinstance(value, str) or not value.upper().startswith("CREATE"):
+        return value
+    one_line = re.sub(r"\s+", " ", value).strip()
+    if not one_line.startswith("CREATE TABLE"):
+        return one_line
+    head, _, body = one_line.partition("(")
+    return head, tuple(sorted(part.strip() for part in re.split(r",(?![^(]*\))", body.removesuffix(")"))))
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Engine]:
+    async with app.open_engine(Settings(database_url=url)) as engine:
+        yield engine
+
+
+async def migrated(url: str) -> tuple[str | None, str]:
+    async with opened(url) as engine:
+        return await app.migrate_database(engine)
+
+
+async def catalogue_of(url: str) -> Catalogue:
+    async with opened(url) as engine:
+        return await engine.transact(read_catalogue)
+
+
+@pytest.fixture
+def empty_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database with nothing in it."""
+    return make_empty(backend, request, tmp_path, "migrated")
+
+
+@pytest.fixture
+def other_empty_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Another one."""
+    return make_empty(backend, request, tmp_path, "made")
+
+
+def make_empty(backend: str, request: pytest.FixtureRequest, folder: Path, name: str) -> str:
+    if backend == "sqlite":
+        return f"sqlite:///{folder}/{name}.db"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.create_database(f"{name}_{abs(hash(request.node.nodeid))}")
+
+
+async def test_the_migrations_make_what_the_metadata_says(empty_url: str, other_empty_url: str) -> None:
+    await migrated(empty_url)
+    async with opened(other_empty_url) as engine:
+        await engine.transact(schema.metadata.create_all)
+    by_migrations, by_metadata = await catalogue_of(empty_url), await catalogue_of(other_empty_url)
+    for kind, rows in by_metadata.items():
+        assert by_migrations[kind] == rows, kind
+    assert by_migrations.keys() == by_metadata.keys()
+    found = str(by_migrations)
+    # What the comparison must not have passed over, on both sides at once.
+    for table in schema.metadata.tables.values():
+        assert table.name in found
+        for index in table.indexes:
+            assert str(index.name) in found
+    assert "due_at IS NOT NULL" in found
+    assert "carts_only_rise" in found
+    assert "reservations_only_rise" in found
+
+
+async def test_a_migration_from_empty_says_where_it_came_from_and_got_to(empty_url: str) -> None:
+    assert await migrated(empty_url) == (None, migrate.latest_revision())
+    async with opened(empty_url) as engine:
+        assert await engine.transact(migrate.current_revision) == migrate.latest_revision()
+        await app.check_database(engine)
+
+
+async def test_a_second_migration_changes_nothing(empty_url: str) -> None:
+    latest = migrate.latest_revision()
+    await migrated(empty_url)
+    before = await catalogue_of(empty_url)
+    async with opened(empty_url) as engine:
+        await engine.transact(insert_a_cart)
+        assert await app.migrate_database(engine) == (latest, latest)
+        assert await engine.transact(read_catalogue) == before
+        assert await engine.transact(count_carts) == 1
+
+
+async def test_a_migration_that_fails_leaves_nothing_behind(empty_url: str) -> None:
+    def work(connection: Connection) -> None:
+        migrate.upgrade(connection)
+        raise RuntimeError("power cut")
+
+    async with opened(empty_url) as engine:
+        with pytest.raises(RuntimeError, match="power cut"):
+            await engine.transact(work)
+        assert await engine.transact(migrate.current_revision) is None
+        assert not any((await engine.transact(read_catalogue)).values())
+    assert (await migrated(empty_url))[0] is None
+
+
+async def test_two_that_migrate_at_once_do_it_one_after_the_other(
+    postgres: PostgresServer, request: pytest.FixtureRequest
+) -> None:
+    url = postgres.create_database(f"twice_{abs(hash(request.node.nodeid))}")
+    latest = migrate.latest_revision()
+    results = await asyncio.gather(*(migrated(url) for _ in range(5)))
+    assert sorted(results, key=str) == sorted([(None, latest), *[(latest, latest)] * 4], key=str)
+
+
+async def test_a_database_of_a_newer_release_is_left_alone_and_can_be_used(empty_url: str) -> None:
+    await migrated(empty_url)
+    before = await catalogue_of(empty_url)
+    async with opened(empty_url) as engine:
+        await engine.transact(
+            lambda connection: connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        )
+        assert await app.migrate_database(engine) == ("9999", "9999")
+        assert await engine.transact(read_catalogue) == before
+        await app.check_database(engine)
+
+
+async def test_an_unmigrated_database_is_told_to_migrate(empty_url: str) -> None:
+    async with opened(empty_url) as engine:
+        with pytest.raises(app.StartupError, match=r"is at schema \(none\); run `cart-grpc migrate` first"):
+            await app.check_database(engine)
+
+
+def insert_a_cart(connection: Connection) -> None:
+    key = user_key("alice")
+    text_columns = {"uid": "u", "labels": "{}", "currency_code": ""}
+    numbers = dict.fromkeys(("item_count", "total_quantity", "subtotal", "create_time", "update_time"), 0)
+    connection.execute(
+        schema.carts.insert().values(
+            slice=key.slice,
+            user_id=key.user_id,
+            cart_id="c",
+            state=1,
+            revision=5,
+            etag_revision=5,
+            **text_columns,
+            **numbers,
+        )
+    )
+
+
+def insert_a_reservation(connection: Connection) -> None:
+    texts = dict.fromkeys(("user_id", "cart_id", "item_id", "sku", "reason", "refused_reason", "last_error"), "x")
+    numbers = dict.fromkeys(("ttl", "least_quantity", "create_time", "state", "granted_quantity", "attempt"), 0)
+    connection.execute(
+        schema.reservations.insert().values(
+            slice=0, reservation_id="r", quantity=1, disposition=1, labels="{}",
+            revision=5, intent_revision=5, observed_revision=5, lease_epoch=5, waiting=False, **texts, **numbers,
+        )
+    )  # fmt: skip
+
+
+def count_carts(connection: Connection) -> int:
+    return int(connection.execute(text("SELECT count(*) FROM carts")).scalar_one())
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [(table, column) for table, columns in schema.RISING.items() for column in columns],
+)
+async def test_the_database_refuses_to_let_fall_what_only_rises(database_url: str, table: str, column: str) -> None:
+    def changed(change: str) -> object:
+        return lambda connection: connection.execute(text(f"UPDATE {table} SET {change}"))  # noqa: S608
+
+    await migrated(database_url)
+    async with opened(database_url) as engine:
+        await engine.transact(insert_a_cart)
+        await engine.transact(insert_a_reservation)
+        higher = "revision = 8, " if column != "revision" else ""
+        await engine.transact(changed(f"{higher}{column} = 7"))  # type: ignore[arg-type]
+        await engine.transact(changed(f"{column} = 7"))  # type: ignore[arg-type]
+        with pytest.raises(DBAPIError, match="only rise"):
+            await engine.transact(changed(f"{column} = 6"))  # type: ignore[arg-type]
+        rows = await engine.transact(lambda connection: connection.execute(text(f"SELECT {column} FROM {table}")).all())  # noqa: S608
+        assert [tuple(row) for row in rows] == [(7,)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE carts SET state = 0",
+        "UPDATE carts SET state = 9",
+        "UPDATE carts SET item_count = -1",
+        "UPDATE carts SET item_count = 1",
+        "UPDATE carts SET subtotal = -1",
+        "UPDATE carts SET etag_revision = 6",
+        "UPDATE reservations SET quantity = 0",
+        "UPDATE reservations SET disposition = 4",
+        "UPDATE reservations SET state = 6",
+        "UPDATE reservations SET observed_revision = 6",
+        "UPDATE reservations SET granted_quantity = -1",
+    ],
+)
+async def test_the_database_refuses_what_cannot_be(database_url: str, change: str) -> None:
+    await migrated(database_url)
+    async with opened(database_url) as engine:
+        await engine.transact(insert_a_cart)
+        await engine.transact(insert_a_reservation)
+        with pytest.raises(DBAPIError, match=r"(?i)check constraint"):
+            await engine.transact(lambda connection: connection.execute(text(change)))

@@ -1,0 +1,171 @@
+"""What a write or a read costs does not grow with all that is finished: no statement scans a table."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import Engine as SyncEngine
+
+from cart_grpc import app
+from cart_grpc.carts.model import CartState
+from cart_grpc.store import migrate
+from cart_grpc.store.commands import Extend, HandBack
+from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine, connect
+from cart_grpc.store.reads import Page
+from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE
+from cart_grpc.store.store import Store
+from tests.postgres import PostgresServer
+from tests.store.writes import KEY, add, answered, claim, clear, remove, snapshot
+
+COUNT_SQLITE = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
+COUNT_POSTGRESQL = "WITH n(i) AS (SELECT generate_series(1, 100000))"
+FILL = {
+    "reservations": (
+        "SELECT i % 256, 'r' || i, 'u' || (i % 1000), 'c' || (i % 20), 'x', 'sku' || (i % 50), 1, 1 + 2 * (i % 2), 1, "
+        "'{}', 1, 1, 1, i, 1, 1, i, 1, '', '', 1 = 2, NULL, 0, 0, NULL, '', NULL FROM n"
+    ),
+    "carts": (
+        "SELECT i % 256, 'u' || (i % 1000), 'c' || i, 'uid', 1, '{}', '', NULL, NULL, 1, 1, 0, 1, 1, i, i FROM n "
+        "WHERE i % 5 = 0"
+    ),
+    "items": (
+        "SELECT i % 256, 'u' || (i % 1000), 'c' || i, 'x', 'uid' || i, 'sku', '{}', 1, NULL, '{}', 'r' || i, i, i "
+        "FROM n WHERE i % 5 = 0"
+    ),
+    "replies": "SELECT i % 256, 'u' || (i % 1000), 'q' || i, uid, uid, i FROM n WHERE i % 5 = 0",
+}
+
+
+def fill(connection: Connection) -> None:
+    """Put many finished reservations, and as many strangers' carts, into the database."""
+    postgresql = connection.dialect.name == "postgresql"
+    counter = COUNT_POSTGRESQL if postgresql else COUNT_SQLITE
+    for table, select in FILL.items():
+        rows = select.replace("uid, uid", "'x'::bytea, 'x'::bytea" if postgresql else "x'78', x'78'")
+        connection.exec_driver_sql(f"INSERT INTO {table} {counter} {rows}")
+    connection.exec_driver_sql("ANALYZE")
+
+
+@contextmanager
+def heard(engine: SyncEngine) -> Iterator[list[tuple[str, Any]]]:
+    """What is said to the database meanwhile, each statement once."""
+    statements: dict[str, Any] = {}
+
+    def listen(_1: Any, _2: Any, statement: str, parameters: Any, *_: Any) -> None:
+        statements.setdefault(statement, parameters)
+
+    event.listen(engine, "before_cursor_execute", listen)
+    said: list[tuple[str, Any]] = []
+    yield said
+    event.remove(engine, "before_cursor_execute", listen)
+    said += statements.items()
+
+
+class Planned:
+    """A store on a full database, and the plans of what it has said to it."""
+
+    def __init__(self, store: Store, engine: Engine) -> None:
+        assert isinstance(engine, SqliteEngine | PostgresqlEngine)
+        self.store = store
+        self.engine = engine
+        self._explain = "EXPLAIN QUERY PLAN" if isinstance(engine, SqliteEngine) else "EXPLAIN"
+
+    @property
+    def writer(self) -> SyncEngine:
+        return self.engine._writer if isinstance(self.engine, SqliteEngine) else self.engine._writer.sync_engine
+
+    async def plans(self, said: list[tuple[str, Any]]) -> dict[str, str]:
+        """Each statement that reads or changes rows, with its plan."""
+        wanted = [pair for pair in said if re.match(r"(WITH|SELECT|UPDATE|DELETE)\b", pair[0])]
+        return {statement: await self.engine.transact(self._plan(statement, values)) for statement, values in wanted}
+
+    def _plan(self, statement: str, parameters: Any) -> Any:
+        def explain(connection: Connection) -> str:
+            rows = connection.exec_driver_sql(f"{self._explain} {statement}", parameters).all()
+            return "\n".join(str(row[-1]) for row in rows)
+
+        return explain
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path_factory.mktemp('full')}/cart.db"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.create_database("cart_full")
+
+
+@pytest.fixture(scope="module")
+async def planned(url: str) -> AsyncIterator[Planned]:
+    """Filled once: the tests here ask how, not what."""
+    engine = connect(url, app.clock)
+    await engine.transact(migrate.upgrade)
+    await engine.transact(fill)
+    store = Store(engine, app.new_id, queue_size=1000)
+    await store.start()
+    yield Planned(store, engine)
+    await store.close()
+    await engine.close()
+
+
+def assert_no_scan(plans: dict[str, str]) -> None:
+    """No plan reads a whole table, or a whole index of one."""
+    assert plans
+    for statement, plan in plans.items():
+        for line in plan.splitlines():
+            table = re.search(r"\b(Seq Scan on|SCAN) (reservations|carts|items|replies|wanted)\b", line)
+            # Of a partial index, SQLite says SCAN: in it are only the rows that are looked for.
+            allowed = re.search(r"USING (COVERING )?INDEX reservations_(due|due_release|reconciling|finished)\b", line)
+            assert table is None or allowed, f"{statement}\n{plan}"
+
+
+async def test_no_statement_of_the_write_path_scans_a_table(planned: Planned) -> None:
+    store = planned.store
+    with heard(planned.writer) as said:
+        await asyncio.gather(*(store.mutate(add(f"sku{n}", request_id=f"r{n}")) for n in range(10)))
+        await store.mutate(remove("sku1"))
+        await store.mutate(clear())
+        await store.mutate(add("sku2"))
+    plans = await planned.plans(said)
+    assert_no_scan(plans)
+    assert "reservations_reconciling" in "\n".join(plans.values())
+
+
+async def test_claims_and_records_find_their_rows_by_the_partial_indexes(planned: Planned) -> None:
+    store = planned.store
+    for number in range(5):
+        await store.mutate(add(f"claimed{number}"))
+    await store.mutate(remove("claimed0"))
+    with heard(planned.writer) as said:
+        for lane in (HOLD_LANE, RELEASE_LANE):
+            first, *_ = claimed = await claim(store, lane)
+            await store.lease(Extend(claimed, 1))
+            await store.lease(HandBack(claimed))
+            await store.record(answered(first))
+    plans = await planned.plans(said)
+    assert_no_scan(plans)
+    claims = [plan for statement, plan in plans.items() if "attempt" in statement and "RETURNING" in statement]
+    assert len(claims) == 2
+    for index, plan in zip(("reservations_due", "reservations_due_release"), claims, strict=True):
+        assert re.search(rf"\b{index}\b", plan), plan
+
+
+async def test_reads_find_their_rows_by_an_index(planned: Planned) -> None:
+    store = planned.store
+    await store.mutate(add())
+    with heard(planned.engine.reader.sync_engine) as said:
+        await snapshot(store)
+        await store.reads.is_releasing(KEY)
+        await store.reads.is_releasing(KEY, "x")
+        for lane in (HOLD_LANE, RELEASE_LANE):
+            await store.reads.has_due(lane)
+        for order in ("name", "create_time", "update_time"):
+            for descending in (False, True):
+                await store.reads.list_carts(Page(KEY.user, 5, frozenset({CartState.ACTIVE}), order, descending, None))
+    plans = await planned.plans(said)
+    assert_no_scan(plans)
+    assert re.search(r"\breservations_due\b", "\n".join(plans.values()))

@@ -1,0 +1,110 @@
+"""What is SQLite's own: one file, one writer at a time, and others who may hold it."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, text
+
+from cart_grpc import app
+from cart_grpc.carts.refusals import DatabaseUnavailable
+from cart_grpc.store import migrate
+from cart_grpc.store.engine import SqliteEngine, connect
+from cart_grpc.store.store import Store
+from tests.store.writes import SKU, add, decode, snapshot
+
+
+@pytest.fixture
+def backend() -> str:
+    return "sqlite"
+
+
+async def test_a_locked_database_is_waited_for(store: Store, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "cart.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        writing = asyncio.create_task(store.mutate(add()))
+        await asyncio.wait([writing], timeout=0.2)
+        assert not writing.done()
+        other.execute("ROLLBACK")
+        assert decode(await writing) == {SKU: 1}
+
+
+async def test_a_database_that_stays_locked_is_unavailable_and_nothing_is_done(
+    store: Store, engine: SqliteEngine, tmp_path: Path
+) -> None:
+    await store.mutate(add())
+    await engine.transact(lambda connection: connection.execute(text("PRAGMA busy_timeout = 50")))
+    with closing(sqlite3.connect(tmp_path / "cart.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DatabaseUnavailable):
+            await store.mutate(add(request_id="r1"))
+        # Readers are not kept from reading.
+        assert (await snapshot(store)).cart.total_quantity == 1
+        other.execute("ROLLBACK")
+    assert decode(await store.mutate(add(request_id="r1"))) == {SKU: 2}
+
+
+@pytest.fixture
+async def two_writers(tmp_path: Path) -> AsyncIterator[list[SqliteEngine]]:
+    """Two writers on one file, as no deployment has them: the lock that keeps them apart is not taken here."""
+    engines = []
+    for _ in range(2):
+        engine = connect(f"sqlite:///{tmp_path}/raced.db", app.clock)
+        assert isinstance(engine, SqliteEngine)
+        engines.append(engine)
+    await engines[0].transact(migrate.upgrade)
+    yield engines
+    for engine in engines:
+        await engine.close()
+
+
+async def test_a_race_to_read_and_then_write_loses_nobody(two_writers: list[SqliteEngine]) -> None:
+    def read_then_write(connection: Connection) -> None:
+        batch = connection.execute(text("SELECT coalesce(max(batch), 0) FROM writers")).scalar_one()
+        connection.execute(
+            text("INSERT INTO writers VALUES (0, 'raced', :batch, 0) ON CONFLICT DO UPDATE SET batch = :batch"),
+            {"batch": batch + 1},
+        )
+
+    async def race(engine: SqliteEngine) -> None:
+        for _ in range(40):
+            await engine.transact(read_then_write)
+
+    await asyncio.gather(*map(race, two_writers))
+    statement = text("SELECT batch FROM writers WHERE writer_id = 'raced'")
+    assert await two_writers[0].transact(lambda connection: connection.execute(statement).scalar_one()) == 80
+
+
+async def test_what_keeps_an_acknowledged_write_is_switched_on(engine: SqliteEngine) -> None:
+    def pragmas(connection: Connection) -> dict[str, object]:
+        names = ("journal_mode", "synchronous", "foreign_keys", "trusted_schema")
+        return {name: connection.execute(text(f"PRAGMA {name}")).scalar_one() for name in names}
+
+    # 2 is FULL.
+    assert await engine.transact(pragmas) == {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "foreign_keys": 1,
+        "trusted_schema": 0,
+    }
+
+
+async def test_readers_can_neither_write_nor_checkpoint(engine: SqliteEngine) -> None:
+    async with engine.reader.connect() as connection:
+        assert (await connection.execute(text("PRAGMA wal_autocheckpoint"))).scalar_one() == 0
+        with pytest.raises(Exception, match="readonly"):
+            await connection.execute(text("DELETE FROM carts"))
+
+
+async def test_a_read_under_way_neither_stops_a_write_nor_sees_it(store: Store, tmp_path: Path) -> None:
+    await store.mutate(add())
+    with closing(sqlite3.connect(tmp_path / "cart.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        total = "SELECT total_quantity FROM carts"
+        assert reader.execute(total).fetchone() == (1,)
+        assert decode(await store.mutate(add())) == {SKU: 2}
+        assert reader.execute(total).fetchone() == (1,)
+        reader.execute("ROLLBACK")

@@ -1,0 +1,163 @@
+"""Commands and outcomes for the tests of the store, and ways to look at what became of them."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, func, select
+
+from cart_grpc.carts import rules
+from cart_grpc.carts.changes import Addition, Change, Contents, NewId, Terms
+from cart_grpc.carts.names import CartKey, cart_key, item_id_of, user_key
+from cart_grpc.carts.reservation import Decision, Disposition, Observed, Reservation, Silence
+from cart_grpc.store import schema
+from cart_grpc.store.commands import Claim, Mutation, Record
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.reads import Snapshot
+from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane
+from cart_grpc.store.store import Store
+
+T = TypeVar("T")
+SECOND = 1_000_000
+LEASE = 15 * SECOND
+KEY = cart_key(user_key("alice"), "default")
+SKU = "espresso-beans"
+TERMS = Terms()
+
+
+def encode(change: Change, now: int) -> bytes:
+    """A reply that tells one effect from another."""
+    quantities = {line.item.sku: line.item.quantity for line in change.lines}
+    return json.dumps([quantities, change.cart.revision, now]).encode()
+
+
+def decode(reply: bytes) -> Mapping[str, int]:
+    """The quantities by sku in a reply."""
+    quantities: Mapping[str, int] = json.loads(reply)[0]
+    return quantities
+
+
+def add(
+    sku: str = SKU, quantity: int = 1, key: CartKey = KEY, *, request_id: str = "", body: bytes = b"", etag: str = ""
+) -> Mutation:
+    """AddItem."""
+    addition = Addition(sku, {}, quantity, None, None)
+
+    def decide(contents: Contents, now: int, new_id: NewId) -> Change:
+        return rules.add_items(contents, [addition], etag, TERMS, now, new_id)
+
+    return Mutation(key, decide, encode, [addition.item_id], [sku], request_id, body)
+
+
+def remove(sku: str = SKU, key: CartKey = KEY) -> Mutation:
+    """RemoveItem."""
+    item_id = item_id_of(sku, {})
+    return Mutation(key, lambda contents, now, _: rules.remove_item(contents, item_id, "", now), encode, [item_id])
+
+
+def clear(key: CartKey = KEY) -> Mutation:
+    """ClearCart."""
+    return Mutation(key, lambda contents, now, _: rules.clear_cart(contents, "", now), encode, None)
+
+
+def broken(error: Exception, key: CartKey = KEY) -> Mutation:
+    """A command with a bug."""
+
+    def decide(_contents: Contents, _now: int, _new_id: NewId) -> Change:
+        raise error
+
+    return Mutation(key, decide, encode, [])
+
+
+def refused_by_the_database(key: CartKey = KEY, sku: str = "poison") -> Mutation:
+    """A command whose outcome no CHECK lets through."""
+    sound = add(sku, key=key)
+
+    def decide(contents: Contents, now: int, new_id: NewId) -> Change:
+        change = sound.decide(contents, now, new_id)
+        return replace(change, cart=replace(change.cart, subtotal=-1))
+
+    return replace(sound, decide=decide)
+
+
+async def claim(store: Store, lane: Lane = HOLD_LANE, limit: int = 100, lease: int = LEASE) -> list[Reservation]:
+    return await store.claim(Claim(lane, limit, lease))
+
+
+async def claim_one(store: Store, lane: Lane = HOLD_LANE, lease: int = LEASE) -> Reservation:
+    """The only reservation of the lane that is due."""
+    [claimed] = await claim(store, lane, lease=lease)
+    return claimed
+
+
+def answered(claimed: Reservation, **changes: Any) -> Record:
+    """The end of a call that gave what was asked for, the decision changed by `changes`."""
+    releasing = claimed.disposition is Disposition.RELEASE
+    decision = Decision(
+        claimed.reservation_id,
+        claimed.revision,
+        Observed.RELEASED if releasing else Observed.HELD,
+        0 if releasing else claimed.quantity,
+        None if releasing else claimed.create_time + 3600 * SECOND,
+        "",
+    )
+    return Record(claimed, replace(decision, **changes), 0)
+
+
+def silent(claimed: Reservation, retry_delay: int = 0) -> Record:
+    """The end of a call that got no answer."""
+    return Record(claimed, Silence("UNAVAILABLE", "no answer"), retry_delay)
+
+
+async def release_all(store: Store) -> None:
+    """Carry out the releases that are due."""
+    for claimed in await claim(store, RELEASE_LANE):
+        await store.record(answered(claimed))
+
+
+async def snapshot(store: Store, key: CartKey = KEY) -> Snapshot:
+    """The cart, which must be there."""
+    found = await store.reads.find_cart(key)
+    assert found is not None
+    return found
+
+
+async def row_of(engine: Engine, reservation_id: str) -> Any:
+    """A reservation's row."""
+    table = schema.reservations
+    statement = select(table).where(table.c.reservation_id == reservation_id)
+    return await engine.transact(lambda connection: connection.execute(statement).one())
+
+
+async def count(engine: Engine, table: Any) -> int:
+    """How many rows a table has."""
+    return int(
+        await engine.transact(
+            lambda connection: connection.execute(select(func.count()).select_from(table)).scalar_one()
+        )
+    )
+
+
+class Wrapped:
+    """An engine with something around each transaction; everything else is the engine's own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.inner = engine
+        self.dialect = engine.dialect
+        self.locks_users = engine.locks_users
+        self.is_shared = engine.is_shared
+        self.reader = engine.reader
+        self.transactions = 0
+
+    async def transact(self, work: Callable[[Connection], T]) -> T:
+        self.transactions += 1
+        result = await self.inner.transact(work)
+        await self.committed()
+        return result
+
+    async def committed(self) -> None:
+        """What happens between a commit and its answers."""
+
+    async def close(self) -> None:
+        await self.inner.close()
