@@ -1,0 +1,41 @@
+"""Programs in a folder of the test's own, and a PostgreSQL that keeps what it has committed."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.postgres import PostgresServer, running_postgres
+from tests.processes.harness import Programs, running_programs
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    """Starts programs; those that still run at the end are killed."""
+    with running_programs(tmp_path) as programs:
+        yield programs
+
+
+@pytest.fixture(scope="session")
+def durable_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL with its own settings, fsync and synchronous_commit among them."""
+    with running_postgres(durable=True) as server:
+        yield server
+
+
+@pytest.fixture
+def durable_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new, empty database that survives what its servers do not."""
+    if backend == "sqlite":
+        return f"sqlite:///{tmp_path}/cart.db"
+    server: PostgresServer = request.getfixturevalue("durable_postgres")
+    return server.create_database(f"process_{next(_numbers)}")
+
+
+@pytest.fixture
+def shared_url(postgres: PostgresServer) -> str:
+    """A database that is migrated and empty."""
+    return postgres.create_database(f"shared_{next(_numbers)}", template="template_cart")

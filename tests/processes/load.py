@@ -1,0 +1,272 @@
+"""Callers who repeat each call under its request_id until it is answered, and know what their carts must hold."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+from cart.v1 import cart_pb2, cart_service_pb2
+from google.protobuf.message import Message
+
+from tests.processes.harness import Replicas
+
+Response = TypeVar("Response", bound=Message)
+
+State = cart_pb2.Reservation.State
+# The only sku that may run out.
+SCARCE = "scarce"
+SKUS = ("beans", "filters", "grinder", "kettle", "scale", SCARCE)
+HOT_CART = "users/u0/carts/hot"
+HOT_SKU = "hot-beans"
+
+# The call may or may not have had its effect: it is repeated. Any other refusal is a failure of the test.
+_AGAIN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
+_OPTIONS = (("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that was answered, as bytes."""
+
+    method: str
+    request: bytes
+    reply: bytes
+
+
+@dataclass
+class History:
+    """What all callers together have seen."""
+
+    calls: list[Call] = field(default_factory=list)
+    repeats: Counter[grpc.StatusCode] = field(default_factory=Counter)
+    # request_ids of the calls that were answered, and of the attempts that were not.
+    answered: set[str] = field(default_factory=set)
+    unanswered: list[str] = field(default_factory=list)
+    # Which item each reservation was ever seen behind.
+    items: dict[str, str] = field(default_factory=dict)
+
+    def note(self, item: cart_pb2.Item) -> None:
+        known = self.items.setdefault(item.reservation.reservation_id, item.name)
+        assert known == item.name, f"{item.reservation.reservation_id} is used for {known} and {item.name}"
+
+
+class Caller:
+    """One client with a connection to one of the replicas; to another after each call that was not answered."""
+
+    def __init__(self, replicas: Replicas, history: History, name: str, seed: object) -> None:
+        self.name = name
+        self.numbers = random.Random(f"{seed}/{name}")
+        self._replicas = replicas
+        self._history = history
+        self._count = 0
+        self._address: str | None = None
+        self._channel: grpc.aio.Channel | None = None
+
+    async def call(self, method: str, request: Any, response: type[Response]) -> Response:
+        """The answer, however long it takes; `request` is given a request_id of its own."""
+        self._count += 1
+        request.request_id = f"{self.name}-{self._count}"
+        raw = request.SerializeToString(deterministic=True)
+        reply = await self.send(method, raw, request.request_id)
+        self._history.calls.append(Call(method, raw, reply))
+        self._history.answered.add(request.request_id)
+        return response.FromString(reply)
+
+    async def get(self, name: str) -> cart_pb2.Cart:
+        raw = cart_service_pb2.GetCartRequest(name=name).SerializeToString()
+        return cart_service_pb2.GetCartResponse.FromString(await self.send("GetCart", raw)).cart
+
+    async def send(self, method: str, request: bytes, request_id: str = "") -> bytes:
+        """The bytes that answer `request`, sent again until they come. Raises AioRpcError for a refusal."""
+        while True:
+            channel = await self._connected()
+            send: Any = channel.unary_unary(f"/cart.v1.CartService/{method}")
+            try:
+                reply: bytes = await send(request, timeout=5)
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in _AGAIN:
+                    raise
+                self._history.repeats[error.code()] += 1
+                if request_id:
+                    self._history.unanswered.append(request_id)
+                await self.close()
+                await asyncio.sleep(self.numbers.uniform(0.005, 0.02))
+            else:
+                return reply
+
+    async def _connected(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            self._address = await self._replicas.address(self.numbers, but=self._address)
+            self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+        return self._channel
+
+    async def close(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+
+@dataclass
+class Held:
+    """What a caller knows an item of its cart to be."""
+
+    sku: str
+    quantity: int
+
+
+class CartWriter:
+    """The only writer of one cart: what the cart must hold is known exactly."""
+
+    def __init__(self, caller: Caller, cart: str, history: History) -> None:
+        self.cart = cart
+        self.items: dict[str, Held] = {}
+        self._caller = caller
+        self._numbers = caller.numbers
+        self._history = history
+
+    async def step(self) -> None:
+        """One call of a random kind."""
+        kinds = (self._add, self._update, self._remove, self._look, self._retry, self._clear, self._delete)
+        (kind,) = self._numbers.choices(kinds, (45, 18, 16, 12, 6, 2, 1))
+        await (kind() if self.items else self._add())
+
+    async def _add(self) -> None:
+        sku, quantity = self._numbers.choice(SKUS), self._numbers.randint(1, 4)
+        options = {"size": "large"} if self._numbers.random() < 0.2 else {}
+        item = cart_pb2.Item(sku=sku, options=options, quantity=quantity)
+        request = cart_service_pb2.AddItemRequest(parent=self.cart, item=item)
+        answer = (await self._caller.call("AddItem", request, cart_service_pb2.AddItemResponse)).item
+        held = self.items.setdefault(answer.name, Held(sku, 0))
+        held.quantity += quantity
+        self._check(answer)
+
+    async def _update(self) -> None:
+        name = self._pick()
+        item = cart_pb2.Item(name=name, quantity=self._numbers.randint(1, 12))
+        request = cart_service_pb2.UpdateItemRequest(item=item)
+        answer = (await self._caller.call("UpdateItem", request, cart_service_pb2.UpdateItemResponse)).item
+        self.items[name].quantity = item.quantity
+        self._check(answer)
+
+    async def _remove(self) -> None:
+        name = self._pick()
+        request = cart_service_pb2.RemoveItemRequest(name=name)
+        await self._caller.call("RemoveItem", request, cart_service_pb2.RemoveItemResponse)
+        del self.items[name]
+
+    async def _retry(self) -> None:
+        request = cart_service_pb2.RetryReservationRequest(name=self._pick())
+        answer = await self._caller.call("RetryReservation", request, cart_service_pb2.RetryReservationResponse)
+        self._check(answer.item)
+
+    async def _look(self) -> None:
+        cart = await self._caller.get(self.cart)
+        assert {item.name: Held(item.sku, item.quantity) for item in cart.items} == self.items
+        for item in cart.items:
+            self._check(item)
+
+    async def _clear(self) -> None:
+        request = cart_service_pb2.ClearCartRequest(name=self.cart)
+        await self._caller.call("ClearCart", request, cart_service_pb2.ClearCartResponse)
+        self.items.clear()
+
+    async def _delete(self) -> None:
+        request = cart_service_pb2.DeleteCartRequest(name=self.cart)
+        await self._caller.call("DeleteCart", request, cart_service_pb2.DeleteCartResponse)
+        self.items.clear()
+
+    def _pick(self) -> str:
+        return self._numbers.choice(sorted(self.items))
+
+    def _check(self, answer: cart_pb2.Item) -> None:
+        """What was acknowledged before is in every later answer."""
+        self._history.note(answer)
+        held = self.items[answer.name]
+        assert (answer.sku, answer.quantity) == (held.sku, held.quantity), f"{answer.name}: {answer}"
+        refused = answer.reservation.state in (State.STATE_REJECTED, State.STATE_EXPIRED)
+        assert not refused or answer.sku == SCARCE, f"refused for no reason: {answer}"
+
+
+class Adder:
+    """One of several callers that add to the same item of the same cart."""
+
+    def __init__(self, caller: Caller, history: History) -> None:
+        self.added = 0
+        self._caller = caller
+        self._history = history
+        self._last = 0
+
+    async def step(self) -> None:
+        quantity = self._caller.numbers.randint(1, 3)
+        item = cart_pb2.Item(sku=HOT_SKU, quantity=quantity)
+        request = cart_service_pb2.AddItemRequest(parent=HOT_CART, item=item)
+        answer = (await self._caller.call("AddItem", request, cart_service_pb2.AddItemResponse)).item
+        self._history.note(answer)
+        self.added += quantity
+        assert answer.quantity >= self._last + quantity, f"an acknowledged add is gone: {answer}"
+        self._last = answer.quantity
+
+
+class Load:
+    """Writers, each with a cart of its own, and adders that share one.
+
+    `pause` seconds pass between two calls of each, on average: two cores carry the servers, the database, the
+    simulator and the callers.
+    """
+
+    def __init__(
+        self, replicas: Replicas, seed: object, *, writers: int = 8, adders: int = 3, pause: float = 0.06
+    ) -> None:
+        self.history = History()
+        callers = [Caller(replicas, self.history, f"caller{number}", seed) for number in range(writers + adders)]
+        self.writers = [
+            CartWriter(caller, f"users/u{number % 3}/carts/c{number}", self.history)
+            for number, caller in enumerate(callers[:writers])
+        ]
+        self.adders = [Adder(caller, self.history) for caller in callers[writers:]]
+        self.reader = Caller(replicas, self.history, "reader", seed)
+        self._callers = [*callers, self.reader]
+        self._pause = pause
+        self._stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._stopping.clear()
+        steppers: Sequence[CartWriter | Adder] = [*self.writers, *self.adders]
+        pairs = zip(steppers, self._callers, strict=False)
+        self._tasks = [asyncio.create_task(self._work(stepper, caller.numbers)) for stepper, caller in pairs]
+
+    async def _work(self, stepper: CartWriter | Adder, numbers: random.Random) -> None:
+        while not self._stopping.is_set():
+            await stepper.step()
+            await asyncio.sleep(numbers.uniform(0, 2 * self._pause))
+
+    def check(self) -> None:
+        """Raises what any caller has met that it should not have."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
+
+    async def stop(self) -> None:
+        """Let every call that was begun be answered, and begin no more."""
+        self._stopping.set()
+        await asyncio.wait_for(asyncio.gather(*self._tasks), 60)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        async with AsyncExitStack() as stack:
+            for caller in self._callers:
+                stack.push_async_callback(caller.close)
+
+    @property
+    def expected(self) -> dict[str, dict[str, Held]]:
+        """The carts as they must be, their items by name. The hot cart's only item is told by its sku."""
+        carts = {writer.cart: dict(writer.items) for writer in self.writers}
+        carts[HOT_CART] = {HOT_SKU: Held(HOT_SKU, sum(adder.added for adder in self.adders))}
+        return carts

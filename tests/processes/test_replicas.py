@@ -1,0 +1,80 @@
+"""Replicas in processes of their own: one that dies or stands still is taken over; a SQLite file has room for one."""
+
+import asyncio
+import signal
+import time
+from contextlib import AsyncExitStack
+
+import pytest
+from cart.v1 import cart_pb2, cart_service_pb2
+
+from tests.processes.harness import LISTENS, Programs, connected
+from tests.service.conftest import Replica
+
+State = cart_pb2.Reservation.State
+LEASE = 2.0
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGSTOP], ids=lambda by: by.name)
+async def test_a_replica_lost_in_mid_call_is_taken_over_within_its_lease(
+    by: signal.Signals, shared_url: str, programs: Programs
+) -> None:
+    # The first call hangs for longer than a take-over lasts, and then takes effect all the same.
+    hang = LEASE + 3
+    simulated = await programs.simulate("--latency", f"{hang}s")
+    settings = {
+        "listen": "127.0.0.1:0",
+        "database_url": shared_url,
+        "reservation_url": simulated.url,
+        "reservation_lease": str(LEASE),
+        "reservation_poll_interval": "0.1",
+    }
+    lost = programs.start("serve", **settings)
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(connected((await lost.says(LISTENS))[1]))
+        item = await first.add(quantity=2)
+        await simulated.until_called(1)
+        began = time.monotonic()
+        lost.send(by)
+        await simulated.set_faults(latency=0.0)
+        other = programs.start("serve", **settings)
+        second = await stack.enter_async_context(connected((await other.says(LISTENS))[1]))
+        cart = await second.settled()
+        assert time.monotonic() - began < hang, "it was the lost replica's own call that was waited for"
+        assert cart.items[0].reservation.state == State.STATE_RESERVED
+        if by == signal.SIGSTOP:
+            lost.send(signal.SIGCONT)
+        # Until the call that hangs has come to its end.
+        await asyncio.sleep(max(0.0, began + hang + 0.5 - time.monotonic()))
+        assert await second.get() == cart
+        effects, _ = await simulated.effects()
+        assert [(effect.reservation_id, effect.quantity_after) for effect in effects] == [
+            (item.reservation.reservation_id, 2)
+        ]
+        if by == signal.SIGSTOP:
+            await _check_works(first, second, item)
+    assert programs.complaints() == []
+
+
+async def _check_works(first: Replica, second: Replica, item: cart_pb2.Item) -> None:
+    """The replica that stood still serves and reconciles again, and both see the same."""
+    await first.stub.RemoveItem(cart_service_pb2.RemoveItemRequest(name=item.name))
+    assert not (await first.settled()).items
+    assert not (await second.get()).items
+
+
+async def test_a_second_process_on_a_sqlite_file_says_which_and_ends_while_the_first_goes_on(
+    programs: Programs,
+) -> None:
+    file = programs.folder / "cart.db"
+    settings = {"listen": "127.0.0.1:0", "database_url": f"sqlite:///{file}"}
+    first = programs.start("serve", **settings)
+    async with connected((await first.says(LISTENS))[1]) as client:
+        item = await client.add()
+        second = programs.start("serve", **settings)
+        assert await second.ended(20) == 2
+        (line,) = second.errors.splitlines()
+        assert line.startswith(f"cart-grpc: {file} is in use")
+        assert (await client.get()).items[0].name == item.name
+        assert (await client.add()).quantity == 2
+    assert first.is_running

@@ -1,0 +1,174 @@
+"""Stopping in order answers what is under way and hands the rest back; being killed loses nothing either."""
+
+import asyncio
+import random
+import signal
+import time
+
+import pytest
+from cart.v1 import cart_pb2, cart_service_pb2
+from google.protobuf.duration_pb2 import Duration
+
+from tests.postgres import running_postgres
+from tests.processes import truth
+from tests.processes.harness import LISTENS, SIMULATES, Program, Programs, Replicas, Simulated, connected
+from tests.processes.load import Load
+from tests.service.conftest import CART, Replica
+
+State = cart_pb2.Reservation.State
+GRACE = 8.0
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT], ids=lambda by: by.name)
+@pytest.mark.timeout(120)
+async def test_a_server_that_is_asked_to_stop_answers_all_that_it_has_taken_in(
+    by: signal.Signals, backend: str, durable_url: str, programs: Programs
+) -> None:
+    simulated = await programs.simulate("--latency", "500ms")
+    settings = await _settings(programs, durable_url, simulated)
+    replicas = Replicas(programs, settings, count=1)
+    load = Load(replicas, seed=random.random())
+    try:
+        await replicas.start_all()
+        load.start()
+        await _until_answered(load, 100)
+        async with connected(await replicas.address(random.Random())) as client:
+            await client.add()
+            waiting = asyncio.create_task(_add_and_wait(client))
+            await client.eventually(lambda cart: cart.total_quantity == 2)
+            assert load.history.unanswered == []
+            assert await replicas.stop(0, by, timeout=GRACE + 3) == 0
+            item = await waiting
+        assert item.reservation.state == State.STATE_RESERVED
+        load.history.note(item)
+        found = await truth.dump(durable_url)
+        assert not found.request_ids & set(load.history.unanswered), "done, and not answered"
+        assert load.history.answered <= found.request_ids, "answered, and not done"
+        await replicas.start(0)
+        await _until_answered(load, len(load.history.calls) + 50)
+        await load.stop()
+        carts = await truth.settled(load, simulated, silence=0.5)
+        truth.check_acknowledged(carts, load.expected)
+        carts[CART] = await load.reader.get(CART)
+        effects, _ = await simulated.effects()
+        truth.check_effects(carts, effects, load.history.items)
+    finally:
+        await load.close()
+    assert programs.complaints() == []
+
+
+async def _settings(programs: Programs, database_url: str, simulated: Simulated) -> dict[str, str]:
+    """Settings for a server on a database that is migrated."""
+    settings = {
+        "listen": "127.0.0.1:0",
+        "database_url": database_url,
+        "reservation_url": simulated.url,
+        "reservation_lease": "3600",
+        "shutdown_grace": str(GRACE),
+        "max_quantity_per_item": "1000000",
+    }
+    if database_url.startswith("postgresql"):
+        assert await programs.start("migrate", **settings).ended(60) == 0
+    return settings
+
+
+async def _until_answered(load: Load, count: int) -> None:
+    async with asyncio.timeout(30):
+        while len(load.history.calls) < count:
+            load.check()
+            await asyncio.sleep(0.01)
+
+
+async def _add_and_wait(client: Replica) -> cart_pb2.Item:
+    request = cart_service_pb2.AddItemRequest(
+        parent=CART, item=cart_pb2.Item(sku="espresso-beans"), max_wait=Duration(seconds=5)
+    )
+    return (await client.stub.AddItem(request, timeout=20)).item
+
+
+async def test_a_server_that_stops_hands_back_the_reservations_it_was_calling_for(
+    backend: str, durable_url: str, programs: Programs
+) -> None:
+    simulated = await programs.simulate("--latency", "1h")
+    settings = await _settings(programs, durable_url, simulated)
+    server = programs.start("serve", **settings)
+    async with connected((await server.says(LISTENS))[1]) as client:
+        await client.add()
+        await simulated.until_called(1)
+    server.send(signal.SIGTERM)
+    assert await server.ended(GRACE) == 0
+    await simulated.set_faults(latency=0.0)
+    again = programs.start("serve", **settings)
+    async with connected((await again.says(LISTENS))[1]) as client:
+        # Its lease would have lasted for an hour.
+        cart = await client.settled()
+    assert cart.items[0].reservation.state == State.STATE_RESERVED
+    assert programs.complaints() == []
+
+
+async def test_a_server_whose_database_is_gone_still_stops_in_order(programs: Programs) -> None:
+    simulated = await programs.simulate("--latency", "1h")
+    with running_postgres() as postgres:
+        settings = await _settings(programs, postgres.create_database("gone"), simulated)
+        server = programs.start("serve", **settings)
+        async with connected((await server.says(LISTENS))[1]) as client:
+            await client.add()
+            await simulated.until_called(1)
+            postgres.kill()
+            server.send(signal.SIGTERM)
+            assert await server.ended(30) == 0
+    assert programs.complaints() == []
+
+
+async def _dev(programs: Programs, *options: str) -> tuple[Program, str, Simulated]:
+    """`cart-grpc dev` in the folder of the test; where it listens, and its simulator."""
+    settings = {"listen": "127.0.0.1:0", "reservation_lease": "1"}
+    program = programs.start("dev", "--simulator-listen", "127.0.0.1:0", *options, **settings)
+    simulator = (await program.says(SIMULATES))[1]
+    return program, (await program.says(LISTENS))[1], Simulated(program, simulator)
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM], ids=lambda by: by.name)
+async def test_dev_starts_everything_and_ends_without_a_trace(by: signal.Signals, programs: Programs) -> None:
+    program, address, simulated = await _dev(programs, "--latency", "100ms")
+    async with connected(address) as client:
+        await client.add(quantity=2)
+        assert (await client.settled()).items[0].reservation.state == State.STATE_RESERVED
+        assert (await simulated.stock("espresso-beans")).held_quantity == 2
+        await simulated.set_faults(latency=3600.0)
+        await client.add("filters")
+        await simulated.until_called(2)
+    began = time.monotonic()
+    program.send(by)
+    assert await program.ended(20) == 0
+    assert time.monotonic() - began < 10
+    assert programs.complaints() == []
+
+
+async def test_dev_that_is_killed_in_mid_reservation_ends_it_when_it_is_started_again(programs: Programs) -> None:
+    program, address, simulated = await _dev(programs, "--latency", "100ms")
+    async with connected(address) as client:
+        kept = await client.add(quantity=2)
+        removed = await client.add("filters", quantity=3)
+        await client.settled()
+        before, _ = await simulated.effects()
+        await simulated.set_faults(latency=3600.0)
+        await client.add(quantity=1)
+        await client.stub.RemoveItem(cart_service_pb2.RemoveItemRequest(name=removed.name))
+        pending = await client.add("kettle", quantity=4)
+        await simulated.until_called(5)
+    program.kill()
+    _, address, simulated = await _dev(programs, "--latency", "10ms")
+    async with connected(address) as client:
+        cart = await client.settled()
+        quantities = {kept.reservation.reservation_id: 3, pending.reservation.reservation_id: 4}
+        assert {item.reservation.reservation_id: item.reservation.reserved_quantity for item in cart.items} == (
+            quantities
+        )
+        assert {item.reservation.state for item in cart.items} == {State.STATE_RESERVED}
+        effects, _ = await simulated.effects()
+    assert effects[: len(before)] == before, "the simulator has forgotten what it did"
+    truth.check_effects(
+        {CART: cart}, effects, {item.reservation.reservation_id: item.name for item in (kept, removed, pending)}
+    )
+    assert programs.complaints() == []

@@ -1,0 +1,426 @@
+"""The command line: what each command says, and how it ends when something is wrong."""
+
+import asyncio
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from filelock import FileLock
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from cart_grpc import cli
+from cart_grpc.rpc.server import SERVICE
+from cart_grpc.settings import Settings
+from cart_grpc.store import migrate
+from tests.postgres import PostgresServer
+
+# gRPC's own core writes to standard error by itself.
+CORE_LOG = re.compile(r"^([EWI]\d{4} |WARNING: All log messages before absl)")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to be in, and no settings."""
+    for name in [name for name in os.environ if name.upper().startswith("CART_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+Refuse = Callable[..., str]
+
+
+@pytest.fixture
+def refuse(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refuse:
+    """Run a command that must end with status 2 and one line on standard error; returns that line."""
+
+    def run(*arguments: str, **environ: str) -> str:
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        status = cli.main(list(arguments))
+        said = capsys.readouterr()
+        assert status == 2, said
+        assert said.out == ""
+        lines = said.err.splitlines()
+        assert len(lines) == 1, said.err
+        assert lines[0].startswith("cart-grpc: ")
+        assert "hunter2" not in lines[0]
+        assert "<class" not in lines[0]
+        return lines[0].removeprefix("cart-grpc: ")
+
+    return run
+
+
+@pytest.fixture
+def empty_postgres(postgres: PostgresServer, request: pytest.FixtureRequest) -> str:
+    """A database that was never migrated."""
+    return postgres.create_database(f"empty_{abs(hash(request.node.nodeid))}")
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        yield taken.getsockname()[1]
+
+
+@pytest.fixture
+def stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command that runs until it is told to stop has been told so already."""
+
+    def stop_signal() -> asyncio.Event:
+        stopped = asyncio.Event()
+        stopped.set()
+        return stopped
+
+    monkeypatch.setattr(cli, "_stop_signal", stop_signal)
+
+
+COMMANDS = ("serve", "reconcile", "migrate", "simulate", "dev", "config", "health")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_setting_ends_every_command(command: str, refuse: Refuse) -> None:
+    assert refuse(command, CART_LISTEN="nonsense").startswith("CART_LISTEN: should be HOST:PORT")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_unknown_setting_ends_every_command(command: str, refuse: Refuse) -> None:
+    assert refuse(command, CART_LISTN="hunter2").endswith("did you mean CART_LISTEN?")
+
+
+def test_a_wrong_setting_in_dotenv_is_told(folder: Path, refuse: Refuse) -> None:
+    (folder / ".env").write_text("CART_DATABASE_URL=mysql://u:hunter2@h/d\n")
+    assert refuse("config") == (
+        "CART_DATABASE_URL: should be sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+    )
+
+
+def test_a_dotenv_that_is_not_utf_8_is_told(folder: Path, refuse: Refuse) -> None:
+    (folder / ".env").write_bytes(b"\xff\xfe")
+    assert ".env" in refuse("config")
+
+
+def test_config_shows_every_setting_and_hides_passwords(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CART_DATABASE_URL", "postgresql://cart:hunter2@db:5432/cart")
+    monkeypatch.setenv("CART_LISTEN", "h:1")
+    assert cli.main(["config"]) == 0
+    said = capsys.readouterr()
+    names = [line.partition("=")[0] for line in said.out.splitlines()]
+    assert names == [f"CART_{name.upper()}" for name in Settings.model_fields]
+    assert "hunter2" not in said.out + said.err
+    assert re.search(r"^CART_DATABASE_URL=postgresql://cart:\*\*\*@db:5432/cart +# \w", said.out, re.MULTILINE)
+    assert re.search(r"^CART_LISTEN=h:1 +# \w", said.out, re.MULTILINE)
+
+
+def test_migrate_says_what_it_did_and_the_second_time_that_there_is_nothing_to_do(
+    backend: str,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = "sqlite:///cart.db" if backend == "sqlite" else request.getfixturevalue("empty_postgres")
+    monkeypatch.setenv("CART_DATABASE_URL", url)
+    latest = migrate.latest_revision()
+    assert cli.main(["migrate"]) == 0
+    assert capsys.readouterr() == (f"the database was at schema (none) and is now at {latest}\n", "")
+    assert cli.main(["migrate"]) == 0
+    assert capsys.readouterr() == (f"the database is at schema {latest}\n", "")
+
+
+@pytest.mark.parametrize(
+    "command", [["serve"], ["serve", "--no-reconciler"], ["reconcile"], ["dev", "--simulator-listen", "127.0.0.1:0"]]
+)
+def test_an_unmigrated_postgresql_is_told_to_migrate(
+    command: list[str], empty_postgres: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CART_DATABASE_URL", empty_postgres)
+    monkeypatch.setenv("CART_LISTEN", "127.0.0.1:0")
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["cart-grpc: the database is at schema (none); run `cart-grpc migrate` first"]
+
+
+@pytest.mark.parametrize("command", ["migrate", "serve", "reconcile"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:hunter2@127.0.0.1:1/d",
+        "postgresql://u:hunter2@host.invalid/d",
+        "postgresql://u:hunter2@/d?host=/nonexistent",
+        "postgresql://u:hunter2@127.0.0.1:1/d?sslmode=require",
+        "postgresql://u:hunter2@127.0.0.1:1/d?prepared_statement_cache_size=many",
+        "postgresql://127.0.0.1:1/d?user=u&password=hunter2",
+    ],
+)
+def test_a_postgresql_that_cannot_be_reached_is_told_within_seconds(command: str, url: str, refuse: Refuse) -> None:
+    started = time.monotonic()
+    assert refuse(command, CART_DATABASE_URL=url).startswith("CART_DATABASE_URL: ")
+    assert time.monotonic() - started < 20
+
+
+def test_a_postgresql_that_never_answers_is_told_within_seconds(taken_port: int, refuse: Refuse) -> None:
+    started = time.monotonic()
+    said = refuse("migrate", CART_DATABASE_URL=f"postgresql://u:hunter2@127.0.0.1:{taken_port}/d")
+    assert said.startswith("CART_DATABASE_URL: the database cannot be used: ")
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    ("change", "why"), [(("/postgres?", "/missing?"), "missing"), (("postgres@", "nobody@"), "nobody")]
+)
+def test_a_postgresql_that_lets_nobody_in_is_told(
+    change: tuple[str, str], why: str, postgres: PostgresServer, refuse: Refuse
+) -> None:
+    said = refuse("migrate", CART_DATABASE_URL=postgres.url.replace(*change))
+    assert said.startswith("CART_DATABASE_URL: ")
+    assert why in said
+
+
+@pytest.mark.parametrize("command", ["migrate", "serve"])
+def test_a_missing_folder_is_told(command: str, refuse: Refuse) -> None:
+    assert refuse(command, CART_DATABASE_URL="sqlite:///no/such/cart.db") == (
+        "CART_DATABASE_URL: there is no folder no/such"
+    )
+
+
+def test_a_file_in_use_by_another_process_is_told(folder: Path, refuse: Refuse) -> None:
+    with FileLock(folder / "cart.db.lock"):
+        assert "cart.db is in use by another process" in refuse("serve", CART_LISTEN="127.0.0.1:0")
+
+
+@pytest.mark.parametrize("command", ["migrate", "serve"])
+def test_a_file_that_is_no_database_is_told_and_left_alone(command: str, folder: Path, refuse: Refuse) -> None:
+    content = "not a database, and longer than the header of one would be, so that nobody can mistake it\n" * 20
+    (folder / "cart.db").write_text(content)
+    assert "file is not a database" in refuse(command)
+    assert (folder / "cart.db").read_text() == content
+
+
+def test_a_folder_in_place_of_the_file_is_told(folder: Path, refuse: Refuse) -> None:
+    (folder / "cart.db").mkdir()
+    assert refuse("migrate").startswith("CART_DATABASE_URL: ")
+
+
+def test_reconcile_needs_postgresql(refuse: Refuse) -> None:
+    assert refuse("reconcile").startswith("reconcile needs PostgreSQL")
+
+
+def test_serving_without_a_reconciler_needs_postgresql(refuse: Refuse) -> None:
+    assert refuse("serve", "--no-reconciler").startswith("--no-reconciler needs PostgreSQL")
+
+
+def test_a_port_that_is_taken_is_told(taken_port: int, refuse: Refuse) -> None:
+    said = refuse("serve", CART_LISTEN=f"127.0.0.1:{taken_port}")
+    assert said.startswith(f"CART_LISTEN: cannot listen on 127.0.0.1:{taken_port}")
+
+
+def test_a_port_of_the_simulator_that_is_taken_is_told(taken_port: int, refuse: Refuse) -> None:
+    said = refuse("simulate", "--listen", f"127.0.0.1:{taken_port}", "--http-listen", "127.0.0.1:0")
+    assert said == f"the simulator cannot start: cannot listen on 127.0.0.1:{taken_port}"
+
+
+def test_a_port_of_the_simulator_for_http_that_is_taken_is_told(taken_port: int, refuse: Refuse) -> None:
+    said = refuse("simulate", "--listen", "127.0.0.1:0", "--http-listen", f"127.0.0.1:{taken_port}")
+    assert said.startswith("the simulator cannot start: ")
+    assert str(taken_port) in said
+
+
+WRONG_OPTIONS = [
+    (["--latency", "soon"], "'soon' should be a time such as 30s"),
+    (["--latency", "-1s"], None),
+    (["--latency", "25h"], "latency is 0 to 24 hours"),
+    (["--slow-latency", "1"], "'1' should be a time"),
+    (["--duplicate-delay", ""], "'' should be a time"),
+    (["--slow", "1.5"], "slow is a probability, 0 to 1"),
+    (["--out-of-stock", "nan"], "out_of_stock is a probability"),
+    (["--stock", "beans"], "--stock 'beans' should be SKU=N"),
+    (["--stock", "beans=-1"], "should be SKU=N"),
+    (["--stock", "=1"], "should be SKU=N"),
+    (["--stock", "beans=²"], "should be SKU=N"),
+    (["--default-stock", "-5"], "stock"),
+    (["--http-listen", "nonsense"], "should be HOST:PORT"),
+    (["--journal", "no/such/file"], "No such file or directory"),
+    (["--journal", "."], "Is a directory"),
+]
+
+
+@pytest.mark.parametrize(
+    "command", [["simulate", "--listen"], ["dev", "--simulator-listen"]], ids=lambda command: command[0]
+)
+@pytest.mark.parametrize(
+    ("options", "why"), WRONG_OPTIONS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_a_wrong_option_of_the_simulator_is_told(
+    command: list[str], options: list[str], why: str | None, refuse: Refuse, stops_at_once: None, capsys: Any
+) -> None:
+    arguments = [*command, "127.0.0.1:0", *options]
+    if why is None:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert ended.value.code == 2
+        return
+    assert why in refuse(*arguments, CART_LISTEN="127.0.0.1:0")
+
+
+@pytest.mark.parametrize("address", ["nonsense", "50061", ":50061", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:http"])
+def test_a_wrong_address_of_the_simulator_is_told(address: str, refuse: Refuse) -> None:
+    said = refuse("simulate", "--listen", address)
+    assert repr(address) in said
+    assert "should be HOST:PORT" in said
+
+
+def test_the_last_port_leaves_none_for_http_and_that_is_told(refuse: Refuse) -> None:
+    assert "--http-listen" in refuse("simulate", "--listen", "127.0.0.1:65535")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nonsense"], ["serve", "--nonsense"], ["simulate", "--default-stock", "many"], ["simulate", "--seed", "x"],
+     ["simulate", "--slow", "often"], ["migrate", "now"], ["dev", "--listen", "127.0.0.1:0"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_use_ends_with_status_2_and_how_to_use_it(arguments: list[str], capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("usage: cart-grpc")
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: cart-grpc {command}" in capsys.readouterr().out
+
+
+def test_serve_says_where_it_listens_and_stops(
+    stops_at_once: None, database_url: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CART_DATABASE_URL", database_url)
+    monkeypatch.setenv("CART_LISTEN", "127.0.0.1:0")
+    assert cli.main(["serve"]) == 0
+    assert re.fullmatch(r"cart-grpc listens on 127\.0\.0\.1:[1-9]\d*\n", capsys.readouterr().out)
+
+
+def test_reconcile_says_so_and_stops(
+    stops_at_once: None, postgres: PostgresServer, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.create_database(f"reconcile_{os.getpid()}", template="template_cart")
+    monkeypatch.setenv("CART_DATABASE_URL", url)
+    assert cli.main(["reconcile"]) == 0
+    assert capsys.readouterr().out == "cart-grpc reconciles\n"
+
+
+def test_simulate_says_where_it_listens_and_stops(stops_at_once: None, capsys: Any) -> None:
+    assert cli.main(["simulate", "--listen", "127.0.0.1:0"]) == 0
+    said = capsys.readouterr().out
+    assert re.fullmatch(r"the simulator listens on grpc://127\.0\.0\.1:\d+ and http://127\.0\.0\.1:\d+\n", said)
+
+
+def test_dev_says_where_everything_listens_and_what_to_try(
+    stops_at_once: None, folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CART_LISTEN", "127.0.0.1:0")
+    assert cli.main(["dev", "--simulator-listen", "127.0.0.1:0"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^the simulator listens on grpc://127\.0\.0\.1:[1-9]\d* and ", said, re.MULTILINE)
+    port = re.search(r"^cart-grpc listens on 127\.0\.0\.1:([1-9]\d*)$", said, re.MULTILINE)
+    assert port is not None
+    assert said.count(f"127.0.0.1:{port[1]} cart.v1.CartService/") == 3
+    assert (folder / "cart.db.simulator.jsonl").exists()
+
+
+async def health_of(*arguments: str) -> int:
+    """The status of `cart-grpc health`, which blocks, while the server of this loop answers."""
+    return await asyncio.to_thread(cli.main, ["health", *arguments])
+
+
+async def test_health_ends_with_0_where_the_server_is_ready_and_1_where_it_is_not(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = grpc.aio.server()
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        states = health_pb2.HealthCheckResponse
+        for state, status in ((states.SERVING, 0), (states.NOT_SERVING, 1), (states.UNKNOWN, 1)):
+            await servicer.set(SERVICE, state)
+            assert await health_of(f"127.0.0.1:{port}") == status
+            assert capsys.readouterr().out == f"{states.ServingStatus.Name(state)}\n"
+        await servicer.set(SERVICE, states.SERVING)
+        monkeypatch.setenv("CART_LISTEN", f"0.0.0.0:{port}")
+        assert await health_of() == 0
+    finally:
+        await server.stop(0)
+    capsys.readouterr()
+    assert await health_of() == 1
+    assert capsys.readouterr().err == f"cart-grpc: 127.0.0.1:{port} does not answer: UNAVAILABLE\n"
+
+
+async def test_health_ends_with_1_where_another_service_answers(capsys: Any) -> None:
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        assert await health_of(f"127.0.0.1:{port}") == 1
+    finally:
+        await server.stop(0)
+    assert capsys.readouterr().err == f"cart-grpc: 127.0.0.1:{port} does not answer: UNIMPLEMENTED\n"
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1", ":1", "127.0.0.1:http", "127.0.0.1:65536"])
+def test_health_of_a_wrong_address_is_wrong_use(address: str, refuse: Refuse) -> None:
+    assert "should be HOST:PORT" in refuse("health", address)
+
+
+def run_process(folder: Path, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+    """Run the real command to its end."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("cart-grpc"), *arguments],
+        cwd=folder, env={"PATH": os.defpath, **environ}, capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "said"),
+    [
+        (["serve"], {"CART_LISTEN": "x"}, "CART_LISTEN: "),
+        (["serve"], {"CART_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/d"}, "CART_DATABASE_URL: "),
+        (["simulate", "--slow", "2"], {}, "the simulator cannot start: "),
+        (["health", "127.0.0.1:1"], {}, "127.0.0.1:1 does not answer"),
+    ],
+)
+def test_a_process_ends_as_main_says_without_a_traceback(
+    arguments: list[str], environ: dict[str, str], said: str, folder: Path
+) -> None:
+    ended = run_process(folder, *arguments, **environ)
+    assert ended.returncode == (1 if arguments[0] == "health" else 2)
+    assert ended.stdout == ""
+    assert ended.stderr.startswith(f"cart-grpc: {said}")
+    assert ended.stderr.count("\n") == 1
+    assert "hunter2" not in ended.stderr
+
+
+def test_a_process_whose_port_is_taken_ends_with_one_line_of_its_own(taken_port: int, folder: Path) -> None:
+    ended = run_process(folder, "serve", CART_LISTEN=f"127.0.0.1:{taken_port}")
+    lines = [line for line in ended.stderr.splitlines() if not CORE_LOG.match(line)]
+    assert ended.returncode == 2
+    assert len(lines) == 1, ended.stderr
+    assert lines[0].startswith("cart-grpc: CART_LISTEN: cannot listen on ")
