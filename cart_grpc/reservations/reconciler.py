@@ -111,6 +111,11 @@ class Reconciler:
                 started += 1
         return started
 
+    @property
+    def in_flight(self) -> int:
+        """How many calls are under way."""
+        return sum(len(lane.calls) for lane in self._lanes)
+
     def _start(self, lane: _Lane, claimed: Reservation) -> None:
         call = asyncio.create_task(self._reconcile(claimed), name=f"reconcile-{claimed.reservation_id}")
         lane.calls[call] = claimed
