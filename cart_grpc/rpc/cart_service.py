@@ -30,7 +30,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         self._store = store
         self._terms = terms
 
-    async def AddItem(  # noqa: N802
+    async def AddItem(
         self, request: cart_service_pb2.AddItemRequest, context: Context
     ) -> cart_service_pb2.AddItemResponse:
         call = requests.add_item(request, self._terms)
@@ -39,7 +39,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         await self._await_items(call.cart, [response.item], call.options, context)
         return response
 
-    async def BatchAddItems(  # noqa: N802
+    async def BatchAddItems(
         self, request: cart_service_pb2.BatchAddItemsRequest, context: Context
     ) -> cart_service_pb2.BatchAddItemsResponse:
         call = requests.batch_add_items(request, self._terms)
@@ -48,90 +48,104 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         return response
 
     async def _add(self, call: requests.AddItems, encode: Callable[[Change, int], bytes]) -> bytes:
-        def rule(contents: Contents, now: int, new_id: NewId) -> Change:
-            return rules.add_items(contents, call.additions, call.options.etag, self._terms, now, new_id)
-
         item_ids = [addition.item_id for addition in call.additions]
         skus = [addition.sku for addition in call.additions]
-        return await self._mutate(call.cart, rule, encode, call.options, item_ids, skus)
+        return await self._mutate(
+            call.cart,
+            lambda contents, now, new_id: rules.add_items(
+                contents, call.additions, call.options.etag, self._terms, now, new_id
+            ),
+            encode,
+            call.options,
+            item_ids,
+            skus,
+        )
 
-    async def UpdateItem(  # noqa: N802
+    async def UpdateItem(
         self, request: cart_service_pb2.UpdateItemRequest, context: Context
     ) -> cart_service_pb2.UpdateItemResponse:
         call = requests.update_item(request, self._terms)
-
-        def rule(contents: Contents, now: int, new_id: NewId) -> Change:
-            return rules.update_item(contents, call.item_id, call.update, call.options.etag, self._terms, now, new_id)
-
-        encode = _encode_item(cart_service_pb2.UpdateItemResponse)
-        reply = await self._mutate(call.cart, rule, encode, call.options, [call.item_id])
+        reply = await self._mutate(
+            call.cart,
+            lambda contents, now, new_id: rules.update_item(
+                contents, call.item_id, call.update, call.options.etag, self._terms, now, new_id
+            ),
+            _encode_item(cart_service_pb2.UpdateItemResponse),
+            call.options,
+            [call.item_id],
+        )
         response = cart_service_pb2.UpdateItemResponse.FromString(reply)
         await self._await_items(call.cart, [response.item], call.options, context)
         return response
 
-    async def RemoveItem(  # noqa: N802
+    async def RemoveItem(
         self, request: cart_service_pb2.RemoveItemRequest, context: Context
     ) -> cart_service_pb2.RemoveItemResponse:
         call = requests.named_item(request)
-
-        def rule(contents: Contents, now: int, _: NewId) -> Change:
-            return rules.remove_item(contents, call.item_id, call.options.etag, now)
-
-        reply = await self._mutate(call.cart, rule, _encode_removal, call.options, [call.item_id])
+        reply = await self._mutate(
+            call.cart,
+            lambda contents, now, _: rules.remove_item(contents, call.item_id, call.options.etag, now),
+            _encode_removal,
+            call.options,
+            [call.item_id],
+        )
         response = cart_service_pb2.RemoveItemResponse.FromString(reply)
         if call.options.max_wait:
             response.reconciling = await self._await_release(call.cart, call.item_id, call.options, context)
         return response
 
-    async def ClearCart(  # noqa: N802
+    async def ClearCart(
         self, request: cart_service_pb2.ClearCartRequest, context: Context
     ) -> cart_service_pb2.ClearCartResponse:
         call = requests.named_cart(request)
-
-        def rule(contents: Contents, now: int, _: NewId) -> Change:
-            return rules.clear_cart(contents, call.options.etag, now)
-
-        reply = await self._mutate(call.cart, rule, _encode_cart(cart_service_pb2.ClearCartResponse), call.options)
+        reply = await self._mutate(
+            call.cart,
+            lambda contents, now, _: rules.clear_cart(contents, call.options.etag, now),
+            _encode_cart(cart_service_pb2.ClearCartResponse),
+            call.options,
+        )
         response = cart_service_pb2.ClearCartResponse.FromString(reply)
         if call.options.max_wait:
             response.cart.reconciling = await self._await_release(call.cart, None, call.options, context)
         return response
 
-    async def DeleteCart(  # noqa: N802
+    async def DeleteCart(
         self, request: cart_service_pb2.DeleteCartRequest, context: Context
     ) -> cart_service_pb2.DeleteCartResponse:
         call = requests.named_cart(request)
-
-        def rule(contents: Contents, now: int, _: NewId) -> Change:
-            return rules.delete_cart(contents, call.options.etag, now)
-
-        reply = await self._mutate(call.cart, rule, _encode_cart(cart_service_pb2.DeleteCartResponse), call.options)
+        reply = await self._mutate(
+            call.cart,
+            lambda contents, now, _: rules.delete_cart(contents, call.options.etag, now),
+            _encode_cart(cart_service_pb2.DeleteCartResponse),
+            call.options,
+        )
         response = cart_service_pb2.DeleteCartResponse.FromString(reply)
         if call.options.max_wait:
             response.cart.reconciling = await self._await_release(call.cart, None, call.options, context)
         return response
 
-    async def CreateCart(  # noqa: N802
+    async def CreateCart(
         self, request: cart_service_pb2.CreateCartRequest, context: Context
     ) -> cart_service_pb2.CreateCartResponse:
         call = requests.create_cart(request, self._terms)
-
-        def rule(contents: Contents, now: int, new_id: NewId) -> Change:
-            return rules.create_cart(contents, call.update, call.options.etag, now, new_id)
-
-        encode = _encode_cart(cart_service_pb2.CreateCartResponse)
-        reply = await self._mutate(call.cart, rule, encode, call.options)
+        reply = await self._mutate(
+            call.cart,
+            lambda contents, now, new_id: rules.create_cart(contents, call.update, call.options.etag, now, new_id),
+            _encode_cart(cart_service_pb2.CreateCartResponse),
+            call.options,
+        )
         return cart_service_pb2.CreateCartResponse.FromString(reply)
 
-    async def UpdateCart(  # noqa: N802
+    async def UpdateCart(
         self, request: cart_service_pb2.UpdateCartRequest, context: Context
     ) -> cart_service_pb2.UpdateCartResponse:
         call = requests.update_cart(request, self._terms)
-
-        def rule(contents: Contents, now: int, _: NewId) -> Change:
-            return rules.update_cart(contents, call.update, call.options.etag, now)
-
-        reply = await self._mutate(call.cart, rule, _encode_cart(cart_service_pb2.UpdateCartResponse), call.options)
+        reply = await self._mutate(
+            call.cart,
+            lambda contents, now, _: rules.update_cart(contents, call.update, call.options.etag, now),
+            _encode_cart(cart_service_pb2.UpdateCartResponse),
+            call.options,
+        )
         response = cart_service_pb2.UpdateCartResponse.FromString(reply)
         if call.options.max_wait:
             await self._await_items(call.cart, response.cart.items, call.options, context)
@@ -139,21 +153,24 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
             response.cart.reconciling = releasing or any(item.reconciling for item in response.cart.items)
         return response
 
-    async def RetryReservation(  # noqa: N802
+    async def RetryReservation(
         self, request: cart_service_pb2.RetryReservationRequest, context: Context
     ) -> cart_service_pb2.RetryReservationResponse:
         call = requests.named_item(request)
-
-        def rule(contents: Contents, now: int, new_id: NewId) -> Change:
-            return rules.retry_reservation(contents, call.item_id, call.options.etag, self._terms, now, new_id)
-
-        encode = _encode_item(cart_service_pb2.RetryReservationResponse)
-        reply = await self._mutate(call.cart, rule, encode, call.options, [call.item_id])
+        reply = await self._mutate(
+            call.cart,
+            lambda contents, now, new_id: rules.retry_reservation(
+                contents, call.item_id, call.options.etag, self._terms, now, new_id
+            ),
+            _encode_item(cart_service_pb2.RetryReservationResponse),
+            call.options,
+            [call.item_id],
+        )
         response = cart_service_pb2.RetryReservationResponse.FromString(reply)
         await self._await_items(call.cart, [response.item], call.options, context)
         return response
 
-    async def GetCart(  # noqa: N802
+    async def GetCart(
         self, request: cart_service_pb2.GetCartRequest, context: Context
     ) -> cart_service_pb2.GetCartResponse:
         key = requests.get_cart(request)
@@ -163,7 +180,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         cart = cart_message(found.cart, found.lines, found.now, reconciling=found.reconciling)
         return cart_service_pb2.GetCartResponse(cart=cart)
 
-    async def ListCarts(  # noqa: N802
+    async def ListCarts(
         self, request: cart_service_pb2.ListCartsRequest, context: Context
     ) -> cart_service_pb2.ListCartsResponse:
         page = pages.list_carts(request)
