@@ -1,6 +1,8 @@
 """Holds are renewed while the cart lives, carts that are left alone expire, and what is over is purged."""
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -14,6 +16,7 @@ from cart_grpc.settings import Settings
 from tests.service.conftest import CART, Service
 
 State = cart_pb2.Reservation.State
+README = Path(__file__).parents[2] / "README.md"
 DAY = 24 * 3600 * 1_000_000
 
 
@@ -131,3 +134,18 @@ async def test_a_cart_with_a_ttl_of_its_own_lives_from_its_latest_change(service
     await service.add()
     cart = await service.get(CART)
     assert cart.expire_time.ToMicroseconds() == cart.update_time.ToMicroseconds() + 3_600_000_000
+
+
+async def test_the_statement_for_a_restored_database_raises_what_is_unfinished_above_all_that_was_said(
+    service: Service, run: Run
+) -> None:
+    statement = re.search(r"```sql\n(.+?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert statement
+    held, removed = await service.add("kettle"), await service.add("filters")
+    await service.settled()
+    await service.stub.RemoveItem(cart_service_pb2.RemoveItemRequest(name=removed.name))
+    await service.settled()
+    assert await run(statement[1]) == 1
+    cart = await service.settled()
+    assert cart.items[0].reservation.state == State.STATE_RESERVED
+    assert service.simulator.get(held.reservation.reservation_id).intent.revision > 2**32
