@@ -99,9 +99,9 @@ async def test_killed_leaves_no_process_though_sessions_are_open() -> None:
 
 async def test_it_starts_again_after_a_stranger_killed_the_postmaster() -> None:
     with running_postgres() as server:
-        orphans = psutil.Process(server.pid).children()
+        family = [server.pid, *(child.pid for child in psutil.Process(server.pid).children())]
         os.kill(server.pid, signal.SIGKILL)
-        while any(is_alive(orphan.pid) for orphan in orphans):
+        while any(map(is_alive, family)):
             await asyncio.sleep(0.01)
         server.start()
         assert await query(server.url, "SELECT 1") == 1
