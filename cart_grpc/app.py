@@ -47,7 +47,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
         try:
             engine = connect(settings.database_url, clock)
         except (TypeError, ValueError, SQLAlchemyError) as error:
-            raise _unusable(error) from error
+            raise _unusable(settings.shown()["CART_DATABASE_URL"], error) from error
         try:
             yield engine
         finally:
@@ -83,7 +83,7 @@ async def migrate_database(engine: Engine) -> tuple[str | None, str]:
     try:
         return await engine.transact(migrate.upgrade)
     except Exception as error:
-        raise _unusable(error) from error
+        raise _unusable(engine.name, error) from error
 
 
 async def check_database(engine: Engine) -> None:
@@ -98,20 +98,20 @@ async def check_database(engine: Engine) -> None:
     try:
         current, fsync = await engine.transact(look)
     except Exception as error:
-        raise _unusable(error) from error
+        raise _unusable(engine.name, error) from error
     if fsync == "off":
         log.warning("PostgreSQL runs with fsync=off: what was acknowledged is lost when the power goes")
     if current is None or (migrate.is_known(current) and current != migrate.latest_revision()):
         raise StartupError(f"the database is at schema {current or '(none)'}; run `cart-grpc migrate` first")
 
 
-def _unusable(error: BaseException) -> StartupError:
-    """Says what the driver said, its first line: that names the address, never the password."""
+def _unusable(database: str, error: BaseException) -> StartupError:
+    """Names the database, its password hidden, and says what the driver said, its first line."""
     origin = getattr(error, "orig", None) or error
     lines = str(origin).strip().splitlines()
     log.debug("the database cannot be used", exc_info=error)
     reason = lines[0][:300] if lines else "it does not answer"
-    return StartupError(f"CART_DATABASE_URL: the database cannot be used: {reason}")
+    return StartupError(f"CART_DATABASE_URL: the database {database} cannot be used: {reason}")
 
 
 @asynccontextmanager

@@ -19,6 +19,8 @@ from cart_grpc.reservations.simulator import options
 from cart_grpc.reservations.simulator.server import BoundPorts, SimulatorConfig, serve_simulator
 from cart_grpc.settings import Settings, SettingsError
 
+log = logging.getLogger(__name__)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, 1 (not healthy) or 2 (wrong use, settings or surroundings)."""
@@ -99,16 +101,17 @@ def _dev(configured: Settings, parsed: argparse.Namespace) -> int:
     config = _simulator_config(parsed)
 
     async def work() -> None:
-        stopped = _stop_signal()
+        stopped, served = _stop_signal(), asyncio.Event()
         started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        simulating = asyncio.create_task(_simulating(config, stopped, started))
+        simulating = asyncio.create_task(_simulating(config, served, started))
         await asyncio.wait((simulating, started), return_when=asyncio.FIRST_COMPLETED)
         if not simulating.done():
             developed = configured.with_changes(reservation_url=f"grpc://{await started}")
             try:
                 await _serving(developed, reconcile=True, stopped=stopped, welcome=True)
             finally:
-                stopped.set()
+                # Last: what the server still has to say should find somebody.
+                served.set()
                 await simulating
         await simulating
 
@@ -153,6 +156,8 @@ async def _serving(
             if welcome:
                 print(_WELCOME.format(address=f"{host}:{server.port}"), flush=True)
         await stopped.wait()
+        log.info("stopping: calls under way may go on for %g s", configured.shutdown_grace)
+    log.info("stopped")
 
 
 async def _reconciling(configured: Settings) -> None:
@@ -175,7 +180,10 @@ async def _simulating(
 
     try:
         await serve_simulator(config, stopped, started=started)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        raise StartupError(f"the simulator cannot start: {reason}") from None
+    except ValueError as error:
         raise StartupError(f"the simulator cannot start: {error}") from None
 
 

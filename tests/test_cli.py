@@ -173,7 +173,7 @@ def test_a_postgresql_that_cannot_be_reached_is_told_within_seconds(command: str
 def test_a_postgresql_that_never_answers_is_told_within_seconds(taken_port: int, refuse: Refuse) -> None:
     started = time.monotonic()
     said = refuse("migrate", CART_DATABASE_URL=f"postgresql://u:hunter2@127.0.0.1:{taken_port}/d")
-    assert said.startswith("CART_DATABASE_URL: the database cannot be used: ")
+    assert said.startswith("CART_DATABASE_URL: the database ")
     assert time.monotonic() - started < 20
 
 

@@ -149,7 +149,8 @@ class EtagMismatch(Aborted):
     reason = "ETAG_MISMATCH"
 
     def __init__(self, name: str, sent: str, current: str) -> None:
-        message = f"{name} has changed: its etag is {current or '(none)'}, not {sent}"
+        has_changed = f"{name} has changed: its etag is {current}, not {sent}"
+        message = has_changed if current else f"{name} does not exist, so it has no etag; {sent} was sent"
         super().__init__(message, {"resource_name": name, "sent_etag": sent, "current_etag": current})
 
 

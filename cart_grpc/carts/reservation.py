@@ -317,7 +317,7 @@ def find_alarm(reservation: Reservation, outcome: Answer | Silence) -> str | Non
     match outcome:
         case Decision(state=Observed.COMMITTED) if reservation.disposition is Disposition.RELEASE:
             return "a reservation that was to be released is COMMITTED"
-        case Refusal() if reservation.disposition is Disposition.RELEASE:
+        case Refusal() if reservation.disposition is Disposition.RELEASE and reservation.attempt <= 1:
             return f"the Reservation API refuses to release: {outcome}"
         case Decision(revision=revision) if revision > reservation.revision:
             return f"revision {revision} was answered, but only {reservation.revision} was ever issued"

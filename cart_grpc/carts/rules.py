@@ -282,9 +282,9 @@ def _touch(cart: Cart, now: int) -> Cart:
 
 def _adopt_currency(cart: Cart, prices: Iterable[Money | None]) -> Cart:
     for price in prices:
-        if price is None:
+        if price is None or price.currency_code == cart.currency_code:
             continue
-        if cart.currency_code and price.currency_code != cart.currency_code:
+        if cart.currency_code:
             raise CurrencyMismatch(cart.key.name, cart.currency_code, price.currency_code)
         cart = replace(cart, currency_code=price.currency_code)
     return cart

@@ -21,6 +21,7 @@ class NoAnswer(Exception):
     def __init__(self, code: str, message: str, *, retry_after: int | None = None, reached: bool = False) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
+        self.message = message
         self.retry_after = retry_after
         self.reached = reached
 

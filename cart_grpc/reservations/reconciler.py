@@ -67,6 +67,7 @@ class Reconciler:
         self._breaker = Breaker(clock, threshold=config.breaker_threshold, probe_interval=config.probe_interval)
         self._lanes = (_Lane(RELEASE_LANE), _Lane(HOLD_LANE))
         self._stopping = False
+        self._trouble = ""
         self._ended = asyncio.Event()
         self._ended.set()
         self._backoff = wait_random_exponential(multiplier=config.backoff_initial, max=config.backoff_max)
@@ -80,8 +81,9 @@ class Reconciler:
                 self._store.hints.due.clear()
                 try:
                     started = await self.run_once()
+                    self._tell_of_database("")
                 except Unavailable as refusal:
-                    log.warning("nothing could be claimed: %s", refusal.reason)
+                    self._tell_of_database(refusal.reason)
                     started = 0
                 except Exception:
                     # Without this loop nothing would ever be reserved again, and nobody would know.
@@ -92,6 +94,12 @@ class Reconciler:
         finally:
             extending.cancel()
             self._ended.set()
+
+    def _tell_of_database(self, trouble: str) -> None:
+        """Log when the database goes, and when it comes back, instead of each time that it is missed."""
+        if trouble != self._trouble:
+            log.warning("nothing can be claimed: %s" if trouble else "the database answers again%s", trouble)
+        self._trouble = trouble
 
     async def run_once(self) -> int:
         """Claim what is due and there is room for, and start its calls. Returns how many were started.
@@ -148,7 +156,7 @@ class Reconciler:
         try:
             outcome = await self._call(intent)
         except NoAnswer as silence:
-            outcome = Silence(silence.code, str(silence)[:300])
+            outcome = Silence(silence.code, silence.message[:300])
             retry_delay = max(retry_delay, min(silence.retry_after or 0, MAX_RETRY_AFTER))
             self._count(answered=silence.reached, error=silence.code)
         except Exception:
@@ -191,7 +199,9 @@ class Reconciler:
         if recorded.alarm:
             log.error("ALARM reservation %s: %s", claimed.reservation_id, recorded.alarm)
         if isinstance(record.outcome, Silence | Refusal):
-            log.info(
+            # Probes fail every second for as long as the API is down, and say nothing new.
+            log.log(
+                logging.INFO if record.spent else logging.DEBUG,
                 "reservation %s revision %d attempt %d: %s",
                 claimed.reservation_id,
                 claimed.revision,

@@ -85,14 +85,16 @@ class Fields:
             return {}
         for key, value in entries.items():
             shown = key if 0 < len(key) <= MAX_KEY and not _CONTROL.search(key) else "?"
-            self.text(field, key, MAX_KEY, least=1)
+            if not 1 <= len(key) <= MAX_KEY:
+                self.fault(field, "INVALID_LENGTH", f"must have keys of 1 to {MAX_KEY} characters, not {len(key)}")
+            elif _CONTROL.search(key):
+                self.fault(field, "CONTROL_CHARACTER", "must not have control characters in its keys")
             self.text(f"{field}[{shown}]", value, MAX_VALUE)
         return dict(entries)
 
     def quantity(self, field: str, quantity: int, most: int) -> int:
         if not 1 <= quantity <= most:
-            hint = "; use RemoveItem to take it out" if quantity == 0 else ""
-            self.fault(field, "OUT_OF_RANGE", f"must be 1 to {most}, not {quantity}{hint}")
+            self.fault(field, "OUT_OF_RANGE", f"must be 1 to {most}, not {quantity}")
         return quantity
 
     def money(self, field: str, money: cart_pb2.Money) -> Money:
@@ -112,7 +114,7 @@ class Fields:
         """The duration in microseconds; `least` and `most` are in seconds."""
         nanos = duration.seconds * 1_000_000_000 + duration.nanos
         if abs(duration.nanos) > 999_999_999 or not least * 1_000_000_000 <= nanos <= most * 1_000_000_000:
-            self.fault(field, "OUT_OF_RANGE", f"must be {least} to {most} seconds")
+            self.fault(field, "OUT_OF_RANGE", f"must be {least} to {most} seconds, not {nanos / 1e9:g}")
             return 0
         return nanos // 1000
 

@@ -25,7 +25,7 @@ def list_carts(request: cart_service_pb2.ListCartsRequest) -> Page:
     fields = Fields()
     user = fields.user("parent", request.parent)
     if request.page_size < 0:
-        fields.fault("page_size", "OUT_OF_RANGE", f"must be 0 to {MAX_PAGE_SIZE}, not {request.page_size}")
+        fields.fault("page_size", "OUT_OF_RANGE", f"must be 0 or more, not {request.page_size}")
     states = _states(fields, request.filter)
     order = _ORDER.fullmatch(" ".join(request.order_by.split()) or "name")
     if order is None:

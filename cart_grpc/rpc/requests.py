@@ -115,7 +115,9 @@ def update_item(request: cart_service_pb2.UpdateItemRequest, terms: Terms) -> Up
     cart, item_id = fields.item("item.name", item.name)
     paths = fields.paths("update_mask", request, item, ITEM_PATHS)
     quantity = item.quantity
-    if "quantity" in paths:
+    if "quantity" in paths and not item.quantity:
+        fields.fault("item.quantity", "OUT_OF_RANGE", "must be 1 or more; RemoveItem takes an item out")
+    elif "quantity" in paths:
         quantity = fields.quantity("item.quantity", item.quantity, terms.max_quantity_per_item)
     priced = "unit_price" in paths and item.HasField("unit_price")
     update = ItemUpdate(

@@ -35,6 +35,7 @@ class CartServer:
 
     def __init__(self, store: Store, terms: Terms, *, call_timeout: float) -> None:
         self.port = 0
+        self._hints = store.hints
         self._server = grpc.aio.server(interceptors=[Guard(call_timeout)], options=OPTIONS)
         self._health = health.aio.HealthServicer()
         cart_service_pb2_grpc.add_CartServiceServicer_to_server(CartService(store, terms), self._server)
@@ -58,6 +59,7 @@ class CartServer:
         await self._health.set(SERVICE, statuses.SERVING if ready else statuses.NOT_SERVING)
 
     async def stop(self, grace: float) -> None:
-        """Say so, refuse new calls, give those under way `grace` seconds."""
+        """Say so, refuse new calls, give those under way `grace` seconds; those in max_wait answer at once."""
         await self._health.enter_graceful_shutdown()
+        self._hints.close()
         await self._server.stop(grace)

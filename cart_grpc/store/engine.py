@@ -31,8 +31,9 @@ class CommitFailed(Exception):
 
 
 class Engine(Protocol):
-    """A database, connected."""
+    """A database, connected. `name` is its URL, the password hidden."""
 
+    name: str
     dialect: Dialect
     locks_users: bool
     is_shared: bool
@@ -69,6 +70,7 @@ class SqliteEngine:
     is_shared = False
 
     def __init__(self, url: URL, clock: Clock) -> None:
+        self.name = url.render_as_string(hide_password=True)
         self.dialect: Dialect = SqliteDialect(clock)
         # A thread of its own, since fdatasync would stop the event loop. Both release the interpreter while they wait.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
@@ -141,6 +143,7 @@ class PostgresqlEngine:
     is_shared = True
 
     def __init__(self, url: URL) -> None:
+        self.name = url.set(query={}).render_as_string(hide_password=True)
         self.dialect: Dialect = PostgresqlDialect()
         async_url = url.set(drivername="postgresql+asyncpg")
         if "sslmode" in url.query:

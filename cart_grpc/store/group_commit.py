@@ -139,7 +139,7 @@ class GroupCommit:
                     return await self._attempt(commands)
         except Exception as error:
             if is_unavailable(error) or is_retriable(error):
-                log.warning("the database does not answer: %s", type(error).__name__)
+                log.warning("the database does not answer: %s", str(getattr(error, "orig", None) or error)[:200])
                 raise DatabaseUnavailable from error
             raise
         raise AssertionError("unreachable")

@@ -13,6 +13,7 @@ class Hints:
 
     def __init__(self) -> None:
         self.due = asyncio.Event()
+        self.closed = False
         self._waiters: defaultdict[CartKey, set[asyncio.Event]] = defaultdict(set)
 
     @contextmanager
@@ -26,6 +27,11 @@ class Hints:
             self._waiters[key].discard(event)
             if not self._waiters[key]:
                 del self._waiters[key]
+
+    def close(self) -> None:
+        """Tell everybody who waits for a cart that nobody may wait any longer."""
+        self.closed = True
+        self.publish(list(self._waiters), due=False)
 
     def publish(self, changed: Iterable[CartKey], *, due: bool) -> None:
         """Tell those who wait for the carts that `changed`, and the reconciler if something is `due`."""

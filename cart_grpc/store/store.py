@@ -79,16 +79,20 @@ class Store:
             raise DatabaseUnavailable
 
     async def looks(self, key: CartKey, seconds: float) -> AsyncIterator[None]:
-        """Yields at once, and again whenever the cart may have changed, for `seconds` and once more at their end."""
+        """Yields at once, and again whenever the cart may have changed, for `seconds` and once more at their end.
+
+        The end comes early where this process is about to stop.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         poll = FIRST_POLL_SECONDS
         with self.hints.subscribe(key) as changed:
             while True:
                 changed.clear()
+                ending = self.hints.closed
                 yield
                 left = deadline - loop.time()
-                if left <= 0:
+                if left <= 0 or ending:
                     return
                 await _wait(changed, min(left, poll) if self._engine.is_shared else left)
                 poll = min(2 * poll, LAST_POLL_SECONDS)

@@ -1,12 +1,17 @@
 """An item goes into a cart, and its reservation follows: what the README promises, on both databases."""
 
+import asyncio
+
 import grpc
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2
+from cart.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
 from google.protobuf.duration_pb2 import Duration
 
+from cart_grpc import app
 from cart_grpc.carts.reservation import Observed
 from cart_grpc.reservations.simulator.faults import Faults
+from cart_grpc.settings import Settings
+from tests.gate import Gate
 from tests.service.conftest import CART, Service
 
 State = cart_pb2.Reservation.State
@@ -130,3 +135,22 @@ async def test_one_user_sees_nothing_of_another(service: Service) -> None:
     assert refused.value.code() == grpc.StatusCode.NOT_FOUND
     listed = await service.stub.ListCarts(cart_service_pb2.ListCartsRequest(parent="users/bob"))
     assert not listed.carts
+
+
+async def test_a_call_in_max_wait_answers_at_once_when_the_server_is_asked_to_stop(
+    settings: Settings, gate: Gate
+) -> None:
+    gate.close()
+    async with app.running(settings.with_changes(shutdown_grace=10), serve=True, reconcile=True) as server:
+        assert server is not None
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
+        request = cart_service_pb2.AddItemRequest(
+            parent=CART, item=cart_pb2.Item(sku="espresso-beans"), max_wait=Duration(seconds=50)
+        )
+        stub: cart_service_pb2_grpc.CartServiceAsyncStub = cart_service_pb2_grpc.CartServiceStub(channel)
+        waiting = asyncio.ensure_future(stub.AddItem(request))
+        await gate.until_waiting(1)
+    # Held until the grace is over, it would have been cut off.
+    assert (await waiting).item.reservation.state == State.STATE_PENDING
+    await channel.close()
+    gate.open()

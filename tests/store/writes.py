@@ -146,6 +146,7 @@ class Wrapped:
         self.inner = engine
         self.dialect = engine.dialect
         self.locks_users = engine.locks_users
+        self.name = engine.name
         self.is_shared = engine.is_shared
         self.reader = engine.reader
         self.transactions = 0
