@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import Connection
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
@@ -22,7 +22,6 @@ from cart_grpc.store.hints import Hints
 from cart_grpc.store.statements import Statements
 
 log = logging.getLogger(__name__)
-R = TypeVar("R")
 
 MAX_BATCH = 256
 # How long to try to learn what became of a commit whose connection broke.

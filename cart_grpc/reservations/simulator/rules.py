@@ -4,11 +4,8 @@ Rule 7's watermark is not needed here: the simulator never forgets.
 """
 
 from dataclasses import dataclass, replace
-from typing import Final
 
-from cart_grpc.carts.reservation import Disposition, Intent, Observed
-
-FINAL: Final = frozenset({Observed.COMMITTED, Observed.RELEASED})
+from cart_grpc.carts.reservation import FINAL, Disposition, Intent, Observed
 
 
 @dataclass(frozen=True, slots=True)
