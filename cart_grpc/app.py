@@ -158,6 +158,7 @@ async def running_housekeeping(settings: Settings, store: Store) -> AsyncIterato
     retention = Retention(
         replies=int(settings.reply_retention * 1_000_000),
         reservations=int(settings.reservation_retention * 1_000_000),
+        carts=int(settings.cart_retention * 1_000_000),
     )
     keeping = asyncio.create_task(
         Housekeeping(store, retention, settings.housekeeping_interval).run(), name="housekeeping"

@@ -93,6 +93,12 @@ class Settings(BaseSettings):
     reservation_retention: float = Field(
         691_200.0, ge=3600, le=31_536_000, description="how long a finished reservation can be looked up"
     )
+    cart_retention: float = Field(
+        2_592_000.0,
+        ge=604_800,
+        le=315_360_000,
+        description="how long a cart that has ended can be read; later its name is as if it had never been used",
+    )
     housekeeping_interval: Seconds = Field(30.0, description="how often to look for idle carts and for what to purge")
     reservation_timeout: Seconds = Field(120.0, description="the longest that one call of the Reservation API takes")
     reservation_max_in_flight: int = Field(

@@ -15,6 +15,7 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
     "CART_TTL": (["60", "31536000"], ["59", "31536001", "nan", "x"]),
     "REPLY_RETENTION": (["604800", "31536000"], ["604799", "31536001", "nan", "x"]),
     "RESERVATION_RETENTION": (["3600", "31536000"], ["3599", "31536001", "nan", "x"]),
+    "CART_RETENTION": (["604800", "315360000"], ["604799", "315360001", "nan", "x"]),
     "HOUSEKEEPING_INTERVAL": (["1", "86400"], ["0", "86401", "nan", "x"]),
     "LOG_LEVEL": (["DEBUG", "info", "Warning", "ERROR"], ["", "TRACE", "CRITICAL", "10", "DEBUG "]),
     "MAX_ITEMS_PER_CART": (["1", "10000"], ["0", "-1", "10001", "1.5", "many", "", "nan"]),

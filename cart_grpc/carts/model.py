@@ -56,7 +56,8 @@ class Cart:
 
     @property
     def etag(self) -> str:
-        return f'"{self.etag_revision:x}"'
+        # With the uid: revisions begin anew once an ended cart is purged, and an old etag must not fit by chance.
+        return f'"{self.uid[-8:]}-{self.etag_revision:x}"'
 
     @property
     def expire_time(self) -> int | None:

@@ -109,7 +109,8 @@ class Reservation:
     and nobody need see it. `least_quantity` is the least quantity intended since the last grant observed: what is shown
     as reserved never exceeds it, since a smaller intent may have been decided already. `refused_reason` is set while an
     error that can never succeed is being sealed, and after. `waiting` rows are not due until the older reservations of
-    the same cart and sku are released. `due_at` is None when there is nothing to do.
+    the same cart and sku are released. `due_at` is None when there is nothing to do. `uncertain_until` is when the
+    last request of the `basic` contract that nobody has answered can take effect no more.
     """
 
     reservation_id: str
@@ -137,6 +138,7 @@ class Reservation:
     lease_until: int | None = None
     last_error: str = ""
     finish_time: int | None = None
+    uncertain_until: int | None = None
 
     @property
     def settled(self) -> bool:

@@ -137,8 +137,8 @@ def _work(statements: Statements, connection: Connection, command: WorkCommand, 
             statements.set_lease(connection, _keys(claims), now + lease, now + lease)
         case HandBack(claims):
             statements.set_lease(connection, _keys(claims), None, now)
-        case Purge(replies, reservations, limit):
-            return statements.purge(connection, now - replies, now - reservations, limit)
+        case Purge(replies, reservations, carts, limit):
+            return statements.purge(connection, now - replies, now - reservations, now - carts, limit)
     return None
 
 

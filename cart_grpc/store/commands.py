@@ -126,8 +126,10 @@ class Record:
         if not self.spent and after.lease_epoch == epoch and after.attempt:
             after = replace(after, attempt=after.attempt - 1)
         if _visible(working, before, now) != _visible(working, after, now):
-            cart = working.carts[after.cart]
-            working.put_cart(replace(cart, revision=cart.revision + 1))
+            # An ended cart is purged once nothing of it is reconciling; an operator may set that going again.
+            cart = working.carts.get(after.cart)
+            if cart:
+                working.put_cart(replace(cart, revision=cart.revision + 1))
         working.put_reservation(after)
         if after.settled and not before.settled and after.disposition is Disposition.RELEASE:
             _unblock_waiting(working, after, now)
@@ -204,6 +206,7 @@ class Purge:
 
     replies: int
     reservations: int
+    carts: int
     limit: int
 
 

@@ -15,10 +15,11 @@ BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long replies can be asked for again, and finished reservations looked up, in microseconds."""
+    """How long replies can be asked for again, finished reservations and ended carts looked up, in microseconds."""
 
     replies: int
     reservations: int
+    carts: int
 
 
 class Housekeeping:
@@ -50,7 +51,8 @@ class Housekeeping:
 
         Raises Unavailable where the database does not answer.
         """
-        purged = await self._store.purge(Purge(self._retention.replies, self._retention.reservations, BATCH))
+        keep = self._retention
+        purged = await self._store.purge(Purge(keep.replies, keep.reservations, keep.carts, BATCH))
         idle = await self._store.reads.find_idle_carts(BATCH)
         ended = await asyncio.gather(*(self._store.expire(cart) for cart in idle), return_exceptions=True)
         for cart, outcome in zip(idle, ended, strict=True):

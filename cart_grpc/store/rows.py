@@ -115,6 +115,7 @@ def reservation_values(reservation: Reservation) -> Values:
         "lease_until": reservation.lease_until,
         "last_error": reservation.last_error,
         "finish_time": reservation.finish_time,
+        "uncertain_until": reservation.uncertain_until,
     }
 
 
@@ -145,6 +146,7 @@ def to_reservation(row: Row[Any]) -> Reservation:
         lease_until=row.lease_until,
         last_error=row.last_error,
         finish_time=row.finish_time,
+        uncertain_until=row.uncertain_until,
     )
 
 

@@ -139,6 +139,7 @@ reservations = Table(
     Column("lease_until", Int64),
     Column("last_error", Text, nullable=False),
     Column("finish_time", Int64),
+    Column("uncertain_until", Int64),
     PrimaryKeyConstraint("slice", "reservation_id", name="reservations_pkey"),
     CheckConstraint("quantity >= 1", name="quantity"),
     CheckConstraint("disposition BETWEEN 1 AND 3", name="disposition"),
@@ -146,6 +147,17 @@ reservations = Table(
     CheckConstraint("observed_revision BETWEEN 0 AND revision", name="observed_revision"),
     CheckConstraint("intent_revision BETWEEN 1 AND revision", name="intent_revision"),
     CheckConstraint("granted_quantity >= 0", name="granted_quantity"),
+)
+
+# A row is there while an operator has paused what it names.
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("slice", SmallInteger, nullable=False),
+    Column("name", Name, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("create_time", Int64, nullable=False),
+    PrimaryKeyConstraint("slice", "name", name="pauses_pkey"),
 )
 
 # The literals 3 are Disposition.RELEASE: a partial index is used only where a statement repeats its words.
@@ -166,7 +178,9 @@ Index(
 # What housekeeping looks for.
 expiring = text("state = 1 AND expire_time IS NOT NULL")
 finished = text("finish_time IS NOT NULL")
+ended = text("state IN (4, 6, 7, 8)")
 Index("carts_expire_time", carts.c.expire_time, sqlite_where=expiring, postgresql_where=expiring)
+Index("carts_ended", carts.c.update_time, sqlite_where=ended, postgresql_where=ended)
 Index("reservations_finished", reservations.c.finish_time, sqlite_where=finished, postgresql_where=finished)
 Index("replies_create_time", replies.c.create_time)
 Index("carts_create_time", *(carts.c[name] for name in ("slice", "user_id", "create_time", "cart_id")))

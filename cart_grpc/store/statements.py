@@ -5,8 +5,10 @@ from typing import Any, Literal
 
 from sqlalchemy import (
     BigInteger,
+    Column,
     Connection,
     Executable,
+    Exists,
     Row,
     Table,
     and_,
@@ -15,6 +17,7 @@ from sqlalchemy import (
     delete,
     exists,
     not_,
+    or_,
     select,
     tuple_,
     update,
@@ -26,6 +29,7 @@ from cart_grpc.store import schema
 from cart_grpc.store.dialects import Dialect, Insert, Key
 from cart_grpc.store.rows import Values, to_reservation
 
+USER = ("slice", "user_id")
 REPLY = ("slice", "user_id", "request_id")
 CART = ("slice", "user_id", "cart_id")
 ITEM = ("slice", "user_id", "cart_id", "item_id")
@@ -75,7 +79,8 @@ class Statements:
         }
         self._lease = _lease(dialect)
         self._mark = _upsert(dialect, schema.writers)
-        self._purges = (_purge_replies(dialect), _purge_reservations(dialect))
+        self._purges = (_purge_replies(dialect), _purge_reservations(dialect), _purge_carts(dialect))
+        self._purge_users = _purge_users(dialect)
 
     def lock_users(self, connection: Connection, users: Iterable[UserKey]) -> None:
         """Lock the users' rows in one order, the same for every replica: batches that lock in no order deadlock.
@@ -130,11 +135,21 @@ class Statements:
         rows = connection.execute(self._claims[lane], {"now": now, "until": now + lease, "most": limit}).all()
         return [to_reservation(row) for row in rows]
 
-    def purge(self, connection: Connection, replies_before: int, reservations_before: int, limit: int) -> int:
-        """Delete up to `limit` of the replies, and of the finished reservations, made before. Returns how many."""
+    def purge(
+        self, connection: Connection, replies_before: int, reservations_before: int, carts_before: int, limit: int
+    ) -> int:
+        """Delete up to `limit` of the replies, finished reservations and carts that ended before. Returns how many.
+
+        With its last cart and reply a user's row goes, too.
+        """
         deleted = 0
-        for statement, before in zip(self._purges, (replies_before, reservations_before), strict=True):
-            deleted += connection.execute(statement, {"before": before, "most": limit}).rowcount
+        purges = zip(self._purges, (replies_before, reservations_before, carts_before), strict=True)
+        for statement, before in purges:
+            rows = connection.execute(statement, {"before": before, "most": limit}).all()
+            deleted += len(rows)
+            users = sorted({(row.slice, row.user_id) for row in rows})
+            if users and self._lock_users:
+                connection.execute(self._purge_users, self._dialect.bind_keys(USER, users))
         return deleted
 
     def mark(self, connection: Connection, writer: str, number: int, now: int) -> None:
@@ -163,33 +178,59 @@ class Statements:
 
 
 def _purge_replies(dialect: Dialect) -> Executable:
-    return _purge(dialect, schema.replies, schema.replies.c.create_time < bindparam("before", type_=BigInteger))
+    return _purge(dialect, schema.replies.c.create_time)
 
 
 def _purge_reservations(dialect: Dialect) -> Executable:
     """What is released or sold for good, and no item shows any more."""
-    table, items = schema.reservations, schema.items
-    shown = exists().where(
-        items.c.slice == table.c.slice,
-        items.c.user_id == table.c.user_id,
-        items.c.cart_id == table.c.cart_id,
-        items.c.item_id == table.c.item_id,
-        items.c.reservation_id == table.c.reservation_id,
+    table = schema.reservations
+    shown = _has(schema.items, table, (*ITEM, "reservation_id"))
+    return _purge(dialect, table.c.finish_time, schema.finished, not_(shown))
+
+
+def _purge_carts(dialect: Dialect) -> Executable:
+    """Carts that have ended, hold no item that was sold and have nothing left to release."""
+    table = schema.carts
+    sold = _has(schema.items, table, CART)
+    releasing = _has(schema.reservations, table, CART, schema.reconciling)
+    return _purge(dialect, table.c.update_time, schema.ended, not_(sold), not_(releasing))
+
+
+def _purge_users(dialect: Dialect) -> Executable:
+    """Those of the given users who have nothing left. A row is only there to be locked, and made anew when needed."""
+    table = schema.users
+    kept = or_(_has(schema.carts, table, USER), _has(schema.replies, table, USER))
+    gone = (
+        select(*dialect.identity(table))
+        .where(dialect.matches(table, USER), not_(kept))
+        .with_for_update(skip_locked=True, of=table)
+        .cte("gone")
     )
-    over = and_(schema.finished, table.c.finish_time < bindparam("before", type_=BigInteger), not_(shown))
-    return _purge(dialect, table, over)
+    return delete(table).where(tuple_(*dialect.identity(table)).in_(select(gone)))
 
 
-def _purge(dialect: Dialect, table: Table, over: Any) -> Executable:
-    """Delete a few rows that are over, without waiting for those that others have locked."""
+def _has(other: Table, table: Table, columns: Sequence[str], among: Any = None) -> Exists:
+    """Whether `other` has a row with the same `columns` as the row of `table`."""
+    same = [other.c[name] == table.c[name] for name in columns]
+    return exists().where(*same, *([] if among is None else [among]))
+
+
+def _purge(dialect: Dialect, time: Column[Any], *over: Any) -> Executable:
+    """Delete a few rows whose `time` has passed and that are `over`, without waiting for those that others have locked.
+
+    Answered with their owners.
+    """
+    table = time.table
     chosen = (
         select(*dialect.identity(table))
-        .where(over)
+        .where(*over, time < bindparam("before", type_=BigInteger))
+        .order_by(time)
         .limit(bindparam("most", type_=BigInteger))
         .with_for_update(skip_locked=True, of=table)
         .cte("over")
     )
-    return delete(table).where(tuple_(*dialect.identity(table)).in_(select(chosen)))
+    owners = (table.c[name] for name in USER)
+    return delete(table).where(tuple_(*dialect.identity(table)).in_(select(chosen))).returning(*owners)
 
 
 def _upsert(dialect: Dialect, table: Table) -> Executable:

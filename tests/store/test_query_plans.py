@@ -13,20 +13,20 @@ from sqlalchemy.engine import Engine as SyncEngine
 from cart_grpc import app
 from cart_grpc.carts.model import CartState
 from cart_grpc.store import migrate
-from cart_grpc.store.commands import Extend, HandBack
+from cart_grpc.store.commands import Extend, HandBack, Purge
 from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine, connect
 from cart_grpc.store.reads import Page
 from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE
 from cart_grpc.store.store import Store
 from tests.postgres import PostgresServer
-from tests.store.writes import KEY, add, answered, claim, clear, remove, snapshot
+from tests.store.writes import KEY, SECOND, add, answered, claim, clear, remove, snapshot
 
 COUNT_SQLITE = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
 COUNT_POSTGRESQL = "WITH n(i) AS (SELECT generate_series(1, 100000))"
 FILL = {
     "reservations": (
         "SELECT i % 256, 'r' || i, 'u' || (i % 1000), 'c' || (i % 20), 'x', 'sku' || (i % 50), 1, 1 + 2 * (i % 2), 1, "
-        "'{}', 1, 1, 1, i, 1, 1, i, 1, '', '', 1 = 2, NULL, 0, 0, NULL, '', NULL FROM n"
+        "'{}', 1, 1, 1, i, 1, 1, i, 1, '', '', 1 = 2, NULL, 0, 0, NULL, '', NULL, NULL FROM n"
     ),
     "carts": (
         "SELECT i % 256, 'u' || (i % 1000), 'c' || i, 'uid', 1, '{}', '', NULL, NULL, 1, 1, 0, 1, 1, i, i FROM n "
@@ -152,6 +152,17 @@ async def test_claims_and_records_find_their_rows_by_the_partial_indexes(planned
     assert len(claims) == 2
     for index, plan in zip(("reservations_due", "reservations_due_release"), claims, strict=True):
         assert re.search(rf"\b{index}\b", plan), plan
+
+
+async def test_purging_finds_what_is_over_by_an_index(planned: Planned) -> None:
+    store = planned.store
+    await store.mutate(add(request_id="purged"))
+    with heard(planned.writer) as said:
+        await store.purge(Purge(-SECOND, -SECOND, -SECOND, 10))
+    plans = await planned.plans(said)
+    assert_no_scan(plans)
+    for index in ("reservations_finished", "carts_ended", "replies_create_time"):
+        assert re.search(rf"\b{index}\b", "\n".join(plans.values())), index
 
 
 async def test_reads_find_their_rows_by_an_index(planned: Planned) -> None:

@@ -1,0 +1,82 @@
+"""What has ended is purged a little at a time, and never before its last release is known to be done."""
+
+from sqlalchemy import text
+
+from cart_grpc.carts import rules
+from cart_grpc.store import schema
+from cart_grpc.store.commands import Mutation, Purge
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.store import Store
+from tests.store.writes import KEY, SECOND, add, answered, claim_one, count, encode, release_all, remove, snapshot
+
+NEVER = 10**15
+CARTS_NOW = Purge(NEVER, NEVER, -SECOND, 10)
+
+
+def delete_cart() -> Mutation:
+    return Mutation(KEY, lambda contents, now, _: rules.delete_cart(contents, "", now), encode, None)
+
+
+async def held_and_deleted(store: Store, request_id: str = "") -> None:
+    """A cart that has ended, its one item held by the Reservation API."""
+    await store.mutate(add(request_id=request_id))
+    await store.record(answered(await claim_one(store)))
+    await store.mutate(delete_cart())
+
+
+async def test_an_ended_cart_stays_until_its_last_release_is_known_to_be_done(store: Store) -> None:
+    await held_and_deleted(store)
+    assert await store.purge(CARTS_NOW) == 0
+    assert await store.reads.find_cart(KEY) is not None
+    await release_all(store)
+    assert await store.purge(CARTS_NOW) == 1
+    assert await store.reads.find_cart(KEY) is None
+
+
+async def test_an_ended_cart_stays_for_its_retention_and_an_open_one_for_ever(store: Store) -> None:
+    await held_and_deleted(store)
+    await release_all(store)
+    assert await store.purge(Purge(NEVER, NEVER, 60 * SECOND, 10)) == 0
+    await store.mutate(add("kettle"))
+    assert await store.purge(CARTS_NOW) == 0
+    assert (await snapshot(store)).cart.item_count == 1
+
+
+async def test_the_etag_of_a_purged_cart_does_not_fit_the_next_one_under_its_name(store: Store) -> None:
+    await store.mutate(add())
+    before = (await snapshot(store)).cart
+    await store.mutate(delete_cart())
+    await release_all(store)
+    assert await store.purge(CARTS_NOW) == 1
+    await store.mutate(add())
+    after = (await snapshot(store)).cart
+    assert after.revision == before.revision
+    assert after.etag != before.etag
+
+
+async def test_no_more_is_purged_at_a_time_than_was_asked_for(store: Store, engine: Engine) -> None:
+    for number in range(5):
+        await store.mutate(add(request_id=f"request-{number}"))
+    assert await store.purge(Purge(-SECOND, NEVER, NEVER, 2)) == 2
+    assert await count(engine, schema.replies) == 3
+
+
+async def test_the_row_that_locks_a_user_goes_with_the_last_cart_and_reply(store: Store, engine: Engine) -> None:
+    locked = 1 if engine.locks_users else 0
+    await held_and_deleted(store, request_id="first")
+    await release_all(store)
+    assert await store.purge(CARTS_NOW) == 1
+    assert await count(engine, schema.users) == locked
+    assert await store.purge(Purge(-SECOND, NEVER, NEVER, 10)) == 1
+    assert await count(engine, schema.users) == 0
+    await store.mutate(add())
+    assert await count(engine, schema.users) == locked
+
+
+async def test_a_late_answer_for_a_cart_that_was_purged_is_taken_in(store: Store, engine: Engine) -> None:
+    await store.mutate(add())
+    await store.mutate(remove())
+    released = answered(await claim_one(store, "release"))
+    await engine.transact(lambda connection: connection.execute(text("DELETE FROM carts")))
+    recorded = await store.record(released)
+    assert recorded.reservation.settled
