@@ -18,6 +18,7 @@ from cart_grpc.carts.model import (
     ProgressState,
     progress,
 )
+from cart_grpc.carts.protocol import hold, release
 from cart_grpc.carts.refusals import (
     AlreadyExists,
     CartClosed,
@@ -27,7 +28,7 @@ from cart_grpc.carts.refusals import (
     ItemNotFound,
     LimitExceeded,
 )
-from cart_grpc.carts.reservation import Disposition, Reservation, hold, release
+from cart_grpc.carts.reservation import Disposition, Reservation
 
 # What 64 bits hold: far away, unless the limits are raised.
 MAX_SUBTOTAL = 2**63 - 1

@@ -20,8 +20,9 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from cart_grpc.carts.protocol import next_intent
 from cart_grpc.carts.refusals import Unavailable
-from cart_grpc.carts.reservation import Answer, Intent, Refusal, Reservation, Silence, next_intent
+from cart_grpc.carts.reservation import Answer, Intent, Refusal, Reservation, Silence
 from cart_grpc.reservations.api import NoAnswer, ReservationApi
 from cart_grpc.reservations.breaker import Breaker
 from cart_grpc.store.commands import Claim, Extend, HandBack, Record

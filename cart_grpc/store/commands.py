@@ -11,16 +11,9 @@ from typing import Protocol, TypeVar
 from cart_grpc.carts.changes import Change, Contents, NewId
 from cart_grpc.carts.model import progress
 from cart_grpc.carts.names import CartKey
+from cart_grpc.carts.protocol import find_alarm, record, unblock
 from cart_grpc.carts.refusals import RequestIdReused
-from cart_grpc.carts.reservation import (
-    Answer,
-    Disposition,
-    Reservation,
-    Silence,
-    find_alarm,
-    record,
-    unblock,
-)
+from cart_grpc.carts.reservation import Answer, Disposition, Reservation, Silence
 from cart_grpc.carts.rules import expire_cart
 from cart_grpc.store.statements import Lane
 from cart_grpc.store.working import Needs, Reply, Working

@@ -7,7 +7,8 @@ from typing import Any
 
 from cart_grpc.carts.model import Item, Line
 from cart_grpc.carts.names import cart_key, item_id_of, user_key
-from cart_grpc.carts.reservation import Decision, Disposition, Observed, Reservation, observe
+from cart_grpc.carts.protocol import observe
+from cart_grpc.carts.reservation import Decision, Disposition, Observed, Reservation
 
 SECOND = 1_000_000
 NOW = 1_770_000_000 * SECOND

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from cart_grpc.carts import reservation as protocol
+from cart_grpc.carts import protocol
 from cart_grpc.carts.model import Progress, ProgressState, progress
 from cart_grpc.carts.reservation import Decision, Observed, Overtaken, Refusal, Reservation, Silence
 from tests.carts.examples import line_of
@@ -46,7 +46,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a mutant may replace beside the functions of `cart_grpc.carts.reservation`."""
+    """What a mutant may replace beside the functions of `cart_grpc.carts.protocol`."""
 
     shown: Callable[[Reservation, int], Progress] = lambda row, wanted: progress(line_of(row, wanted), 0)
     same_id_again: bool = False

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from cart_grpc.carts.model import HOLD_MARGIN, Progress, ProgressState, progress
-from cart_grpc.carts.reservation import Disposition, Observed, Reservation, hold, observe
+from cart_grpc.carts.protocol import hold, observe
+from cart_grpc.carts.reservation import Disposition, Observed, Reservation
 from tests.carts.examples import LATER, NOW, a_held, a_hold, decided, held, line_of
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cart_grpc.carts import reservation
+from cart_grpc.carts import protocol
 from cart_grpc.carts.model import Progress, ProgressState
 from cart_grpc.carts.reservation import Decision, Disposition, Observed, Overtaken, Refusal, Reservation, Silence
 from tests.carts.protocol import Bounds, Explorer, Harm, Rules
@@ -14,7 +14,7 @@ from tests.carts.protocol import Bounds, Explorer, Harm, Rules
 AGAIN = Bounds(changed=2, refused=1, ids=2)
 REFUSED = Bounds(changed=3, refused=4, ids=1)
 
-_hold, _release, _observe, _record = reservation.hold, reservation.release, reservation.observe, reservation.record
+_hold, _release, _observe, _record = protocol.hold, protocol.release, protocol.observe, protocol.record
 
 
 @pytest.mark.parametrize(("bounds", "least"), [(AGAIN, 30_000), (REFUSED, 3_000)], ids=["added again", "refused"])
@@ -97,7 +97,7 @@ MUTANTS: list[tuple[Bounds, str, Callable[..., Any], str]] = [
 def test_without_this_rule_a_promise_is_broken(
     bounds: Bounds, name: str, mutant: Callable[..., Any], promise: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reservation, name, mutant)
+    monkeypatch.setattr(protocol, name, mutant)
     with pytest.raises(Harm) as harm:
         Explorer(bounds, Rules()).explore()
     assert harm.value.promise == promise

@@ -4,20 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from cart_grpc.carts.reservation import (
-    Disposition,
-    Observed,
-    Overtaken,
-    Refusal,
-    Silence,
-    find_alarm,
-    hold,
-    next_intent,
-    observe,
-    record,
-    release,
-    unblock,
-)
+from cart_grpc.carts.protocol import find_alarm, hold, next_intent, observe, record, release, unblock
+from cart_grpc.carts.reservation import Disposition, Observed, Overtaken, Refusal, Silence
 from tests.carts.examples import LATER, NOW, SECOND, a_held, a_hold, decided, held
 
 RETRY = NOW + 7 * SECOND

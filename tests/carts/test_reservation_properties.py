@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cart_grpc.carts.model import progress
+from cart_grpc.carts.protocol import hold, observe, record, release
 from cart_grpc.carts.reservation import (
     Answer,
     Decision,
@@ -15,10 +16,6 @@ from cart_grpc.carts.reservation import (
     Refusal,
     Reservation,
     Silence,
-    hold,
-    observe,
-    record,
-    release,
 )
 from tests.carts.examples import LATER, NOW, SECOND, a_hold, line_of
 

@@ -9,6 +9,7 @@ import pytest
 from cart_grpc.carts import rules
 from cart_grpc.carts.changes import Addition, CartUpdate, Change, Contents, ItemUpdate, Terms
 from cart_grpc.carts.model import CartState, Money
+from cart_grpc.carts.protocol import observe, release
 from cart_grpc.carts.refusals import (
     AlreadyExists,
     CartClosed,
@@ -18,7 +19,7 @@ from cart_grpc.carts.refusals import (
     ItemNotFound,
     LimitExceeded,
 )
-from cart_grpc.carts.reservation import Disposition, Observed, observe, release
+from cart_grpc.carts.reservation import Disposition, Observed
 from tests.carts.examples import KEY, NOW, SECOND, SKU, decided, held, numbered_ids
 
 TERMS = Terms(max_quantity_per_add=100, max_quantity_per_item=10, max_items_per_cart=3, hold_ttl=600 * SECOND)

@@ -5,18 +5,8 @@ from dataclasses import replace
 import pytest
 
 from cart_grpc.carts.model import ProgressState, progress
-from cart_grpc.carts.reservation import (
-    Disposition,
-    Observed,
-    Refusal,
-    Reservation,
-    hold,
-    next_intent,
-    observe,
-    record,
-    release,
-    seal,
-)
+from cart_grpc.carts.protocol import hold, next_intent, observe, record, release, seal
+from cart_grpc.carts.reservation import Disposition, Observed, Refusal, Reservation
 from tests.carts.examples import LATER, NOW, SECOND, a_held, a_hold, decided, held, line_of
 
 REFUSED = Refusal("NOT_FOUND", "no such sku")

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from cart_grpc.carts import reservation as protocol
-from cart_grpc.carts.reservation import Decision, Disposition, Observed, Refusal, Reservation
+from cart_grpc.carts.reservation import FINAL, Decision, Disposition, Observed, Refusal, Reservation
 from tests.carts.examples import a_hold
 
 STOCK = 2
@@ -81,7 +80,7 @@ def plain(row: Reservation) -> Reservation:
 def decide(world: World, message: Message) -> Decided:
     """What the API makes of a revision above all that it has decided for the id."""
     before = world.api[message.which]
-    if before and before.state in protocol.FINAL:
+    if before and before.state in FINAL:
         return Decided(message, before.state, before.granted)
     if message.disposition is RELEASE:
         return Decided(message, Observed.RELEASED, 0)

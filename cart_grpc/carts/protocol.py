@@ -1,0 +1,191 @@
+"""The reservation protocol: the pure rules that lead from what is intended to what is observed.
+
+One declarative, idempotent message with a rising revision. Any change of intent raises `revision`; an answer for
+revision r moves `observed_revision` to r; the next message is a pure function of the row. So a lost reply, a crash
+and a call that hangs are all the same case: `observed_revision < revision`, send the intent as it is now. Nothing is
+ever concluded from the absence of an answer. Leases only save work: none of the rules below needs one to be safe.
+
+Times and durations are int microseconds, times since the Unix epoch in UTC.
+"""
+
+from dataclasses import replace
+
+from cart_grpc.carts.reservation import (
+    FINAL,
+    Answer,
+    Decision,
+    Disposition,
+    Intent,
+    Observed,
+    Overtaken,
+    Refusal,
+    Reservation,
+    Silence,
+)
+
+
+def next_intent(reservation: Reservation) -> Intent | None:
+    """The message to send now, or None where nothing is left to say."""
+    if reservation.settled:
+        return None
+    return Intent(
+        reservation.reservation_id,
+        reservation.revision,
+        reservation.sku,
+        reservation.quantity,
+        reservation.disposition,
+        reservation.ttl,
+        reservation.labels,
+    )
+
+
+def hold(reservation: Reservation, quantity: int, now: int) -> Reservation:
+    """Intend to hold `quantity`: one revision more, due now unless a call is under way or an older id must go first.
+
+    A call under way is left alone: its answer makes the row due, so five changes while it hangs are one call.
+    """
+    if reservation.over or reservation.disposition is Disposition.COMMIT:
+        raise ValueError("nothing can be held again under this id")
+    leased = reservation.lease_until is not None and reservation.lease_until > now
+    return replace(
+        reservation,
+        quantity=quantity,
+        revision=reservation.revision + 1,
+        intent_revision=reservation.revision + 1,
+        least_quantity=min(reservation.least_quantity, quantity),
+        refused_reason="",
+        due_at=reservation.due_at if leased or reservation.waiting else now,
+        attempt=0,
+    )
+
+
+def release(reservation: Reservation, now: int) -> Reservation:
+    """Intend to hold nothing: due now, even while a call hangs, whose epoch is overtaken so that it delays nothing.
+
+    From COMMIT no other intent follows, except where the commit was REJECTED.
+    """
+    if reservation.over:
+        return reservation
+    if reservation.disposition is Disposition.COMMIT and not (
+        reservation.settled and reservation.state is Observed.REJECTED
+    ):
+        raise ValueError("a reservation that is being committed cannot be released")
+    return replace(
+        reservation,
+        disposition=Disposition.RELEASE,
+        revision=reservation.revision + 1,
+        intent_revision=reservation.revision + 1,
+        least_quantity=0,
+        waiting=False,
+        due_at=now,
+        attempt=0,
+        lease_epoch=reservation.lease_epoch + 1,
+        lease_until=None,
+    )
+
+
+def unblock(reservation: Reservation, now: int) -> Reservation:
+    """The older reservations of the cart and sku are gone: a waiting hold is due."""
+    return replace(reservation, waiting=False, due_at=now)
+
+
+def observe(reservation: Reservation, decision: Decision) -> Reservation:
+    """Join a decision in, whoever brings it: what was observed only rises, so a late or double one changes nothing."""
+    if decision.revision <= reservation.observed_revision or decision.revision > reservation.revision:
+        return reservation
+    latest = decision.revision >= reservation.intent_revision
+    return replace(
+        reservation,
+        state=decision.state,
+        granted_quantity=decision.granted_quantity,
+        expire_time=decision.expire_time,
+        observed_revision=decision.revision,
+        reason=decision.reason,
+        least_quantity=reservation.quantity if latest else reservation.least_quantity,
+    )
+
+
+def seal(reservation: Reservation, reason: str, now: int) -> Reservation:
+    """Close an error that can never succeed: hold what is granted, or release, under the next revision.
+
+    The API does not remember an error, so a late copy of the message could still take effect; the next revision
+    makes that harmless. Only once it is observed is the item shown as REJECTED. A seal that is refused itself ends in
+    RELEASE; a renewal of what was sealed is no seal.
+    """
+    granted = reservation.granted_quantity if reservation.state in (Observed.HELD, Observed.REJECTED) else 0
+    keep = min(granted, reservation.quantity)
+    lapsed = reservation.expire_time is not None and reservation.expire_time <= now
+    was_seal = reservation.refused_reason and reservation.intent_revision == reservation.revision
+    if keep == 0 or lapsed or was_seal:
+        return replace(release(reservation, now), refused_reason=reservation.refused_reason or reason)
+    sealed = hold(reservation, keep, now)
+    return replace(sealed, refused_reason=reason, due_at=now, lease_until=None)
+
+
+def record(
+    reservation: Reservation,
+    epoch: int,
+    sent_revision: int,
+    outcome: Answer | Silence,
+    now: int,
+    retry_at: int,
+    spread: float = 0.5,
+) -> Reservation:
+    """The row after a call for `sent_revision`, made under the claim `epoch`, ended with `outcome`.
+
+    What was decided is joined in whoever brings it; the bookkeeping is only touched where the claim is still ours.
+    `retry_at` is when to try again where there was no answer; `spread`, 0 to 1, is drawn anew each time, so that
+    what was held together is not renewed together.
+    """
+    after = reservation
+    match outcome:
+        case Decision():
+            after = observe(after, outcome)
+        case Overtaken(current) if current.revision > after.revision:
+            # Due whoever brings it: a row that was settled had nobody left to send it.
+            after = replace(after, revision=current.revision + 1, due_at=now)
+        case Refusal(reason) if _can_seal(after, sent_revision):
+            after = seal(after, reason, now)
+    if after is reservation and after.settled:
+        return reservation
+    if after.settled:
+        finish_time = now if after.state in FINAL else None
+        due_at = _renewal(after, now, retry_at, spread)
+        return replace(after, due_at=due_at, lease_until=None, last_error="", finish_time=finish_time)
+    if after.lease_epoch != epoch:
+        return after
+    more_to_say = after.revision > sent_revision and not isinstance(outcome, Silence)
+    return replace(after, due_at=now if more_to_say else retry_at, lease_until=None, last_error=str(outcome))
+
+
+def _renewal(reservation: Reservation, now: int, retry_at: int, spread: float) -> int | None:
+    """When to ask again for what is settled: half to three quarters into what is left of a hold.
+
+    A hold that ran out is asked for again at once; what was refused, released or sold, and holds nothing, never.
+    """
+    if reservation.disposition is not Disposition.HOLD or reservation.state in FINAL:
+        return None
+    if reservation.state is Observed.EXPIRED:
+        return retry_at
+    if reservation.expire_time is None or not reservation.granted_quantity:
+        return None
+    return max(now + int((reservation.expire_time - now) * (0.5 + 0.25 * spread)), retry_at)
+
+
+def _can_seal(reservation: Reservation, sent_revision: int) -> bool:
+    latest = sent_revision == reservation.revision and not reservation.settled
+    return latest and reservation.disposition is Disposition.HOLD
+
+
+def find_alarm(reservation: Reservation, outcome: Answer | Silence) -> str | None:
+    """What an operator must hear about: something that the rules say cannot happen did."""
+    match outcome:
+        case Decision(state=Observed.COMMITTED) if reservation.disposition is Disposition.RELEASE:
+            return "a reservation that was to be released is COMMITTED"
+        case Refusal() if reservation.disposition is Disposition.RELEASE and reservation.attempt <= 1:
+            return f"the Reservation API refuses to release: {outcome}"
+        case Decision(revision=revision) if revision > reservation.revision:
+            return f"revision {revision} was answered, but only {reservation.revision} was ever issued"
+        case Overtaken(current) if current.revision > reservation.revision:
+            return f"revision {current.revision} is known to the Reservation API, but {reservation.revision} is ours"
+    return None
