@@ -1,0 +1,123 @@
+"""What callers were promised: an acknowledged change is there, once, and a repetition is answered like the first."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from tests.invariants.history import Call, Dump, Outcome
+from tests.invariants.operations import (
+    READS,
+    Operation,
+    Quantities,
+    apply,
+    body,
+    by_cart,
+    by_request_id,
+    parse,
+)
+
+REUSED = ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
+# A refusal that says nothing about the request: nothing was looked up.
+_NOT_TAKEN_IN = frozenset({"CALL_TIMEOUT", "DATABASE_UNAVAILABLE", "OVERLOADED", "SHUTTING_DOWN"})
+
+
+def check_durable(calls: Sequence[Call], operations: Iterable[Operation], dump: Dump) -> list[str]:
+    """Every cart holds what the operations on it make, no more and no less, and every reply is kept.
+
+    `operations` are all that took place, expiries included.
+    """
+    return [
+        *_check_resolved(calls),
+        *_check_kept(calls, dump),
+        *_check_quantities(by_cart(operations), dump),
+    ]
+
+
+def _check_resolved(calls: Iterable[Call]) -> Iterator[str]:
+    for call in calls:
+        if call.outcome is Outcome.UNKNOWN and not call.request_id and call.rpc not in READS:
+            yield f"{call.rpc} on {call.cart} at {call.invoked} had no request_id: nobody can tell what became of it"
+
+
+def _check_kept(calls: Iterable[Call], dump: Dump) -> Iterator[str]:
+    for (user, request_id), attempts in by_request_id(calls).items():
+        acknowledged = [attempt for attempt in attempts if attempt.outcome is Outcome.OK]
+        has_reply = (user, request_id) in dump.replies
+        if acknowledged and not has_reply:
+            yield f"{acknowledged[0].rpc} {request_id} of {user} was acknowledged, and its reply is gone"
+        if has_reply and all(attempt.outcome is Outcome.REFUSED for attempt in attempts):
+            yield f"{attempts[0].rpc} {request_id} of {user} was refused ({attempts[0].reason}), and took place"
+
+
+def _check_quantities(carts: dict[str, list[Operation]], dump: Dump) -> Iterator[str]:
+    found: dict[str, dict[str, int]] = {cart.key.name: {} for cart in dump.carts}
+    for item in dump.items:
+        found.setdefault(item.cart.name, {})[item.name] = item.quantity
+    for name, items in found.items():
+        if name not in carts:
+            yield f"{name} is there with {items}, and nobody has asked for it"
+    for name, ordered in carts.items():
+        expected: Quantities = {}
+        for operation in ordered:
+            apply(expected, operation)
+        for item_name in sorted({*expected, *found.get(name, {})}):
+            wanted, there = expected.get(item_name), found.get(name, {}).get(item_name)
+            if wanted != there:
+                last = "; ".join(str(one) for one in ordered[-3:])
+                yield f"{item_name}: the operations make {wanted}, the database has {there}; the last were {last}"
+
+
+def check_replays(calls: Iterable[Call], dump: Dump) -> list[str]:
+    """What is sent again under its request_id is answered with the same bytes, wherever and whenever; another body
+    under the same request_id is refused, always in the same way.
+    """
+    return [
+        violation
+        for (user, request_id), attempts in by_request_id(calls).items()
+        for violation in _check_attempts(f"{request_id} of {user}", attempts, dump.replies.get((user, request_id)))
+    ]
+
+
+def _check_attempts(name: str, attempts: Sequence[Call], stored: bytes | None) -> Iterator[str]:
+    answered = [attempt for attempt in attempts if attempt.outcome is Outcome.OK]
+    if not answered:
+        return
+    first = min(answered, key=lambda attempt: attempt.returned)
+    original, reply = body(first), _lasting(first)
+    for attempt in answered:
+        if body(attempt) != original:
+            yield f"{name} was accepted with two bodies: {first.request!r} and {attempt.request!r}"
+        elif _lasting(attempt) != reply:
+            yield f"{name} was answered {first.reply!r}, and when it was repeated {attempt.reply!r}"
+    waited = any(_waits(attempt) for attempt in answered)
+    if stored is not None and not waited and stored != first.reply:
+        yield f"{name} was answered {first.reply!r}, and {stored!r} is kept"
+    for attempt in attempts:
+        if attempt.outcome is not Outcome.REFUSED or attempt.invoked <= first.returned:
+            continue
+        same = body(attempt) == original
+        if same and attempt.reason not in _NOT_TAKEN_IN:
+            yield f"{name} was acknowledged, and refused when it was repeated: {attempt.code} {attempt.reason}"
+        if not same and (attempt.code, attempt.reason) != REUSED and attempt.reason not in _NOT_TAKEN_IN:
+            yield f"{name} was used for another body, which was refused with {attempt.code} {attempt.reason}"
+
+
+def _waits(call: Call) -> bool:
+    request, _ = parse(call)
+    return "max_wait" in request.DESCRIPTOR.fields_by_name and request.HasField("max_wait")
+
+
+def _lasting(call: Call) -> bytes:
+    """The reply without what is as of now in it, which is where the caller waits for the reservation."""
+    if not _waits(call):
+        return call.reply
+    _, reply = parse(call)
+    fields = reply.DESCRIPTOR.fields_by_name
+    holder = reply.cart if "cart" in fields else reply
+    for item in (
+        holder.items if "items" in holder.DESCRIPTOR.fields_by_name else [reply.item] if "item" in fields else []
+    ):
+        item.ClearField("reservation")
+        item.ClearField("reconciling")
+    if "reconciling" in holder.DESCRIPTOR.fields_by_name:
+        holder.ClearField("reconciling")
+    raw: bytes = reply.SerializeToString(deterministic=True)
+    return raw

@@ -1,0 +1,58 @@
+"""Claims by the database's clock: one owner at a time, and whoever was overtaken writes nothing."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from cart_grpc.carts.reservation import Reservation
+from tests.invariants.history import ClaimAction, ClaimEvent
+
+_OWN = frozenset({ClaimAction.EXTENDED, ClaimAction.RECORDED, ClaimAction.HANDED_BACK})
+
+
+def check_claims(events: Iterable[ClaimEvent]) -> list[str]:
+    """Each claim has a higher epoch than all before it and begins when none is in force; only the last one's owner
+    extends it, hands it back or does its bookkeeping.
+    """
+    claims: dict[str, _Claim] = {}
+    return [
+        violation for event in events for violation in claims.setdefault(event.reservation_id, _Claim()).follow(event)
+    ]
+
+
+@dataclass(slots=True)
+class _Claim:
+    """The latest claim of a reservation, and how long it is in force."""
+
+    epoch: int = 0
+    owner: str = ""
+    until: int = 0
+
+    def follow(self, event: ClaimEvent) -> Iterator[str]:
+        match event.action:
+            case ClaimAction.CLAIMED:
+                if event.epoch <= self.epoch:
+                    yield f"a claim after epoch {self.epoch} does not raise it: {event}"
+                if event.time < self.until:
+                    yield f"{self.owner} has a claim until {self.until}, and there is another: {event}"
+                self.owner = event.owner
+            case action if action in _OWN and (event.epoch, event.owner) != (self.epoch, self.owner):
+                yield f"the claim is {self.owner or 'nobody'}'s with epoch {self.epoch}, and this was accepted: {event}"
+            case _:
+                pass
+        self.epoch = max(self.epoch, event.epoch)
+        self.until = event.lease_until or 0
+
+
+def find_record(
+    before: Reservation, after: Reservation, claimed: Reservation, time: int, owner: str
+) -> ClaimEvent | None:
+    """What a record for the claim `claimed` did to the claim in force, None where it left it alone."""
+
+    def event(action: ClaimAction, epoch: int) -> ClaimEvent:
+        return ClaimEvent(time, after.reservation_id, epoch, owner, action, after.lease_until)
+
+    if (after.due_at, after.lease_until, after.attempt) == (before.due_at, before.lease_until, before.attempt):
+        return None
+    if claimed.lease_epoch != before.lease_epoch and (after.settled or after.revision > before.revision):
+        return event(ClaimAction.OVERTAKEN, after.lease_epoch)
+    return event(ClaimAction.RECORDED, claimed.lease_epoch)

@@ -1,0 +1,204 @@
+"""What was really reserved: by the effects that the Reservation API had, against what the database says."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from cart_grpc.carts.model import Item, Line, Progress, ProgressState, progress
+from cart_grpc.carts.reservation import FINAL, Observed, Reservation
+from cart_grpc.reservations.simulator.stock import Levels
+from tests.invariants.history import Dump, Effect
+from tests.invariants.operations import Operation
+
+Owners = Mapping[str, str]
+
+
+def owners(operations: Iterable[Operation], dump: Dump) -> tuple[dict[str, str], list[str]]:
+    """The item's name behind each reservation id that any answer or row ever named, and ids used for two items."""
+    found: dict[str, str] = {}
+    violations = []
+    named = [(row.reservation_id, row.cart.item_name(row.item_id)) for row in dump.reservations]
+    named += [(item.reservation.reservation_id, item.name) for one in operations for item in _items(one)]
+    for reservation_id, name in named:
+        if found.setdefault(reservation_id, name) != name:
+            violations.append(f"{reservation_id} was used for {found[reservation_id]} and for {name}")
+    return found, violations
+
+
+def _items(operation: Operation) -> Sequence[Any]:
+    reply = operation.reply
+    if reply is None:
+        return ()
+    fields = reply.DESCRIPTOR.fields_by_name
+    if "item" in fields:
+        return [reply.item]
+    holder = reply.cart if "cart" in fields else reply
+    found: Sequence[Any] = holder.items if "items" in holder.DESCRIPTOR.fields_by_name else ()
+    return found
+
+
+def check_one_live(effects: Iterable[Effect], behind: Owners, *, since: int = 0) -> list[str]:
+    """At every instant from `since` on, at most one reservation holds stock for what `behind` says is one thing.
+
+    For a weaker contract, `since` is when all had come to rest.
+    """
+    live: defaultdict[str, set[str]] = defaultdict(set)
+    violations: dict[frozenset[str], str] = {}
+    settled = False
+
+    def look(thing: str, time: int) -> None:
+        if len(live[thing]) > 1:
+            held = frozenset(live[thing])
+            violations.setdefault(held, f"at {time} {thing} has {len(held)} live reservations: {sorted(held)}")
+
+    for effect in effects:
+        if effect.time >= since and not settled:
+            settled = True
+            for thing in sorted(live):
+                look(thing, since)
+        thing = behind.get(effect.reservation_id, effect.reservation_id)
+        live[thing].discard(effect.reservation_id)
+        if effect.granted_quantity:
+            live[thing].add(effect.reservation_id)
+        if settled:
+            look(thing, effect.time)
+    for thing in sorted(live):
+        look(thing, since)
+    return list(violations.values())
+
+
+def check_no_orphans(effects: Iterable[Effect], behind: Owners, dump: Dump) -> list[str]:
+    """At quiescence what is held is an item's, what an item says it holds is held, and every reservation is known."""
+    last = _last(effects)
+    of_items = {item.reservation_id: item for item in dump.items}
+    rows = {row.reservation_id for row in dump.reservations}
+    violations = []
+    for reservation_id, effect in last.items():
+        if effect.granted_quantity and effect.state is not Observed.COMMITTED and reservation_id not in of_items:
+            violations.append(f"{reservation_id} holds {effect.granted_quantity} of {effect.sku} for nobody: {effect}")
+        if reservation_id not in behind:
+            violations.append(f"no answer and no row ever named {reservation_id}: {effect}")
+        if reservation_id not in rows and effect.state not in FINAL:
+            violations.append(f"the row of {reservation_id} is gone before its end: {effect}")
+    forgotten = sorted(behind.keys() - last.keys() - rows)
+    violations += [f"{name} was made for {behind[name]}, and forgotten" for name in forgotten]
+    undecided = [row for row in dump.reservations if row.observed_revision and row.reservation_id not in last]
+    violations += [f"{row.reservation_id} was never decided, and its row says so: {row}" for row in undecided]
+    return violations
+
+
+def has_reason(_sku: str, reason: str) -> bool:
+    """Any refusal will do that says why."""
+    return bool(reason)
+
+
+def check_granted(
+    effects: Iterable[Effect],
+    dump: Dump,
+    now: int,
+    may_refuse: Callable[[str, str], bool] = has_reason,
+) -> list[str]:
+    """At quiescence, at the database's time `now`, each item's reservation is at its end and is what it shows.
+
+    RESERVED means that exactly the item's quantity is held, REJECTED that exactly what it says is held, with a reason
+    that `may_refuse(sku, reason)`. Every row has observed what was really decided last.
+    """
+    last = _last(effects)
+    rows = {row.reservation_id: row for row in dump.reservations}
+    violations: list[str] = []
+    for item in dump.items:
+        row, effect = rows.get(item.reservation_id), last.get(item.reservation_id)
+        if row is not None:
+            violations.extend(_check_shown(item, progress(Line(item, row), now), effect, may_refuse))
+    for row in dump.reservations:
+        violations.extend(_check_observed(row, last.get(row.reservation_id), now))
+    return violations
+
+
+def _check_shown(
+    item: Item, seen: Progress, effect: Effect | None, may_refuse: Callable[[str, str], bool]
+) -> Iterator[str]:
+    held = effect.granted_quantity if effect is not None else 0
+    if seen.state not in (ProgressState.RESERVED, ProgressState.REJECTED, ProgressState.COMMITTED):
+        yield f"{item.name} is not at its end: {seen}"
+        return
+    if held != seen.reserved_quantity or (effect is not None and held and effect.sku != item.sku):
+        yield f"{item.name} shows {seen}, and this is what is reserved for it: {effect}"
+    if seen.state is ProgressState.REJECTED:
+        if not may_refuse(item.sku, seen.reason):
+            yield f"{item.name} was refused for no good reason: {seen}"
+        if held >= item.quantity:
+            yield f"{item.name} is shown as refused, and all of it is held: {effect}"
+    elif seen.reserved_quantity != item.quantity:
+        yield f"{item.name} has {item.quantity}, and {seen.state.name} are {seen.reserved_quantity}"
+
+
+def _check_observed(row: Reservation, effect: Effect | None, now: int) -> Iterator[str]:
+    if effect is None or not row.settled:
+        return
+    lapsed = effect.state is not row.state and row.expire_time is not None and row.expire_time <= now
+    observed = (row.observed_revision, row.state, row.granted_quantity)
+    if not lapsed and observed != (effect.revision, effect.state, effect.granted_quantity):
+        yield f"{row.reservation_id} has observed {observed}, and what was decided last is {effect}"
+    asked = (row.disposition, row.quantity)
+    if effect.revision == row.revision and asked != (effect.disposition, effect.quantity):
+        yield f"{row.reservation_id} intends {asked} at revision {row.revision}, and {effect} was asked"
+
+
+def check_stock(effects: Iterable[Effect], initial: Mapping[str, int], left: Mapping[str, Levels]) -> list[str]:
+    """No piece is made or lost: at each effect no more is taken than there is, and `left` is what remains at the end.
+
+    `initial` is how many pieces of each sku there are altogether.
+    """
+    taken: dict[str, Counter[bool]] = {sku: Counter() for sku in initial}
+    before: dict[str, Effect] = {}
+    violations = []
+    for effect in effects:
+        if effect.granted_quantity and effect.sku not in initial:
+            violations.append(f"there is no {effect.sku}, and it was granted: {effect}")
+        for one, sign in ((before.get(effect.reservation_id), -1), (effect, 1)):
+            if one is not None:
+                is_sold = one.state is Observed.COMMITTED
+                taken.setdefault(one.sku, Counter())[is_sold] += sign * one.granted_quantity
+        before[effect.reservation_id] = effect
+        if sum(taken[effect.sku].values()) > initial.get(effect.sku, 0):
+            violations.append(f"more than all {initial.get(effect.sku, 0)} of {effect.sku} are taken: {effect}")
+    for sku, levels in left.items():
+        held, sold = taken[sku][False], taken[sku][True]
+        expected = Levels(initial[sku] - held - sold, held, sold)
+        if levels != expected:
+            violations.append(f"of {initial[sku]} {sku} there should be {expected}, and there are {levels}")
+    return violations
+
+
+def check_decisions(effects: Iterable[Effect]) -> list[str]:
+    """From one decision of a reservation to the next: revisions rise, what is final stays, no hold ends early."""
+    last: dict[str, Effect] = {}
+    violations = []
+    for after in effects:
+        before = last.get(after.reservation_id)
+        last[after.reservation_id] = after
+        if after.state is Observed.RELEASED and after.granted_quantity:
+            violations.append(f"what is released holds something: {after}")
+        if before is None:
+            continue
+        if after.revision < before.revision or (after.revision == before.revision and not _lapsed(before, after)):
+            violations.append(f"revision {after.revision} was decided after {before.revision}: {after}")
+        if before.state in FINAL and (after.state, after.granted_quantity) != (before.state, before.granted_quantity):
+            violations.append(f"{before} was final, and became {after}")
+        if _lapsed(before, after) and (before.expire_time is None or after.time < before.expire_time):
+            violations.append(f"a hold ended before its time: {before}, then {after}")
+    return violations
+
+
+def _lapsed(before: Effect, after: Effect) -> bool:
+    """Whether `after` is the end of a hold that ran out, at the revision that was decided last."""
+    return (
+        after.revision == before.revision
+        and before.state in (Observed.HELD, Observed.REJECTED)
+        and before.granted_quantity > 0 == after.granted_quantity
+    )
+
+
+def _last(effects: Iterable[Effect]) -> dict[str, Effect]:
+    return {effect.reservation_id: effect for effect in effects}

@@ -1,0 +1,207 @@
+"""Callers' attempts, put together: what each operation asked, what it was answered, and what it made of its cart."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cart.v1 import cart_service_pb2
+from google.protobuf.message import Message
+
+from cart_grpc.carts.model import ENDED, Cart, CartState
+from cart_grpc.carts.names import item_id_of
+from tests.invariants.history import Call, Outcome, Written
+
+FOREVER = 1 << 62
+READS = frozenset({"GetCart"})
+# What raises the revision whatever it finds; anything else may find that nothing is to be done.
+CHANGES = frozenset({"AddItem", "BatchAddItems", "RemoveItem", "DeleteCart", "CreateCart", "Expire"})
+_CLEARING = frozenset({"ClearCart", "DeleteCart", "CreateCart", "Expire"})
+# What changes no quantity.
+_OTHER = frozenset({"UpdateCart", "RetryReservation", "GetCart"})
+# The items of a cart and their quantities, by the items' names.
+Quantities = MutableMapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation that took place. `invoked` is when its first attempt began, `returned` when its first answer came.
+
+    `etag` is the revision in the answer's etag, `expected_etag` that of the request's, None where it had none.
+    """
+
+    cart: str
+    rpc: str
+    request_id: str
+    invoked: int
+    returned: int
+    request: Any
+    reply: Any
+    revision: int
+    etag: int
+    expected_etag: int | None = None
+    # Between two revisions: an end that no row shows, since another cart began in the same transaction.
+    hidden: bool = False
+
+    def __str__(self) -> str:
+        name = f"{self.rpc} {self.request_id or 'without request_id'}"
+        until = "never" if self.returned == FOREVER else self.returned
+        return f"{name} on {self.cart} (invoked {self.invoked}, answered {until}, revision {self.revision})"
+
+
+def parse(call: Call) -> tuple[Any, Any]:
+    """The messages of a call; the reply is None where there is none."""
+    return _request(call), _reply(call.rpc, call.reply) if call.outcome is Outcome.OK else None
+
+
+def _request(call: Call) -> Any:
+    return getattr(cart_service_pb2, f"{call.rpc}Request").FromString(call.request)
+
+
+def _reply(rpc: str, raw: bytes) -> Any:
+    return getattr(cart_service_pb2, f"{rpc}Response").FromString(raw)
+
+
+def body(call: Call) -> bytes:
+    """What all attempts under one request_id must have in common."""
+    request = _request(call)
+    for name in ("request_id", "max_wait"):
+        if name in request.DESCRIPTOR.fields_by_name:
+            request.ClearField(name)
+    raw: bytes = request.SerializeToString(deterministic=True)
+    return call.rpc.encode() + b"\0" + raw
+
+
+def by_request_id(calls: Iterable[Call]) -> dict[tuple[str, str], list[Call]]:
+    """The attempts that had a request_id, by user and request_id."""
+    attempts: defaultdict[tuple[str, str], list[Call]] = defaultdict(list)
+    for call in calls:
+        if call.request_id:
+            attempts[call.user, call.request_id].append(call)
+    return dict(attempts)
+
+
+def took_place(calls: Iterable[Call], replies: Mapping[tuple[str, str], bytes]) -> list[Operation]:
+    """The operations that had an answer, and those whose answer only the database has: `replies`."""
+    calls = list(calls)
+    operations = [
+        _operation([call], call.reply) for call in calls if not call.request_id and call.outcome is Outcome.OK
+    ]
+    for key, attempts in by_request_id(calls).items():
+        answers = [attempt.reply for attempt in attempts if attempt.outcome is Outcome.OK]
+        stored = replies.get(key)
+        if answers or stored is not None:
+            operations.append(_operation(attempts, answers[0] if answers else stored or b""))
+    return operations
+
+
+def _operation(attempts: Sequence[Call], raw: bytes) -> Operation:
+    first = min(attempts, key=lambda attempt: attempt.invoked)
+    answered = [attempt for attempt in attempts if attempt.outcome is Outcome.OK]
+    # Where several bodies went out under one id, that which was answered is the operation.
+    call = answered[0] if answered else first
+    request, reply = _request(call), _reply(call.rpc, raw)
+    shown = reply.cart if "cart" in reply.DESCRIPTOR.fields_by_name else reply
+    expected = getattr(request, "etag", "")
+    return Operation(
+        cart=call.cart,
+        rpc=call.rpc,
+        request_id=call.request_id,
+        invoked=first.invoked,
+        returned=min((attempt.returned for attempt in answered), default=FOREVER),
+        request=request,
+        reply=reply,
+        revision=shown.revision,
+        etag=_etag_revision(shown.etag),
+        expected_etag=_etag_revision(expected) if expected else None,
+    )
+
+
+def _etag_revision(etag: str) -> int:
+    return int(etag.strip('"').rpartition("-")[2] or "0", 16)
+
+
+def expiries(written: Iterable[Written], operations: Iterable[Operation]) -> list[Operation]:
+    """The ends of carts that were left alone, which nobody asked for, from the rows of carts as they were written."""
+    deleted: defaultdict[str, list[int]] = defaultdict(list)
+    for operation in operations:
+        if operation.rpc == "DeleteCart":
+            deleted[operation.cart].append(operation.revision)
+    last: dict[str, Cart] = {}
+    found = []
+    for row in (one.row for one in written):
+        if not isinstance(row, Cart):
+            continue
+        name, before = row.key.name, last.get(row.key.name)
+        last[name] = row
+        known = before is not None and before.uid == row.uid
+        if row.state is CartState.EXPIRED and not (known and before and before.state is CartState.EXPIRED):
+            found.append(_expiry(name, row.etag_revision))
+        if before is None or known or before.state in ENDED:
+            continue
+        if not any(before.revision < revision <= row.revision for revision in deleted[name]):
+            found.append(_expiry(name, before.revision, hidden=True))
+    return found
+
+
+def _expiry(cart: str, revision: int, *, hidden: bool = False) -> Operation:
+    return Operation(cart, "Expire", "", 0, FOREVER, None, None, revision, revision, hidden=hidden)
+
+
+def by_cart(operations: Iterable[Operation]) -> dict[str, list[Operation]]:
+    """The operations of each cart in the order of their revisions; of one revision, what surely made it first."""
+    found: defaultdict[str, list[Operation]] = defaultdict(list)
+    for operation in operations:
+        found[operation.cart].append(operation)
+    for ordered in found.values():
+        ordered.sort(key=lambda one: (one.revision, one.hidden, one.rpc not in CHANGES, one.invoked))
+    return dict(found)
+
+
+def apply(quantities: Quantities, operation: Operation) -> None:
+    """Do to `quantities` what the operation asked."""
+    request = operation.request
+    match operation.rpc:
+        case "AddItem" | "BatchAddItems":
+            for one in [request] if operation.rpc == "AddItem" else request.requests:
+                name = f"{operation.cart}/items/{item_id_of(one.item.sku, one.item.options)}"
+                quantities[name] = quantities.get(name, 0) + (one.item.quantity if one.item.HasField("quantity") else 1)
+        case "UpdateItem" if sets_quantity(request):
+            quantities[request.item.name] = request.item.quantity
+        case "UpdateItem":
+            pass
+        case "RemoveItem":
+            quantities.pop(request.name, None)
+        case rpc if rpc in _CLEARING:
+            quantities.clear()
+        case rpc if rpc not in _OTHER:
+            raise ValueError(f"nobody has said yet what {rpc} makes of a cart")
+
+
+def sets_quantity(request: cart_service_pb2.UpdateItemRequest) -> bool:
+    """Whether an UpdateItem speaks of the quantity."""
+    if request.HasField("update_mask"):
+        return bool({"quantity", "*"}.intersection(request.update_mask.paths))
+    return request.item.HasField("quantity")
+
+
+def sets_only_quantity(request: cart_service_pb2.UpdateItemRequest) -> bool:
+    """Whether an UpdateItem speaks of nothing but the quantity."""
+    if request.HasField("update_mask"):
+        return set(request.update_mask.paths) == {"quantity"}
+    return request.item.HasField("quantity") and not request.item.HasField("unit_price") and not request.item.labels
+
+
+def shown(operation: Operation) -> tuple[Mapping[str, int], bool] | None:
+    """The quantities that an answer shows, and whether they are the whole cart; None where it shows none."""
+    reply: Message | None = operation.reply
+    if reply is None:
+        return None
+    fields = reply.DESCRIPTOR.fields_by_name
+    if "cart" in fields:
+        return {item.name: item.quantity for item in operation.reply.cart.items}, True
+    if "items" in fields:
+        return {item.name: item.quantity for item in operation.reply.items}, False
+    if "item" in fields:
+        return {operation.reply.item.name: operation.reply.item.quantity}, False
+    return None

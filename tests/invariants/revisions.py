@@ -1,0 +1,127 @@
+"""Each cart's operations took place one after the other, in the order of their revisions."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+
+from tests.invariants.operations import (
+    CHANGES,
+    READS,
+    Operation,
+    apply,
+    by_cart,
+    sets_only_quantity,
+    sets_quantity,
+    shown,
+)
+
+
+def check_revisions(operations: Iterable[Operation]) -> list[str]:
+    """Every cart is linearizable by its revisions, given all that took place, expiries included.
+
+    One change makes one revision; what is answered at a revision shows the fold of all changes up to it; its etag is
+    that of the last of them; a change that expected an etag was made to that one; no operation was answered before
+    one that it follows was even invoked.
+    """
+    return [violation for one in by_cart(operations).values() for violation in _Cart().check(one)]
+
+
+class _Cart:
+    """The fold of one cart's operations."""
+
+    def __init__(self) -> None:
+        self._quantities: dict[str, int] = {}
+        self._last_change = 0
+
+    def check(self, ordered: Sequence[Operation]) -> Iterator[str]:
+        sequence: list[list[Operation]] = []
+        for _, group in groupby(ordered, key=lambda one: (one.revision, one.hidden)):
+            members = list(group)
+            before = self._last_change
+            change = self._find_change(members)
+            others = [one for one in members if one is not change]
+            if change is not None:
+                sequence.append([change])
+                yield from self._change(change, before)
+            if others:
+                sequence.append(others)
+            for other in others:
+                yield from self._look(other, change)
+        yield from _check_real_time(sequence)
+
+    def _find_change(self, members: Sequence[Operation]) -> Operation | None:
+        """Which of the operations answered with one revision made it; of several that may have, that invoked first.
+
+        Any other that changes something is found out by looking.
+        """
+        sure = [one for one in members if one.rpc in CHANGES]
+        if sure:
+            return sure[0]
+        changing = [one for one in members if _must_change(one, self._quantities)]
+        fresh = members[0].revision > self._last_change
+        able = changing or [one for one in members if fresh and one.etag == one.revision and _may_change(one)]
+        return min(able, key=lambda one: one.invoked, default=None)
+
+    def _change(self, change: Operation, before: int) -> Iterator[str]:
+        if change.rpc == "RemoveItem" and change.request.name not in self._quantities:
+            yield f"{change} removed what was not there"
+        if change.rpc == "UpdateItem" and change.request.item.name not in self._quantities:
+            yield f"{change} updated what was not there"
+        if change.expected_etag not in (None, before):
+            yield f"{change} expected the etag of {change.expected_etag}, but {before} was the last change"
+        apply(self._quantities, change)
+        self._last_change = change.revision
+        if change.hidden:
+            return
+        if change.etag != change.revision:
+            yield f"{change} is a change, but was answered with the etag of {change.etag}"
+        yield from self._check_shown(change)
+
+    def _look(self, other: Operation, change: Operation | None) -> Iterator[str]:
+        if other.rpc in CHANGES or _must_change(other, self._quantities):
+            made = f"which {change} made" if change else "which nobody made"
+            yield f"{other} changed something, but was answered with a revision {made}"
+            return
+        if other.etag != self._last_change:
+            yield f"{other} was answered with the etag of {other.etag}, but {self._last_change} was the last change"
+        if other.expected_etag not in (None, self._last_change):
+            yield f"{other} expected the etag of {other.expected_etag}, but {self._last_change} was the last change"
+        yield from self._check_shown(other)
+
+    def _check_shown(self, operation: Operation) -> Iterator[str]:
+        seen = shown(operation)
+        if seen is None:
+            return
+        found, is_whole = seen
+        expected: Mapping[str, int | None] = self._quantities
+        if not is_whole:
+            expected = {name: self._quantities.get(name) for name in found}
+        if found != expected:
+            yield f"{operation} shows {dict(found)}, but all changes up to it make {dict(expected)}"
+
+
+def _must_change(operation: Operation, quantities: Mapping[str, int]) -> bool:
+    if operation.rpc == "ClearCart":
+        return bool(quantities)
+    if operation.rpc != "UpdateItem" or not sets_quantity(operation.request):
+        return False
+    item = operation.request.item
+    return bool(quantities.get(item.name) != item.quantity)
+
+
+def _may_change(operation: Operation) -> bool:
+    """Whether it could have changed something that is not a quantity."""
+    if operation.rpc in READS or operation.rpc == "ClearCart":
+        return False
+    return operation.rpc != "UpdateItem" or not sets_only_quantity(operation.request)
+
+
+def _check_real_time(sequence: Sequence[Sequence[Operation]]) -> Iterator[str]:
+    """From the last to the first: nothing may begin after something that follows it has been answered."""
+    earliest: Operation | None = None
+    for members in reversed(sequence):
+        for one in members:
+            if earliest is not None and one.rpc != "Expire" and earliest.returned < one.invoked:
+                yield f"{earliest} was answered before {one} was invoked, which it follows"
+        first = min(members, key=lambda one: one.returned)
+        if earliest is None or first.returned < earliest.returned:
+            earliest = first

@@ -1,0 +1,143 @@
+"""The tables agree with each other: an item has its reservation, its cart and its reply, and each of these has it."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+from cart_grpc.carts.model import ENDED, Cart, Item
+from cart_grpc.carts.reservation import FINAL, Disposition, Reservation
+from tests.invariants.history import Dump, Written
+from tests.invariants.operations import Operation
+
+RISING = ("revision", "intent_revision", "observed_revision", "lease_epoch")
+
+
+def check_atomic(operations: Iterable[Operation], dump: Dump) -> list[str]:
+    """Item, reservation, reply and revision were written together: none is there without the others."""
+    operations = list(operations)
+    rows = {row.reservation_id: row for row in dump.reservations}
+    return [
+        *_check_items(dump, rows),
+        *_check_reservations(dump),
+        *_check_totals(dump),
+        *_check_revisions(operations, dump),
+        *_check_replies(operations, dump),
+    ]
+
+
+def _check_items(dump: Dump, rows: Mapping[str, Reservation]) -> Iterator[str]:
+    carts = {cart.key: cart for cart in dump.carts}
+    for reservation_id, count in Counter(item.reservation_id for item in dump.items).items():
+        if count > 1:
+            yield f"{reservation_id} is the reservation of {count} items"
+    for item in dump.items:
+        cart, row = carts.get(item.cart), rows.get(item.reservation_id)
+        if cart is None or cart.state in ENDED:
+            yield f"{item.name} is in a cart that is not open: {cart}"
+        if row is None:
+            yield f"{item.name} has no reservation: {item.reservation_id} has no row"
+        elif (row.cart, row.item_id, row.sku) != (item.cart, item.item_id, item.sku):
+            yield f"{item.name} has the reservation of another item: {row}"
+        else:
+            yield from _check_intent(item, row)
+
+
+def _check_intent(item: Item, row: Reservation) -> Iterator[str]:
+    if row.refused_reason:
+        # Sealed: what is intended is what was granted, or nothing.
+        if row.disposition is Disposition.HOLD and row.quantity > item.quantity:
+            yield f"{item.name} has {item.quantity}, and {row.quantity} are kept for it: {row}"
+    elif row.disposition is Disposition.RELEASE:
+        yield f"{item.name} is in its cart, and its reservation is to be released: {row}"
+    elif row.quantity != item.quantity:
+        yield f"{item.name} has {item.quantity}, and {row.quantity} are intended to be reserved: {row}"
+
+
+def _check_reservations(dump: Dump) -> Iterator[str]:
+    of_items = {item.reservation_id for item in dump.items}
+    for row in dump.reservations:
+        if row.reservation_id not in of_items and row.disposition is not Disposition.RELEASE:
+            yield f"{row.reservation_id} is no item's, and is to be kept: {row}"
+
+
+def _check_totals(dump: Dump) -> Iterator[str]:
+    items: defaultdict[object, list[Item]] = defaultdict(list)
+    for item in dump.items:
+        items[item.cart].append(item)
+    for cart in dump.carts:
+        of_cart = items[cart.key]
+        found = (
+            len(of_cart),
+            sum(item.quantity for item in of_cart),
+            sum(item.quantity * (item.unit_price or 0) for item in of_cart),
+        )
+        if (cart.item_count, cart.total_quantity, cart.subtotal) != found:
+            yield f"{cart.key.name} says {cart}, but its items make (count, quantity, subtotal) {found}"
+
+
+def _check_revisions(operations: Iterable[Operation], dump: Dump) -> Iterator[str]:
+    revisions: defaultdict[str, int] = defaultdict(int)
+    etags: defaultdict[str, int] = defaultdict(int)
+    for one in operations:
+        revisions[one.cart] = max(revisions[one.cart], one.revision)
+        etags[one.cart] = max(etags[one.cart], one.etag)
+    for cart in dump.carts:
+        name = cart.key.name
+        if cart.revision < revisions[name]:
+            yield f"{name} is at revision {cart.revision}, and {revisions[name]} was answered"
+        if cart.etag_revision != etags[name]:
+            yield f"{name} has the etag of {cart.etag_revision}, and {etags[name]} was the last that was answered"
+
+
+def _check_replies(operations: Iterable[Operation], dump: Dump) -> Iterator[str]:
+    asked = {(one.cart.partition("/carts/")[0], one.request_id) for one in operations if one.request_id}
+    for user, request_id in dump.replies.keys() - asked:
+        yield f"a reply to {request_id} of {user} is kept, and nobody has asked for it"
+    for user, request_id in asked - dump.replies.keys():
+        yield f"{request_id} of {user} took place, and its reply is not kept"
+
+
+def check_settled(dump: Dump) -> list[str]:
+    """At quiescence nothing is left to do, but to renew what is held."""
+    violations = []
+    for row in dump.reservations:
+        if not row.settled:
+            violations.append(f"{row.reservation_id} was never answered for its last intent: {row}")
+        elif row.waiting:
+            violations.append(f"{row.reservation_id} waits for nothing: {row}")
+        elif row.lease_until is not None:
+            violations.append(f"{row.reservation_id} is settled, and still claimed: {row}")
+        elif row.due_at is not None and not row.granted_quantity:
+            violations.append(f"{row.reservation_id} is due, though it holds nothing that could be renewed: {row}")
+    return violations
+
+
+def check_rising(written: Iterable[Written]) -> list[str]:
+    """In every row, from one version to the next: what only rises never falls, what is final never leaves."""
+    last: dict[str, Cart | Reservation] = {}
+    violations: list[str] = []
+    for after in (one.row for one in written):
+        name = after.key.name if isinstance(after, Cart) else after.reservation_id
+        before = last.get(name)
+        last[name] = after
+        if isinstance(after, Cart) and isinstance(before, Cart):
+            violations.extend(_fallen(name, before, after, ("revision", "etag_revision")))
+            if before.uid == after.uid and before.state in ENDED and after.state is not before.state:
+                violations.append(f"{name} was {before.state.name} and became {after.state.name}")
+        elif isinstance(after, Reservation) and isinstance(before, Reservation):
+            violations.extend(_fallen(name, before, after, RISING))
+            violations.extend(_unfinished(before, after))
+    return violations
+
+
+def _fallen(name: str, before: object, after: object, columns: Iterable[str]) -> Iterator[str]:
+    for column in columns:
+        old, new = getattr(before, column), getattr(after, column)
+        if new < old:
+            yield f"{column} of {name} fell from {old} to {new}"
+
+
+def _unfinished(before: Reservation, after: Reservation) -> Iterator[str]:
+    if before.state in FINAL and after.state is not before.state:
+        yield f"{after.reservation_id} was {before.state.name} for good and became {after.state.name}"
+    if before.disposition is Disposition.RELEASE and after.disposition is not Disposition.RELEASE:
+        yield f"{after.reservation_id} was to be released, and is to be kept: {after}"

@@ -1,0 +1,280 @@
+"""Histories in which nothing is wrong: the real rules, one thing at a time, with lost replies, retries and renewals."""
+
+import random
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any
+
+from cart.v1 import cart_pb2, cart_service_pb2
+
+from cart_grpc.carts.changes import Terms
+from cart_grpc.carts.model import Cart
+from cart_grpc.carts.names import CartKey, find_cart, item_id_of
+from cart_grpc.carts.protocol import next_intent
+from cart_grpc.carts.refusals import Refused
+from cart_grpc.carts.reservation import Decision, Overtaken, Refusal, Reservation, Silence
+from cart_grpc.reservations.simulator.errors import Stale
+from cart_grpc.reservations.simulator.rules import Record as Decided
+from cart_grpc.reservations.simulator.stock import Entry, Stock
+from cart_grpc.rpc.cart_service import CartService
+from cart_grpc.rpc.status import CODES
+from cart_grpc.store.commands import Expire, Mutation, Record
+from cart_grpc.store.reads import Snapshot
+from cart_grpc.store.working import Working
+from tests.invariants.claims import find_record
+from tests.invariants.history import Call, ClaimAction, ClaimEvent, Dump, Outcome, Written, effects_of
+from tests.invariants.run import Run
+
+SECOND = 1_000_000
+LEASE = 15 * SECOND
+STOCK = {"beans": 10_000, "filters": 10_000, "scarce": 6}
+CARTS = ("users/a/carts/one", "users/a/carts/two", "users/b/carts/one")
+TERMS = Terms(hold_ttl=60 * SECOND, cart_ttl=3_600 * SECOND)
+
+
+class World:
+    """A service, its database in memory, its callers and its Reservation API, in one thread and one random order."""
+
+    def __init__(self, seed: object) -> None:
+        self.numbers = random.Random(str(seed))
+        self.now = 1_000_000 * SECOND
+        self._count = 0
+        self._working = Working()
+        self._entries: list[Entry] = []
+        self._stock = Stock(STOCK, default_total=0, log=self._entries.append)
+        self._service = CartService(self, TERMS)  # type: ignore[arg-type]  # the store of a service that never waits
+        self._calls: list[Call] = []
+        self._claims: list[ClaimEvent] = []
+        self._written: list[Written] = []
+        self._claimed: list[Reservation] = []
+
+    @property
+    def reads(self) -> "World":
+        return self
+
+    async def mutate(self, mutation: Mutation) -> bytes:
+        reply: bytes = self._write(mutation)
+        return reply
+
+    async def find_cart(self, key: CartKey) -> Snapshot | None:
+        cart = self._working.carts.get(key)
+        if cart is None:
+            return None
+        lines = list(self._working.contents(key, None, ()).lines.values())
+        return Snapshot(cart, lines, any(line.reservation.reconciling for line in lines), self.now)
+
+    def _write(self, command: Any) -> Any:
+        """Run one command, and note which rows it wrote and whose claims it took away."""
+        working = self._working
+        before = dict(working.reservations)
+        answer = command.run(working, self.now, self._new_id)
+        rows: list[Cart | Reservation] = [working.carts[key] for key in working.changed_carts]
+        for reservation_id in sorted(working.changed_reservations):
+            after, old = working.reservations[reservation_id], before.get(reservation_id)
+            rows.append(after)
+            if old is None or isinstance(command, Record):
+                continue
+            if after.lease_epoch > old.lease_epoch:
+                self._claim_event(after, ClaimAction.OVERTAKEN, "")
+        if isinstance(command, Record):
+            claimed = command.claimed
+            old = before[claimed.reservation_id]
+            event = find_record(old, working.reservations[claimed.reservation_id], claimed, self.now, "")
+            if event is not None:
+                self._claims.append(replace(event, owner=_owner(claimed)))
+        self._written.extend(Written(self.now, row) for row in rows)
+        working.changed_carts.clear()
+        working.changed_reservations.clear()
+        return answer
+
+    def _claim_event(self, row: Reservation, action: ClaimAction, owner: str) -> None:
+        self._claims.append(ClaimEvent(self.now, row.reservation_id, row.lease_epoch, owner, action, row.lease_until))
+
+    def _new_id(self) -> str:
+        self._count += 1
+        return f"id-{self._count}"
+
+    def step(self) -> None:
+        """A caller's operation, or a piece of the reconciler's work."""
+        self.now += self.numbers.randint(1, 2 * SECOND)
+        kind = self.numbers.random()
+        if kind < 0.45:
+            self._operate()
+        elif kind < 0.7:
+            self._claim()
+        elif self._claimed:
+            self._finish(self._claimed.pop(self.numbers.randrange(len(self._claimed))))
+
+    def _operate(self) -> None:
+        cart = self.numbers.choice(CARTS)
+        rpc, request = self._request(cart)
+        if rpc != "GetCart":
+            request.request_id = self._new_id()
+        self._call(cart, rpc, request, lost=rpc != "GetCart" and self.numbers.random() < 0.2)
+        if rpc == "GetCart":
+            return
+        for _ in range(self.numbers.choice((0, 0, 1, 2))):
+            self._call(cart, rpc, request)
+        if self.numbers.random() < 0.1:
+            other = cart_service_pb2.AddItemRequest(
+                parent=cart, item=cart_pb2.Item(sku="other"), request_id=request.request_id
+            )
+            self._call(cart, "AddItem", other)
+
+    def _request(self, cart: str) -> tuple[str, Any]:
+        sku = self.numbers.choice(list(STOCK))
+        name = f"{cart}/items/{item_id_of(sku, {})}"
+        quantity = self.numbers.randint(1, 4)
+        item = cart_pb2.Item(sku=sku, quantity=quantity)
+        add = cart_service_pb2.AddItemRequest(parent=cart, item=item)
+        update = cart_pb2.Item(name=name, quantity=quantity)
+        labelled = cart_pb2.Cart(name=cart, labels={"n": str(quantity)})
+        requests: dict[str, tuple[int, Any]] = {
+            "AddItem": (8, add),
+            "BatchAddItems": (2, cart_service_pb2.BatchAddItemsRequest(parent=cart, requests=[add, add])),
+            "UpdateItem": (4, cart_service_pb2.UpdateItemRequest(item=update)),
+            "RemoveItem": (4, cart_service_pb2.RemoveItemRequest(name=name)),
+            "ClearCart": (1, cart_service_pb2.ClearCartRequest(name=cart)),
+            "DeleteCart": (1, cart_service_pb2.DeleteCartRequest(name=cart)),
+            "UpdateCart": (1, cart_service_pb2.UpdateCartRequest(cart=labelled)),
+            "RetryReservation": (2, cart_service_pb2.RetryReservationRequest(name=name)),
+            "GetCart": (4, cart_service_pb2.GetCartRequest(name=cart)),
+        }
+        (rpc,) = self.numbers.choices(list(requests), [weight for weight, _ in requests.values()])
+        request = requests[rpc][1]
+        row = self._working.carts.get(_key(cart))
+        if rpc != "GetCart" and row is not None and self.numbers.random() < 0.1:
+            request.etag = row.etag
+        return rpc, request
+
+    def _call(self, cart: str, rpc: str, request: Any, *, lost: bool = False) -> None:
+        """One attempt; where it is `lost`, before or after its effect, another follows at once."""
+        invoked, reply, code, reason = self.now, b"", "", ""
+        outcome = Outcome.UNKNOWN
+        self.now += self.numbers.randint(1, SECOND // 10)
+        if not lost or self.numbers.random() < 0.5:
+            try:
+                reply = _completed(getattr(self._service, rpc)(request, None)).SerializeToString(deterministic=True)
+                outcome, code = Outcome.OK, "OK"
+            except Refused as refusal:
+                outcome, reason = Outcome.REFUSED, refusal.reason
+                code = next(code.name for kind, code in CODES if isinstance(refusal, kind))
+        if lost:
+            outcome, reply, code, reason = Outcome.UNKNOWN, b"", "", ""
+        self.now += self.numbers.randint(1, SECOND // 10)
+        raw = request.SerializeToString(deterministic=True)
+        request_id = "" if rpc == "GetCart" else request.request_id
+        self._calls.append(Call(cart, rpc, raw, request_id, invoked, self.now, outcome, code, reason, reply))
+        if lost:
+            self._call(cart, rpc, request)
+
+    def _claim(self) -> None:
+        due = [row for row in self._working.reservations.values() if row.due_at is not None and row.due_at <= self.now]
+        if not due:
+            return
+        row = self.numbers.choice(due)
+        claimed = replace(
+            row,
+            revision=row.revision + row.settled,
+            lease_epoch=row.lease_epoch + 1,
+            attempt=row.attempt + 1,
+            lease_until=self.now + LEASE,
+            due_at=self.now + LEASE,
+        )
+        self._put(claimed, ClaimAction.CLAIMED)
+        self._claimed.append(claimed)
+
+    def _put(self, row: Reservation, action: ClaimAction) -> None:
+        self._working.put_reservation(row)
+        self._working.changed_reservations.clear()
+        self._written.append(Written(self.now, row))
+        self._claim_event(row, action, _owner(row))
+
+    def _finish(self, claimed: Reservation) -> None:
+        """The call for a claim takes effect, or does not, and its outcome is recorded, or the claim is handed back."""
+        row = self._working.reservations[claimed.reservation_id]
+        kind = self.numbers.random()
+        if kind < 0.1 and row.lease_epoch == claimed.lease_epoch and row.lease_until is not None:
+            self._put(replace(row, lease_until=None, due_at=self.now), ClaimAction.HANDED_BACK)
+            return
+        if kind < 0.2 and row.lease_epoch == claimed.lease_epoch and row.lease_until is not None:
+            self._put(replace(row, lease_until=self.now + LEASE, due_at=self.now + LEASE), ClaimAction.EXTENDED)
+        self._write(Record(claimed, self._answer(claimed), retry_delay=self.numbers.randint(0, SECOND)))
+
+    def _answer(self, claimed: Reservation) -> Decision | Overtaken | Refusal | Silence:
+        intent = next_intent(claimed)
+        assert intent is not None
+        kind = self.numbers.random()
+        if kind < 0.1:
+            return Silence("UNAVAILABLE", "lost before it took effect")
+        if kind < 0.15:
+            return Refusal("NOT_TODAY", "an error that is not remembered")
+        try:
+            decided = self._stock.apply(intent, self.now)
+        except Stale as stale:
+            return Overtaken(_decision(stale.current))
+        if kind < 0.25:
+            return Silence("UNAVAILABLE", "lost after it took effect")
+        return _decision(decided)
+
+    def settle(self) -> None:
+        """Expire what was left alone, and let the reconciler work until nothing is left to do."""
+        for key, cart in list(self._working.carts.items()):
+            if self.numbers.random() < 0.2 and cart.expire_time is not None:
+                self.now = max(self.now, cart.expire_time)
+                self._write(Expire(key))
+        while True:
+            waiting = [row for row in self._working.reservations.values() if not self._at_rest(row)]
+            if not waiting and not self._claimed:
+                break
+            self.now += SECOND
+            self._claim()
+            if self._claimed:
+                self._finish(self._claimed.pop(0))
+
+    def _at_rest(self, row: Reservation) -> bool:
+        margin = 10 * SECOND
+        return row.settled and (row.due_at is None or (row.expire_time or 0) > self.now + margin)
+
+    def run(self, steps: int) -> Run:
+        """The history of so many steps and of what it took to come to rest."""
+        for _ in range(steps):
+            self.step()
+        self.settle()
+        working = self._working
+        items = [item for of_cart in working.items.values() for item in of_cart.values()]
+        replies = {(user.name, request_id): kept.reply for (user, request_id), kept in working.replies.items()}
+        levels = {sku: self._stock.levels(sku, self.now) for sku in STOCK}
+        dump = Dump(list(working.carts.values()), items, list(working.reservations.values()), replies)
+        effects = effects_of(self._entries)
+        return Run(self._calls, effects, dump, self.now, STOCK, levels, self._claims, self._written)
+
+
+def _completed(call: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine that waits for nothing returns."""
+    try:
+        call.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waits for something")
+
+
+def _owner(claimed: Reservation) -> str:
+    return f"replica-{claimed.lease_epoch % 2}"
+
+
+def _key(cart: str) -> CartKey:
+    key = find_cart(cart)
+    assert key is not None
+    return key
+
+
+def _decision(record: Decided) -> Decision:
+    return Decision(
+        record.intent.reservation_id,
+        record.intent.revision,
+        record.state,
+        record.granted,
+        record.expire_time,
+        record.reason,
+    )
