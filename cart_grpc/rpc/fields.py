@@ -25,7 +25,7 @@ MAX_WAIT_SECONDS = 60
 MAX_FAULT_BYTES = 1_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CURRENCY = re.compile(r"[A-Z]{3}")
-_ETAG = re.compile(r'"[0-9a-f]{1,16}"')
+_ETAG = re.compile(r'"[0-9a-f]{8}-[0-9a-f]{1,16}"')
 
 
 class Fields:
@@ -121,7 +121,9 @@ class Fields:
     def etag(self, field: str, etag: str) -> str:
         if etag and not _ETAG.fullmatch(etag):
             self.fault(
-                field, "INVALID_ETAG", 'must be an etag as the server gave it, its quotes included, such as "1f"'
+                field,
+                "INVALID_ETAG",
+                'must be an etag as the server gave it, its quotes included, such as "5bd0c1ae-1f"',
             )
         return etag
 

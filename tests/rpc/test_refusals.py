@@ -276,16 +276,18 @@ def option_rows(method: str) -> Iterator[Row]:
     for bad in ("-", ".", "..", "a" * 129, "a b", "a\n", "a/b", "é", "\0", "{id}", "\U0001f6d2"):
         yield row(method, "request_id", "INVALID_ID", bad)
     for bad in (
-        "1f",
+        "0123abcd-1f",
         '"',
         '""',
-        '"g"',
-        '"1F"',
-        'W/"1f"',
-        '"1f',
-        '"1f" ',
-        '"1f"\n',
-        f'"{"1" * 17}"',
+        '"1f"',
+        '"0123abcd-"',
+        '"0123abcd-g"',
+        '"0123ABCD-1F"',
+        'W/"0123abcd-1f"',
+        '"0123abcd-1f',
+        '"0123abcd-1f" ',
+        '"0123abcd-1f"\n',
+        f'"0123abcd-{"1" * 17}"',
         "*",
         "\0",
         "é",
@@ -455,7 +457,7 @@ async def test_what_only_the_server_says_is_ignored_in_requests(keeper: Replica,
                 fill(message, ignored)
         answer = await call(keeper, method, request)
         told = str(answer).replace(user, USER)
-        answers.append(re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|\b(seconds|nanos): \d+", "?", told))
+        answers.append(re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|\b[0-9a-f]{8}-|\b(seconds|nanos): \d+", "?", told))
     assert answers[0] == answers[1]
 
 
@@ -510,7 +512,7 @@ FIRST = "{user}/carts/default"
 FIRST_ITEM = f"{FIRST}/items/{item_id_of(SKU, {})}"
 OTHER_ITEM = f"{FIRST}/items/{item_id_of('nothing', {})}"
 EUR, USD = {"currencyCode": "EUR", "minorUnits": "100"}, {"currencyCode": "USD", "minorUnits": "100"}
-STALE = '"ffff"'
+STALE = '"01234567-ffff"'
 
 
 def add(quantity: int = 1, sku: str = SKU, **more: Any) -> tuple[str, dict[str, Any]]:
@@ -673,7 +675,7 @@ def request_id_rows() -> Iterator[Scenario]:
 
     first = ("AddItem", {**add()[1], "requestId": "once"})
     yield reused("another-quantity-under-one-request-id", [first], *add(2))
-    yield reused("an-etag-more-under-one-request-id", [first], "AddItem", {**add()[1], "etag": '"1"'})
+    yield reused("an-etag-more-under-one-request-id", [first], "AddItem", {**add()[1], "etag": '"01234567-1"'})
     yield reused("another-cart-under-one-request-id", [first], "AddItem", {**add()[1], "parent": "{user}/carts/other"})
     for method, request in {**ON_ITEM, **ON_CART, **ON_NEW}.items():
         if method != "AddItem":
@@ -713,7 +715,11 @@ async def test_a_call_that_the_state_forbids_says_why_and_changes_nothing(keeper
     before = await everything(keeper, user)
     refusal = await refuse(keeper, scenario.method, ParseDict(theirs(scenario.request), request_of(scenario.method)))
     assert (refusal.code, refusal.info.reason) == (scenario.code, scenario.reason)
-    assert dict(refusal.info.metadata) == theirs(scenario.metadata)
+    metadata = dict(refusal.info.metadata)
+    if "current_etag" in metadata:
+        # Which cart it is of, its uid says; only the server knows that before.
+        metadata["current_etag"] = re.sub(r"[0-9a-f]{8}-", "", metadata["current_etag"])
+    assert metadata == theirs(scenario.metadata)
     if scenario.detail is None:
         assert not refusal.details
     else:
