@@ -88,8 +88,8 @@ def check_no_orphans(effects: Iterable[Effect], behind: Owners, dump: Dump) -> l
 
 
 def has_reason(_sku: str, reason: str) -> bool:
-    """Any refusal will do that says why."""
-    return bool(reason)
+    """Any refusal will do that says more than that it is one."""
+    return reason not in ("", *Observed.__members__)
 
 
 def check_granted(

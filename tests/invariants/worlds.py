@@ -92,7 +92,7 @@ class World:
 
     def _new_id(self) -> str:
         self._count += 1
-        return f"id-{self._count}"
+        return f"id-{self._count:08x}"
 
     def step(self) -> None:
         """A caller's operation, or a piece of the reconciler's work."""
@@ -144,7 +144,8 @@ class World:
         request = requests[rpc][1]
         row = self._working.carts.get(_key(cart))
         if rpc != "GetCart" and row is not None and self.numbers.random() < 0.1:
-            request.etag = row.etag
+            # Now and then one of yesterday.
+            request.etag = replace(row, etag_revision=row.etag_revision - self.numbers.choice((0, 0, 1))).etag
         return rpc, request
 
     def _call(self, cart: str, rpc: str, request: Any, *, lost: bool = False) -> None:

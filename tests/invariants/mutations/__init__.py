@@ -1,0 +1,1 @@
+"""Runs that are wrong in one known way each."""

@@ -1,0 +1,75 @@
+"""Ways for a run to be wrong: each takes a run in which nothing is, makes one thing wrong, and says what is to be said.
+
+Nothing is raised where a run has nothing that can be wrong in this way.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from cart_grpc.carts.reservation import Reservation
+from tests.invariants.history import Call, Outcome
+from tests.invariants.operations import Operation, took_place
+from tests.invariants.run import Run
+
+T = TypeVar("T")
+Mutation = Callable[[Run, random.Random], Run]
+MUTATIONS: dict[str, tuple[Mutation, re.Pattern[str]]] = {}
+
+
+class Nothing(Exception):
+    """There is none to be picked."""
+
+
+def says(pattern: str) -> Callable[[Mutation], Mutation]:
+    """Register a mutation that must be reported with `pattern`."""
+
+    def register(mutation: Mutation) -> Mutation:
+        MUTATIONS[mutation.__name__] = (mutation, re.compile(pattern))
+        return mutation
+
+    return register
+
+
+def pick(numbers: random.Random, values: Iterable[T]) -> T:
+    """One of them. Raises Nothing where there is none."""
+    found = list(values)
+    if not found:
+        raise Nothing
+    return numbers.choice(found)
+
+
+def swap(values: Sequence[T], old: T, new: T) -> list[T]:
+    """`values` with `new` in place of the one that is `old`."""
+    return [new if value is old else value for value in values]
+
+
+def with_dump(run: Run, **changes: Any) -> Run:
+    return replace(run, dump=replace(run.dump, **changes))
+
+
+def with_row(run: Run, old: Reservation, **changes: Any) -> Run:
+    return with_dump(run, reservations=swap(run.dump.reservations, old, replace(old, **changes)))
+
+
+def changes(run: Run) -> list[Operation]:
+    """Operations that were answered, and that no cart can be without."""
+    operations = took_place(run.calls, {})
+    return [one for one in operations if one.rpc in ("AddItem", "BatchAddItems", "RemoveItem", "DeleteCart")]
+
+
+def attempts(run: Run, operation: Operation) -> list[Call]:
+    return [call for call in run.calls if call.request_id == operation.request_id and call.rpc == operation.rpc]
+
+
+def answers(run: Run, *rpcs: str) -> list[Call]:
+    return [call for call in run.calls if call.outcome is Outcome.OK and call.rpc in rpcs]
+
+
+def acknowledged(run: Run) -> list[tuple[str, str]]:
+    """The keys of the replies whose operations were acknowledged."""
+    return sorted(
+        {(call.user, call.request_id) for call in run.calls if call.outcome is Outcome.OK and call.request_id}
+    )

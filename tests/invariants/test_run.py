@@ -1,0 +1,69 @@
+"""A run in which nothing is wrong is not complained of, and whatever is wrong with one is."""
+
+import random
+from collections import Counter
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cart_grpc.carts.model import CartState
+from cart_grpc.carts.reservation import Observed
+from tests.invariants.history import ClaimAction
+from tests.invariants.mutations import of_callers, of_effects, of_order, of_rows, of_tables
+from tests.invariants.mutations.registry import MUTATIONS, Nothing
+from tests.invariants.run import Run, check_run
+from tests.invariants.worlds import World
+
+SEEDS = range(40)
+# Importing them fills MUTATIONS.
+FAMILIES = (of_callers, of_effects, of_order, of_rows, of_tables)
+
+
+@cache
+def a_run(seed: int) -> Run:
+    return World(seed).run(120)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_run_in_which_nothing_is_wrong_passes(seed: int) -> None:
+    assert check_run(a_run(seed)) == []
+
+
+def test_the_runs_that_pass_have_had_their_share_of_everything() -> None:
+    runs = [a_run(seed) for seed in SEEDS]
+    reasons = Counter(call.reason for run in runs for call in run.calls)
+    assert reasons.keys() >= {"REQUEST_ID_REUSED", "ETAG_MISMATCH", "ITEM_NOT_FOUND", "CART_CLOSED"}
+    assert {event.action for run in runs for event in run.claims} == set(ClaimAction)
+    assert {effect.state for run in runs for effect in run.effects} == set(Observed) - {
+        Observed.NOTHING,
+        Observed.COMMITTED,
+    }
+    states = Counter(cart.state for run in runs for cart in run.dump.carts)
+    assert states.keys() == {CartState.ACTIVE, CartState.DELETED, CartState.EXPIRED}
+    assert any(row.refused_reason for run in runs for row in run.dump.reservations)
+
+
+def mutated(name: str, seed: int, numbers: random.Random) -> Run | None:
+    """The run with one thing wrong, None where it has nothing that could be."""
+    try:
+        return MUTATIONS[name][0](a_run(seed), numbers)
+    except Nothing:
+        return None
+
+
+@pytest.mark.parametrize("name", sorted(MUTATIONS))
+def test_what_is_wrong_is_said(name: str) -> None:
+    wrong = [run for seed in SEEDS if (run := mutated(name, seed, random.Random(seed)))]
+    assert wrong
+    for run in wrong[:5]:
+        said = check_run(run)
+        assert any(MUTATIONS[name][1].search(sentence) for sentence in said), said
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(MUTATIONS)), st.sampled_from(SEEDS), st.randoms(use_true_random=False))
+def test_nothing_that_is_wrong_goes_unnoticed(name: str, seed: int, numbers: random.Random) -> None:
+    wrong = mutated(name, seed, numbers)
+    assert wrong is None or check_run(wrong)
