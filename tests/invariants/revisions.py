@@ -49,9 +49,10 @@ class _Cart:
         yield from _check_real_time(sequence)
 
     def _find_change(self, members: Sequence[Operation]) -> Operation | None:
-        """Which of the operations answered with one revision made it; of several that may have, that invoked first.
+        """Which of the operations answered with one revision made it.
 
-        Any other that changes something is found out by looking.
+        Of several that may have, one that expected the etag before; else the one invoked first that did not expect
+        another. Any other that changes something is found out by looking.
         """
         sure = [one for one in members if one.rpc in CHANGES]
         if sure:
@@ -59,7 +60,8 @@ class _Cart:
         changing = [one for one in members if _must_change(one, self._quantities)]
         fresh = members[0].revision > self._last_change
         able = changing or [one for one in members if fresh and one.etag == one.revision and _may_change(one)]
-        return min(able, key=lambda one: one.invoked, default=None)
+        ranks = {self._last_change: 0, None: 1}
+        return min(able, key=lambda one: (ranks.get(one.expected_etag, 2), one.invoked), default=None)
 
     def _change(self, change: Operation, before: int) -> Iterator[str]:
         if change.rpc == "RemoveItem" and change.request.name not in self._quantities:
