@@ -46,7 +46,8 @@ def check_run(run: Run, may_refuse: Callable[[str, str], bool] = has_reason) -> 
     What depends on when things went wrong is in `pace`.
     """
     operations = took_place(run.calls, run.dump.replies)
-    operations += expiries(run.written, operations)
+    at_rest = [Written(run.now, cart) for cart in run.dump.carts]
+    operations += expiries([*run.written, *at_rest], operations)
     behind, used_twice = owners(operations, run.dump)
     return [
         *check_durable(run.calls, operations, run.dump),

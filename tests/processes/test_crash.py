@@ -91,9 +91,13 @@ async def _crash(
         load.start()
         await (kill or _kill_at_random)(replicas, load, kills, random.Random(seed))
         await load.stop()
-        await _check(load, simulated, replicas, database_url)
+        await truth.replay(load)
+        await truth.settled(load, simulated, silence=DUPLICATE_DELAY + 0.5)
+        for index in range(len(replicas.servers)):
+            assert await replicas.stop(index) == 0
+        await truth.check(load, simulated, programs.folder / "journal.jsonl", database_url, STOCK)
     finally:
-        log.warning("%d kills, %d calls, repeated %s", replicas.kills, len(load.history.calls), load.history.repeats)
+        log.warning("%d kills, %d calls, repeated %s", replicas.kills, len(load.history.calls), load.history.repeats())
         await load.close()
     assert programs.complaints() == []
 
@@ -129,16 +133,3 @@ async def _kill_at_random(replicas: Replicas, load: Load, kills: int, numbers: r
         starting = replicas.start(index)
     assert starting is not None
     await starting
-
-
-async def _check(load: Load, simulated: Simulated, replicas: Replicas, database_url: str) -> None:
-    history = load.history
-    await truth.check_replays(load.reader, history.calls)
-    carts = await truth.settled(load, simulated, silence=DUPLICATE_DELAY + 0.5)
-    effects, _ = await simulated.effects()
-    truth.check_acknowledged(carts, load.expected)
-    truth.check_effects(carts, effects, history.items)
-    await truth.check_stock(simulated, effects, STOCK)
-    for index in range(len(replicas.servers)):
-        assert await replicas.stop(index) == 0
-    truth.check_rows(await truth.dump(database_url), history.calls, history.items)

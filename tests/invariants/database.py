@@ -1,0 +1,18 @@
+"""What a database holds, as the checkers take it."""
+
+from sqlalchemy import Connection, select
+
+from cart_grpc.carts.names import UserKey
+from cart_grpc.store import rows, schema
+from tests.invariants.history import Dump
+
+
+def read_dump(connection: Connection) -> Dump:
+    """Every cart, item, reservation and reply."""
+    replies = connection.execute(select(schema.replies)).all()
+    return Dump(
+        carts=[rows.to_cart(row) for row in connection.execute(select(schema.carts))],
+        items=[rows.to_item(row) for row in connection.execute(select(schema.items))],
+        reservations=[rows.to_reservation(row) for row in connection.execute(select(schema.reservations))],
+        replies={(UserKey(row.slice, row.user_id).name, row.request_id): row.reply for row in replies},
+    )
