@@ -52,7 +52,7 @@ def check_one_live(effects: Iterable[Effect], behind: Owners, *, since: int = 0)
             violations.setdefault(held, f"at {time} {thing} has {len(held)} live reservations: {sorted(held)}")
 
     for effect in effects:
-        if effect.time >= since and not settled:
+        if effect.time > since and not settled:
             settled = True
             for thing in sorted(live):
                 look(thing, since)
