@@ -44,11 +44,12 @@ def hold(reservation: Reservation, quantity: int, now: int) -> Reservation:
 
     A call under way is left alone: its answer makes the row due, so five changes while it hangs are one call.
     """
-    if reservation.over or reservation.disposition is Disposition.COMMIT:
+    if reservation.over or reservation.frozen:
         raise ValueError("nothing can be held again under this id")
     leased = reservation.lease_until is not None and reservation.lease_until > now
     return replace(
         reservation,
+        disposition=Disposition.HOLD,
         quantity=quantity,
         revision=reservation.revision + 1,
         intent_revision=reservation.revision + 1,
@@ -66,9 +67,7 @@ def release(reservation: Reservation, now: int) -> Reservation:
     """
     if reservation.over:
         return reservation
-    if reservation.disposition is Disposition.COMMIT and not (
-        reservation.settled and reservation.state is Observed.REJECTED
-    ):
+    if reservation.frozen:
         raise ValueError("a reservation that is being committed cannot be released")
     return replace(
         reservation,
@@ -77,6 +76,29 @@ def release(reservation: Reservation, now: int) -> Reservation:
         intent_revision=reservation.revision + 1,
         least_quantity=0,
         waiting=False,
+        due_at=now,
+        attempt=0,
+        lease_epoch=reservation.lease_epoch + 1,
+        lease_until=None,
+    )
+
+
+def commit(reservation: Reservation, now: int) -> Reservation:
+    """Intend to take the quantity for good: due now, even while a call hangs, whose epoch is overtaken.
+
+    From then on no other intent follows, for any writer, until the commit is observed to be REJECTED: a time-out thaws
+    nothing. What is being committed stays as it is. Raises ValueError where it is over, or waits for an older id.
+    """
+    if reservation.frozen:
+        return reservation
+    if reservation.over or reservation.waiting:
+        raise ValueError("nothing can be committed under this id")
+    return replace(
+        reservation,
+        disposition=Disposition.COMMIT,
+        revision=reservation.revision + 1,
+        intent_revision=reservation.revision + 1,
+        refused_reason="",
         due_at=now,
         attempt=0,
         lease_epoch=reservation.lease_epoch + 1,
@@ -142,8 +164,10 @@ def record(
         case Decision():
             after = observe(after, outcome)
         case Overtaken(current) if current.revision > after.revision:
-            # Due whoever brings it: a row that was settled had nobody left to send it.
-            after = replace(after, revision=current.revision + 1, due_at=now)
+            # Due whoever brings it: a row that was settled had nobody left to send it. What was decided for a revision
+            # that we know nothing of answers no intent of ours, and nothing is certainly held until this one is.
+            raised = current.revision + 1
+            after = replace(after, revision=raised, intent_revision=raised, least_quantity=0, due_at=now)
         case Refusal(reason) if _can_seal(after, sent_revision):
             after = seal(after, reason, now)
     if after is reservation and after.settled:
@@ -182,8 +206,10 @@ def find_alarm(reservation: Reservation, outcome: Answer | Silence) -> str | Non
     match outcome:
         case Decision(state=Observed.COMMITTED) if reservation.disposition is Disposition.RELEASE:
             return "a reservation that was to be released is COMMITTED"
-        case Refusal() if reservation.disposition is Disposition.RELEASE and reservation.attempt <= 1:
-            return f"the Reservation API refuses to release: {outcome}"
+        case Decision(state=Observed.COMMITTED) if reservation.disposition is Disposition.HOLD:
+            return "a reservation that was never to be sold, or not any more, is COMMITTED"
+        case Refusal() if reservation.disposition is not Disposition.HOLD and reservation.attempt <= 1:
+            return f"the Reservation API refuses to {reservation.disposition.name.lower()}: {outcome}"
         case Decision(revision=revision) if revision > reservation.revision:
             return f"revision {revision} was answered, but only {reservation.revision} was ever issued"
         case Overtaken(current) if current.revision > reservation.revision:

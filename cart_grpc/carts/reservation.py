@@ -154,3 +154,9 @@ class Reservation:
     def over(self) -> bool:
         """Whether the id can hold nothing any more: final states absorb whatever is asked later."""
         return self.disposition is Disposition.RELEASE or self.state in FINAL
+
+    @property
+    def frozen(self) -> bool:
+        """Whether no other intent may follow: it is to be committed, and the answer was not, or not yet, REJECTED."""
+        rejected = self.settled and self.state is Observed.REJECTED
+        return self.disposition is Disposition.COMMIT and not rejected

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from cart_grpc.carts.protocol import find_alarm, hold, next_intent, observe, record, release, unblock
-from cart_grpc.carts.reservation import Disposition, Observed, Overtaken, Refusal, Silence
-from tests.carts.examples import LATER, NOW, SECOND, a_held, a_hold, decided, held
+from cart_grpc.carts.model import ProgressState, progress
+from cart_grpc.carts.protocol import commit, find_alarm, hold, next_intent, observe, record, release, unblock
+from cart_grpc.carts.reservation import Disposition, Observed, Overtaken, Refusal, Reservation, Silence
+from tests.carts.examples import LATER, NOW, SECOND, a_held, a_hold, decided, held, line_of
 
 RETRY = NOW + 7 * SECOND
 TIMEOUT = Silence("DEADLINE_EXCEEDED", "no answer")
@@ -99,6 +100,46 @@ def test_a_reservation_that_is_being_committed_cannot_be_released() -> None:
         release(committing, NOW)
 
 
+def test_a_commit_is_due_at_once_even_while_a_call_hangs_and_takes_its_claim_away() -> None:
+    leased = replace(a_held(2), lease_epoch=4, lease_until=LATER, due_at=LATER, attempt=3, refused_reason="NOT_FOUND")
+    committing = commit(leased, NOW)
+    intent = next_intent(committing)
+    assert intent is not None
+    assert (intent.disposition, intent.quantity, intent.revision) == (Disposition.COMMIT, 2, 2)
+    assert (committing.due_at, committing.lease_until, committing.lease_epoch) == (NOW, None, 5)
+    assert (committing.attempt, committing.refused_reason, committing.reconciling) == (0, "", True)
+
+
+def test_what_is_being_committed_already_stays_as_it_is() -> None:
+    committing = commit(a_held(), NOW)
+    assert commit(committing, NOW + SECOND) is committing
+    assert record(committing, committing.lease_epoch, 2, TIMEOUT, NOW, RETRY).frozen
+
+
+@pytest.mark.parametrize(
+    "over", [release(a_held(), NOW), replace(a_held(), state=Observed.COMMITTED), a_hold(waiting=True, due_at=None)]
+)
+def test_what_is_over_or_waits_for_an_older_release_is_not_committed(over: Reservation) -> None:
+    with pytest.raises(ValueError, match="nothing can be committed"):
+        commit(over, NOW)
+
+
+def test_a_commit_that_was_rejected_can_be_held_or_committed_again() -> None:
+    committing = commit(a_held(2), NOW)
+    rejected = observe(committing, decided(committing, Observed.REJECTED))
+    assert hold(rejected, 1, NOW).disposition is Disposition.HOLD
+    assert commit(rejected, NOW).revision == 3
+
+
+def test_what_was_decided_for_a_revision_that_we_never_issued_is_not_shown_as_reserved() -> None:
+    row = a_held(2)
+    forgotten = decided(row, Observed.HELD, 2, revision=5)
+    raised = record(row, row.lease_epoch, 1, Overtaken(forgotten), NOW, RETRY)
+    assert (raised.revision, raised.due_at) == (6, NOW)
+    for seen in (raised, observe(raised, forgotten)):
+        assert progress(line_of(seen), NOW).state is ProgressState.PENDING
+
+
 def test_a_commit_that_was_rejected_can_be_released() -> None:
     committing = replace(a_held(), disposition=Disposition.COMMIT, revision=2)
     rejected = observe(committing, decided(committing, Observed.REJECTED))
@@ -133,6 +174,13 @@ def test_an_answer_for_a_revision_never_issued_is_not_believed_and_alarms() -> N
 def test_a_release_that_is_answered_committed_alarms() -> None:
     released = release(a_held(), NOW)
     assert find_alarm(released, decided(released, Observed.COMMITTED, 2)) is not None
+
+
+def test_a_hold_that_is_answered_committed_alarms_and_a_commit_does_not() -> None:
+    row = a_hold()
+    assert find_alarm(row, decided(row, Observed.COMMITTED, 2)) is not None
+    committing = commit(a_held(), NOW)
+    assert find_alarm(committing, decided(committing, Observed.COMMITTED, 2)) is None
 
 
 @pytest.mark.parametrize("outcome", [held(a_hold()), Refusal("NOT_FOUND", ""), TIMEOUT])
@@ -239,6 +287,7 @@ def test_what_is_over_has_a_finish_time_and_what_is_held_has_none() -> None:
     assert record(going, 2, 2, decided(going, Observed.RELEASED), NOW, RETRY).finish_time == NOW
 
 
-def test_a_release_that_the_api_refuses_is_an_alarm() -> None:
+def test_a_release_or_a_commit_that_the_api_refuses_is_an_alarm() -> None:
     assert find_alarm(release(a_held(), NOW), Refusal("NOT_FOUND", "")) is not None
+    assert "refuses to commit" in (find_alarm(commit(a_held(), NOW), Refusal("NOT_FOUND", "")) or "")
     assert find_alarm(a_held(), Refusal("NOT_FOUND", "")) is None

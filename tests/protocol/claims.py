@@ -1,0 +1,24 @@
+"""The claim as a rule: what `store/statements.py` says in SQL. `tests/store` proves that the two are one."""
+
+from dataclasses import replace
+
+from cart_grpc.carts.reservation import Reservation
+
+
+def claim(row: Reservation, now: int, until: int) -> Reservation:
+    """The row once a worker has claimed it, unchanged where it is not due.
+
+    What is due though it is settled is a hold to renew, or to hold again: the same intent, one revision later, which is
+    no change of intent and shows nowhere. Attempts begin anew where it still holds.
+    """
+    if row.due_at is None or row.due_at > now:
+        return row
+    holding = row.settled and row.expire_time is not None and row.expire_time > now
+    return replace(
+        row,
+        revision=row.revision + row.settled,
+        lease_epoch=row.lease_epoch + 1,
+        attempt=1 if holding else row.attempt + 1,
+        lease_until=until,
+        due_at=until,
+    )

@@ -1,0 +1,70 @@
+"""The claim in SQL is the claim as a rule, which the exploration of the protocol relies on: for any row, on each."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import Connection, select
+
+from cart_grpc.carts.reservation import Disposition, Observed, Reservation
+from cart_grpc.store import schema
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.rows import reservation_values, to_reservation
+from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane, Statements
+from tests.carts.examples import NOW, SECOND, a_hold
+from tests.protocol.claims import claim
+
+LEASE = 15 * SECOND
+PAST, FUTURE = NOW - SECOND, NOW + SECOND
+TIMES = (None, PAST, NOW, FUTURE)
+
+
+def every_row() -> Iterator[Reservation]:
+    """Every row that a claim could tell from another, and some that the rules never make."""
+    numbers = itertools.count()
+    for disposition, due_at, expire_time, lease_until, (observed, intent), attempt in itertools.product(
+        Disposition, TIMES, TIMES, (None, PAST, FUTURE), ((3, 3), (3, 2), (2, 2), (0, 3)), (0, 4)
+    ):
+        yield a_hold(
+            reservation_id=f"r-{next(numbers)}",
+            disposition=disposition,
+            due_at=due_at,
+            expire_time=expire_time,
+            lease_until=lease_until,
+            revision=3,
+            observed_revision=observed,
+            intent_revision=intent,
+            attempt=attempt,
+            lease_epoch=attempt + 1,
+        )
+
+
+def every_state() -> Iterator[Reservation]:
+    """Due and settled rows in every state, waiting or not: none of it makes a difference."""
+    for state, waiting, refused in itertools.product(Observed, (False, True), ("", "NOT_FOUND")):
+        name = f"r-{state.name}-{waiting}-{refused}"
+        row = a_hold(reservation_id=name, state=state, waiting=waiting, refused_reason=refused, observed_revision=1)
+        yield replace(row, granted_quantity=2, expire_time=FUTURE, last_error="UNAVAILABLE: gone", finish_time=PAST)
+
+
+@pytest.mark.parametrize("lane", [HOLD_LANE, RELEASE_LANE])
+async def test_a_claim_turns_any_row_into_what_the_rule_says(engine: Engine, lane: Lane) -> None:
+    before = {row.reservation_id: row for row in itertools.chain(every_row(), every_state())}
+    statements = Statements(engine.dialect, lock_users=engine.locks_users)
+
+    def work(connection: Connection) -> tuple[list[Reservation], list[Reservation]]:
+        statements.upsert(connection, schema.reservations, [reservation_values(row) for row in before.values()])
+        claimed = statements.claim(connection, lane, len(before), NOW, LEASE)
+        return claimed, [to_reservation(row) for row in connection.execute(select(schema.reservations))]
+
+    claimed, after = await engine.transact(work)
+    ruled = {
+        name: claim(row, NOW, NOW + LEASE)
+        for name, row in before.items()
+        if (row.disposition is Disposition.RELEASE) == (lane == RELEASE_LANE)
+    }
+    assert {row.reservation_id: row for row in after} == before | ruled
+    assert {row.reservation_id: row for row in claimed} == {
+        name: row for name, row in ruled.items() if row != before[name]
+    }
