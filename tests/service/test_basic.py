@@ -213,6 +213,23 @@ async def test_what_is_removed_while_its_post_hangs_is_released_after_it(
     assert simulator.held == 0
 
 
+async def test_after_an_answer_nothing_has_to_be_waited_for(settings: Settings, simulator: Basic, gate: Gate) -> None:
+    patient = settings.with_changes(reservation_timeout=60.0, reservation_grace=60.0)
+    async with running_replica(patient) as replica:
+        await replica.add(quantity=1)
+        await replica.settled()
+        item = await replica.add(quantity=1)
+        await replica.settled()
+        gate.close()
+        simulator.post_faults = SLOW
+        await replica.add(quantity=1)
+        await gate.until_waiting(1)
+        await replica.stub.RemoveItem(cart_service_pb2.RemoveItemRequest(name=item.name))
+        gate.open()
+        await replica.settled()
+    assert (simulator.held, simulator.post_count) == (0, 3)
+
+
 async def test_what_is_removed_is_looked_up_again_after_its_release(
     service: Service, simulator: Basic, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
