@@ -135,6 +135,7 @@ async def running_reconciler(settings: Settings, store: Store) -> AsyncIterator[
     api = transports.connect(settings.reservation_url)
     config = ReconcilerConfig(
         call_timeout=settings.reservation_timeout,
+        grace=settings.reservation_grace,
         max_in_flight=settings.reservation_max_in_flight,
         poll_interval=settings.reservation_poll_interval,
         lease=settings.reservation_lease,

@@ -66,7 +66,8 @@ class Settings(BaseSettings):
     listen: Address = Field("127.0.0.1:50051", description="where to listen, HOST:PORT")
     database_url: DatabaseUrl = Field("sqlite:///cart.db", description="the database, as a SQLAlchemy URL")
     reservation_url: ReservationUrl = Field(
-        "grpc://127.0.0.1:50061", description="the Reservation API: grpc://, grpcs://, http:// or https://"
+        "grpc://127.0.0.1:50061",
+        description="the Reservation API: grpc://, grpcs://, http://, https://, or basic+http:// and basic+https://",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="what is logged, to stderr")
     call_timeout: Seconds = Field(10.0, description="the longest a call takes; its max_wait comes on top")
@@ -101,6 +102,9 @@ class Settings(BaseSettings):
     )
     housekeeping_interval: Seconds = Field(30.0, description="how often to look for idle carts and for what to purge")
     reservation_timeout: Seconds = Field(120.0, description="the longest that one call of the Reservation API takes")
+    reservation_grace: Seconds = Field(
+        60.0, description="how much later than that a request may take effect, where the contract is `basic`"
+    )
     reservation_max_in_flight: int = Field(
         1_000, ge=1, le=100_000, description="holds asked for at a time, and as many releases beside them"
     )

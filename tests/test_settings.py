@@ -22,6 +22,7 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
     "MAX_QUANTITY_PER_ADD": (["1", "1000000"], ["0", "-1", "1000001", "1.5", "many"]),
     "MAX_QUANTITY_PER_ITEM": (["1", "1000000"], ["0", "-1", "1000001", "1.5", "many"]),
     "RESERVATION_BACKOFF_MAX": (["1", "86400"], ["0", "-1", "86401", "nan", "x"]),
+    "RESERVATION_GRACE": (["0.5", "86400"], ["0", "-1", "86401", "nan", "x"]),
     "RESERVATION_LEASE": (["1", "15", "3600"], ["0.9", "0", "-1", "3601", "nan", "x"]),
     "RESERVATION_MAX_IN_FLIGHT": (["1", "100000"], ["0", "-1", "100001", "1.5", "x"]),
     "RESERVATION_POLL_INTERVAL": (["0.01", "86400"], ["0", "-1", "86401", "nan", "x"]),
@@ -33,7 +34,7 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
         ["", "50051", ":50051", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "h:65536", "h:-1", "h:٣", "h:1 ", "h:²"],
     ),
     "RESERVATION_URL": (
-        ["grpc://h:1", "grpcs://h:1", "http://h", "https://h/prefix"],
+        ["grpc://h:1", "grpcs://h:1", "http://h", "https://h/prefix", "basic+http://h", "basic+https://h/prefix"],
         ["", "h:1", "ftp://h:1", "grpc://h", "http://", "http://u:hunter2@h", "http://h?x=hunter2"],
     ),
     "DATABASE_URL": (

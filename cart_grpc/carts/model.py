@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
+from cart_grpc.carts.attempts import is_uncertain
 from cart_grpc.carts.names import CartKey
 from cart_grpc.carts.reservation import Disposition, Observed, Reservation
 
@@ -108,7 +109,10 @@ class ProgressState(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What callers see of a reservation. `reserved_quantity` are certainly held, until `expire_time`."""
+    """What callers see of a reservation.
+
+    `reserved_quantity` are certainly held, until `expire_time`, or for good where that is None.
+    """
 
     state: ProgressState
     reserved_quantity: int
@@ -124,9 +128,9 @@ HOLD_MARGIN = 2_000_000
 def progress(line: Line, now: int) -> Progress:
     """How far the reservation of `line` is at `now`: computed, never stored.
 
-    RESERVED if the unexpired grant covers the quantity, else PENDING while unanswered, else REJECTED or EXPIRED. A
-    renewal shows nowhere. What is shown as reserved is the least of the last grant observed and every quantity
-    intended since.
+    RESERVED if the unexpired grant covers the quantity, else PENDING (or UNCERTAIN) while unanswered, else REJECTED or
+    EXPIRED. A renewal shows nowhere. What is shown as reserved is the least of the last grant observed and every
+    quantity intended since.
     """
     row, wanted = line.reservation, line.item.quantity
     if row.state is Observed.COMMITTED:
@@ -135,6 +139,8 @@ def progress(line: Line, now: int) -> Progress:
     expire_time = row.expire_time if held else None
     if held >= wanted and row.disposition is Disposition.HOLD:
         return Progress(ProgressState.RESERVED, held, expire_time, "", "")
+    if is_uncertain(row) and row.last_error:
+        return Progress(ProgressState.UNCERTAIN, held, expire_time, "", _why_uncertain(row))
     if row.reconciling:
         state = ProgressState.COMMITTING if row.disposition is Disposition.COMMIT else ProgressState.PENDING
         return Progress(state, held, expire_time, "", _why_pending(row))
@@ -152,10 +158,15 @@ def progress(line: Line, now: int) -> Progress:
 
 
 def _held_quantity(row: Reservation, now: int) -> int:
-    lapsed = row.expire_time is None or row.expire_time - HOLD_MARGIN <= now
+    lapsed = row.expire_time is not None and row.expire_time - HOLD_MARGIN <= now
     if lapsed or row.state not in (Observed.HELD, Observed.REJECTED):
         return 0
     return min(row.granted_quantity, row.least_quantity)
+
+
+def _why_uncertain(row: Reservation) -> str:
+    code, _, _ = row.last_error.partition(":")
+    return f"an attempt was not answered ({code}) and may have taken effect; it is looked for before another is made"
 
 
 def _why_pending(row: Reservation) -> str:

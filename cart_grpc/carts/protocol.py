@@ -179,7 +179,8 @@ def record(
     if after.lease_epoch != epoch:
         return after
     more_to_say = after.revision > sent_revision and not isinstance(outcome, Silence)
-    return replace(after, due_at=now if more_to_say else retry_at, lease_until=None, last_error=str(outcome))
+    last_error = "" if isinstance(outcome, Decision) else str(outcome)
+    return replace(after, due_at=now if more_to_say else retry_at, lease_until=None, last_error=last_error)
 
 
 def _renewal(reservation: Reservation, now: int, retry_at: int, spread: float) -> int | None:

@@ -48,7 +48,11 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the Reservation API decided for one revision. `expire_time` in microseconds, None where nothing is held."""
+    """What the Reservation API decided for one revision.
+
+    `expire_time` in microseconds, None where nothing is held, or for good. `live_count` is how many live reservations
+    were found under the id, where the contract lets there be several.
+    """
 
     reservation_id: str
     revision: int
@@ -56,6 +60,7 @@ class Decision:
     granted_quantity: int
     expire_time: int | None
     reason: str
+    live_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +109,8 @@ class Reservation:
     and nobody need see it. `least_quantity` is the least quantity intended since the last grant observed: what is shown
     as reserved never exceeds it, since a smaller intent may have been decided already. `refused_reason` is set while an
     error that can never succeed is being sealed, and after. `waiting` rows are not due until the older reservations of
-    the same cart and sku are released. `due_at` is None when there is nothing to do. `uncertain_until` is when the
-    last request of the `basic` contract that nobody has answered can take effect no more.
+    the same cart and sku are released. `due_at` is None when there is nothing to do. `uncertain_until` is when what
+    was last attempted under the `basic` contract can take effect no more, None where nothing was: see `attempts`.
     """
 
     reservation_id: str
@@ -148,7 +153,8 @@ class Reservation:
     @property
     def releasing(self) -> bool:
         """Whether it may still hold stock that it is to give back."""
-        return self.disposition is Disposition.RELEASE and not self.settled
+        released = self.settled or self.state is Observed.RELEASED
+        return self.disposition is Disposition.RELEASE and not released
 
     @property
     def over(self) -> bool:

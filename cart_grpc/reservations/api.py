@@ -3,11 +3,13 @@
 An answer is a value, even a refusal; no answer is an exception, and says nothing about what took effect.
 """
 
-from typing import Protocol
+from typing import Protocol, final
 
 from cart_grpc.carts.reservation import Answer, Decision, Intent, Overtaken, Refusal
 
-__all__ = ["Answer", "Decision", "Intent", "NoAnswer", "Overtaken", "Refusal", "ReservationApi"]
+__all__ = [
+    "UNRECORDED", "Answer", "Attempt", "Decision", "Intent", "NoAnswer", "Overtaken", "Refusal", "ReservationApi",
+]  # fmt: skip
 
 
 class NoAnswer(Exception):
@@ -15,10 +17,12 @@ class NoAnswer(Exception):
 
     `code` is the gRPC status code's name, or `HTTP_<status>`, or `INVALID_ANSWER`; `retry_after` is how many
     microseconds the API asked to be left alone, or None; `reached` is True where an API in working order refused
-    for load or answered nonsense, so that it should not count as down.
+    for load or answered nonsense, so that it should not count as down, and None where it was not even called.
     """
 
-    def __init__(self, code: str, message: str, *, retry_after: int | None = None, reached: bool = False) -> None:
+    def __init__(
+        self, code: str, message: str, *, retry_after: int | None = None, reached: bool | None = False
+    ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
@@ -26,14 +30,42 @@ class NoAnswer(Exception):
         self.reached = reached
 
 
-class ReservationApi(Protocol):
-    """A Reservation API that keeps the rules of `reservation.v1`."""
+class Attempt(Protocol):
+    """What is kept of a request that can take effect late, and twice if it is sent twice: the `basic` contract's."""
 
-    async def apply(self, intent: Intent, *, timeout: float) -> Answer:
+    @property
+    def pending(self) -> int:
+        """For how many microseconds an earlier attempt can still take effect; 0 if it cannot."""
+        ...
+
+    async def open(self, timeout: float) -> bool:
+        """Record that an attempt is made, to be called before anything is sent that lasts `timeout` seconds at most.
+
+        Returns whether it may be sent: not where the claim was taken over, or that could not be found out.
+        """
+        ...
+
+
+@final
+class _Unrecorded:
+    pending = 0
+
+    async def open(self, timeout: float) -> bool:
+        return True
+
+
+UNRECORDED: Attempt = _Unrecorded()
+"""For those who keep no rows, such as a probe: everything may be sent."""
+
+
+class ReservationApi(Protocol):
+    """A Reservation API, whichever contract it keeps: `reservation.v1`, or `basic`, for which `Attempt` is."""
+
+    async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
         """Send `intent` once, with no retry inside, and return the answer for this id and revision.
 
-        `timeout` is in seconds, for the whole call. Raises NoAnswer for everything else: a time-out, a broken
-        connection, an answer that names another id or revision or makes no sense.
+        `timeout` is in seconds, for the whole call; `attempt` is the row's. Raises NoAnswer for everything else: a
+        time-out, a broken connection, an answer that names another id or revision or makes no sense.
         """
         ...
 

@@ -11,7 +11,7 @@ from reservation.v1 import reservation_pb2
 
 from cart_grpc.carts.reservation import Disposition, Intent
 from cart_grpc.reservations import wire
-from cart_grpc.reservations.api import Answer, NoAnswer, Overtaken
+from cart_grpc.reservations.api import UNRECORDED, Answer, Attempt, NoAnswer, Overtaken
 
 APPLY_METHOD: Final = "/reservation.v1.ReservationService/ApplyReservation"
 
@@ -61,7 +61,7 @@ class GrpcReservationApi:
         # Bytes come back as they are: grpc.aio would swallow the error of an answer that does not parse.
         self._apply, self._apply_release = (_method(channel) for channel in self._channels)
 
-    async def apply(self, intent: Intent, *, timeout: float) -> Answer:
+    async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
         """See ReservationApi.apply."""
         request = reservation_pb2.ApplyReservationRequest(reservation=wire.to_message(intent))
         if timeout <= 0:

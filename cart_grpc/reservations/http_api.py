@@ -1,124 +1,39 @@
 """The Reservation API over HTTP: the same messages as proto3 JSON."""
 
-import asyncio
-import json
-import ssl
-from collections.abc import Callable, Mapping
-from datetime import UTC
-from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import quote
 
-import aiohttp
 from google.protobuf import json_format
 from reservation.v1 import reservation_pb2
 
 from cart_grpc.carts.reservation import Intent
 from cart_grpc.reservations import wire
-from cart_grpc.reservations.api import Answer, NoAnswer
-
-_REFUSALS: Final = frozenset({400, 404, 409, 422})
-_REACHED: Final = frozenset({429})
-_STATUS_NAMES: Final = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 409: "FAILED_PRECONDITION", 422: "INVALID_ARGUMENT"}
-# Compressed, 1 MiB could unfold into a thousand.
-_HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
+from cart_grpc.reservations.api import UNRECORDED, Answer, Attempt
+from cart_grpc.reservations.http_client import REFUSALS, HttpAnswer, HttpClient
 
 
 class HttpReservationApi:
-    """Implements ReservationApi over one session to `base_url`, to be made inside the running loop.
+    """Implements ReservationApi at `base_url` over `client`, which is closed with it."""
 
-    `clock` tells the time in microseconds, for a Retry-After that names a date. `max_connections` bounds the calls in
-    flight, which need a connection each; 0 means no bound. `root_certificates` (PEM) replace the system's for https.
-    """
-
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        clock: Callable[[], int],
-        max_connections: int = 0,
-        root_certificates: bytes | None = None,
-    ) -> None:
+    def __init__(self, base_url: str, client: HttpClient) -> None:
         self._base = base_url.rstrip("/")
-        self._clock = clock
-        trusted = ssl.create_default_context(cadata=root_certificates.decode()) if root_certificates else True
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=max_connections, ssl=trusted),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None),
-            headers=_HEADERS,
-            auto_decompress=False,
-        )
-        # aiohttp sends a PUT again, unasked, when a connection that it had used before breaks. A test
-        # proves that this switch works.
-        self._session._retry_connection = False  # noqa: SLF001 - there is no public one
+        self._client = client
 
-    async def apply(self, intent: Intent, *, timeout: float) -> Answer:
+    async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
         """See ReservationApi.apply."""
         request = reservation_pb2.ApplyReservationRequest(reservation=wire.to_message(intent))
-        body = json.dumps(json_format.MessageToDict(request)).encode()
         url = f"{self._base}/v1/reservations/{quote(intent.reservation_id, safe='')}"
-        try:
-            async with asyncio.timeout(timeout):
-                async with self._session.put(url, data=body, allow_redirects=False) as response:
-                    content = await _read(response)
-                    status, headers = response.status, response.headers
-        except NoAnswer:
-            raise
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise NoAnswer("CANCELLED", "the call was cut off") from None
-        except TimeoutError:
-            raise NoAnswer("DEADLINE_EXCEEDED", f"no answer within {timeout:g} s") from None
-        except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
-            raise wire.invalid_answer(f"{type(error).__name__}: {error}") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise NoAnswer("UNAVAILABLE", wire.clean_text(f"{type(error).__name__}: {error}")) from error
-        except Exception as error:
-            raise NoAnswer("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
-        return self._to_answer(status, headers, content, intent)
+        answer = await self._client.call("PUT", url, json_format.MessageToDict(request), timeout=timeout)
+        if answer.status == 200:
+            return wire.to_decision(_to_reservation(answer.to_object()), intent)
+        if answer.status in REFUSALS:
+            return _to_refusal_or_overtaken(answer, intent)
+        raise answer.to_no_answer(self._client.clock())
 
     async def close(self) -> None:
         """See ReservationApi.close."""
-        await self._session.close()
-
-    def _to_answer(self, status: int, headers: Mapping[str, str], content: bytes, intent: Intent) -> Answer:
-        if status == 200:
-            return wire.to_decision(_to_reservation(_to_object(headers, content)), intent)
-        if status in _REFUSALS:
-            return _to_refusal_or_overtaken(status, _to_object(headers, content), intent)
-        if 200 < status < 300:
-            raise wire.invalid_answer(f"HTTP status {status} instead of 200")
-        raise NoAnswer(
-            f"HTTP_{status}",
-            wire.clean_text(content[:2000].decode(errors="replace")),
-            retry_after=_find_retry_after(headers, self._clock()),
-            reached=status in _REACHED,
-        )
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    content = bytearray()
-    async for chunk in response.content.iter_any():
-        content += chunk
-        if len(content) > wire.MAX_ANSWER_BYTES:
-            raise wire.invalid_answer("the answer is longer than 1 MiB")
-    return bytes(content)
-
-
-def _to_object(headers: Mapping[str, str], content: bytes) -> dict[str, Any]:
-    content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise wire.invalid_answer(f"the answer is {content_type or 'of no type'} instead of application/json")
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        raise wire.invalid_answer("the answer is not JSON") from None
-    if not isinstance(value, dict):
-        raise wire.invalid_answer("the answer is not a JSON object")
-    return value
+        await self._client.close()
 
 
 def _to_reservation(body: Mapping[str, Any]) -> reservation_pb2.Reservation:
@@ -132,30 +47,8 @@ def _to_reservation(body: Mapping[str, Any]) -> reservation_pb2.Reservation:
         raise wire.invalid_answer(f"the answer holds no reservation: {error}") from None
 
 
-def _to_refusal_or_overtaken(status: int, body: Mapping[str, Any], intent: Intent) -> Answer:
-    error = body.get("error")
-    if not isinstance(error, dict):
-        # Any web server answers 404 to a path that it does not have: a wrong prefix would reject every item.
-        if status == 404:
-            raise wire.invalid_answer("HTTP status 404 without the error body of a Reservation API")
-        error = {}
-    if status == 409 and error.get("status") == "ABORTED":
-        return wire.to_overtaken(_to_reservation(body), intent)
-    name = wire.clean_reason(_to_str(error.get("status"))) or _STATUS_NAMES[status]
-    return wire.to_refusal(_to_str(error.get("reason")), name, _to_str(error.get("message")))
-
-
-def _to_str(value: object) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _find_retry_after(headers: Mapping[str, str], now: int) -> int | None:
-    text = headers.get("Retry-After", "").strip()
-    if text.isascii() and text.isdigit():
-        return wire.clean_retry_after(int(text[:9]) * 1_000_000)
-    try:
-        date = parsedate_to_datetime(text)
-    except (ValueError, TypeError, OverflowError):
-        return None
-    date = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return wire.clean_retry_after(int(date.timestamp() * 1_000_000) - now)
+def _to_refusal_or_overtaken(answer: HttpAnswer, intent: Intent) -> Answer:
+    name, reason, message = answer.to_error()
+    if answer.status == 409 and name == "ABORTED":
+        return wire.to_overtaken(_to_reservation(answer.to_object()), intent)
+    return wire.to_refusal(reason, name, message)

@@ -24,6 +24,7 @@ from cart_grpc.carts.protocol import next_intent
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.carts.reservation import Answer, Intent, Refusal, Reservation, Silence
 from cart_grpc.reservations.api import NoAnswer, ReservationApi
+from cart_grpc.reservations.attempts import RecordedAttempt
 from cart_grpc.reservations.breaker import Breaker
 from cart_grpc.store.commands import Claim, Extend, HandBack, Record
 from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane
@@ -37,9 +38,13 @@ MAX_RETRY_AFTER = 3600 * MICROSECONDS
 
 @dataclass(frozen=True, slots=True)
 class ReconcilerConfig:
-    """How the Reservation API is called. Durations in seconds; `max_in_flight` for each of the two lanes."""
+    """How the Reservation API is called. Durations in seconds; `max_in_flight` for each of the two lanes.
+
+    `grace` is how much later than its deadline a request of the `basic` contract may take effect.
+    """
 
     call_timeout: float = 120.0
+    grace: float = 60.0
     max_in_flight: int = 1_000
     poll_interval: float = 0.5
     lease: float = 15.0
@@ -67,6 +72,7 @@ class Reconciler:
         self._config = config
         self._breaker = Breaker(clock, threshold=config.breaker_threshold, probe_interval=config.probe_interval)
         self._lanes = (_Lane(RELEASE_LANE), _Lane(HOLD_LANE))
+        self.duplicates_undone = 0
         self._stopping = False
         self._trouble = ""
         self._ended = asyncio.Event()
@@ -153,37 +159,40 @@ class Reconciler:
         if intent is None:
             return
         retry_delay = self._retry_delay(claimed)
+        lease, grace = (int(seconds * MICROSECONDS) for seconds in (self._config.lease, self._config.grace))
+        attempt = RecordedAttempt(self._store, claimed, lease, grace)
         outcome: Answer | Silence
+        called = True
         try:
-            outcome = await self._call(intent)
+            outcome = await self._call(intent, attempt)
         except NoAnswer as silence:
             outcome = Silence(silence.code, silence.message[:300])
             retry_delay = max(retry_delay, min(silence.retry_after or 0, MAX_RETRY_AFTER))
-            self._count(answered=silence.reached, error=silence.code)
+            called = silence.reached is not None
+            if called:
+                self._count(answered=bool(silence.reached), error=silence.code)
         except Exception:
             log.exception("the call for reservation %s failed in an unforeseen way", claimed.reservation_id)
             outcome = Silence("INTERNAL", "an error of our own; see the log")
             self._count(answered=False, error="INTERNAL")
         else:
             self._count(answered=True, error="")
-        spent = not (isinstance(outcome, Silence) and self._breaker.is_open)
+        spent = called and not (isinstance(outcome, Silence) and self._breaker.is_open)
         spread = random.random()  # noqa: S311 - spreads load, hides nothing
-        await self._record(Record(claimed, outcome, retry_delay, spent, spread))
+        await self._record(Record(claimed, outcome, retry_delay, spent, spread, attempt.opened, grace))
 
-    async def _call(self, intent: Intent) -> Answer:
-        """At most two quick tries and one deadline. While the breaker is open, a single try."""
+    async def _call(self, intent: Intent, attempt: RecordedAttempt) -> Answer:
+        """At most two quick tries and one deadline. While the breaker is open, or once an attempt is, a single try."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._config.call_timeout
-        again = retry_if_exception(
-            lambda error: isinstance(error, NoAnswer) and _is_quick(error) and clock() < deadline
-        )
+        again = retry_if_exception(lambda error: _is_quick(error) and attempt.opened is None and clock() < deadline)
         tries = 1 if self._breaker.is_open else 2
         retrying = AsyncRetrying(
             stop=stop_after_attempt(tries), wait=wait_random(0.05, 0.25), retry=again, reraise=True
         )
-        async for attempt in retrying:
-            with attempt:
-                return await self._api.apply(intent, timeout=max(0.001, deadline - clock()))
+        async for trial in retrying:
+            with trial:
+                return await self._api.apply(intent, timeout=max(0.001, deadline - clock()), attempt=attempt)
         raise AssertionError("unreachable")
 
     async def _record(self, record: Record) -> None:
@@ -197,6 +206,7 @@ class Reconciler:
         except Exception:
             log.exception("the answer for reservation %s could not be recorded", claimed.reservation_id)
             return
+        self.duplicates_undone += recorded.duplicates
         if recorded.alarm:
             log.error("ALARM reservation %s: %s", claimed.reservation_id, recorded.alarm)
         if isinstance(record.outcome, Silence | Refusal):
@@ -263,4 +273,4 @@ def _is_quick(error: BaseException) -> bool:
     """Whether a second try at once makes sense: not after a time-out, nor where the API asked for patience."""
     if not isinstance(error, NoAnswer):
         return False
-    return error.retry_after is None and not error.reached and error.code != "DEADLINE_EXCEEDED"
+    return error.retry_after is None and error.reached is False and error.code != "DEADLINE_EXCEEDED"

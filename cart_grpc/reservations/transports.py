@@ -6,12 +6,16 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from cart_grpc.reservations.api import ReservationApi
+from cart_grpc.reservations.basic_api import BasicReservationApi
 from cart_grpc.reservations.grpc_api import GrpcReservationApi
 from cart_grpc.reservations.http_api import HttpReservationApi
+from cart_grpc.reservations.http_client import HttpClient
 
 _WANTED: Final = (
-    "it should be grpc://HOST:PORT, grpcs://HOST:PORT, http://HOST:PORT[/PREFIX] or https://HOST:PORT[/PREFIX]"
+    "it should be grpc://HOST:PORT, grpcs://HOST:PORT, http://HOST:PORT[/PREFIX] or https://HOST:PORT[/PREFIX], or "
+    "basic+http://HOST:PORT[/PREFIX] or basic+https://HOST:PORT[/PREFIX] for the contract with POST and GET"
 )
+_SCHEMES: Final = frozenset({"grpc", "grpcs", "http", "https", "basic+http", "basic+https"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +42,12 @@ def connect(url: str, *, max_connections: int = 0, root_certificates: bytes | No
         return GrpcReservationApi(
             endpoint.authority, secure=endpoint.scheme == "grpcs", root_certificates=root_certificates
         )
-    return HttpReservationApi(
-        f"{endpoint.scheme}://{endpoint.authority}{endpoint.prefix}",
-        clock=lambda: time.time_ns() // 1000,
-        max_connections=max_connections,
-        root_certificates=root_certificates,
+    client = HttpClient(
+        clock=lambda: time.time_ns() // 1000, max_connections=max_connections, root_certificates=root_certificates
     )
+    basic = endpoint.scheme.startswith("basic+")
+    url = f"{endpoint.scheme.removeprefix('basic+')}://{endpoint.authority}{endpoint.prefix}"
+    return BasicReservationApi(url, client) if basic else HttpReservationApi(url, client)
 
 
 def _to_endpoint(url: str) -> _Endpoint:
@@ -54,7 +58,7 @@ def _to_endpoint(url: str) -> _Endpoint:
         raise ValueError(f"{error}; {_WANTED}") from None
     if any(not letter.isprintable() or letter.isspace() for letter in url):
         raise ValueError(f"it has spaces or control characters; {_WANTED}")
-    if parts.scheme not in ("grpc", "grpcs", "http", "https"):
+    if parts.scheme not in _SCHEMES:
         raise ValueError(f"the scheme is {parts.scheme or 'missing'!r}; {_WANTED}")
     if not host:
         raise ValueError(f"the host is missing; {_WANTED}")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
+from cart_grpc.carts.attempts import count_duplicates, follow_up, open_attempt
 from cart_grpc.carts.changes import Change, Contents, NewId
 from cart_grpc.carts.model import progress
 from cart_grpc.carts.names import CartKey
@@ -79,10 +80,14 @@ class Mutation:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What became of a record: the row as it is now, and what an operator must hear of, if anything."""
+    """What became of a record: the row as it is now, and what an operator must hear of, if anything.
+
+    `duplicates` is how many reservations too many were found and undone.
+    """
 
     reservation: Reservation
     alarm: str | None
+    duplicates: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +95,10 @@ class Record:
     """The outcome of one call to the Reservation API, for the claim it was made under.
 
     `retry_delay` is how long, in microseconds, to leave it alone where there was no answer. `spent` is False where
-    the API is known to be down: the attempt says nothing about this reservation, and is not counted. `spread`, 0 to
-    1 and random, keeps what was held together from being renewed together.
+    the API is known to be down, or was not even called: the attempt says nothing about this reservation, and is not
+    counted. `spread`, 0 to 1 and random, keeps what was held together from being renewed together. `opened` is what
+    `OpenAttempt` answered under this claim, if it was asked; `grace`, in microseconds, spaces the watch over what was
+    attempted.
     """
 
     claimed: Reservation
@@ -99,6 +106,8 @@ class Record:
     retry_delay: int
     spent: bool = True
     spread: float = 0.5
+    opened: int | None = None
+    grace: int = 0
 
     def add_needs(self, needs: Needs) -> None:
         claimed = self.claimed
@@ -116,17 +125,51 @@ class Record:
             return Recorded(self.claimed, None)
         epoch, sent = self.claimed.lease_epoch, self.claimed.revision
         after = record(before, epoch, sent, self.outcome, now, now + self.retry_delay, self.spread)
+        after = follow_up(after, self.outcome, self.opened, now, self.grace)
         if not self.spent and after.lease_epoch == epoch and after.attempt:
             after = replace(after, attempt=after.attempt - 1)
-        if _visible(working, before, now) != _visible(working, after, now):
-            # An ended cart is purged once nothing of it is reconciling; an operator may set that going again.
-            cart = working.carts.get(after.cart)
-            if cart:
-                working.put_cart(replace(cart, revision=cart.revision + 1))
-        working.put_reservation(after)
+        _put(working, before, after, now)
         if after.settled and not before.settled and after.disposition is Disposition.RELEASE:
             _unblock_waiting(working, after, now)
-        return Recorded(after, find_alarm(before, self.outcome))
+        duplicates = count_duplicates(before, self.outcome)
+        alarm = f"{duplicates} reservations too many were found and undone" if duplicates else None
+        return Recorded(after, alarm or find_alarm(before, self.outcome), duplicates)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAttempt:
+    """Note, before anything is sent, that an attempt is open for `window` microseconds from now.
+
+    Answered with the time at which that ends, or None where nothing may be sent.
+    """
+
+    claimed: Reservation
+    window: int
+
+    def add_needs(self, needs: Needs) -> None:
+        claimed = self.claimed
+        needs.users.add(claimed.cart.user)
+        needs.carts.add(claimed.cart)
+        needs.items.add((claimed.cart, claimed.item_id))
+        needs.reservations.add((claimed.cart, claimed.reservation_id))
+
+    def run(self, working: Working, now: int, new_id: NewId) -> int | None:
+        before = working.reservations.get(self.claimed.reservation_id)
+        after = open_attempt(before, self.claimed, self.window, now) if before else None
+        if before is None or after is None:
+            return None
+        _put(working, before, after, now)
+        return after.uncertain_until
+
+
+def _put(working: Working, before: Reservation, after: Reservation, now: int) -> None:
+    """Take over a changed reservation, and tell those who watch its cart if they can see it."""
+    if _visible(working, before, now) != _visible(working, after, now):
+        # An ended cart is purged once nothing of it is reconciling; an operator may set that going again.
+        cart = working.carts.get(after.cart)
+        if cart:
+            working.put_cart(replace(cart, revision=cart.revision + 1))
+    working.put_reservation(after)
 
 
 def _visible(working: Working, reservation: Reservation, now: int) -> object:

@@ -7,7 +7,17 @@ from cart_grpc.carts.changes import NewId
 from cart_grpc.carts.names import CartKey
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.carts.reservation import Reservation
-from cart_grpc.store.commands import Claim, Expire, Extend, HandBack, Mutation, Purge, Record, Recorded
+from cart_grpc.store.commands import (
+    Claim,
+    Expire,
+    Extend,
+    HandBack,
+    Mutation,
+    OpenAttempt,
+    Purge,
+    Record,
+    Recorded,
+)
 from cart_grpc.store.engine import Engine, is_unavailable
 from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.hints import Hints
@@ -47,6 +57,11 @@ class Store:
         """The reservations that are now ours, their claim durable."""
         claimed: list[Reservation] = await self._writer.work(claim)
         return claimed
+
+    async def open_attempt(self, attempt: OpenAttempt) -> int | None:
+        """Until when the attempt that is now open, durably, can take effect; None where none may be made."""
+        until: int | None = await self._writer.work(attempt)
+        return until
 
     async def record(self, record: Record) -> Recorded:
         """Record how a call ended."""

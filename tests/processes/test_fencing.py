@@ -15,7 +15,7 @@ from sqlalchemy import Connection, select
 from cart_grpc import app
 from cart_grpc.carts.reservation import Observed
 from cart_grpc.reservations import transports
-from cart_grpc.reservations.api import Answer, Intent, ReservationApi
+from cart_grpc.reservations.api import UNRECORDED, Answer, Attempt, Intent, ReservationApi
 from cart_grpc.reservations.reconciler import Reconciler, ReconcilerConfig
 from cart_grpc.reservations.simulator.faults import Faults
 from cart_grpc.reservations.simulator.server import SimulatorServer
@@ -50,8 +50,8 @@ class SlowAnswers:
         self._api = api
         self._gate = gate
 
-    async def apply(self, intent: Intent, *, timeout: float) -> Answer:
-        answer = await self._api.apply(intent, timeout=timeout)
+    async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
+        answer = await self._api.apply(intent, timeout=timeout, attempt=attempt)
         await self._gate.sleep(0)
         return answer
 

@@ -15,6 +15,7 @@ from cart_grpc.carts.reservation import Decision
 from cart_grpc.reservations import wire
 from cart_grpc.reservations.api import NoAnswer, Refusal
 from cart_grpc.reservations.http_api import HttpReservationApi
+from cart_grpc.reservations.http_client import HttpClient
 from cart_grpc.reservations.transports import connect
 from tests.reservations.hostile import Hostile, Script, hostile_http
 from tests.reservations.intents import SECOND, START, Clock, Message, answered, hold
@@ -30,7 +31,7 @@ async def hostile() -> AsyncIterator[Hostile]:
 @pytest.fixture
 async def api(hostile: Hostile) -> AsyncIterator[HttpReservationApi]:
     """Return a client whose clock stands."""
-    client = HttpReservationApi(hostile.url, clock=Clock())
+    client = HttpReservationApi(hostile.url, HttpClient(clock=Clock()))
     yield client
     await client.close()
 

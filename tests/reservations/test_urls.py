@@ -15,6 +15,8 @@ from cart_grpc.reservations.transports import check_url, connect
         "https://example/shop/reservations/",
         "grpc://[::1]:50052",
         "http://[::1]:80/x",
+        "basic+http://127.0.0.1:50062/basic",
+        "basic+https://example",
     ],
 )
 async def test_a_url_of_a_known_transport_is_taken(url: str) -> None:
@@ -28,6 +30,7 @@ async def test_a_url_of_a_known_transport_is_taken(url: str) -> None:
         ("", "the scheme is 'missing'"),
         ("localhost:50052", "the scheme is 'localhost'"),
         ("ftp://host:1", "the scheme is 'ftp'"),
+        ("basic+grpc://host:1", "the scheme is 'basic+grpc'"),
         ("grpc://host", "the port is missing"),
         ("grpc://:50052", "the host is missing"),
         ("http://", "the host is missing"),

@@ -89,7 +89,11 @@ async def simulator_url(simulator: Simulator, transport: str) -> AsyncIterator[s
     """Where the simulator listens."""
     server = SimulatorServer(simulator)
     ports = await server.start("127.0.0.1:0", "127.0.0.1:0")
-    yield f"grpc://127.0.0.1:{ports.grpc}" if transport == "grpc" else f"http://127.0.0.1:{ports.http}"
+    yield {
+        "grpc": f"grpc://127.0.0.1:{ports.grpc}",
+        "http": f"http://127.0.0.1:{ports.http}",
+        "basic": f"basic+http://127.0.0.1:{ports.http}/basic",
+    }[transport]
     await server.stop(0)
 
 

@@ -121,7 +121,7 @@ class Failing:
         self.inner = inner
         self.failing = True
 
-    async def apply(self, intent: object, *, timeout: float) -> object:
+    async def apply(self, intent: object, *, timeout: float, attempt: object = None) -> object:
         if self.failing:
             raise RuntimeError("a bug")
         return await self.inner.apply(intent, timeout=timeout)  # type: ignore[arg-type]

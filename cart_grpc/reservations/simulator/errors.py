@@ -3,6 +3,7 @@
     SimulatorError
     ├── BadRequest          the message breaks the contract
     │   └── BodyMismatch    the revision was decided for another body
+    ├── Refused             the `basic` contract's: nothing was reserved
     ├── Stale               a higher revision was decided
     ├── UnknownReservation  there is nothing to read
     ├── Throttled           too much; come back later
@@ -31,6 +32,13 @@ class BodyMismatch(BadRequest):
 
     def __init__(self, revision: int) -> None:
         super().__init__("REVISION_BODY_MISMATCH", f"revision {revision} was decided for another body")
+
+
+class Refused(SimulatorError):
+    """Nothing was reserved, for a `reason` that `reservation.v1` would answer as a decision."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, "nothing was reserved")
 
 
 class Stale(SimulatorError):

@@ -1,4 +1,4 @@
-"""The simulator over HTTP: reservation.v1 as reservation.openapi.yaml has it, and nothing else."""
+"""The simulator over HTTP: reservation.v1 as reservation.openapi.yaml has it, and the `basic` contract under /basic."""
 
 import json
 import logging
@@ -13,6 +13,7 @@ from reservation.v1 import reservation_pb2
 
 from cart_grpc.carts.reservation import Intent
 from cart_grpc.reservations.simulator import codec
+from cart_grpc.reservations.simulator.basic_door import BasicDoor
 from cart_grpc.reservations.simulator.errors import BadRequest, SimulatorError, Stale, Throttled
 from cart_grpc.reservations.simulator.simulator import Simulator
 from cart_grpc.reservations.simulator.status import get_grpc_code, get_http_status
@@ -60,11 +61,14 @@ class HttpDoor:
 
 def make_app(simulator: Simulator) -> web.Application:
     """Return the application that answers from `simulator`."""
-    door = HttpDoor(simulator)
+    door, basic = HttpDoor(simulator), BasicDoor(simulator)
     app = web.Application(middlewares=[_answer_errors], client_max_size=_MAX_BODY)
     app.router.add_put("/v1/reservations/{reservation_id}", door.apply)
     app.router.add_get("/v1/reservations/{reservation_id}", door.get, allow_head=False)
     app.router.add_post("/v1/reservations:lookup", door.lookup)
+    app.router.add_post("/basic", basic.post)
+    app.router.add_get("/basic", basic.get, allow_head=False)
+    app.router.add_delete("/basic/{reservation_id}", basic.delete)
     return app
 
 

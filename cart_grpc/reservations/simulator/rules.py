@@ -70,7 +70,9 @@ def _refuse(before: Record | None, intent: Intent, reason: str, now: int) -> Rec
     return replace(before, intent=intent, state=Observed.REJECTED, expire_time=until, reason=reason)
 
 
-def _extend(before: Record | None, intent: Intent, now: int) -> int:
-    """A hold never ends before the time that was answered, whatever a later message asks for."""
+def _extend(before: Record | None, intent: Intent, now: int) -> int | None:
+    """A hold never ends before the time that was answered, whatever a later message asks for; without a ttl, never."""
+    if intent.ttl == 0:
+        return None
     promised = before.expire_time if before is not None else None
     return max(now + intent.ttl, promised or 0)

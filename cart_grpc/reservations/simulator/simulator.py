@@ -4,11 +4,12 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from cart_grpc.carts.reservation import Intent
+from cart_grpc.carts.reservation import Intent, Observed
 from cart_grpc.reservations.simulator.errors import (
     BadRequest,
+    Refused,
     SimulatorError,
     Throttled,
     Unavailable,
@@ -30,6 +31,11 @@ class Told:
 
     record: Record
     nonsense: Nonsense | None = None
+
+
+T = TypeVar("T")
+Work = Callable[[int, bool], T]
+"""What a message does when it takes effect: at a time, in microseconds, and whether all is said to be sold out."""
 
 
 class Simulator:
@@ -69,15 +75,52 @@ class Simulator:
         A caller that is cancelled only stops listening: once taken in, the message has its effect all the same, as
         with any server that does not notice. Raises SimulatorError.
         """
+
+        def prepare() -> Work[Record]:
+            intent = read()
+            return lambda now, sold_out: self._stock.apply(intent, now, sold_out=sold_out)
+
+        return Told(*await self._take_in(prepare))
+
+    async def reserve(self, read: Callable[[], tuple[str, str, int]]) -> Record | None:
+        """POST of the `basic` contract, for the id, item and quantity that `read` returns. None stands for nonsense.
+
+        Raises SimulatorError.
+        """
+
+        def prepare() -> Work[Record]:
+            basic_id, sku, quantity = read()
+            return lambda now, sold_out: _unless_rejected(
+                self._stock.reserve(basic_id, sku, quantity, now, sold_out=sold_out)
+            )
+
+        record, nonsense = await self._take_in(prepare)
+        return record if nonsense is None else None
+
+    async def find_live(self, basic_id: str) -> list[Record] | None:
+        """GET of the `basic` contract. None stands for nonsense. Raises SimulatorError."""
+        live, nonsense = await self._take_in(lambda: lambda now, _: self._stock.find_live(basic_id, now))
+        return live if nonsense is None else None
+
+    async def give_back(self, number: str) -> None:
+        """DELETE of the `basic` contract. Raises SimulatorError."""
+
+        def give_back(now: int, _sold_out: object) -> None:
+            if self._stock.give_back(number, now) is None:
+                raise UnknownReservation
+
+        await self._take_in(lambda: give_back)
+
+    async def _take_in(self, prepare: Callable[[], Work[T]]) -> tuple[T, Nonsense | None]:
         self._call_count += 1
         self._refuse_if_down()
-        intent = read()
+        work = prepare()
         if len(self._pending) >= _MAX_PENDING:
             raise Throttled(THROTTLE)
         fate = draw(self.faults, self._numbers)
         if fate.duplicate_after is not None:
-            self._start(self._repeat(intent, (fate.delay + fate.duplicate_after) / 1_000_000))
-        task = self._start(self._deliver(intent, fate))
+            self._start(self._repeat(work, (fate.delay + fate.duplicate_after) / 1_000_000))
+        task = self._start(self._deliver(work, fate))
         try:
             outcome = await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -138,13 +181,13 @@ class Simulator:
         if self._stopping or self.faults.down:
             raise Unavailable("stopping" if self._stopping else "down")
 
-    def _start(self, work: Coroutine[Any, Any, Told | SimulatorError]) -> asyncio.Task[Told | SimulatorError]:
-        task = asyncio.get_running_loop().create_task(work)
+    def _start(self, arrival: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(arrival)
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
         return task
 
-    async def _deliver(self, intent: Intent, fate: Fate) -> Told | SimulatorError:
+    async def _deliver(self, work: Work[T], fate: Fate) -> tuple[T, Nonsense | None] | SimulatorError:
         """Return the error instead of raising it: where the caller is gone, nobody would fetch it."""
         if fate.delay:
             await self._sleep(fate.delay / 1_000_000)
@@ -154,22 +197,29 @@ class Simulator:
             return BadRequest("SIMULATED_REFUSAL", "the simulator was told to refuse this")
         if fate.lost_before_effect:
             return Unavailable("lost before it took effect")
-        try:
-            record = self._stock.apply(intent, self._clock(), sold_out=fate.sold_out)
-        except SimulatorError as error:
-            return error
-        except OSError:
-            return Unavailable("the journal cannot be written")
+        outcome = self._do(work, sold_out=fate.sold_out)
+        if isinstance(outcome, SimulatorError):
+            return outcome
         if fate.lost_after_effect:
             return Unavailable("lost after it took effect")
-        return Told(record, fate.nonsense)
+        return outcome, fate.nonsense
 
-    async def _repeat(self, intent: Intent, delay: float) -> Told | SimulatorError:
+    async def _repeat(self, work: Work[T], delay: float) -> None:
         await self._sleep(delay)
         self._call_count += 1
+        self._do(work, sold_out=False)
+
+    def _do(self, work: Work[T], *, sold_out: bool) -> T | SimulatorError:
         try:
-            return Told(self._stock.apply(intent, self._clock()))
+            return work(self._clock(), sold_out)
         except SimulatorError as error:
             return error
         except OSError:
             return Unavailable("the journal cannot be written")
+
+
+def _unless_rejected(record: Record) -> Record:
+    """The `basic` contract knows no decisions: what is rejected is an error."""
+    if record.state is Observed.REJECTED:
+        raise Refused(record.reason)
+    return record

@@ -7,6 +7,7 @@ import grpc
 from cart_grpc.reservations.simulator.errors import (
     BadRequest,
     BodyMismatch,
+    Refused,
     SimulatorError,
     Stale,
     Throttled,
@@ -17,6 +18,7 @@ from cart_grpc.reservations.simulator.errors import (
 _CODES: Final[dict[type[SimulatorError], tuple[grpc.StatusCode, int]]] = {
     BadRequest: (grpc.StatusCode.INVALID_ARGUMENT, 400),
     BodyMismatch: (grpc.StatusCode.INVALID_ARGUMENT, 400),
+    Refused: (grpc.StatusCode.FAILED_PRECONDITION, 409),
     Stale: (grpc.StatusCode.ABORTED, 409),
     UnknownReservation: (grpc.StatusCode.NOT_FOUND, 404),
     Throttled: (grpc.StatusCode.RESOURCE_EXHAUSTED, 429),

@@ -6,9 +6,9 @@ with the number of decisions.
 """
 
 import heapq
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cart_grpc.carts.reservation import Disposition, Intent, Observed
 from cart_grpc.reservations.simulator import rules
@@ -51,6 +51,10 @@ class Effect:
     labels: Mapping[str, str]
 
 
+BASIC_ID = "basic.id"
+"""The label that has the id of the `basic` contract's caller: many reservations may have the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Levels:
     """How many pieces of a sku are free (below 0 when the stock was cut under what is held), held and sold."""
@@ -83,6 +87,7 @@ class Stock:
         self._totals = dict(totals or {})
         self._default_total = default_total
         self._records: dict[str, Record] = {}
+        self._by_basic_id: defaultdict[str, list[str]] = defaultdict(list)
         self._held: Counter[str] = Counter()
         self._committed: Counter[str] = Counter()
         self._expiries: list[tuple[int, str]] = []
@@ -121,6 +126,25 @@ class Stock:
         """Return the reservation as of `now`, None if nothing was ever decided about it."""
         self._advance(now)
         return self._records.get(reservation_id)
+
+    def reserve(self, basic_id: str, sku: str, quantity: int, now: int, *, sold_out: bool = False) -> Record:
+        """Reserve for the `basic` contract, once more each time, under a number that is the next, and for good."""
+        labels = {BASIC_ID: basic_id}
+        intent = Intent(str(len(self._records) + 1), 1, sku, quantity, Disposition.HOLD, 0, labels)
+        return self.apply(intent, now, sold_out=sold_out)
+
+    def find_live(self, basic_id: str, now: int) -> list[Record]:
+        """Return what the `basic` contract holds for an id, oldest first."""
+        self._advance(now)
+        records = (self._records[number] for number in self._by_basic_id.get(basic_id, ()))
+        return [record for record in records if record.granted]
+
+    def give_back(self, number: str, now: int) -> Record | None:
+        """End what `reserve` began; None where it holds nothing."""
+        before = self.find(number, now)
+        if before is None or not before.granted or BASIC_ID not in before.intent.labels:
+            return None
+        return self.apply(replace(before.intent, revision=2, disposition=Disposition.RELEASE), now)
 
     def set_stock(self, sku: str, quantity: int, now: int) -> None:
         """Make `quantity` pieces of `sku` free; what is held and sold stays so."""
@@ -168,6 +192,8 @@ class Stock:
         self._records[after.intent.reservation_id] = after
         if before is not None:
             self._count(before, -before.granted)
+        elif (basic_id := after.intent.labels.get(BASIC_ID)) is not None:
+            self._by_basic_id[basic_id].append(after.intent.reservation_id)
         self._count(after, after.granted)
         if after.expire_time is not None:
             heapq.heappush(self._expiries, (after.expire_time, after.intent.reservation_id))

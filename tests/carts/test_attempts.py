@@ -1,0 +1,217 @@
+"""Attempts of the `basic` contract: one at a time, recorded, closed by its own answer, and looked after."""
+
+from dataclasses import replace
+
+import pytest
+
+from cart_grpc.carts.attempts import DAY, count_duplicates, follow_up, is_uncertain, open_attempt
+from cart_grpc.carts.model import Progress, ProgressState, progress
+from cart_grpc.carts.protocol import hold, record, release
+from cart_grpc.carts.reservation import Answer, Decision, Disposition, Observed, Refusal, Reservation, Silence
+from tests.carts.examples import NOW, SECOND, a_held, a_hold, decided, held, line_of
+
+RETRY = NOW + SECOND
+WINDOW = 180 * SECOND
+GRACE = 60 * SECOND
+TIMEOUT = Silence("DEADLINE_EXCEEDED", "")
+
+
+def claimed(row: Reservation) -> Reservation:
+    return replace(row, lease_epoch=row.lease_epoch + 1, lease_until=NOW + SECOND, due_at=NOW + SECOND)
+
+
+def attempted(row: Reservation) -> Reservation:
+    """`row`, claimed and with an attempt open."""
+    opened = open_attempt(claimed(row), claimed(row), WINDOW, NOW)
+    assert opened is not None
+    return opened
+
+
+def ended(
+    row: Reservation, outcome: Answer | Silence, *, sent: Reservation | None = None, now: int = NOW
+) -> Reservation:
+    """`row` after the call that opened its attempt, for the intent of `sent`, has ended with `outcome`."""
+    sent = sent or row
+    after = record(row, sent.lease_epoch, sent.revision, outcome, now, now + SECOND)
+    return follow_up(after, outcome, sent.uncertain_until, now, GRACE)
+
+
+def held_for_good(row: Reservation) -> Decision:
+    return replace(held(row), expire_time=None)
+
+
+def a_basic_held(quantity: int = 2) -> Reservation:
+    row = attempted(a_hold(quantity))
+    return ended(row, held_for_good(row))
+
+
+def seen(row: Reservation) -> Progress:
+    return progress(line_of(row), NOW)
+
+
+def test_an_attempt_is_open_until_its_window_ends() -> None:
+    assert attempted(a_hold()).uncertain_until == NOW + WINDOW
+
+
+def test_no_second_attempt_is_opened_while_one_may_be_open() -> None:
+    first = attempted(a_hold())
+    again = claimed(first)
+    assert open_attempt(again, again, WINDOW, NOW + WINDOW - 1) is None
+    second = open_attempt(again, again, WINDOW, NOW + WINDOW)
+    assert second is not None
+    assert second.uncertain_until == NOW + 2 * WINDOW
+
+
+def test_a_claim_that_was_taken_over_opens_nothing() -> None:
+    zombie = claimed(a_hold())
+    assert open_attempt(claimed(zombie), zombie, WINDOW, NOW) is None
+
+
+@pytest.mark.parametrize("change", ["another quantity", "removal"])
+def test_an_attempt_is_not_opened_for_what_nobody_intends_any_more(change: str) -> None:
+    before = claimed(a_hold(2))
+    after = hold(before, 3, NOW) if change == "another quantity" else release(before, NOW)
+    assert open_attempt(after, before, WINDOW, NOW) is None
+
+
+def test_an_attempt_without_an_answer_stays_open_and_nothing_is_due_before_its_end() -> None:
+    row = ended(attempted(a_hold()), TIMEOUT)
+    assert (row.uncertain_until, row.due_at, row.lease_until) == (NOW + WINDOW, NOW + WINDOW, None)
+
+
+def test_once_the_window_is_over_what_is_due_is_due() -> None:
+    row = replace(ended(attempted(a_hold()), TIMEOUT), lease_epoch=9, lease_until=None)
+    later = NOW + WINDOW
+    again = follow_up(record(row, 9, 1, TIMEOUT, later, later + SECOND), TIMEOUT, None, later, GRACE)
+    assert again.due_at == later + SECOND
+
+
+def test_an_answer_closes_the_attempt_and_puts_it_on_the_watch_list() -> None:
+    row = attempted(a_hold())
+    after = ended(row, held_for_good(row))
+    assert (after.state, after.settled) == (Observed.HELD, True)
+    assert (after.uncertain_until, after.due_at) == (NOW, NOW + GRACE)
+
+
+def test_the_answer_to_another_attempt_closes_nothing() -> None:
+    row = attempted(a_hold())
+    late = follow_up(row, held_for_good(row), NOW + WINDOW - 1, NOW, GRACE)
+    assert late.uncertain_until == NOW + WINDOW
+
+
+def test_removal_keeps_the_attempt_open_and_waits_no_longer_once_it_is_answered() -> None:
+    sent = attempted(a_hold())
+    removed = release(sent, NOW)
+    assert removed.uncertain_until == NOW + WINDOW
+    waiting = follow_up(record(removed, removed.lease_epoch, 2, TIMEOUT, NOW, RETRY), TIMEOUT, None, NOW, GRACE)
+    assert waiting.due_at == NOW + WINDOW
+    answered = ended(waiting, held_for_good(sent), sent=sent)
+    assert (answered.uncertain_until, answered.due_at) == (NOW, NOW)
+
+
+def test_what_is_settled_is_looked_up_again_after_the_grace_ten_times_that_and_a_day() -> None:
+    row, checks = a_basic_held(), []
+    while row.due_at is not None:
+        checks.append(row.due_at - NOW)
+        again = replace(row, revision=row.revision + 1)
+        answer = replace(held_for_good(again), revision=again.revision)
+        row = follow_up(record(again, 1, again.revision, answer, row.due_at, 0), answer, None, row.due_at, GRACE)
+    assert checks == [GRACE, 10 * GRACE, DAY]
+
+
+def test_what_is_released_is_not_finished_before_the_watch_is_over() -> None:
+    row = release(a_basic_held(), NOW)
+    answer = decided(row, Observed.RELEASED)
+    watched = follow_up(record(row, 0, row.revision, answer, NOW, RETRY), answer, None, NOW, GRACE)
+    assert (watched.finish_time, watched.due_at) == (None, NOW + GRACE)
+    again = replace(watched, revision=watched.revision + 1)
+    last = replace(answer, revision=again.revision)
+    over = follow_up(record(again, 0, again.revision, last, NOW + DAY, RETRY), last, None, NOW + DAY, GRACE)
+    assert (over.finish_time, over.due_at) == (NOW + DAY, None)
+
+
+def test_what_was_rejected_is_not_asked_for_again_by_the_watch() -> None:
+    row = replace(attempted(a_hold()), disposition=Disposition.COMMIT)
+    assert ended(row, decided(row, Observed.REJECTED)).due_at is None
+
+
+def test_the_other_contracts_are_not_watched() -> None:
+    row = claimed(a_hold())
+    after = record(row, row.lease_epoch, 1, held(row), NOW, RETRY)
+    assert follow_up(after, held(row), None, NOW, GRACE) is after
+
+
+def test_a_lookup_under_the_watch_keeps_no_new_hold_waiting() -> None:
+    released = replace(release(a_basic_held(), NOW), state=Observed.RELEASED)
+    assert not replace(released, observed_revision=released.revision, revision=released.revision + 1).releasing
+
+
+def test_an_attempt_that_was_not_answered_is_shown_as_uncertain() -> None:
+    row = attempted(a_hold())
+    assert seen(row).state is ProgressState.PENDING
+    told = seen(ended(row, TIMEOUT))
+    assert (told.state, told.reserved_quantity) == (ProgressState.UNCERTAIN, 0)
+    assert "DEADLINE_EXCEEDED" in told.message
+
+
+def test_a_failed_look_up_before_any_attempt_is_pending() -> None:
+    row = claimed(hold(a_basic_held(), 3, NOW))
+    failed = follow_up(record(row, 2, row.revision, TIMEOUT, NOW, RETRY), TIMEOUT, None, NOW, GRACE)
+    assert (seen(failed).state, seen(failed).reserved_quantity) == (ProgressState.PENDING, 2)
+
+
+def test_what_is_held_for_good_is_reserved_without_an_end() -> None:
+    assert seen(a_basic_held(2)) == Progress(ProgressState.RESERVED, 2, None, "", "")
+
+
+def test_nothing_is_shown_as_held_while_an_attempt_may_have_given_it_back() -> None:
+    growing = attempted(hold(a_basic_held(2), 3, NOW))
+    assert seen(growing).reserved_quantity == 0
+    shrinking = attempted(hold(a_basic_held(2), 1, NOW))
+    assert seen(shrinking).reserved_quantity == 0
+
+
+def test_a_repair_behind_a_settled_hold_shows_nowhere() -> None:
+    again = replace(a_basic_held(2), revision=2)
+    repairing = attempted(again)
+    assert seen(repairing) == seen(again)
+    assert not is_uncertain(ended(repairing, TIMEOUT))
+    assert seen(ended(repairing, TIMEOUT)).state is ProgressState.RESERVED
+
+
+def test_the_answer_for_an_older_quantity_is_certainly_held() -> None:
+    sent = attempted(a_hold(2))
+    grown = hold(sent, 5, NOW)
+    after = ended(grown, held_for_good(sent), sent=sent)
+    assert (seen(after).state, seen(after).reserved_quantity) == (ProgressState.PENDING, 2)
+    assert after.last_error == ""
+
+
+def test_a_refused_change_asks_again_for_what_was_held_before() -> None:
+    growing = attempted(hold(a_basic_held(2), 5, NOW))
+    sealing = ended(growing, Refusal("OUT_OF_STOCK", ""))
+    assert (sealing.disposition, sealing.quantity, sealing.due_at) == (Disposition.HOLD, 2, NOW)
+    assert seen(sealing).reserved_quantity == 0
+    restored = ended(attempted(sealing), held_for_good(sealing))
+    told = progress(line_of(restored, 5), NOW)
+    assert (told.state, told.reserved_quantity, told.reason) == (ProgressState.REJECTED, 2, "OUT_OF_STOCK")
+
+
+@pytest.mark.parametrize(
+    ("before", "live_count", "duplicates"),
+    [
+        (a_hold(), 0, 0),
+        (a_hold(), 1, 0),
+        (a_hold(), 3, 2),
+        (release(a_held(), NOW), 1, 0),
+        (release(a_held(), NOW), 2, 1),
+        (replace(release(a_held(), NOW), state=Observed.RELEASED), 1, 1),
+        (replace(release(a_held(), NOW), state=Observed.RELEASED), 0, 0),
+    ],
+)
+def test_what_was_live_beyond_what_was_wanted_is_counted(before: Reservation, live_count: int, duplicates: int) -> None:
+    assert count_duplicates(before, replace(decided(before, Observed.HELD), live_count=live_count)) == duplicates
+
+
+def test_no_answer_tells_of_no_duplicates() -> None:
+    assert count_duplicates(a_hold(), TIMEOUT) == 0

@@ -1,0 +1,334 @@
+"""The whole service on the exercise's API, which reserves twice what it is asked twice, late or not."""
+
+import asyncio
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from cart.v1 import cart_pb2, cart_service_pb2
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from cart_grpc.reservations.simulator.faults import Faults
+from cart_grpc.reservations.simulator.rules import Record
+from cart_grpc.reservations.simulator.simulator import Simulator
+from cart_grpc.reservations.simulator.stock import Stock
+from cart_grpc.settings import Settings
+from tests.gate import Gate
+from tests.service.conftest import CART, Service, running_replica
+
+SKU = "espresso-beans"
+GRACE = 0.4
+# As long as the gate is closed.
+SLOW = Faults(latency=1)
+State = cart_pb2.Reservation.State
+
+
+class Basic(Simulator):
+    """A simulator whose POSTs alone meet `post_faults`, and that knows when they came, by id."""
+
+    post_faults = Faults()
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__(
+            Stock(default_total=10),
+            faults=Faults(),
+            numbers=random.Random(1),
+            clock=lambda: time.time_ns() // 1000,
+            sleep=gate.sleep,
+        )
+        self.posts: defaultdict[str, list[float]] = defaultdict(list)
+
+    async def reserve(self, read: Callable[[], tuple[str, str, int]]) -> Record | None:
+        self.posts[read()[0]].append(time.monotonic())
+        healthy, self.faults = self.faults, self.post_faults
+        posting = asyncio.ensure_future(super().reserve(read))
+        # Its fate is drawn as soon as it starts.
+        await asyncio.sleep(0)
+        self.faults = healthy
+        return await posting
+
+    @property
+    def held(self) -> int:
+        """How many pieces are held."""
+        return self.levels(SKU).held
+
+    @property
+    def post_count(self) -> int:
+        """How many POSTs have come."""
+        return sum(map(len, self.posts.values()))
+
+
+@pytest.fixture
+def transport() -> str:
+    return "basic"
+
+
+@pytest.fixture
+async def simulator(gate: Gate) -> Basic:
+    return Basic(gate)
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.with_changes(reservation_timeout=0.4, reservation_grace=GRACE)
+
+
+async def shown(service: Service, state: "State.ValueType") -> cart_pb2.Item:
+    """The only item, once it is shown in `state`."""
+    return (await service.eventually(lambda cart: cart.items[0].reservation.state == state)).items[0]
+
+
+async def assert_reserved_exactly(service: Service, simulator: Basic, quantity: int) -> None:
+    """The item is reserved, and that is all that is held, or comes to be once everything has arrived."""
+    item = await shown(service, State.STATE_RESERVED)
+    assert item.reservation.reserved_quantity == item.quantity == quantity
+    assert not item.reservation.HasField("expire_time")
+    await service.eventually(lambda _: simulator.pending_count == 0 and simulator.held == quantity)
+    await shown(service, State.STATE_RESERVED)
+
+
+async def alarmed(service: Service, log: pytest.LogCaptureFixture) -> None:
+    """Return once an operator has heard of one reservation too many."""
+    await service.eventually(lambda _: "ALARM" in log.text and "1 reservations too many" in log.text)
+
+
+async def remove(service: Service, item: cart_pb2.Item) -> None:
+    await service.stub.RemoveItem(cart_service_pb2.RemoveItemRequest(name=item.name))
+
+
+async def test_an_item_is_reserved_grows_shrinks_and_is_released(service: Service, simulator: Basic) -> None:
+    item = await service.add(quantity=2)
+    await assert_reserved_exactly(service, simulator, 2)
+    # Of ten pieces there are not enough for the old quantity and the new one.
+    await service.add(quantity=6)
+    await assert_reserved_exactly(service, simulator, 8)
+    request = cart_service_pb2.UpdateItemRequest(
+        item=cart_pb2.Item(name=item.name, quantity=1), update_mask=FieldMask(paths=["quantity"])
+    )
+    await service.stub.UpdateItem(request)
+    await assert_reserved_exactly(service, simulator, 1)
+    await remove(service, item)
+    await service.settled()
+    assert simulator.held == 0
+
+
+async def test_a_post_that_is_lost_is_uncertain_until_nothing_is_found_and_is_then_made_again(
+    service: Service, simulator: Basic
+) -> None:
+    simulator.post_faults = Faults(lost_before_effect=1)
+    await service.add(quantity=2)
+    item = await shown(service, State.STATE_UNCERTAIN)
+    assert (item.reservation.reserved_quantity, item.reconciling) == (0, True)
+    assert item.reservation.HasField("next_attempt_time")
+    simulator.post_faults = Faults()
+    await assert_reserved_exactly(service, simulator, 2)
+    [posts] = simulator.posts.values()
+    assert all(later - earlier > GRACE for earlier, later in pairwise(posts))
+
+
+async def test_a_post_whose_answer_is_lost_is_found_and_adopted(service: Service, simulator: Basic) -> None:
+    simulator.post_faults = Faults(lost_after_effect=1)
+    await service.add(quantity=2)
+    await shown(service, State.STATE_UNCERTAIN)
+    await assert_reserved_exactly(service, simulator, 2)
+    assert simulator.post_count == 1
+
+
+@pytest.mark.parametrize("faults", [Faults(garbage=1), Faults(throttled=1)], ids=["garbage", "throttled"])
+async def test_an_answer_that_tells_nothing_is_uncertain(service: Service, simulator: Basic, faults: Faults) -> None:
+    simulator.post_faults = faults
+    await service.add(quantity=2)
+    await shown(service, State.STATE_UNCERTAIN)
+    simulator.post_faults = Faults()
+    await assert_reserved_exactly(service, simulator, 2)
+
+
+async def test_a_post_that_takes_effect_within_the_grace_is_adopted(
+    service: Service, simulator: Basic, gate: Gate
+) -> None:
+    gate.close()
+    simulator.post_faults = SLOW
+    await service.add(quantity=2)
+    await shown(service, State.STATE_UNCERTAIN)
+    gate.open()
+    await assert_reserved_exactly(service, simulator, 2)
+    assert simulator.post_count == 1
+
+
+async def test_a_post_that_takes_effect_later_than_promised_is_found_and_undone(
+    service: Service, simulator: Basic, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate.close()
+    simulator.post_faults = SLOW
+    await service.add(quantity=2)
+    await gate.until_waiting(1)
+    simulator.post_faults = Faults()
+    await shown(service, State.STATE_RESERVED)
+    assert simulator.held == 2
+    gate.open()
+    await service.eventually(lambda _: simulator.held == 4)
+    await assert_reserved_exactly(service, simulator, 2)
+    await alarmed(service, caplog)
+
+
+async def test_a_post_that_arrives_again_after_its_answer_is_found_and_undone(
+    service: Service, simulator: Basic, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate.close()
+    simulator.post_faults = Faults(duplicated=1, duplicate_delay=1)
+    await service.add(quantity=2)
+    await shown(service, State.STATE_RESERVED)
+    gate.open()
+    await service.eventually(lambda _: simulator.held == 4)
+    await assert_reserved_exactly(service, simulator, 2)
+    await alarmed(service, caplog)
+
+
+async def test_an_api_that_is_down_is_waited_for_and_nothing_is_uncertain(service: Service, simulator: Basic) -> None:
+    simulator.faults = Faults(down=True)
+    await service.add(quantity=2)
+    await service.eventually(lambda _: simulator.call_count >= 3)
+    assert (await service.get()).items[0].reservation.state == State.STATE_PENDING
+    simulator.faults = Faults()
+    await assert_reserved_exactly(service, simulator, 2)
+    assert simulator.post_count == 1
+
+
+async def test_what_is_removed_while_its_post_hangs_is_released_after_it(
+    service: Service, simulator: Basic, gate: Gate
+) -> None:
+    gate.close()
+    simulator.post_faults = SLOW
+    item = await service.add(quantity=2)
+    await gate.until_waiting(1)
+    await remove(service, item)
+    cart = await service.get()
+    assert (len(cart.items), cart.reconciling) == (0, True)
+    gate.open()
+    await service.eventually(lambda _: simulator.held == 2 or simulator.pending_count == 0)
+    await service.settled()
+    assert simulator.held == 0
+
+
+async def test_after_an_answer_nothing_has_to_be_waited_for(settings: Settings, simulator: Basic, gate: Gate) -> None:
+    patient = settings.with_changes(reservation_timeout=60.0, reservation_grace=60.0)
+    async with running_replica(patient) as replica:
+        await replica.add(quantity=1)
+        await replica.settled()
+        item = await replica.add(quantity=1)
+        await replica.settled()
+        gate.close()
+        simulator.post_faults = SLOW
+        await replica.add(quantity=1)
+        await gate.until_waiting(1)
+        await replica.stub.RemoveItem(cart_service_pb2.RemoveItemRequest(name=item.name))
+        gate.open()
+        await replica.settled()
+    assert (simulator.held, simulator.post_count) == (0, 3)
+
+
+async def test_what_is_removed_is_looked_up_again_after_its_release(
+    service: Service, simulator: Basic, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate.close()
+    simulator.post_faults = SLOW
+    item = await service.add(quantity=2)
+    await gate.until_waiting(1)
+    await remove(service, item)
+    await service.settled()
+    assert simulator.held == 0
+    gate.open()
+    await service.eventually(lambda _: simulator.pending_count == 0)
+    await service.eventually(lambda _: simulator.held == 0)
+    await alarmed(service, caplog)
+
+
+async def test_an_item_added_again_waits_for_the_release_of_the_first(
+    service: Service, simulator: Basic, gate: Gate
+) -> None:
+    gate.close()
+    simulator.post_faults = SLOW
+    item = await service.add(quantity=7)
+    await gate.until_waiting(1)
+    await remove(service, item)
+    await service.add(quantity=7)
+    gate.open()
+    await assert_reserved_exactly(service, simulator, 7)
+
+
+@pytest.mark.parametrize("faults", [Faults(refused=1), Faults(out_of_stock=1)], ids=["refused", "out of stock"])
+async def test_a_refused_item_holds_nothing_and_can_be_retried(
+    service: Service, simulator: Basic, faults: Faults
+) -> None:
+    simulator.post_faults = faults
+    item = await service.add(quantity=2)
+    rejected = await shown(service, State.STATE_REJECTED)
+    assert rejected.reservation.reason in ("SIMULATED_REFUSAL", "OUT_OF_STOCK")
+    assert simulator.held == 0
+    simulator.post_faults = Faults()
+    await service.stub.RetryReservation(cart_service_pb2.RetryReservationRequest(name=item.name))
+    await assert_reserved_exactly(service, simulator, 2)
+
+
+async def test_a_refused_change_reserves_again_what_was_reserved_before(service: Service, simulator: Basic) -> None:
+    await service.add(quantity=2)
+    await assert_reserved_exactly(service, simulator, 2)
+    await service.add(quantity=9)
+    rejected = await shown(service, State.STATE_REJECTED)
+    assert (rejected.reservation.reason, rejected.reservation.reserved_quantity) == ("OUT_OF_STOCK", 2)
+    assert simulator.held == 2
+
+
+async def test_a_post_that_is_broken_off_by_a_restart_is_waited_for_and_adopted(
+    settings: Settings, simulator: Basic, gate: Gate
+) -> None:
+    gate.close()
+    simulator.post_faults = SLOW
+    slow = settings.with_changes(reservation_timeout=2.0, shutdown_grace=0.1)
+    async with running_replica(slow) as first:
+        await first.add(quantity=2)
+        await gate.until_waiting(1)
+    async with running_replica(slow) as second:
+        item = (await second.eventually(lambda cart: cart.items[0].reservation.state == State.STATE_UNCERTAIN)).items[0]
+        assert item.reservation.attempt_count <= 1
+        gate.open()
+        await second.eventually(lambda cart: cart.items[0].reservation.state == State.STATE_RESERVED)
+    assert (simulator.held, simulator.post_count) == (2, 1)
+
+
+async def test_with_every_fault_at_once_the_end_is_still_exact(service: Service, simulator: Basic) -> None:
+    simulator.faults = Faults(lost_before_effect=0.2, lost_after_effect=0.2, garbage=0.1)
+    simulator.post_faults = Faults(lost_before_effect=0.3, lost_after_effect=0.3, garbage=0.2, duplicated=0.3)
+    for _ in range(4):
+        await service.add(quantity=1)
+        before = simulator.call_count
+        await service.eventually(lambda _: simulator.call_count > before)  # noqa: B023 - called at once
+    simulator.faults = simulator.post_faults = Faults()
+    await assert_reserved_exactly(service, simulator, 4)
+
+
+class TestTwoReplicas:
+    """On PostgreSQL, where there can be several."""
+
+    @pytest.fixture
+    def backend(self) -> str:
+        return "postgresql"
+
+    async def test_two_replicas_never_have_two_attempts_open(self, service: Service, simulator: Basic) -> None:
+        simulator.post_faults = Faults(lost_before_effect=0.5, lost_after_effect=0.3)
+        async with running_replica(service.settings.with_changes(reservation_lease=1.0)) as other:
+            replicas = (service, other)
+            carts = [f"{CART}-{number}" for number in range(8)]
+            await asyncio.gather(
+                *(replicas[number % 2].add(quantity=1, cart=cart) for number, cart in enumerate(carts))
+            )
+            for cart in carts:
+                await other.eventually(lambda seen: seen.items[0].reservation.state == State.STATE_RESERVED, cart)
+        assert simulator.held == 8
+        assert simulator.post_count > 8
+        assert len(simulator.posts) == 8
+        for posts in simulator.posts.values():
+            assert all(later - earlier > GRACE for earlier, later in pairwise(posts))

@@ -1,0 +1,119 @@
+"""Attempts of the `basic` contract in the database: one at a time, whoever asks, and none for who was taken over."""
+
+import asyncio
+from dataclasses import replace
+
+from cart_grpc.carts.reservation import Reservation
+from cart_grpc.store.commands import HandBack, OpenAttempt
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.statements import RELEASE_LANE
+from cart_grpc.store.store import Store
+from tests.store.writes import SECOND, add, answered, claim, claim_one, remove, row_of, silent, snapshot
+
+WINDOW = 3600 * SECOND
+# A lease or a window that has run out by the time of the next statement.
+NO_TIME = 1
+
+
+def attempt(claimed: Reservation, window: int = WINDOW) -> OpenAttempt:
+    return OpenAttempt(claimed, window)
+
+
+async def test_an_attempt_is_in_the_row_before_anything_is_sent(store: Store, engine: Engine) -> None:
+    await store.mutate(add())
+    claimed = await claim_one(store)
+    until = await store.open_attempt(attempt(claimed))
+    assert until is not None
+    assert until >= claimed.create_time + WINDOW
+    assert (await row_of(engine, claimed.reservation_id)).uncertain_until == until
+
+
+async def test_who_claims_after_a_crash_in_mid_attempt_sees_it_and_opens_no_other(store: Store) -> None:
+    await store.mutate(add())
+    crashed = await claim_one(store, lease=NO_TIME)
+    until = await store.open_attempt(attempt(crashed))
+    heir = await claim_one(store)
+    assert heir.uncertain_until == until
+    assert await store.open_attempt(attempt(heir)) is None
+
+
+async def test_a_zombie_opens_no_attempt(store: Store, engine: Engine) -> None:
+    await store.mutate(add())
+    zombie = await claim_one(store, lease=NO_TIME)
+    heir = await claim_one(store)
+    assert await store.open_attempt(attempt(zombie)) is None
+    assert (await row_of(engine, heir.reservation_id)).uncertain_until is None
+    assert await store.open_attempt(attempt(heir)) is not None
+
+
+async def test_of_many_at_once_one_opens(store: Store) -> None:
+    await store.mutate(add())
+    claimed = await claim_one(store)
+    opened = await asyncio.gather(*(store.open_attempt(attempt(claimed)) for _ in range(8)))
+    assert sum(until is not None for until in opened) == 1
+
+
+async def test_another_may_be_opened_once_the_window_is_over(store: Store) -> None:
+    await store.mutate(add())
+    claimed = await claim_one(store)
+    assert await store.open_attempt(attempt(claimed, NO_TIME)) is not None
+    assert await store.open_attempt(attempt(claimed)) is not None
+
+
+async def test_a_claim_that_is_handed_back_leaves_its_attempt_open(store: Store) -> None:
+    await store.mutate(add())
+    claimed = await claim_one(store)
+    until = await store.open_attempt(attempt(claimed))
+    await store.lease(HandBack([claimed]))
+    assert (await claim_one(store)).uncertain_until == until
+
+
+async def test_removal_while_an_attempt_is_open_keeps_it_open_and_is_done_after_its_answer(store: Store) -> None:
+    await store.mutate(add())
+    claimed = await claim_one(store)
+    until = await store.open_attempt(attempt(claimed))
+    await store.mutate(remove())
+    releasing = await claim_one(store, RELEASE_LANE)
+    assert releasing.uncertain_until == until
+    await store.record(silent(releasing))
+    assert await claim(store, RELEASE_LANE) == []
+    late = answered(claimed, expire_time=None)
+    await store.record(replace(late, opened=until, grace=WINDOW))
+    closed = (await claim_one(store, RELEASE_LANE)).uncertain_until
+    assert closed is not None
+    assert until is not None
+    assert closed < until
+
+
+async def test_what_was_released_is_claimed_again_by_the_watch_and_nobody_waits_for_it(
+    store: Store, engine: Engine
+) -> None:
+    await store.mutate(add())
+    claimed = await claim_one(store)
+    until = await store.open_attempt(attempt(claimed, NO_TIME))
+    await store.mutate(remove())
+    releasing = await claim_one(store, RELEASE_LANE)
+    done = answered(releasing)
+    await store.record(replace(done, opened=until, grace=NO_TIME))
+    watched = await claim_one(store, RELEASE_LANE)
+    assert (watched.revision, watched.intent_revision) == (releasing.revision + 1, releasing.intent_revision)
+    await store.mutate(add())
+    assert not (await snapshot(store)).lines[0].reservation.waiting
+    assert (await row_of(engine, watched.reservation_id)).finish_time is None
+
+
+async def test_a_reservation_that_was_purged_opens_no_attempt(store: Store, engine: Engine) -> None:
+    await store.mutate(add())
+    claimed = await claim_one(store)
+    await engine.transact(lambda connection: connection.exec_driver_sql("DELETE FROM reservations"))
+    assert await store.open_attempt(attempt(claimed)) is None
+
+
+async def test_a_caller_is_told_when_an_attempt_takes_away_what_was_shown(store: Store) -> None:
+    await store.mutate(add(quantity=2))
+    first = await claim_one(store)
+    await store.record(answered(first, expire_time=None))
+    await store.mutate(add(quantity=1))
+    before = (await snapshot(store)).cart.revision
+    assert await store.open_attempt(attempt(await claim_one(store))) is not None
+    assert (await snapshot(store)).cart.revision == before + 1
