@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, case, func, or_, select, union_all
+from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, case, exists, func, or_, select, union_all
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from cart_grpc.carts.model import Line
 from cart_grpc.carts.names import SLICES
@@ -34,6 +35,9 @@ class WorkState(IntEnum):
 
 # Those that the Reservation API has not answered for. An index has them, and nothing else.
 BACKLOG = frozenset({WorkState.WAITING, WorkState.DUE, WorkState.CALLING, WorkState.BACKING_OFF})
+
+# The columns of the reservations' table, or of what was chosen from it.
+Columns: TypeAlias = "ReadOnlyColumnCollection[str, Any]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,8 @@ class AdminReads:
         self._now = engine.dialect.now()
         # The id alone does not tell the slice: 256 searches of the primary key, in one statement.
         every_slice = reservations.c.slice.in_(bindparam("slices", list(range(SLICES)), literal_execute=True))
-        self._one = _select_seen(self._now).where(every_slice, reservations.c.reservation_id == bindparam("id"))
+        by_id = (every_slice, reservations.c.reservation_id == bindparam("id"))
+        self._one = _select_seen(select(reservations).where(*by_id), self._now)
         self._backlog = _select_backlog(self._now)
         self._due = _select_due(self._now)
         self._pause = select(pauses.c.reason, pauses.c.create_time).where(is_pause)
@@ -134,8 +139,7 @@ def _seen(row: Row[Any]) -> Seen:
     return Seen(reservation, line, WorkState(row.work_state), row.now)
 
 
-def _unanswered_state(now: ColumnElement[int]) -> ColumnElement[int]:
-    row = reservations.c
+def _unanswered_state(row: Columns, now: ColumnElement[int]) -> ColumnElement[int]:
     return case(
         (row.waiting, int(WorkState.WAITING)),
         (row.lease_until > now, int(WorkState.CALLING)),
@@ -144,53 +148,57 @@ def _unanswered_state(now: ColumnElement[int]) -> ColumnElement[int]:
     )
 
 
-def _work_state(now: ColumnElement[int]) -> ColumnElement[int]:
+def _work_state(row: Columns, is_shown: ColumnElement[bool], now: ColumnElement[int]) -> ColumnElement[int]:
     """Where the work is. A renewal under way shows as what it renews."""
-    row = reservations.c
     lapsed = and_(row.state == int(Observed.HELD), row.expire_time <= now)
     return case(
-        (row.observed_revision < row.intent_revision, _unanswered_state(now)),
+        (row.observed_revision < row.intent_revision, _unanswered_state(row, now)),
         (or_(row.state == int(Observed.EXPIRED), lapsed), int(WorkState.EXPIRED)),
         (row.state == int(Observed.HELD), int(WorkState.HELD)),
         (row.state == int(Observed.COMMITTED), int(WorkState.COMMITTED)),
         # An error that can never succeed may be sealed with a release: what its item shows counts.
-        (and_(row.state == int(Observed.RELEASED), items.c.item_id.is_(None)), int(WorkState.RELEASED)),
+        (and_(row.state == int(Observed.RELEASED), ~is_shown), int(WorkState.RELEASED)),
         else_=int(WorkState.REJECTED),
     )
 
 
-def _shown_by() -> ColumnElement[bool]:
-    """The item that shows a reservation."""
+def _shows(row: Columns) -> ColumnElement[bool]:
+    """Whether an item is the one that shows a reservation."""
     names = ("slice", "user_id", "cart_id", "item_id", "reservation_id")
-    return and_(*(items.c[name] == reservations.c[name] for name in names))
+    return and_(*(items.c[name] == row[name] for name in names))
 
 
-def _select_seen(now: ColumnElement[int]) -> Select[Any]:
-    columns = [*labelled("reservation", reservations), *labelled("item", items)]
-    return select(*columns, _work_state(now).label("work_state"), now.label("now")).select_from(
-        reservations.outerjoin(items, _shown_by())
-    )
+def _select_seen(chosen: Select[Any], now: ColumnElement[int]) -> Select[Any]:
+    """The reservations that are `chosen`, and only then the items of those few."""
+    few = chosen.subquery("few")
+    state = _work_state(few.c, items.c.item_id.is_not(None), now).label("work_state")
+    columns = (*labelled("reservation", few), *labelled("item", items), state, now.label("now"))
+    joined = select(*columns).select_from(few.outerjoin(items, _shows(few.c)))
+    return joined.order_by(few.c.create_time, few.c.reservation_id)
 
 
 def _select_page(page: ReservationPage, now: ColumnElement[int]) -> Select[Any]:
     row = reservations.c
-    statement = _select_seen(now).where(_work_state(now).in_([int(state) for state in sorted(page.states)]))
+    states = [int(state) for state in sorted(page.states)]
     if page.states <= BACKLOG:
-        statement = statement.where(reconciling)
+        chosen = select(reservations).where(reconciling, _unanswered_state(row, now).in_(states))
+    else:
+        is_shown = exists().where(_shows(row)).correlate(reservations)
+        chosen = select(reservations).where(_work_state(row, is_shown, now).in_(states))
     if page.min_age:
-        statement = statement.where(row.create_time <= now - page.min_age)
+        chosen = chosen.where(row.create_time <= now - page.min_age)
     if page.min_attempts:
-        statement = statement.where(row.attempt >= page.min_attempts)
+        chosen = chosen.where(row.attempt >= page.min_attempts)
     if page.after:
         time, reservation_id = page.after
         later = and_(row.create_time == time, row.reservation_id > reservation_id)
-        statement = statement.where(or_(row.create_time > time, later))
-    return statement.order_by(row.create_time, row.reservation_id).limit(page.size + 1)
+        chosen = chosen.where(or_(row.create_time > time, later))
+    return _select_seen(chosen.order_by(row.create_time, row.reservation_id).limit(page.size + 1), now)
 
 
 def _select_backlog(now: ColumnElement[int]) -> Select[Any]:
     row = reservations.c
-    state = _unanswered_state(now).label("work_state")
+    state = _unanswered_state(row, now).label("work_state")
     waiting = select(state, row.disposition, row.create_time).where(reconciling).subquery()
     kind = (waiting.c.work_state, waiting.c.disposition)
     figures = (func.count().label("how_many"), func.min(waiting.c.create_time).label("oldest"))

@@ -8,9 +8,9 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Exists,
+    FromClause,
     Row,
     Select,
-    Table,
     Text,
     and_,
     bindparam,
@@ -135,7 +135,7 @@ def part(row: Row[Any], prefix: str) -> Any:
     return _Part(row, prefix)
 
 
-def labelled(prefix: str, table: Table) -> list[Any]:
+def labelled(prefix: str, table: FromClause) -> list[Any]:
     """The columns of a table for a joined row, where they must not meet another table's."""
     return [column.label(f"{prefix}_{column.name}") for column in table.columns]
 

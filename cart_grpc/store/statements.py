@@ -259,7 +259,7 @@ def _on_conflict(statement: Insert, table: Table, values: dict[str, Any], guard:
 
 
 def _claim(dialect: Dialect, due: Any) -> Executable:
-    """Claim what is due and not paused, skipping what others have locked. The outer UPDATE checks again that it is due."""
+    """Claim what is due and not paused, skipping what others have locked. The outer UPDATE checks that again."""
     table = schema.reservations
     now, until = bindparam("now", type_=BigInteger), bindparam("until", type_=BigInteger)
     candidates = (

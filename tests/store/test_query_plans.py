@@ -13,13 +13,15 @@ from sqlalchemy.engine import Engine as SyncEngine
 from cart_grpc import app
 from cart_grpc.carts.model import CartState
 from cart_grpc.store import migrate
+from cart_grpc.store.admin_reads import BACKLOG, ReservationPage
 from cart_grpc.store.commands import Extend, HandBack, Purge
 from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine, connect
+from cart_grpc.store.interventions import Release, Retry
 from cart_grpc.store.reads import Page
 from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE
 from cart_grpc.store.store import Store
 from tests.postgres import PostgresServer
-from tests.store.writes import KEY, SECOND, add, answered, claim, clear, remove, snapshot
+from tests.store.writes import KEY, SECOND, TERMS, add, answered, claim, clear, remove, snapshot
 
 COUNT_SQLITE = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
 COUNT_POSTGRESQL = "WITH n(i) AS (SELECT generate_series(1, 100000))"
@@ -163,6 +165,40 @@ async def test_purging_finds_what_is_over_by_an_index(planned: Planned) -> None:
     assert_no_scan(plans)
     for index in ("reservations_finished", "carts_ended", "replies_create_time"):
         assert re.search(rf"\b{index}\b", "\n".join(plans.values())), index
+
+
+async def test_what_an_operator_asks_about_what_is_stuck_finds_its_rows_by_an_index(planned: Planned) -> None:
+    store = planned.store
+    await store.mutate(add("stuck"))
+    reads = store.admin_reads
+    with heard(planned.engine.reader.sync_engine) as said:
+        [first, *_] = await reads.list(ReservationPage(5, BACKLOG, 1, 0, (1, "x")))
+        await reads.get(first.reservation.reservation_id)
+        await reads.get_stats()
+    with heard(planned.writer) as written:
+        await store.intervene(Retry(first.reservation, TERMS))
+        await store.intervene(Release(first.reservation, "over", force=True))
+    plans = await planned.plans([*said, *written])
+    assert_no_scan(plans)
+    for index in ("reservations_pkey|sqlite_autoindex_reservations", "reservations_reconciling", "reservations_due"):
+        assert re.search(rf"\b({index})", "\n".join(plans.values())), index
+
+
+async def test_holds_to_be_renewed_later_are_passed_over_by_the_index_when_it_is_asked_what_is_due(
+    planned: Planned,
+) -> None:
+    store = planned.store
+    with heard(planned.engine.reader.sync_engine) as said:
+        for lane in (HOLD_LANE, RELEASE_LANE):
+            await store.reads.has_due(lane)
+        await store.reads.find_idle_carts(10)
+    plans = await planned.plans(said)
+    assert len(plans) == 3
+    for plan in plans.values():
+        # The time is part of the search, and not of what is thrown away afterwards.
+        assert re.search(r"Index Cond: \((due_at|expire_time) <= |\((due_at|expire_time)(>\? AND \w+)?<\?\)", plan), (
+            plan
+        )
 
 
 async def test_reads_find_their_rows_by_an_index(planned: Planned) -> None:
