@@ -80,6 +80,8 @@ def _calling(configured: Settings, parsed: argparse.Namespace) -> int:
             detail = " ".join(str(error.details()).split())[:300]
             print(f"cart-grpc: {address}: {error.code().name}: {detail}", file=sys.stderr)
             return 1
+        except (ValueError, OverflowError) as error:
+            raise StartupError(f"what was said cannot be sent: {error}") from None
     return 0
 
 
@@ -159,7 +161,7 @@ def _show_tables(messages: Iterable[Message]) -> None:
 
 
 def _record_row(record: pb.ReservationRecord) -> Sequence[str]:
-    why = record.reason or record.last_error
+    why = record.last_error or record.reason
     return (
         record.name.removeprefix("reservations/"),
         _word(Record.State.Name(record.state)),
