@@ -111,7 +111,6 @@ def abandon(reservation: Reservation, now: int) -> Reservation:
         expire_time=None,
         observed_revision=released.revision,
         due_at=None,
-        lease_epoch=reservation.lease_epoch + 1,
         lease_until=None,
         finish_time=now,
     )
