@@ -173,6 +173,17 @@ def test_wrong_use_ends_with_2_and_how_to_use_it(arguments: list[str], capsys: A
     assert capsys.readouterr().err.startswith("usage: cart-grpc ")
 
 
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"cart-grpc reservations ([a-z-]+)", README))))
+def test_every_command_of_the_readme_has_help(command: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["reservations", command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: cart-grpc reservations {command}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["list", "--min-age", "nan"], ["list", "--min-age", "inf"], ["list", "--min-attempts", "9" * 20],

@@ -27,8 +27,10 @@ COUNT_SQLITE = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n W
 COUNT_POSTGRESQL = "WITH n(i) AS (SELECT generate_series(1, 100000))"
 FILL = {
     "reservations": (
-        "SELECT i % 256, 'r' || i, 'u' || (i % 1000), 'c' || (i % 20), 'x', 'sku' || (i % 50), 1, 1 + 2 * (i % 2), 1, "
-        "'{}', 1, 1, 1, i, 1, 1, i, 1, '', '', 1 = 2, NULL, 0, 0, NULL, '', NULL, NULL FROM n"
+        "SELECT i % 256, 'r' || i, 'u' || (i % 1000), 'c' || (i % 20), 'x', 'sku' || (i % 50), 1, "
+        "CASE i % 10 WHEN 0 THEN 3 ELSE 1 END, 1, "
+        "'{}', 1, 1, 1, i, 1, 1, i, 1, '', '', 1 = 2, "
+        "CASE WHEN i % 10 <> 0 THEN 9000000000000000 + i END, 0, 0, NULL, '', NULL, NULL FROM n"
     ),
     "carts": (
         "SELECT i % 256, 'u' || (i % 1000), 'c' || i, 'uid', 1, '{}', '', NULL, NULL, 1, 1, 0, 1, 1, i, i FROM n "
@@ -43,7 +45,7 @@ FILL = {
 
 
 def fill(connection: Connection) -> None:
-    """Put many finished reservations, and as many strangers' carts, into the database."""
+    """Put many holds to be renewed one day, finished reservations, and strangers' carts into the database."""
     postgresql = connection.dialect.name == "postgresql"
     counter = COUNT_POSTGRESQL if postgresql else COUNT_SQLITE
     for table, select in FILL.items():
