@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import uuid_utils
@@ -16,11 +17,12 @@ from cart_grpc.carts.changes import Terms
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.reservations import transports
 from cart_grpc.reservations.reconciler import Reconciler, ReconcilerConfig
-from cart_grpc.rpc.server import CartServer
+from cart_grpc.rpc.server import Server, admin_server, cart_server
 from cart_grpc.settings import Settings
-from cart_grpc.store import migrate
+from cart_grpc.store import migrate, restore
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.housekeeping import Housekeeping, Retention
+from cart_grpc.store.operator import Operator
 from cart_grpc.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -82,6 +84,20 @@ async def migrate_database(engine: Engine) -> tuple[str | None, str]:
     """Bring the database to this release's schema. Returns the revisions before and after. Raises StartupError."""
     try:
         return await engine.transact(migrate.upgrade)
+    except Exception as error:
+        raise _unusable(engine.name, error) from error
+
+
+async def raise_revisions(engine: Engine) -> int:
+    """Raise what is unfinished in a restored database above all that was ever said. Returns how many there are.
+
+    Raises StartupError where the database is in use, does not answer or has not been migrated.
+    """
+    await check_database(engine)
+    try:
+        return await engine.transact(restore.raise_revisions)
+    except restore.InUse as error:
+        raise StartupError(f"CART_DATABASE_URL: the database {engine.name} {error}") from None
     except Exception as error:
         raise _unusable(engine.name, error) from error
 
@@ -172,23 +188,25 @@ async def running_housekeeping(settings: Settings, store: Store) -> AsyncIterato
 
 
 @asynccontextmanager
-async def running_server(settings: Settings, store: Store) -> AsyncIterator[CartServer]:
-    """The gRPC server, listening; at the end it drains. Raises StartupError where it cannot listen."""
-    server = CartServer(store, _terms(settings), call_timeout=settings.call_timeout)
+async def running_server(server: Server, setting: str, settings: Settings, store: Store) -> AsyncIterator[int]:
+    """A gRPC server, listening as `setting` says, on the port that is yielded; at the end it drains.
+
+    Raises StartupError where it cannot listen.
+    """
     try:
-        await server.start(settings.listen)
+        await server.start(getattr(settings, setting))
     except OSError as error:
-        raise StartupError(f"CART_LISTEN: {error}") from None
+        raise StartupError(f"CART_{setting.upper()}: {error}") from None
     watching = asyncio.create_task(_watch_readiness(server, store), name="readiness")
     try:
-        yield server
+        yield server.port
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         await server.stop(settings.shutdown_grace)
 
 
-async def _watch_readiness(server: CartServer, store: Store) -> None:
+async def _watch_readiness(server: Server, store: Store) -> None:
     """Ready while the database answers; never not ready because the Reservation API is down."""
     while True:
         try:
@@ -203,15 +221,31 @@ async def _watch_readiness(server: CartServer, store: Store) -> None:
         await asyncio.sleep(0.5)
 
 
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where a process listens for callers and for operators; 0 where it does not."""
+
+    port: int = 0
+    admin_port: int = 0
+
+
 @asynccontextmanager
-async def running(settings: Settings, *, serve: bool, reconcile: bool) -> AsyncIterator[CartServer | None]:
-    """All that one process does: the server (yielded), the reconciler, or both, over one store."""
+async def running(settings: Settings, *, serve: bool, reconcile: bool) -> AsyncIterator[Ports]:
+    """All that one process does: the callers' server, the reconciler, or both, over one store; and the operator's."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(running_store(settings))
+        terms, timeout, reconciler = _terms(settings), settings.call_timeout, None
+        port = admin_port = 0
         if reconcile:
-            await stack.enter_async_context(running_reconciler(settings, store))
+            reconciler = await stack.enter_async_context(running_reconciler(settings, store))
             await stack.enter_async_context(running_housekeeping(settings, store))
-        yield await stack.enter_async_context(running_server(settings, store)) if serve else None
+        if settings.admin_listen:
+            server = admin_server(Operator(store, terms, reconciler), timeout)
+            admin_port = await stack.enter_async_context(running_server(server, "admin_listen", settings, store))
+        if serve:
+            server = cart_server(store, terms, timeout)
+            port = await stack.enter_async_context(running_server(server, "listen", settings, store))
+        yield Ports(port, admin_port)
 
 
 def _terms(settings: Settings) -> Terms:

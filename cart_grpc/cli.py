@@ -1,4 +1,4 @@
-"""The door: `cart-grpc serve | reconcile | migrate | simulate | dev | config | health`."""
+"""The door: `cart-grpc serve | reconcile | migrate | simulate | dev | config | health | reservations`."""
 
 import argparse
 import asyncio
@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import make_url
 
-from cart_grpc import app, settings
+from cart_grpc import admin_cli, app, settings
 from cart_grpc.app import StartupError
 from cart_grpc.reservations.simulator import options
 from cart_grpc.reservations.simulator.server import BoundPorts, SimulatorConfig, serve_simulator
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("config", _config, "show the settings in force, passwords hidden")
     health = add("health", _health, "ask a server whether it is ready; exit 0 if so, 1 if not")
     health.add_argument("address", nargs="?", help="HOST:PORT; CART_LISTEN if left out")
+    admin_cli.add_commands(add("reservations", None, "see what is stuck at the Reservation API, and end it"))
     return parser
 
 
@@ -106,7 +107,11 @@ def _dev(configured: Settings, parsed: argparse.Namespace) -> int:
         simulating = asyncio.create_task(_simulating(config, served, started))
         await asyncio.wait((simulating, started), return_when=asyncio.FIRST_COMPLETED)
         if not simulating.done():
-            developed = configured.with_changes(reservation_url=f"grpc://{await started}")
+            host, _, port = configured.listen.rpartition(":")
+            after = f"{host}:{(int(port) + 1) % 65536 if int(port) else 0}"
+            developed = configured.with_changes(
+                reservation_url=f"grpc://{await started}", admin_listen=configured.admin_listen or after
+            )
             try:
                 await _serving(developed, reconcile=True, stopped=stopped, welcome=True)
             finally:
@@ -149,21 +154,29 @@ async def _serving(
     configured: Settings, *, reconcile: bool, stopped: asyncio.Event | None = None, welcome: bool = False
 ) -> None:
     stopped = stopped or _stop_signal()
-    async with app.running(configured, serve=True, reconcile=reconcile) as server:
-        if server is not None:
-            host = configured.listen.rpartition(":")[0]
-            print(f"cart-grpc listens on {host}:{server.port}", flush=True)
-            if welcome:
-                print(_WELCOME.format(address=f"{host}:{server.port}"), flush=True)
+    async with app.running(configured, serve=True, reconcile=reconcile) as ports:
+        address = f"{configured.listen.rpartition(':')[0]}:{ports.port}"
+        print(f"cart-grpc listens on {address}", flush=True)
+        admin_address = _tell_admin_address(configured, ports)
+        if welcome:
+            print(_WELCOME.format(address=address, admin_address=admin_address), flush=True)
         await stopped.wait()
         log.info("stopping: calls under way may go on for %g s", configured.shutdown_grace)
     log.info("stopped")
 
 
+def _tell_admin_address(configured: Settings, ports: app.Ports) -> str:
+    address = f"{configured.admin_listen.rpartition(':')[0]}:{ports.admin_port}"
+    if ports.admin_port:
+        print(f"operators are listened to on {address}", flush=True)
+    return address
+
+
 async def _reconciling(configured: Settings) -> None:
     stopped = _stop_signal()
-    async with app.running(configured, serve=False, reconcile=True):
+    async with app.running(configured, serve=False, reconcile=True) as ports:
         print("cart-grpc reconciles", flush=True)
+        _tell_admin_address(configured, ports)
         await stopped.wait()
 
 
@@ -241,6 +254,10 @@ or, without grpcurl, with the buf that `make setup` has brought:
     -d '{{"name":"users/alice/carts/default"}}' http://{address}/cart.v1.CartService/GetCart
   .venv/bin/buf curl --protocol grpc --http2-prior-knowledge \\
     -d '{{"parent":"users/alice"}}' http://{address}/cart.v1.CartService/ListCarts
+
+What waits for the Reservation API, as its operator sees it:
+
+  .venv/bin/cart-grpc reservations stats --address {admin_address}
 
 Ctrl-C stops it."""
 

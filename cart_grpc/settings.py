@@ -53,6 +53,7 @@ def check_database_url(url: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(check_address)]
+OptionalAddress = Annotated[str, AfterValidator(lambda address: address and check_address(address))]
 DatabaseUrl = Annotated[str, AfterValidator(check_database_url)]
 ReservationUrl = Annotated[str, AfterValidator(check_url)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -64,6 +65,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     listen: Address = Field("127.0.0.1:50051", description="where to listen, HOST:PORT")
+    admin_listen: OptionalAddress = Field(
+        "", description="where to listen for operators, HOST:PORT; whoever reaches it may do all they can; empty: off"
+    )
     database_url: DatabaseUrl = Field("sqlite:///cart.db", description="the database, as a SQLAlchemy URL")
     reservation_url: ReservationUrl = Field(
         "grpc://127.0.0.1:50061",

@@ -341,6 +341,9 @@ def test_dev_says_where_everything_listens_and_what_to_try(
     assert re.search(r"^the simulator listens on grpc://127\.0\.0\.1:[1-9]\d* and ", said, re.MULTILINE)
     port = re.search(r"^cart-grpc listens on 127\.0\.0\.1:([1-9]\d*)$", said, re.MULTILINE)
     assert port is not None
+    admin_port = re.search(r"^operators are listened to on 127\.0\.0\.1:([1-9]\d*)$", said, re.MULTILINE)
+    assert admin_port is not None
+    assert f"reservations stats --address 127.0.0.1:{admin_port[1]}\n" in said
     assert said.count(f"127.0.0.1:{port[1]} cart.v1.CartService/") == 3
     assert (folder / "cart.db.simulator.jsonl").exists()
 

@@ -33,6 +33,7 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
         ["127.0.0.1:50051", "[::]:0", "0.0.0.0:65535", "cart.example:1"],
         ["", "50051", ":50051", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "h:65536", "h:-1", "h:٣", "h:1 ", "h:²"],
     ),
+    "ADMIN_LISTEN": (["", "127.0.0.1:50052", "[::1]:0"], ["50052", ":50052", "127.0.0.1", "h:65536", " "]),
     "RESERVATION_URL": (
         ["grpc://h:1", "grpcs://h:1", "http://h", "https://h/prefix", "basic+http://h", "basic+https://h/prefix"],
         ["", "h:1", "ftp://h:1", "grpc://h", "http://", "http://u:hunter2@h", "http://h?x=hunter2"],
@@ -52,6 +53,7 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
 }
 # What would be right, as each wrong value is told.
 HINTS = {
+    "ADMIN_LISTEN": "should be HOST:PORT, such as 127.0.0.1:50051",
     "LISTEN": "should be HOST:PORT, such as 127.0.0.1:50051",
     "RESERVATION_URL": "it should be grpc://HOST:PORT, grpcs://HOST:PORT, http://HOST:PORT[/PREFIX] or https://",
     "LOG_LEVEL": "should be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'",

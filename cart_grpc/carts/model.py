@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from cart_grpc.carts.attempts import is_uncertain
 from cart_grpc.carts.names import CartKey
-from cart_grpc.carts.reservation import Disposition, Observed, Reservation
+from cart_grpc.carts.reservation import RELEASED_BY_OPERATOR, Disposition, Observed, Reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +147,8 @@ def progress(line: Line, now: int) -> Progress:
     if row.refused_reason or row.state in (Observed.REJECTED, Observed.RELEASED):
         reason = row.refused_reason or row.reason or row.state.name
         message = f"the Reservation API refused {wanted} of {row.sku}: {reason}; {held} held"
+        if reason == RELEASED_BY_OPERATOR:
+            message = f"an operator gave back what was reserved of {row.sku}"
         return Progress(ProgressState.REJECTED, held, expire_time, reason, message)
     return Progress(
         ProgressState.EXPIRED,

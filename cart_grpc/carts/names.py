@@ -11,6 +11,7 @@ ID_HINT = "1 to 128 characters of A-Z a-z 0-9 . _ ~ @ | : + -, and not '-', '.' 
 SLICES = 256
 _NOT_IDS = {"-", ".", ".."}
 _ITEM_ID = re.compile(r"[0-9a-f]{32}")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class UserKey(NamedTuple):
@@ -78,6 +79,12 @@ def find_item(name: str) -> tuple[CartKey, str] | None:
     cart_name, separator, item_id = name.partition("/items/")
     cart = find_cart(cart_name)
     return (cart, item_id) if cart and separator and _ITEM_ID.fullmatch(item_id) else None
+
+
+def find_reservation(name: str) -> str | None:
+    """The reservation id in `reservations/{reservation}`, or None where `name` is not of that form."""
+    collection, _, reservation_id = name.partition("/")
+    return reservation_id if collection == "reservations" and _UUID.fullmatch(reservation_id) else None
 
 
 def item_id_of(sku: str, options: Mapping[str, str]) -> str:

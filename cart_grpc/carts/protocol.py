@@ -111,6 +111,33 @@ def unblock(reservation: Reservation, now: int) -> Reservation:
     return replace(reservation, waiting=False, due_at=now)
 
 
+def hurry(reservation: Reservation, now: int) -> Reservation:
+    """What is still to be said is due now, as if it had never been tried; a call under way is overtaken."""
+    if reservation.settled or reservation.waiting:
+        return reservation
+    return replace(reservation, due_at=now, attempt=0, lease_epoch=reservation.lease_epoch + 1, lease_until=None)
+
+
+def abandon(reservation: Reservation, now: int) -> Reservation:
+    """Regard it as released although the Reservation API has not said so: for an operator alone to decide.
+
+    Answers that come later change nothing. Raises ValueError where it is being committed.
+    """
+    if reservation.finish_time is not None:
+        return reservation
+    released = release(reservation, now)
+    return replace(
+        released,
+        state=Observed.RELEASED,
+        granted_quantity=0,
+        expire_time=None,
+        observed_revision=released.revision,
+        due_at=None,
+        lease_until=None,
+        finish_time=now,
+    )
+
+
 def observe(reservation: Reservation, decision: Decision) -> Reservation:
     """Join a decision in, whoever brings it: what was observed only rises, so a late or double one changes nothing."""
     if decision.revision <= reservation.observed_revision or decision.revision > reservation.revision:
@@ -163,7 +190,7 @@ def record(
     match outcome:
         case Decision():
             after = observe(after, outcome)
-        case Overtaken(current) if current.revision > after.revision:
+        case Overtaken(current) if current.revision > after.revision and after.finish_time is None:
             # Due whoever brings it: a row that was settled had nobody left to send it. What was decided for a revision
             # that we know nothing of answers no intent of ours, and nothing is certainly held until this one is.
             raised = current.revision + 1

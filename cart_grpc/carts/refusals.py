@@ -3,11 +3,12 @@
     Refused                          a call that did not do what it was asked, and why
     ├── InvalidArgument              the request itself is wrong: which fields, and what would be right
     │   └── RequestIdReused          the request_id was used for another body
-    ├── NotFound                     no such cart or item
+    ├── NotFound                     no such cart, item or reservation
     ├── AlreadyExists                the cart is there already
     ├── FailedPrecondition           the request is fine, the cart's state is not
     │   ├── CartClosed               the cart has ended
-    │   └── CurrencyMismatch         a price is in another currency than the cart
+    │   ├── CurrencyMismatch         a price is in another currency than the cart
+    │   └── ReservationCommitted     a reservation is sold, or being sold, and cannot be released
     ├── Aborted
     │   └── EtagMismatch             the cart has changed since the caller read it
     ├── LimitExceeded                a stored total would pass its limit
@@ -75,7 +76,7 @@ class RequestIdReused(InvalidArgument):
 
 
 class NotFound(Refused):
-    """No such cart or item. `resource_type` is its type, such as `cart.v1.Cart`."""
+    """No such cart, item or reservation. `resource_type` is its type, such as `cart.v1.Cart`."""
 
     def __init__(self, resource_type: str, name: str) -> None:
         super().__init__(f"{name} was not found", {"resource_type": resource_type, "resource_name": name})
@@ -99,6 +100,15 @@ class ItemNotFound(NotFound):
 
     def __init__(self, name: str) -> None:
         super().__init__("cart.v1.Item", name)
+
+
+class ReservationNotFound(NotFound):
+    """There is no such reservation, or it has been finished for so long that it was purged."""
+
+    reason = "RESERVATION_NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        super().__init__("cart.v1.ReservationRecord", name)
 
 
 class AlreadyExists(Refused):
@@ -137,6 +147,15 @@ class CurrencyMismatch(FailedPrecondition):
     def __init__(self, name: str, cart_currency: str, currency: str) -> None:
         message = f"{name} has prices in {cart_currency}, not in {currency}"
         super().__init__(name, message, {"cart_currency_code": cart_currency, "currency_code": currency})
+
+
+class ReservationCommitted(FailedPrecondition):
+    """From COMMIT no other intent follows: the customer may have paid, and the answer may be under way."""
+
+    reason = "RESERVATION_COMMITTED"
+
+    def __init__(self, name: str, state: str) -> None:
+        super().__init__(name, f"{name} is {state} and cannot be released", {"state": state})
 
 
 class Aborted(Refused):

@@ -31,6 +31,8 @@ class Observed(IntEnum):
 
 
 FINAL = frozenset({Observed.COMMITTED, Observed.RELEASED})
+# The `refused_reason` of a hold that an operator has given back, while its item is still in the cart.
+RELEASED_BY_OPERATOR = "RELEASED_BY_OPERATOR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +110,10 @@ class Reservation:
     `intent_revision` is the revision at which the intent last changed in substance: a renewal raises `revision` alone,
     and nobody need see it. `least_quantity` is the least quantity intended since the last grant observed: what is shown
     as reserved never exceeds it, since a smaller intent may have been decided already. `refused_reason` is set while an
-    error that can never succeed is being sealed, and after. `waiting` rows are not due until the older reservations of
-    the same cart and sku are released. `due_at` is None when there is nothing to do. `uncertain_until` is when what
-    was last attempted under the `basic` contract can take effect no more, None where nothing was: see `attempts`.
+    error that can never succeed is being sealed, and after; an operator's release sets it, too. `waiting` rows are not
+    due until the older reservations of the same cart and sku are released. `due_at` is None when there is nothing to
+    do. `uncertain_until` is when what was last attempted under the `basic` contract can take effect no more, None where
+    nothing was: see `attempts`.
     """
 
     reservation_id: str
@@ -139,6 +142,10 @@ class Reservation:
     last_error: str = ""
     finish_time: int | None = None
     uncertain_until: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"reservations/{self.reservation_id}"
 
     @property
     def settled(self) -> bool:

@@ -16,6 +16,7 @@ class Breaker:
         self._probe_interval = probe_interval
         self._failures = 0
         self._probe_at = 0.0
+        self._opened_at = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -43,8 +44,13 @@ class Breaker:
         was_open = self.is_open
         self._failures += 1
         if not was_open:
-            self._probe_at = self._clock() + self._probe_interval
+            self._opened_at = self._clock()
+            self._probe_at = self._opened_at + self._probe_interval
         return self.is_open and not was_open
+
+    def open_seconds(self) -> float | None:
+        """For how long it has been open, None while it is closed."""
+        return self._clock() - self._opened_at if self.is_open else None
 
     def seconds_to_probe(self) -> float:
         """How long until a probe may be made; 0 while closed, and where one may be made now."""

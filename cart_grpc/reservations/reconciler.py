@@ -131,6 +131,10 @@ class Reconciler:
         """How many calls are under way."""
         return sum(len(lane.calls) for lane in self._lanes)
 
+    def breaker_open_seconds(self) -> float | None:
+        """For how long nobody has answered, None while the Reservation API answers."""
+        return self._breaker.open_seconds()
+
     def _start(self, lane: _Lane, claimed: Reservation) -> None:
         call = asyncio.create_task(self._reconcile(claimed), name=f"reconcile-{claimed.reservation_id}")
         lane.calls[call] = claimed

@@ -67,6 +67,12 @@ class Fields:
             self.fault(field, "INVALID_NAME", "must be users/{user}/carts/{cart}/items/{item}, as an item's name says")
         return found or (CartKey(0, "", ""), "")
 
+    def reservation(self, field: str, name: str) -> str:
+        reservation_id = names.find_reservation(name)
+        if reservation_id is None:
+            self.fault(field, "INVALID_NAME", "must be reservations/{reservation}; an id is a UUID in lower case")
+        return reservation_id or ""
+
     def id(self, field: str, text: str) -> str:
         if not names.is_id(text):
             self.fault(field, "INVALID_ID", f"must be {names.ID_HINT}")
@@ -96,6 +102,11 @@ class Fields:
         if not 1 <= quantity <= most:
             self.fault(field, "OUT_OF_RANGE", f"must be 1 to {most}, not {quantity}")
         return quantity
+
+    def least(self, field: str, number: int) -> int:
+        if number < 0:
+            self.fault(field, "OUT_OF_RANGE", f"must be 0 or more, not {number}")
+        return number
 
     def money(self, field: str, money: cart_pb2.Money) -> Money:
         self.currency(f"{field}.currency_code", money.currency_code)

@@ -5,6 +5,8 @@ import binascii
 import hashlib
 import json
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from cart.v1 import cart_service_pb2
 
@@ -24,8 +26,7 @@ def list_carts(request: cart_service_pb2.ListCartsRequest) -> Page:
     """The page that is asked for. Raises InvalidArgument."""
     fields = Fields()
     user = fields.user("parent", request.parent)
-    if request.page_size < 0:
-        fields.fault("page_size", "OUT_OF_RANGE", f"must be 0 or more, not {request.page_size}")
+    size = page_size(fields, request.page_size)
     states = _states(fields, request.filter)
     order = _ORDER.fullmatch(" ".join(request.order_by.split()) or "name")
     if order is None:
@@ -33,7 +34,7 @@ def list_carts(request: cart_service_pb2.ListCartsRequest) -> Page:
     fields.check()
     page = Page(
         user=user,
-        size=min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE),
+        size=size,
         states=states,
         order_by=order.group(1) if order else "name",
         descending=bool(order and order.group(3) == "desc"),
@@ -47,8 +48,37 @@ def list_carts(request: cart_service_pb2.ListCartsRequest) -> Page:
 def next_page_token(page: Page, last: Cart) -> str:
     """The token of the page that begins after `last`."""
     value = last.key.cart_id if page.order_by == "name" else getattr(last, page.order_by)
-    content = json.dumps([_query(page), value, last.key.cart_id], separators=(",", ":"))
-    return base64.urlsafe_b64encode(content.encode()).decode().rstrip("=")
+    return encode_token([_query(page), value, last.key.cart_id])
+
+
+def page_size(fields: Fields, asked: int) -> int:
+    """How many at most, where `asked` is what the request says."""
+    return min(fields.least("page_size", asked) or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+
+
+def encode_token(content: Sequence[object]) -> str:
+    """A page token that holds `content`."""
+    text = json.dumps(content, separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def decode_token(token: str) -> Any:
+    """What a page token holds, which may be anything; None where it is none."""
+    try:
+        padded = token + "=" * (-len(token) % 4)
+        return json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (ValueError, binascii.Error, RecursionError):
+        return None
+
+
+def is_time(value: object) -> bool:
+    """Whether it can be a time in microseconds, as the database has it."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def query_hash(query: Sequence[object]) -> str:
+    """What must be the same from page to page."""
+    return hashlib.sha256(json.dumps(query).encode()).hexdigest()[:16]
 
 
 def _states(fields: Fields, text: str) -> frozenset[CartState]:
@@ -67,12 +97,7 @@ def _states(fields: Fields, text: str) -> frozenset[CartState]:
 
 
 def _decode(fields: Fields, page: Page, token: str) -> tuple[int | str, str] | None:
-    try:
-        padded = token + "=" * (-len(token) % 4)
-        decoded = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-    except (ValueError, binascii.Error, RecursionError):
-        decoded = None
-    match decoded:
+    match decode_token(token):
         case [str(query), value, str(cart_id)] if is_id(cart_id) and _is_order_value(page, value):
             if query != _query(page):
                 fields.fault("page_token", "INVALID_PAGE_TOKEN", "belongs to another parent, filter or order_by")
@@ -84,10 +109,8 @@ def _decode(fields: Fields, page: Page, token: str) -> tuple[int | str, str] | N
 def _is_order_value(page: Page, value: object) -> bool:
     if page.order_by == "name":
         return isinstance(value, str) and is_id(value)
-    return type(value) is int and 0 <= value < 2**63
+    return is_time(value)
 
 
 def _query(page: Page) -> str:
-    """What must be the same from page to page."""
-    query = (page.user.user_id, sorted(page.states), page.order_by, page.descending)
-    return hashlib.sha256(json.dumps(query).encode()).hexdigest()[:16]
+    return query_hash((page.user.user_id, sorted(page.states), page.order_by, page.descending))

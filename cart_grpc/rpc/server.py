@@ -1,16 +1,22 @@
-"""The gRPC server: its services, its limits, its start and its end."""
+"""The gRPC servers: their services, their limits, their start and their end."""
+
+from collections.abc import Callable
 
 import grpc
-from cart.v1 import cart_service_pb2_grpc
+from cart.v1 import cart_admin_service_pb2_grpc, cart_service_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cart_grpc.carts.changes import Terms
+from cart_grpc.rpc.cart_admin_service import CartAdminService
 from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.rpc.guard import Guard
+from cart_grpc.store.hints import Hints
+from cart_grpc.store.operator import Operator
 from cart_grpc.store.store import Store
 
 SERVICE = "cart.v1.CartService"
+ADMIN_SERVICE = "cart.v1.CartAdminService"
 OPTIONS = (
     # A second server on the same port would steal half of the calls in silence.
     ("grpc.so_reuseport", 0),
@@ -27,20 +33,38 @@ OPTIONS = (
 )
 
 
-class CartServer:
-    """`cart.v1.CartService` with health and reflection on one port.
+def cart_server(store: Store, terms: Terms, call_timeout: float) -> "Server":
+    """The callers' server: `cart.v1.CartService`. Those who wait in a call when it stops are answered at once."""
+    servicer = CartService(store, terms)
+    add = cart_service_pb2_grpc.add_CartServiceServicer_to_server
+    return Server(SERVICE, lambda server: add(servicer, server), call_timeout, store.hints)
 
-    Health: `""` is liveness; `cart.v1.CartService` is readiness, as `set_ready` says.
+
+def admin_server(operator: Operator, call_timeout: float) -> "Server":
+    """The operator's server: `cart.v1.CartAdminService`, which whoever reaches its port may call."""
+    servicer = CartAdminService(operator)
+    add = cart_admin_service_pb2_grpc.add_CartAdminServiceServicer_to_server
+    return Server(ADMIN_SERVICE, lambda server: add(servicer, server), call_timeout)
+
+
+class Server:
+    """One service with health and reflection on one port.
+
+    Health: `""` is liveness; `service` is readiness, as `set_ready` says. `add` adds the servicer; `hints` are closed
+    when the server stops.
     """
 
-    def __init__(self, store: Store, terms: Terms, *, call_timeout: float) -> None:
+    def __init__(
+        self, service: str, add: Callable[[grpc.aio.Server], None], call_timeout: float, hints: Hints | None = None
+    ) -> None:
         self.port = 0
-        self._hints = store.hints
+        self._service = service
+        self._hints = hints
         self._server = grpc.aio.server(interceptors=[Guard(call_timeout)], options=OPTIONS)
         self._health = health.aio.HealthServicer()
-        cart_service_pb2_grpc.add_CartServiceServicer_to_server(CartService(store, terms), self._server)
+        add(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
     async def start(self, address: str) -> None:
@@ -56,10 +80,11 @@ class CartServer:
     async def set_ready(self, *, ready: bool) -> None:
         """Say whether calls should be sent here."""
         statuses = health_pb2.HealthCheckResponse
-        await self._health.set(SERVICE, statuses.SERVING if ready else statuses.NOT_SERVING)
+        await self._health.set(self._service, statuses.SERVING if ready else statuses.NOT_SERVING)
 
     async def stop(self, grace: float) -> None:
         """Say so, refuse new calls, give those under way `grace` seconds; those in max_wait answer at once."""
         await self._health.enter_graceful_shutdown()
-        self._hints.close()
+        if self._hints:
+            self._hints.close()
         await self._server.stop(grace)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from cart_grpc.carts.changes import NewId
 from cart_grpc.carts.names import CartKey, UserKey
 from cart_grpc.store import schema
-from cart_grpc.store.commands import Claim, Command, Extend, HandBack, Purge, WorkCommand
+from cart_grpc.store.commands import Claim, Command, Extend, HandBack, Pause, Purge, Resume, WorkCommand
 from cart_grpc.store.rows import (
     cart_values,
     item_values,
@@ -139,6 +139,10 @@ def _work(statements: Statements, connection: Connection, command: WorkCommand, 
             statements.set_lease(connection, _keys(claims), None, now)
         case Purge(replies, reservations, carts, limit):
             return statements.purge(connection, now - replies, now - reservations, now - carts, limit)
+        case Pause(reason):
+            statements.pause(connection, reason, now)
+        case Resume():
+            statements.resume(connection)
     return None
 
 

@@ -128,9 +128,7 @@ class Record:
         after = follow_up(after, self.outcome, self.opened, now, self.grace)
         if not self.spent and after.lease_epoch == epoch and after.attempt:
             after = replace(after, attempt=after.attempt - 1)
-        _put(working, before, after, now)
-        if after.settled and not before.settled and after.disposition is Disposition.RELEASE:
-            _unblock_waiting(working, after, now)
+        put_after(working, before, after, now)
         duplicates = count_duplicates(before, self.outcome)
         alarm = f"{duplicates} reservations too many were found and undone" if duplicates else None
         return Recorded(after, alarm or find_alarm(before, self.outcome), duplicates)
@@ -158,18 +156,23 @@ class OpenAttempt:
         after = open_attempt(before, self.claimed, self.window, now) if before else None
         if before is None or after is None:
             return None
-        _put(working, before, after, now)
+        put_after(working, before, after, now)
         return after.uncertain_until
 
 
-def _put(working: Working, before: Reservation, after: Reservation, now: int) -> None:
-    """Take over a changed reservation, and tell those who watch its cart if they can see it."""
+def put_after(working: Working, before: Reservation, after: Reservation, now: int) -> None:
+    """Put `after` in the place of `before`: callers see that the cart changed, and what waited for a release goes on.
+
+    `working` has the cart, the item and, where `after` is a release, the sku.
+    """
     if _visible(working, before, now) != _visible(working, after, now):
         # An ended cart is purged once nothing of it is reconciling; an operator may set that going again.
         cart = working.carts.get(after.cart)
         if cart:
             working.put_cart(replace(cart, revision=cart.revision + 1))
     working.put_reservation(after)
+    if after.settled and not before.settled and after.disposition is Disposition.RELEASE:
+        _unblock_waiting(working, after, now)
 
 
 def _visible(working: Working, reservation: Reservation, now: int) -> object:
@@ -246,4 +249,16 @@ class Purge:
     limit: int
 
 
-WorkCommand = Claim | Extend | HandBack | Purge
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Let nothing be claimed by anybody until Resume. Once paused, only the reason is replaced."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Let claims be made again."""
+
+
+WorkCommand = Claim | Extend | HandBack | Purge | Pause | Resume

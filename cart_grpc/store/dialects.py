@@ -127,7 +127,9 @@ class PostgresqlDialect:
         return not connection.exec_driver_sql("SELECT pg_is_in_recovery()").scalar_one()
 
     def now(self) -> ColumnElement[int]:
-        return cast(func.floor(extract("epoch", func.clock_timestamp()) * 1_000_000), BigInteger)
+        # As a subquery it is asked once a statement; a volatile function cannot be searched for in an index.
+        asked = cast(func.floor(extract("epoch", func.clock_timestamp()) * 1_000_000), BigInteger)
+        return select(asked).scalar_subquery()
 
 
 def _unnest(table: Table, columns: Sequence[str]) -> Any:

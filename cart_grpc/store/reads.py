@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Exists,
+    FromClause,
     Row,
     Select,
     Text,
@@ -26,7 +27,7 @@ from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.carts.reservation import Disposition
 from cart_grpc.store.engine import Engine, is_unavailable
 from cart_grpc.store.rows import to_cart, to_item, to_reservation
-from cart_grpc.store.schema import carts, due, due_release, expiring, items, reconciling, reservations
+from cart_grpc.store.schema import carts, due, due_release, expiring, is_not_paused, items, reconciling, reservations
 from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane
 
 
@@ -67,18 +68,22 @@ class Reads:
             .limit(bindparam("most", type_=BigInteger))
         )
         self._due: dict[Lane, Select[Any]] = {
-            HOLD_LANE: select(reservations.c.due_at).where(due, reservations.c.due_at <= self._now).limit(1),
-            RELEASE_LANE: select(reservations.c.due_at).where(due_release, reservations.c.due_at <= self._now).limit(1),
+            lane: select(reservations.c.due_at)
+            .where(among, reservations.c.due_at <= self._now, is_not_paused)
+            # The order makes the planner read the index from its beginning, where the first row tells.
+            .order_by(reservations.c.due_at)
+            .limit(1)
+            for lane, among in ((HOLD_LANE, due), (RELEASE_LANE, due_release))
         }
 
     async def find_cart(self, key: CartKey) -> Snapshot | None:
         """The cart under `key`, whatever its state, or None where none was ever made. Raises DatabaseUnavailable."""
-        rows = await self._all(self._cart, {"slice": key.slice, "user": key.user_id, "cart": key.cart_id})
+        rows = await fetch(self._reader, self._cart, {"slice": key.slice, "user": key.user_id, "cart": key.cart_id})
         if not rows:
             return None
-        cart_row, now, reconciling = _part(rows[0], "cart"), rows[0].now, bool(rows[0].reconciling)
+        cart_row, now, reconciling = part(rows[0], "cart"), rows[0].now, bool(rows[0].reconciling)
         lines = [
-            Line(to_item(_part(row, "item")), to_reservation(_part(row, "reservation")))
+            Line(to_item(part(row, "item")), to_reservation(part(row, "reservation")))
             for row in rows
             if row.item_item_id is not None
         ]
@@ -86,32 +91,34 @@ class Reads:
 
     async def list_carts(self, page: Page) -> list[Snapshot]:
         """One page of a user's carts, without lines, and one more cart if there is one. Raises DatabaseUnavailable."""
-        rows = await self._all(_select_page(page, self._now), {})
+        rows = await fetch(self._reader, _select_page(page, self._now), {})
         return [Snapshot(to_cart(row), (), bool(row.reconciling), row.now) for row in rows]
 
     async def is_releasing(self, key: CartKey, item_id: str | None = None) -> bool:
         """Whether a release in the cart, or of one item, is not confirmed yet. Raises DatabaseUnavailable."""
         parameters = {"slice": key.slice, "user": key.user_id, "cart": key.cart_id, "item": item_id}
-        return bool(await self._all(self._releasing, parameters))
+        return bool(await fetch(self._reader, self._releasing, parameters))
 
     async def find_idle_carts(self, limit: int) -> list[CartKey]:
         """Up to `limit` carts whose expire_time has passed, those first that have waited longest."""
-        rows = await self._all(self._idle, {"most": limit})
+        rows = await fetch(self._reader, self._idle, {"most": limit})
         return [CartKey(row.slice, row.user_id, row.cart_id) for row in rows]
 
     async def has_due(self, lane: Lane) -> bool:
         """Whether a claim of `lane` would find anything. Raises DatabaseUnavailable."""
-        return bool(await self._all(self._due[lane], {}))
+        return bool(await fetch(self._reader, self._due[lane], {}))
 
-    async def _all(self, statement: Select[Any], parameters: dict[str, Any]) -> Sequence[Row[Any]]:
-        try:
-            async with self._reader.connect() as connection:
-                rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
-                return rows
-        except Exception as error:
-            if is_unavailable(error):
-                raise DatabaseUnavailable from error
-            raise
+
+async def fetch(reader: AsyncEngine, statement: Select[Any], parameters: dict[str, Any]) -> Sequence[Row[Any]]:
+    """All rows that a read finds. Raises DatabaseUnavailable."""
+    try:
+        async with reader.connect() as connection:
+            rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
+            return rows
+    except Exception as error:
+        if is_unavailable(error):
+            raise DatabaseUnavailable from error
+        raise
 
 
 class _Part:
@@ -127,8 +134,14 @@ class _Part:
         return self._mapping[f"{self._prefix}_{name}"]
 
 
-def _part(row: Row[Any], prefix: str) -> Any:
+def part(row: Row[Any], prefix: str) -> Any:
+    """The columns that `labelled` has put into a joined row under `prefix`, as a row of their own."""
     return _Part(row, prefix)
+
+
+def labelled(prefix: str, table: FromClause) -> list[Any]:
+    """The columns of a table for a joined row, where they must not meet another table's."""
+    return [column.label(f"{prefix}_{column.name}") for column in table.columns]
 
 
 def _is_reconciling() -> Exists:
@@ -141,11 +154,7 @@ def _is_reconciling() -> Exists:
 
 
 def _select_cart(now: ColumnElement[int]) -> Select[Any]:
-    columns = [
-        column.label(f"{prefix}_{column.name}")
-        for prefix, table in (("cart", carts), ("item", items), ("reservation", reservations))
-        for column in table.columns
-    ]
+    columns = [*labelled("cart", carts), *labelled("item", items), *labelled("reservation", reservations)]
     same_cart = and_(
         items.c.slice == carts.c.slice, items.c.user_id == carts.c.user_id, items.c.cart_id == carts.c.cart_id
     )

@@ -17,7 +17,9 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    and_,
     event,
+    exists,
     text,
 )
 from sqlalchemy.dialects import postgresql
@@ -159,6 +161,10 @@ pauses = Table(
     Column("create_time", Int64, nullable=False),
     PrimaryKeyConstraint("slice", "name", name="pauses_pkey"),
 )
+
+RESERVATIONS_PAUSE = "reservations"
+is_pause = and_(pauses.c.slice == 0, pauses.c.name == RESERVATIONS_PAUSE)
+is_not_paused = ~exists().where(is_pause)
 
 # The literals 3 are Disposition.RELEASE: a partial index is used only where a statement repeats its words.
 due = text("due_at IS NOT NULL AND disposition <> 3")

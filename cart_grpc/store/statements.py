@@ -47,6 +47,7 @@ _GET_MARK = (
     .where(schema.writers.c.slice == 0, schema.writers.c.writer_id == bindparam("writer"))
     .with_for_update()
 )
+_RESUME = delete(schema.pauses).where(schema.is_pause)
 _FORGET_WRITERS = delete(schema.writers).where(schema.writers.c.update_time < bindparam("before", type_=BigInteger))
 
 
@@ -79,6 +80,8 @@ class Statements:
         }
         self._lease = _lease(dialect)
         self._mark = _upsert(dialect, schema.writers)
+        pause = dialect.insert(schema.pauses)
+        self._pause = _on_conflict(pause, schema.pauses, {"reason": pause.excluded.reason}, None)
         self._purges = (_purge_replies(dialect), _purge_reservations(dialect), _purge_carts(dialect))
         self._purge_users = _purge_users(dialect)
 
@@ -151,6 +154,15 @@ class Statements:
             if users and self._lock_users:
                 connection.execute(self._purge_users, self._dialect.bind_keys(USER, users))
         return deleted
+
+    def pause(self, connection: Connection, reason: str, now: int) -> None:
+        """Let nobody claim anything, for `reason`. The time at which it was first said stays."""
+        row = {"slice": 0, "name": schema.RESERVATIONS_PAUSE, "reason": reason, "create_time": now}
+        connection.execute(self._pause, self._dialect.bind_rows(schema.pauses, [row]))
+
+    def resume(self, connection: Connection) -> None:
+        """Let claims be made again."""
+        connection.execute(_RESUME)
 
     def mark(self, connection: Connection, writer: str, number: int, now: int) -> None:
         """Note in the transaction itself that `writer` has come to batch `number`."""
@@ -247,12 +259,12 @@ def _on_conflict(statement: Insert, table: Table, values: dict[str, Any], guard:
 
 
 def _claim(dialect: Dialect, due: Any) -> Executable:
-    """Claim what is due, skipping what others have locked. The outer UPDATE checks again that it is due."""
+    """Claim what is due and not paused, skipping what others have locked. The outer UPDATE checks that again."""
     table = schema.reservations
     now, until = bindparam("now", type_=BigInteger), bindparam("until", type_=BigInteger)
     candidates = (
         select(*dialect.identity(table))
-        .where(due, table.c.due_at <= now)
+        .where(due, table.c.due_at <= now, schema.is_not_paused)
         .order_by(table.c.due_at)
         .limit(bindparam("most", type_=BigInteger))
         .with_for_update(skip_locked=True)

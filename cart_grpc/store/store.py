@@ -2,26 +2,33 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import TypeVar
 
 from cart_grpc.carts.changes import NewId
 from cart_grpc.carts.names import CartKey
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.carts.reservation import Reservation
+from cart_grpc.store.admin_reads import AdminReads
 from cart_grpc.store.commands import (
     Claim,
+    Command,
     Expire,
     Extend,
     HandBack,
     Mutation,
     OpenAttempt,
+    Pause,
     Purge,
     Record,
     Recorded,
+    Resume,
 )
 from cart_grpc.store.engine import Engine, is_unavailable
 from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.hints import Hints
 from cart_grpc.store.reads import Reads
+
+R = TypeVar("R")
 
 # Hints come from this process only; another replica's changes are found by looking, ever less often.
 FIRST_POLL_SECONDS = 0.1
@@ -35,6 +42,7 @@ class Store:
         self._engine = engine
         self.hints = Hints()
         self.reads = Reads(engine)
+        self.admin_reads = AdminReads(engine)
         self._writer = GroupCommit(engine, self.hints, new_id, queue_size)
 
     async def start(self) -> None:
@@ -77,6 +85,15 @@ class Store:
         """Delete what nobody needs any more. Returns how many rows went."""
         deleted: int = await self._writer.work(purge)
         return deleted
+
+    async def intervene(self, command: Command[R]) -> R:
+        """What an operator has decided; it does not queue behind the callers. Raises Refused."""
+        answer: R = await self._writer.work(command)
+        return answer
+
+    async def pause(self, command: Pause | Resume) -> None:
+        """Stop claims, by whatever process, or let them go on."""
+        await self._writer.work(command)
 
     async def lease(self, command: Extend | HandBack) -> None:
         """Extend claims or hand them back."""

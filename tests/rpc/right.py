@@ -1,24 +1,39 @@
-"""A right request for each method, to be spoilt."""
+"""A right request for each method, to be spoilt. An operator's method is named with its service before it."""
 
 import json
 from typing import Any
 
-from cart.v1 import cart_service_pb2
+from cart.v1 import cart_admin_service_pb2, cart_service_pb2
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message_factory import GetMessageClass
 
 from cart_grpc.carts.names import item_id_of
 
 SERVICE = cart_service_pb2.DESCRIPTOR.services_by_name["CartService"]
+ADMIN_SERVICE = cart_admin_service_pb2.DESCRIPTOR.services_by_name["CartAdminService"]
+ADMIN = "CartAdminService"
 USER = "users/alice"
 CART = f"{USER}/carts/default"
 SKU = "espresso-beans"
 ITEM = f"{CART}/items/{item_id_of(SKU, {})}"
 
 
+def descriptor_of(method: str) -> MethodDescriptor:
+    """What is known of a method."""
+    service, _, name = method.rpartition("/")
+    return (ADMIN_SERVICE if service else SERVICE).methods_by_name[name]
+
+
+def path_of(method: str) -> str:
+    """Where a method is called."""
+    found = descriptor_of(method)
+    return f"/{found.containing_service.full_name}/{found.name}"
+
+
 def request_of(method: str) -> Any:
     """An empty request of a method."""
-    name = SERVICE.methods_by_name[method].input_type.name
-    return getattr(cart_service_pb2, name)()
+    return GetMessageClass(descriptor_of(method).input_type)()
 
 
 def ask(method: str, **fields: Any) -> Any:
@@ -43,8 +58,20 @@ RIGHT: dict[str, dict[str, Any]] = {
     "ListCarts": {"parent": USER},
     "RetryReservation": {"name": ITEM},
 }
+RESERVATION = "reservations/01900000-0000-7000-8000-000000000000"
+RIGHT_OF_OPERATORS: dict[str, dict[str, Any]] = {
+    f"{ADMIN}/ListReservations": {"states": ["STATE_DUE", "STATE_HELD"], "minAge": "0s", "minAttemptCount": 0},
+    f"{ADMIN}/GetReservation": {"name": RESERVATION},
+    f"{ADMIN}/RetryReservation": {"name": RESERVATION},
+    f"{ADMIN}/ReleaseReservation": {"name": RESERVATION, "reason": "their ticket 17", "force": True},
+    f"{ADMIN}/GetReservationStats": {},
+    f"{ADMIN}/PauseReservations": {"reason": "their maintenance"},
+    f"{ADMIN}/ResumeReservations": {},
+}
 
 
 def right(method: str, user: str = USER) -> Any:
     """The right request of a method."""
-    return ParseDict(json.loads(json.dumps(RIGHT[method]).replace(USER, user)), request_of(method))
+    return ParseDict(
+        json.loads(json.dumps((RIGHT | RIGHT_OF_OPERATORS)[method]).replace(USER, user)), request_of(method)
+    )

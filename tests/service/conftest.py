@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 import pytest
@@ -25,6 +25,7 @@ class Replica:
     stub: "cart_service_pb2_grpc.CartServiceAsyncStub"
     channel: grpc.aio.Channel
     port: int
+    admin_port: int = field(default=0, kw_only=True)
 
     async def add(
         self, sku: str = "espresso-beans", quantity: int = 1, cart: str = CART, **more: object
@@ -114,16 +115,25 @@ def settings(database_url: str, simulator_url: str) -> Settings:
 async def running_replica(settings: Settings, *, reconcile: bool = True) -> AsyncIterator[Replica]:
     """A server with its client."""
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(app.running(settings, serve=True, reconcile=reconcile))
-        assert server is not None
-        channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
+        ports = await stack.enter_async_context(app.running(settings, serve=True, reconcile=reconcile))
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{ports.port}")
         await stack.enter_async_context(channel)
-        yield Replica(cart_service_pb2_grpc.CartServiceStub(channel), channel, server.port)
+        stub = cart_service_pb2_grpc.CartServiceStub(channel)
+        yield Replica(stub, channel, ports.port, admin_port=ports.admin_port)
 
 
 @pytest.fixture
 async def service(settings: Settings, simulator: Simulator, simulator_url: str, gate: Gate) -> AsyncIterator[Service]:
     """The service, running."""
     async with running_replica(settings) as replica:
-        yield Service(replica.stub, replica.channel, replica.port, simulator, simulator_url, gate, settings)
+        yield Service(
+            replica.stub,
+            replica.channel,
+            replica.port,
+            simulator,
+            simulator_url,
+            gate,
+            settings,
+            admin_port=replica.admin_port,
+        )
     gate.open()

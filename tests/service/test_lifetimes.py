@@ -1,8 +1,6 @@
 """Holds are renewed while the cart lives, carts that are left alone expire, and what is over is purged."""
 
 import asyncio
-import re
-from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -10,13 +8,14 @@ from cart.v1 import cart_pb2, cart_service_pb2
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from cart_grpc import cli
 from cart_grpc.app import clock
 from cart_grpc.reservations.simulator.faults import Faults
+from cart_grpc.reservations.simulator.simulator import Simulator
 from cart_grpc.settings import Settings
-from tests.service.conftest import CART, Service
+from tests.service.conftest import CART, Service, running_replica
 
 State = cart_pb2.Reservation.State
-README = Path(__file__).parents[2] / "README.md"
 DAY = 24 * 3600 * 1_000_000
 
 
@@ -136,20 +135,26 @@ async def test_a_cart_with_a_ttl_of_its_own_lives_from_its_latest_change(service
     assert cart.expire_time.ToMicroseconds() == cart.update_time.ToMicroseconds() + 3_600_000_000
 
 
-async def test_the_statement_for_a_restored_database_raises_what_is_unfinished_above_all_that_was_said(
-    service: Service, run: Run
+async def test_what_is_unfinished_in_a_restored_database_is_raised_above_all_that_was_said(
+    settings: Settings, simulator: Simulator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    statement = re.search(r"```sql\n(.+?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert statement
-    held, removed = await service.add("kettle"), await service.add("filters")
-    await service.settled()
-    await service.stub.RemoveItem(cart_service_pb2.RemoveItemRequest(name=removed.name))
-    await service.settled()
-    latency, service.simulator.faults = service.simulator.faults, Faults(down=True)
-    assert await run(statement[1]) == 1
-    # What is held was perhaps changed after the backup: until the API has answered anew, nothing is certain.
-    assert (await service.get()).items[0].reservation.state == State.STATE_PENDING
-    service.simulator.faults = latency
-    cart = await service.settled()
-    assert cart.items[0].reservation.state == State.STATE_RESERVED
-    assert service.simulator.get(held.reservation.reservation_id).intent.revision > 2**32
+    monkeypatch.setenv("CART_DATABASE_URL", settings.database_url)
+    command = ["reservations", "after-restore"]
+    async with running_replica(settings) as replica:
+        held, removed = await replica.add("kettle"), await replica.add("filters")
+        await replica.settled()
+        await replica.stub.RemoveItem(cart_service_pb2.RemoveItemRequest(name=removed.name))
+        await replica.settled()
+        assert await asyncio.to_thread(cli.main, command) == 2
+        assert "in use" in capsys.readouterr().err
+    assert simulator.get(held.reservation.reservation_id).intent.revision < 2**32
+    assert await asyncio.to_thread(cli.main, command) == 0
+    assert capsys.readouterr().out == "1 unfinished reservations will be said anew to the Reservation API\n"
+    simulator.faults, usual = Faults(down=True), simulator.faults
+    async with running_replica(settings) as replica:
+        # What is held may have been changed after the backup: until the API has answered anew, nothing is certain.
+        assert (await replica.get()).items[0].reservation.state == State.STATE_PENDING
+        simulator.faults = usual
+        cart = await replica.settled()
+        assert cart.items[0].reservation.state == State.STATE_RESERVED
+    assert simulator.get(held.reservation.reservation_id).intent.revision > 2**32

@@ -13,20 +13,24 @@ from sqlalchemy.engine import Engine as SyncEngine
 from cart_grpc import app
 from cart_grpc.carts.model import CartState
 from cart_grpc.store import migrate
+from cart_grpc.store.admin_reads import BACKLOG, ReservationPage
 from cart_grpc.store.commands import Extend, HandBack, Purge
 from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine, connect
+from cart_grpc.store.interventions import Release, Retry
 from cart_grpc.store.reads import Page
 from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE
 from cart_grpc.store.store import Store
 from tests.postgres import PostgresServer
-from tests.store.writes import KEY, SECOND, add, answered, claim, clear, remove, snapshot
+from tests.store.writes import KEY, SECOND, TERMS, add, answered, claim, clear, remove, snapshot
 
 COUNT_SQLITE = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
 COUNT_POSTGRESQL = "WITH n(i) AS (SELECT generate_series(1, 100000))"
 FILL = {
     "reservations": (
-        "SELECT i % 256, 'r' || i, 'u' || (i % 1000), 'c' || (i % 20), 'x', 'sku' || (i % 50), 1, 1 + 2 * (i % 2), 1, "
-        "'{}', 1, 1, 1, i, 1, 1, i, 1, '', '', 1 = 2, NULL, 0, 0, NULL, '', NULL, NULL FROM n"
+        "SELECT i % 256, 'r' || i, 'u' || (i % 1000), 'c' || (i % 20), 'x', 'sku' || (i % 50), 1, "
+        "CASE i % 10 WHEN 0 THEN 3 ELSE 1 END, 1, "
+        "'{}', 1, 1, 1, i, 1, 1, i, 1, '', '', 1 = 2, "
+        "CASE WHEN i % 10 <> 0 THEN 9000000000000000 + i END, 0, 0, NULL, '', NULL, NULL FROM n"
     ),
     "carts": (
         "SELECT i % 256, 'u' || (i % 1000), 'c' || i, 'uid', 1, '{}', '', NULL, NULL, 1, 1, 0, 1, 1, i, i FROM n "
@@ -41,7 +45,7 @@ FILL = {
 
 
 def fill(connection: Connection) -> None:
-    """Put many finished reservations, and as many strangers' carts, into the database."""
+    """Put many holds to be renewed one day, finished reservations, and strangers' carts into the database."""
     postgresql = connection.dialect.name == "postgresql"
     counter = COUNT_POSTGRESQL if postgresql else COUNT_SQLITE
     for table, select in FILL.items():
@@ -163,6 +167,40 @@ async def test_purging_finds_what_is_over_by_an_index(planned: Planned) -> None:
     assert_no_scan(plans)
     for index in ("reservations_finished", "carts_ended", "replies_create_time"):
         assert re.search(rf"\b{index}\b", "\n".join(plans.values())), index
+
+
+async def test_what_an_operator_asks_about_what_is_stuck_finds_its_rows_by_an_index(planned: Planned) -> None:
+    store = planned.store
+    await store.mutate(add("stuck"))
+    reads = store.admin_reads
+    with heard(planned.engine.reader.sync_engine) as said:
+        [first, *_] = await reads.list(ReservationPage(5, BACKLOG, 1, 0, (1, "x")))
+        await reads.get(first.reservation.reservation_id)
+        await reads.get_stats()
+    with heard(planned.writer) as written:
+        await store.intervene(Retry(first.reservation, TERMS))
+        await store.intervene(Release(first.reservation, "over", force=True))
+    plans = await planned.plans([*said, *written])
+    assert_no_scan(plans)
+    for index in ("reservations_pkey|sqlite_autoindex_reservations", "reservations_reconciling", "reservations_due"):
+        assert re.search(rf"\b({index})", "\n".join(plans.values())), index
+
+
+async def test_holds_to_be_renewed_later_are_passed_over_by_the_index_when_it_is_asked_what_is_due(
+    planned: Planned,
+) -> None:
+    store = planned.store
+    with heard(planned.engine.reader.sync_engine) as said:
+        for lane in (HOLD_LANE, RELEASE_LANE):
+            await store.reads.has_due(lane)
+        await store.reads.find_idle_carts(10)
+    plans = await planned.plans(said)
+    assert len(plans) == 3
+    for plan in plans.values():
+        # The time is part of the search, and not of what is thrown away afterwards.
+        assert re.search(r"Index Cond: \((due_at|expire_time) <= |\((due_at|expire_time)(>\? AND \w+)?<\?\)", plan), (
+            plan
+        )
 
 
 async def test_reads_find_their_rows_by_an_index(planned: Planned) -> None:

@@ -1,0 +1,89 @@
+"""What an operator sees, as messages of `cart.v1`."""
+
+from cart.v1 import cart_admin_service_pb2 as pb
+from cart.v1 import cart_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from cart_grpc.carts.model import progress
+from cart_grpc.store.admin_reads import PauseSeen, Seen, Stats
+from cart_grpc.store.operator import Calls
+
+Record = pb.ReservationRecord
+
+
+def reservation_message(seen: Seen) -> pb.ReservationRecord:
+    """A reservation with all that is known of it."""
+    row = seen.reservation
+    leased = row.lease_until is not None and row.lease_until > seen.now
+    return pb.ReservationRecord(
+        name=row.name,
+        item=row.cart.item_name(row.item_id),
+        sku=row.sku,
+        quantity=row.quantity,
+        disposition=Record.Disposition.ValueType(row.disposition),
+        state=Record.State.ValueType(seen.state),
+        observed_state=Record.ObservedState.ValueType(row.state),
+        shown_state=_shown(seen),
+        revision=row.revision,
+        observed_revision=row.observed_revision,
+        granted_quantity=row.granted_quantity,
+        expire_time=_time(row.expire_time),
+        reason=row.refused_reason or row.reason,
+        attempt_count=row.attempt,
+        next_attempt_time=None if leased else _time(row.due_at),
+        lease_expire_time=_time(row.lease_until),
+        last_error=row.last_error,
+        create_time=_time(row.create_time),
+        finish_time=_time(row.finish_time),
+    )
+
+
+def _shown(seen: Seen) -> cart_pb2.Reservation.State.ValueType:
+    """As its item shows it; what was removed is shown only by its cart's `reconciling`."""
+    if seen.line:
+        return cart_pb2.Reservation.State.ValueType(progress(seen.line, seen.now).state)
+    if seen.reservation.releasing:
+        return cart_pb2.Reservation.STATE_RELEASING
+    return cart_pb2.Reservation.STATE_UNSPECIFIED
+
+
+def stats_message(stats: Stats, calls: Calls | None) -> pb.GetReservationStatsResponse:
+    """How much is waiting, and what this process knows of the Reservation API."""
+    backlog = [
+        pb.GetReservationStatsResponse.Backlog(
+            state=Record.State.ValueType(one.state),
+            disposition=Record.Disposition.ValueType(one.disposition),
+            count=one.count,
+            oldest_create_time=_time(one.oldest_create_time),
+        )
+        for one in stats.backlog
+    ]
+    return pb.GetReservationStatsResponse(
+        backlog=backlog,
+        due_count=stats.due_count,
+        oldest_due_time=_time(stats.oldest_due_time),
+        pause=pause_message(stats.pause),
+        reconciler=_reconciler(calls, stats.now) if calls else None,
+    )
+
+
+def _reconciler(calls: Calls, now: int) -> pb.GetReservationStatsResponse.Reconciler:
+    seconds = calls.breaker_open_seconds()
+    return pb.GetReservationStatsResponse.Reconciler(
+        in_flight_count=calls.in_flight,
+        breaker_open=seconds is not None,
+        breaker_open_time=None if seconds is None else _time(now - int(seconds * 1_000_000)),
+    )
+
+
+def pause_message(pause: PauseSeen | None) -> pb.Pause | None:
+    """Why nothing is claimed, where that is so."""
+    return pb.Pause(reason=pause.reason, create_time=_time(pause.create_time)) if pause else None
+
+
+def _time(microseconds: int | None) -> Timestamp | None:
+    if microseconds is None:
+        return None
+    timestamp = Timestamp()
+    timestamp.FromMicroseconds(microseconds)
+    return timestamp

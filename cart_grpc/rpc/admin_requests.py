@@ -1,0 +1,82 @@
+"""What the requests of `cart.v1.CartAdminService` ask for, checked. Every function raises InvalidArgument."""
+
+from dataclasses import replace
+
+from cart.v1 import cart_admin_service_pb2 as pb
+
+from cart_grpc.carts.names import find_reservation
+from cart_grpc.rpc import pages
+from cart_grpc.rpc.fields import Fields
+from cart_grpc.store.admin_reads import BACKLOG, ReservationPage, Seen, WorkState
+
+MAX_REASON = 256
+MAX_AGE_SECONDS = 10 * 365 * 24 * 3600
+Named = pb.GetReservationRequest | pb.CartAdminServiceRetryReservationRequest | pb.ReleaseReservationRequest
+
+
+def named(request: Named) -> str:
+    """The id of the reservation that a request names."""
+    fields = Fields()
+    reservation_id = fields.reservation("name", request.name)
+    fields.check()
+    return reservation_id
+
+
+def release(request: pb.ReleaseReservationRequest) -> tuple[str, str]:
+    """The id of the reservation, and the reason."""
+    fields = Fields()
+    reservation_id = fields.reservation("name", request.name)
+    reason = fields.text("reason", request.reason, MAX_REASON, least=1)
+    fields.check()
+    return reservation_id, reason
+
+
+def pause(request: pb.PauseReservationsRequest) -> str:
+    """The reason."""
+    fields = Fields()
+    reason = fields.text("reason", request.reason, MAX_REASON, least=1)
+    fields.check()
+    return reason
+
+
+def list_reservations(request: pb.ListReservationsRequest) -> ReservationPage:
+    """The page that is asked for."""
+    fields = Fields()
+    known = {int(state) for state in WorkState}
+    if not known.issuperset(request.states):
+        names = ", ".join(state.name for state in WorkState)
+        fields.fault("states", "INVALID_STATE", f"must be of {names}")
+    page = ReservationPage(
+        size=pages.page_size(fields, request.page_size),
+        states=frozenset(WorkState(state) for state in request.states if state in known) or BACKLOG,
+        min_age=fields.duration("min_age", request.min_age, 0, MAX_AGE_SECONDS),
+        min_attempts=fields.least("min_attempt_count", request.min_attempt_count),
+        after=None,
+    )
+    fields.check()
+    after = _decode(fields, page, request.page_token) if request.page_token else None
+    fields.check()
+    return replace(page, after=after)
+
+
+def next_page_token(page: ReservationPage, last: Seen) -> str:
+    """The token of the page that begins after `last`."""
+    return pages.encode_token([_query(page), last.reservation.create_time, last.reservation.reservation_id])
+
+
+def _decode(fields: Fields, page: ReservationPage, token: str) -> tuple[int, str] | None:
+    match pages.decode_token(token):
+        case [str(query), int(time), str(reservation_id)] if pages.is_time(time) and _is_id(reservation_id):
+            if query != _query(page):
+                fields.fault("page_token", "INVALID_PAGE_TOKEN", "belongs to another filter")
+            return time, reservation_id
+    fields.fault("page_token", "INVALID_PAGE_TOKEN", "must be next_page_token of the page before")
+    return None
+
+
+def _is_id(text: str) -> bool:
+    return find_reservation(f"reservations/{text}") is not None
+
+
+def _query(page: ReservationPage) -> str:
+    return pages.query_hash((sorted(page.states), page.min_age, page.min_attempts))

@@ -1,0 +1,64 @@
+"""`cart.v1.CartAdminService`: decode, call, encode."""
+
+from typing import Any
+
+import grpc
+from cart.v1 import cart_admin_service_pb2 as pb
+from cart.v1 import cart_admin_service_pb2_grpc
+
+from cart_grpc.rpc import admin_requests
+from cart_grpc.rpc.admin_messages import pause_message, reservation_message, stats_message
+from cart_grpc.store.operator import Operator
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class CartAdminService(cart_admin_service_pb2_grpc.CartAdminServiceServicer):
+    """Reservations, for those who run the service."""
+
+    def __init__(self, operator: Operator) -> None:
+        self._operator = operator
+
+    async def ListReservations(
+        self, request: pb.ListReservationsRequest, context: Context
+    ) -> pb.ListReservationsResponse:
+        page = admin_requests.list_reservations(request)
+        found = await self._operator.list(page)
+        response = pb.ListReservationsResponse(reservations=map(reservation_message, found[: page.size]))
+        if len(found) > page.size:
+            response.next_page_token = admin_requests.next_page_token(page, found[page.size - 1])
+        return response
+
+    async def GetReservation(self, request: pb.GetReservationRequest, context: Context) -> pb.GetReservationResponse:
+        seen = await self._operator.get(admin_requests.named(request))
+        return pb.GetReservationResponse(reservation=reservation_message(seen))
+
+    async def RetryReservation(
+        self, request: pb.CartAdminServiceRetryReservationRequest, context: Context
+    ) -> pb.CartAdminServiceRetryReservationResponse:
+        seen = await self._operator.retry(admin_requests.named(request))
+        return pb.CartAdminServiceRetryReservationResponse(reservation=reservation_message(seen))
+
+    async def ReleaseReservation(
+        self, request: pb.ReleaseReservationRequest, context: Context
+    ) -> pb.ReleaseReservationResponse:
+        reservation_id, reason = admin_requests.release(request)
+        seen = await self._operator.release(reservation_id, reason, force=request.force)
+        return pb.ReleaseReservationResponse(reservation=reservation_message(seen))
+
+    async def GetReservationStats(
+        self, request: pb.GetReservationStatsRequest, context: Context
+    ) -> pb.GetReservationStatsResponse:
+        return stats_message(await self._operator.get_stats(), self._operator.calls)
+
+    async def PauseReservations(
+        self, request: pb.PauseReservationsRequest, context: Context
+    ) -> pb.PauseReservationsResponse:
+        pause = await self._operator.pause(admin_requests.pause(request))
+        return pb.PauseReservationsResponse(pause=pause_message(pause))
+
+    async def ResumeReservations(
+        self, request: pb.ResumeReservationsRequest, context: Context
+    ) -> pb.ResumeReservationsResponse:
+        await self._operator.resume()
+        return pb.ResumeReservationsResponse()

@@ -1,0 +1,91 @@
+"""What an operator can write: a reservation that is stuck is tried again, or given back."""
+
+from dataclasses import dataclass, replace
+
+from cart_grpc.carts.changes import NewId, Terms
+from cart_grpc.carts.model import ProgressState, progress
+from cart_grpc.carts.protocol import abandon, hurry, release
+from cart_grpc.carts.refusals import ReservationCommitted, ReservationNotFound
+from cart_grpc.carts.reservation import RELEASED_BY_OPERATOR, Disposition, Observed, Reservation
+from cart_grpc.carts.rules import retry_reservation
+from cart_grpc.store.commands import put_after
+from cart_grpc.store.working import Needs, Working
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Say at once what is still to be said; ask again for an item that was rejected or has expired.
+
+    `found` is the reservation as it was read, to know whose it is. Answered with the id of what is pursued now.
+    """
+
+    found: Reservation
+    terms: Terms
+
+    def add_needs(self, needs: Needs) -> None:
+        _add_needs(needs, self.found)
+
+    def run(self, working: Working, now: int, new_id: NewId) -> str:
+        reservation = _get(working, self.found)
+        line = working.find_line(reservation.cart, reservation.item_id)
+        shown = line is not None and line.reservation is reservation
+        if line and shown and progress(line, now).state in (ProgressState.REJECTED, ProgressState.EXPIRED):
+            contents = working.contents(reservation.cart, [reservation.item_id], ())
+            change = retry_reservation(contents, reservation.item_id, "", self.terms, now, new_id)
+            # No caller has changed anything: the etag stays, and so does the time of the latest change.
+            cart = working.carts[reservation.cart]
+            working.apply(replace(change, cart=replace(cart, revision=cart.revision + 1)))
+            reservation = change.lines[0].reservation
+        working.put_reservation(hurry(reservation, now))
+        return reservation.reservation_id
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give a reservation back; with `force`, regard that as done. Answered with an alarm where it may not be."""
+
+    found: Reservation
+    reason: str
+    force: bool
+
+    def add_needs(self, needs: Needs) -> None:
+        _add_needs(needs, self.found)
+
+    def run(self, working: Working, now: int, new_id: NewId) -> str | None:
+        before = _get(working, self.found)
+        if before.state is Observed.COMMITTED:
+            raise ReservationCommitted(before.name, "COMMITTED")
+        refused = before.settled and before.state is Observed.REJECTED
+        if before.disposition is Disposition.COMMIT and not refused:
+            raise ReservationCommitted(before.name, "COMMITTING")
+        after = abandon(before, now) if self.force else release(before, now)
+        if after is before:
+            return None
+        because = f"{RELEASED_BY_OPERATOR}: {self.reason}"
+        refused_reason = before.refused_reason or RELEASED_BY_OPERATOR
+        put_after(working, before, replace(after, refused_reason=refused_reason, last_error=because), now)
+        return _alarm(before) if self.force else None
+
+
+def _alarm(before: Reservation) -> str:
+    most = max(before.quantity, before.granted_quantity)
+    return (
+        f"an operator regards it as released, which the Reservation API has not said: up to {most} of {before.sku} may "
+        f"still be held there; revision {before.observed_revision} of {before.revision} was answered, with "
+        f"{before.state.name}"
+    )
+
+
+def _add_needs(needs: Needs, found: Reservation) -> None:
+    needs.users.add(found.cart.user)
+    needs.carts.add(found.cart)
+    needs.items.add((found.cart, found.item_id))
+    needs.reservations.add((found.cart, found.reservation_id))
+    needs.skus.add((found.cart, found.sku))
+
+
+def _get(working: Working, found: Reservation) -> Reservation:
+    current = working.reservations.get(found.reservation_id)
+    if current is None:
+        raise ReservationNotFound(found.name)
+    return current

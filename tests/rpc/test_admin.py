@@ -1,0 +1,184 @@
+"""The operator's port: what it serves, what it refuses and how; and that callers do not reach it."""
+
+import base64
+import itertools
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cart.v1 import cart_admin_service_pb2 as pb
+from cart.v1 import cart_admin_service_pb2_grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from cart_grpc.rpc.server import ADMIN_SERVICE as NAME
+from cart_grpc.rpc.server import SERVICE
+from tests.rpc.conftest import quiet_settings
+from tests.rpc.refusal import call, refuse
+from tests.rpc.right import ADMIN, ADMIN_SERVICE, RESERVATION, RIGHT_OF_OPERATORS, request_of, right
+from tests.rpc.test_guard import (
+    GARBAGE,
+    assert_answers_are_meant,
+    assert_malformed,
+    call_bytes,
+    check_health,
+    in_first_text,
+)
+from tests.rpc.test_refusals import CONTROL, GARBAGE_TOKENS, INT32, INT64, Row, readable_fields, row
+from tests.service.conftest import Replica, running_replica
+
+METHODS = list(RIGHT_OF_OPERATORS)
+NAMED = [f"{ADMIN}/{name}" for name in ("GetReservation", "RetryReservation", "ReleaseReservation")]
+LIST, RELEASE, PAUSE = (f"{ADMIN}/{name}" for name in ("ListReservations", "ReleaseReservation", "PauseReservations"))
+BAD_NAMES = [
+    "", "reservations", "reservations/", "reservations/x", "reservations/-", f"/{RESERVATION}", f"{RESERVATION}/",
+    f"{RESERVATION}\n", RESERVATION.upper(), RESERVATION.replace("-", ""), RESERVATION.removeprefix("reservations/"),
+    RESERVATION.replace("reservations", "carts"), RESERVATION[:-1], f"{RESERVATION}0", RESERVATION.replace("0", "g"),
+    RESERVATION.replace("0", "٠"), "\0", "x" * 100_000,
+]  # fmt: skip
+
+
+def rows() -> Iterator[Row]:
+    for method in NAMED:
+        yield from (row(method, "name", "INVALID_NAME", bad) for bad in BAD_NAMES)
+    for method in (RELEASE, PAUSE):
+        yield from (row(method, "reason", "INVALID_LENGTH", bad) for bad in ("", "r" * 257))
+        yield from (row(method, "reason", "CONTROL_CHARACTER", f"a{control}b") for control in CONTROL)
+    for number in (-1, INT32[0]):
+        yield row(LIST, "page_size", "OUT_OF_RANGE", number)
+        yield row(LIST, "min_attempt_count", "OUT_OF_RANGE", number)
+    for seconds, nanos in ((-1, 0), (0, -1), (315_360_000, 1), *((extreme, 0) for extreme in INT64), (0, INT32[1])):
+        yield row(LIST, "min_age", "OUT_OF_RANGE", Duration(seconds=seconds, nanos=nanos))
+    for states in ([0], [10], [-1], [1, INT32[1]]):
+        yield Row(LIST, "states", "INVALID_STATE", lambda request, bad=states: request.states.extend(bad), str(states))  # type: ignore[misc]
+    yield from (row(LIST, "page_token", "INVALID_PAGE_TOKEN", text) for text in GARBAGE_TOKENS)
+
+
+TABLE = list(rows())
+
+
+@pytest.fixture(scope="session")
+async def admin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Replica]:
+    """The operator's port of a server that reserves nothing, whose one reservation is the one of the right requests."""
+    file = tmp_path_factory.mktemp("admin") / "cart.db"
+    settings = quiet_settings(f"sqlite:///{file}").with_changes(admin_listen="127.0.0.1:0")
+    async with running_replica(settings, reconcile=False) as replica:
+        await replica.add()
+        name_the_reservation(file)
+        for sku in ("filters", "kettle"):
+            await replica.add(sku)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{replica.admin_port}") as channel:
+            stub: Any = cart_admin_service_pb2_grpc.CartAdminServiceStub(channel)
+            yield Replica(stub, channel, replica.port)
+
+
+def name_the_reservation(file: Path) -> None:
+    name = (RESERVATION.removeprefix("reservations/"),)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("UPDATE reservations SET reservation_id = ?", name)
+        connection.execute("UPDATE items SET reservation_id = ?", name)
+        connection.commit()
+
+
+def test_every_method_has_a_right_request_and_every_field_a_row() -> None:
+    assert {f"{ADMIN}/{method.name}" for method in ADMIN_SERVICE.methods} == set(METHODS)
+    read = {
+        (f"{ADMIN}/{method.name}", path)
+        for method in ADMIN_SERVICE.methods
+        for path in readable_fields(method.input_type)
+    }
+    assert read - {(RELEASE, "force")} == {(one.method, one.field) for one in TABLE}
+
+
+@pytest.mark.parametrize("one", TABLE, ids=lambda one: one.id)
+async def test_a_field_at_fault_is_named(admin: Replica, one: Row) -> None:
+    refusal = await refuse(admin, one.method.removeprefix(f"{ADMIN}/"), one.request)
+    assert (refusal.code, refusal.info.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+    assert refusal.violations == {one.field: one.violation}
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_the_right_requests_are_taken(admin: Replica, method: str) -> None:
+    await call(admin, method.removeprefix(f"{ADMIN}/"), right(method))
+
+
+@pytest.mark.parametrize("method", NAMED)
+async def test_a_reservation_that_is_not_there_is_not_found(admin: Replica, method: str) -> None:
+    request = right(method)
+    request.name = RESERVATION.replace("0", "1")
+    refusal = await refuse(admin, method.removeprefix(f"{ADMIN}/"), request)
+    assert (refusal.code, refusal.info.reason) == ("NOT_FOUND", "RESERVATION_NOT_FOUND")
+    assert refusal.detail(error_details_pb2.ResourceInfo).resource_name == request.name
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if RIGHT_OF_OPERATORS[method]])
+@pytest.mark.parametrize("kind", [kind for kind in GARBAGE if GARBAGE[kind][:1] != b"\x0a"])
+async def test_bytes_that_are_no_request_are_malformed(admin: Replica, method: str, kind: str) -> None:
+    await assert_malformed(admin, method, GARBAGE[kind])
+
+
+@pytest.mark.parametrize("method", [*NAMED, PAUSE])
+async def test_text_that_is_not_utf_8_is_malformed(admin: Replica, method: str) -> None:
+    await assert_malformed(admin, method, in_first_text(request_of(method).DESCRIPTOR, b"\xc3\x28"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_no_message_causes_an_internal_or_an_unknown_error(admin: Replica, method: str) -> None:
+    await assert_answers_are_meant(admin, method)
+
+
+@pytest.mark.parametrize(
+    "change", [{"states": [pb.ReservationRecord.STATE_DUE]}, {"min_attempt_count": 1}, {"min_age": Duration(seconds=1)}]
+)
+async def test_a_page_token_is_good_for_its_own_filter_only(admin: Replica, change: dict[str, Any]) -> None:
+    token = await forged(admin)
+    refusal = await refuse(admin, "ListReservations", pb.ListReservationsRequest(page_token=token, **change))
+    assert refusal.violations == {"page_token": "INVALID_PAGE_TOKEN"}
+
+
+@pytest.mark.parametrize("parts", [[0, "x"], ["1", None], [True, None], [2**63, None], [-1, None], [1.5, None], [0]])
+async def test_a_tampered_page_token_is_refused(admin: Replica, parts: list[Any]) -> None:
+    reservation_id = RESERVATION.removeprefix("reservations/")
+    token = await forged(admin, *(reservation_id if part is None else part for part in parts))
+    refusal = await refuse(admin, "ListReservations", pb.ListReservationsRequest(page_token=token))
+    assert refusal.violations == {"page_token": "INVALID_PAGE_TOKEN"}
+
+
+async def forged(admin: Replica, *parts: Any) -> str:
+    """The token of a second page of the plain list, with other values in it if they are given."""
+    token = (await call(admin, "ListReservations", pb.ListReservationsRequest(page_size=1))).next_page_token
+    content = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    forged = json.dumps([content[0], *(parts or content[1:])])
+    return base64.urlsafe_b64encode(forged.encode()).decode().rstrip("=")
+
+
+async def test_callers_do_not_reach_the_operators_service_nor_operators_the_callers(admin: Replica) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{admin.port}") as callers:
+        for channel, method in itertools.chain(
+            ((callers, f"/{NAME}/{method.name}") for method in ADMIN_SERVICE.methods),
+            [(admin.channel, f"/{SERVICE}/ListCarts")],
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call_bytes(channel, method, b"")
+            assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED, method
+
+
+async def test_without_an_address_nobody_listens_for_operators(validator: Replica) -> None:
+    assert validator.admin_port == 0
+
+
+async def test_reflection_and_health_are_there(admin: Replica) -> None:
+    channel: Any = admin.channel
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+    asking = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=10)
+    names = {service.name for service in (await anext(aiter(asking))).list_services_response.service}
+    assert names == {NAME, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    for service in ("", NAME):
+        assert (await check_health(admin, service)).status == health_pb2.HealthCheckResponse.SERVING

@@ -1,0 +1,432 @@
+"""What an operator sees of the store and does to it, on both databases."""
+
+import asyncio
+import re
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import update
+
+from cart_grpc import app
+from cart_grpc.carts.model import ProgressState, progress
+from cart_grpc.carts.names import cart_key, item_id_of, user_key
+from cart_grpc.carts.refusals import CartClosed, ReservationCommitted, ReservationNotFound
+from cart_grpc.carts.reservation import RELEASED_BY_OPERATOR, Observed, Refusal, Reservation
+from cart_grpc.store import schema
+from cart_grpc.store.admin_reads import BACKLOG, ReservationPage, Seen, WorkState
+from cart_grpc.store.commands import Extend, Record
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.operator import Operator
+from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE
+from cart_grpc.store.store import Store
+from tests.store.writes import (
+    KEY,
+    LEASE,
+    SECOND,
+    SKU,
+    TERMS,
+    add,
+    answered,
+    claim,
+    claim_one,
+    count,
+    remove,
+    row_of,
+    silent,
+    snapshot,
+)
+
+EVERYTHING = frozenset(WorkState)
+HOUR = 3600 * SECOND
+
+
+@pytest.fixture
+def operator(store: Store) -> Operator:
+    return Operator(store, TERMS, None)
+
+
+async def rows(operator: Operator, states: frozenset[WorkState] = BACKLOG, **more: int) -> list[Seen]:
+    """What a list shows."""
+    page = ReservationPage(100, states, more.get("min_age", 0), more.get("min_attempts", 0), None)
+    return await operator.list(page)
+
+
+async def only(operator: Operator, states: frozenset[WorkState] = EVERYTHING) -> Seen:
+    """The one reservation there is."""
+    [seen] = await rows(operator, states)
+    return seen
+
+
+async def decided(store: Store, state: Observed = Observed.HELD, **changes: object) -> Reservation:
+    """Add an item whose reservation is decided."""
+    await store.mutate(add())
+    claimed = await claim_one(store)
+    nothing = {} if state is Observed.HELD else {"granted_quantity": 0, "expire_time": None}
+    await store.record(answered(claimed, state=state, **{**nothing, **changes}))
+    return claimed
+
+
+async def behind_an_old_release(store: Store) -> tuple[Reservation, str]:
+    """A hold that is being released, and the id of a new one that waits for it."""
+    old = await decided(store)
+    await store.mutate(remove())
+    await store.mutate(add())
+    [line] = (await snapshot(store)).lines
+    return old, line.reservation.reservation_id
+
+
+async def shown(store: Store) -> ProgressState:
+    """What a caller sees of the one item."""
+    seen = await snapshot(store)
+    [line] = seen.lines
+    return progress(line, seen.now).state
+
+
+async def committing(store: Store, engine: Engine) -> Reservation:
+    """A reservation that is being committed."""
+    held = await decided(store)
+    table = schema.reservations
+    values = {"disposition": 2, "revision": 2, "intent_revision": 2, "due_at": 0}
+    await engine.transact(lambda connection: connection.execute(update(table).values(values)))
+    return held
+
+
+async def test_every_state_of_the_work_is_told_from_the_others(store: Store, operator: Operator) -> None:
+    await store.mutate(add())
+    seen = [(await only(operator)).state]
+    claimed = await claim_one(store)
+    seen.append((await only(operator)).state)
+    await store.record(silent(claimed, HOUR))
+    seen.append((await only(operator)).state)
+    assert seen == [WorkState.DUE, WorkState.CALLING, WorkState.BACKING_OFF]
+
+
+@pytest.mark.parametrize(
+    ("observed", "changes", "state"),
+    [
+        (Observed.HELD, {}, WorkState.HELD),
+        (Observed.HELD, {"expire_time": 1}, WorkState.EXPIRED),
+        (Observed.EXPIRED, {}, WorkState.EXPIRED),
+        (Observed.REJECTED, {"reason": "OUT_OF_STOCK"}, WorkState.REJECTED),
+        (Observed.COMMITTED, {}, WorkState.COMMITTED),
+    ],
+)
+async def test_what_was_answered_is_listed_where_it_is_asked_for_alone(
+    store: Store, operator: Operator, observed: Observed, changes: dict[str, object], state: WorkState
+) -> None:
+    await decided(store, observed, **changes)
+    assert await rows(operator) == []
+    assert await rows(operator, EVERYTHING - {state}) == []
+    seen = await only(operator, frozenset({state}))
+    assert (seen.state, seen.line is not None) == (state, True)
+
+
+async def test_a_finished_release_is_listed_as_released_without_an_item(store: Store, operator: Operator) -> None:
+    await decided(store)
+    await store.mutate(remove())
+    assert (await only(operator, BACKLOG)).line is None
+    await store.record(answered(await claim_one(store, RELEASE_LANE)))
+    assert await rows(operator) == []
+    assert (await only(operator)).state is WorkState.RELEASED
+
+
+async def test_an_error_that_was_sealed_with_a_release_is_listed_as_rejected_until_its_item_goes(
+    store: Store, operator: Operator
+) -> None:
+    await store.mutate(add())
+    await store.record(Record(await claim_one(store), Refusal("INVALID_SKU", "no such thing"), 0))
+    await store.record(answered(await claim_one(store, RELEASE_LANE)))
+    assert (await only(operator)).state is WorkState.REJECTED
+    await store.mutate(remove())
+    assert (await only(operator)).state is WorkState.RELEASED
+
+
+async def test_a_renewal_under_way_is_no_backlog_and_shows_as_what_it_renews(store: Store, operator: Operator) -> None:
+    await decided(store, expire_time=app.clock() + 1)
+    await claim_one(store)
+    assert await rows(operator) == []
+    assert (await only(operator)).state is WorkState.EXPIRED
+
+
+async def test_a_claim_of_a_dead_replica_is_due_again_once_its_lease_is_over(store: Store, operator: Operator) -> None:
+    await store.mutate(add())
+    await claim_one(store, lease=1)
+    seen = await only(operator, BACKLOG)
+    assert seen.state is WorkState.DUE
+    assert seen.reservation.lease_until is not None
+    stats = await operator.get_stats()
+    assert (stats.due_count, stats.oldest_due_time) == (1, seen.reservation.due_at)
+
+
+async def test_lists_go_through_all_users_oldest_first_page_by_page(store: Store, operator: Operator) -> None:
+    for number in range(7):
+        # Some in one batch, so that some have one create_time.
+        names = [f"user-{number}-{other}" for other in range(number % 3 + 1)]
+        await asyncio.gather(*(store.mutate(add(key=cart_key(user_key(name), "default"))) for name in names))
+    everything = await rows(operator)
+    assert len(everything) == 13
+    order = [(seen.reservation.create_time, seen.reservation.reservation_id) for seen in everything]
+    assert order == sorted(order)
+    page, paged = ReservationPage(4, BACKLOG, 0, 0, None), []
+    while found := await operator.list(page):
+        assert len(found) <= 5
+        paged += found[:4]
+        last = paged[-1].reservation
+        page = replace(page, after=(last.create_time, last.reservation_id))
+    assert [seen.reservation.reservation_id for seen in paged] == [reservation_id for _, reservation_id in order]
+
+
+async def test_lists_are_narrowed_by_age_and_attempts(store: Store, operator: Operator) -> None:
+    await store.mutate(add())
+    assert await rows(operator, min_age=HOUR) == []
+    assert len(await rows(operator, min_age=1)) == 1
+    assert await rows(operator, min_attempts=1) == []
+    await store.record(silent(await claim_one(store), HOUR))
+    assert len(await rows(operator, min_attempts=1)) == 1
+    assert await rows(operator, min_attempts=2) == []
+
+
+async def test_a_reservation_is_found_by_its_id_alone_and_another_is_not(store: Store, operator: Operator) -> None:
+    for number in range(5):
+        await store.mutate(add(key=cart_key(user_key(f"user-{number}"), "default")))
+    for seen in await rows(operator):
+        assert (await operator.get(seen.reservation.reservation_id)).reservation == seen.reservation
+    with pytest.raises(ReservationNotFound):
+        await operator.get(app.new_id())
+
+
+async def test_stats_count_the_backlog_by_state_and_intent(store: Store, operator: Operator) -> None:
+    empty = await operator.get_stats()
+    assert (list(empty.backlog), empty.due_count, empty.oldest_due_time, empty.pause) == ([], 0, None, None)
+    await behind_an_old_release(store)
+    for sku in "abc":
+        await store.mutate(add(sku))
+    await claim(store, limit=1)
+    stats = await operator.get_stats()
+    figures = {(one.state.name, one.disposition.name): one.count for one in stats.backlog}
+    expected = {("WAITING", "HOLD"): 1, ("DUE", "HOLD"): 2, ("CALLING", "HOLD"): 1, ("DUE", "RELEASE"): 1}
+    assert figures == expected
+    seen = await rows(operator)
+    assert stats.due_count == 3
+    oldest = min(one.reservation.due_at for one in seen if one.state is WorkState.DUE and one.reservation.due_at)
+    assert stats.oldest_due_time == oldest
+    assert min(one.oldest_create_time for one in stats.backlog) == seen[0].reservation.create_time
+
+
+async def test_renewals_that_are_due_are_counted_as_due(store: Store, operator: Operator) -> None:
+    await decided(store, expire_time=app.clock() + 1)
+    assert (await operator.get_stats()).due_count == 1
+
+
+async def test_what_was_put_off_is_due_at_once_when_it_is_tried_again(store: Store, operator: Operator) -> None:
+    await store.mutate(add())
+    claimed = await claim_one(store)
+    await store.record(silent(claimed, HOUR))
+    before = (await snapshot(store)).cart
+    seen = await operator.retry(claimed.reservation_id)
+    assert (seen.state, seen.reservation.attempt, seen.reservation.revision) == (WorkState.DUE, 0, 1)
+    assert (await claim_one(store)).attempt == 1
+    assert (await snapshot(store)).cart == before
+
+
+async def test_a_hanging_call_is_made_again_and_its_late_silence_changes_nothing(
+    store: Store, operator: Operator
+) -> None:
+    await store.mutate(add())
+    hanging = await claim_one(store)
+    await operator.retry(hanging.reservation_id)
+    second = await claim_one(store)
+    await store.record(silent(hanging, HOUR))
+    assert (await only(operator)).state is WorkState.CALLING
+    await store.record(answered(second))
+    assert await shown(store) is ProgressState.RESERVED
+
+
+@pytest.mark.parametrize(
+    ("observed", "changes"),
+    [(Observed.REJECTED, {"reason": "OUT_OF_STOCK"}), (Observed.EXPIRED, {}), (Observed.HELD, {"expire_time": 1})],
+)
+async def test_a_rejected_or_expired_item_is_asked_for_again_without_a_new_etag(
+    store: Store, operator: Operator, observed: Observed, changes: dict[str, object]
+) -> None:
+    claimed = await decided(store, observed, **changes)
+    before = (await snapshot(store)).cart
+    seen = await operator.retry(claimed.reservation_id)
+    assert (seen.state, seen.reservation.revision) == (WorkState.DUE, 2)
+    assert seen.reservation.reservation_id == claimed.reservation_id
+    after = (await snapshot(store)).cart
+    assert (after.etag, after.update_time, after.revision) == (before.etag, before.update_time, before.revision + 1)
+    await store.record(answered(await claim_one(store)))
+    assert await shown(store) is ProgressState.RESERVED
+
+
+async def test_what_has_nothing_to_say_is_left_as_it_is(store: Store, operator: Operator) -> None:
+    claimed = await decided(store)
+    before = await snapshot(store)
+    assert (await operator.retry(claimed.reservation_id)).state is WorkState.HELD
+    assert replace(await snapshot(store), now=before.now) == before
+    await store.mutate(remove())
+    await store.record(answered(await claim_one(store, RELEASE_LANE)))
+    assert (await operator.retry(claimed.reservation_id)).state is WorkState.RELEASED
+    assert await claim(store) == []
+
+
+async def test_a_waiting_hold_goes_on_once_the_release_before_it_is_given_up(store: Store, operator: Operator) -> None:
+    old, new = await behind_an_old_release(store)
+    assert (await operator.retry(new)).state is WorkState.WAITING
+    assert (await operator.get(old.reservation_id)).state is WorkState.DUE
+    await store.record(Record(await claim_one(store, RELEASE_LANE), Refusal("NOT_ALLOWED", "never"), HOUR))
+    assert (await operator.get(old.reservation_id)).state is WorkState.BACKING_OFF
+    revision = (await snapshot(store)).cart.revision
+    assert (await operator.release(old.reservation_id, "it is gone", force=True)).state is WorkState.RELEASED
+    assert (await operator.get(new)).state is WorkState.DUE
+    assert (await snapshot(store)).cart.revision > revision
+    assert (await claim_one(store)).reservation_id == new
+
+
+async def test_a_hold_of_an_item_is_given_back_and_the_item_is_rejected_until_a_caller_retries(
+    store: Store, operator: Operator
+) -> None:
+    claimed = await decided(store)
+    before = (await snapshot(store)).cart
+    seen = await operator.release(claimed.reservation_id, "their stock was damaged", force=False)
+    assert (seen.state, seen.reservation.last_error) == (
+        WorkState.DUE,
+        f"{RELEASED_BY_OPERATOR}: their stock was damaged",
+    )
+    assert await shown(store) is ProgressState.PENDING
+    assert (await snapshot(store)).cart.revision == before.revision + 1
+    await store.record(answered(await claim_one(store, RELEASE_LANE)))
+    assert await shown(store) is ProgressState.REJECTED
+    [line] = (await snapshot(store)).lines
+    assert line.reservation.refused_reason == RELEASED_BY_OPERATOR
+    assert (await snapshot(store)).cart.etag == before.etag
+    again = await operator.retry(claimed.reservation_id)
+    assert again.reservation.reservation_id != claimed.reservation_id
+    assert again.state is WorkState.DUE
+
+
+async def test_a_forced_release_is_finished_at_once_and_alarmed(
+    store: Store, operator: Operator, caplog: pytest.LogCaptureFixture
+) -> None:
+    claimed = await decided(store)
+    seen = await operator.release(claimed.reservation_id, "their ticket 17", force=True)
+    assert (seen.state, seen.reservation.granted_quantity, seen.reservation.settled) == (WorkState.REJECTED, 0, True)
+    assert seen.reservation.finish_time
+    assert await claim(store, RELEASE_LANE) == await claim(store, HOLD_LANE) == []
+    alarm = rf"ALARM reservation {claimed.reservation_id}: .*up to 1 of {SKU} may still be held there"
+    assert re.search(alarm, caplog.text)
+    assert "their ticket 17" in caplog.text
+    caplog.clear()
+    await operator.release(claimed.reservation_id, "again", force=True)
+    assert "ALARM" not in caplog.text
+    assert (await operator.get(claimed.reservation_id)).reservation == seen.reservation
+
+
+async def test_a_call_under_way_cannot_undo_a_forced_release(store: Store, operator: Operator) -> None:
+    await store.mutate(add())
+    claimed = await claim_one(store)
+    finished = await operator.release(claimed.reservation_id, "never mind", force=True)
+    await store.record(answered(claimed))
+    await store.lease(Extend([claimed], LEASE))
+    assert (await operator.get(claimed.reservation_id)).reservation == finished.reservation
+    assert await shown(store) is ProgressState.REJECTED
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_what_is_being_committed_or_is_sold_is_not_released(
+    store: Store, operator: Operator, engine: Engine, force: bool
+) -> None:
+    held = await committing(store, engine)
+    before = await row_of(engine, held.reservation_id)
+    with pytest.raises(ReservationCommitted, match="COMMITTING"):
+        await operator.release(held.reservation_id, "no", force=force)
+    assert await row_of(engine, held.reservation_id) == before
+    await store.record(answered(await claim_one(store), state=Observed.COMMITTED))
+    with pytest.raises(ReservationCommitted, match="COMMITTED"):
+        await operator.release(held.reservation_id, "no", force=force)
+
+
+async def test_what_is_being_committed_can_be_tried_again_at_once(
+    store: Store, operator: Operator, engine: Engine
+) -> None:
+    held = await committing(store, engine)
+    await store.record(silent(await claim_one(store), HOUR))
+    assert (await operator.get(held.reservation_id)).state is WorkState.BACKING_OFF
+    assert (await operator.retry(held.reservation_id)).state is WorkState.DUE
+
+
+async def test_an_item_of_a_cart_that_is_closed_is_not_asked_for_again(
+    store: Store, operator: Operator, engine: Engine
+) -> None:
+    claimed = await decided(store, Observed.REJECTED)
+    await engine.transact(lambda connection: connection.execute(update(schema.carts).values(state=2)))
+    with pytest.raises(CartClosed):
+        await operator.retry(claimed.reservation_id)
+
+
+async def test_a_reservation_that_was_purged_meanwhile_is_not_found(
+    store: Store, operator: Operator, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = await decided(store)
+    found = await operator.get(claimed.reservation_id)
+    await store.mutate(remove())
+    await engine.transact(lambda connection: connection.execute(schema.reservations.delete()))
+
+    async def stale(_: str) -> Seen:
+        return found
+
+    monkeypatch.setattr(store.admin_reads, "get", stale)
+    with pytest.raises(ReservationNotFound):
+        await operator.release(claimed.reservation_id, "late", force=False)
+
+
+async def test_while_paused_nothing_is_claimed_what_is_claimed_goes_on_and_callers_are_served(
+    store: Store, operator: Operator, engine: Engine
+) -> None:
+    await store.mutate(add("under way"))
+    claimed = await claim_one(store)
+    await operator.pause("their maintenance")
+    await store.mutate(add())
+    await store.mutate(add("removed"))
+    await store.mutate(remove("removed"))
+    for lane in (HOLD_LANE, RELEASE_LANE):
+        assert not await store.reads.has_due(lane)
+        assert await claim(store, lane) == []
+    before = (await row_of(engine, claimed.reservation_id)).lease_until
+    await store.lease(Extend([claimed], 2 * LEASE))
+    assert (await row_of(engine, claimed.reservation_id)).lease_until > before
+    await store.record(answered(claimed))
+    assert len(await rows(operator, frozenset({WorkState.HELD}))) == 1
+    assert (await operator.get_stats()).due_count == 2
+    await operator.resume()
+    assert await store.reads.has_due(HOLD_LANE)
+    assert (await claim_one(store)).sku == SKU
+    assert (await claim_one(store, RELEASE_LANE)).sku == "removed"
+
+
+async def test_a_pause_is_remembered_with_its_first_time_and_latest_reason(
+    store: Store, operator: Operator, engine: Engine
+) -> None:
+    first = await operator.pause("maintenance")
+    second = await operator.pause("it takes longer")
+    assert first
+    assert second
+    assert (second.create_time, second.reason) == (first.create_time, "it takes longer")
+    assert (await operator.get_stats()).pause == second
+    assert await count(engine, schema.pauses) == 1
+    await operator.resume()
+    await operator.resume()
+    assert (await operator.get_stats()).pause is None
+
+
+async def test_an_operators_command_shares_a_batch_with_callers(store: Store, operator: Operator) -> None:
+    claimed = await decided(store, Observed.REJECTED)
+    await asyncio.gather(
+        *(store.mutate(add(f"sku-{n}")) for n in range(5)), operator.retry(claimed.reservation_id), store.mutate(add())
+    )
+    seen = await snapshot(store)
+    assert len(seen.lines) == 6
+    line = next(line for line in seen.lines if line.item.item_id == item_id_of(SKU, {}))
+    assert (line.item.quantity, line.reservation.quantity) == (2, 2)
+    assert seen.cart.key == KEY

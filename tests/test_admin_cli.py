@@ -1,0 +1,243 @@
+"""The operator's commands, against a real server: what they print, and how they end."""
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cart.v1 import cart_service_pb2
+
+from cart_grpc import app, cli
+from cart_grpc.settings import Settings
+from cart_grpc.store import schema
+from cart_grpc.store.engine import connect
+from tests.postgres import PostgresServer
+from tests.rpc.conftest import quiet_settings
+from tests.service.conftest import CART, Replica, running_replica
+
+pytestmark = pytest.mark.usefixtures("no_settings")
+MISSING = "01900000-0000-7000-8000-000000000000"
+
+
+@pytest.fixture
+def no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder to be in, and no settings."""
+    for name in [name for name in os.environ if name.upper().startswith("CART_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+async def replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Replica]:
+    """A server behind which nobody reserves, whose operators' port is set."""
+    settings = quiet_settings(f"sqlite:///{tmp_path}/cart.db").with_changes(admin_listen="127.0.0.1:0")
+    async with running_replica(settings, reconcile=False) as replica:
+        monkeypatch.setenv("CART_ADMIN_LISTEN", f"127.0.0.1:{replica.admin_port}")
+        yield replica
+
+
+class Said:
+    """How a command ended and what it said."""
+
+    def __init__(self, status: int, said: Any) -> None:
+        self.status, self.out, self.err = status, said.out, said.err
+        self.lines: list[str] = said.out.splitlines()
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The cells of a table, without its header."""
+        return [re.split(r"  +", line) for line in self.lines[1:]]
+
+
+@pytest.fixture
+def operate(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run `cart-grpc reservations …`, which blocks, while the server of this loop answers."""
+
+    async def run(*arguments: str) -> Said:
+        status = await asyncio.to_thread(cli.main, ["reservations", *arguments])
+        return Said(status, capsys.readouterr())
+
+    return run
+
+
+async def test_an_aligned_table_lists_what_is_stuck(replica: Replica, operate: Any) -> None:
+    assert (await operate("list")).lines[1:] == []
+    items = [await replica.add("espresso-beans", 2), await replica.add("tea")]
+    said = await operate("list")
+    assert said.status == 0
+    header, *lines = said.lines
+    starts = [header.index(name) for name in header.split()]
+    for line, item in zip(lines, items, strict=True):
+        cells = [line[start:].split()[0] for start in starts[:-1]]
+        expected = [item.reservation.reservation_id, "DUE", "PENDING", "HOLD", str(item.quantity), item.sku, "0"]
+        assert cells[:7] == expected
+        assert cells[8:] == ["0/1", item.name]
+
+
+async def test_lists_are_narrowed_and_cut(replica: Replica, operate: Any) -> None:
+    for number in range(3):
+        await replica.add(f"sku-{number}")
+    for arguments, count in (
+        (["--limit", "2"], 2), (["--state", "due"], 3), (["--state", "waiting"], 0), (["--min-attempts", "1"], 0),
+        (["--min-age", "3600"], 0), (["--state", "held", "--state", "due"], 3), (["--limit", "0"], 0),
+    ):  # fmt: skip
+        assert len((await operate("list", *arguments)).rows) == count, arguments
+
+
+async def test_a_long_list_is_fetched_page_by_page(replica: Replica, operate: Any) -> None:
+    for cart in range(3):
+        request = cart_service_pb2.BatchAddItemsRequest(parent=f"users/alice/carts/{cart}")
+        for number in range(200):
+            request.requests.add().item.sku = f"sku-{number}"
+        await replica.stub.BatchAddItems(request)
+    lines = (await operate("list", "--limit", "1000", "--json")).lines
+    assert len({json.loads(line)["name"] for line in lines}) == 600
+
+
+async def test_programs_get_one_json_object_a_line(replica: Replica, operate: Any) -> None:
+    item = await replica.add()
+    [line] = (await operate("list", "--json")).lines
+    assert json.loads(line)["name"] == f"reservations/{item.reservation.reservation_id}"
+    [line] = (await operate("stats", "--json")).lines
+    assert json.loads(line)["backlog"][0]["count"] == "1"
+
+
+async def test_reservations_are_shown_tried_again_and_given_back_by_name_or_id(replica: Replica, operate: Any) -> None:
+    reservation_id = (await replica.add()).reservation.reservation_id
+    for name in (reservation_id, f"reservations/{reservation_id}"):
+        assert (await operate("show", name)).rows[0][1] == "DUE"
+        assert (await operate("retry", name)).rows[0][1] == "DUE"
+    released = await operate("release", reservation_id, "--reason", "their ticket 17")
+    assert released.rows[0][1:4] == ["DUE", "PENDING", "RELEASE"]
+    released = await operate("release", reservation_id, "--reason", "their ticket 17", "--force")
+    assert released.rows[0][1:4] == ["REJECTED", "REJECTED", "RELEASE"]
+    assert released.rows[0][-1] == "RELEASED_BY_OPERATOR: their ticket 17"
+    cart = await replica.get(CART)
+    assert cart.items[0].reservation.reason == "RELEASED_BY_OPERATOR"
+
+
+async def test_stats_pause_and_resume_say_how_things_stand(replica: Replica, operate: Any) -> None:
+    await replica.add()
+    said = await operate("stats")
+    assert said.rows[0][:3] == ["DUE", "HOLD", "1"]
+    assert re.search(r"^due now: 1, the oldest since \S+Z$", said.out, re.MULTILINE)
+    assert "this process" not in said.out
+    assert re.search(
+        r"^PAUSED since \S+Z: their ticket 17$",
+        (await operate("pause", "--reason", "their ticket 17")).out,
+        re.MULTILINE,
+    )
+    assert "PAUSED" in (await operate("stats")).out
+    assert "PAUSED" not in (await operate("resume")).out
+
+
+async def test_what_is_refused_ends_with_1_and_one_line(replica: Replica, operate: Any) -> None:
+    address = os.environ["CART_ADMIN_LISTEN"]
+    said = await operate("show", MISSING)
+    assert (said.status, said.out) == (1, "")
+    assert said.err == f"cart-grpc: {address}: NOT_FOUND: reservations/{MISSING} was not found\n"
+    said = await operate("pause", "--reason", "")
+    assert (said.status, said.err.count("\n")) == (1, 1)
+    assert "reason: must have 1 to 256 characters" in said.err
+
+
+async def test_a_server_that_is_not_there_ends_with_1_and_one_line(operate: Any) -> None:
+    said = await operate("stats", "--address", "127.0.0.1:1")
+    assert (said.status, said.out, said.err.count("\n")) == (1, "", 1)
+    assert said.err.startswith("cart-grpc: 127.0.0.1:1: UNAVAILABLE")
+
+
+@pytest.mark.parametrize("address", ["nonsense", ":1", "127.0.0.1:x"])
+async def test_a_wrong_address_or_none_is_wrong_use(address: str, operate: Any) -> None:
+    said = await operate("stats", "--address", address)
+    assert (said.status, said.err) == (2, f"cart-grpc: {address!r} should be HOST:PORT, such as 127.0.0.1:50051\n")
+    said = await operate("stats")
+    assert said.status == 2
+    assert said.err.startswith("cart-grpc: CART_ADMIN_LISTEN is not set")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nonsense"], ["list", "--state", "nonsense"], ["list", "--limit", "x"], ["retry"], ["release", MISSING],
+     ["pause"], ["after-restore", "now"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_use_ends_with_2_and_how_to_use_it(arguments: list[str], capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["reservations", *arguments])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: cart-grpc ")
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"cart-grpc reservations ([a-z-]+)", README))))
+def test_every_command_of_the_readme_has_help(command: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["reservations", command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: cart-grpc reservations {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["list", "--min-age", "nan"], ["list", "--min-age", "inf"], ["list", "--min-attempts", "9" * 20],
+     ["show", "\udcff"]],
+    ids=ascii,
+)  # fmt: skip
+async def test_what_cannot_be_sent_is_wrong_use_in_one_line(
+    replica: Replica, operate: Any, arguments: list[str]
+) -> None:
+    said = await operate(*arguments)
+    assert (said.status, said.out, said.err.count("\n")) == (2, "", 1)
+    assert "Traceback" not in said.err
+
+
+async def test_after_restore_needs_a_database_of_this_release(operate: Any) -> None:
+    said = await operate("after-restore")
+    assert said.status == 2
+    assert "run `cart-grpc migrate` first" in said.err
+
+
+async def test_after_restore_leaves_what_is_finished_and_what_waits(
+    database_url: str, operate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CART_DATABASE_URL", database_url)
+    async with running_replica(quiet_settings(database_url), reconcile=False) as replica:
+        for sku in ("finished", "waiting", "due"):
+            await replica.add(sku)
+    engine = connect(database_url, app.clock)
+    table = schema.reservations
+
+    def prepare(connection: Any) -> None:
+        for sku, values in (("finished", {"finish_time": 1}), ("waiting", {"waiting": True, "due_at": None})):
+            connection.execute(table.update().where(table.c.sku == sku).values(values))
+
+    def look(connection: Any) -> dict[str, Any]:
+        rows = connection.execute(table.select())
+        return {row.sku: (row.revision, row.intent_revision, row.due_at) for row in rows}
+
+    await engine.transact(prepare)
+    before = await engine.transact(look)
+    await engine.close()
+    said = await operate("after-restore")
+    assert said.out.startswith("2 unfinished reservations ")
+    engine = connect(database_url, app.clock)
+    after = await engine.transact(look)
+    await engine.close()
+    raised = 2**32 + 1
+    assert after == {"finished": before["finished"], "waiting": (raised, raised, None), "due": (raised, raised, 0)}
+
+
+async def test_a_process_that_only_reconciles_listens_for_operators_too(postgres: PostgresServer, operate: Any) -> None:
+    url = postgres.create_database(f"admin_{os.getpid()}", template="template_cart")
+    settings = Settings(database_url=url, admin_listen="127.0.0.1:0", shutdown_grace=0.2)
+    async with app.running(settings, serve=False, reconcile=True) as ports:
+        assert ports.port == 0
+        said = await operate("stats", "--address", f"127.0.0.1:{ports.admin_port}")
+        assert "0 calls under way; the Reservation API answers" in said.out
