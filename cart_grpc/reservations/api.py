@@ -3,11 +3,12 @@
 An answer is a value, even a refusal; no answer is an exception, and says nothing about what took effect.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from cart_grpc.carts.reservation import Answer, Decision, Intent, Overtaken, Refusal
 
-__all__ = ["Answer", "Decision", "Intent", "NoAnswer", "Overtaken", "Refusal", "ReservationApi"]
+__all__ = ["Answer", "AuditableApi", "Decision", "Intent", "NoAnswer", "Overtaken", "Refusal", "ReservationApi"]
 
 
 class NoAnswer(Exception):
@@ -39,4 +40,19 @@ class ReservationApi(Protocol):
 
     async def close(self) -> None:
         """Close the connections; calls in flight end with NoAnswer."""
+        ...
+
+
+class AuditableApi(ReservationApi, Protocol):
+    """One that can also be read. Reads are for audits: nothing that becomes of a cart depends on them."""
+
+    async def find(self, reservation_id: str, *, timeout: float) -> Decision | None:
+        """Return the latest decision about a reservation as of now, None if the API knows of none.
+
+        Raises NoAnswer for everything else, as `apply` does.
+        """
+        ...
+
+    async def look_up(self, reservation_ids: Sequence[str], *, timeout: float) -> tuple[list[Decision], list[str]]:
+        """Return the latest decisions that are known, as of now, and the ids that are not. Raises NoAnswer."""
         ...

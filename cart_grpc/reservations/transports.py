@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from cart_grpc.reservations.api import ReservationApi
+from cart_grpc.reservations.api import AuditableApi
 from cart_grpc.reservations.grpc_api import GrpcReservationApi
 from cart_grpc.reservations.http_api import HttpReservationApi
 
@@ -27,7 +27,7 @@ def check_url(url: str) -> str:
     return url
 
 
-def connect(url: str, *, max_connections: int = 0, root_certificates: bytes | None = None) -> ReservationApi:
+def connect(url: str, *, max_connections: int = 0, root_certificates: bytes | None = None) -> AuditableApi:
     """Return a client of the Reservation API at `url`; nothing is sent yet. Call it inside the running loop.
 
     `max_connections` bounds the calls in flight over HTTP, 0 means no bound; `root_certificates` (PEM) replace those
