@@ -111,11 +111,13 @@ def _probe(configured: Settings, parsed: argparse.Namespace) -> int:
             raise StartupError(f"the probe cannot start: {error}") from None
         try:
             probe = Probe(api, config, clock=app.clock, new_id=app.new_id)
-            report = Report(url, await probe.run(_stop_signal()), probe.log)
+            greeting = f"probing {url}; Ctrl-C ends it early, and everything is given back\n"
+            findings = await probe.run(_stop_signal(), greeted=lambda: print(greeting, flush=True))
         except NobodyThere as error:
             raise StartupError(f"no Reservation API answers at {url}: {error}") from None
         finally:
             await api.close()
+        report = Report(findings, probe.log)
         print(report)
         return 0 if report.kept else 1
 

@@ -13,8 +13,9 @@ from cart_grpc.reservations.probe.session import LONG, SECOND, Session, is_held,
 @check("1", "HOLD 2")
 async def hold(session: Session) -> str:
     answer = await session.ask(session.hold())
-    if not is_held(answer):
+    if isinstance(answer, Refusal) or (isinstance(answer, Decision) and answer.state is Observed.REJECTED):
         raise NotTested(f"{say(answer)}; --sku should name one of which there are a few")
+    must(is_held(answer), answer)
     await session.count(2)
     return say(answer)
 

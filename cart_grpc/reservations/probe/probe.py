@@ -33,12 +33,13 @@ class Probe:
         # Whoever else held pieces of the sku would be counted.
         self._turns = asyncio.Semaphore(1 if config.stock is not None else _AT_ONCE)
 
-    async def run(self, stopped: asyncio.Event) -> list[Finding]:
+    async def run(self, stopped: asyncio.Event, *, greeted: Callable[[], None] = lambda: None) -> list[Finding]:
         """Return a finding for each check, and leave nothing reserved, even where `stopped` is set before the end.
 
+        `greeted` is called when it is known that somebody is there: from then on it may take long.
         Raises NobodyThere if the very first call fails in a way that only a server which does not work fails in.
         """
-        asking, stopping = asyncio.create_task(self._ask_all()), asyncio.create_task(stopped.wait())
+        asking, stopping = asyncio.create_task(self._ask_all(greeted)), asyncio.create_task(stopped.wait())
         await asyncio.wait((asking, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         asking.cancel()
@@ -48,8 +49,9 @@ class Probe:
         cut = {each: Finding(each.rule, each.asked, "interrupted", Verdict.NOT_TESTED) for each in CHECKS}
         return [self._findings.get(each, cut[each]) for each in CHECKS]
 
-    async def _ask_all(self) -> None:
+    async def _ask_all(self, greeted: Callable[[], None]) -> None:
         await self._greet()
+        greeted()
         async with asyncio.TaskGroup() as group:
             for each in CHECKS:
                 group.create_task(self._find(each))
@@ -59,8 +61,9 @@ class Probe:
         try:
             await session.ask(session.hold(1))
         except NoAnswer as error:
-            if not error.reached and error.code != "DEADLINE_EXCEEDED":
-                raise NobodyThere(str(error)) from None
+            if error.code == "DEADLINE_EXCEEDED" or (error.reached and not await _is_web_server(error, session)):
+                return
+            raise NobodyThere(str(error)) from None
         finally:
             await session.end()
 
@@ -84,3 +87,14 @@ async def _ask(check: Check, session: Session) -> Finding:
     except NoAnswer as error:
         answered, verdict = str(error), Verdict.BROKEN if breaks_contract(error) else Verdict.NO_ANSWER
     return Finding(check.rule, check.asked, answered, verdict)
+
+
+async def _is_web_server(error: NoAnswer, session: Session) -> bool:
+    """Whether what answered nonsense has nothing to be read either: the address or the path is wrong."""
+    if not breaks_contract(error):
+        return False
+    try:
+        await session.find(session.new_id())
+    except NoAnswer:
+        return True
+    return False

@@ -22,9 +22,8 @@ _COSTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All findings about the API at `url`, in the order of the rules, and what it took."""
+    """All findings, in the order of the rules, and what they took."""
 
-    url: str
     findings: Sequence[Finding]
     log: Log
 

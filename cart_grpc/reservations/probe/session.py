@@ -162,30 +162,23 @@ class Session:
         del self._asked[intent.reservation_id]
 
     async def give_back(self, reservation_id: str) -> None:
-        """Release a reservation of this session, and note in the log if that cannot be done."""
+        """Release a reservation of this session. Raises NotTested if the API refuses, NoAnswer."""
         last = self._asked[reservation_id]
-        why = await self._release(replace(last, revision=last.revision + 1, disposition=Disposition.RELEASE))
-        # Only now: what is cut short here is released at the end.
+        release = replace(last, revision=last.revision + 1, disposition=Disposition.RELEASE)
+        answer = await self._call(self._api.apply, release)
+        if isinstance(answer, Overtaken):
+            answer = await self._call(self._api.apply, replace(release, revision=answer.current.revision + 1))
+        if not (isinstance(answer, Decision) and answer.state is Observed.RELEASED):
+            raise NotTested(f"it cannot be released: {say(answer)}")
+        # Only now: what is cut short here is tried again at the end.
         del self._asked[reservation_id]
-        if why:
-            self._log.stuck.append(f"{reservation_id}: {why}")
-        else:
-            self._log.released += 1
+        self._log.released += 1
 
     async def end(self) -> None:
-        """Release everything that was ever asked for, answered or not."""
-        await asyncio.gather(*map(self.give_back, list(self._asked)))
-
-    async def _release(self, intent: Intent) -> str:
-        """Return why it could not be released, nothing if it was."""
-        try:
-            answer = await self._call(self._api.apply, intent)
-            if isinstance(answer, Overtaken):
-                above = replace(intent, revision=answer.current.revision + 1)
-                answer = await self._call(self._api.apply, above)
-        except NoAnswer as error:
-            return str(error)
-        return "" if isinstance(answer, Decision) and answer.state is Observed.RELEASED else say(answer)
+        """Release everything that was ever asked for, answered or not, and note in the log what cannot be."""
+        ids = list(self._asked)
+        ends = await asyncio.gather(*map(self.give_back, ids), return_exceptions=True)
+        self._log.stuck += [f"{one}: {end}" for one, end in zip(ids, ends, strict=True) if end is not None]
 
     async def _call(self, method: Callable[..., Awaitable[T]], subject: object) -> T:
         retrying = AsyncRetrying(
