@@ -105,6 +105,17 @@ class NeverShrinks(Stock):
         return record
 
 
+class NeverGrows(Stock):
+    """A hold that is made larger is answered so, and takes no more than it had."""
+
+    def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> Record:
+        before = self._records.get(intent.reservation_id)
+        record = super().apply(intent, now, sold_out=sold_out)
+        if before and record is not before and before.state is record.state is Observed.HELD:
+            self._held[intent.sku] -= max(0, record.granted - before.granted)
+        return record
+
+
 class KnowsNoUnseenRelease(Stock):
     """RELEASE of an id never seen is NOT_FOUND."""
 

@@ -99,6 +99,7 @@ BROKEN: list[tuple[type[Stock], set[str]]] = [
     (broken.StaleIsBad, {"1", "3", "6"}),
     (broken.SmallRevisions, {"1"}),
     (broken.NeverShrinks, {"1"}),
+    (broken.NeverGrows, {"1"}),
     (broken.KnowsNoUnseenRelease, {"2", "7"}),
     (broken.ForgetsReleases, {"2", "7"}),
     (broken.RefusesAndTakes, {"2"}),
@@ -114,12 +115,18 @@ BROKEN: list[tuple[type[Stock], set[str]]] = [
 
 
 @pytest.mark.parametrize(("stock", "expected"), BROKEN, ids=lambda value: getattr(value, "__name__", ""))
-async def test_an_api_that_breaks_a_rule_is_told_which(stock: type[Stock], expected: set[str], transport: str) -> None:
-    report = await probe(make(stock), transport)
+async def test_an_api_that_breaks_a_rule_is_told_which(stock: type[Stock], expected: set[str]) -> None:
+    report = await probe(make(stock))
     assert rules(report, Verdict.BROKEN) == expected, str(report)
     assert not report.kept
     for rule in expected:
         assert f"\n  rule {rule} not kept: " in str(report)
+
+
+async def test_what_was_refused_for_its_revision_is_released_below_it() -> None:
+    simulator = make(broken.SmallRevisions)
+    report = await probe(simulator)
+    assert (simulator.levels("beans").held, report.log.stuck) == (0, [])
 
 
 @pytest.mark.parametrize(
@@ -148,8 +155,8 @@ async def test_what_lasts_too_short_or_comes_back_is_told(stock: type[Stock], ex
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(broken.Races, {"6"}), (broken.ReadsNothing, {"reads"})])
-async def test_a_race_and_a_wrong_read_are_told(kind: type[Simulator], expected: set[str], transport: str) -> None:
-    report = await probe(make(kind=kind), transport)
+async def test_a_race_and_a_wrong_read_are_told(kind: type[Simulator], expected: set[str]) -> None:
+    report = await probe(make(kind=kind))
     assert rules(report, Verdict.BROKEN) == expected, str(report)
     assert not report.kept
 
@@ -191,6 +198,7 @@ async def test_an_api_that_is_too_slow_is_not_called_broken(transport: str) -> N
     assert not report.kept
     assert "DEADLINE_EXCEEDED" in str(report)
     assert len(report.log.stuck) > 10
+    assert report.log.unanswered < 100, "a time-out is not worth as much time again"
     assert f"left behind, for 20 minutes at most: {report.log.stuck[0]}" in str(report)
 
 

@@ -89,7 +89,7 @@ class Session:
         if intent.reservation_id not in self._sold:
             self._asked[intent.reservation_id] = max(intent, before, key=_revision)
         answer = await self._call(self._api.apply, intent)
-        if isinstance(answer, Refusal) and before is not intent:
+        if isinstance(answer, Refusal) and self._asked.get(intent.reservation_id) is intent:
             # What was never decided need not be surpassed, and perhaps cannot be.
             self._asked[intent.reservation_id] = before
         return answer
