@@ -190,7 +190,7 @@ class ForgetsRejections(Stock):
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> Record:
         before = self._records.get(intent.reservation_id)
-        if before and before.state is Observed.REJECTED and not before.granted:
+        if before and before.state is Observed.REJECTED and not before.granted and intent == before.intent:
             del self._records[intent.reservation_id]
         return super().apply(intent, now, sold_out=sold_out)
 

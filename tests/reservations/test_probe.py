@@ -156,7 +156,9 @@ async def test_what_lasts_too_short_or_comes_back_is_told(stock: type[Stock], ex
 
 @pytest.mark.parametrize(("kind", "expected"), [(broken.Races, {"6"}), (broken.ReadsNothing, {"reads"})])
 async def test_a_race_and_a_wrong_read_are_told(kind: type[Simulator], expected: set[str]) -> None:
-    report = await probe(make(kind=kind))
+    simulator = make(kind=kind)
+    simulator.set_stock("beans", 1000)
+    report = await probe(simulator, config=ProbeConfig("beans", ttl=0, timeout=5))
     assert rules(report, Verdict.BROKEN) == expected, str(report)
     assert not report.kept
 
