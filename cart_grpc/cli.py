@@ -1,4 +1,4 @@
-"""The door: `cart-grpc serve | reconcile | migrate | simulate | dev | config | health | reservations`."""
+"""The door: `cart-grpc serve | reconcile | migrate | simulate | probe | dev | config | health | reservations`."""
 
 import argparse
 import asyncio
@@ -15,6 +15,10 @@ from sqlalchemy import make_url
 
 from cart_grpc import admin_cli, app, settings
 from cart_grpc.app import StartupError
+from cart_grpc.reservations import transports
+from cart_grpc.reservations.probe import options as probe_options
+from cart_grpc.reservations.probe.probe import NobodyThere, Probe
+from cart_grpc.reservations.probe.report import Report
 from cart_grpc.reservations.simulator import options
 from cart_grpc.reservations.simulator.server import BoundPorts, SimulatorConfig, serve_simulator
 from cart_grpc.settings import Settings, SettingsError
@@ -23,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, 1 (not healthy) or 2 (wrong use, settings or surroundings)."""
+    """Run one command. Returns the exit status: 0, 1 (not healthy, not kept) or 2 (wrong use or surroundings)."""
     parsed = _parser().parse_args(arguments)
     try:
         configured = settings.load()
@@ -57,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     add("migrate", _migrate, "bring the database to the schema of this release")
     simulate = add("simulate", _simulate, "run a simulated Reservation API")
     options.add_options(simulate, listen_option="--listen", latency="1s")
+    probe = add("probe", _probe, "find out which rules a Reservation API keeps; exit 0 if all, 1 if not")
+    probe.add_argument("url", nargs="?", help="grpc://HOST:PORT, http://…; CART_RESERVATION_URL if left out")
+    probe_options.add_options(probe)
     dev = add("dev", _dev, "serve, reconcile and simulate in one process, to try things")
     options.add_options(dev, listen_option="--simulator-listen", latency="3s")
     add("config", _config, "show the settings in force, passwords hidden")
@@ -91,6 +98,29 @@ def _migrate(configured: Settings, _: argparse.Namespace) -> int:
 def _simulate(_: Settings, parsed: argparse.Namespace) -> int:
     async def work() -> None:
         await _simulating(_simulator_config(parsed), _stop_signal())
+
+    return _run(work())
+
+
+def _probe(configured: Settings, parsed: argparse.Namespace) -> int:
+    url = parsed.url or configured.reservation_url
+
+    async def work() -> int:
+        try:
+            config, api = probe_options.to_config(parsed), transports.connect_auditable(url)
+        except ValueError as error:
+            raise StartupError(f"the probe cannot start: {error}") from None
+        try:
+            probe = Probe(api, config, clock=app.clock, new_id=app.new_id)
+            greeting = f"probing {url}; Ctrl-C ends it early, and everything is given back\n"
+            findings = await probe.run(_stop_signal(), greeted=lambda: print(greeting, flush=True))
+        except NobodyThere as error:
+            raise StartupError(f"no Reservation API answers at {url}: {error}") from None
+        finally:
+            await api.close()
+        report = Report(findings, probe.log)
+        print(report)
+        return 0 if report.kept else 1
 
     return _run(work())
 
@@ -223,10 +253,9 @@ def _stop_signal() -> asyncio.Event:
     return stopped
 
 
-def _run(work: Coroutine[Any, Any, None]) -> int:
+def _run(work: Coroutine[Any, Any, int | None]) -> int:
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(work)
-    return 0
+        return runner.run(work) or 0
 
 
 def _loop_factory() -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from filelock import FileLock
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from cart_grpc import cli
+from cart_grpc.reservations.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from cart_grpc.rpc.server import SERVICE
 from cart_grpc.settings import Settings
 from cart_grpc.store import migrate
@@ -85,7 +87,7 @@ def stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "_stop_signal", stop_signal)
 
 
-COMMANDS = ("serve", "reconcile", "migrate", "simulate", "dev", "config", "health")
+COMMANDS = ("serve", "reconcile", "migrate", "simulate", "probe", "dev", "config", "health")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -427,3 +429,62 @@ def test_a_process_whose_port_is_taken_ends_with_one_line_of_its_own(taken_port:
     assert ended.returncode == 2
     assert len(lines) == 1, ended.stderr
     assert lines[0].startswith("cart-grpc: CART_LISTEN: cannot listen on ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["ftp://h:1"], "the scheme is 'ftp'"),
+        (["grpc://h:1", "--stock", "4"], "--stock should be 5 or more"),
+        (["grpc://h:1", "--ttl", "-1"], "--ttl should be 0 to 60 seconds"),
+        (["grpc://h:1", "--ttl", "nan"], "--ttl should be 0 to 60 seconds"),
+        (["grpc://h:1", "--timeout", "0"], "--timeout should be more than 0 seconds"),
+        (["grpc://h:1", "--timeout", "inf"], "--timeout should be more than 0 seconds"),
+        (["grpc://h:1", "--sku", ""], "--sku should name a sku"),
+        (["grpc://127.0.0.1:1"], "no Reservation API answers at grpc://127.0.0.1:1: UNAVAILABLE"),
+        (["http://127.0.0.1:1"], "no Reservation API answers at http://127.0.0.1:1: UNAVAILABLE"),
+    ],
+)
+def test_a_probe_that_cannot_begin_says_why(arguments: list[str], why: str, refuse: Refuse) -> None:
+    assert why in refuse("probe", *arguments)
+
+
+async def probing(folder: Path, *arguments: str) -> asyncio.subprocess.Process:
+    """Start the real command."""
+    return await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("cart-grpc"), "probe", *arguments,
+        cwd=folder, env={"PATH": os.defpath}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+
+async def test_a_probe_ends_with_0_where_the_contract_is_kept_and_1_where_that_is_not_known(folder: Path) -> None:
+    server = SimulatorServer(make_simulator(SimulatorConfig(stock={"tea": 0})))
+    ports = await server.start("127.0.0.1:0", None)
+    try:
+        for sku, status, verdict in (("beans", 0, "kept, as far as it was tested"), ("tea", 1, "not known: rules ")):
+            process = await probing(folder, f"grpc://127.0.0.1:{ports.grpc}", "--sku", sku, "--ttl", "0.3")
+            said, errors = (each.decode() for each in await process.communicate())
+            assert (process.returncode, errors) == (status, "")
+            assert f"\nreservation.v1: {verdict}" in said
+            assert re.search(r"^reservations: \d+ released, 0 left behind$", said, re.MULTILINE)
+            assert re.search(r"^calls: \d+ answered, 0 not; p50 \d+ ms, p90 .*, slowest ", said, re.MULTILINE)
+    finally:
+        await server.stop(0)
+
+
+async def test_ctrl_c_ends_a_probe_after_it_has_given_everything_back(folder: Path) -> None:
+    simulator = make_simulator(SimulatorConfig(latency=100_000))
+    server = SimulatorServer(simulator)
+    ports = await server.start("127.0.0.1:0", None)
+    try:
+        process = await probing(folder, f"grpc://127.0.0.1:{ports.grpc}", "--sku", "beans", "--ttl", "0")
+        while simulator.levels("beans").held < 10:
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        said = (await process.communicate())[0].decode()
+        await simulator.settle()
+    finally:
+        await server.stop(0)
+    assert process.returncode == 1
+    assert "interrupted" in said
+    assert simulator.levels("beans").held == 0

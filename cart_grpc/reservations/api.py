@@ -3,12 +3,14 @@
 An answer is a value, even a refusal; no answer is an exception, and says nothing about what took effect.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, final
 
 from cart_grpc.carts.reservation import Answer, Decision, Intent, Overtaken, Refusal
 
 __all__ = [
-    "UNRECORDED", "Answer", "Attempt", "Decision", "Intent", "NoAnswer", "Overtaken", "Refusal", "ReservationApi",
+    "UNRECORDED", "Answer", "Attempt", "AuditableApi", "Decision", "Intent", "NoAnswer", "Overtaken", "Refusal",
+    "ReservationApi",
 ]  # fmt: skip
 
 
@@ -71,4 +73,19 @@ class ReservationApi(Protocol):
 
     async def close(self) -> None:
         """Close the connections; calls in flight end with NoAnswer."""
+        ...
+
+
+class AuditableApi(ReservationApi, Protocol):
+    """One that can also be read. Reads are for audits: nothing that becomes of a cart depends on them."""
+
+    async def find(self, reservation_id: str, *, timeout: float) -> Decision | None:
+        """Return the latest decision about a reservation as of now, None if the API knows of none.
+
+        Raises NoAnswer for everything else, as `apply` does.
+        """
+        ...
+
+    async def look_up(self, reservation_ids: Sequence[str], *, timeout: float) -> tuple[list[Decision], list[str]]:
+        """Return the latest decisions that are known, as of now, and the ids that are not. Raises NoAnswer."""
         ...

@@ -1,19 +1,24 @@
 """The Reservation API over gRPC."""
 
 import asyncio
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from reservation.v1 import reservation_pb2
 
-from cart_grpc.carts.reservation import Disposition, Intent
+from cart_grpc.carts.reservation import Decision, Disposition, Intent
 from cart_grpc.reservations import wire
 from cart_grpc.reservations.api import UNRECORDED, Answer, Attempt, NoAnswer, Overtaken
 
 APPLY_METHOD: Final = "/reservation.v1.ReservationService/ApplyReservation"
+_GET_METHOD: Final = "/reservation.v1.ReservationService/GetReservation"
+_LOOKUP_METHOD: Final = "/reservation.v1.ReservationService/LookupReservations"
+
+_Response = TypeVar("_Response", bound=Message)
 
 # What says that the request can never succeed: the codes that travel as 400, 404 and 409 over HTTP. UNIMPLEMENTED,
 # PERMISSION_DENIED and UNAUTHENTICATED are not among them: they say that somebody set something up wrongly, and to
@@ -47,7 +52,7 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 
 
 class GrpcReservationApi:
-    """Implements ReservationApi over channels to `target` (`host:port`), to be made inside the running loop.
+    """Implements AuditableApi over channels to `target` (`host:port`), to be made inside the running loop.
 
     Releases have a channel, and so a connection, of their own: a peer lets only so many calls share one, and holds that
     hang would keep releases waiting in ours. With `secure` they are TLS, trusting `root_certificates` (PEM), or gRPC's
@@ -59,28 +64,38 @@ class GrpcReservationApi:
         credentials = grpc.ssl_channel_credentials(root_certificates) if secure else None
         self._channels = [_open(address, credentials) for _ in range(2)]
         # Bytes come back as they are: grpc.aio would swallow the error of an answer that does not parse.
-        self._apply, self._apply_release = (_method(channel) for channel in self._channels)
+        self._apply, self._apply_release = (_method(channel, APPLY_METHOD) for channel in self._channels)
+        self._get, self._lookup = (_method(self._channels[0], name) for name in (_GET_METHOD, _LOOKUP_METHOD))
 
     async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
         """See ReservationApi.apply."""
         request = reservation_pb2.ApplyReservationRequest(reservation=wire.to_message(intent))
-        if timeout <= 0:
-            # A quick answer would win the race with a deadline that is over already.
-            raise NoAnswer("DEADLINE_EXCEEDED", "no time was left for the call")
         apply = self._apply_release if intent.disposition is Disposition.RELEASE else self._apply
         try:
-            answer: bytes = await apply(request.SerializeToString(), timeout=timeout, wait_for_ready=False)
+            answer = await _call(apply, request, timeout)
         except grpc.aio.AioRpcError as error:
             return _to_answer(error, intent)
-        except asyncio.CancelledError:
-            # A closed channel and a peer that cancels look like a cancellation of ours, and are none.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise NoAnswer("CANCELLED", "the call was cut off") from None
-        except Exception as error:
-            raise NoAnswer("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
-        return wire.to_decision(_parse(answer), intent)
+        return wire.to_decision(_parse(answer, reservation_pb2.ApplyReservationResponse).reservation, intent)
+
+    async def find(self, reservation_id: str, *, timeout: float) -> Decision | None:
+        """See AuditableApi.find."""
+        request = reservation_pb2.GetReservationRequest(reservation_id=reservation_id)
+        try:
+            answer = await _call(self._get, request, timeout)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return None
+            raise _to_no_answer(error) from None
+        return wire.to_latest(_parse(answer, reservation_pb2.GetReservationResponse).reservation, reservation_id)
+
+    async def look_up(self, reservation_ids: Sequence[str], *, timeout: float) -> tuple[list[Decision], list[str]]:
+        """See AuditableApi.look_up."""
+        request = reservation_pb2.LookupReservationsRequest(reservation_ids=reservation_ids)
+        try:
+            answer = await _call(self._lookup, request, timeout)
+        except grpc.aio.AioRpcError as error:
+            raise _to_no_answer(error) from None
+        return wire.to_looked_up(_parse(answer, reservation_pb2.LookupReservationsResponse), reservation_ids)
 
     async def close(self) -> None:
         """See ReservationApi.close."""
@@ -93,28 +108,53 @@ def _open(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio
     return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
 
 
-def _method(channel: grpc.aio.Channel) -> Any:
-    return channel.unary_unary(APPLY_METHOD)
+def _method(channel: grpc.aio.Channel, name: str) -> Any:
+    return channel.unary_unary(name)
 
 
-def _parse(answer: bytes) -> reservation_pb2.Reservation:
+async def _call(method: Any, request: Message, timeout: float) -> bytes:
+    """Raises AioRpcError for what the peer or the channel answered, NoAnswer for what ended otherwise."""
+    if timeout <= 0:
+        # A quick answer would win the race with a deadline that is over already.
+        raise NoAnswer("DEADLINE_EXCEEDED", "no time was left for the call")
     try:
-        return reservation_pb2.ApplyReservationResponse.FromString(answer).reservation
+        answer: bytes = await method(request.SerializeToString(), timeout=timeout, wait_for_ready=False)
+    except grpc.aio.AioRpcError:
+        raise
+    except asyncio.CancelledError:
+        # A closed channel and a peer that cancels look like a cancellation of ours, and are none.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise NoAnswer("CANCELLED", "the call was cut off") from None
+    except Exception as error:
+        raise NoAnswer("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
+    return answer
+
+
+def _parse(answer: bytes, response: type[_Response]) -> _Response:
+    try:
+        return response.FromString(answer)
     except DecodeError:
-        raise wire.invalid_answer("the answer is not an ApplyReservationResponse") from None
+        raise wire.invalid_answer(f"the answer is not a {response.DESCRIPTOR.name}") from None
 
 
 def _to_answer(error: grpc.aio.AioRpcError, intent: Intent) -> Answer:
     code = error.code()
     status = _find_status(error)
-    text = error.details() or ""
     if code in _REFUSALS:
-        return wire.to_refusal(_find_reason(status), code.name, text)
+        return wire.to_refusal(_find_reason(status), code.name, error.details() or "")
     if code is grpc.StatusCode.ABORTED and (current := _find_current(status, intent)):
         return current
-    raise NoAnswer(
-        code.name, wire.clean_text(text), retry_after=_find_retry_after(status), reached=code in _REACHED
-    ) from None
+    raise _to_no_answer(error) from None
+
+
+def _to_no_answer(error: grpc.aio.AioRpcError) -> NoAnswer:
+    code = error.code()
+    retry_after = _find_retry_after(_find_status(error))
+    return NoAnswer(
+        code.name, wire.clean_text(error.details() or ""), retry_after=retry_after, reached=code in _REACHED
+    )
 
 
 def _find_status(error: grpc.aio.AioRpcError) -> status_pb2.Status:

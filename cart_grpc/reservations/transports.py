@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from cart_grpc.reservations.api import ReservationApi
+from cart_grpc.reservations.api import AuditableApi, ReservationApi
 from cart_grpc.reservations.basic_api import BasicReservationApi
 from cart_grpc.reservations.grpc_api import GrpcReservationApi
 from cart_grpc.reservations.http_api import HttpReservationApi
@@ -23,6 +23,11 @@ class _Endpoint:
     scheme: str
     authority: str
     prefix: str
+    basic: bool
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.prefix}"
 
 
 def check_url(url: str) -> str:
@@ -38,16 +43,27 @@ def connect(url: str, *, max_connections: int = 0, root_certificates: bytes | No
     that are trusted by default for grpcs and https. Raises ValueError as `check_url` does.
     """
     endpoint = _to_endpoint(url)
+    if not endpoint.basic:
+        return connect_auditable(url, max_connections=max_connections, root_certificates=root_certificates)
+    return BasicReservationApi(endpoint.url, _http_client(max_connections, root_certificates))
+
+
+def connect_auditable(url: str, *, max_connections: int = 0, root_certificates: bytes | None = None) -> AuditableApi:
+    """Return a client as `connect` does, of an API that keeps `reservation.v1`. Raises ValueError for `basic`, too."""
+    endpoint = _to_endpoint(url)
+    if endpoint.basic:
+        raise ValueError("basic has no rules that could be told from outside; it is for reservation.v1 only")
     if endpoint.scheme in ("grpc", "grpcs"):
         return GrpcReservationApi(
             endpoint.authority, secure=endpoint.scheme == "grpcs", root_certificates=root_certificates
         )
-    client = HttpClient(
+    return HttpReservationApi(endpoint.url, _http_client(max_connections, root_certificates))
+
+
+def _http_client(max_connections: int, root_certificates: bytes | None) -> HttpClient:
+    return HttpClient(
         clock=lambda: time.time_ns() // 1000, max_connections=max_connections, root_certificates=root_certificates
     )
-    basic = endpoint.scheme.startswith("basic+")
-    url = f"{endpoint.scheme.removeprefix('basic+')}://{endpoint.authority}{endpoint.prefix}"
-    return BasicReservationApi(url, client) if basic else HttpReservationApi(url, client)
 
 
 def _to_endpoint(url: str) -> _Endpoint:
@@ -72,4 +88,5 @@ def _to_endpoint(url: str) -> _Endpoint:
     if prefix and parts.scheme.startswith("grpc"):
         raise ValueError(f"a gRPC address has no path; {_WANTED}")
     name = f"[{host}]" if ":" in host else host
-    return _Endpoint(parts.scheme, name if port is None else f"{name}:{port}", prefix)
+    scheme = parts.scheme.removeprefix("basic+")
+    return _Endpoint(scheme, name if port is None else f"{name}:{port}", prefix, basic=scheme != parts.scheme)

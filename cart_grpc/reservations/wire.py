@@ -6,6 +6,7 @@ decision that nobody took. Such an answer is NoAnswer("INVALID_ANSWER", reached=
 """
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -58,7 +59,7 @@ def to_decision(message: reservation_pb2.Reservation, intent: Intent) -> Decisio
     """Return the decision on `intent` that `message` tells. Raises NoAnswer("INVALID_ANSWER") if it tells none."""
     if message.revision != intent.revision:
         raise invalid_answer(f"asked about revision {intent.revision}, answered about {message.revision}")
-    decision = _to_consistent_decision(message, intent)
+    decision = to_latest(message, intent.reservation_id, intent.sku)
     if decision.state not in _FITTING[intent.disposition]:
         raise invalid_answer(f"{intent.disposition.name} cannot be {decision.state.name}")
     if decision.state is Observed.HELD and decision.granted_quantity != intent.quantity:
@@ -70,7 +71,43 @@ def to_overtaken(message: reservation_pb2.Reservation, intent: Intent) -> Overta
     """Return the newer decision that `message` tells. Raises NoAnswer("INVALID_ANSWER") if it is not newer."""
     if message.revision <= intent.revision:
         raise invalid_answer(f"revision {intent.revision} is overtaken by {message.revision}, which is not higher")
-    return Overtaken(_to_consistent_decision(message, intent))
+    return Overtaken(to_latest(message, intent.reservation_id, intent.sku))
+
+
+def to_latest(message: reservation_pb2.Reservation, reservation_id: str, sku: str = "") -> Decision:
+    """Return what `message` tells of `reservation_id`, of `sku` where one is given, and of whatever revision.
+
+    Raises NoAnswer("INVALID_ANSWER") if it contradicts itself or is about something else.
+    """
+    if message.reservation_id != reservation_id:
+        raise invalid_answer(f"asked about {reservation_id}, answered about {message.reservation_id!r}")
+    if sku and message.sku and message.sku != sku:
+        raise invalid_answer(f"asked about sku {sku!r}, answered about {message.sku!r}")
+    try:
+        state = Observed(message.state)
+    except ValueError:
+        raise invalid_answer(f"unknown state {message.state}") from None
+    granted = message.granted_quantity
+    _check_granted(state, granted)
+    still_held = granted > 0 and state in (Observed.HELD, Observed.REJECTED)
+    return Decision(
+        reservation_id=message.reservation_id,
+        revision=message.revision,
+        state=state,
+        granted_quantity=granted,
+        expire_time=_to_expire_time(message) if still_held else None,
+        reason=(clean_reason(message.reason) or "UNSPECIFIED") if state is Observed.REJECTED else "",
+    )
+
+
+def to_looked_up(
+    message: reservation_pb2.LookupReservationsResponse, reservation_ids: Sequence[str]
+) -> tuple[list[Decision], list[str]]:
+    """Return what is known of `reservation_ids`, and the rest. Raises NoAnswer("INVALID_ANSWER") if one is left out."""
+    told = [*(each.reservation_id for each in message.found), *message.missing]
+    if sorted(told) != sorted(reservation_ids):
+        raise invalid_answer(f"asked about {len(reservation_ids)} reservations, answered about {len(told)} or others")
+    return [to_latest(each, each.reservation_id) for each in message.found], list(message.missing)
 
 
 def to_refusal(reason: str, fallback: str, message: str) -> Refusal:
@@ -114,28 +151,6 @@ def to_timestamp(microseconds: int) -> Timestamp:
 def to_microseconds(value: Duration | Timestamp) -> int:
     """Return a Duration's or Timestamp's microseconds, rounded down: a hold is not believed to last longer."""
     return value.seconds * 1_000_000 + value.nanos // 1000
-
-
-def _to_consistent_decision(message: reservation_pb2.Reservation, intent: Intent) -> Decision:
-    if message.reservation_id != intent.reservation_id:
-        raise invalid_answer(f"asked about {intent.reservation_id}, answered about {message.reservation_id!r}")
-    if message.sku and message.sku != intent.sku:
-        raise invalid_answer(f"asked about sku {intent.sku!r}, answered about {message.sku!r}")
-    try:
-        state = Observed(message.state)
-    except ValueError:
-        raise invalid_answer(f"unknown state {message.state}") from None
-    granted = message.granted_quantity
-    _check_granted(state, granted)
-    still_held = granted > 0 and state in (Observed.HELD, Observed.REJECTED)
-    return Decision(
-        reservation_id=message.reservation_id,
-        revision=message.revision,
-        state=state,
-        granted_quantity=granted,
-        expire_time=_to_expire_time(message) if still_held else None,
-        reason=(clean_reason(message.reason) or "UNSPECIFIED") if state is Observed.REJECTED else "",
-    )
 
 
 def _check_granted(state: Observed, granted: int) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from reservation.v1 import reservation_pb2
 
 from cart_grpc.carts.reservation import Decision, Disposition, Intent, Observed
 from cart_grpc.reservations import wire
 from cart_grpc.reservations.api import NoAnswer, Overtaken, Refusal, ReservationApi
+from cart_grpc.reservations.grpc_api import GrpcReservationApi
+from cart_grpc.reservations.http_api import HttpReservationApi
 from cart_grpc.reservations.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from cart_grpc.reservations.transports import connect
 from tests.reservations.hostile import HTTP_STATUSES, Hostile, Script
@@ -285,3 +288,30 @@ async def test_an_api_that_comes_back_is_found_again(transport: str) -> None:
     assert answer.state is Observed.HELD
     await api.close()
     await server.stop(0)
+
+
+async def test_what_was_decided_can_be_read_and_what_was_not_is_missing(api: ReservationApi) -> None:
+    assert isinstance(api, GrpcReservationApi | HttpReservationApi)
+    first, unknown = hold(2), hold(1).reservation_id
+    decided = await api.apply(first, timeout=5)
+    assert await api.find(first.reservation_id, timeout=5) == decided
+    assert await api.find(unknown, timeout=5) is None
+    assert await api.look_up([unknown, first.reservation_id], timeout=5) == ([decided], [unknown])
+
+
+async def test_a_read_that_is_not_offered_is_no_answer(hostile_api: ReservationApi, transport: str) -> None:
+    assert isinstance(hostile_api, GrpcReservationApi | HttpReservationApi)
+    with pytest.raises(NoAnswer) as found:
+        await hostile_api.find(hold().reservation_id, timeout=5)
+    with pytest.raises(NoAnswer) as looked_up:
+        await hostile_api.look_up([hold().reservation_id], timeout=5)
+    codes = ("UNIMPLEMENTED", "UNIMPLEMENTED") if transport == "grpc" else ("HTTP_405", "HTTP_404")
+    assert (found.value.code, looked_up.value.code) == codes
+
+
+def test_a_look_up_that_leaves_an_id_out_is_no_answer() -> None:
+    intent = hold(2)
+    told = reservation_pb2.LookupReservationsResponse(found=[answered(intent, Message.STATE_HELD, 2)])
+    assert wire.to_looked_up(told, [intent.reservation_id])[1] == []
+    with pytest.raises(NoAnswer, match="INVALID_ANSWER"):
+        wire.to_looked_up(told, [intent.reservation_id, hold().reservation_id])
