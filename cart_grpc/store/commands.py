@@ -203,4 +203,9 @@ class Purge:
     limit: int
 
 
-WorkCommand = Claim | Extend | HandBack | Purge
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Write what every batch writes, and nothing else: does the database take it?"""
+
+
+WorkCommand = Claim | Extend | HandBack | Probe | Purge

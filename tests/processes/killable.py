@@ -1,6 +1,6 @@
 """`cart-grpc` that ends itself by SIGKILL where it next passes the point that the file `kill-at` in its folder names.
 
-The points are around each transaction, told by what is in its batch (`claim begun`, `claim written`, `claim committed`),
+The points are in each transaction and after it, told by what is in its batch (`claim begun`, `written`, `committed`),
 around each call of the Reservation API (`call unsent`, `call answered`), and before a caller's answer (`reply unsent`).
 The product knows nothing of them: they are put around its seams from outside.
 """

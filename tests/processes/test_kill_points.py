@@ -1,6 +1,5 @@
 """A server is killed at each point of each transaction and call: the next one finds everything, and nothing twice."""
 
-import os
 import random
 import signal
 from collections.abc import AsyncIterator
@@ -14,7 +13,6 @@ from sqlalchemy import Connection, update
 from cart_grpc import app
 from cart_grpc.store import schema
 from cart_grpc.store.engine import connect
-
 from tests.processes import truth
 from tests.processes.harness import Programs, Replicas, Simulated, connected
 from tests.processes.killable import POINTS, arm
