@@ -14,7 +14,7 @@ from sqlalchemy import Connection, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from cart_grpc.carts.changes import Terms
-from cart_grpc.carts.refusals import DatabaseUnavailable
+from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseUnavailable
 from cart_grpc.reservations import transports
 from cart_grpc.reservations.reconciler import Reconciler, ReconcilerConfig
 from cart_grpc.rpc.server import Server, admin_server, cart_server
@@ -138,7 +138,10 @@ async def running_store(settings: Settings) -> AsyncIterator[Store]:
             await migrate_database(engine)
         await check_database(engine)
         store = Store(engine, new_id, queue_size=settings.write_queue_size)
-        await store.start()
+        try:
+            await store.start()
+        except Exception as error:
+            raise _unusable(engine.name, error) from error
         try:
             yield store
         finally:
@@ -208,13 +211,18 @@ async def running_server(server: Server, setting: str, settings: Settings, store
 
 async def _watch_readiness(server: Server, store: Store) -> None:
     """Ready while the database answers; never not ready because the Reservation API is down."""
+    told = False
     while True:
         try:
             async with asyncio.timeout(2):
                 await store.ping()
             await server.set_ready(ready=True)
-        except (DatabaseUnavailable, TimeoutError):
+        except (DatabaseUnavailable, TimeoutError) as error:
             await server.set_ready(ready=False)
+            if isinstance(error, DatabaseDamaged) and not told:
+                message = "the database is damaged: stop, keep a copy of its files, and restore a backup (see README)"
+                log.error(message)  # noqa: TRY400 - how it was found says nothing
+                told = True
         except Exception:
             log.exception("whether the database answers could not be found out")
             await server.set_ready(ready=False)

@@ -38,6 +38,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_what_takes_long_to_load_is_loaded_where_it_is_needed() -> None:
+    script = "import sys, cart_grpc.cli; print({'alembic', 'aiohttp'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "set()\n"
+
+
 Refuse = Callable[..., str]
 
 

@@ -15,6 +15,8 @@
     └── Unavailable                  nothing is wrong with the request; try again
         ├── Overloaded               too much is waiting to be written
         ├── DatabaseUnavailable      the database does not answer; nothing was done
+        │   ├── DatabaseFull         it has no room left
+        │   └── DatabaseDamaged      what it has stored cannot be read any more
         ├── OutcomeUnknown           the database went away in mid-commit: it may have been done
         ├── CallTimeout              it took longer than this server lets a call take
         └── ShuttingDown             this server is about to stop
@@ -204,9 +206,26 @@ class DatabaseUnavailable(Unavailable):
     """The database does not answer; nothing was done."""
 
     reason = "DATABASE_UNAVAILABLE"
+    text: ClassVar[str] = "the database is not available; nothing was changed"
 
     def __init__(self) -> None:
-        super().__init__("the database is not available; nothing was changed")
+        super().__init__(self.text)
+
+
+class DatabaseFull(DatabaseUnavailable):
+    """The database has no room left; nothing was done, and somebody has to make room."""
+
+    reason = "DATABASE_FULL"
+    text = "the database has no room left; nothing was changed"
+    retry_after = 10_000_000
+
+
+class DatabaseDamaged(DatabaseUnavailable):
+    """What the database has stored cannot be read any more; nothing was done, and somebody has to restore it."""
+
+    reason = "DATABASE_DAMAGED"
+    text = "the database is damaged; nothing was changed"
+    retry_after = 60_000_000
 
 
 class OutcomeUnknown(Unavailable):

@@ -2,14 +2,14 @@
 
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from cart_grpc.reservations.api import AuditableApi, ReservationApi
-from cart_grpc.reservations.basic_api import BasicReservationApi
 from cart_grpc.reservations.grpc_api import GrpcReservationApi
-from cart_grpc.reservations.http_api import HttpReservationApi
-from cart_grpc.reservations.http_client import HttpClient
+
+if TYPE_CHECKING:
+    from cart_grpc.reservations.http_client import HttpClient
 
 _WANTED: Final = (
     "it should be grpc://HOST:PORT, grpcs://HOST:PORT, http://HOST:PORT[/PREFIX] or https://HOST:PORT[/PREFIX], or "
@@ -45,6 +45,8 @@ def connect(url: str, *, max_connections: int = 0, root_certificates: bytes | No
     endpoint = _to_endpoint(url)
     if not endpoint.basic:
         return connect_auditable(url, max_connections=max_connections, root_certificates=root_certificates)
+    from cart_grpc.reservations.basic_api import BasicReservationApi  # noqa: PLC0415 - see _http_client
+
     return BasicReservationApi(endpoint.url, _http_client(max_connections, root_certificates))
 
 
@@ -57,10 +59,15 @@ def connect_auditable(url: str, *, max_connections: int = 0, root_certificates: 
         return GrpcReservationApi(
             endpoint.authority, secure=endpoint.scheme == "grpcs", root_certificates=root_certificates
         )
+    from cart_grpc.reservations.http_api import HttpReservationApi  # noqa: PLC0415 - see _http_client
+
     return HttpReservationApi(endpoint.url, _http_client(max_connections, root_certificates))
 
 
-def _http_client(max_connections: int, root_certificates: bytes | None) -> HttpClient:
+def _http_client(max_connections: int, root_certificates: bytes | None) -> "HttpClient":
+    # aiohttp takes a tenth of the time that a server takes to start, and most need none.
+    from cart_grpc.reservations.http_client import HttpClient  # noqa: PLC0415
+
     return HttpClient(
         clock=lambda: time.time_ns() // 1000, max_connections=max_connections, root_certificates=root_certificates
     )

@@ -20,6 +20,8 @@ CODES: tuple[tuple[type[refusals.Refused], grpc.StatusCode], ...] = (
     (refusals.LimitExceeded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (refusals.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (refusals.CallTimeout, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (refusals.DatabaseFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (refusals.DatabaseDamaged, grpc.StatusCode.DATA_LOSS),
     (refusals.Unavailable, grpc.StatusCode.UNAVAILABLE),
 )
 

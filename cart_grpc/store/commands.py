@@ -261,4 +261,9 @@ class Resume:
     """Let claims be made again."""
 
 
-WorkCommand = Claim | Extend | HandBack | Purge | Pause | Resume
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Write what every batch writes, and nothing else: does the database take it?"""
+
+
+WorkCommand = Claim | Extend | HandBack | Ping | Purge | Pause | Resume

@@ -59,7 +59,7 @@ class Dialect(Protocol):
         ...
 
     def is_writable(self, connection: Connection) -> bool:
-        """Whether the database takes writes: a PostgreSQL in recovery answers, and takes none."""
+        """Whether the database takes writes: a PostgreSQL in recovery, or told not to, answers and takes none."""
         ...
 
     def now(self) -> ColumnElement[int]:
@@ -124,7 +124,7 @@ class PostgresqlDialect:
         return {_array(column.name): [row[column.name] for row in rows] for column in table.columns}
 
     def is_writable(self, connection: Connection) -> bool:
-        return not connection.exec_driver_sql("SELECT pg_is_in_recovery()").scalar_one()
+        return bool(connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "off")
 
     def now(self) -> ColumnElement[int]:
         # As a subquery it is asked once a statement; a volatile function cannot be searched for in an index.

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import URL, Connection, create_engine, event, make_url
+from sqlalchemy import URL, Connection, ExceptionContext, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
 
+from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseFull, DatabaseUnavailable
 from cart_grpc.store.dialects import Dialect, PostgresqlDialect, SqliteDialect
 
 T = TypeVar("T")
@@ -78,11 +79,21 @@ class SqliteEngine:
             url.set(drivername="sqlite+pysqlite"), poolclass=QueuePool, pool_size=1, max_overflow=0
         )
         self.reader = create_async_engine(url.set(drivername="sqlite+aiosqlite"), pool_size=4, max_overflow=0)
+        self._damaged = False
+        for engine in (self._writer, self.reader.sync_engine):
+            event.listen(engine, "handle_error", self._note_damage)
         event.listen(self._writer, "connect", _prepare_writer)
         event.listen(self._writer, "begin", _begin_immediate)
         event.listen(self.reader.sync_engine, "connect", _prepare_reader)
 
+    def _note_damage(self, context: ExceptionContext) -> None:
+        """What would be written to a damaged file from now on could be lost with it: nothing is."""
+        if isinstance(find_refusal(context.original_exception), DatabaseDamaged):
+            self._damaged = True
+
     async def transact(self, work: Callable[[Connection], T]) -> T:
+        if self._damaged:
+            raise DatabaseDamaged
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work)
 
     def _transact(self, work: Callable[[Connection], T]) -> T:
@@ -97,6 +108,9 @@ class SqliteEngine:
                 transaction.commit()
             except Exception as error:
                 connection.invalidate()
+                if getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlite_errorcode", 0) in _UNWRITTEN:
+                    # What makes a transaction count is written last: where writing failed, it does not.
+                    raise
                 raise CommitFailed(result) from error
             return result
 
@@ -126,7 +140,8 @@ def _prepare(connection: Any) -> None:
     """The driver would begin its own transactions, and not where it should: BEGIN is ours."""
     if isinstance(connection, sqlite3.Connection):
         connection.isolation_level = None
-    connection.execute("PRAGMA busy_timeout = 5000")
+    # A write and a look whether the database answers, one after the other, must both fit into a call.
+    connection.execute("PRAGMA busy_timeout = 2000")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
 
@@ -195,24 +210,47 @@ class PostgresqlEngine:
 # SQLSTATE classes: connection, authorisation, no such database, out of resources, operator intervention, system error.
 _UNAVAILABLE_CLASSES = ("08", "28", "3D", "53", "57", "58")
 _READ_ONLY = "25006"
-_RETRIABLE = {"40001", "40P01", "55P03"}
+# A deadlock, a serialisation failure, a lock time-out, a session that was ended since it stood still.
+_PASSING = {"40001", "40P01", "55P03", "25P03", _READ_ONLY}
+_FULL = "53100"
+_DAMAGED = {"XX001", "XX002"}
+_UNWRITTEN = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
+_SQLITE_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
-def is_unavailable(error: BaseException) -> bool:
-    """Whether the database, rather than what was said to it, is the reason."""
+def find_refusal(error: BaseException) -> DatabaseUnavailable | None:
+    """The refusal where the database, rather than what was said to it, is the reason; None where it is not.
+
+    DatabaseUnavailable itself may pass: the same transaction, run again, may succeed.
+    """
+    if isinstance(error, DatabaseUnavailable):
+        return error
     if isinstance(error, OSError | TimeoutError | PoolTimeout):
-        return True
+        return DatabaseUnavailable()
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(origin, sqlite3.Error):
+        return _find_sqlite_refusal(origin)
     if not isinstance(error, DBAPIError):
-        return False
+        return None
     state = _sqlstate(error)
-    if state:
-        return state.startswith(_UNAVAILABLE_CLASSES) or state == _READ_ONLY or error.connection_invalidated
-    return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    if state == _FULL:
+        return DatabaseFull()
+    if state in _DAMAGED:
+        return DatabaseDamaged()
+    passing = state in _PASSING or state.startswith(_UNAVAILABLE_CLASSES) or error.connection_invalidated
+    if passing or (not state and isinstance(error, OperationalError | InterfaceError)):
+        return DatabaseUnavailable()
+    return None
 
 
-def is_retriable(error: BaseException) -> bool:
-    """Whether running the same transaction again may succeed: a deadlock, a serialisation failure, a lock time-out."""
-    return isinstance(error, DBAPIError) and _sqlstate(error) in _RETRIABLE
+def _find_sqlite_refusal(error: sqlite3.Error) -> DatabaseUnavailable | None:
+    # The lowest byte is the kind, those above say more about it.
+    kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if kind == sqlite3.SQLITE_FULL:
+        return DatabaseFull()
+    if kind in _SQLITE_DAMAGED:
+        return DatabaseDamaged()
+    return DatabaseUnavailable() if isinstance(error, sqlite3.OperationalError | sqlite3.InterfaceError) else None
 
 
 def _sqlstate(error: DBAPIError) -> str:

@@ -9,6 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
@@ -17,7 +18,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_r
 from cart_grpc.carts.changes import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
 from cart_grpc.store.batch import AnyCommand, Outcome, run_batch
-from cart_grpc.store.engine import CommitFailed, Engine, is_retriable, is_unavailable
+from cart_grpc.store.engine import CommitFailed, Engine, find_refusal
 from cart_grpc.store.hints import Hints
 from cart_grpc.store.statements import Statements
 
@@ -41,7 +42,7 @@ class GroupCommit:
     """The one writer of a process.
 
     `queue_size` bounds the callers' commands that wait; the reconciler's have room of their own, so that callers cannot
-    keep it from finishing what they have started.
+    keep it from finishing what they have started. `failed` says that the database did not take the last batch.
     """
 
     def __init__(self, engine: Engine, hints: Hints, new_id: NewId, queue_size: int) -> None:
@@ -54,6 +55,7 @@ class GroupCommit:
         self._work: deque[_Waiting] = deque()
         self._wake = asyncio.Event()
         self._closing = False
+        self.failed = False
         self._writer_id = new_id()
         self._number = 0
         self._task: asyncio.Task[None] | None = None
@@ -117,6 +119,7 @@ class GroupCommit:
         try:
             outcome = await self._transact([waiting.command for waiting in batch])
         except (DatabaseUnavailable, OutcomeUnknown) as refusal:
+            self.failed = True
             log.warning("a batch of %d could not be written: %s", len(batch), refusal.reason)
             _answer(batch, [refusal] * len(batch))
         except Exception as error:  # noqa: BLE001 - whatever it is, each command gets its own answer
@@ -127,6 +130,7 @@ class GroupCommit:
             await self._commit(batch[:middle])
             await self._commit(batch[middle:])
         else:
+            self.failed = False
             _answer(batch, outcome.results)
             self._hints.publish(outcome.changed, due=outcome.due)
 
@@ -137,9 +141,9 @@ class GroupCommit:
                 with attempt:
                     return await self._attempt(commands)
         except Exception as error:
-            if is_unavailable(error) or is_retriable(error):
+            if refusal := find_refusal(error):
                 log.warning("the database does not answer: %s", str(getattr(error, "orig", None) or error)[:200])
-                raise DatabaseUnavailable from error
+                raise refusal from error
             raise
         raise AssertionError("unreachable")
 
@@ -171,21 +175,30 @@ class GroupCommit:
             async for attempt in _retrying(stop_after_delay(RESOLVE_SECONDS)):
                 with attempt:
                     try:
-                        found = await self._engine.transact(self._find_mark)
+                        found = await self._engine.transact(partial(self._settle_mark, number))
                     except CommitFailed as failure:
+                        if failure.result != number:
+                            raise (failure.__cause__ or failure) from None
                         # It only read, and has read it.
-                        found = failure.result
+                        found = number
         except Exception as error:
             raise OutcomeUnknown from error
         return found == number
 
-    def _find_mark(self, connection: Connection) -> int | None:
-        return self._statements.find_mark(connection, self._writer_id)
+    def _settle_mark(self, number: int, connection: Connection) -> int | None:
+        """The number of the last batch that is there, once no other can come to be there.
+
+        What a commit that failed has left in SQLite's log would count after a crash, unless it is written over.
+        """
+        found = self._statements.find_mark(connection, self._writer_id)
+        if found is not None and found != number:
+            self._statements.mark(connection, self._writer_id, found, self._statements.read_now(connection))
+        return found
 
 
 def _retrying(stop: Any) -> AsyncRetrying:
     """Quick at first: a deadlock is over at once. A database that restarts is given a moment."""
-    again = retry_if_exception(lambda error: is_retriable(error) or is_unavailable(error))
+    again = retry_if_exception(lambda error: type(find_refusal(error)) is DatabaseUnavailable)
     return AsyncRetrying(retry=again, stop=stop, wait=wait_random_exponential(0.01, max=1), reraise=True)
 
 

@@ -23,9 +23,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cart_grpc.carts.model import Cart, CartState, Line
 from cart_grpc.carts.names import CartKey, UserKey
-from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.carts.reservation import Disposition
-from cart_grpc.store.engine import Engine, is_unavailable
+from cart_grpc.store.engine import Engine, find_refusal
 from cart_grpc.store.rows import to_cart, to_item, to_reservation
 from cart_grpc.store.schema import carts, due, due_release, expiring, is_not_paused, items, reconciling, reservations
 from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane
@@ -116,8 +115,8 @@ async def fetch(reader: AsyncEngine, statement: Select[Any], parameters: dict[st
             rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
             return rows
     except Exception as error:
-        if is_unavailable(error):
-            raise DatabaseUnavailable from error
+        if refusal := find_refusal(error):
+            raise refusal from error
         raise
 
 

@@ -18,12 +18,13 @@ from cart_grpc.store.commands import (
     Mutation,
     OpenAttempt,
     Pause,
+    Ping,
     Purge,
     Record,
     Recorded,
     Resume,
 )
-from cart_grpc.store.engine import Engine, is_unavailable
+from cart_grpc.store.engine import Engine, find_refusal
 from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.hints import Hints
 from cart_grpc.store.reads import Reads
@@ -104,11 +105,14 @@ class Store:
         try:
             writable = await self._engine.transact(self._engine.dialect.is_writable)
         except Exception as error:
-            if is_unavailable(error):
-                raise DatabaseUnavailable from error
+            if refusal := find_refusal(error):
+                raise refusal from error
             raise
         if not writable:
             raise DatabaseUnavailable
+        if self._writer.failed:
+            # A full disk is only noticed by writing to it.
+            await self._writer.work(Ping())
 
     async def looks(self, key: CartKey, seconds: float) -> AsyncIterator[None]:
         """Yields at once, and again whenever the cart may have changed, for `seconds` and once more at their end.

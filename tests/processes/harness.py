@@ -28,16 +28,16 @@ _numbers = itertools.count()
 
 
 class Program:
-    """`cart-grpc` with some arguments, in a folder of its own settings; what it prints goes to files there."""
+    """`module` with some arguments, in a folder of its own settings; what it prints goes to files there."""
 
-    def __init__(self, arguments: Sequence[str], folder: Path, settings: Mapping[str, str]) -> None:
+    def __init__(self, module: str, arguments: Sequence[str], folder: Path, settings: Mapping[str, str]) -> None:
         stem = f"{next(_numbers):04}-{arguments[0]}"
         self.arguments = arguments
         self._output, self._errors = folder / f"{stem}.out", folder / f"{stem}.err"
         with self._output.open("wb") as output, self._errors.open("wb") as errors:
             # In a session of its own, so that Ctrl-C reaches the tests first and they end it.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cart_grpc.cli", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 cwd=folder,
                 env=_environment(settings),
                 stdin=subprocess.DEVNULL,
@@ -61,6 +61,10 @@ class Program:
     @property
     def errors(self) -> str:
         return self._errors.read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def is_running(self) -> bool:
@@ -103,16 +107,17 @@ class Program:
 
 
 class Programs:
-    """The programs of one test."""
+    """The programs of one test. `module` is the command line, or one that stands in for it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.module = "cart_grpc.cli"
         self.started: list[Program] = []
 
     def start(self, *arguments: str, **settings: str) -> Program:
         """Start `cart-grpc` with `arguments`; `settings` are CART_*, their names as in `Settings`."""
         environment = {f"CART_{name.upper()}": value for name, value in settings.items()}
-        program = Program(arguments, self.folder, environment)
+        program = Program(self.module, arguments, self.folder, environment)
         self.started.append(program)
         return program
 

@@ -28,6 +28,7 @@ FAULTS = {
     "--lost-before-effect": "0.05",
     "--lost-after-effect": "0.05",
     "--garbage": "0.05",
+    "--throttled": "0.03",
 }
 
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
@@ -128,6 +129,12 @@ async def test_a_migration_from_empty_says_where_it_came_from_and_got_to(empty_u
     async with opened(empty_url) as engine:
         assert await engine.transact(migrate.current_revision) == migrate.latest_revision()
         await app.check_database(engine)
+
+
+def test_the_revisions_are_told_without_alembic_as_alembic_tells_them() -> None:
+    scripts = ScriptDirectory.from_config(migrate.config())
+    assert migrate.known_revisions() == [script.revision for script in scripts.walk_revisions()][::-1]
+    assert migrate.latest_revision() == scripts.get_current_head()
 
 
 async def test_a_second_migration_changes_nothing(empty_url: str) -> None:

@@ -7,19 +7,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
-from aiohttp import web
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cart_grpc.reservations.simulator.faults import Faults
 from cart_grpc.reservations.simulator.grpc_door import RESERVATION_SERVICE, SIMULATOR_SERVICE, add_services
-from cart_grpc.reservations.simulator.http_door import make_app
 from cart_grpc.reservations.simulator.journal import Journal
 from cart_grpc.reservations.simulator.simulator import Simulator
 from cart_grpc.reservations.simulator.stock import Stock
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # A second simulator on the same port would share the calls, and half of them would find other stock.
@@ -106,6 +107,11 @@ class SimulatorServer:
         return port
 
     async def _start_http(self, address: str) -> int:
+        # The door to every command comes by here for the options, and aiohttp takes long to load.
+        from aiohttp import web  # noqa: PLC0415
+
+        from cart_grpc.reservations.simulator.http_door import make_app  # noqa: PLC0415
+
         host, port = check_address(address)
         self._http = web.AppRunner(make_app(self._simulator), access_log=None, shutdown_timeout=1)
         await self._http.setup()

@@ -1,0 +1,125 @@
+"""`cart-grpc` that ends itself by SIGKILL where it next passes the point that the file `kill-at` in its folder names.
+
+The points are in each transaction and after it, told by what is in its batch (`claim begun`, `written`, `committed`),
+around each call of the Reservation API (`call unsent`, `call answered`), and before a caller's answer (`reply unsent`).
+The product knows nothing of them: they are put around its seams from outside.
+"""
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from cart_grpc import cli
+from cart_grpc.reservations.grpc_api import GrpcReservationApi
+from cart_grpc.store.batch import AnyCommand
+from cart_grpc.store.commands import Claim, Expire, Extend, HandBack, Mutation, Purge, Record
+from cart_grpc.store.engine import PostgresqlEngine, SqliteEngine
+from cart_grpc.store.group_commit import GroupCommit
+from cart_grpc.store.store import Store
+
+BATCHES: dict[type, str] = {
+    Mutation: "mutation",
+    Claim: "claim",
+    Record: "record",
+    Extend: "extension",
+    Purge: "purge",
+    Expire: "expiry",
+    HandBack: "hand-back",
+}
+POINTS = (
+    *(f"{batch} {moment}" for batch in BATCHES.values() for moment in ("begun", "written", "committed")),
+    "call unsent",
+    "call answered",
+    "reply unsent",
+)
+_KILL_AT = Path("kill-at")
+_batches: ContextVar[Sequence[str]] = ContextVar("batches", default=())
+
+
+def arm(folder: Path, point: str) -> None:
+    """Have the program in `folder` die where it next passes `point`."""
+    assert point in POINTS
+    # Whole or not at all: it is read while it is written.
+    (folder / "kill-at.new").write_text(point)
+    (folder / "kill-at.new").rename(folder / _KILL_AT)
+
+
+def _pass(point: str) -> None:
+    try:
+        armed = _KILL_AT.read_text()
+    except FileNotFoundError:
+        return
+    if armed == point:
+        _KILL_AT.unlink()
+        os.write(2, f"killed at {point}\n".encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _pass_batches(moment: str) -> None:
+    for batch in _batches.get():
+        _pass(f"{batch} {moment}")
+
+
+def _around_batch(attempt: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(attempt)
+    async def around(self: GroupCommit, commands: Sequence[AnyCommand]) -> Any:
+        _batches.set(sorted({BATCHES[type(command)] for command in commands}))
+        return await attempt(self, commands)
+
+    return around
+
+
+def _around_transaction(transact: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(transact)
+    async def around(self: object, work: Callable[[Connection], Any]) -> Any:
+        batches = _batches.get()
+
+        def watched(connection: Connection) -> Any:
+            # The writer may have a thread of its own, which has other context variables.
+            _batches.set(batches)
+            _pass_batches("begun")
+            result = work(connection)
+            _pass_batches("written")
+            return result
+
+        result = await transact(self, watched)
+        _pass_batches("committed")
+        return result
+
+    return around
+
+
+def _between(before: str, after: str, function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(function)
+    async def around(*arguments: Any, **named: Any) -> Any:
+        _pass(before)
+        result = await function(*arguments, **named)
+        _pass(after)
+        return result
+
+    return around
+
+
+def main() -> int:
+    """Run the command line with the points in place."""
+    seams: Any
+    for seams in (SqliteEngine, PostgresqlEngine):
+        seams.transact = _around_transaction(seams.transact)
+    seams = GroupCommit
+    seams._attempt = _around_batch(seams._attempt)
+    seams = GrpcReservationApi
+    seams.apply = _between("call unsent", "call answered", seams.apply)
+    seams = Store
+    seams.mutate = _between("", "reply unsent", seams.mutate)
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

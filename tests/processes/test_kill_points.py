@@ -1,0 +1,148 @@
+"""A server is killed at each point of each transaction and call: the next one finds everything, and nothing twice."""
+
+import random
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+import pytest
+from cart.v1 import cart_pb2, cart_service_pb2
+from sqlalchemy import Connection, update
+
+from cart_grpc import app
+from cart_grpc.store import schema
+from cart_grpc.store.engine import connect
+from tests.processes import truth
+from tests.processes.harness import Programs, Replicas, Simulated, connected
+from tests.processes.killable import POINTS, arm
+from tests.processes.load import HOT_SKU, SKUS, Load
+from tests.service.conftest import Replica
+
+STOCK = dict.fromkeys((*SKUS, HOT_SKU), 1_000_000)
+# Long enough for a claim to be extended while a call is under way.
+FAULTS = ("--latency", "20ms", "--slow", "0.2", "--slow-latency", "500ms", "--lost-after-effect", "0.05")
+EXPIRED = cart_pb2.Cart.State.STATE_EXPIRED
+IDLE = "users/idle/carts/default"
+
+
+@dataclass(frozen=True)
+class Service:
+    """One server that dies where it is told to, and the load on it."""
+
+    programs: Programs
+    replicas: Replicas
+    simulated: Simulated
+    load: Load
+    database_url: str
+
+    async def die_at(self, point: str) -> None:
+        """Under load, reach `point`, be killed there, and start again."""
+        for _ in range(20):
+            code, errors = await self._reach(point)
+            if code == -signal.SIGKILL:
+                assert errors.endswith(f"killed at {point}\n")
+                return
+            # It was stopped when no call was under way, so there was nothing to hand back.
+            assert (point.startswith("hand-back"), code) == (True, 0)
+        raise AssertionError(f"{point} was never reached")
+
+    async def _reach(self, point: str) -> tuple[int, str]:
+        """How the server ended, and what it had said; another one is running."""
+        (server,) = self.replicas.servers
+        assert server is not None
+        if point.startswith("expiry"):
+            await self._add_to_idle_cart()
+        arm(self.programs.folder, point)
+        if point.startswith("hand-back"):
+            server.send(signal.SIGTERM)
+        if point.startswith("expiry"):
+            await self._let_idle_cart_expire()
+        code = await server.ended(20)
+        self.replicas.kill(0)
+        await self.replicas.start(0)
+        self.load.check()
+        return code, server.errors
+
+    async def _add_to_idle_cart(self) -> None:
+        item = cart_pb2.Item(sku=SKUS[0], quantity=1)
+        request = cart_service_pb2.AddItemRequest(parent=IDLE, item=item)
+        await self.load.reader.call("AddItem", request, cart_service_pb2.AddItemResponse)
+
+    async def _let_idle_cart_expire(self) -> None:
+        def expire(connection: Connection) -> None:
+            connection.execute(
+                update(schema.carts).where(schema.carts.c.user_id == "idle").values(ttl=1, expire_time=1)
+            )
+
+        engine = connect(self.database_url, app.clock)
+        await engine.transact(expire)
+        await engine.close()
+
+    def _connected(self) -> AbstractAsyncContextManager[Replica]:
+        (address,) = self.replicas.addresses
+        assert address is not None
+        return connected(address)
+
+    async def check_idle_cart(self) -> None:
+        async with self._connected() as client:
+            await client.eventually(lambda cart: cart.state == EXPIRED and not cart.reconciling, IDLE)
+
+    async def check(self) -> None:
+        """Once the load has stopped: stop the server, and compare everything."""
+        await truth.replay(self.load, most=10)
+        await truth.settled(self.load, self.simulated, silence=0.1)
+        assert await self.replicas.stop(0) == 0
+        journal = self.programs.folder / "journal.jsonl"
+        await truth.check(self.load, self.simulated, journal, self.database_url, STOCK)
+
+
+@pytest.fixture
+async def service(backend: str, durable_url: str, programs: Programs) -> AsyncIterator[Service]:
+    """The service, running."""
+    stock = [argument for sku, quantity in STOCK.items() for argument in ("--stock", f"{sku}={quantity}")]
+    simulated = await programs.simulate("--seed", "1", *stock, *FAULTS)
+    settings = {
+        "listen": "127.0.0.1:0",
+        "database_url": durable_url,
+        "reservation_url": simulated.url,
+        "reservation_poll_interval": "0.05",
+        "reservation_backoff_max": "0.1",
+        "reservation_lease": "1",
+        "housekeeping_interval": "0.2",
+        "shutdown_grace": "0.1",
+        "max_quantity_per_item": "1000000",
+    }
+    if backend == "postgresql":
+        assert await programs.start("migrate", **settings).ended(60) == 0
+    programs.module = "tests.processes.killable"
+    replicas = Replicas(programs, settings, count=1)
+    await replicas.start_all()
+    load = Load(replicas, 1, writers=3, adders=2, pause=0.01)
+    try:
+        yield Service(programs, replicas, simulated, load, durable_url)
+    finally:
+        await load.close()
+    assert programs.complaints() == []
+
+
+@pytest.mark.timeout(240)
+async def test_a_server_that_is_killed_at_any_point_loses_nothing_and_does_nothing_twice(service: Service) -> None:
+    service.load.start()
+    for point in POINTS:
+        await service.die_at(point)
+    await service.load.stop()
+    await service.check_idle_cart()
+    await service.check()
+
+
+@pytest.mark.night
+async def test_a_server_that_is_killed_at_every_point_again_and_again_loses_nothing(service: Service) -> None:
+    numbers = random.Random(1)
+    service.load.start()
+    for point in numbers.choices(POINTS, k=1000):
+        await service.die_at(point)
+        if point.startswith("expiry"):
+            await service.check_idle_cart()
+    await service.load.stop()
+    await service.check()

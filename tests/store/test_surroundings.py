@@ -1,0 +1,200 @@
+"""A database that is full, read-only, damaged or busy: one refusal each, nothing half done, and on when it is over."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from sqlite3 import connect as connect_sqlite
+
+import pytest
+from sqlalchemy import Connection, event, text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from cart_grpc.carts.names import cart_key, user_key
+from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseFull, DatabaseUnavailable, OutcomeUnknown
+from cart_grpc.store import group_commit
+from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine, find_refusal
+from cart_grpc.store.store import Store
+from tests.store.test_ambiguous_commit import Breaking, sync_writer
+from tests.store.writes import SKU, add, decode, snapshot
+
+on_sqlite = pytest.mark.parametrize("backend", ["sqlite"])
+on_postgresql = pytest.mark.parametrize("backend", ["postgresql"])
+
+
+async def say(engine: Engine, statement: str) -> None:
+    """Say something on the writer's own connection."""
+    await engine.transact(lambda connection: connection.execute(text(statement)))
+
+
+async def refused_until(store: Store, refusal: type[DatabaseUnavailable]) -> int:
+    """Write until it is refused. Returns how often it was not."""
+    for number in range(2000):
+        try:
+            await store.mutate(add(key=cart_key(user_key(f"user{number}"), "default")))
+        except DatabaseUnavailable as refused:
+            assert type(refused) is refusal  # noqa: PT017 - how often it was not is the answer
+            return number
+    raise AssertionError("it was never refused")
+
+
+@on_sqlite
+async def test_a_full_disk_refuses_what_needs_room_and_goes_on_when_there_is_some(store: Store, engine: Engine) -> None:
+    await store.mutate(add())
+    await say(engine, "PRAGMA max_page_count = 60")
+    count = await refused_until(store, DatabaseFull)
+    assert (await snapshot(store)).cart.total_quantity == 1
+    await say(engine, "PRAGMA max_page_count = 100000")
+    await store.ping()
+    assert not store._writer.failed
+    assert decode(await store.mutate(add())) == {SKU: 2}
+    users = await engine.transact(
+        lambda connection: connection.execute(text("SELECT count(*) FROM carts")).scalar_one()
+    )
+    assert users >= count + 1
+
+
+@on_sqlite
+async def test_a_read_only_file_refuses_is_not_ready_and_goes_on_when_it_can_be_written(
+    store: Store, engine: Engine
+) -> None:
+    await say(engine, "PRAGMA query_only = ON")
+    with pytest.raises(DatabaseUnavailable):
+        await store.mutate(add())
+    with pytest.raises(DatabaseUnavailable):
+        await store.ping()
+    assert isinstance(engine, SqliteEngine)
+    # Its next connection may write.
+    await asyncio.get_running_loop().run_in_executor(engine._thread, engine._writer.dispose)
+    await store.ping()
+    assert decode(await store.mutate(add())) == {SKU: 1}
+
+
+@on_sqlite
+async def test_a_damaged_page_is_told_and_nothing_more_is_written(store: Store, tmp_path: Path) -> None:
+    await store.mutate(add())
+    with closing(connect_sqlite(tmp_path / "cart.db")) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page,) = other.execute("SELECT rootpage FROM sqlite_master WHERE name = 'carts'").fetchone()
+    with (tmp_path / "cart.db").open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    with closing(connect_sqlite(tmp_path / "cart.db", isolation_level=None)) as other:
+        # Has every connection forget what it remembers of the pages.
+        other.execute("UPDATE writers SET batch = batch")
+    for _ in range(2):
+        with pytest.raises(DatabaseDamaged):
+            await store.mutate(add())
+    with pytest.raises(DatabaseDamaged):
+        await store.ping()
+    with pytest.raises(DatabaseDamaged):
+        await snapshot(store)
+
+
+@on_sqlite
+async def test_a_failed_commit_of_which_something_may_be_left_is_not_said_to_be_undone(
+    store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "RESOLVE_SECONDS", 0.2)
+    await store.mutate(add())
+    # What the log may still hold can only be made void by writing, and that fails, too.
+    Breaking(engine, committed=False, plan="x" * 30)
+    with pytest.raises(OutcomeUnknown):
+        await store.mutate(add(request_id="r1"))
+
+
+@on_postgresql
+@pytest.mark.parametrize(
+    ("state", "refusal"), [("53100", DatabaseFull), ("XX001", DatabaseDamaged), ("53200", DatabaseUnavailable)]
+)
+async def test_what_is_said_of_the_database_is_told_apart(
+    engine: Engine, state: str, refusal: type[DatabaseUnavailable]
+) -> None:
+    with pytest.raises(Exception, match="raised") as failed:
+        await say(engine, f"DO $$ BEGIN RAISE 'raised' USING ERRCODE = '{state}'; END $$")
+    assert type(find_refusal(failed.value)) is refusal
+
+
+@pytest.fixture
+async def outside(database_url: str) -> AsyncIterator[AsyncConnection]:
+    """Somebody else's connection."""
+    other = create_async_engine(database_url)
+    async with other.connect() as connection:
+        yield connection
+    await other.dispose()
+
+
+LOCK = text("SELECT 1 FROM users WHERE user_id = :user FOR UPDATE")
+
+
+@on_postgresql
+async def test_a_deadlock_with_another_replica_is_tried_again_and_nobody_notices(
+    store: Store, engine: Engine, outside: AsyncConnection
+) -> None:
+    keys = sorted(cart_key(user_key(name), "default") for name in ("alice", "bob"))
+    await asyncio.gather(*(store.mutate(add(key=key)) for key in keys))
+    # The one who looks first gives way: the writer.
+    await say(engine, "SET deadlock_timeout = '50ms'")
+    await outside.execute(text("SET deadlock_timeout = '1min'"))
+    states = []
+    event.listen(
+        sync_writer(engine), "handle_error", lambda context: states.append(context.original_exception.sqlstate)
+    )
+    await outside.execute(LOCK, {"user": keys[1].user_id})
+    # Its locks are taken in one order, so only somebody who takes them in another can be in its way.
+    writing = asyncio.gather(*(store.mutate(add(key=key, request_id="r1")) for key in keys))
+    await _until_waiting(outside)
+    await outside.execute(LOCK, {"user": keys[0].user_id})
+    await outside.rollback()
+    assert [decode(reply) for reply in await writing] == [{SKU: 2}, {SKU: 2}]
+    assert "40P01" in states
+
+
+async def _until_waiting(connection: AsyncConnection) -> None:
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with asyncio.timeout(20):
+        while not (await connection.execute(waiting)).scalar_one():
+            await asyncio.sleep(0.005)
+
+
+@on_postgresql
+async def test_a_statement_that_takes_too_long_is_refused_and_has_no_effect(
+    store: Store, engine: Engine, outside: AsyncConnection
+) -> None:
+    await store.mutate(add())
+    await say(engine, "SET statement_timeout = '50ms'")
+    await outside.execute(LOCK, {"user": "alice"})
+    with pytest.raises(DatabaseUnavailable):
+        await store.mutate(add(request_id="r1"))
+    await outside.rollback()
+    await store.ping()
+    assert decode(await store.mutate(add(request_id="r1"))) == {SKU: 2}
+
+
+@on_postgresql
+async def test_a_session_that_was_ended_since_it_stood_still_is_replaced(engine: Engine, store: Store) -> None:
+    def stand_still(connection: Connection) -> None:
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '20ms'"))
+        # In one thread with the event loop: so would a process look that was stopped.
+        time.sleep(0.2)
+        connection.execute(text("SELECT 1"))
+
+    assert isinstance(engine, PostgresqlEngine)
+    with pytest.raises(Exception, match=r".") as failed:
+        await engine.transact(stand_still)
+    assert type(find_refusal(failed.value)) is DatabaseUnavailable
+    assert decode(await store.mutate(add())) == {SKU: 1}
+
+
+@on_postgresql
+async def test_a_database_that_is_set_read_only_is_not_ready_until_it_is_not(store: Store, engine: Engine) -> None:
+    await store.mutate(add())
+    await say(engine, "SET default_transaction_read_only = on")
+    with pytest.raises(DatabaseUnavailable):
+        await store.ping()
+    # A new connection finds out whether another server takes writes.
+    assert decode(await store.mutate(add())) == {SKU: 2}
+    await store.ping()
