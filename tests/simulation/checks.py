@@ -8,10 +8,10 @@ from typing import Any
 from cart.v1 import cart_pb2
 
 from cart_grpc.carts.model import HOLD_MARGIN
-from cart_grpc.carts.names import item_id_of
 from cart_grpc.carts.reservation import FINAL, Disposition, Observed
 from cart_grpc.reservations.simulator.rules import Record
 from cart_grpc.reservations.simulator.stock import Stock
+from tests.simulation.histories import History, revision_of
 from tests.simulation.operations import Operation
 
 State = cart_pb2.Reservation.State
@@ -173,7 +173,7 @@ class Checks:
 
     def highest_acknowledged(self, operations: Sequence[Operation], cart: str) -> int:
         """The highest revision that a caller was told."""
-        return max((_revision(one) for one in operations if one.cart == cart and one.reply is not None), default=0)
+        return max((revision_of(one) for one in operations if one.cart == cart and one.reply is not None), default=0)
 
     def read(self, cart: str, found: cart_pb2.Cart, known: int) -> None:
         """What is shown as reserved is held now, and what was acknowledged before is seen."""
@@ -233,103 +233,12 @@ class Checks:
 
     def histories(self, operations: Sequence[Operation]) -> None:
         """Every cart is what its acknowledged operations make of it, one after the other, and nothing else."""
+        query = "SELECT item_id, quantity FROM items WHERE user_id = ? AND cart_id = ?"
         for cart in sorted({operation.cart for operation in operations}):
             mine = [one for one in operations if one.cart == cart]
             # What became of a call without a request_id cannot be found out.
             if all(operation.resolved for operation in mine):
-                self._check_history(cart, [one for one in mine if one.reply is not None])
-
-    def _check_history(self, cart: str, operations: list[Operation]) -> None:
-        by_revision: defaultdict[int, list[Operation]] = defaultdict(list)
-        for operation in operations:
-            by_revision[_etag_revision(operation)].append(operation)
-        for revision in self._etags[cart] - by_revision.keys() - self._expired[cart]:
-            self._violate(f"{cart}: revision {revision} was made by nobody")
-        contents: dict[str, int] = {}
-        for revision in sorted(by_revision.keys() | self._expired[cart]):
-            if revision in self._expired[cart]:
-                contents = {}
-            contents = self._fold(cart, revision, contents, by_revision.get(revision, []))
-        query = "SELECT item_id, quantity FROM items WHERE user_id = ? AND cart_id = ?"
-        _, user, _, cart_id = cart.split("/")
-        found = dict(self._raw.execute(query, (user, cart_id)).fetchall())
-        if found != contents:
-            self._violate(f"{cart} holds {found}, and its operations make {contents}")
-        self._check_order(cart, operations)
-
-    def _fold(self, cart: str, revision: int, before: dict[str, int], group: list[Operation]) -> dict[str, int]:
-        """The contents after all operations that were answered with one etag: one changed the cart, none or more did
-        not.
-        """
-        if not group:
-            return before
-        for first in group:
-            after = _apply(before, first)
-            if all(
-                _apply(after, other) == after and other.method not in _ALWAYS for other in group if other is not first
-            ):
-                for operation in group:
-                    if not _agrees(operation, after):
-                        self._violate(
-                            f"{cart}: operation {operation.number} was answered {operation.reply}, not {after}"
-                        )
-                return after
-        self._violate(f"{cart}: revision {revision} was made by {[one.number for one in group]}")
-        return before
-
-    def _check_order(self, cart: str, operations: list[Operation]) -> None:
-        """What was acknowledged before another operation was begun comes before it."""
-        highest = 0
-        ends = sorted((operation.returned, _etag_revision(operation)) for operation in operations)
-        index = 0
-        for operation in sorted(operations, key=lambda one: one.invoked):
-            while index < len(ends) and ends[index][0] < operation.invoked:
-                highest = max(highest, ends[index][1])
-                index += 1
-            if _etag_revision(operation) < highest:
-                self._violate(f"{cart}: operation {operation.number} comes before {highest}, which was over before it")
-
-
-_ALWAYS = {"AddItem", "BatchAddItems", "RemoveItem", "DeleteCart"}
-
-
-def _revision(operation: Operation) -> int:
-    reply: Any = operation.reply
-    return int(reply.cart.revision if "cart" in reply.DESCRIPTOR.fields_by_name else reply.revision)
-
-
-def _etag_revision(operation: Operation) -> int:
-    return int(etag_of(operation.reply).strip('"').rpartition("-")[2], 16)
-
-
-def etag_of(reply: Any) -> str:
-    return str(reply.cart.etag if "cart" in reply.DESCRIPTOR.fields_by_name else reply.etag)
-
-
-def _apply(contents: Mapping[str, int], operation: Operation) -> dict[str, int]:
-    after = dict(contents)
-    request: Any = operation.request
-    match operation.method:
-        case "AddItem" | "BatchAddItems":
-            additions = [request] if operation.method == "AddItem" else request.requests
-            for addition in additions:
-                item_id = item_id_of(addition.item.sku, addition.item.options)
-                after[item_id] = after.get(item_id, 0) + addition.item.quantity
-        case "UpdateItem":
-            after[_item_id(request.item.name)] = request.item.quantity
-        case "RemoveItem":
-            after.pop(_item_id(request.name), None)
-        case "ClearCart" | "DeleteCart":
-            after.clear()
-    return after
-
-
-def _agrees(operation: Operation, contents: Mapping[str, int]) -> bool:
-    """Whether the reply tells the quantities that there are."""
-    reply: Any = operation.reply
-    items = [reply.item] if operation.method in ("AddItem", "UpdateItem") else getattr(reply, "items", [])
-    return all(contents.get(_item_id(item.name)) == item.quantity for item in items)
-
-
-def _item_id(name: str) -> str:
-    return name.rpartition("/")[2]
+                _, user, _, cart_id = cart.split("/")
+                found = dict(self._raw.execute(query, (user, cart_id)).fetchall())
+                history = History(cart, self._etags[cart], self._expired[cart], self._violate)
+                history.check([one for one in mine if one.reply is not None], found)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tests.simulation.world import Report, run
+from tests.simulation.seeds import Report, run
 
 BLOCK = 50
 SHOWN = 20

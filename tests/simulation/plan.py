@@ -103,7 +103,7 @@ def _maybe(numbers: Random, most: float) -> float:
 def _database_faults(numbers: Random) -> DatabaseFaults:
     return DatabaseFaults(
         commit_lost=_maybe(numbers, 0.2),
-        reply_lost=_maybe(numbers, 0.4),
+        reply_lost=_maybe(numbers, 0.8),
         slowest=numbers.choice([0.01, 0.5, 3.0]),
         slowest_reply=numbers.choice([0.002, 0.1, 1.0]),
     )

@@ -19,7 +19,7 @@ from cart_grpc.store.commands import Mutation
 from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.statements import Statements
 from cart_grpc.store.working import Reply, Working
-from tests.simulation.world import run
+from tests.simulation.seeds import run
 
 Patch = pytest.MonkeyPatch
 Mutant = Callable[[Patch], None]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.simulation.world import run
+from tests.simulation.seeds import run
 
 SEEDS = int(os.environ.get("SIMULATION_SEEDS", "300"))
 BLOCK = 25
@@ -22,7 +22,7 @@ def test_every_promise_holds_in_every_weather(first: int) -> None:
 def test_a_seed_is_the_same_run_every_time_in_every_process() -> None:
     here = [run(seed).digest for seed in range(5)]
     assert here == [run(seed).digest for seed in range(5)]
-    program = "from tests.simulation.world import run; print(*(run(seed).digest for seed in range(5)))"
+    program = "from tests.simulation.seeds import run; print(*(run(seed).digest for seed in range(5)))"
     elsewhere = subprocess.run(
         [sys.executable, "-c", program],
         check=True,

@@ -1,48 +1,27 @@
-"""One run: a seed in, a report out; the same report every time."""
+"""A run: the replicas, their callers, everything around them, and what goes wrong."""
 
 import asyncio
-import gc
-import hashlib
-import logging
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
-import pytest
-import tenacity
 from cart.v1 import cart_service_pb2
 from google.protobuf.message import Message
 
 from cart_grpc.carts.refusals import Refused, RequestIdReused, Unavailable
 from cart_grpc.reservations.simulator.stock import Decided, Entry, Stock
-from cart_grpc.store import group_commit
-from tests.simulation import operations, plan
-from tests.simulation.checks import Checks, etag_of
-from tests.simulation.database import EPOCH, Database, DatabaseFaults, template
+from tests.simulation import operations, plan, weather
+from tests.simulation.checks import Checks
+from tests.simulation.database import EPOCH, Database, DatabaseFaults
+from tests.simulation.histories import etag_of
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.network import Network, NetworkFaults
 from tests.simulation.operations import Operation
 from tests.simulation.replica import Replica
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a run came to. `trace` has every event; `digest` tells two traces apart."""
-
-    seed: int
-    violations: list[str]
-    virtual_seconds: float
-    commits: int
-    calls: int
-    digest: str
-    trace: list[tuple[Any, ...]]
-    converged_after: float
-
-
 class World:
+    """Everything of one run. `trace` has what happened, `violations` which promises were broken."""
+
     def __init__(self, seed: int, loop: VirtualLoop) -> None:
         self.loop = loop
         self.numbers = random.Random(f"{seed} world")
@@ -207,54 +186,7 @@ class World:
             if call.done() and not call.cancelled() and call.exception() is None:
                 self.checks.read(cart, call.result().cart, known)
 
-    # What goes wrong.
-
-    async def nemesis(self, kind: str, per_minute: float) -> None:
-        """One kind of trouble, again and again, until things heal."""
-        numbers = random.Random(f"{self.numbers.random()} {kind}")
-        while True:
-            await asyncio.sleep(numbers.expovariate(per_minute / 60))
-            if self.healing:
-                return
-            index = numbers.randrange(self.plan.replicas)
-            self.tell("nemesis", kind, index)
-            await self._strike(kind, index, numbers)
-
-    async def _strike(self, kind: str, index: int, numbers: random.Random) -> None:
-        replica = self.replicas[index]
-        lasting = numbers.choice([1.0, 10.0, 45.0]) * numbers.random()
-        match kind:
-            case "kill":
-                replica.process.kill()
-                await asyncio.sleep(lasting)
-                self._replace(index)
-            case "stop":
-                if replica.alive and not replica.process.paused:
-                    stopping = replica.process.start(replica.stop())
-                    await replica.process.outcome(stopping, 30)
-                    replica.process.kill()
-                    self._replace(index)
-            case "pause":
-                replica.process.pause()
-                await asyncio.sleep(lasting)
-                replica.process.resume()
-            case "cut api":
-                self.network.cut(replica.name)
-                await asyncio.sleep(lasting)
-                self.network.mend(replica.name)
-            case "cut database":
-                self.database.cut(replica.name)
-                await asyncio.sleep(lasting)
-                self.database.mend(replica.name)
-            case "api down":
-                self.network.is_down = True
-                await asyncio.sleep(lasting * numbers.choice([1, 1, 1, 20]))
-                self.network.is_down = False
-            case "jump":
-                # Less than the margin by which a hold is shown as over before it is.
-                self.database.skew = int(numbers.uniform(-1, 1) * 1_500_000)
-
-    def _replace(self, index: int) -> None:
+    def replace(self, index: int) -> None:
         if not self.replicas[index].alive:
             self.replicas[index] = self.start_replica(index)
 
@@ -263,7 +195,7 @@ class World:
     async def run(self) -> float:
         self.replicas = [self.start_replica(index) for index in range(self.plan.replicas)]
         await asyncio.sleep(0.1)
-        troubles = [asyncio.create_task(self.nemesis(kind, rate)) for kind, rate in self.plan.rates.items()]
+        troubles = [asyncio.create_task(weather.blow(self, kind, rate)) for kind, rate in self.plan.rates.items()]
         share = self.plan.operations // self.plan.callers
         await asyncio.gather(*(self.caller(share) for _ in range(self.plan.callers)))
         await self.heal(troubles)
@@ -336,84 +268,3 @@ class World:
         self.checks.expired(30_000_000)
         await self.converge(self.loop.time())
         self.checks.settled(self.stock, self.api_now())
-
-
-def run(seed: int) -> Report:
-    """Run one seed."""
-    loop = VirtualLoop()
-    world = World(seed, loop)
-    with _deterministic(seed, loop, world.violate):
-        try:
-            converged_after = loop.run_until_complete(world.run())
-        except Exception as error:  # noqa: BLE001 - a seed that cannot be run is a failed seed
-            world.violate(f"the run itself failed: {error!r}")
-            converged_after = -1.0
-        for replica in world.graveyard:
-            for unheard in replica.process.unheard_errors():
-                world.violate(f"{replica.name} failed in the background: {unheard!r}")
-        virtual_seconds = loop.time()
-        trace, violations = list(world.trace), list(world.violations)
-        _bury(loop, world)
-        loop.close()
-    digest = hashlib.sha256(repr(trace).encode()).hexdigest()
-    return Report(
-        seed,
-        violations,
-        virtual_seconds,
-        world.database.commit_count,
-        world.network.call_count,
-        digest,
-        trace,
-        converged_after,
-    )
-
-
-def _bury(loop: VirtualLoop, world: World) -> None:
-    world.database.is_closed = world.network.is_closed = True
-    loop.callback_count = 0
-    for replica in world.graveyard:
-        replica.process.bury()
-    for _ in range(50):
-        left = [task for task in asyncio.all_tasks(loop) if not task.done()]
-        if not left:
-            return
-        for task in left:
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(1))
-
-
-class _Alarms(logging.Handler):
-    """Whatever the product logs as an error."""
-
-    def __init__(self, violate: Callable[[str], None]) -> None:
-        super().__init__(logging.ERROR)
-        self._violate = violate
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if "refuses to release" not in record.getMessage():
-            error = record.exc_info[1] if record.exc_info else None
-            self._violate(f"logged: {record.getMessage()} {error!r}")
-
-
-@contextmanager
-def _deterministic(seed: int, loop: VirtualLoop, violate: Callable[[str], None]) -> Iterator[None]:
-    """Everything that would differ from run to run, replaced; and what the product logs as an error, heard."""
-    random.seed(f"{seed} product")
-    loop.set_exception_handler(lambda _, context: violate(f"in the loop: {context}"))
-    replaced = pytest.MonkeyPatch()
-    replaced.setattr(tenacity, "time", SimpleNamespace(monotonic=loop.time))
-    replaced.setattr(group_commit, "Statements", lambda *_, **__: template().statements)
-    log = logging.getLogger("cart_grpc")
-    level, alarms = log.level, _Alarms(violate)
-    log.addHandler(alarms)
-    log.setLevel(logging.ERROR)
-    propagates, log.propagate = log.propagate, False
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        log.propagate = propagates
-        log.setLevel(level)
-        log.removeHandler(alarms)
-        replaced.undo()
