@@ -93,8 +93,11 @@ class Checks:
 
     # After every commit.
 
-    def committed(self, process_name: str) -> Iterable[Row]:
-        """What `process_name` committed. Returns the reservations' rows that are new or changed."""
+    def committed(self, process_name: str, began: int) -> Iterable[Row]:
+        """What `process_name` committed, in a transaction that `began` then.
+
+        Returns the reservations' rows that are new or changed.
+        """
         changes = self._raw.total_changes
         if changes == self._changes:
             return []
@@ -104,7 +107,7 @@ class Checks:
         for row in changed:
             self._revisions[row[0]] = row[1]
             self._check_row(self._rows.get(row[0]), row)
-            self._check_claim(process_name, self._rows.get(row[0]), row)
+            self._check_claim(process_name, began, self._rows.get(row[0]), row)
             self._check_shown(row)
         for name in self._rows.keys() - rows.keys():
             self._check_gone(self._rows[name])
@@ -126,7 +129,7 @@ class Checks:
         if after[3] > before[3] and (record is None or record.intent.revision < after[3]):
             self._violate(f"observed what was never decided: {after} beside {record}")
 
-    def _check_claim(self, process_name: str, before: Row | None, after: Row) -> None:
+    def _check_claim(self, process_name: str, began: int, before: Row | None, after: Row) -> None:
         """Nobody but its owner touches a claim, unless there is news from the Reservation API or from a caller."""
         # One batch may add, record or release, and claim behind it.
         claimed = after[10] is not None and after[4] > (before[4] if before is not None else 0)
@@ -136,7 +139,7 @@ class Checks:
             self._claimed.add((process_name, after[0]))
         if before is None or before[10] is None or owner == process_name:
             return
-        if claimed and before[10] > self._now() and after[6] == before[6]:
+        if claimed and before[10] > began and after[6] == before[6]:
             self._violate(f"{process_name} claimed what {owner} had claimed: {before} became {after}")
         if after[1:5] == before[1:5] and after[9:11] != before[9:11]:
             self._violate(f"{process_name} touched a claim of {owner}: {before} became {after}")
@@ -194,7 +197,7 @@ class Checks:
         return [
             row
             for row in self._rows.values()
-            if row[3] < row[1] or (row[9] is not None and (row[9] <= now or row[5] == Observed.EXPIRED))
+            if row[3] < row[1] or (row[9] is not None and (row[9] <= now or _is_lapsed(row, now)))
         ]
 
     def settled(self, stock: Stock, now: int) -> None:
@@ -242,3 +245,8 @@ class Checks:
                 found = dict(self._raw.execute(query, (user, cart_id)).fetchall())
                 history = History(cart, self._etags[cart], self._expired[cart], self._violate)
                 history.check([one for one in mine if one.reply is not None], found)
+
+
+def _is_lapsed(row: Row, now: int) -> bool:
+    """Whether a hold ran out, or is about to, and is to be held again."""
+    return row[5] == Observed.EXPIRED or (row[13] is not None and row[13] - HOLD_MARGIN <= now)

@@ -85,7 +85,7 @@ class Database:
         loop: asyncio.AbstractEventLoop,
         faults: DatabaseFaults,
         numbers: Random,
-        after_commit: Callable[[str], None],
+        after_commit: Callable[[str, int], None],
     ) -> None:
         self.faults = faults
         self.skew = 0
@@ -175,7 +175,7 @@ class Database:
             return commit_failed(result)
         self.raw.execute("COMMIT")
         self.commit_count += 1
-        self._after_commit(process_name)
+        self._after_commit(process_name, begun_at)
         return commit_failed(result) if fate > 1 - self.faults.reply_lost else result
 
 

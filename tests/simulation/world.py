@@ -73,8 +73,8 @@ class World:
             self.tell("effect", record.intent.reservation_id, record.intent.revision, record.state.name, record.granted)
             self.checks.decided(record, entry.time)
 
-    def _after_commit(self, process_name: str) -> None:
-        for row in self.checks.committed(process_name):
+    def _after_commit(self, process_name: str, began: int) -> None:
+        for row in self.checks.committed(process_name, began):
             self.tell("row", *row)
         self.database.next_due = self.checks.next_due
 
