@@ -169,7 +169,7 @@ class World:
         if replica.serving and replica.alive:
             other: Any = type(operation.request)()
             other.CopyFrom(operation.request)
-            other.etag = "" if other.etag else '"7fff"'
+            other.etag = "" if other.etag else '"00000000-7fff"'
             call = replica.call(operation.method, other, self.loop.time() + 10)
             await replica.process.outcome(call, 10)
             if call.done() and not call.cancelled() and not isinstance(call.exception(), RequestIdReused | Unavailable):
