@@ -12,7 +12,7 @@ from typing import Any
 
 from cart_grpc.carts.reservation import Intent
 from cart_grpc.reservations import wire
-from cart_grpc.reservations.api import Answer, NoAnswer
+from cart_grpc.reservations.api import UNRECORDED, Answer, Attempt, NoAnswer
 from cart_grpc.reservations.simulator import codec
 from cart_grpc.reservations.simulator.errors import BodyMismatch, SimulatorError, Stale
 from cart_grpc.reservations.simulator.faults import Nonsense
@@ -177,7 +177,7 @@ class SimulatedApi:
         self._network = network
         self._process = process
 
-    async def apply(self, intent: Intent, *, timeout: float) -> Answer:
+    async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
         reply: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._network.send(self._process, intent, reply)
         try:
