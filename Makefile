@@ -12,6 +12,9 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadgroup
 SOURCES := cart_grpc tests
+SEED ?=
+SEEDS ?= 1000
+FIRST ?= 0
 PROTOS := $(sort $(patsubst protos/%,%,$(wildcard protos/*/*/*.proto)))
 RELEASE := protos/released.json
 IMAGE ?= cart-grpc
@@ -53,6 +56,10 @@ coverage: setup ## run the tests and hold branch coverage to its floor
 .PHONY: night
 night: setup ## run the long tests
 	$(PYTEST) -m night --timeout=0 $(PYTEST_ARGS)
+
+.PHONY: simulate
+simulate: setup ## run SEEDS=1000 seeds of the simulation from FIRST=0 on, or replay SEED=
+	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --first $(FIRST))
 
 .PHONY: check
 check: format-check lint typecheck generated-current coverage ## run everything that CI runs

@@ -56,6 +56,8 @@ class Housekeeping:
         idle = await self._store.reads.find_idle_carts(BATCH)
         ended = await asyncio.gather(*(self._store.expire(cart) for cart in idle), return_exceptions=True)
         for cart, outcome in zip(idle, ended, strict=True):
+            if isinstance(outcome, Unavailable):
+                raise outcome
             if isinstance(outcome, BaseException):
                 log.error("%s could not be expired", cart.name, exc_info=outcome)
         return purged + sum(outcome is True for outcome in ended)

@@ -1,0 +1,259 @@
+"""The database of a simulation: real SQLite in the loop's own thread, behind a network that fails.
+
+A transaction is asked for, waits for those before it, takes a while, and happens in one instant at its end, under the
+time that was read at its beginning: since it is alone, nobody can tell this from one that was open meanwhile. A kill
+before that instant is a rollback, one after it a reply that nobody hears.
+"""
+
+import asyncio
+import gc
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+from types import SimpleNamespace, TracebackType
+from typing import Any, Self, TypeVar
+
+from sqlalchemy import Connection, CursorResult, create_engine
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import StaticPool
+
+from cart_grpc.store import schema
+from cart_grpc.store.dialects import Dialect, SqliteDialect
+from cart_grpc.store.engine import CommitFailed
+from cart_grpc.store.reads import Reads
+from cart_grpc.store.statements import Statements
+from tests.simulation.loop import OUTSIDE, Process
+
+T = TypeVar("T")
+EPOCH = 1_800_000_000_000_000
+"""When every simulation begins, in microseconds since the Unix epoch."""
+
+
+@dataclass
+class DatabaseFaults:
+    """How often COMMIT fails, without effect or with, and the longest that a transaction and a reply take (seconds)."""
+
+    commit_lost: float = 0.0
+    reply_lost: float = 0.0
+    slowest: float = 0.01
+    slowest_reply: float = 0.002
+
+
+class Template:
+    """One connection for a whole Python process: what SQLAlchemy compiled and SQLite prepared serves every seed."""
+
+    def __init__(self) -> None:
+        self.clock: Callable[[], int] = int
+        self.dialect: Dialect = SqliteDialect(lambda: self.clock())  # noqa: PLW0108 - each run sets another
+        self.raw = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        engine = create_engine("sqlite+pysqlite://", creator=lambda: self.raw, poolclass=StaticPool)
+        self.connection: Connection = engine.connect()
+        schema.metadata.create_all(self.connection)
+        self.connection.commit()
+        # Built once: SQLAlchemy knows by the object what it has compiled already.
+        self.statements = Statements(self.dialect, lock_users=False)
+        self._reads = Reads(SimpleNamespace(reader=None, dialect=self.dialect))
+        # Otherwise every collection would go through all that was ever imported.
+        gc.freeze()
+
+    def share_reads(self, reads: Reads) -> None:
+        """Give `reads` the statements that are compiled already."""
+        reads._cart, reads._releasing = self._reads._cart, self._reads._releasing
+        reads._idle, reads._due = self._reads._idle, self._reads._due
+
+    def asks_what_is_due(self, statement: Any) -> bool:
+        return any(statement is due for due in self._reads._due.values())
+
+    def clear(self) -> None:
+        """Empty every table."""
+        for table in schema.metadata.tables:
+            self.raw.execute(f"DELETE FROM {table}")  # noqa: S608 - our own tables' names
+
+
+@cache
+def template() -> Template:
+    return Template()
+
+
+class Database:
+    """The one database of a run. `after_commit` is told of every transaction that committed, by whose it was."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        faults: DatabaseFaults,
+        numbers: Random,
+        after_commit: Callable[[str, int], None],
+    ) -> None:
+        self.faults = faults
+        self.skew = 0
+        self.is_closed = False
+        self.commit_count = 0
+        # The earliest due_at in the database.
+        self.next_due = 0
+        self._loop = loop
+        self._numbers = numbers
+        self._after_commit = after_commit
+        self._busy_until = 0.0
+        self._pinned: int | None = None
+        self._cut: set[str] = set()
+        self._template = template()
+        self._template.clear()
+        self._template.clock = self.now
+        self.raw = self._template.raw
+
+    def now(self) -> int:
+        """The database's time in microseconds; inside a transaction, as of its beginning."""
+        if self._pinned is not None:
+            return self._pinned
+        return EPOCH + int(self._loop.time() * 1_000_000) + self.skew
+
+    def cut(self, process_name: str) -> None:
+        """Partition a process from the database."""
+        self._cut.add(process_name)
+
+    def mend(self, process_name: str) -> None:
+        self._cut.discard(process_name)
+
+    def is_cut(self, process: Process) -> bool:
+        return self.is_closed or process.name in self._cut
+
+    def read(self, statement: Any, parameters: Mapping[str, Any]) -> CursorResult[Any]:
+        return self._template.connection.execute(statement, parameters)
+
+    def delay(self, slowest: float) -> float:
+        """Most take little, some take long."""
+        return slowest * self._numbers.random() ** 4
+
+    def chance(self) -> float:
+        return self._numbers.random()
+
+    def submit(self, process: Process, work: Callable[[Connection], Any], reply: "asyncio.Future[Any]") -> None:
+        """Take in a transaction; `reply` is told how it ended, unless nobody is there to hear it."""
+        if self.is_cut(process):
+            self._loop.call_later(0.01, _answer, reply, unreachable(), context=OUTSIDE)
+            return
+        begin = max(self._loop.time(), self._busy_until)
+        end = self._busy_until = begin + 0.0005 + self.delay(self.faults.slowest)
+        self._loop.call_at(begin, self._begin, process, work, reply, end, context=OUTSIDE)
+
+    def _begin(self, process: Process, work: Callable[[Connection], Any], reply: Any, end: float) -> None:
+        self._loop.call_at(end, self._finish, process, work, reply, self.now(), context=OUTSIDE)
+
+    def _finish(self, process: Process, work: Callable[[Connection], Any], reply: Any, begun_at: int) -> None:
+        if process.dead:
+            return
+        if self.is_cut(process):
+            _answer(reply, unreachable())
+            return
+        outcome = self._run(process.name, work, begun_at)
+        self._loop.call_later(
+            self.delay(self.faults.slowest_reply), self._reply, process, reply, outcome, context=OUTSIDE
+        )
+
+    def _reply(self, process: Process, reply: Any, outcome: Any) -> None:
+        if self.is_cut(process) and not isinstance(outcome, BaseException):
+            outcome = commit_failed(outcome)
+        _answer(reply, outcome)
+
+    def _run(self, process_name: str, work: Callable[[Connection], Any], begun_at: int) -> Any:
+        """Run a transaction in one instant. Returns its result or what it raised."""
+        self._pinned = begun_at
+        self.raw.execute("BEGIN IMMEDIATE")
+        try:
+            result = work(self._template.connection)
+        except Exception as error:  # noqa: BLE001 - an outcome like any other
+            self.raw.execute("ROLLBACK")
+            return error
+        finally:
+            self._pinned = None
+        fate = self._numbers.random()
+        if fate < self.faults.commit_lost:
+            self.raw.execute("ROLLBACK")
+            return commit_failed(result)
+        self.raw.execute("COMMIT")
+        self.commit_count += 1
+        self._after_commit(process_name, begun_at)
+        return commit_failed(result) if fate > 1 - self.faults.reply_lost else result
+
+
+def unreachable() -> OperationalError:
+    return OperationalError("the network", None, OSError("connection lost"), connection_invalidated=True)
+
+
+def commit_failed(result: Any) -> CommitFailed:
+    failure = CommitFailed(result)
+    failure.__cause__ = unreachable()
+    return failure
+
+
+def _answer(reply: "asyncio.Future[Any]", outcome: Any) -> None:
+    if reply.done():
+        return
+    if isinstance(outcome, BaseException):
+        reply.set_exception(outcome)
+    else:
+        reply.set_result(outcome)
+
+
+_NOTHING = SimpleNamespace(all=list)
+
+
+class _Reading:
+    """As much of an AsyncConnection as reads use."""
+
+    def __init__(self, database: Database, process: Process) -> None:
+        self._database = database
+        self._process = process
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    async def execute(self, statement: Any, parameters: Mapping[str, Any]) -> Any:
+        database = self._database
+        if database.chance() < 0.3:
+            await asyncio.sleep(database.delay(database.faults.slowest_reply))
+        if database.is_cut(self._process):
+            raise unreachable()
+        if database.now() < database.next_due and template().asks_what_is_due(statement):
+            # Most of what a quiet run would do.
+            return _NOTHING
+        return database.read(statement, parameters)
+
+
+class _Reader:
+    def __init__(self, database: Database, process: Process) -> None:
+        self._database = database
+        self._process = process
+
+    def connect(self) -> _Reading:
+        return _Reading(self._database, self._process)
+
+
+class SimulatedEngine:
+    """One replica's connection to the database that it shares with the others. Implements `Engine`."""
+
+    locks_users = False
+    is_shared = True
+
+    def __init__(self, database: Database, process: Process) -> None:
+        self.name = process.name
+        self.dialect: Dialect = template().dialect
+        self.reader: Any = _Reader(database, process)
+        self._database = database
+        self._process = process
+
+    async def transact(self, work: Callable[[Connection], T]) -> T:
+        reply: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._database.submit(self._process, work, reply)
+        return await asyncio.shield(reply)
+
+    async def close(self) -> None:
+        """Nothing of its own to close."""

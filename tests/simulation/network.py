@@ -1,0 +1,190 @@
+"""A Reservation API behind a network that loses, repeats, delays and reorders.
+
+What it decides is the product's own simulator (`Stock`); what the answers become is the product's own `wire`. A
+message that was sent is the network's: it arrives, whatever became of its sender.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from cart_grpc.carts.reservation import Intent
+from cart_grpc.reservations import wire
+from cart_grpc.reservations.api import UNRECORDED, Answer, Attempt, NoAnswer
+from cart_grpc.reservations.simulator import codec
+from cart_grpc.reservations.simulator.errors import BodyMismatch, SimulatorError, Stale
+from cart_grpc.reservations.simulator.faults import Nonsense
+from cart_grpc.reservations.simulator.rules import Record
+from cart_grpc.reservations.simulator.simulator import Told
+from cart_grpc.reservations.simulator.stock import Stock
+from tests.simulation.loop import OUTSIDE, Process
+
+MINUTES = 60.0
+
+
+@dataclass
+class NetworkFaults:
+    """Probabilities for each message, and the longest delays in seconds."""
+
+    lost_before: float = 0.0
+    lost_after: float = 0.0
+    silent: float = 0.0
+    duplicated: float = 0.0
+    duplicate_delay: float = 600.0
+    slow: float = 0.0
+    slowest: float = 5 * MINUTES
+    latency: float = 1.0
+    refused: float = 0.0
+    sold_out: float = 0.0
+    garbage: float = 0.0
+    throttled: float = 0.0
+    retry_after: float = 30.0
+
+
+class Network:
+    """Between the replicas and the Reservation API, and the API itself.
+
+    `told` hears of everything that happens, `sent` of each message, `violated` of what must not.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        stock: Stock,
+        faults: NetworkFaults,
+        numbers: Random,
+        clock: Callable[[], int],
+        *,
+        told: Callable[..., None],
+        sent: Callable[[str, str], None],
+        violated: Callable[[str], None],
+    ) -> None:
+        self.faults = faults
+        self.is_down = False
+        self.is_closed = False
+        self.call_count = 0
+        self.last_landing = 0.0
+        self._loop = loop
+        self._stock = stock
+        self._numbers = numbers
+        self._clock = clock
+        self._told = told
+        self._sent = sent
+        self._violated = violated
+        self._cut: set[str] = set()
+
+    def cut(self, process_name: str) -> None:
+        """Partition a process from the Reservation API."""
+        self._cut.add(process_name)
+
+    def mend(self, process_name: str) -> None:
+        self._cut.discard(process_name)
+
+    def send(self, process: Process, intent: Intent, reply: "asyncio.Future[Answer]") -> None:
+        """Send a message; `reply` is told what came of it, if anything ever."""
+        numbers, faults = self._numbers, self.faults
+        self.call_count += 1
+        self._sent(process.name, intent.reservation_id)
+        self._told(
+            "send", process.name, intent.reservation_id, intent.revision, intent.disposition.name, intent.quantity
+        )
+        chances = [numbers.random() for _ in range(9)]
+        delay = faults.latency * numbers.random()
+        if chances[0] < faults.slow:
+            delay = faults.slowest * numbers.random()
+        if chances[1] < faults.duplicated:
+            self._later(delay + faults.duplicate_delay * numbers.random(), self._repeat, intent)
+        self._later(delay, self._arrive, process, intent, reply, chances)
+
+    def _later(self, delay: float, callback: Callable[..., None], *args: Any) -> None:
+        landing = self._loop.time() + delay
+        self.last_landing = max(self.last_landing, landing)
+        self._loop.call_at(landing, callback, *args, context=OUTSIDE)
+
+    def _arrive(self, process: Process, intent: Intent, reply: "asyncio.Future[Answer]", chances: list[float]) -> None:
+        faults = self.faults
+        if self.is_down or self.is_closed or process.name in self._cut or chances[2] < faults.lost_before:
+            self._lose(reply, "lost on its way there", is_silent=chances[3] < 0.2)
+            return
+        if chances[4] < faults.throttled:
+            wait = int(faults.retry_after * self._numbers.random() * 1_000_000)
+            self._answer(process, reply, NoAnswer("RESOURCE_EXHAUSTED", "slowly", retry_after=wait, reached=True))
+            return
+        if chances[5] < faults.refused:
+            self._answer(process, reply, wire.to_refusal("SIMULATED", "INVALID_ARGUMENT", "was told to refuse"))
+            return
+        answer = self._decide(intent, chances)
+        if chances[8] < faults.lost_after:
+            self._lose(reply, "lost on its way back", is_silent=chances[3] < 0.5)
+            return
+        self._answer(process, reply, answer)
+
+    def _repeat(self, intent: Intent) -> None:
+        if not self.is_down:
+            self._told("repeat", intent.reservation_id, intent.revision)
+            self._decide(intent, [1.0] * 9)
+
+    def _decide(self, intent: Intent, chances: list[float]) -> "Answer | NoAnswer":
+        try:
+            record = self._stock.apply(intent, self._clock(), sold_out=chances[6] < self.faults.sold_out)
+            return _translate(record, intent, chances[7] < self.faults.garbage and self._numbers.choice(list(Nonsense)))
+        except BodyMismatch:
+            self._violated(f"{intent.reservation_id} revision {intent.revision} was sent with two bodies")
+            return wire.to_refusal("REVISION_BODY_MISMATCH", "INVALID_ARGUMENT", "")
+        except Stale as stale:
+            return wire.to_overtaken(codec.to_reservation(stale.current), intent)
+        except SimulatorError as error:
+            self._violated(f"{intent}: {error}")
+            return NoAnswer("INTERNAL", str(error))
+        except NoAnswer as nonsense:
+            return nonsense
+
+    def _answer(self, process: Process, reply: "asyncio.Future[Answer]", answer: "Answer | NoAnswer") -> None:
+        delay = self.faults.latency * self._numbers.random()
+        if self._numbers.random() < self.faults.slow:
+            delay = self.faults.slowest * self._numbers.random()
+        self._later(delay, self._hear, process, reply, answer)
+
+    def _hear(self, process: Process, reply: "asyncio.Future[Answer]", answer: "Answer | NoAnswer") -> None:
+        if process.name in self._cut:
+            self._lose(reply, "cut off from the answer", is_silent=True)
+        elif reply.done():
+            return
+        elif isinstance(answer, NoAnswer):
+            reply.set_exception(answer)
+        else:
+            reply.set_result(answer)
+
+    def _lose(self, reply: "asyncio.Future[Answer]", why: str, *, is_silent: bool) -> None:
+        """Either the sender is told that the connection broke, or it hears nothing, until its deadline."""
+        if not is_silent and not reply.done():
+            reply.set_exception(NoAnswer("UNAVAILABLE", why))
+
+
+def _translate(record: Record, intent: Intent, nonsense: "Nonsense | bool") -> Answer:
+    response = codec.to_answer(Told(record, nonsense or None))  # type: ignore[arg-type]  # False is none
+    if response is None:
+        raise wire.invalid_answer("no message at all")
+    return wire.to_decision(response.reservation, intent)
+
+
+class SimulatedApi:
+    """A replica's way to the Reservation API. Implements `ReservationApi`."""
+
+    def __init__(self, network: Network, process: Process) -> None:
+        self._network = network
+        self._process = process
+
+    async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
+        reply: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._network.send(self._process, intent, reply)
+        try:
+            async with asyncio.timeout(timeout):
+                return await reply
+        except TimeoutError:
+            raise NoAnswer("DEADLINE_EXCEEDED", "no answer in time") from None
+
+    async def close(self) -> None:
+        """Nothing of its own to close."""

@@ -1,0 +1,86 @@
+"""One process of the service: the real servicer, store, reconciler and housekeeping; all around them is simulated."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf.message import Message
+
+from cart_grpc.carts.changes import Terms
+from cart_grpc.reservations.reconciler import Reconciler, ReconcilerConfig
+from cart_grpc.rpc.cart_service import CartService
+from cart_grpc.store.housekeeping import Housekeeping, Retention
+from cart_grpc.store.store import Store
+from tests.simulation.database import Database, SimulatedEngine, template
+from tests.simulation.loop import Process, VirtualLoop
+from tests.simulation.network import Network, SimulatedApi
+
+
+class _Context:
+    """As much of a servicer's context as it uses."""
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+
+    def time_remaining(self) -> float:
+        return self._deadline - asyncio.get_running_loop().time()
+
+
+class Replica:
+    """A replica, from start to kill or stop. `clock_rate` is how fast its own clock runs."""
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        name: str,
+        database: Database,
+        network: Network,
+        *,
+        terms: Terms,
+        config: ReconcilerConfig,
+        retention: Retention,
+        housekeeping_interval: float,
+        new_id: Callable[[], str],
+        clock_rate: float,
+    ) -> None:
+        self.name = name
+        self.process = Process(loop, name)
+        self.serving = False
+        self.stopping = False
+        engine = SimulatedEngine(database, self.process)
+        self._store = Store(engine, new_id, queue_size=1_000)
+        template().share_reads(self._store.reads)
+        self._service = CartService(self._store, terms)
+        api = SimulatedApi(network, self.process)
+        self._reconciler = Reconciler(self._store, api, config, lambda: loop.time() * clock_rate)
+        self._housekeeping = Housekeeping(self._store, retention, housekeeping_interval)
+        self._tasks: list[asyncio.Task[Any]] = []
+        self.process.start(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._store.start()
+                break
+            except Exception:  # noqa: BLE001 - as an orchestrator does: until the database is there
+                await asyncio.sleep(1)
+        self._tasks = [asyncio.create_task(self._reconciler.run()), asyncio.create_task(self._housekeeping.run())]
+        self.serving = True
+
+    def call(self, method: str, request: Message, deadline: float) -> "asyncio.Task[Any]":
+        """The servicer's own method, as a task of this process."""
+        return self.process.start(getattr(self._service, method)(request, _Context(deadline)))
+
+    async def stop(self) -> None:
+        """A graceful stop: what `app` does, in its order."""
+        self.serving, self.stopping = False, True
+        self._store.hints.close()
+        if self._tasks:
+            self._tasks[1].cancel()
+            await self._reconciler.stop(1.0)
+            await self._store.close()
+        self.process.kill()
+
+    @property
+    def alive(self) -> bool:
+        return not self.process.dead

@@ -1,0 +1,246 @@
+"""A harness counts only if it catches: each mutant drops one rule of the product, and some seed must notice.
+
+This is the one place where our own code is patched. `make simulate` never runs it.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection
+
+from cart_grpc.carts import protocol, rules
+from cart_grpc.carts.changes import Change, Contents
+from cart_grpc.carts.model import Cart, CartState
+from cart_grpc.carts.reservation import Decision, Disposition, Observed, Refusal, Reservation, Silence
+from cart_grpc.store import commands
+from cart_grpc.store.commands import Mutation
+from cart_grpc.store.group_commit import GroupCommit
+from cart_grpc.store.statements import Statements
+from cart_grpc.store.working import Reply, Working
+from tests.simulation.seeds import run
+
+Patch = pytest.MonkeyPatch
+Mutant = Callable[[Patch], None]
+MOST_SEEDS = 50
+real_hold, real_release, real_record = protocol.hold, protocol.release, protocol.record
+
+
+def late_answers_overwrite(patch: Patch) -> None:
+    def observe(row: Reservation, decision: Decision) -> Reservation:
+        seen = max(row.observed_revision, min(decision.revision, row.revision))
+        return replace(
+            row,
+            state=decision.state,
+            granted_quantity=decision.granted_quantity,
+            expire_time=decision.expire_time,
+            observed_revision=seen,
+            reason=decision.reason,
+        )
+
+    patch.setattr(protocol, "observe", observe)
+
+
+def intent_changes_without_a_revision(patch: Patch) -> None:
+    def hold(row: Reservation, quantity: int, now: int) -> Reservation:
+        return replace(row, quantity=quantity, due_at=now)
+
+    patch.setattr(rules, "hold", hold)
+
+
+def release_does_not_raise(patch: Patch) -> None:
+    def release(row: Reservation, now: int) -> Reservation:
+        after = real_release(row, now)
+        return replace(after, revision=row.revision, intent_revision=row.intent_revision)
+
+    patch.setattr(rules, "release", release)
+
+
+def refusal_is_not_sealed(patch: Patch) -> None:
+    def seal(row: Reservation, reason: str, now: int) -> Reservation:
+        return replace(row, state=Observed.REJECTED, observed_revision=row.revision, refused_reason=reason)
+
+    patch.setattr(protocol, "seal", seal)
+
+
+def silence_means_not_sent(patch: Patch) -> None:
+    def record(row: Reservation, epoch: int, sent: int, outcome: Any, *rest: Any) -> Reservation:
+        if isinstance(outcome, Silence) and row.disposition is Disposition.RELEASE and not row.observed_revision:
+            outcome = Decision(row.reservation_id, row.revision, Observed.RELEASED, 0, None, "")
+        return real_record(row, epoch, sent, outcome, *rest)
+
+    patch.setattr(commands, "record", record)
+
+
+def time_out_is_taken_for_a_refusal(patch: Patch) -> None:
+    def record(row: Reservation, epoch: int, sent: int, outcome: Any, *rest: Any) -> Reservation:
+        if isinstance(outcome, Silence) and outcome.code == "DEADLINE_EXCEEDED":
+            outcome = Refusal("TIMED_OUT", "")
+        return real_record(row, epoch, sent, outcome, *rest)
+
+    patch.setattr(commands, "record", record)
+
+
+def nonsense_is_taken_for_done(patch: Patch) -> None:
+    def record(row: Reservation, epoch: int, sent: int, outcome: Any, *rest: Any) -> Reservation:
+        if isinstance(outcome, Silence) and outcome.code == "INVALID_ANSWER":
+            outcome = Decision(row.reservation_id, row.revision, Observed.RELEASED, 0, None, "")
+        return real_record(row, epoch, sent, outcome, *rest)
+
+    patch.setattr(commands, "record", record)
+
+
+def id_is_used_again(patch: Patch) -> None:
+    real = rules._reserve
+
+    def reserve(contents: Contents, item: Any, terms: Any, now: int, new_id: Any) -> Any:
+        line = real(contents, item, terms, now, new_id)
+        name = f"00000000-0000-7000-9000-{item.item_id[:12]}"
+        return replace(
+            line,
+            item=replace(line.item, reservation_id=name),
+            reservation=replace(line.reservation, reservation_id=name),
+        )
+
+    patch.setattr(rules, "_reserve", reserve)
+
+
+def new_hold_does_not_wait_for_the_old(patch: Patch) -> None:
+    real = rules._reserve
+    patch.setattr(rules, "_reserve", lambda contents, *rest: real(replace(contents, releasing=frozenset()), *rest))
+
+
+def what_waits_is_forgotten(patch: Patch) -> None:
+    patch.setattr(commands, "_unblock_waiting", lambda *_: None)
+
+
+def zombies_keep_the_books(patch: Patch) -> None:
+    def record(row: Reservation, epoch: int, *rest: Any) -> Reservation:
+        return real_record(row, row.lease_epoch, *rest)
+
+    patch.setattr(commands, "record", record)
+
+
+def claim_is_not_written(patch: Patch) -> None:
+    real = Statements.claim
+
+    def claim(self: Statements, connection: Connection, *rest: Any) -> list[Reservation]:
+        with connection.begin_nested() as nested:
+            claimed = real(self, connection, *rest)
+            nested.rollback()
+        return claimed
+
+    patch.setattr(Statements, "claim", claim)
+
+
+def failed_commit_is_reported_as_done(patch: Patch) -> None:
+    async def was_committed(self: GroupCommit, number: int) -> bool:
+        return True
+
+    patch.setattr(GroupCommit, "_was_committed", was_committed)
+
+
+def failed_commit_is_reported_as_not_done(patch: Patch) -> None:
+    async def was_committed(self: GroupCommit, number: int) -> bool:
+        return False
+
+    patch.setattr(GroupCommit, "_was_committed", was_committed)
+
+
+def fingerprint_is_ignored(patch: Patch) -> None:
+    real = Mutation.run
+
+    def run_mutation(self: Mutation, working: Working, *rest: Any) -> bytes:
+        stored = working.replies.get((self.cart.user, self.request_id))
+        return real(replace(self, fingerprint=stored.fingerprint) if stored else self, working, *rest)
+
+    patch.setattr(Mutation, "run", run_mutation)
+
+
+def reply_is_not_kept(patch: Patch) -> None:
+    def put_reply(self: Working, key: Any, reply: Reply) -> None:
+        pass
+
+    patch.setattr(Working, "put_reply", put_reply)
+
+
+def hold_is_not_renewed(patch: Patch) -> None:
+    patch.setattr(protocol, "_renewal", lambda *_: None)
+
+
+def housekeeping_drops_what_is_not_over(patch: Patch) -> None:
+    def purge(self: Statements, connection: Connection, replies: int, before: int, *_: int) -> int:
+        connection.exec_driver_sql("DELETE FROM reservations WHERE create_time < ? AND disposition = 3", (before,))
+        return 0
+
+    patch.setattr(Statements, "purge", purge)
+
+
+def expiry_forgets_the_items(patch: Patch) -> None:
+    real = rules.expire_cart
+
+    def expire_cart(contents: Contents, now: int) -> Change | None:
+        change = real(contents, now)
+        cart: Cart | None = contents.cart
+        if change is None or cart is None:
+            return None
+        return Change(replace(cart, state=CartState.EXPIRED, revision=cart.revision + 1))
+
+    patch.setattr(commands, "expire_cart", expire_cart)
+
+
+def shrinking_item_shows_the_last_grant(patch: Patch) -> None:
+    def hold(row: Reservation, quantity: int, now: int) -> Reservation:
+        return replace(real_hold(row, quantity, now), least_quantity=row.least_quantity)
+
+    patch.setattr(rules, "hold", hold)
+
+
+def answer_settles_the_newest_revision(patch: Patch) -> None:
+    real = protocol.observe
+
+    def observe(row: Reservation, decision: Decision) -> Reservation:
+        return real(row, replace(decision, revision=row.revision))
+
+    patch.setattr(protocol, "observe", observe)
+
+
+MUTANTS: list[Mutant] = [
+    late_answers_overwrite,
+    intent_changes_without_a_revision,
+    release_does_not_raise,
+    refusal_is_not_sealed,
+    silence_means_not_sent,
+    time_out_is_taken_for_a_refusal,
+    nonsense_is_taken_for_done,
+    id_is_used_again,
+    new_hold_does_not_wait_for_the_old,
+    what_waits_is_forgotten,
+    zombies_keep_the_books,
+    claim_is_not_written,
+    failed_commit_is_reported_as_done,
+    failed_commit_is_reported_as_not_done,
+    fingerprint_is_ignored,
+    reply_is_not_kept,
+    hold_is_not_renewed,
+    housekeeping_drops_what_is_not_over,
+    expiry_forgets_the_items,
+    shrinking_item_shows_the_last_grant,
+    answer_settles_the_newest_revision,
+]
+
+
+def seeds_until_caught(most: int) -> tuple[int, str] | None:
+    """How many seeds it takes, and what was noticed first; None where `most` are not enough."""
+    for seed in range(most):
+        report = run(seed)
+        if report.violations:
+            return seed + 1, report.violations[0]
+    return None
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_dropped_rule_is_noticed(mutant: Mutant, monkeypatch: Patch) -> None:
+    mutant(monkeypatch)
+    assert seeds_until_caught(MOST_SEEDS), f"{MOST_SEEDS} seeds noticed nothing"
