@@ -1,6 +1,7 @@
 """Each rule is needed: without it a promise is broken. In how few steps is the quickest way to see what it is for."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -146,3 +147,9 @@ def test_without_this_rule_a_promise_is_broken(
     with pytest.raises(Harm) as harm:
         Explorer(CartModel(bounds)).explore()
     assert (harm.value.promise, len(harm.value.trace)) == (needed.promise, needed.steps)
+
+
+def test_reliability_md_tells_what_each_rule_is_for() -> None:
+    told = (Path(__file__).parents[2] / "RELIABILITY.md").read_text(encoding="utf-8")
+    for needed in (each for group in NEEDED.values() for each in group):
+        assert f"| {needed.rule} | {needed.promise} | {needed.steps} |" in told
