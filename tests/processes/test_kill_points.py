@@ -14,7 +14,7 @@ from cart_grpc import app
 from cart_grpc.store import schema
 from cart_grpc.store.engine import connect
 from tests.processes import truth
-from tests.processes.harness import Programs, Replicas, Simulated, connected
+from tests.processes.harness import Program, Programs, Replicas, Simulated, connected
 from tests.processes.killable import POINTS, arm
 from tests.processes.load import HOT_SKU, SKUS, Load
 from tests.service.conftest import Replica
@@ -56,7 +56,7 @@ class Service:
             await self._add_to_idle_cart()
         arm(self.programs.folder, point)
         if point.startswith("hand-back"):
-            server.send(signal.SIGTERM)
+            await self._stop_in_mid_call(server)
         if point.startswith("expiry"):
             await self._let_idle_cart_expire()
         code = await server.ended(20)
@@ -64,6 +64,13 @@ class Service:
         await self.replicas.start(0)
         self.load.check()
         return code, server.errors
+
+    async def _stop_in_mid_call(self, server: Program) -> None:
+        """Ask it to stop while a call hangs for longer than it waits for."""
+        await self.simulated.set_faults(latency=1)
+        await self.simulated.until_called((await self.simulated.effects())[1] + 1)
+        server.send(signal.SIGTERM)
+        await self.simulated.set_faults(latency=0.02, slow=0.2, slow_latency=0.5)
 
     async def _add_to_idle_cart(self) -> None:
         self.idle_carts.append(f"users/idle/carts/{len(self.idle_carts)}")
