@@ -39,17 +39,6 @@ class Service:
 
     async def die_at(self, point: str) -> None:
         """Under load, reach `point`, be killed there, and start again."""
-        for _ in range(20):
-            code, errors = await self._reach(point)
-            if code == -signal.SIGKILL:
-                assert errors.endswith(f"killed at {point}\n")
-                return
-            # It was stopped when no call was under way, so there was nothing to hand back.
-            assert (point.startswith("hand-back"), code) == (True, 0)
-        raise AssertionError(f"{point} was never reached")
-
-    async def _reach(self, point: str) -> tuple[int, str]:
-        """How the server ended, and what it had said; another one is running."""
         (server,) = self.replicas.servers
         assert server is not None
         if point.startswith("expiry"):
@@ -59,11 +48,11 @@ class Service:
             await self._stop_in_mid_call(server)
         if point.startswith("expiry"):
             await self._let_idle_cart_expire()
-        code = await server.ended(20)
+        assert await server.ended(20) == -signal.SIGKILL
+        assert server.errors.endswith(f"killed at {point}\n")
         self.replicas.kill(0)
         await self.replicas.start(0)
         self.load.check()
-        return code, server.errors
 
     async def _stop_in_mid_call(self, server: Program) -> None:
         """Ask it to stop while a call hangs for longer than it waits for."""
