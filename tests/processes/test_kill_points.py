@@ -14,7 +14,7 @@ from cart_grpc import app
 from cart_grpc.store import schema
 from cart_grpc.store.engine import connect
 from tests.processes import truth
-from tests.processes.harness import Programs, Replicas, Simulated, connected
+from tests.processes.harness import Program, Programs, Replicas, Simulated, connected
 from tests.processes.killable import POINTS, arm
 from tests.processes.load import HOT_SKU, SKUS, Load
 from tests.service.conftest import Replica
@@ -39,31 +39,27 @@ class Service:
 
     async def die_at(self, point: str) -> None:
         """Under load, reach `point`, be killed there, and start again."""
-        for _ in range(20):
-            code, errors = await self._reach(point)
-            if code == -signal.SIGKILL:
-                assert errors.endswith(f"killed at {point}\n")
-                return
-            # It was stopped when no call was under way, so there was nothing to hand back.
-            assert (point.startswith("hand-back"), code) == (True, 0)
-        raise AssertionError(f"{point} was never reached")
-
-    async def _reach(self, point: str) -> tuple[int, str]:
-        """How the server ended, and what it had said; another one is running."""
         (server,) = self.replicas.servers
         assert server is not None
         if point.startswith("expiry"):
             await self._add_to_idle_cart()
         arm(self.programs.folder, point)
         if point.startswith("hand-back"):
-            server.send(signal.SIGTERM)
+            await self._stop_in_mid_call(server)
         if point.startswith("expiry"):
             await self._let_idle_cart_expire()
-        code = await server.ended(20)
+        assert await server.ended(20) == -signal.SIGKILL
+        assert server.errors.endswith(f"killed at {point}\n")
         self.replicas.kill(0)
         await self.replicas.start(0)
         self.load.check()
-        return code, server.errors
+
+    async def _stop_in_mid_call(self, server: Program) -> None:
+        """Ask it to stop while a call hangs for longer than it waits for."""
+        await self.simulated.set_faults(latency=1)
+        await self.simulated.until_called((await self.simulated.effects())[1] + 1)
+        server.send(signal.SIGTERM)
+        await self.simulated.set_faults(latency=0.02, slow=0.2, slow_latency=0.5)
 
     async def _add_to_idle_cart(self) -> None:
         self.idle_carts.append(f"users/idle/carts/{len(self.idle_carts)}")

@@ -104,6 +104,13 @@ async def test_a_failed_commit_of_which_something_may_be_left_is_not_said_to_be_
         await store.mutate(add(request_id="r1"))
 
 
+async def test_a_connection_that_breaks_while_readiness_is_looked_at_is_replaced(store: Store, engine: Engine) -> None:
+    Breaking(engine, committed=False)
+    with pytest.raises(DatabaseUnavailable):
+        await store.ping()
+    await store.ping()
+
+
 @on_postgresql
 @pytest.mark.parametrize(
     ("state", "refusal"), [("53100", DatabaseFull), ("XX001", DatabaseDamaged), ("53200", DatabaseUnavailable)]
