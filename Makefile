@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 PYTEST_ARGS ?=
 # Two workers are what two cores carry; the suite starts servers and databases of its own.
 WORKERS ?= 2
-PARALLEL := -n $(WORKERS) --dist loadgroup
+PARALLEL := -n $(WORKERS)
 SOURCES := cart_grpc tests
 SEED ?=
 SEEDS ?= 1000

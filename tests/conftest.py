@@ -4,14 +4,31 @@ import asyncio
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from cart_grpc import app
 from cart_grpc.settings import Settings
 from tests.postgres import PostgresServer, running_postgres
 
 _numbers = itertools.count()
+
+
+class OneImage(LoadScopeScheduling):  # type: ignore[misc]
+    """Whoever is free takes the next test, but one worker takes all that need the image, so that it is built once.
+
+    xdist's own groups do nothing under pytest 9: it no longer asks for the name that they change.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file.endswith("test_packaging.py") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return OneImage(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"cart_grpc": "cart_grpc", "cart": "generated/cart", "reservation": "generated/reservation"}
 IMAGE_PATHS = ("/src", "/wheels", "/opt/cart-grpc", "/var/lib/cart-grpc")
 
-# One worker builds, the others need not.
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("packaging")]
+pytestmark = pytest.mark.timeout(300)
 
 
 @dataclass(frozen=True)

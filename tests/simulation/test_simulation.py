@@ -35,6 +35,6 @@ def test_a_seed_is_the_same_run_every_time_in_every_process() -> None:
 
 def test_the_weather_is_met() -> None:
     """What never happens in a run proves nothing there."""
-    met: set[object] = {part for seed in range(100) for event in run(seed).trace for part in event[1:4]}
+    met: set[object] = {part for seed in range(40) for event in run(seed).trace for part in event[1:4]}
     assert met >= {"kill", "stop", "pause", "cut api", "cut database", "api down", "jump", "repeat", "unheard"}
     assert met >= {"EtagMismatch", "ItemNotFound", "CartClosed", "DatabaseUnavailable"}
