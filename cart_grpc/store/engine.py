@@ -5,10 +5,11 @@ an async engine for everything that only reads.
 """
 
 import asyncio
+import socket
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from sqlalchemy import URL, Connection, ExceptionContext, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -180,6 +181,8 @@ class PostgresqlEngine:
         self.reader = create_async_engine(
             async_url, isolation_level="AUTOCOMMIT", pool_size=8, max_overflow=0, connect_args=reader_args
         )
+        for engine in (self._writer, self.reader):
+            event.listen(engine.sync_engine, "connect", _notice_silence)
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
         # A task of its own: a driver that is cancelled in mid-statement leaves a connection nobody can use.
@@ -205,6 +208,23 @@ class PostgresqlEngine:
     async def close(self) -> None:
         await self.reader.dispose()
         await self._writer.dispose()
+
+
+# Idle for 10 s, a connection is asked three times; what was sent and is not acknowledged gives it 30 s. libpq's words.
+_SILENCE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
+
+
+def _notice_silence(connection: Any, _: Any) -> None:
+    """Break a connection whose wire swallows everything: the driver waits for an answer for ever."""
+    transport = connection.driver_connection._transport  # noqa: SLF001 - asyncpg has no public way
+    wire = transport.get_extra_info("socket")
+    if wire.family == socket.AF_UNIX:
+        return
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _SILENCE.items():
+        # Not every system has them all.
+        if option := getattr(socket, name, None):
+            wire.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 # SQLSTATE classes: connection, authorisation, no such database, out of resources, operator intervention, system error.

@@ -158,7 +158,7 @@ class Checks:
             self._violate(f"a reservation that was not over is gone: {before}")
 
     def _check_carts(self) -> None:
-        query = "SELECT slice, user_id, cart_id, state, revision, etag_revision FROM carts"
+        query = "SELECT slice, user_id, cart_id, state, revision, etag_revision, uid, expire_time FROM carts"
         for row in self._raw.execute(query):
             before = self._carts.get(row[:3])
             if before == row:
@@ -171,6 +171,8 @@ class Checks:
                 self._etags[name].add(row[5])
                 if row[3] == cart_pb2.Cart.STATE_EXPIRED:
                     self._expired[name].add(row[5])
+                elif before is not None and _ended_unseen(before, row, self._now()):
+                    self._expired[name].add(before[5] + 1)
 
     # At every read.
 
@@ -245,6 +247,12 @@ class Checks:
                 found = dict(self._raw.execute(query, (user, cart_id)).fetchall())
                 history = History(cart, self._etags[cart], self._expired[cart], self._violate)
                 history.check([one for one in mine if one.reply is not None], found)
+
+
+def _ended_unseen(before: Row, after: Row, now: int) -> bool:
+    """Whether a cart was ended by itself and begun anew in one transaction, so that its end was never to be seen."""
+    was_idle = before[3] == cart_pb2.Cart.STATE_ACTIVE and before[7] is not None and before[7] <= now
+    return bool(was_idle and before[6] != after[6])
 
 
 def _is_lapsed(row: Row, now: int) -> bool:

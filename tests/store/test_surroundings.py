@@ -1,21 +1,25 @@
 """A database that is full, read-only, damaged or busy: one refusal each, nothing half done, and on when it is over."""
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from sqlite3 import connect as connect_sqlite
 
 import pytest
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from cart_grpc import app
 from cart_grpc.carts.names import cart_key, user_key
 from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseFull, DatabaseUnavailable, OutcomeUnknown
 from cart_grpc.store import group_commit
-from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine, find_refusal
+from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine, connect, find_refusal
 from cart_grpc.store.store import Store
+from tests.processes.proxy import wired
 from tests.store.test_ambiguous_commit import Breaking, sync_writer
 from tests.store.writes import SKU, add, decode, snapshot
 
@@ -205,3 +209,21 @@ async def test_a_database_that_is_set_read_only_is_not_ready_until_it_is_not(sto
     # A new connection finds out whether another server takes writes.
     assert decode(await store.mutate(add())) == {SKU: 2}
     await store.ping()
+
+
+@on_postgresql
+async def test_a_wire_that_swallows_everything_is_given_up_after_half_a_minute(database_url: str) -> None:
+    # No test here can lose packets: what the kernel was asked to do about it has to do.
+    path = f"{make_url(database_url).query['host']}/.s.PGSQL.5432"
+    async with wired(partial(asyncio.open_unix_connection, path)) as wire:
+        url = make_url(database_url).set(query={}, host="127.0.0.1", port=wire.port)
+        engine = connect(url.render_as_string(hide_password=False), app.clock)
+        assert isinstance(engine, PostgresqlEngine)
+        for end in (engine._writer, engine.reader):
+            async with end.connect() as connection:
+                raw = await connection.get_raw_connection()
+                sock = raw.driver_connection._transport.get_extra_info("socket")  # type: ignore[union-attr]
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+        await engine.close()
