@@ -36,7 +36,7 @@ FAULTS = {
 async def test_no_acknowledged_effect_is_lost_when_servers_are_killed(
     backend: str, durable_url: str, programs: Programs
 ) -> None:
-    await _crash(backend, durable_url, programs, kills=30)
+    await _crash(backend, durable_url, programs, kills=20)
 
 
 @pytest.mark.timeout(180)

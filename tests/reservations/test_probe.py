@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,13 +11,15 @@ import grpc
 import pytest
 
 from cart_grpc import app
+from cart_grpc.carts.reservation import Disposition, Intent
 from cart_grpc.reservations.probe.findings import Verdict
 from cart_grpc.reservations.probe.probe import CHECKS, NobodyThere, Probe
 from cart_grpc.reservations.probe.report import Report
 from cart_grpc.reservations.probe.session import SECOND, ProbeConfig
+from cart_grpc.reservations.simulator.errors import Unavailable
 from cart_grpc.reservations.simulator.faults import Faults
 from cart_grpc.reservations.simulator.server import SimulatorServer
-from cart_grpc.reservations.simulator.simulator import Simulator
+from cart_grpc.reservations.simulator.simulator import Simulator, Told
 from cart_grpc.reservations.simulator.stock import Stock
 from cart_grpc.reservations.transports import connect_auditable
 from tests.reservations import broken
@@ -233,3 +235,24 @@ async def test_a_probe_that_is_interrupted_leaves_nothing_reserved(transport: st
     assert any(finding.answered == "interrupted" for finding in report.findings)
     assert len(report.findings) == len(CHECKS)
     assert (report.kept, report.log.stuck) == (False, [])
+
+
+class StopsAtTheFirstRelease(Simulator):
+    """The first RELEASE is not answered, and the probe is interrupted at that moment."""
+
+    stopped: asyncio.Event | None = None
+
+    async def apply(self, read: Callable[[], Intent]) -> Told:
+        if self.stopped and not self.stopped.is_set() and read().disposition is Disposition.RELEASE:
+            self.stopped.set()
+            raise Unavailable("lost")
+        return await super().apply(read)
+
+
+async def test_a_probe_that_is_interrupted_while_it_gives_back_goes_on_with_that() -> None:
+    simulator = make(kind=StopsAtTheFirstRelease)
+    assert isinstance(simulator, StopsAtTheFirstRelease)
+    simulator.stopped = asyncio.Event()
+    async with probing(simulator, "grpc", COUNTED) as one:
+        await one.run(simulator.stopped)
+    assert simulator.levels("beans").held == 0

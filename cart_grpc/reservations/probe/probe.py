@@ -65,7 +65,7 @@ class Probe:
                 return
             raise NobodyThere(str(error)) from None
         finally:
-            await session.end()
+            await _end(session)
 
     async def _find(self, check: Check) -> None:
         async with self._turns:
@@ -73,7 +73,16 @@ class Probe:
             try:
                 self._findings[check] = await _ask(check, session)
             finally:
-                await session.end()
+                await _end(session)
+
+
+async def _end(session: Session) -> None:
+    """Give everything back, even where the probe is ended while that is going on."""
+    ending = asyncio.create_task(session.end())
+    try:
+        await asyncio.shield(ending)
+    finally:
+        await ending
 
 
 async def _ask(check: Check, session: Session) -> Finding:
