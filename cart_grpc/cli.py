@@ -17,8 +17,8 @@ from cart_grpc import admin_cli, app, settings
 from cart_grpc.app import StartupError
 from cart_grpc.reservations import transports
 from cart_grpc.reservations.probe import options as probe_options
-from cart_grpc.reservations.probe.probe import NobodyThere, Probe
-from cart_grpc.reservations.probe.report import Report
+from cart_grpc.reservations.probe import probe
+from cart_grpc.reservations.probe.findings import NobodyThere
 from cart_grpc.reservations.simulator import options
 from cart_grpc.reservations.simulator.server import BoundPorts, SimulatorConfig, serve_simulator
 from cart_grpc.settings import Settings, SettingsError
@@ -61,9 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     add("migrate", _migrate, "bring the database to the schema of this release")
     simulate = add("simulate", _simulate, "run a simulated Reservation API")
     options.add_options(simulate, listen_option="--listen", latency="1s")
-    probe = add("probe", _probe, "find out which rules a Reservation API keeps; exit 0 if all, 1 if not")
-    probe.add_argument("url", nargs="?", help="grpc://HOST:PORT, http://…; CART_RESERVATION_URL if left out")
-    probe_options.add_options(probe)
+    probing = add("probe", _probe, "find out which rules a Reservation API keeps; exit 0 if all, 1 if not")
+    probing.add_argument(
+        "url", nargs="?", help="grpc://HOST:PORT, http://…, basic+http://…; CART_RESERVATION_URL if left out"
+    )
+    probe_options.add_options(probing)
     dev = add("dev", _dev, "serve, reconcile and simulate in one process, to try things")
     options.add_options(dev, listen_option="--simulator-listen", latency="3s")
     add("config", _config, "show the settings in force, passwords hidden")
@@ -103,22 +105,20 @@ def _simulate(_: Settings, parsed: argparse.Namespace) -> int:
 
 
 def _probe(configured: Settings, parsed: argparse.Namespace) -> int:
-    url = parsed.url or configured.reservation_url
-
     async def work() -> int:
         try:
-            config, api = probe_options.to_config(parsed), transports.connect_auditable(url)
+            config, url = (
+                probe_options.to_config(parsed),
+                transports.check_url(parsed.url or configured.reservation_url),
+            )
         except ValueError as error:
             raise StartupError(f"the probe cannot start: {error}") from None
+        greeting = f"probing {url}; Ctrl-C ends it early, and everything is given back\n"
         try:
-            probe = Probe(api, config, clock=app.clock, new_id=app.new_id)
-            greeting = f"probing {url}; Ctrl-C ends it early, and everything is given back\n"
-            findings = await probe.run(_stop_signal(), greeted=lambda: print(greeting, flush=True))
+            async with probe.connect(url, config, clock=app.clock, new_id=app.new_id) as probing:
+                report = await probing.run(_stop_signal(), greeted=lambda: print(greeting, flush=True))
         except NobodyThere as error:
             raise StartupError(f"no Reservation API answers at {url}: {error}") from None
-        finally:
-            await api.close()
-        report = Report(findings, probe.log)
         print(report)
         return 0 if report.kept else 1
 

@@ -448,6 +448,7 @@ def test_a_process_whose_port_is_taken_ends_with_one_line_of_its_own(taken_port:
         (["grpc://h:1", "--sku", ""], "--sku should name a sku"),
         (["grpc://127.0.0.1:1"], "no Reservation API answers at grpc://127.0.0.1:1: UNAVAILABLE"),
         (["http://127.0.0.1:1"], "no Reservation API answers at http://127.0.0.1:1: UNAVAILABLE"),
+        (["basic+http://127.0.0.1:1"], "no Reservation API answers at basic+http://127.0.0.1:1: UNAVAILABLE"),
     ],
 )
 def test_a_probe_that_cannot_begin_says_why(arguments: list[str], why: str, refuse: Refuse) -> None:
@@ -475,6 +476,21 @@ async def test_a_probe_ends_with_0_where_the_contract_is_kept_and_1_where_that_i
             assert re.search(r"^calls: \d+ answered, 0 not; p50 \d+ ms, p90 .*, slowest ", said, re.MULTILINE)
     finally:
         await server.stop(0)
+
+
+async def test_a_basic_api_is_probed_for_what_basic_asks_of_it(folder: Path) -> None:
+    simulator = make_simulator(SimulatorConfig(stock={"beans": 10}))
+    server = SimulatorServer(simulator)
+    ports = await server.start(None, "127.0.0.1:0")
+    try:
+        url = f"basic+http://127.0.0.1:{ports.http}/basic"
+        process = await probing(folder, url, "--sku", "beans", "--stock", "10")
+        said, errors = (each.decode() for each in await process.communicate())
+    finally:
+        await server.stop(0)
+    assert (process.returncode, errors) == (0, "")
+    assert "\nbasic: kept, as far as it was tested" in said
+    assert simulator.levels("beans").held == 0
 
 
 async def test_ctrl_c_ends_a_probe_after_it_has_given_everything_back(folder: Path) -> None:

@@ -24,7 +24,7 @@ _MAX_ID: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class _Live:
+class Live:
     """A reservation that the API says is live."""
 
     reservation_id: str
@@ -48,17 +48,21 @@ class BasicReservationApi:
 
         COMMIT keeps the hold: it never expires, and there is nothing else to say about it.
         """
-        call = _Call(self._client, self._base, intent, asyncio.get_running_loop().time() + timeout)
+        call = self.begin(intent, timeout=timeout)
         if intent.disposition is Disposition.RELEASE:
             return await _release(call, attempt)
         return await _hold(call, attempt)
+
+    def begin(self, intent: Intent, *, timeout: float) -> "BasicCall":
+        """Return the calls that can be made for `intent` within `timeout` seconds, all together."""
+        return BasicCall(self._client, self._base, intent, asyncio.get_running_loop().time() + timeout)
 
     async def close(self) -> None:
         """See ReservationApi.close."""
         await self._client.close()
 
 
-async def _hold(call: "_Call", attempt: Attempt) -> Answer:
+async def _hold(call: "BasicCall", attempt: Attempt) -> Answer:
     """Adopt what is there, or make it so that exactly that is there."""
     if attempt.pending:
         raise NoAnswer("UNCERTAIN", "an earlier request may still take effect", reached=None)
@@ -71,21 +75,21 @@ async def _hold(call: "_Call", attempt: Attempt) -> Answer:
     if not await attempt.open(call.seconds_left()):
         raise NoAnswer("ABORTED", "the claim was taken over, or its intent changed", reached=True)
     for each in live:
-        if each is not kept and (refusal := await call.delete(each)):
+        if each is not kept and (refusal := await call.delete(each.reservation_id)):
             raise NoAnswer(refusal.reason, refusal.message, reached=True)
-    refusal = await call.post() if kept is None else None
-    if refusal is None:
+    posted = await call.post() if kept is None else kept.reservation_id
+    if not isinstance(posted, Refusal):
         return call.to_decision(live)
     if call.intent.disposition is Disposition.COMMIT:
-        return Decision(call.intent.reservation_id, call.intent.revision, Observed.REJECTED, 0, None, refusal.reason)
-    return refusal
+        return Decision(call.intent.reservation_id, call.intent.revision, Observed.REJECTED, 0, None, posted.reason)
+    return posted
 
 
-async def _release(call: "_Call", attempt: Attempt) -> Answer:
+async def _release(call: "BasicCall", attempt: Attempt) -> Answer:
     """Delete what is found until nothing is; done once nothing can come after it."""
     live = await call.look_up()
     for each in live:
-        if refusal := await call.delete(each):
+        if refusal := await call.delete(each.reservation_id):
             return refusal
     if live and await call.look_up():
         raise wire.invalid_answer("what was deleted is still there, or there is more of it")
@@ -94,7 +98,7 @@ async def _release(call: "_Call", attempt: Attempt) -> Answer:
     return call.to_decision(live)
 
 
-class _Call:
+class BasicCall:
     """The calls for one intent, until `deadline`, a time of the running loop. Each raises NoAnswer."""
 
     def __init__(self, client: HttpClient, base: str, intent: Intent, deadline: float) -> None:
@@ -110,7 +114,7 @@ class _Call:
             raise NoAnswer("DEADLINE_EXCEEDED", "no time is left to send it")
         return left
 
-    async def look_up(self) -> list[_Live]:
+    async def look_up(self) -> list[Live]:
         """What is live under the intent's id."""
         answer = await self._client.call("GET", self._base, timeout=self.seconds_left(), id=self.intent.reservation_id)
         if answer.status != 200:
@@ -120,22 +124,21 @@ class _Call:
             raise wire.invalid_answer("the look-up is not a JSON array")
         return [_to_live(each, self.intent) for each in found]
 
-    async def post(self) -> Refusal | None:
-        """Reserve. None where it is reserved."""
+    async def post(self) -> str | Refusal:
+        """Reserve, and return the reservation's id."""
         intent = self.intent
         body = {"id": intent.reservation_id, "item": intent.sku, "quantity": intent.quantity}
         answer = await self._client.call("POST", self._base, body, timeout=self.seconds_left())
         if answer.status in (200, 201):
-            _to_reservation_id(answer.to_object())
-            return None
+            return _to_reservation_id(answer.to_object())
         if answer.status not in REFUSALS:
             raise answer.to_no_answer(self._client.clock())
         name, reason, message = answer.to_error()
         return wire.to_refusal(reason, name, message)
 
-    async def delete(self, live: _Live) -> Refusal | None:
-        """Give `live` back. None where it is gone."""
-        url = f"{self._base}/{quote(live.reservation_id, safe='')}"
+    async def delete(self, reservation_id: str) -> Refusal | None:
+        """Give a reservation back. None where it is gone."""
+        url = f"{self._base}/{quote(reservation_id, safe='')}"
         answer = await self._client.call("DELETE", url, timeout=self.seconds_left())
         if answer.status in (200, 202, 204):
             return None
@@ -144,7 +147,7 @@ class _Call:
         name, reason, message = answer.to_error()
         return None if answer.status == 404 else wire.to_refusal(reason, name, message)
 
-    def to_decision(self, live: list[_Live]) -> Decision:
+    def to_decision(self, live: list[Live]) -> Decision:
         """The decision that the intent has come true, where `live` was found before."""
         intent = self.intent
         state, quantity = {
@@ -155,7 +158,7 @@ class _Call:
         return Decision(intent.reservation_id, intent.revision, state, quantity, None, "", len(live))
 
 
-def _to_live(value: Any, intent: Intent) -> _Live:
+def _to_live(value: Any, intent: Intent) -> Live:
     if not isinstance(value, dict):
         raise wire.invalid_answer("the look-up lists what is no JSON object")
     for name, asked in (("id", intent.reservation_id), ("item", intent.sku)):
@@ -164,7 +167,7 @@ def _to_live(value: Any, intent: Intent) -> _Live:
     quantity = value.get("quantity")
     if not isinstance(quantity, int) or isinstance(quantity, bool):
         raise wire.invalid_answer("the look-up lists a reservation without a quantity")
-    return _Live(_to_reservation_id(value), quantity)
+    return Live(_to_reservation_id(value), quantity)
 
 
 def _to_reservation_id(value: dict[str, Any]) -> str:

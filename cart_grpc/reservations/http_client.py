@@ -116,7 +116,7 @@ class HttpClient:
                 raise
             raise NoAnswer("CANCELLED", "the call was cut off") from None
         except TimeoutError:
-            raise NoAnswer("DEADLINE_EXCEEDED", f"no answer within {timeout:g} s") from None
+            raise NoAnswer("DEADLINE_EXCEEDED", f"no answer within {round(timeout, 2):g} s") from None
         except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
             raise wire.invalid_answer(f"{type(error).__name__}: {error}") from error
         except (aiohttp.ClientError, OSError) as error:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from cart_grpc.reservations.api import AuditableApi, ReservationApi
+from cart_grpc.reservations.api import AuditableApi
 from cart_grpc.reservations.grpc_api import GrpcReservationApi
 
 if TYPE_CHECKING:
+    from cart_grpc.reservations.basic_api import BasicReservationApi
     from cart_grpc.reservations.http_client import HttpClient
 
 _WANTED: Final = (
@@ -36,37 +37,30 @@ def check_url(url: str) -> str:
     return url
 
 
-def connect(url: str, *, max_connections: int = 0, root_certificates: bytes | None = None) -> ReservationApi:
+def connect(
+    url: str, *, max_connections: int = 0, root_certificates: bytes | None = None
+) -> "AuditableApi | BasicReservationApi":
     """Return a client of the Reservation API at `url`; nothing is sent yet. Call it inside the running loop.
 
     `max_connections` bounds the calls in flight over HTTP, 0 means no bound; `root_certificates` (PEM) replace those
     that are trusted by default for grpcs and https. Raises ValueError as `check_url` does.
     """
     endpoint = _to_endpoint(url)
-    if not endpoint.basic:
-        return connect_auditable(url, max_connections=max_connections, root_certificates=root_certificates)
-    from cart_grpc.reservations.basic_api import BasicReservationApi  # noqa: PLC0415 - see _http_client
-
-    return BasicReservationApi(endpoint.url, _http_client(max_connections, root_certificates))
-
-
-def connect_auditable(url: str, *, max_connections: int = 0, root_certificates: bytes | None = None) -> AuditableApi:
-    """Return a client as `connect` does, of an API that keeps `reservation.v1`. Raises ValueError for `basic`, too."""
-    endpoint = _to_endpoint(url)
-    if endpoint.basic:
-        raise ValueError("basic has no rules that could be told from outside; it is for reservation.v1 only")
     if endpoint.scheme in ("grpc", "grpcs"):
         return GrpcReservationApi(
             endpoint.authority, secure=endpoint.scheme == "grpcs", root_certificates=root_certificates
         )
-    from cart_grpc.reservations.http_api import HttpReservationApi  # noqa: PLC0415 - see _http_client
+    # aiohttp takes a tenth of the time that a server takes to start, and most need none.
+    from cart_grpc.reservations.basic_api import BasicReservationApi  # noqa: PLC0415
+    from cart_grpc.reservations.http_api import HttpReservationApi  # noqa: PLC0415
 
+    if endpoint.basic:
+        return BasicReservationApi(endpoint.url, _http_client(max_connections, root_certificates))
     return HttpReservationApi(endpoint.url, _http_client(max_connections, root_certificates))
 
 
 def _http_client(max_connections: int, root_certificates: bytes | None) -> "HttpClient":
-    # aiohttp takes a tenth of the time that a server takes to start, and most need none.
-    from cart_grpc.reservations.http_client import HttpClient  # noqa: PLC0415
+    from cart_grpc.reservations.http_client import HttpClient  # noqa: PLC0415 - see connect
 
     return HttpClient(
         clock=lambda: time.time_ns() // 1000, max_connections=max_connections, root_certificates=root_certificates

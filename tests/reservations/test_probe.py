@@ -12,16 +12,17 @@ import pytest
 
 from cart_grpc import app
 from cart_grpc.carts.reservation import Disposition, Intent
-from cart_grpc.reservations.probe.findings import Verdict
-from cart_grpc.reservations.probe.probe import CHECKS, NobodyThere, Probe
+from cart_grpc.reservations.probe.calls import SECOND
+from cart_grpc.reservations.probe.findings import NobodyThere, Verdict
+from cart_grpc.reservations.probe.probe import Probe, connect
 from cart_grpc.reservations.probe.report import Report
-from cart_grpc.reservations.probe.session import SECOND, ProbeConfig
+from cart_grpc.reservations.probe.reservation_v1 import RESERVATION_V1
+from cart_grpc.reservations.probe.session import ProbeConfig
 from cart_grpc.reservations.simulator.errors import Unavailable
 from cart_grpc.reservations.simulator.faults import Faults
 from cart_grpc.reservations.simulator.server import SimulatorServer
 from cart_grpc.reservations.simulator.simulator import Simulator, Told
 from cart_grpc.reservations.simulator.stock import Stock
-from cart_grpc.reservations.transports import connect_auditable
 from tests.reservations import broken
 from tests.reservations.hostile import Hostile, Script, hostile_http
 
@@ -39,23 +40,22 @@ def make(stock: type[Stock] = Stock, kind: type[Simulator] = Simulator, **faults
 
 
 @asynccontextmanager
-async def probing(simulator: Simulator, transport: str, config: ProbeConfig) -> AsyncIterator[Probe]:
+async def probing(simulator: Simulator, transport: str, config: ProbeConfig) -> AsyncIterator[Probe[Any]]:
     """Serve the simulator, and a probe of it."""
     server = SimulatorServer(simulator)
     ports = await server.start("127.0.0.1:0", "127.0.0.1:0")
     url = f"grpc://127.0.0.1:{ports.grpc}" if transport == "grpc" else f"http://127.0.0.1:{ports.http}"
-    api = connect_auditable(url)
     try:
-        yield Probe(api, config, clock=app.clock, new_id=app.new_id)
+        async with connect(url, config, clock=app.clock, new_id=app.new_id) as one:
+            yield one
     finally:
-        await api.close()
         await server.stop(0)
 
 
 async def probe(simulator: Simulator, transport: str = "grpc", config: ProbeConfig = COUNTED) -> Report:
     """Probe the simulator to the end."""
     async with probing(simulator, transport, config) as one:
-        return Report(await one.run(asyncio.Event()), one.log)
+        return await one.run(asyncio.Event())
 
 
 def rules(report: Report, verdict: Verdict) -> set[str]:
@@ -172,18 +172,18 @@ async def test_nobody_there_is_told_at_once(transport: str) -> None:
 
 async def test_an_address_where_something_else_answers_is_told(hostile: Hostile) -> None:
     hostile.script = Script(code=grpc.StatusCode.UNIMPLEMENTED)
-    api = connect_auditable(hostile.url)
-    with pytest.raises(NobodyThere, match=r"UNIMPLEMENTED|HTTP_501"):
-        await Probe(api, COUNTED, clock=app.clock, new_id=app.new_id).run(asyncio.Event())
-    await api.close()
+    async with connect(hostile.url, COUNTED, clock=app.clock, new_id=app.new_id) as one:
+        with pytest.raises(NobodyThere, match=r"UNIMPLEMENTED|HTTP_501"):
+            await one.run(asyncio.Event())
 
 
 async def test_a_path_that_a_web_server_does_not_have_is_told() -> None:
-    async with hostile_http() as hostile:
-        api = connect_auditable(hostile.url.removesuffix("/shop"))
+    async with (
+        hostile_http() as hostile,
+        connect(hostile.url.removesuffix("/shop"), COUNTED, clock=app.clock, new_id=app.new_id) as one,
+    ):
         with pytest.raises(NobodyThere, match=r"INVALID_ANSWER: .*(404|text/plain)"):
-            await Probe(api, COUNTED, clock=app.clock, new_id=app.new_id).run(asyncio.Event())
-        await api.close()
+            await one.run(asyncio.Event())
 
 
 async def test_an_api_that_answers_garbage_breaks_the_contract(transport: str) -> None:
@@ -229,11 +229,11 @@ async def test_a_probe_that_is_interrupted_leaves_nothing_reserved(transport: st
             while simulator.levels("beans").held < 2:
                 await asyncio.sleep(0.001)
         stopped.set()
-        report = Report(await running, one.log)
+        report = await running
         await simulator.settle()
     assert simulator.levels("beans").held == 0
     assert any(finding.answered == "interrupted" for finding in report.findings)
-    assert len(report.findings) == len(CHECKS)
+    assert len(report.findings) == len(RESERVATION_V1.checks)
     assert (report.kept, report.log.stuck) == (False, [])
 
 

@@ -1,40 +1,19 @@
-"""What a check is, and what several of them do."""
+"""What several checks of `reservation.v1` do."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from cart_grpc.carts.reservation import Decision, Disposition, Intent, Observed, Overtaken
 from cart_grpc.reservations.api import Answer
+from cart_grpc.reservations.probe.calls import SECOND
 from cart_grpc.reservations.probe.findings import Broken, NotTested
-from cart_grpc.reservations.probe.session import SECOND, Session, is_held, say
-
-Ask = Callable[[Session], Awaitable[str]]
+from cart_grpc.reservations.probe.session import Session, is_held, say
 
 SLACK: Final = 5.0
 """How many seconds the API's clock may differ from this machine's before it is noticed."""
 
 _PATIENCE: Final = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """Whether `rule` is kept. `asked` says what is asked to find out.
-
-    `ask` returns what came back where the rule is kept, and raises Broken, NotTested or NoAnswer otherwise. What it
-    needs to begin with goes through `held` and `refused` of its session, so that an API which breaks one rule is not
-    blamed for the others.
-    """
-
-    rule: str
-    asked: str
-    ask: Ask
-
-
-def check(rule: str, asked: str) -> Callable[[Ask], Check]:
-    """Make a Check of the function below."""
-    return lambda ask: Check(rule, asked, ask)
 
 
 def must(kept: bool, answer: Answer | str) -> None:  # noqa: FBT001 - as assert has it

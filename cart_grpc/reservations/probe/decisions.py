@@ -5,9 +5,11 @@ from typing import Any, Final
 
 from cart_grpc.carts.reservation import Decision, Disposition, Intent, Observed, Overtaken, Refusal
 from cart_grpc.reservations.api import Answer
-from cart_grpc.reservations.probe.check import check, expires, let_run_out, must, must_be_same, must_take_nothing, ttl
+from cart_grpc.reservations.probe.calls import SECOND
+from cart_grpc.reservations.probe.check import expires, let_run_out, must, must_be_same, must_take_nothing, ttl
+from cart_grpc.reservations.probe.contract import check
 from cart_grpc.reservations.probe.findings import NotTested
-from cart_grpc.reservations.probe.session import LONG, SECOND, Session, is_held, say
+from cart_grpc.reservations.probe.session import LONG, Session, is_held, say
 
 
 @check("1", "HOLD 2")

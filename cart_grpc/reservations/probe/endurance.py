@@ -5,18 +5,11 @@ from typing import Final
 
 from cart_grpc.carts.reservation import Decision, Observed, Overtaken, Refusal
 from cart_grpc.reservations.api import NoAnswer
-from cart_grpc.reservations.probe.check import (
-    SLACK,
-    check,
-    expires,
-    let_run_out,
-    must,
-    must_be_same,
-    must_take_nothing,
-    ttl,
-)
+from cart_grpc.reservations.probe.calls import SECOND
+from cart_grpc.reservations.probe.check import SLACK, expires, let_run_out, must, must_be_same, must_take_nothing, ttl
+from cart_grpc.reservations.probe.contract import check
 from cart_grpc.reservations.probe.findings import NotTested
-from cart_grpc.reservations.probe.session import LONG, SECOND, Session, is_held, say
+from cart_grpc.reservations.probe.session import LONG, Session, is_held, say
 
 _COPIES: Final = 10
 _TEN_YEARS: Final = 10 * 365 * 24 * 3600 * 1000

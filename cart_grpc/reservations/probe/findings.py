@@ -15,7 +15,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`asked` of the API to see whether it keeps `rule` ("1" to "7", or "reads"), and what came back."""
+    """`asked` of the API to see whether it keeps `rule`, which its contract names, and what came back."""
 
     rule: str
     asked: str
@@ -29,3 +29,7 @@ class Broken(Exception):
 
 class NotTested(Exception):
     """The rule could not be tried; the text says why."""
+
+
+class NobodyThere(Exception):
+    """Whatever is there, it is no Reservation API that works. The text says how the first call ended."""

@@ -3,7 +3,8 @@
 import argparse
 import math
 
-from cart_grpc.reservations.probe.session import SECOND, ProbeConfig
+from cart_grpc.reservations.probe.calls import SECOND
+from cart_grpc.reservations.probe.session import ProbeConfig
 
 _LEAST_STOCK = 5
 

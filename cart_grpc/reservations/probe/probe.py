@@ -1,39 +1,39 @@
 """Running the checks: several at once where nothing is counted, one after the other where it is."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final
+from typing import Any, Final, Generic
 
-from cart_grpc.reservations.api import AuditableApi, NoAnswer
-from cart_grpc.reservations.probe.check import Check
-from cart_grpc.reservations.probe.decisions import DECISIONS
-from cart_grpc.reservations.probe.endurance import ENDURANCE
+from cart_grpc.reservations import transports
+from cart_grpc.reservations.api import NoAnswer
+from cart_grpc.reservations.probe.basic import BASIC
+from cart_grpc.reservations.probe.basic_session import BasicSession
+from cart_grpc.reservations.probe.calls import Log, breaks_contract
+from cart_grpc.reservations.probe.contract import Check, Contract, S
 from cart_grpc.reservations.probe.findings import Broken, Finding, NotTested, Verdict
-from cart_grpc.reservations.probe.session import Log, ProbeConfig, Session, breaks_contract
-
-CHECKS: Final = (*DECISIONS, *ENDURANCE)
+from cart_grpc.reservations.probe.report import Report
+from cart_grpc.reservations.probe.reservation_v1 import RESERVATION_V1
+from cart_grpc.reservations.probe.session import ProbeConfig, Session
 
 _AT_ONCE: Final = 8
 
 
-class NobodyThere(Exception):
-    """Whatever is there, it is no Reservation API that works. The text says how the first call ended."""
+class Probe(Generic[S]):
+    """Asks everything there is to ask about `contract`, once, `at_once` checks at a time.
 
+    `new_session` is called for each check; sessions note in `log` what they go through.
+    """
 
-class Probe:
-    """Asks `api` everything there is to ask, once. `clock` tells microseconds, `new_id` makes UUIDv7s."""
+    def __init__(self, contract: Contract[S], new_session: Callable[[], S], log: Log, *, at_once: int) -> None:
+        self._contract = contract
+        self._new_session = new_session
+        self._log = log
+        self._findings: dict[Check[S], Finding] = {}
+        self._turns = asyncio.Semaphore(at_once)
 
-    def __init__(
-        self, api: AuditableApi, config: ProbeConfig, *, clock: Callable[[], int], new_id: Callable[[], str]
-    ) -> None:
-        self.log = Log()
-        self._findings: dict[Check, Finding] = {}
-        self._new_session = partial(Session, api, config, self.log, clock, new_id)
-        # Whoever else held pieces of the sku would be counted.
-        self._turns = asyncio.Semaphore(1 if config.stock is not None else _AT_ONCE)
-
-    async def run(self, stopped: asyncio.Event, *, greeted: Callable[[], None] = lambda: None) -> list[Finding]:
+    async def run(self, stopped: asyncio.Event, *, greeted: Callable[[], None] = lambda: None) -> Report:
         """Return a finding for each check, and leave nothing reserved, even where `stopped` is set before the end.
 
         `greeted` is called when it is known that somebody is there: from then on it may take long.
@@ -46,28 +46,22 @@ class Probe:
         await asyncio.wait((asking, stopping))
         if not asking.cancelled():
             asking.result()
-        cut = {each: Finding(each.rule, each.asked, "interrupted", Verdict.NOT_TESTED) for each in CHECKS}
-        return [self._findings.get(each, cut[each]) for each in CHECKS]
+        checks = self._contract.checks
+        cut = {each: Finding(each.rule, each.asked, "interrupted", Verdict.NOT_TESTED) for each in checks}
+        return Report(self._contract, [self._findings.get(each, cut[each]) for each in checks], self._log)
 
     async def _ask_all(self, greeted: Callable[[], None]) -> None:
-        await self._greet()
-        greeted()
-        async with asyncio.TaskGroup() as group:
-            for each in CHECKS:
-                group.create_task(self._find(each))
-
-    async def _greet(self) -> None:
         session = self._new_session()
         try:
-            await session.ask(session.hold(1))
-        except NoAnswer as error:
-            if error.code == "DEADLINE_EXCEEDED" or (error.reached and not await _is_web_server(error, session)):
-                return
-            raise NobodyThere(str(error)) from None
+            await session.greet()
         finally:
             await _end(session)
+        greeted()
+        async with asyncio.TaskGroup() as group:
+            for each in self._contract.checks:
+                group.create_task(self._find(each))
 
-    async def _find(self, check: Check) -> None:
+    async def _find(self, check: Check[S]) -> None:
         async with self._turns:
             session = self._new_session()
             try:
@@ -76,16 +70,29 @@ class Probe:
                 await _end(session)
 
 
-async def _end(session: Session) -> None:
-    """Give everything back, even where the probe is ended while that is going on."""
-    ending = asyncio.create_task(session.end())
+@asynccontextmanager
+async def connect(
+    url: str, config: ProbeConfig, *, clock: Callable[[], int], new_id: Callable[[], str]
+) -> AsyncIterator[Probe[Any]]:
+    """Connect to the API at `url` with a probe of the contract that the URL names.
+
+    `clock` tells microseconds, `new_id` makes UUIDv7s. Raises ValueError as `transports.connect` does.
+    """
+    from cart_grpc.reservations.basic_api import BasicReservationApi  # noqa: PLC0415 - it loads aiohttp
+
+    api, log = transports.connect(url), Log()
+    # Whoever else held pieces of the sku would be counted.
+    at_once = 1 if config.stock is not None else _AT_ONCE
     try:
-        await asyncio.shield(ending)
+        if isinstance(api, BasicReservationApi):
+            yield Probe(BASIC, partial(BasicSession, api, config, log, new_id), log, at_once=at_once)
+        else:
+            yield Probe(RESERVATION_V1, partial(Session, api, config, log, clock, new_id), log, at_once=at_once)
     finally:
-        await ending
+        await api.close()
 
 
-async def _ask(check: Check, session: Session) -> Finding:
+async def _ask(check: Check[S], session: S) -> Finding:
     try:
         await session.begin()
         answered, verdict = await check.ask(session), Verdict.KEPT
@@ -98,12 +105,10 @@ async def _ask(check: Check, session: Session) -> Finding:
     return Finding(check.rule, check.asked, answered, verdict)
 
 
-async def _is_web_server(error: NoAnswer, session: Session) -> bool:
-    """Whether what answered nonsense has nothing to be read either: the address or the path is wrong."""
-    if not breaks_contract(error):
-        return False
+async def _end(session: S) -> None:
+    """Give everything back, even where the probe is ended while that is going on."""
+    ending = asyncio.create_task(session.end())
     try:
-        await session.find(session.new_id())
-    except NoAnswer:
-        return True
-    return False
+        await asyncio.shield(ending)
+    finally:
+        await ending

@@ -2,25 +2,21 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, TypeVar
-
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from cart_grpc.carts.reservation import Decision, Disposition, Intent, Observed, Overtaken, Refusal
 from cart_grpc.reservations.api import Answer, AuditableApi, NoAnswer
-from cart_grpc.reservations.probe.findings import Broken, NotTested
+from cart_grpc.reservations.probe.calls import SECOND, Log, breaks_contract, call_again
+from cart_grpc.reservations.probe.findings import Broken, NobodyThere, NotTested
 
 T = TypeVar("T")
 
-SECOND: Final = 1_000_000
 LONG: Final = 600 * SECOND
 """How long a hold is asked for where its end does not matter: it outlasts slow checks, and is soon over if stuck."""
 
-_TRIES: Final = 3
 _MOST: Final = 2**31 - 1
-_LONGEST_WAIT: Final = 10.0
-_backoff = wait_random_exponential(multiplier=0.1, max=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +33,6 @@ class ProbeConfig:
     ttl: int = 5 * SECOND
     commit: bool = False
     timeout: float = 30.0
-
-
-@dataclass(slots=True)
-class Log:
-    """What the sessions of one probe went through.
-
-    `latencies` in seconds, of calls that were answered; `unanswered` calls; pieces `sold`; reservations that were
-    `released`, and those that could not be and are `stuck`, each with the reason.
-    """
-
-    latencies: list[float] = field(default_factory=list)
-    unanswered: int = 0
-    sold: int = 0
-    released: int = 0
-    stuck: list[str] = field(default_factory=list)
 
 
 class Session:
@@ -132,6 +113,15 @@ class Session:
             raise NotTested(f"asked for {intent.quantity}: {say(answer)}; --stock would say how many there are")
         raise Broken(f"asked for {intent.quantity}, more than there are: {say(answer)}")
 
+    async def greet(self) -> None:
+        """Raise NobodyThere if a HOLD fails in a way that only a server which does not work fails in."""
+        try:
+            await self.ask(self.hold(1))
+        except NoAnswer as error:
+            if error.code == "DEADLINE_EXCEEDED" or (error.reached and not await self._is_web_server(error)):
+                return
+            raise NobodyThere(str(error)) from None
+
     async def begin(self) -> None:
         """Raise NotTested unless nothing is held: what one check could not give back is not the fault of the next."""
         try:
@@ -180,27 +170,18 @@ class Session:
         ends = await asyncio.gather(*map(self.give_back, ids), return_exceptions=True)
         self._log.stuck += [f"{one}: {end}" for one, end in zip(ids, ends, strict=True) if end is not None]
 
-    async def _call(self, method: Callable[..., Awaitable[T]], subject: object) -> T:
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(_TRIES), wait=_wait, retry=retry_if_exception(_is_passing), reraise=True
-        )
-        return await retrying(self._timed, method, subject)
-
-    async def _timed(self, method: Callable[..., Awaitable[T]], subject: object) -> T:
-        now = asyncio.get_running_loop().time
-        started = now()
+    async def _is_web_server(self, error: NoAnswer) -> bool:
+        """Whether what answered nonsense has nothing to be read either: the address or the path is wrong."""
+        if not breaks_contract(error):
+            return False
         try:
-            answer = await method(subject, timeout=self.config.timeout)
+            await self.find(self.new_id())
         except NoAnswer:
-            self._log.unanswered += 1
-            raise
-        self._log.latencies.append(now() - started)
-        return answer
+            return True
+        return False
 
-
-def breaks_contract(error: NoAnswer) -> bool:
-    """Whether the API did say something, only nothing that the contract knows."""
-    return error.code in ("INVALID_ANSWER", "ABORTED")
+    async def _call(self, method: Callable[..., Awaitable[T]], subject: object) -> T:
+        return await call_again(self._log, partial(method, subject, timeout=self.config.timeout))
 
 
 def is_held(answer: Answer) -> bool:
@@ -222,14 +203,3 @@ def say(answer: Answer) -> str:
 
 def _revision(intent: Intent) -> int:
     return intent.revision
-
-
-def _is_passing(error: BaseException) -> bool:
-    """Whether asking again may help. A time-out is not worth as much time again."""
-    return isinstance(error, NoAnswer) and not breaks_contract(error) and error.code != "DEADLINE_EXCEEDED"
-
-
-def _wait(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, NoAnswer) else None
-    return min(asked / SECOND, _LONGEST_WAIT) if asked else _backoff(state)
