@@ -161,9 +161,13 @@ class BasicCall:
 def _to_live(value: Any, intent: Intent) -> Live:
     if not isinstance(value, dict):
         raise wire.invalid_answer("the look-up lists what is no JSON object")
-    for name, asked in (("id", intent.reservation_id), ("item", intent.sku)):
-        if value.get(name, asked) != asked:
-            raise wire.invalid_answer(f"asked about {name} {asked!r}, answered about {value[name]!r}")
+    # Without its id it could be anybody's, and what is too much is deleted.
+    for name, asked, found in (
+        ("id", intent.reservation_id, value.get("id")),
+        ("item", intent.sku, value.get("item", intent.sku)),
+    ):
+        if found != asked:
+            raise wire.invalid_answer(f"asked about {name} {asked!r}, answered about {found!r}")
     quantity = value.get("quantity")
     if not isinstance(quantity, int) or isinstance(quantity, bool):
         raise wire.invalid_answer("the look-up lists a reservation without a quantity")

@@ -51,7 +51,7 @@ class RefusesRepeats(Door):
 
 
 class Numbers(Door):
-    """Not broken: ids are numbers, and a look-up repeats nothing that was asked."""
+    """Not broken: ids are numbers, and a look-up does not repeat the item."""
 
     async def post(self, request: web.Request) -> web.Response:
         answer = await super().post(request)
@@ -61,7 +61,7 @@ class Numbers(Door):
     async def get(self, request: web.Request) -> web.Response:
         live = self.live(request.query["id"])
         return web.json_response(
-            [{"reservation_id": int(e["reservation_id"]), "quantity": e["quantity"]} for e in live]
+            [{"reservation_id": int(e["reservation_id"]), "id": e["id"], "quantity": e["quantity"]} for e in live]
         )
 
 

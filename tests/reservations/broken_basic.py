@@ -67,11 +67,14 @@ class UnknownIsNotFound(Door):
 
 
 class FindsAll(Door):
-    """A look-up finds everybody's, and does not say whose."""
+    """A look-up finds everybody's, and says that it is what was asked for."""
 
     async def get(self, request: web.Request) -> web.Response:
         found = [each for basic_id in self.simulator._stock._by_basic_id for each in self.live(basic_id)]
-        return web.json_response([{name: each[name] for name in ("reservation_id", "quantity")} for each in found])
+        asked = request.query["id"]
+        return web.json_response(
+            [{"reservation_id": each["reservation_id"], "id": asked, "quantity": each["quantity"]} for each in found]
+        )
 
 
 class Mixes(Door):

@@ -238,7 +238,10 @@ async def test_all_calls_together_end_at_the_deadline(api: ReservationApi, simul
 
 @dataclass
 class Scripted:
-    """A server that answers each method as a test says: status, body, content type."""
+    """A server that answers each method as a test says: status, body, content type.
+
+    What a look-up lists is of the id that was asked for, unless the script says something else.
+    """
 
     answers: dict[str, tuple[int, object]] = field(default_factory=dict)
     received: list[str] = field(default_factory=list)
@@ -249,6 +252,8 @@ class Scripted:
         """Follow the script."""
         self.received.append(f"{request.method} {request.raw_path}")
         status, body = self.answers[request.method]
+        if request.method == "GET" and isinstance(body, list):
+            body = [{"id": request.query["id"], **each} if isinstance(each, dict) else each for each in body]
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         return web.Response(status=status, body=raw, content_type=self.content_type)
 
@@ -287,6 +292,7 @@ NOT_A_LIST: list[object] = [
     [{"reservation_id": "..", "quantity": 2}],
     [{"reservation_id": "x" * 1001, "quantity": 2}],
     [{"reservation_id": 1, "quantity": 2, "id": "somebody else's"}],
+    [{"reservation_id": 1, "quantity": 2, "id": None}],
     [{"reservation_id": 1, "quantity": 2, "item": "tea"}],
 ]
 

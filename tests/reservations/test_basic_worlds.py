@@ -120,7 +120,10 @@ class World:
         status, told = 200, cast("object", {})
         if method == "GET":
             live = self.stock.find_live(self.row.reservation_id, self.now)
-            told = [{"reservation_id": each.intent.reservation_id, "quantity": each.granted} for each in live]
+            told = [
+                {"reservation_id": each.intent.reservation_id, "id": self.row.reservation_id, "quantity": each.granted}
+                for each in live
+            ]
         elif method == "DELETE":
             status = 200 if self.stock.give_back(url[1:], self.now) else 404
         else:
