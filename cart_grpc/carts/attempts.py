@@ -9,8 +9,6 @@ be, whatever was ever attempted stays on a watch list and is looked up again.
 Times and durations are int microseconds, times since the Unix epoch in UTC.
 """
 
-from dataclasses import replace
-
 from cart_grpc.carts.reservation import Answer, Decision, Disposition, Observed, Reservation, Silence
 
 DAY = 24 * 3600 * 1_000_000
@@ -32,7 +30,7 @@ def open_attempt(reservation: Reservation, claimed: Reservation, window: int, no
     if not ours or (reservation.uncertain_until or 0) > now:
         return None
     least = 0 if reservation.reconciling else reservation.least_quantity
-    return replace(reservation, uncertain_until=now + window, least_quantity=least)
+    return reservation._replace(uncertain_until=now + window, least_quantity=least)
 
 
 def follow_up(
@@ -51,17 +49,16 @@ def follow_up(
         checks = (_find_next_check(reservation, now, grace), reservation.due_at)
         due_at = min((time for time in checks if time is not None), default=None)
         finish_time = reservation.finish_time if due_at is None else None
-        return replace(reservation, due_at=due_at, finish_time=finish_time)
+        return reservation._replace(due_at=due_at, finish_time=finish_time)
     if reservation.lease_until is None and reservation.due_at is not None:
-        return replace(reservation, due_at=max(reservation.due_at, reservation.uncertain_until))
+        return reservation._replace(due_at=max(reservation.due_at, reservation.uncertain_until))
     return reservation
 
 
 def _close(reservation: Reservation, outcome: Answer, now: int) -> Reservation:
     # An older quantity than the one intended now is certainly held, again.
     known = isinstance(outcome, Decision) and reservation.disposition is not Disposition.RELEASE
-    return replace(
-        reservation,
+    return reservation._replace(
         uncertain_until=now,
         least_quantity=reservation.quantity if known else reservation.least_quantity,
         # A release that waits for this has nothing left to wait for.

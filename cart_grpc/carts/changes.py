@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cart_grpc.carts.model import Cart, Line, Money
 from cart_grpc.carts.names import CartKey, item_id_of
@@ -23,8 +24,7 @@ class Terms:
     cart_ttl: int = 604_800_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
+class Contents(NamedTuple):
     """What a call touches: the cart, the lines that it named (or all), and the skus whose old holds are still going."""
 
     key: CartKey
@@ -33,8 +33,7 @@ class Contents:
     releasing: AbstractSet[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What a call made of it: the cart, the lines it named as they are now, and those it took out.
 
     What is the same object as in Contents was not changed, and is not written. `releasing` are the skus whose old
@@ -47,8 +46,7 @@ class Change:
     releasing: AbstractSet[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Addition:
+class Addition(NamedTuple):
     """One item to add. `quantity` is how many more; None in price or labels leaves what is there."""
 
     sku: str

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from cart_grpc.carts.attempts import is_uncertain
 from cart_grpc.carts.names import CartKey
@@ -33,8 +34,7 @@ class CartState(IntEnum):
 ENDED = frozenset({CartState.CHECKED_OUT, CartState.MERGED, CartState.EXPIRED, CartState.DELETED})
 
 
-@dataclass(frozen=True, slots=True)
-class Cart:
+class Cart(NamedTuple):
     """A cart without its items; the totals are kept as items change, so that no change reads the whole cart.
 
     `etag_revision` is the revision at which a caller last changed the cart. `ttl` and `expire_time` are None where the
@@ -65,8 +65,7 @@ class Cart:
         return None if self.ttl is None else self.update_time + self.ttl
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One line of a cart. `unit_price` is in the cart's currency, None where it was never given."""
 
     cart: CartKey
@@ -86,8 +85,7 @@ class Item:
         return self.cart.item_name(self.item_id)
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """An item and the reservation behind it."""
 
     item: Item
@@ -107,8 +105,7 @@ class ProgressState(IntEnum):
     UNCERTAIN = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """What callers see of a reservation.
 
     `reserved_quantity` are certainly held, until `expire_time`, or for good where that is None.

@@ -8,8 +8,6 @@ ever concluded from the absence of an answer. Leases only save work: none of the
 Times and durations are int microseconds, times since the Unix epoch in UTC.
 """
 
-from dataclasses import replace
-
 from cart_grpc.carts.reservation import (
     FINAL,
     Answer,
@@ -47,8 +45,7 @@ def hold(reservation: Reservation, quantity: int, now: int) -> Reservation:
     if reservation.over or reservation.frozen:
         raise ValueError("nothing can be held again under this id")
     leased = reservation.lease_until is not None and reservation.lease_until > now
-    return replace(
-        reservation,
+    return reservation._replace(
         disposition=Disposition.HOLD,
         quantity=quantity,
         revision=reservation.revision + 1,
@@ -69,8 +66,7 @@ def release(reservation: Reservation, now: int) -> Reservation:
         return reservation
     if reservation.frozen:
         raise ValueError("a reservation that is being committed cannot be released")
-    return replace(
-        reservation,
+    return reservation._replace(
         disposition=Disposition.RELEASE,
         revision=reservation.revision + 1,
         intent_revision=reservation.revision + 1,
@@ -93,8 +89,7 @@ def commit(reservation: Reservation, now: int) -> Reservation:
         return reservation
     if reservation.over or reservation.waiting:
         raise ValueError("nothing can be committed under this id")
-    return replace(
-        reservation,
+    return reservation._replace(
         disposition=Disposition.COMMIT,
         revision=reservation.revision + 1,
         intent_revision=reservation.revision + 1,
@@ -108,14 +103,14 @@ def commit(reservation: Reservation, now: int) -> Reservation:
 
 def unblock(reservation: Reservation, now: int) -> Reservation:
     """The older reservations of the cart and sku are gone: a waiting hold is due."""
-    return replace(reservation, waiting=False, due_at=now)
+    return reservation._replace(waiting=False, due_at=now)
 
 
 def hurry(reservation: Reservation, now: int) -> Reservation:
     """What is still to be said is due now, as if it had never been tried; a call under way is overtaken."""
     if reservation.settled or reservation.waiting:
         return reservation
-    return replace(reservation, due_at=now, attempt=0, lease_epoch=reservation.lease_epoch + 1, lease_until=None)
+    return reservation._replace(due_at=now, attempt=0, lease_epoch=reservation.lease_epoch + 1, lease_until=None)
 
 
 def abandon(reservation: Reservation, now: int) -> Reservation:
@@ -126,8 +121,7 @@ def abandon(reservation: Reservation, now: int) -> Reservation:
     if reservation.finish_time is not None:
         return reservation
     released = release(reservation, now)
-    return replace(
-        released,
+    return released._replace(
         state=Observed.RELEASED,
         granted_quantity=0,
         expire_time=None,
@@ -143,8 +137,7 @@ def observe(reservation: Reservation, decision: Decision) -> Reservation:
     if decision.revision <= reservation.observed_revision or decision.revision > reservation.revision:
         return reservation
     latest = decision.revision >= reservation.intent_revision
-    return replace(
-        reservation,
+    return reservation._replace(
         state=decision.state,
         granted_quantity=decision.granted_quantity,
         expire_time=decision.expire_time,
@@ -166,9 +159,9 @@ def seal(reservation: Reservation, reason: str, now: int) -> Reservation:
     lapsed = reservation.expire_time is not None and reservation.expire_time <= now
     was_seal = reservation.refused_reason and reservation.intent_revision == reservation.revision
     if keep == 0 or lapsed or was_seal:
-        return replace(release(reservation, now), refused_reason=reservation.refused_reason or reason)
+        return release(reservation, now)._replace(refused_reason=reservation.refused_reason or reason)
     sealed = hold(reservation, keep, now)
-    return replace(sealed, refused_reason=reason, due_at=now, lease_until=None)
+    return sealed._replace(refused_reason=reason, due_at=now, lease_until=None)
 
 
 def record(
@@ -194,7 +187,7 @@ def record(
             # Due whoever brings it: a row that was settled had nobody left to send it. What was decided for a revision
             # that we know nothing of answers no intent of ours, and nothing is certainly held until this one is.
             raised = current.revision + 1
-            after = replace(after, revision=raised, intent_revision=raised, least_quantity=0, due_at=now)
+            after = after._replace(revision=raised, intent_revision=raised, least_quantity=0, due_at=now)
         case Refusal(reason) if _can_seal(after, sent_revision):
             after = seal(after, reason, now)
     if after is reservation and after.settled:
@@ -202,12 +195,12 @@ def record(
     if after.settled:
         finish_time = now if after.state in FINAL else None
         due_at = _renewal(after, now, retry_at, spread)
-        return replace(after, due_at=due_at, lease_until=None, last_error="", finish_time=finish_time)
+        return after._replace(due_at=due_at, lease_until=None, last_error="", finish_time=finish_time)
     if after.lease_epoch != epoch:
         return after
     more_to_say = after.revision > sent_revision and not isinstance(outcome, Silence)
     last_error = "" if isinstance(outcome, Decision) else str(outcome)
-    return replace(after, due_at=now if more_to_say else retry_at, lease_until=None, last_error=last_error)
+    return after._replace(due_at=now if more_to_say else retry_at, lease_until=None, last_error=last_error)
 
 
 def _renewal(reservation: Reservation, now: int, retry_at: int, spread: float) -> int | None:

@@ -7,6 +7,7 @@ Unix epoch in UTC.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from cart_grpc.carts.names import CartKey
 
@@ -103,8 +104,7 @@ class Silence:
         return f"{self.code}: {self.message}"
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(NamedTuple):
     """One row: intent, what was observed, and the work between them.
 
     `intent_revision` is the revision at which the intent last changed in substance: a renewal raises `revision` alone,

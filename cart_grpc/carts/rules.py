@@ -5,7 +5,6 @@ returns a Change or raises Refused. It may be run again, or in company: it touch
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from cart_grpc.carts.changes import Addition, CartUpdate, Change, Contents, ItemUpdate, NewId, Terms
 from cart_grpc.carts.model import (
@@ -42,7 +41,7 @@ def add_items(
     cart = contents.cart
     if cart is None or cart.state in ENDED:
         cart = _start_cart(contents, terms.cart_ttl, now, new_id)
-        contents = replace(contents, lines={})
+        contents = contents._replace(lines={})
     _check_open(cart)
     merged = _merge(additions)
     cart = _adopt_currency(cart, (addition.unit_price for addition in merged))
@@ -63,8 +62,7 @@ def _merge(additions: Sequence[Addition]) -> Iterable[Addition]:
     for addition in additions:
         first = merged.setdefault(addition.item_id, addition)
         if first is not addition:
-            merged[addition.item_id] = replace(
-                addition,
+            merged[addition.item_id] = addition._replace(
                 quantity=first.quantity + addition.quantity,
                 unit_price=addition.unit_price or first.unit_price,
                 labels=first.labels if addition.labels is None else addition.labels,
@@ -93,8 +91,7 @@ def _add(contents: Contents, before: Line | None, addition: Addition, terms: Ter
             update_time=now,
         )
         return _reserve(contents, item, terms, now, new_id)
-    item = replace(
-        before.item,
+    item = before.item._replace(
         quantity=quantity,
         unit_price=before.item.unit_price if price is None else price,
         labels=before.item.labels if addition.labels is None else addition.labels,
@@ -125,7 +122,7 @@ def _reserve(contents: Contents, item: Item, terms: Terms, now: int, new_id: New
         waiting=waiting,
         due_at=None if waiting else now,
     )
-    return Line(replace(item, reservation_id=reservation.reservation_id), reservation)
+    return Line(item._replace(reservation_id=reservation.reservation_id), reservation)
 
 
 def _pursue(contents: Contents, line: Line, terms: Terms, now: int, new_id: NewId) -> Line:
@@ -133,7 +130,7 @@ def _pursue(contents: Contents, line: Line, terms: Terms, now: int, new_id: NewI
     if not line.reservation.over:
         return Line(line.item, hold(line.reservation, line.item.quantity, now))
     if line.reservation.releasing:
-        contents = replace(contents, releasing={*contents.releasing, line.item.sku})
+        contents = contents._replace(releasing={*contents.releasing, line.item.sku})
     return _reserve(contents, line.item, terms, now, new_id)
 
 
@@ -146,15 +143,15 @@ def update_item(
     if "quantity" in update.paths:
         if update.quantity > terms.max_quantity_per_item:
             raise LimitExceeded(item.name, "quantity_per_item", terms.max_quantity_per_item, update.quantity)
-        item = replace(item, quantity=update.quantity)
+        item = item._replace(quantity=update.quantity)
     if "unit_price" in update.paths:
         cart = _adopt_currency(cart, [update.unit_price])
-        item = replace(item, unit_price=update.unit_price.minor_units if update.unit_price else None)
+        item = item._replace(unit_price=update.unit_price.minor_units if update.unit_price else None)
     if "labels" in update.paths:
-        item = replace(item, labels=update.labels)
+        item = item._replace(labels=update.labels)
     if item == before.item:
         return Change(cart, (before,))
-    after = Line(replace(item, update_time=now), before.reservation)
+    after = Line(item._replace(update_time=now), before.reservation)
     if item.quantity != before.item.quantity:
         after = _pursue(contents, after, terms, now, new_id)
     return Change(_touch(_recount(cart, before, after), now), (after,))
@@ -177,7 +174,7 @@ def clear_cart(contents: Contents, etag: str, now: int) -> Change:
 def delete_cart(contents: Contents, etag: str, now: int) -> Change:
     """End the cart and take every item out."""
     cart = _get_open_cart(contents, etag)
-    return _take_out(replace(cart, state=CartState.DELETED), contents.lines.values(), now)
+    return _take_out(cart._replace(state=CartState.DELETED), contents.lines.values(), now)
 
 
 def expire_cart(contents: Contents, now: int) -> Change | None:
@@ -185,7 +182,7 @@ def expire_cart(contents: Contents, now: int) -> Change | None:
     cart = contents.cart
     if cart is None or cart.state is not CartState.ACTIVE or cart.expire_time is None or cart.expire_time > now:
         return None
-    return _take_out(replace(cart, state=CartState.EXPIRED), contents.lines.values(), now)
+    return _take_out(cart._replace(state=CartState.EXPIRED), contents.lines.values(), now)
 
 
 def _take_out(cart: Cart, lines: Iterable[Line], now: int) -> Change:
@@ -202,7 +199,7 @@ def create_cart(contents: Contents, update: CartUpdate, etag: str, now: int, new
     if contents.cart is not None and contents.cart.state not in ENDED:
         raise AlreadyExists(contents.key.name)
     cart = _start_cart(contents, update.ttl, now, new_id)
-    cart = replace(cart, labels=update.labels, currency_code=update.currency_code)
+    cart = cart._replace(labels=update.labels, currency_code=update.currency_code)
     return Change(_touch(cart, now), releasing=contents.releasing)
 
 
@@ -211,13 +208,13 @@ def update_cart(contents: Contents, update: CartUpdate, etag: str, now: int) -> 
     before = _get_open_cart(contents, etag)
     cart = before
     if "labels" in update.paths:
-        cart = replace(cart, labels=update.labels)
+        cart = cart._replace(labels=update.labels)
     if "ttl" in update.paths:
-        cart = replace(cart, ttl=update.ttl)
+        cart = cart._replace(ttl=update.ttl)
     if "currency_code" in update.paths and update.currency_code != cart.currency_code:
         if any(line.item.unit_price is not None for line in contents.lines.values()):
             raise CurrencyMismatch(cart.key.name, cart.currency_code, update.currency_code)
-        cart = replace(cart, currency_code=update.currency_code)
+        cart = cart._replace(currency_code=update.currency_code)
     lines = tuple(contents.lines.values())
     return Change(before if cart == before else _touch(cart, now), lines, releasing=contents.releasing)
 
@@ -278,7 +275,7 @@ def _start_cart(contents: Contents, ttl: int | None, now: int, new_id: NewId) ->
 
 
 def _touch(cart: Cart, now: int) -> Cart:
-    return replace(cart, revision=cart.revision + 1, etag_revision=cart.revision + 1, update_time=now)
+    return cart._replace(revision=cart.revision + 1, etag_revision=cart.revision + 1, update_time=now)
 
 
 def _adopt_currency(cart: Cart, prices: Iterable[Money | None]) -> Cart:
@@ -287,7 +284,7 @@ def _adopt_currency(cart: Cart, prices: Iterable[Money | None]) -> Cart:
             continue
         if cart.currency_code:
             raise CurrencyMismatch(cart.key.name, cart.currency_code, price.currency_code)
-        cart = replace(cart, currency_code=price.currency_code)
+        cart = cart._replace(currency_code=price.currency_code)
     return cart
 
 
@@ -296,8 +293,7 @@ def _recount(cart: Cart, before: Line | None, after: Line | None) -> Cart:
     subtotal = cart.subtotal + _price(after) - _price(before)
     if subtotal > MAX_SUBTOTAL:
         raise LimitExceeded(cart.key.name, "subtotal", MAX_SUBTOTAL, subtotal)
-    return replace(
-        cart,
+    return cart._replace(
         item_count=cart.item_count + (after is not None) - (before is not None),
         total_quantity=cart.total_quantity + _quantity(after) - _quantity(before),
         subtotal=subtotal,

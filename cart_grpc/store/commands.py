@@ -5,7 +5,7 @@ may be run again from the start: it touches nothing but the working set it is gi
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from cart_grpc.carts.attempts import count_duplicates, follow_up, open_attempt
@@ -127,7 +127,7 @@ class Record:
         after = record(before, epoch, sent, self.outcome, now, now + self.retry_delay, self.spread)
         after = follow_up(after, self.outcome, self.opened, now, self.grace)
         if not self.spent and after.lease_epoch == epoch and after.attempt:
-            after = replace(after, attempt=after.attempt - 1)
+            after = after._replace(attempt=after.attempt - 1)
         put_after(working, before, after, now)
         duplicates = count_duplicates(before, self.outcome)
         alarm = f"{duplicates} reservations too many were found and undone" if duplicates else None
@@ -169,7 +169,7 @@ def put_after(working: Working, before: Reservation, after: Reservation, now: in
         # An ended cart is purged once nothing of it is reconciling; an operator may set that going again.
         cart = working.carts.get(after.cart)
         if cart:
-            working.put_cart(replace(cart, revision=cart.revision + 1))
+            working.put_cart(cart._replace(revision=cart.revision + 1))
     working.put_reservation(after)
     if after.settled and not before.settled and after.disposition is Disposition.RELEASE:
         _unblock_waiting(working, after, now)
@@ -180,7 +180,7 @@ def _visible(working: Working, reservation: Reservation, now: int) -> object:
     line = working.find_line(reservation.cart, reservation.item_id)
     if line is None or line.item.reservation_id != reservation.reservation_id:
         return reservation.reconciling
-    seen = progress(replace(line, reservation=reservation), now)
+    seen = progress(line._replace(reservation=reservation), now)
     return (seen.state, seen.reserved_quantity, seen.reason, reservation.reconciling)
 
 

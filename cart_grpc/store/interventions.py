@@ -1,6 +1,6 @@
 """What an operator can write: a reservation that is stuck is tried again, or given back."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cart_grpc.carts.changes import NewId, Terms
 from cart_grpc.carts.model import ProgressState, progress
@@ -34,7 +34,7 @@ class Retry:
             change = retry_reservation(contents, reservation.item_id, "", self.terms, now, new_id)
             # No caller has changed anything: the etag stays, and so does the time of the latest change.
             cart = working.carts[reservation.cart]
-            working.apply(replace(change, cart=replace(cart, revision=cart.revision + 1)))
+            working.apply(change._replace(cart=cart._replace(revision=cart.revision + 1)))
             reservation = change.lines[0].reservation
         working.put_reservation(hurry(reservation, now))
         return reservation.reservation_id
@@ -63,7 +63,7 @@ class Release:
             return None
         because = f"{RELEASED_BY_OPERATOR}: {self.reason}"
         refused_reason = before.refused_reason or RELEASED_BY_OPERATOR
-        put_after(working, before, replace(after, refused_reason=refused_reason, last_error=because), now)
+        put_after(working, before, after._replace(refused_reason=refused_reason, last_error=because), now)
         return _alarm(before) if self.force else None
 
 

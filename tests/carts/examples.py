@@ -40,7 +40,7 @@ def a_hold(quantity: int = 2, **changes: Any) -> Reservation:
         create_time=NOW,
         due_at=NOW,
     )
-    return replace(made, **changes)
+    return made._replace(**changes)
 
 
 def decided(reservation: Reservation, state: Observed, granted: int = 0, **changes: Any) -> Decision:
@@ -58,7 +58,7 @@ def held(reservation: Reservation) -> Decision:
 def a_held(quantity: int = 2) -> Reservation:
     """A settled reservation that holds `quantity`."""
     hold = a_hold(quantity)
-    return replace(observe(hold, held(hold)), due_at=None)
+    return observe(hold, held(hold))._replace(due_at=None)
 
 
 def line_of(reservation: Reservation, quantity: int | None = None) -> Line:

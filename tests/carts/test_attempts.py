@@ -17,7 +17,7 @@ TIMEOUT = Silence("DEADLINE_EXCEEDED", "")
 
 
 def claimed(row: Reservation) -> Reservation:
-    return replace(row, lease_epoch=row.lease_epoch + 1, lease_until=NOW + SECOND, due_at=NOW + SECOND)
+    return row._replace(lease_epoch=row.lease_epoch + 1, lease_until=NOW + SECOND, due_at=NOW + SECOND)
 
 
 def attempted(row: Reservation) -> Reservation:
@@ -80,7 +80,7 @@ def test_an_attempt_without_an_answer_stays_open_and_nothing_is_due_before_its_e
 
 
 def test_once_the_window_is_over_what_is_due_is_due() -> None:
-    row = replace(ended(attempted(a_hold()), TIMEOUT), lease_epoch=9, lease_until=None)
+    row = ended(attempted(a_hold()), TIMEOUT)._replace(lease_epoch=9, lease_until=None)
     later = NOW + WINDOW
     again = follow_up(record(row, 9, 1, TIMEOUT, later, later + SECOND), TIMEOUT, None, later, GRACE)
     assert again.due_at == later + SECOND
@@ -113,7 +113,7 @@ def test_what_is_settled_is_looked_up_again_after_the_grace_ten_times_that_and_a
     row, checks = a_basic_held(), []
     while row.due_at is not None:
         checks.append(row.due_at - NOW)
-        again = replace(row, revision=row.revision + 1)
+        again = row._replace(revision=row.revision + 1)
         answer = replace(held_for_good(again), revision=again.revision)
         row = follow_up(record(again, 1, again.revision, answer, row.due_at, 0), answer, None, row.due_at, GRACE)
     assert checks == [GRACE, 10 * GRACE, DAY]
@@ -124,14 +124,14 @@ def test_what_is_released_is_not_finished_before_the_watch_is_over() -> None:
     answer = decided(row, Observed.RELEASED)
     watched = follow_up(record(row, 0, row.revision, answer, NOW, RETRY), answer, None, NOW, GRACE)
     assert (watched.finish_time, watched.due_at) == (None, NOW + GRACE)
-    again = replace(watched, revision=watched.revision + 1)
+    again = watched._replace(revision=watched.revision + 1)
     last = replace(answer, revision=again.revision)
     over = follow_up(record(again, 0, again.revision, last, NOW + DAY, RETRY), last, None, NOW + DAY, GRACE)
     assert (over.finish_time, over.due_at) == (NOW + DAY, None)
 
 
 def test_what_was_rejected_is_not_asked_for_again_by_the_watch() -> None:
-    row = replace(attempted(a_hold()), disposition=Disposition.COMMIT)
+    row = attempted(a_hold())._replace(disposition=Disposition.COMMIT)
     assert ended(row, decided(row, Observed.REJECTED)).due_at is None
 
 
@@ -142,8 +142,8 @@ def test_the_other_contracts_are_not_watched() -> None:
 
 
 def test_a_lookup_under_the_watch_keeps_no_new_hold_waiting() -> None:
-    released = replace(release(a_basic_held(), NOW), state=Observed.RELEASED)
-    assert not replace(released, observed_revision=released.revision, revision=released.revision + 1).releasing
+    released = release(a_basic_held(), NOW)._replace(state=Observed.RELEASED)
+    assert not released._replace(observed_revision=released.revision, revision=released.revision + 1).releasing
 
 
 def test_an_attempt_that_was_not_answered_is_shown_as_uncertain() -> None:
@@ -172,7 +172,7 @@ def test_nothing_is_shown_as_held_while_an_attempt_may_have_given_it_back() -> N
 
 
 def test_a_repair_behind_a_settled_hold_shows_nowhere() -> None:
-    again = replace(a_basic_held(2), revision=2)
+    again = a_basic_held(2)._replace(revision=2)
     repairing = attempted(again)
     assert seen(repairing) == seen(again)
     assert not is_uncertain(ended(repairing, TIMEOUT))
@@ -205,8 +205,8 @@ def test_a_refused_change_asks_again_for_what_was_held_before() -> None:
         (a_hold(), 3, 2),
         (release(a_held(), NOW), 1, 0),
         (release(a_held(), NOW), 2, 1),
-        (replace(release(a_held(), NOW), state=Observed.RELEASED), 1, 1),
-        (replace(release(a_held(), NOW), state=Observed.RELEASED), 0, 0),
+        (release(a_held(), NOW)._replace(state=Observed.RELEASED), 1, 1),
+        (release(a_held(), NOW)._replace(state=Observed.RELEASED), 0, 0),
     ],
 )
 def test_what_was_live_beyond_what_was_wanted_is_counted(before: Reservation, live_count: int, duplicates: int) -> None:

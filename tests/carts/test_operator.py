@@ -1,7 +1,5 @@
 """What an operator may do to a reservation, and what no late answer can undo."""
 
-from dataclasses import replace
-
 import pytest
 
 from cart_grpc.carts.model import ProgressState, progress
@@ -75,13 +73,13 @@ def test_a_sale_that_is_answered_after_an_abandonment_is_alarmed() -> None:
 
 
 def test_what_is_being_committed_cannot_be_abandoned() -> None:
-    committing = replace(a_held(), disposition=Disposition.COMMIT, revision=2, intent_revision=2)
+    committing = a_held()._replace(disposition=Disposition.COMMIT, revision=2, intent_revision=2)
     with pytest.raises(ValueError, match="committed"):
         abandon(committing, NOW)
 
 
 def test_an_item_whose_hold_an_operator_gave_back_is_pending_until_that_is_known_and_then_rejected() -> None:
-    released = replace(release(a_held(), NOW), refused_reason=RELEASED_BY_OPERATOR)
+    released = release(a_held(), NOW)._replace(refused_reason=RELEASED_BY_OPERATOR)
     assert progress(line_of(released), NOW).state is ProgressState.PENDING
     assert progress(line_of(released), NOW).reserved_quantity == 0
     after = record(released, 0, released.revision, decided(released, Observed.RELEASED), NOW, NOW)

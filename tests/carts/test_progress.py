@@ -1,7 +1,5 @@
 """What callers see of a reservation."""
 
-from dataclasses import replace
-
 import pytest
 
 from cart_grpc.carts.model import HOLD_MARGIN, Progress, ProgressState, progress
@@ -84,7 +82,7 @@ def test_a_hold_that_is_answered_released_is_rejected() -> None:
 
 
 def test_a_commit_under_way_is_committing_and_then_committed() -> None:
-    committing = replace(a_held(2), disposition=Disposition.COMMIT, revision=2, intent_revision=2)
+    committing = a_held(2)._replace(disposition=Disposition.COMMIT, revision=2, intent_revision=2)
     assert seen(committing).state is ProgressState.COMMITTING
     committed = seen(observe(committing, decided(committing, Observed.COMMITTED, 2)))
     assert committed == Progress(ProgressState.COMMITTED, 2, None, "", "")
@@ -93,6 +91,6 @@ def test_a_commit_under_way_is_committing_and_then_committed() -> None:
 def test_a_release_is_never_shown_as_reserved() -> None:
     row = a_hold(2)
     seen_late = observe(
-        replace(row, disposition=Disposition.RELEASE, revision=2, intent_revision=2, least_quantity=0), held(row)
+        row._replace(disposition=Disposition.RELEASE, revision=2, intent_revision=2, least_quantity=0), held(row)
     )
     assert seen(seen_late).reserved_quantity == 0

@@ -34,19 +34,19 @@ def test_five_changes_are_one_message_with_the_last_quantity() -> None:
 
 
 def test_a_change_of_quantity_raises_the_revision_is_due_at_once_and_begins_to_count_anew() -> None:
-    changed = hold(replace(a_held(2), attempt=9, refused_reason="NOT_FOUND"), 5, NOW)
+    changed = hold(a_held(2)._replace(attempt=9, refused_reason="NOT_FOUND"), 5, NOW)
     assert (changed.revision, changed.quantity, changed.due_at) == (2, 5, NOW)
     assert (changed.attempt, changed.refused_reason) == (0, "")
     assert (changed.state, changed.granted_quantity, changed.observed_revision) == (Observed.HELD, 2, 1)
 
 
 def test_a_change_while_a_call_hangs_leaves_that_call_its_lease() -> None:
-    leased = replace(a_hold(), lease_epoch=1, lease_until=NOW + SECOND, due_at=NOW + SECOND)
+    leased = a_hold()._replace(lease_epoch=1, lease_until=NOW + SECOND, due_at=NOW + SECOND)
     assert hold(leased, 5, NOW).due_at == NOW + SECOND
 
 
 def test_a_change_after_the_lease_has_run_out_is_due_at_once() -> None:
-    leased = replace(a_hold(), lease_epoch=1, lease_until=NOW - SECOND, due_at=NOW + SECOND)
+    leased = a_hold()._replace(lease_epoch=1, lease_until=NOW - SECOND, due_at=NOW + SECOND)
     assert hold(leased, 5, NOW).due_at == NOW
 
 
@@ -64,9 +64,9 @@ def test_what_waited_is_due_once_it_is_unblocked() -> None:
     "over",
     [
         release(a_hold(), NOW),
-        replace(a_held(), state=Observed.RELEASED),
-        replace(a_held(), state=Observed.COMMITTED),
-        replace(a_held(), disposition=Disposition.COMMIT, revision=2),
+        a_held()._replace(state=Observed.RELEASED),
+        a_held()._replace(state=Observed.COMMITTED),
+        a_held()._replace(disposition=Disposition.COMMIT, revision=2),
     ],
 )
 def test_what_is_over_or_being_committed_is_never_held_again(over: object) -> None:
@@ -84,7 +84,7 @@ def test_a_release_is_due_at_once_however_far_the_hold_had_got(before: object) -
 
 
 def test_a_release_does_not_wait_for_a_call_that_hangs_and_takes_its_claim_away() -> None:
-    leased = replace(a_hold(), lease_epoch=4, lease_until=LATER, due_at=LATER)
+    leased = a_hold()._replace(lease_epoch=4, lease_until=LATER, due_at=LATER)
     released = release(leased, NOW)
     assert (released.due_at, released.lease_until, released.lease_epoch) == (NOW, None, 5)
 
@@ -95,13 +95,13 @@ def test_a_release_of_what_is_released_changes_nothing() -> None:
 
 
 def test_a_reservation_that_is_being_committed_cannot_be_released() -> None:
-    committing = replace(a_held(), disposition=Disposition.COMMIT, revision=2)
+    committing = a_held()._replace(disposition=Disposition.COMMIT, revision=2)
     with pytest.raises(ValueError, match="being committed"):
         release(committing, NOW)
 
 
 def test_a_commit_is_due_at_once_even_while_a_call_hangs_and_takes_its_claim_away() -> None:
-    leased = replace(a_held(2), lease_epoch=4, lease_until=LATER, due_at=LATER, attempt=3, refused_reason="NOT_FOUND")
+    leased = a_held(2)._replace(lease_epoch=4, lease_until=LATER, due_at=LATER, attempt=3, refused_reason="NOT_FOUND")
     committing = commit(leased, NOW)
     intent = next_intent(committing)
     assert intent is not None
@@ -117,7 +117,7 @@ def test_what_is_being_committed_already_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "over", [release(a_held(), NOW), replace(a_held(), state=Observed.COMMITTED), a_hold(waiting=True, due_at=None)]
+    "over", [release(a_held(), NOW), a_held()._replace(state=Observed.COMMITTED), a_hold(waiting=True, due_at=None)]
 )
 def test_what_is_over_or_waits_for_an_older_release_is_not_committed(over: Reservation) -> None:
     with pytest.raises(ValueError, match="nothing can be committed"):
@@ -141,7 +141,7 @@ def test_what_was_decided_for_a_revision_that_we_never_issued_is_not_shown_as_re
 
 
 def test_a_commit_that_was_rejected_can_be_released() -> None:
-    committing = replace(a_held(), disposition=Disposition.COMMIT, revision=2)
+    committing = a_held()._replace(disposition=Disposition.COMMIT, revision=2)
     rejected = observe(committing, decided(committing, Observed.REJECTED))
     assert release(rejected, NOW).disposition is Disposition.RELEASE
 
@@ -189,14 +189,14 @@ def test_what_can_happen_does_not_alarm(outcome: object) -> None:
 
 
 def test_an_answer_settles_the_row_and_ends_its_claim() -> None:
-    claimed = replace(a_hold(), lease_epoch=1, lease_until=LATER, due_at=LATER, last_error="UNAVAILABLE: ")
+    claimed = a_hold()._replace(lease_epoch=1, lease_until=LATER, due_at=LATER, last_error="UNAVAILABLE: ")
     after = record(claimed, 1, 1, held(claimed), NOW, RETRY)
     assert after.settled
     assert (after.lease_until, after.last_error) == (None, "")
 
 
 def test_no_answer_concludes_nothing_and_is_tried_again_later() -> None:
-    claimed = replace(a_hold(), lease_epoch=1, lease_until=LATER, due_at=LATER)
+    claimed = a_hold()._replace(lease_epoch=1, lease_until=LATER, due_at=LATER)
     after = record(claimed, 1, 1, TIMEOUT, NOW, RETRY)
     assert next_intent(after) == next_intent(claimed)
     assert (after.due_at, after.lease_until, after.observed_revision) == (RETRY, None, 0)
@@ -204,32 +204,32 @@ def test_no_answer_concludes_nothing_and_is_tried_again_later() -> None:
 
 
 def test_after_an_answer_to_an_older_intent_the_newer_one_is_due_at_once() -> None:
-    claimed = replace(a_hold(2), lease_epoch=1, lease_until=LATER, due_at=LATER)
+    claimed = a_hold(2)._replace(lease_epoch=1, lease_until=LATER, due_at=LATER)
     changed = hold(claimed, 5, NOW)
     after = record(changed, 1, 1, held(claimed), NOW, RETRY)
     assert (after.observed_revision, after.due_at, after.lease_until) == (1, NOW, None)
 
 
 def test_an_overtaken_claim_cannot_touch_the_bookkeeping_but_its_decision_is_joined() -> None:
-    row = hold(replace(a_hold(2), lease_epoch=2, lease_until=LATER, due_at=LATER, attempt=2), 5, NOW)
+    row = hold(a_hold(2)._replace(lease_epoch=2, lease_until=LATER, due_at=LATER, attempt=2), 5, NOW)
     after = record(row, 1, 1, decided(row, Observed.HELD, 2, revision=1), NOW, RETRY)
     assert (after.observed_revision, after.granted_quantity) == (1, 2)
     assert (after.due_at, after.lease_until, after.lease_epoch) == (LATER, LATER, 2)
 
 
 def test_the_silence_of_an_overtaken_claim_changes_nothing() -> None:
-    row = replace(a_hold(), lease_epoch=2, lease_until=LATER, due_at=LATER)
+    row = a_hold()._replace(lease_epoch=2, lease_until=LATER, due_at=LATER)
     assert record(row, 1, 1, TIMEOUT, NOW, RETRY) == row
 
 
 def test_an_overtaken_claim_that_brings_the_last_answer_settles_the_row() -> None:
-    row = replace(a_hold(), lease_epoch=2, lease_until=LATER, due_at=LATER)
+    row = a_hold()._replace(lease_epoch=2, lease_until=LATER, due_at=LATER)
     after = record(row, 1, 1, held(row), NOW, RETRY)
     assert (after.settled, after.lease_until) == (True, None)
 
 
 def test_aborted_because_our_own_newer_revision_was_first_records_nothing() -> None:
-    row = hold(replace(a_hold(2), lease_epoch=1), 5, NOW)
+    row = hold(a_hold(2)._replace(lease_epoch=1), 5, NOW)
     outcome = Overtaken(held(row))
     after = record(row, 1, 1, outcome, NOW, RETRY)
     assert (after.revision, after.observed_revision, after.state) == (2, 0, Observed.NOTHING)
@@ -238,7 +238,7 @@ def test_aborted_because_our_own_newer_revision_was_first_records_nothing() -> N
 
 
 def test_aborted_with_a_revision_above_ours_is_raised_past_and_alarms() -> None:
-    row = replace(a_hold(), lease_epoch=1)
+    row = a_hold()._replace(lease_epoch=1)
     outcome = Overtaken(decided(row, Observed.HELD, 9, revision=41))
     after = record(row, 1, 1, outcome, NOW, RETRY)
     assert (after.revision, after.observed_revision, after.due_at) == (42, 0, NOW)
@@ -246,14 +246,14 @@ def test_aborted_with_a_revision_above_ours_is_raised_past_and_alarms() -> None:
 
 
 def test_a_settled_row_that_is_raised_past_a_revision_of_the_api_is_due_whoever_brings_it() -> None:
-    row = replace(a_held(), lease_epoch=2)
+    row = a_held()._replace(lease_epoch=2)
     after = record(row, 1, 1, Overtaken(decided(row, Observed.HELD, 9, revision=41)), NOW, RETRY)
     assert (after.revision, after.settled) == (42, False)
     assert after.due_at == NOW
 
 
 def test_a_hold_is_renewed_half_to_three_quarters_into_what_is_left_of_it() -> None:
-    claimed = replace(a_hold(), lease_epoch=1, lease_until=LATER, due_at=LATER)
+    claimed = a_hold()._replace(lease_epoch=1, lease_until=LATER, due_at=LATER)
     left = LATER - NOW
     for spread, share in ((0.0, 0.5), (1.0, 0.75)):
         after = record(claimed, 1, 1, held(claimed), NOW, RETRY, spread)
@@ -262,26 +262,26 @@ def test_a_hold_is_renewed_half_to_three_quarters_into_what_is_left_of_it() -> N
 
 @pytest.mark.parametrize("state", [Observed.REJECTED, Observed.RELEASED])
 def test_what_holds_nothing_is_not_asked_for_again_by_itself(state: Observed) -> None:
-    claimed = replace(a_hold(), lease_epoch=1, lease_until=LATER, due_at=LATER)
+    claimed = a_hold()._replace(lease_epoch=1, lease_until=LATER, due_at=LATER)
     after = record(claimed, 1, 1, decided(claimed, state), NOW, RETRY)
     assert (after.settled, after.due_at) == (True, None)
 
 
 def test_a_hold_that_has_run_out_already_when_it_is_answered_is_asked_for_again_after_the_backoff() -> None:
-    claimed = replace(a_hold(), lease_epoch=1, lease_until=LATER, due_at=LATER)
+    claimed = a_hold()._replace(lease_epoch=1, lease_until=LATER, due_at=LATER)
     answers = (replace(held(claimed), expire_time=NOW - SECOND), decided(claimed, Observed.EXPIRED))
     for answer in answers:
         assert record(claimed, 1, 1, answer, NOW, RETRY).due_at == RETRY
 
 
 def test_a_renewal_is_no_change_of_intent() -> None:
-    renewing = replace(a_held(), revision=2)
+    renewing = a_held()._replace(revision=2)
     assert (renewing.settled, renewing.reconciling) == (False, False)
     assert hold(renewing, 5, NOW).reconciling
 
 
 def test_what_is_over_has_a_finish_time_and_what_is_held_has_none() -> None:
-    claimed = replace(a_hold(), lease_epoch=1, lease_until=LATER, due_at=LATER)
+    claimed = a_hold()._replace(lease_epoch=1, lease_until=LATER, due_at=LATER)
     assert record(claimed, 1, 1, held(claimed), NOW, RETRY).finish_time is None
     going = release(claimed, NOW)
     assert record(going, 2, 2, decided(going, Observed.RELEASED), NOW, RETRY).finish_time == NOW

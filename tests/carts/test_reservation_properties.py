@@ -76,7 +76,7 @@ def take(row: Reservation, step: tuple[object, ...]) -> Reservation:
             return release(row, NOW)
         case ("claim",) if row.due_at is not None:
             lease = NOW + SECOND
-            return replace(row, lease_epoch=row.lease_epoch + 1, lease_until=lease, due_at=lease)
+            return row._replace(lease_epoch=row.lease_epoch + 1, lease_until=lease, due_at=lease)
         case ("record", int(sent), int(epoch), int(behind), answer) if sent < row.revision:
             assert isinstance(answer, Decision | Refusal | Overtaken | Silence)
             outcome = about(row, behind, answer)
@@ -161,4 +161,4 @@ def test_who_brings_an_answer_makes_no_difference_to_what_is_observed_or_intende
         row = take(row, step)
     ours, overtaken = (record(row, epoch, sent, answer, NOW, LATER) for epoch in (row.lease_epoch, -1))
     bookkeeping = {"due_at": None, "lease_until": None, "last_error": "", "finish_time": None}
-    assert replace(ours, **bookkeeping) == replace(overtaken, **bookkeeping)  # type: ignore[arg-type]
+    assert ours._replace(**bookkeeping) == overtaken._replace(**bookkeeping)  # type: ignore[arg-type]

@@ -1,7 +1,6 @@
 """What each call does to a cart, one rule at a time."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -52,8 +51,8 @@ def settled(contents: Contents, state: Observed = Observed.HELD) -> Contents:
     for item_id, line in contents.lines.items():
         row = line.reservation
         answer = held(row) if state is Observed.HELD else decided(row, state)
-        lines[item_id] = replace(line, reservation=observe(row, answer))
-    return replace(contents, lines=lines)
+        lines[item_id] = line._replace(reservation=observe(row, answer))
+    return contents._replace(lines=lines)
 
 
 def the_id(contents: Contents) -> str:
@@ -124,14 +123,14 @@ def test_a_removed_item_is_gone_at_once_and_its_reservation_is_to_be_released() 
 def test_an_item_added_again_gets_a_new_reservation_that_waits_for_the_release_of_the_old_one() -> None:
     before = a_cart(some(quantity=2))
     removed = rules.remove_item(before, the_id(before), "", LATER)
-    again = add(replace(contents_of(removed), releasing=frozenset({SKU})), some())
+    again = add(contents_of(removed)._replace(releasing=frozenset({SKU})), some())
     row = again.lines[0].reservation
     assert row.reservation_id != removed.removed[0].reservation.reservation_id
     assert (row.waiting, row.due_at, row.revision) == (True, None, 1)
 
 
 def test_a_release_of_another_sku_keeps_nobody_waiting() -> None:
-    row = add(replace(NOTHING, releasing=frozenset({"filters"})), some()).lines[0].reservation
+    row = add(NOTHING._replace(releasing=frozenset({"filters"})), some()).lines[0].reservation
     assert (row.waiting, row.due_at) == (False, LATER)
 
 
@@ -142,7 +141,7 @@ def test_an_item_whose_reservation_is_over_goes_on_under_a_new_one(confirmed: bo
     row = release(line.reservation, NOW)
     if confirmed:
         row = observe(row, decided(row, Observed.RELEASED))
-    after = add(replace(before, lines={the_id(before): replace(line, reservation=row)}), some()).lines[0]
+    after = add(before._replace(lines={the_id(before): line._replace(reservation=row)}), some()).lines[0]
     assert after.item.reservation_id == after.reservation.reservation_id != row.reservation_id
     assert after.reservation.quantity == 3
     assert after.reservation.waiting is not confirmed
@@ -209,8 +208,8 @@ def test_an_etag_is_good_until_a_caller_changes_the_cart() -> None:
 def test_the_reconciler_never_makes_an_etag_fail() -> None:
     before = a_cart()
     assert before.cart is not None
-    reconciled = replace(before.cart, revision=before.cart.revision + 5)
-    assert add(replace(before, cart=reconciled), some(), etag=before.cart.etag).cart.revision == 7
+    reconciled = before.cart._replace(revision=before.cart.revision + 5)
+    assert add(before._replace(cart=reconciled), some(), etag=before.cart.etag).cart.revision == 7
 
 
 @pytest.mark.parametrize(

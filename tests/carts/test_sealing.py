@@ -1,7 +1,5 @@
 """An error that can never succeed is not remembered by the API: it is sealed before REJECTED is shown."""
 
-from dataclasses import replace
-
 import pytest
 
 from cart_grpc.carts.model import ProgressState, progress
@@ -49,7 +47,7 @@ def test_a_grant_that_a_rejection_left_is_kept_by_the_seal() -> None:
 
 
 def test_a_grant_that_has_lapsed_is_sealed_with_a_release() -> None:
-    lapsed = replace(hold(a_held(2), 5, NOW), expire_time=NOW)
+    lapsed = hold(a_held(2), 5, NOW)._replace(expire_time=NOW)
     assert refuse(lapsed).disposition is Disposition.RELEASE
 
 
@@ -81,13 +79,13 @@ def test_a_refusal_that_arrives_after_the_decision_seals_nothing() -> None:
 
 
 def test_a_refused_commit_is_not_undone() -> None:
-    committing = replace(a_held(2), disposition=Disposition.COMMIT, revision=2)
+    committing = a_held(2)._replace(disposition=Disposition.COMMIT, revision=2)
     after = refuse(committing)
     assert (after.disposition, after.revision, after.due_at) == (Disposition.COMMIT, 2, RETRY)
 
 
 def test_a_seal_ends_the_lease_of_the_call_that_was_refused() -> None:
-    leased = replace(hold(a_held(2), 5, NOW), lease_epoch=3, lease_until=LATER, due_at=LATER)
+    leased = hold(a_held(2), 5, NOW)._replace(lease_epoch=3, lease_until=LATER, due_at=LATER)
     sealed = seal(leased, "NOT_FOUND", NOW)
     assert (sealed.lease_until, sealed.due_at) == (None, NOW)
 
@@ -110,7 +108,7 @@ def test_a_refused_renewal_of_what_was_sealed_keeps_what_is_held() -> None:
     wanted = hold(a_held(2), 5, NOW)
     sealed = refuse(wanted)
     settled = observe(sealed, held(sealed))
-    renewing = replace(settled, revision=settled.revision + 1)
+    renewing = settled._replace(revision=settled.revision + 1)
     again = refuse(renewing)
     assert (again.disposition, again.quantity) == (Disposition.HOLD, 2)
 

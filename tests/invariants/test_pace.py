@@ -15,12 +15,12 @@ PENDING = a_hold()
 
 
 def _settled(row: Reservation) -> Reservation:
-    return replace(row, state=Observed.HELD, observed_revision=row.revision)
+    return row._replace(state=Observed.HELD, observed_revision=row.revision)
 
 
 def _again(row: Reservation, *, by_caller: bool) -> Reservation:
     raised = row.revision + 1
-    return replace(row, revision=raised, intent_revision=raised if by_caller else row.intent_revision)
+    return row._replace(revision=raised, intent_revision=raised if by_caller else row.intent_revision)
 
 
 def test_what_is_settled_within_the_bound_passes() -> None:
@@ -49,7 +49,7 @@ def test_what_is_never_settled_is_late_once_the_bound_has_passed() -> None:
 def test_a_new_intent_begins_a_new_wait_unless_the_reconciler_made_it(by_caller: bool, late: int) -> None:
     again = _again(PENDING, by_caller=by_caller)
     if not by_caller:
-        again = replace(again, intent_revision=again.revision, refused_reason="NOT_TODAY")
+        again = again._replace(intent_revision=again.revision, refused_reason="NOT_TODAY")
     written = [
         Written(HEALTHY, PENDING),
         Written(HEALTHY + BOUND // 2, again),

@@ -145,7 +145,7 @@ class World:
         row = self._working.carts.get(_key(cart))
         if rpc != "GetCart" and row is not None and self.numbers.random() < 0.1:
             # Now and then one of yesterday.
-            request.etag = replace(row, etag_revision=row.etag_revision - self.numbers.choice((0, 0, 1))).etag
+            request.etag = row._replace(etag_revision=row.etag_revision - self.numbers.choice((0, 0, 1))).etag
         return rpc, request
 
     def _call(self, cart: str, rpc: str, request: Any, *, lost: bool = False) -> None:
@@ -174,8 +174,7 @@ class World:
         if not due:
             return
         row = self.numbers.choice(due)
-        claimed = replace(
-            row,
+        claimed = row._replace(
             revision=row.revision + row.settled,
             lease_epoch=row.lease_epoch + 1,
             attempt=row.attempt + 1,
@@ -196,10 +195,10 @@ class World:
         row = self._working.reservations[claimed.reservation_id]
         kind = self.numbers.random()
         if kind < 0.1 and row.lease_epoch == claimed.lease_epoch and row.lease_until is not None:
-            self._put(replace(row, lease_until=None, due_at=self.now), ClaimAction.HANDED_BACK)
+            self._put(row._replace(lease_until=None, due_at=self.now), ClaimAction.HANDED_BACK)
             return
         if kind < 0.2 and row.lease_epoch == claimed.lease_epoch and row.lease_until is not None:
-            self._put(replace(row, lease_until=self.now + LEASE, due_at=self.now + LEASE), ClaimAction.EXTENDED)
+            self._put(row._replace(lease_until=self.now + LEASE, due_at=self.now + LEASE), ClaimAction.EXTENDED)
         self._write(Record(claimed, self._answer(claimed), retry_delay=self.numbers.randint(0, SECOND)))
 
     def _answer(self, claimed: Reservation) -> Decision | Overtaken | Refusal | Silence:

@@ -1,7 +1,5 @@
 """The claim as a rule: what `store/statements.py` says in SQL. `tests/store` proves that the two are one."""
 
-from dataclasses import replace
-
 from cart_grpc.carts.reservation import Reservation
 
 
@@ -14,8 +12,7 @@ def claim(row: Reservation, now: int, until: int) -> Reservation:
     if row.due_at is None or row.due_at > now:
         return row
     holding = row.settled and row.expire_time is not None and row.expire_time > now
-    return replace(
-        row,
+    return row._replace(
         revision=row.revision + row.settled,
         lease_epoch=row.lease_epoch + 1,
         attempt=1 if holding else row.attempt + 1,

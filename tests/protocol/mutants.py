@@ -33,12 +33,12 @@ Answered = tuple[Record | None, Decision | Refusal | Overtaken]
 
 
 def record_without_compare(row: Reservation, decision: Decision) -> Reservation:
-    seen = _observe(replace(row, observed_revision=0), decision)
-    return replace(seen, observed_revision=max(row.observed_revision, decision.revision))
+    seen = _observe(row._replace(observed_revision=0), decision)
+    return seen._replace(observed_revision=max(row.observed_revision, decision.revision))
 
 
 def record_the_current_revision(row: Reservation, decision: Decision) -> Reservation:
-    return replace(_observe(row, decision), observed_revision=row.revision)
+    return _observe(row, decision)._replace(observed_revision=row.revision)
 
 
 def grant_nothing_when_rejected(row: Reservation, decision: Decision) -> Reservation:
@@ -49,24 +49,24 @@ def grant_nothing_when_rejected(row: Reservation, decision: Decision) -> Reserva
 def conclude_that_nothing_was_sent(row: Reservation, now: int) -> Reservation:
     released = _release(row, now)
     nothing = row.observed_revision == 0
-    return replace(released, observed_revision=released.revision, due_at=None) if nothing else released
+    return released._replace(observed_revision=released.revision, due_at=None) if nothing else released
 
 
 def release_under_the_revision_that_is_unanswered(row: Reservation, now: int) -> Reservation:
     released = _release(row, now)
-    return released if row.settled else replace(released, revision=row.revision, intent_revision=row.revision)
+    return released if row.settled else released._replace(revision=row.revision, intent_revision=row.revision)
 
 
 def hold_under_the_same_revision(row: Reservation, quantity: int, now: int) -> Reservation:
-    return replace(_hold(row, quantity, now), revision=row.revision, intent_revision=row.intent_revision)
+    return _hold(row, quantity, now)._replace(revision=row.revision, intent_revision=row.intent_revision)
 
 
 def release_under_the_same_revision(row: Reservation, now: int) -> Reservation:
-    return replace(_release(row, now), revision=row.revision, intent_revision=row.intent_revision)
+    return _release(row, now)._replace(revision=row.revision, intent_revision=row.intent_revision)
 
 
 def _thawed(row: Reservation) -> Reservation:
-    return row if row.state in FINAL or not row.frozen else replace(row, disposition=Disposition.HOLD)
+    return row if row.state in FINAL or not row.frozen else row._replace(disposition=Disposition.HOLD)
 
 
 def release_what_is_being_sold(row: Reservation, now: int) -> Reservation:
@@ -87,12 +87,12 @@ def take_silence_for_refusal(row: Reservation, epoch: int, sent: int, outcome: A
     if not isinstance(outcome, Silence):
         return _record(row, epoch, sent, outcome, *times)
     after = _record(row, epoch, sent, Refusal("TIMEOUT", ""), *times)
-    return replace(after, observed_revision=after.revision, due_at=None)
+    return after._replace(observed_revision=after.revision, due_at=None)
 
 
 def take_aborted_for_done(row: Reservation, epoch: int, sent: int, outcome: Any, *times: int) -> Reservation:
     if isinstance(outcome, Overtaken):
-        return replace(row, observed_revision=row.revision, due_at=None)
+        return row._replace(observed_revision=row.revision, due_at=None)
     return _record(row, epoch, sent, outcome, *times)
 
 
@@ -103,41 +103,41 @@ def seal_a_refused_commit(row: Reservation, epoch: int, sent: int, outcome: Any,
 
 
 def reject_without_seal(row: Reservation, reason: str, now: int) -> Reservation:
-    return replace(row, state=Observed.REJECTED, refused_reason=reason, observed_revision=row.revision)
+    return row._replace(state=Observed.REJECTED, refused_reason=reason, observed_revision=row.revision)
 
 
 def seal_under_the_same_revision(row: Reservation, reason: str, now: int) -> Reservation:
-    return replace(_release(row, now), revision=row.revision, intent_revision=row.revision, refused_reason=reason)
+    return _release(row, now)._replace(revision=row.revision, intent_revision=row.revision, refused_reason=reason)
 
 
 def show_the_grant_as_it_is(row: Reservation, wanted: int) -> Progress:
-    return _shown(replace(row, least_quantity=row.granted_quantity), wanted)
+    return _shown(row._replace(least_quantity=row.granted_quantity), wanted)
 
 
 def show_a_hold_that_ran_out(row: Reservation, wanted: int) -> Progress:
-    return _shown(replace(row, expire_time=None if row.expire_time is None else LASTING), wanted)
+    return _shown(row._replace(expire_time=None if row.expire_time is None else LASTING), wanted)
 
 
 def show_rejected_before_the_seal(row: Reservation, wanted: int) -> Progress:
     shown = _shown(row, wanted)
     sealing = row.refused_reason and row.disposition is Disposition.RELEASE
-    return replace(shown, state=ProgressState.REJECTED) if sealing else shown
+    return shown._replace(state=ProgressState.REJECTED) if sealing else shown
 
 
 def renew_what_was_read_before(row: Reservation, sent: Iterable[Intent]) -> Iterator[Reservation]:
     for claimed in _claims(row, sent):
         for read in sent:
-            yield replace(claimed, quantity=read.quantity, disposition=read.disposition)
+            yield claimed._replace(quantity=read.quantity, disposition=read.disposition)
 
 
 def renew_under_the_same_revision(row: Reservation, sent: Iterable[Intent]) -> Iterator[Reservation]:
     for claimed in _claims(row, sent):
-        yield replace(claimed, revision=row.revision)
+        yield claimed._replace(revision=row.revision)
 
 
 def renew_as_a_change_of_intent(row: Reservation, sent: Iterable[Intent]) -> Iterator[Reservation]:
     for claimed in _claims(row, sent):
-        yield replace(claimed, intent_revision=claimed.revision)
+        yield claimed._replace(intent_revision=claimed.revision)
 
 
 def use_the_id_again(rows: Sequence[Reservation], quantity: int) -> Sequence[Reservation]:
@@ -167,11 +167,11 @@ def restore_as_it_was(row: Reservation) -> Reservation:
 def restore_one_higher(row: Reservation) -> Reservation:
     revision = row.revision + 1
     restored = _restore(row)
-    return restored if restored is row else replace(restored, revision=revision, intent_revision=revision)
+    return restored if restored is row else restored._replace(revision=revision, intent_revision=revision)
 
 
 def restore_what_was_shown(row: Reservation) -> Reservation:
-    return replace(_restore(row), least_quantity=row.least_quantity)
+    return _restore(row)._replace(least_quantity=row.least_quantity)
 
 
 def apply_what_is_lower(record: Record | None, intent: Intent, free: int) -> Answered:

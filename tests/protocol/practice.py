@@ -1,7 +1,6 @@
 """What our side does around the pure rules. Each function may be replaced by a mutant."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 
 from cart_grpc.carts import protocol
 from cart_grpc.carts.model import Progress, ProgressState, progress
@@ -31,7 +30,7 @@ def put_in_again(rows: Sequence[Reservation], quantity: int) -> Sequence[Reserva
 
 def extend(row: Reservation) -> Reservation:
     """Raise a hold so that it outlasts the window of a checkout."""
-    return replace(protocol.hold(row, row.quantity, 0), ttl=LASTING)
+    return protocol.hold(row, row.quantity, 0)._replace(ttl=LASTING)
 
 
 def can_complete(row: Reservation, wanted: int) -> bool:
@@ -45,4 +44,4 @@ def restore(row: Reservation) -> Reservation:
         return row
     revision = row.revision + STRIDE
     due_at = None if row.waiting else 0
-    return replace(row, revision=revision, intent_revision=revision, least_quantity=0, due_at=due_at)
+    return row._replace(revision=revision, intent_revision=revision, least_quantity=0, due_at=due_at)

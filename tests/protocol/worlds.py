@@ -143,7 +143,7 @@ def made(which: int, quantity: int, *, waiting: bool) -> Reservation:
 def plain(row: Reservation) -> Reservation:
     """Without leases and attempts, which nothing here depends on. What is due, is due at once."""
     due_at = None if row.due_at is None else 0
-    return replace(row, finish_time=None, lease_epoch=0, lease_until=None, attempt=0, last_error="", due_at=due_at)
+    return row._replace(finish_time=None, lease_epoch=0, lease_until=None, attempt=0, last_error="", due_at=due_at)
 
 
 def lapsed(time: int | None) -> bool:
@@ -151,7 +151,7 @@ def lapsed(time: int | None) -> bool:
 
 
 def aged_row(row: Reservation) -> Reservation:
-    return replace(row, expire_time=_aged(row.expire_time))
+    return row._replace(expire_time=_aged(row.expire_time))
 
 
 def aged_record(record: Record | None) -> Record | None:

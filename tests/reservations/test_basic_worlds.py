@@ -10,7 +10,6 @@ import asyncio
 import json
 import random
 import selectors
-from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -62,7 +61,7 @@ class World:
         self.numbers = random.Random(seed)
         self.loop = asyncio.get_running_loop()
         self.stock = Stock(default_total=8)
-        self.row = replace(a_hold(2), due_at=0, create_time=0)
+        self.row = a_hold(2)._replace(due_at=0, create_time=0)
         self.hostile = True
         self.broken = ""
         self.api = BasicReservationApi("", cast("HttpClient", self))
@@ -148,7 +147,7 @@ class World:
             return None
         until = self.now + int(LEASE * SECOND)
         revision = row.revision + (1 if row.settled else 0)
-        self.put(replace(row, revision=revision, lease_epoch=row.lease_epoch + 1, lease_until=until, due_at=until))
+        self.put(row._replace(revision=revision, lease_epoch=row.lease_epoch + 1, lease_until=until, due_at=until))
         return self.row
 
     async def work(self) -> None:

@@ -30,8 +30,7 @@ real_hold, real_release, real_record = protocol.hold, protocol.release, protocol
 def late_answers_overwrite(patch: Patch) -> None:
     def observe(row: Reservation, decision: Decision) -> Reservation:
         seen = max(row.observed_revision, min(decision.revision, row.revision))
-        return replace(
-            row,
+        return row._replace(
             state=decision.state,
             granted_quantity=decision.granted_quantity,
             expire_time=decision.expire_time,
@@ -44,7 +43,7 @@ def late_answers_overwrite(patch: Patch) -> None:
 
 def intent_changes_without_a_revision(patch: Patch) -> None:
     def hold(row: Reservation, quantity: int, now: int) -> Reservation:
-        return replace(row, quantity=quantity, due_at=now)
+        return row._replace(quantity=quantity, due_at=now)
 
     patch.setattr(rules, "hold", hold)
 
@@ -52,14 +51,14 @@ def intent_changes_without_a_revision(patch: Patch) -> None:
 def release_does_not_raise(patch: Patch) -> None:
     def release(row: Reservation, now: int) -> Reservation:
         after = real_release(row, now)
-        return replace(after, revision=row.revision, intent_revision=row.intent_revision)
+        return after._replace(revision=row.revision, intent_revision=row.intent_revision)
 
     patch.setattr(rules, "release", release)
 
 
 def refusal_is_not_sealed(patch: Patch) -> None:
     def seal(row: Reservation, reason: str, now: int) -> Reservation:
-        return replace(row, state=Observed.REJECTED, observed_revision=row.revision, refused_reason=reason)
+        return row._replace(state=Observed.REJECTED, observed_revision=row.revision, refused_reason=reason)
 
     patch.setattr(protocol, "seal", seal)
 
@@ -97,10 +96,9 @@ def id_is_used_again(patch: Patch) -> None:
     def reserve(contents: Contents, item: Any, terms: Any, now: int, new_id: Any) -> Any:
         line = real(contents, item, terms, now, new_id)
         name = f"00000000-0000-7000-9000-{item.item_id[:12]}"
-        return replace(
-            line,
-            item=replace(line.item, reservation_id=name),
-            reservation=replace(line.reservation, reservation_id=name),
+        return line._replace(
+            item=line.item._replace(reservation_id=name),
+            reservation=line.reservation._replace(reservation_id=name),
         )
 
     patch.setattr(rules, "_reserve", reserve)
@@ -185,14 +183,14 @@ def expiry_forgets_the_items(patch: Patch) -> None:
         cart: Cart | None = contents.cart
         if change is None or cart is None:
             return None
-        return Change(replace(cart, state=CartState.EXPIRED, revision=cart.revision + 1))
+        return Change(cart._replace(state=CartState.EXPIRED, revision=cart.revision + 1))
 
     patch.setattr(commands, "expire_cart", expire_cart)
 
 
 def shrinking_item_shows_the_last_grant(patch: Patch) -> None:
     def hold(row: Reservation, quantity: int, now: int) -> Reservation:
-        return replace(real_hold(row, quantity, now), least_quantity=row.least_quantity)
+        return real_hold(row, quantity, now)._replace(least_quantity=row.least_quantity)
 
     patch.setattr(rules, "hold", hold)
 

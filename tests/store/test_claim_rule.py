@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 from sqlalchemy import Connection, select
@@ -45,7 +44,7 @@ def every_state() -> Iterator[Reservation]:
     for state, waiting, refused in itertools.product(Observed, (False, True), ("", "NOT_FOUND")):
         name = f"r-{state.name}-{waiting}-{refused}"
         row = a_hold(reservation_id=name, state=state, waiting=waiting, refused_reason=refused, observed_revision=1)
-        yield replace(row, granted_quantity=2, expire_time=FUTURE, last_error="UNAVAILABLE: gone", finish_time=PAST)
+        yield row._replace(granted_quantity=2, expire_time=FUTURE, last_error="UNAVAILABLE: gone", finish_time=PAST)
 
 
 @pytest.mark.parametrize("lane", [HOLD_LANE, RELEASE_LANE])

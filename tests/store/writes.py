@@ -76,7 +76,7 @@ def refused_by_the_database(key: CartKey = KEY, sku: str = "poison") -> Mutation
 
     def decide(contents: Contents, now: int, new_id: NewId) -> Change:
         change = sound.decide(contents, now, new_id)
-        return replace(change, cart=replace(change.cart, subtotal=-1))
+        return change._replace(cart=change.cart._replace(subtotal=-1))
 
     return replace(sound, decide=decide)
 

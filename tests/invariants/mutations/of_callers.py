@@ -21,19 +21,19 @@ def an_acknowledged_item_is_lost(run: Run, numbers: random.Random) -> Run:
 @says("the operations make .* the database has")
 def an_acknowledged_add_has_its_effect_twice(run: Run, numbers: random.Random) -> Run:
     item = pick(numbers, run.dump.items)
-    return with_dump(run, items=swap(run.dump.items, item, replace(item, quantity=2 * item.quantity)))
+    return with_dump(run, items=swap(run.dump.items, item, item._replace(quantity=2 * item.quantity)))
 
 
 @says("the operations make None, the database has")
 def a_removed_item_is_there_again(run: Run, numbers: random.Random) -> Run:
     item = pick(numbers, run.dump.items)
-    return with_dump(run, items=[*run.dump.items, replace(item, item_id="0" * 32)])
+    return with_dump(run, items=[*run.dump.items, item._replace(item_id="0" * 32)])
 
 
 @says("nobody has asked for it")
 def a_cart_appears_by_itself(run: Run, numbers: random.Random) -> Run:
     cart = pick(numbers, run.dump.carts)
-    return with_dump(run, carts=[*run.dump.carts, replace(cart, key=cart.key._replace(cart_id="phantom"))])
+    return with_dump(run, carts=[*run.dump.carts, cart._replace(key=cart.key._replace(cart_id="phantom"))])
 
 
 @says("was acknowledged, and its reply is gone")

@@ -29,7 +29,7 @@ def _more(run: Run, effect: Effect, **changes: Any) -> Run:
 def a_removed_item_is_still_held(run: Run, numbers: random.Random) -> Run:
     found = _held(run, numbers)
     row, effect = found
-    other = replace(row, reservation_id="other", disposition=Disposition.RELEASE, state=Observed.RELEASED)
+    other = row._replace(reservation_id="other", disposition=Disposition.RELEASE, state=Observed.RELEASED)
     run = with_dump(run, reservations=[*run.dump.reservations, other])
     return _more(run, effect, reservation_id="other")
 

@@ -37,7 +37,7 @@ def a_row_is_due_for_nothing(run: Run, numbers: random.Random) -> Run:
 
 
 def _written_again(run: Run, row: Cart | Reservation, **changes: Any) -> Run:
-    return replace(run, written=[*run.written, Written(run.now, replace(row, **changes))])
+    return replace(run, written=[*run.written, Written(run.now, row._replace(**changes))])
 
 
 @says("of id-.* fell from")

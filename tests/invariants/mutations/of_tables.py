@@ -1,7 +1,6 @@
 """Tables that do not agree."""
 
 import random
-from dataclasses import replace
 
 from cart_grpc.carts.model import CartState
 from cart_grpc.carts.reservation import Disposition, Reservation
@@ -12,7 +11,7 @@ from tests.invariants.run import Run
 @says("is the reservation of 2 items")
 def two_items_share_a_reservation(run: Run, numbers: random.Random) -> Run:
     item = pick(numbers, run.dump.items)
-    return with_dump(run, items=[*run.dump.items, replace(item, item_id="0" * 32)])
+    return with_dump(run, items=[*run.dump.items, item._replace(item_id="0" * 32)])
 
 
 @says("has no reservation")
@@ -68,23 +67,23 @@ def a_removed_item_is_not_released(run: Run, numbers: random.Random) -> Run:
 @says("is in a cart that is not open")
 def an_item_is_in_a_closed_cart(run: Run, numbers: random.Random) -> Run:
     cart = pick(numbers, (cart for cart in run.dump.carts if cart.item_count))
-    return with_dump(run, carts=swap(run.dump.carts, cart, replace(cart, state=CartState.DELETED)))
+    return with_dump(run, carts=swap(run.dump.carts, cart, cart._replace(state=CartState.DELETED)))
 
 
 @says("but its items make")
 def a_total_is_wrong(run: Run, numbers: random.Random) -> Run:
     cart = pick(numbers, run.dump.carts)
     total = numbers.choice(("item_count", "total_quantity", "subtotal"))
-    return with_dump(run, carts=swap(run.dump.carts, cart, replace(cart, **{total: getattr(cart, total) + 1})))
+    return with_dump(run, carts=swap(run.dump.carts, cart, cart._replace(**{total: getattr(cart, total) + 1})))
 
 
 @says("is at revision .* was answered")
 def a_cart_forgets_revisions(run: Run, numbers: random.Random) -> Run:
     cart = pick(numbers, run.dump.carts)
-    return with_dump(run, carts=swap(run.dump.carts, cart, replace(cart, revision=0)))
+    return with_dump(run, carts=swap(run.dump.carts, cart, cart._replace(revision=0)))
 
 
 @says("was the last that was answered")
 def a_change_is_not_acknowledged(run: Run, numbers: random.Random) -> Run:
     cart = pick(numbers, run.dump.carts)
-    return with_dump(run, carts=swap(run.dump.carts, cart, replace(cart, etag_revision=cart.revision + 1)))
+    return with_dump(run, carts=swap(run.dump.carts, cart, cart._replace(etag_revision=cart.revision + 1)))

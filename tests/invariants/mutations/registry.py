@@ -51,7 +51,7 @@ def with_dump(run: Run, **changes: Any) -> Run:
 
 
 def with_row(run: Run, old: Reservation, **changes: Any) -> Run:
-    return with_dump(run, reservations=swap(run.dump.reservations, old, replace(old, **changes)))
+    return with_dump(run, reservations=swap(run.dump.reservations, old, old._replace(**changes)))
 
 
 def changes(run: Run) -> list[Operation]:
