@@ -49,15 +49,19 @@ class Change(NamedTuple):
 class Addition(NamedTuple):
     """One item to add. `quantity` is how many more; None in price or labels leaves what is there."""
 
+    item_id: str
     sku: str
     options: Mapping[str, str]
     quantity: int
     unit_price: Money | None
     labels: Mapping[str, str] | None
 
-    @property
-    def item_id(self) -> str:
-        return item_id_of(self.sku, self.options)
+
+def addition(
+    sku: str, options: Mapping[str, str], quantity: int, unit_price: Money | None, labels: Mapping[str, str] | None
+) -> Addition:
+    """One item to add, under the id that its sku and options make."""
+    return Addition(item_id_of(sku, options), sku, options, quantity, unit_price, labels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ ID = re.compile(r"[A-Za-z0-9._~@|:+-]{1,128}")
 ID_HINT = "1 to 128 characters of A-Z a-z 0-9 . _ ~ @ | : + -, and not '-', '.' or '..'"
 SLICES = 256
 _NOT_IDS = {"-", ".", ".."}
+_CART = re.compile(f"users/({ID.pattern})/carts/({ID.pattern})")
 _ITEM_ID = re.compile(r"[0-9a-f]{32}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -68,10 +69,11 @@ def find_user(name: str) -> UserKey | None:
 
 def find_cart(name: str) -> CartKey | None:
     """The cart in `users/{user}/carts/{cart}`, or None where `name` is not of that form."""
-    match name.split("/"):
-        case ["users", user_id, "carts", cart_id] if is_id(user_id) and is_id(cart_id):
-            return cart_key(user_key(user_id), cart_id)
-    return None
+    found = _CART.fullmatch(name)
+    if found is None:
+        return None
+    user_id, cart_id = found.groups()
+    return None if user_id in _NOT_IDS or cart_id in _NOT_IDS else cart_key(user_key(user_id), cart_id)
 
 
 def find_item(name: str) -> tuple[CartKey, str] | None:

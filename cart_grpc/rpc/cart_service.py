@@ -1,7 +1,7 @@
 """`cart.v1.CartService`: decode, call, encode."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from cart.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
@@ -18,6 +18,8 @@ from cart_grpc.store.commands import Mutation
 from cart_grpc.store.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
+# A response, or its bytes where they are at hand already: the guard passes them on as they are.
+Encoded: TypeAlias = Any
 Rule = Callable[[Contents, int, NewId], Change]
 # Left of the caller's deadline to look once more and answer, in seconds.
 _ANSWERING = 0.1
@@ -30,11 +32,11 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         self._store = store
         self._terms = terms
 
-    async def AddItem(
-        self, request: cart_service_pb2.AddItemRequest, context: Context
-    ) -> cart_service_pb2.AddItemResponse:
+    async def AddItem(self, request: cart_service_pb2.AddItemRequest, context: Context) -> Encoded:
         call = requests.add_item(request, self._terms)
-        reply = await self._add(call, _encode_item(cart_service_pb2.AddItemResponse))
+        reply = await self._add(call, _ENCODE_ADDED)
+        if not call.options.max_wait:
+            return reply
         response = cart_service_pb2.AddItemResponse.FromString(reply)
         await self._await_items(call.cart, [response.item], call.options, context)
         return response
@@ -48,8 +50,8 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         return response
 
     async def _add(self, call: requests.AddItems, encode: Callable[[Change, int], bytes]) -> bytes:
-        item_ids = [addition.item_id for addition in call.additions]
-        skus = [addition.sku for addition in call.additions]
+        item_ids = [one.item_id for one in call.additions]
+        skus = [one.sku for one in call.additions]
         return await self._mutate(
             call.cart,
             lambda contents, now, new_id: rules.add_items(
@@ -290,3 +292,6 @@ def _is_reconciling(change: Change) -> bool:
 
 def _bytes(message: Message) -> bytes:
     return message.SerializeToString(deterministic=True)
+
+
+_ENCODE_ADDED = _encode_item(cart_service_pb2.AddItemResponse)

@@ -112,7 +112,9 @@ def _max_wait(request: Any) -> float:
     return min(max(seconds, 0.0), float(MAX_WAIT_SECONDS))
 
 
-def _serialize(response: Message) -> bytes:
+def _serialize(response: Message | bytes) -> bytes:
+    if isinstance(response, bytes):
+        return response
     # Maps in the order of their keys: a reply that is given again has the same bytes.
     return response.SerializeToString(deterministic=True)
 

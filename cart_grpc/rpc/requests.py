@@ -7,7 +7,7 @@ from typing import Any
 from cart.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.message import Message
 
-from cart_grpc.carts.changes import Addition, CartUpdate, ItemUpdate, Terms
+from cart_grpc.carts.changes import Addition, CartUpdate, ItemUpdate, Terms, addition
 from cart_grpc.carts.names import CartKey
 from cart_grpc.rpc.fields import (
     MAX_LABELS,
@@ -92,7 +92,7 @@ def batch_add_items(request: cart_service_pb2.BatchAddItemsRequest, terms: Terms
 
 def _addition(fields: Fields, field: str, item: cart_pb2.Item, terms: Terms) -> Addition:
     quantity = item.quantity if item.HasField("quantity") else 1
-    return Addition(
+    return addition(
         sku=fields.text(f"{field}.sku", item.sku, MAX_SKU, least=1),
         options=fields.texts(f"{field}.options", item.options, MAX_OPTIONS),
         quantity=fields.quantity(f"{field}.quantity", quantity, terms.max_quantity_per_add),

@@ -11,20 +11,15 @@ from sqlalchemy import Connection
 
 from cart_grpc.carts.changes import NewId
 from cart_grpc.carts.names import CartKey, UserKey
-from cart_grpc.store import schema
 from cart_grpc.store.commands import Claim, Command, Extend, HandBack, Pause, Purge, Resume, WorkCommand
-from cart_grpc.store.rows import (
-    cart_values,
-    item_values,
-    reservation_values,
-    to_cart,
-    to_item,
-    to_reservation,
-)
-from cart_grpc.store.statements import CART, ITEM, REPLY, RESERVATION, SKU, Statements
+from cart_grpc.store.prepared import Rows
+from cart_grpc.store.rows import cart_row, item_row, reservation_row, to_cart, to_item, to_reservation
+from cart_grpc.store.statements import Statements, mark_row
 from cart_grpc.store.working import Needs, Reply, Working
 
 AnyCommand = Command[object] | WorkCommand
+# Who writes, and the number of its batch.
+Mark = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +36,9 @@ class Outcome:
     due: bool
 
 
-def run_batch(statements: Statements, connection: Connection, commands: Sequence[AnyCommand], new_id: NewId) -> Outcome:
+def run_batch(
+    statements: Statements, connection: Connection, commands: Sequence[AnyCommand], new_id: NewId, mark: Mark
+) -> Outcome:
     """Run `commands` in the transaction that `connection` has open; the caller commits.
 
     A command that is refused, or has a bug, is answered with its exception and changes nothing; the others go on.
@@ -51,11 +48,10 @@ def run_batch(statements: Statements, connection: Connection, commands: Sequence
     needs = Needs()
     for command in folded:
         command.add_needs(needs)
-    statements.lock_users(connection, needs.users)
-    now = statements.read_now(connection)
-    working = _load(statements, connection, needs)
+    now = statements.lock_users(connection, needs.users)
+    working = _load(statements, connection, needs) if folded else Working()
     folded_answers = iter([_answer(command, working, now, new_id) for command in folded])
-    _write(statements, connection, working, now)
+    _write(statements, connection, working, now, mark)
     # Claims come last: they wait for nobody, and nobody who waits for their rows holds what they need.
     answers = [
         _work(statements, connection, command, now) if isinstance(command, WorkCommand) else next(folded_answers)
@@ -66,30 +62,17 @@ def run_batch(statements: Statements, connection: Connection, commands: Sequence
 
 
 def _load(statements: Statements, connection: Connection, needs: Needs) -> Working:
-    working = Working()
-    read = statements.read
-    for row in read(connection, schema.replies, REPLY, [(*user, name) for user, name in sorted(needs.replies)]):
-        working.replies[UserKey(row.slice, row.user_id), row.request_id] = Reply(row.fingerprint, row.reply)
-    for row in read(connection, schema.carts, CART, needs.carts):
+    working, found = Working(), statements.load(connection, needs)
+    for slice_, user_id, request_id, fingerprint, reply, _ in found["replies"]:
+        stored = Reply(bytes.fromhex(fingerprint), bytes.fromhex(reply))
+        working.replies[UserKey(slice_, user_id), request_id] = stored
+    for row in found["carts"]:
         cart = to_cart(row)
         working.carts[cart.key] = cart
-    skus = set(needs.skus)
-    for row in read(connection, schema.items, ITEM, [(*cart_key, item_id) for cart_key, item_id in needs.items]):
-        item = to_item(row)
-        working.load_item(item)
-        skus.add((item.cart, item.sku))
-    for row in read(connection, schema.items, CART, needs.whole_carts):
+    for row in found["items"]:
         working.load_item(to_item(row))
-    ids = {(cart_key.slice, name) for cart_key, name in needs.reservations}
-    ids.update((key.slice, item.reservation_id) for key, items in working.items.items() for item in items.values())
-    for row in read(connection, schema.reservations, RESERVATION, ids):
+    for row in found["reservations"]:
         working.load_reservation(to_reservation(row))
-    for row in [
-        *read(connection, schema.reservations, SKU, [(*cart_key, sku) for cart_key, sku in skus]),
-        *read(connection, schema.reservations, CART, needs.whole_carts),
-    ]:
-        if row.reservation_id not in working.reservations:
-            working.load_reservation(to_reservation(row))
     return working
 
 
@@ -100,33 +83,24 @@ def _answer(command: Command[object], working: Working, now: int, new_id: NewId)
         return refusal
 
 
-def _write(statements: Statements, connection: Connection, working: Working, now: int) -> None:
-    statements.upsert(
-        connection, schema.carts, [cart_values(working.carts[key]) for key in sorted(working.changed_carts)]
-    )
+def _write(statements: Statements, connection: Connection, working: Working, now: int, mark: Mark) -> None:
     present, gone = [], []
     for key, item_id in sorted(working.changed_items):
         item = working.items[key].get(item_id)
         if item:
-            present.append(item_values(item))
+            present.append(item_row(item))
         else:
             gone.append((*key, item_id))
     statements.delete_items(connection, gone)
-    statements.upsert(connection, schema.items, present)
-    changed = [reservation_values(working.reservations[name]) for name in sorted(working.changed_reservations)]
-    statements.upsert(connection, schema.reservations, changed)
-    replies = [
-        {
-            "slice": user.slice,
-            "user_id": user.user_id,
-            "request_id": name,
-            "fingerprint": working.replies[user, name].fingerprint,
-            "reply": working.replies[user, name].reply,
-            "create_time": now,
-        }
-        for user, name in sorted(working.new_replies)
-    ]
-    statements.insert_replies(connection, replies)
+    replies = [(user, name, working.replies[user, name]) for user, name in sorted(working.new_replies)]
+    rows: dict[str, Rows] = {
+        "carts": [cart_row(working.carts[key]) for key in sorted(working.changed_carts)],
+        "items": present,
+        "reservations": [reservation_row(working.reservations[name]) for name in sorted(working.changed_reservations)],
+        "replies": [(*user, name, stored.fingerprint, stored.reply, now) for user, name, stored in replies],
+        "writers": [mark_row(*mark, now)],
+    }
+    statements.write(connection, rows)
 
 
 def _work(statements: Statements, connection: Connection, command: WorkCommand, now: int) -> object:

@@ -5,14 +5,17 @@ and for five hundred: a JSON array or `executemany` on SQLite, one array a colum
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
     FromClause,
+    LargeBinary,
+    ScalarSelect,
+    Select,
     Table,
     Text,
     TextClause,
@@ -28,9 +31,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cart_grpc.store.rows import Values
+from cart_grpc.store.prepared import OneByOne, Prepared, Rows, Together
 
-Key = tuple[Any, ...]
+Key = Sequence[Any]
+Values = dict[str, Any]
+Writer = OneByOne | Together
+KEYS: Final = "keys"
 Insert = sqlite.Insert | postgresql.Insert
 Condition = TextClause | None
 
@@ -46,16 +52,28 @@ class Dialect(Protocol):
         """Whether `columns` of a row of `table` equal one of the keys given to `bind_keys`, and it is `among`."""
         ...
 
-    def bind_keys(self, columns: Sequence[str], keys: Sequence[Key]) -> Mapping[str, Any]:
-        """The parameters of a statement that contains `keys`."""
+    def bind_keys(self, columns: Sequence[str], keys: Collection[Key], name: str = KEYS) -> Mapping[str, Any]:
+        """The parameters of a statement that contains keys under `name`."""
+        ...
+
+    def keyed(self, table: Table, columns: Sequence[str], name: str) -> Select[Any]:
+        """The rows of `table` whose `columns` equal one of the keys given to `bind_keys` under `name`."""
+        ...
+
+    def json_rows(self, rows: FromClause, columns: Sequence[ColumnElement[Any]]) -> ScalarSelect[str]:
+        """All of `rows` as one JSON text, an array of arrays of `columns`; bytes are in hexadecimal."""
         ...
 
     def insert(self, table: Table) -> Insert:
         """An INSERT of the rows given to `bind_rows`, every column of `table` in each."""
         ...
 
-    def bind_rows(self, table: Table, rows: Sequence[Values]) -> Mapping[str, Any] | Sequence[Values]:
-        """The parameters of an `insert`."""
+    def bind_rows(self, table: Table, rows: Rows) -> Mapping[str, Any] | Sequence[Values]:
+        """The parameters of an `insert`; the values of a row are in the order of the table's columns."""
+        ...
+
+    def together(self, upserts: Mapping[str, Insert]) -> Writer:
+        """What writes the rows of many tables, with an upsert for each."""
         ...
 
     def is_writable(self, connection: Connection) -> bool:
@@ -64,6 +82,10 @@ class Dialect(Protocol):
 
     def now(self) -> ColumnElement[int]:
         """The database's time, in microseconds since the Unix epoch."""
+        ...
+
+    def read_now(self, connection: Connection) -> int:
+        """The same, asked for."""
         ...
 
 
@@ -78,23 +100,37 @@ class SqliteDialect:
 
     def matches(self, table: Table, columns: Sequence[str], among: Condition = None) -> ColumnElement[bool]:
         # `(a, b) IN (SELECT ...)` makes SQLite search an index by its first column only: so, a join, and the rowids.
-        each = func.json_each(bindparam("keys", type_=Text)).table_valued("value", name="k")
         wanted = table.alias("wanted")
-        equal = (
-            wanted.c[name] == func.json_extract(each.c.value, literal_column(f"'$[{index}]'"))
-            for index, name in enumerate(columns)
-        )
-        rowids = select(*self.identity(wanted)).select_from(each).join(wanted, and_(*equal))
+        rowids = self._join(select(*self.identity(wanted)), wanted, columns, KEYS)
         return tuple_(*self.identity(table)).in_(rowids if among is None else rowids.where(among))
 
-    def bind_keys(self, columns: Sequence[str], keys: Sequence[Key]) -> Mapping[str, Any]:
-        return {"keys": json.dumps(keys)}
+    def keyed(self, table: Table, columns: Sequence[str], name: str) -> Select[Any]:
+        return self._join(select(table), table, columns, name)
+
+    def _join(self, rows: Select[Any], table: FromClause, columns: Sequence[str], name: str) -> Select[Any]:
+        each = func.json_each(bindparam(name, type_=Text)).table_valued("value", name="k")
+        equal = (
+            table.c[column] == func.json_extract(each.c.value, literal_column(f"'$[{index}]'"))
+            for index, column in enumerate(columns)
+        )
+        return rows.select_from(each).join(table, and_(*equal))
+
+    def bind_keys(self, columns: Sequence[str], keys: Collection[Key], name: str = KEYS) -> Mapping[str, Any]:
+        return {name: json.dumps(list(keys))}
+
+    def json_rows(self, rows: FromClause, columns: Sequence[ColumnElement[Any]]) -> ScalarSelect[str]:
+        each = (func.hex(one) if isinstance(one.type, LargeBinary) else one for one in columns)
+        return select(func.json_group_array(func.json_array(*each))).select_from(rows).scalar_subquery()
 
     def insert(self, table: Table) -> Insert:
         return sqlite.insert(table)
 
-    def bind_rows(self, table: Table, rows: Sequence[Values]) -> Mapping[str, Any] | Sequence[Values]:
-        return rows
+    def bind_rows(self, table: Table, rows: Rows) -> Mapping[str, Any] | Sequence[Values]:
+        names = table.columns.keys()
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def together(self, upserts: Mapping[str, Insert]) -> Writer:
+        return OneByOne(upserts)
 
     def is_writable(self, connection: Connection) -> bool:
         return bool(connection.exec_driver_sql("SELECT 1").scalar_one())
@@ -102,26 +138,50 @@ class SqliteDialect:
     def now(self) -> ColumnElement[int]:
         return bindparam("clock", callable_=self._clock, type_=BigInteger)
 
+    def read_now(self, connection: Connection) -> int:
+        return self._clock()
+
 
 class PostgresqlDialect:
     """PostgreSQL's clock is asked each time: its `now()` is the transaction's start, before its locks."""
+
+    def __init__(self) -> None:
+        self._now = Prepared(select(self.now()))
 
     def identity(self, table: FromClause) -> Sequence[ColumnElement[Any]]:
         return list(table.primary_key)
 
     def matches(self, table: Table, columns: Sequence[str], among: Condition = None) -> ColumnElement[bool]:
-        found = tuple_(*(table.c[name] for name in columns)).in_(select(_unnest(table, columns)))
+        found = tuple_(*(table.c[name] for name in columns)).in_(select(_unnest(table, columns, KEYS)))
         return found if among is None else and_(found, among)
 
-    def bind_keys(self, columns: Sequence[str], keys: Sequence[Key]) -> Mapping[str, Any]:
-        return {_array(column): [key[index] for key in keys] for index, column in enumerate(columns)}
+    def keyed(self, table: Table, columns: Sequence[str], name: str) -> Select[Any]:
+        keys = _unnest(table, columns, name)
+        return select(table).select_from(keys).join(table, and_(*(table.c[each] == keys.c[each] for each in columns)))
+
+    def bind_keys(self, columns: Sequence[str], keys: Collection[Key], name: str = KEYS) -> Mapping[str, Any]:
+        arrays = zip(*keys, strict=True) if keys else [()] * len(columns)
+        return {_array(name, column): array for column, array in zip(columns, arrays, strict=True)}
+
+    def json_rows(self, rows: FromClause, columns: Sequence[ColumnElement[Any]]) -> ScalarSelect[str]:
+        each = (func.encode(one, "hex") if isinstance(one.type, LargeBinary) else one for one in columns)
+        found = func.coalesce(func.json_agg(func.json_build_array(*each)), literal_column("'[]'"))
+        return select(cast(found, Text)).select_from(rows).scalar_subquery()
 
     def insert(self, table: Table) -> Insert:
-        columns = [column.name for column in table.columns]
-        return postgresql.insert(table).from_select(columns, select(_unnest(table, columns)))
+        columns = table.columns.keys()
+        return postgresql.insert(table).from_select(columns, select(_unnest(table, columns, table.name)))
 
-    def bind_rows(self, table: Table, rows: Sequence[Values]) -> Mapping[str, Any] | Sequence[Values]:
-        return {_array(column.name): [row[column.name] for row in rows] for column in table.columns}
+    def bind_rows(self, table: Table, rows: Rows) -> Mapping[str, Any] | Sequence[Values]:
+        return self.bind_keys(table.columns.keys(), rows, table.name)
+
+    def together(self, upserts: Mapping[str, Insert]) -> Writer:
+        written = [upsert.returning(literal_column("1")).cte(f"written_{name}") for name, upsert in upserts.items()]
+        everything = select(*(select(func.count()).select_from(one).scalar_subquery() for one in written))
+        columns = {
+            name: [_array(name, column.name) for column in upsert.table.columns] for name, upsert in upserts.items()
+        }
+        return Together(everything, columns)
 
     def is_writable(self, connection: Connection) -> bool:
         return bool(connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "off")
@@ -131,12 +191,16 @@ class PostgresqlDialect:
         asked = cast(func.floor(extract("epoch", func.clock_timestamp()) * 1_000_000), BigInteger)
         return select(asked).scalar_subquery()
 
+    def read_now(self, connection: Connection) -> int:
+        ((now,),) = self._now.fetch(connection, {})
+        return int(now)
 
-def _unnest(table: Table, columns: Sequence[str]) -> Any:
-    arrays = (bindparam(_array(name), type_=postgresql.ARRAY(table.c[name].type)) for name in columns)
+
+def _unnest(table: Table, columns: Sequence[str], name: str) -> Any:
+    arrays = (bindparam(_array(name, column), type_=postgresql.ARRAY(table.c[column].type)) for column in columns)
     return func.unnest(*arrays).table_valued(*columns, name="k").render_derived()
 
 
-def _array(column_name: str) -> str:
+def _array(name: str, column: str) -> str:
     """A parameter may not have a column's own name where that column could be set."""
-    return f"{column_name}_array"
+    return f"{name}_{column}_array"

@@ -91,7 +91,7 @@ class Reads:
     async def list_carts(self, page: Page) -> list[Snapshot]:
         """One page of a user's carts, without lines, and one more cart if there is one. Raises DatabaseUnavailable."""
         rows = await fetch(self._reader, _select_page(page, self._now), {})
-        return [Snapshot(to_cart(row), (), bool(row.reconciling), row.now) for row in rows]
+        return [Snapshot(to_cart(row[: len(carts.columns)]), (), bool(row.reconciling), row.now) for row in rows]
 
     async def is_releasing(self, key: CartKey, item_id: str | None = None) -> bool:
         """Whether a release in the cart, or of one item, is not confirmed yet. Raises DatabaseUnavailable."""
@@ -120,22 +120,9 @@ async def fetch(reader: AsyncEngine, statement: Select[Any], parameters: dict[st
         raise
 
 
-class _Part:
-    """The columns of one table in a joined row, under their own names."""
-
-    __slots__ = ("_mapping", "_prefix")
-
-    def __init__(self, row: Row[Any], prefix: str) -> None:
-        self._mapping = row._mapping  # noqa: SLF001 - the documented name of a row's mapping
-        self._prefix = prefix
-
-    def __getattr__(self, name: str) -> Any:
-        return self._mapping[f"{self._prefix}_{name}"]
-
-
-def part(row: Row[Any], prefix: str) -> Any:
+def part(row: Row[Any], prefix: str) -> Sequence[Any]:
     """The columns that `labelled` has put into a joined row under `prefix`, as a row of their own."""
-    return _Part(row, prefix)
+    return [value for name, value in row._mapping.items() if name.startswith(f"{prefix}_")]  # noqa: SLF001
 
 
 def labelled(prefix: str, table: FromClause) -> list[Any]:

@@ -1,7 +1,8 @@
 """Every statement of the write path, built once for a dialect."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -9,25 +10,30 @@ from sqlalchemy import (
     Connection,
     Executable,
     Exists,
-    Row,
     Table,
     and_,
     bindparam,
     case,
     delete,
     exists,
+    func,
+    literal_column,
     not_,
     or_,
     select,
     tuple_,
+    union,
+    union_all,
     update,
 )
 
 from cart_grpc.carts.names import UserKey
 from cart_grpc.carts.reservation import Reservation
 from cart_grpc.store import schema
-from cart_grpc.store.dialects import Dialect, Insert, Key
-from cart_grpc.store.rows import Values, to_reservation
+from cart_grpc.store.dialects import KEYS, Dialect, Insert, Key
+from cart_grpc.store.prepared import Prepared, Rows
+from cart_grpc.store.rows import to_reservation
+from cart_grpc.store.working import Needs
 
 USER = ("slice", "user_id")
 REPLY = ("slice", "user_id", "request_id")
@@ -51,6 +57,17 @@ _RESUME = delete(schema.pauses).where(schema.is_pause)
 _FORGET_WRITERS = delete(schema.writers).where(schema.writers.c.update_time < bindparam("before", type_=BigInteger))
 
 
+# In this order: the reply's primary key is the last that can refuse.
+WRITTEN = (schema.carts, schema.items, schema.reservations, schema.replies, schema.writers)
+_ITEM_SKU = schema.items.columns.keys().index("sku")
+LOADED = (schema.replies, schema.carts, schema.items, schema.reservations)
+
+
+def mark_row(writer: str, number: int, now: int) -> tuple[Any, ...]:
+    """The row that says that `writer` has come to batch `number`."""
+    return (0, writer, number, now)
+
+
 class LostUpdate(Exception):
     """A guarded write found a newer row under a lock that should have kept others out: a bug, and nothing is kept."""
 
@@ -65,73 +82,71 @@ class Statements:
     def __init__(self, dialect: Dialect, *, lock_users: bool) -> None:
         self._dialect = dialect
         self._lock_users = lock_users
-        self._now = select(dialect.now())
-        self._selects: dict[tuple[str, tuple[str, ...]], Executable] = {}
-        self._upserts = {
-            table.name: _upsert(dialect, table) for table in (schema.carts, schema.items, schema.reservations)
-        }
-        self._insert_replies = dialect.insert(schema.replies)
-        lock = dialect.insert(schema.users)
-        self._lock = _on_conflict(lock, schema.users, {"lock_count": schema.users.c.lock_count + 1}, None)
-        self._delete_items = delete(schema.items).where(dialect.matches(schema.items, ITEM))
+        self._lock = Prepared(_lock(dialect))
+        self._load = Prepared(_load(dialect))
+        self._load_skus = Prepared(_load_skus(dialect))
+        self._delete_items = Prepared(delete(schema.items).where(dialect.matches(schema.items, ITEM)))
+        self._writer = dialect.together({table.name: _upsert(dialect, table) for table in WRITTEN})
         self._claims: dict[Lane, Executable] = {
             HOLD_LANE: _claim(dialect, schema.due),
             RELEASE_LANE: _claim(dialect, schema.due_release),
         }
         self._lease = _lease(dialect)
-        self._mark = _upsert(dialect, schema.writers)
         pause = dialect.insert(schema.pauses)
         self._pause = _on_conflict(pause, schema.pauses, {"reason": pause.excluded.reason}, None)
         self._purges = (_purge_replies(dialect), _purge_reservations(dialect), _purge_carts(dialect))
         self._purge_users = _purge_users(dialect)
 
-    def lock_users(self, connection: Connection, users: Iterable[UserKey]) -> None:
+    def lock_users(self, connection: Connection, users: Collection[UserKey]) -> int:
         """Lock the users' rows in one order, the same for every replica: batches that lock in no order deadlock.
 
-        SQLite has the whole file locked by BEGIN IMMEDIATE.
+        SQLite has the whole file locked by BEGIN IMMEDIATE. Returns the database's time, in microseconds, once locked.
         """
-        rows = [{"slice": user.slice, "user_id": user.user_id, "lock_count": 1} for user in sorted(users)]
-        if rows and self._lock_users:
-            connection.execute(self._lock, self._dialect.bind_rows(schema.users, rows))
+        if not users or not self._lock_users:
+            return self.read_now(connection)
+        rows = self._dialect.bind_rows(schema.users, [(*user, 1) for user in sorted(users)])
+        ((now, _),) = self._lock.fetch(connection, cast("Mapping[str, Any]", rows))
+        return int(now)
 
     def read_now(self, connection: Connection) -> int:
-        """The database's time in microseconds; read it after the locks."""
-        return int(connection.execute(self._now).scalar_one())
+        """The database's time in microseconds."""
+        return self._dialect.read_now(connection)
 
-    def read(
-        self, connection: Connection, table: Table, columns: tuple[str, ...], keys: Iterable[Key]
-    ) -> Sequence[Row[Any]]:
-        """The rows of `table` whose `columns` equal one of `keys`; of reservations not named by id, those reconciling.
+    def load(self, connection: Connection, needs: Needs) -> Mapping[str, Rows]:
+        """What a batch needs, by table: with an item its reservation, with a sku those that are reconciling.
 
         Reservations are locked: a claim takes no user's lock, and what it writes must not be written over.
         """
-        wanted = list(keys)
-        if not wanted:
-            return []
-        statement = self._selects.get((table.name, columns))
-        if statement is None:
-            among = schema.reconciling if table is schema.reservations and columns != RESERVATION else None
-            statement = select(table).where(self._dialect.matches(table, columns, among))
-            if table is schema.reservations:
-                statement = statement.with_for_update()
-            self._selects[table.name, columns] = statement
-        return connection.execute(statement, self._dialect.bind_keys(columns, wanted)).all()
+        keys = {
+            "replies": (REPLY, [(*user, name) for user, name in needs.replies]),
+            "carts": (CART, needs.carts),
+            "whole_carts": (CART, needs.whole_carts),
+            "items": (ITEM, [(*cart, item_id) for cart, item_id in needs.items]),
+            "reservations": (RESERVATION, [(cart.slice, name) for cart, name in needs.reservations]),
+            "skus": (SKU, [(*cart, sku) for cart, sku in needs.skus]),
+        }
+        parameters: dict[str, Any] = {}
+        for name, (columns, wanted) in keys.items():
+            parameters.update(self._dialect.bind_keys(columns, wanted, name))
+        (row,) = self._load.fetch(connection, parameters)
+        found = {table.name: json.loads(text) for table, text in zip(LOADED, row, strict=True)}
+        # A change of an item that was named without its sku.
+        skus = {(*item[:3], item[_ITEM_SKU]) for item in found["items"]} - {(*cart, sku) for cart, sku in needs.skus}
+        if skus:
+            ((text,),) = self._load_skus.fetch(connection, self._dialect.bind_keys(SKU, skus))
+            found["reservations"] += json.loads(text)
+        return found
 
-    def upsert(self, connection: Connection, table: Table, rows: Sequence[Values]) -> None:
-        """Write whole rows. Raises LostUpdate where what only rises would have fallen."""
-        if not rows:
-            return
-        written = connection.execute(self._upserts[table.name], self._dialect.bind_rows(table, rows)).rowcount
-        if written != len(rows):
-            raise LostUpdate(f"{table.name}: {written} of {len(rows)} rows were written")
-
-    def insert_replies(self, connection: Connection, rows: Sequence[Values]) -> None:
-        if rows:
-            connection.execute(self._insert_replies, self._dialect.bind_rows(schema.replies, rows))
+    def write(self, connection: Connection, rows: Mapping[str, Rows]) -> None:
+        """Write whole rows, by table. Raises LostUpdate where what only rises would have fallen."""
+        written = self._writer.write(connection, rows)
+        for name, wanted in rows.items():
+            if written.get(name, 0) != len(wanted):
+                raise LostUpdate(f"{name}: {written.get(name)} of {len(wanted)} rows were written")
 
     def delete_items(self, connection: Connection, keys: Sequence[Key]) -> None:
         if keys:
-            connection.execute(self._delete_items, self._dialect.bind_keys(ITEM, keys))
+            self._delete_items.fetch(connection, self._dialect.bind_keys(ITEM, keys))
 
     def claim(self, connection: Connection, lane: Lane, limit: int, now: int, lease: int) -> list[Reservation]:
         """Claim up to `limit` due reservations of `lane` for `lease` microseconds, raising epoch and attempt."""
@@ -157,7 +172,7 @@ class Statements:
 
     def pause(self, connection: Connection, reason: str, now: int) -> None:
         """Let nobody claim anything, for `reason`. The time at which it was first said stays."""
-        row = {"slice": 0, "name": schema.RESERVATIONS_PAUSE, "reason": reason, "create_time": now}
+        row = (0, schema.RESERVATIONS_PAUSE, reason, now)
         connection.execute(self._pause, self._dialect.bind_rows(schema.pauses, [row]))
 
     def resume(self, connection: Connection) -> None:
@@ -166,8 +181,7 @@ class Statements:
 
     def mark(self, connection: Connection, writer: str, number: int, now: int) -> None:
         """Note in the transaction itself that `writer` has come to batch `number`."""
-        row = {"slice": 0, "writer_id": writer, "batch": number, "update_time": now}
-        connection.execute(self._mark, self._dialect.bind_rows(schema.writers, [row]))
+        self.write(connection, {"writers": [mark_row(writer, number, now)]})
 
     def find_mark(self, connection: Connection, writer: str) -> int | None:
         """The number of the last batch that `writer` committed. Waits for a transaction of its that is still going."""
@@ -245,15 +259,54 @@ def _purge(dialect: Dialect, time: Column[Any], *over: Any) -> Executable:
     return delete(table).where(tuple_(*dialect.identity(table)).in_(select(chosen))).returning(*owners)
 
 
-def _upsert(dialect: Dialect, table: Table) -> Executable:
+def _lock(dialect: Dialect) -> Executable:
+    """Lock users and tell the time: it is read from what was locked, so not before."""
+    lock = dialect.insert(schema.users)
+    locked = _on_conflict(lock, schema.users, {"lock_count": schema.users.c.lock_count + 1}, None)
+    users = locked.returning(literal_column("1")).cte("locked")
+    return select(dialect.now(), func.count()).select_from(users)
+
+
+def _load(dialect: Dialect) -> Executable:
+    """All that a batch needs in one statement, a JSON text a table."""
+    items, reservations = schema.items, schema.reservations
+    touched = union_all(dialect.keyed(items, ITEM, "items"), dialect.keyed(items, CART, "whole_carts")).cte("touched")
+    identity = [reservations.c[name] for name in RESERVATION]
+    named = union(
+        dialect.keyed(reservations, RESERVATION, "reservations").with_only_columns(*identity),
+        select(touched.c.slice, touched.c.reservation_id),
+        dialect.keyed(reservations, SKU, "skus").with_only_columns(*identity).where(schema.reconciling),
+        dialect.keyed(reservations, CART, "whole_carts").with_only_columns(*identity).where(schema.reconciling),
+    ).cte("named")
+    same = and_(*(reservations.c[name] == named.c[name] for name in RESERVATION))
+    locked = select(reservations).select_from(named).join(reservations, same).with_for_update(of=reservations)
+    found = (
+        dialect.keyed(schema.replies, REPLY, "replies").subquery(),
+        dialect.keyed(schema.carts, CART, "carts").subquery(),
+        touched,
+        locked.subquery(),
+    )
+    return select(*(dialect.json_rows(rows, list(rows.c)) for rows in found))
+
+
+def _load_skus(dialect: Dialect) -> Executable:
+    """Joined to the items in `_load`, SQLite would read all that is reconciling to filter it."""
+    reservations = dialect.keyed(schema.reservations, SKU, KEYS).where(schema.reconciling)
+    rows = reservations.with_for_update(of=schema.reservations).subquery()
+    return select(dialect.json_rows(rows, list(rows.c)))
+
+
+def _upsert(dialect: Dialect, table: Table) -> Insert:
     statement = dialect.insert(table)
+    if table is schema.replies:
+        return statement
     values = {column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key}
     rising = schema.RISING.get(table.name, ())
     guard = and_(*(table.c[name] <= statement.excluded[name] for name in rising)) if rising else None
     return _on_conflict(statement, table, values, guard)
 
 
-def _on_conflict(statement: Insert, table: Table, values: dict[str, Any], guard: Any) -> Executable:
+def _on_conflict(statement: Insert, table: Table, values: dict[str, Any], guard: Any) -> Insert:
     primary_key = [column.name for column in table.primary_key]
     return statement.on_conflict_do_update(index_elements=primary_key, set_=values, where=guard)
 

@@ -65,15 +65,17 @@ class Working:
         `skus` are those of lines that it may make.
         """
         items = self.items[key]
-        whole = item_ids is None
+        named = set(skus)
         if item_ids is None:
             item_ids = sorted(items, key=lambda item_id: (items[item_id].create_time, items[item_id].uid))
-        lines = {item_id: self._line(items[item_id]) for item_id in item_ids if item_id in items}
-        named = {*skus, *(line.item.sku for line in lines.values())}
-        if whole:
             named.update(sku for cart, sku in self._of_sku if cart == key)
-        releasing = frozenset(sku for sku in named if any(one.releasing for one in self.of_sku(key, sku)))
+        lines = {item_id: self._line(items[item_id]) for item_id in item_ids if item_id in items}
+        named.update(line.item.sku for line in lines.values())
+        releasing = frozenset(sku for sku in named if self._is_releasing(key, sku))
         return Contents(key, self.carts.get(key), lines, releasing)
+
+    def _is_releasing(self, key: CartKey, sku: str) -> bool:
+        return any(self.reservations[name].releasing for name in self._of_sku.get((key, sku), ()))
 
     def _line(self, item: Item) -> Line:
         return Line(item, self.reservations[item.reservation_id])

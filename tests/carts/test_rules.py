@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cart_grpc.carts import rules
-from cart_grpc.carts.changes import Addition, CartUpdate, Change, Contents, ItemUpdate, Terms
+from cart_grpc.carts.changes import Addition, CartUpdate, Change, Contents, ItemUpdate, Terms, addition
 from cart_grpc.carts.model import CartState, Money
 from cart_grpc.carts.protocol import observe, release
 from cart_grpc.carts.refusals import (
@@ -28,7 +28,7 @@ new_id = numbered_ids()
 
 
 def some(sku: str = SKU, quantity: int = 1, price: Money | None = None, **more: Any) -> Addition:
-    return Addition(sku, more.get("options", {}), quantity, price, more.get("labels"))
+    return addition(sku, more.get("options", {}), quantity, price, more.get("labels"))
 
 
 def add(contents: Contents, *additions: Addition, etag: str = "", now: int = LATER) -> Change:

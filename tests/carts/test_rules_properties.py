@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cart_grpc.carts import rules
-from cart_grpc.carts.changes import Addition, CartUpdate, Change, Contents, ItemUpdate, NewId, Terms
+from cart_grpc.carts.changes import CartUpdate, Change, Contents, ItemUpdate, NewId, Terms, addition
 from cart_grpc.carts.model import ENDED, Cart, Line, Money
 from cart_grpc.carts.refusals import Refused
 from cart_grpc.carts.reservation import Disposition, Reservation
@@ -14,7 +14,7 @@ TERMS = Terms(max_quantity_per_item=6, max_items_per_cart=3)
 SKUS = st.sampled_from(["a", "b", "c", "d"])
 PRICES = st.one_of(st.none(), st.builds(Money, st.sampled_from(["EUR", "EUR", "USD"]), st.integers(0, 9)))
 ADDITIONS = st.builds(
-    Addition, SKUS, st.sampled_from([{}, {"size": "L"}]), st.integers(1, 4), PRICES, st.sampled_from([None, {"x": "y"}])
+    addition, SKUS, st.sampled_from([{}, {"size": "L"}]), st.integers(1, 4), PRICES, st.sampled_from([None, {"x": "y"}])
 )
 UPDATES = st.builds(
     ItemUpdate, st.sets(st.sampled_from(["quantity", "unit_price", "labels"])), st.integers(1, 7), PRICES

@@ -242,6 +242,7 @@ class SimulatedEngine:
 
     locks_users = False
     is_shared = True
+    linger = 0.0
 
     def __init__(self, database: Database, process: Process) -> None:
         self.name = process.name

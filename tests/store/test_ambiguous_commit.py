@@ -6,9 +6,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
-from sqlalchemy import Connection, event
-from sqlalchemy.engine import Engine as SyncEngine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cart_grpc import app
@@ -18,17 +16,9 @@ from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine
 from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.hints import Hints
 from cart_grpc.store.store import Store
-from tests.store.writes import SKU, add, answered, claim_one, count, decode, snapshot
+from tests.store.writes import SKU, add, answered, before_commit, claim_one, count, decode, snapshot
 
 KILL = "SELECT pg_terminate_backend(pg_backend_pid())"
-
-
-def sync_writer(engine: Engine) -> SyncEngine:
-    """The writer's engine, as SQLAlchemy's events know it."""
-    if isinstance(engine, PostgresqlEngine):
-        return engine._writer.sync_engine
-    assert isinstance(engine, SqliteEngine)
-    return engine._writer
 
 
 def break_connection(connection: Connection) -> None:
@@ -36,7 +26,7 @@ def break_connection(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(KILL)
         raise AssertionError("the backend is still there")
-    raise OperationalError("COMMIT", {}, sqlite3.OperationalError("disk I/O error"))
+    raise sqlite3.OperationalError("disk I/O error")
 
 
 class Breaking:
@@ -49,7 +39,8 @@ class Breaking:
         self._committed = committed
         self._plan = list(plan)
         self.broken = 0
-        event.listen(sync_writer(engine), "commit", self)
+        assert isinstance(engine, SqliteEngine | PostgresqlEngine)
+        before_commit(engine, self)
 
     def __call__(self, connection: Connection) -> None:
         if not self._plan or self._plan.pop(0) == ".":

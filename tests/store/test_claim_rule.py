@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select
 from cart_grpc.carts.reservation import Disposition, Observed, Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.rows import reservation_values, to_reservation
+from cart_grpc.store.rows import reservation_row, to_reservation
 from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane, Statements
 from tests.carts.examples import NOW, SECOND, a_hold
 from tests.protocol.claims import claim
@@ -53,7 +53,7 @@ async def test_a_claim_turns_any_row_into_what_the_rule_says(engine: Engine, lan
     statements = Statements(engine.dialect, lock_users=engine.locks_users)
 
     def work(connection: Connection) -> tuple[list[Reservation], list[Reservation]]:
-        statements.upsert(connection, schema.reservations, [reservation_values(row) for row in before.values()])
+        statements.write(connection, {"reservations": [reservation_row(row) for row in before.values()]})
         claimed = statements.claim(connection, lane, len(before), NOW, LEASE)
         return claimed, [to_reservation(row) for row in connection.execute(select(schema.reservations))]
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection
 
 from cart_grpc import app
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown
@@ -12,7 +12,7 @@ from cart_grpc.store import group_commit, migrate
 from cart_grpc.store.engine import PostgresqlEngine, connect
 from cart_grpc.store.store import Store
 from tests.postgres import PostgresServer, running_postgres
-from tests.store.writes import SKU, add, claim, decode, snapshot
+from tests.store.writes import SKU, add, before_commit, claim, decode, snapshot
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +76,13 @@ async def test_a_database_that_goes_away_in_mid_commit_leaves_the_outcome_unknow
     await store.mutate(add())
 
     def pull_the_plug(connection: Connection) -> None:
-        event.remove(engine._writer.sync_engine, "commit", pull_the_plug)
+        end()
         if committed:
             connection.exec_driver_sql("COMMIT")
         own_postgres.kill()
         connection.exec_driver_sql("SELECT 1")
 
-    event.listen(engine._writer.sync_engine, "commit", pull_the_plug)
+    end = before_commit(engine, pull_the_plug)
     with pytest.raises(OutcomeUnknown):
         await store.mutate(add(request_id="r1"))
     own_postgres.start()
@@ -95,12 +95,12 @@ async def test_a_database_that_is_back_soon_settles_the_outcome_by_itself(
     store: Store, engine: PostgresqlEngine, own_postgres: PostgresServer
 ) -> None:
     def pull_the_plug(connection: Connection) -> None:
-        event.remove(engine._writer.sync_engine, "commit", pull_the_plug)
+        end()
         connection.exec_driver_sql("COMMIT")
         own_postgres.kill()
         connection.exec_driver_sql("SELECT 1")
 
-    event.listen(engine._writer.sync_engine, "commit", pull_the_plug)
+    end = before_commit(engine, pull_the_plug)
     writing = asyncio.create_task(store.mutate(add()))
     async with asyncio.timeout(20):
         while not _is_down(own_postgres):

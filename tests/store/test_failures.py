@@ -1,9 +1,10 @@
 """What goes wrong with one command stays with it."""
 
 import asyncio
+from sqlite3 import IntegrityError
 
 import pytest
-from sqlalchemy.exc import IntegrityError
+from asyncpg import IntegrityConstraintViolationError
 
 from cart_grpc import app
 from cart_grpc.carts.names import cart_key, user_key
@@ -70,7 +71,7 @@ async def test_a_batch_that_the_database_refuses_is_split_and_only_the_culprit_f
     commands = [add() for _ in range(6)]
     commands.insert(position, refused_by_the_database(bob))
     results = await asyncio.gather(*map(writer.write, commands), return_exceptions=True)
-    assert isinstance(results.pop(position), IntegrityError)
+    assert isinstance(results.pop(position), IntegrityError | IntegrityConstraintViolationError)
     assert [decode(reply)[SKU] for reply in results if isinstance(reply, bytes)] == [1, 2, 3, 4, 5, 6]
     assert await total(engine) == 6
     assert await Reads(engine).find_cart(bob) is None
@@ -79,7 +80,7 @@ async def test_a_batch_that_the_database_refuses_is_split_and_only_the_culprit_f
 async def test_a_culprit_in_the_same_cart_leaves_no_trace_in_it(writer: GroupCommit, engine: Engine) -> None:
     commands = [add(), refused_by_the_database(), add()]
     results = await asyncio.gather(*map(writer.write, commands), return_exceptions=True)
-    assert isinstance(results[1], IntegrityError)
+    assert isinstance(results[1], IntegrityError | IntegrityConstraintViolationError)
     found = await Reads(engine).find_cart(KEY)
     assert found is not None
     assert [(line.item.sku, line.item.quantity) for line in found.lines] == [(SKU, 2)]

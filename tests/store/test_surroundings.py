@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlite3 import connect as connect_sqlite
 
 import pytest
-from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from cart_grpc import app
@@ -20,7 +20,7 @@ from cart_grpc.store import group_commit
 from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine, connect, find_refusal
 from cart_grpc.store.store import Store
 from tests.processes.proxy import wired
-from tests.store.test_ambiguous_commit import Breaking, sync_writer
+from tests.store.test_ambiguous_commit import Breaking
 from tests.store.writes import SKU, add, decode, snapshot
 
 on_sqlite = pytest.mark.parametrize("backend", ["sqlite"])
@@ -141,7 +141,7 @@ LOCK = text("SELECT 1 FROM users WHERE user_id = :user FOR UPDATE")
 
 @on_postgresql
 async def test_a_deadlock_with_another_replica_is_tried_again_and_nobody_notices(
-    store: Store, engine: Engine, outside: AsyncConnection
+    store: Store, engine: Engine, outside: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = sorted(cart_key(user_key(name), "default") for name in ("alice", "bob"))
     await asyncio.gather(*(store.mutate(add(key=key)) for key in keys))
@@ -149,9 +149,12 @@ async def test_a_deadlock_with_another_replica_is_tried_again_and_nobody_notices
     await say(engine, "SET deadlock_timeout = '50ms'")
     await outside.execute(text("SET deadlock_timeout = '1min'"))
     states = []
-    event.listen(
-        sync_writer(engine), "handle_error", lambda context: states.append(context.original_exception.sqlstate)
-    )
+
+    def find(error: BaseException) -> DatabaseUnavailable | None:
+        states.append(getattr(error, "sqlstate", ""))
+        return find_refusal(error)
+
+    monkeypatch.setattr(group_commit, "find_refusal", find)
     await outside.execute(LOCK, {"user": keys[1].user_id})
     # Its locks are taken in one order, so only somebody who takes them in another can be in its way.
     writing = asyncio.gather(*(store.mutate(add(key=key, request_id="r1")) for key in keys))

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, func, select
 
 from cart_grpc.carts import rules
-from cart_grpc.carts.changes import Addition, Change, Contents, NewId, Terms
+from cart_grpc.carts.changes import Change, Contents, NewId, Terms, addition
 from cart_grpc.carts.names import CartKey, cart_key, item_id_of, user_key
 from cart_grpc.carts.reservation import Decision, Disposition, Observed, Reservation, Silence
 from cart_grpc.store import schema
 from cart_grpc.store.commands import Claim, Mutation, Record
-from cart_grpc.store.engine import Engine
+from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine
 from cart_grpc.store.reads import Snapshot
 from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane
 from cart_grpc.store.store import Store
@@ -42,12 +42,12 @@ def add(
     sku: str = SKU, quantity: int = 1, key: CartKey = KEY, *, request_id: str = "", body: bytes = b"", etag: str = ""
 ) -> Mutation:
     """AddItem."""
-    addition = Addition(sku, {}, quantity, None, None)
+    added = addition(sku, {}, quantity, None, None)
 
     def decide(contents: Contents, now: int, new_id: NewId) -> Change:
-        return rules.add_items(contents, [addition], etag, TERMS, now, new_id)
+        return rules.add_items(contents, [added], etag, TERMS, now, new_id)
 
-    return Mutation(key, decide, encode, [addition.item_id], [sku], request_id, body)
+    return Mutation(key, decide, encode, [added.item_id], [sku], request_id, body)
 
 
 def remove(sku: str = SKU, key: CartKey = KEY) -> Mutation:
@@ -148,6 +148,7 @@ class Wrapped:
         self.locks_users = engine.locks_users
         self.name = engine.name
         self.is_shared = engine.is_shared
+        self.linger = engine.linger
         self.reader = engine.reader
         self.transactions = 0
 
@@ -162,3 +163,19 @@ class Wrapped:
 
     async def close(self) -> None:
         await self.inner.close()
+
+
+def before_commit(engine: SqliteEngine | PostgresqlEngine, hook: Callable[[Connection], None]) -> Callable[[], None]:
+    """Call `hook` where the writer would commit, and commit after it unless it raises. Returns what ends that."""
+    real = engine._commit
+
+    def commit(connection: Connection) -> None:
+        hook(connection)
+        real(connection)
+
+    engine._commit = commit  # type: ignore[method-assign]
+
+    def end() -> None:
+        engine._commit = real  # type: ignore[method-assign]
+
+    return end

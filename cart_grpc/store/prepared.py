@@ -1,0 +1,101 @@
+"""Statements that are run on the driver itself; their text is still SQLAlchemy's, written once.
+
+Every write of a caller passes here, and through SQLAlchemy each statement costs about as much as all the rest of a
+batch: see docs/performance.md.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import asyncpg
+from sqlalchemy import Connection, Executable
+from sqlalchemy.util import await_only
+
+Rows = Sequence[Sequence[Any]]
+
+
+class Prepared:
+    """One statement, for one dialect."""
+
+    def __init__(self, statement: Executable) -> None:
+        self._statement = statement
+        self._text = ""
+        self._names: Sequence[str] = ()
+        self._constants: Mapping[str, Any] = {}
+
+    def text(self, connection: Connection) -> str:
+        """What is said to the database."""
+        if not self._text:
+            compiled: Any = self._statement.compile(dialect=connection.dialect)  # type: ignore[attr-defined]
+            self._names = compiled.positiontup or ()
+            self._constants = compiled.params
+            self._text = str(compiled)
+        return self._text
+
+    def fetch(self, connection: Connection, parameters: Mapping[str, Any]) -> Rows:
+        """Run it in the transaction that `connection` has open. Returns its rows; raises what the driver raises."""
+        text = self.text(connection)
+        constants = self._constants
+        return fetch(connection, text, [parameters[n] if n in parameters else constants[n] for n in self._names])
+
+
+def fetch(connection: Connection, text: str, values: Sequence[Any]) -> Rows:
+    """The rows that `text` brings on the driver's own connection. Raises what the driver raises."""
+    driver: Any = connection.connection.driver_connection
+    if isinstance(driver, asyncpg.Connection):
+        found: Rows = await_only(driver.fetch(text, *values))
+        return found
+    rows: Rows = driver.execute(text, values).fetchall()
+    return rows
+
+
+class OneByOne:
+    """Upserts of SQLite: one statement a table, prepared once for each number of rows.
+
+    One statement of 32 rows lets go of the interpreter once; `executemany` would 32 times, and wait for it each time.
+    """
+
+    LARGEST = 64
+
+    def __init__(self, upserts: Mapping[str, Executable]) -> None:
+        self._upserts = {name: Prepared(upsert) for name, upsert in upserts.items()}
+        self._texts: dict[tuple[str, int], str] = {}
+
+    def write(self, connection: Connection, rows: Mapping[str, Rows]) -> Mapping[str, int]:
+        """Write `rows`, each in the order of its table's columns. Returns how many were, by table."""
+        return {name: self._write(connection, name, wanted) for name, wanted in rows.items() if wanted}
+
+    def _write(self, connection: Connection, name: str, rows: Rows) -> int:
+        driver: Any = connection.connection.driver_connection
+        written = start = 0
+        while start < len(rows):
+            size = min(len(rows) - start, self.LARGEST)
+            values = [value for row in rows[start : start + size] for value in row]
+            written += driver.execute(self._text(connection, name, size), values).rowcount
+            start += size
+        return written
+
+    def _text(self, connection: Connection, name: str, size: int) -> str:
+        text = self._texts.get((name, size))
+        if text is None:
+            one = self._upserts[name].text(connection)
+            row = one[one.index("VALUES (") + len("VALUES ") : one.index(")", one.index("VALUES (")) + 1]
+            text = self._texts[name, size] = one.replace(row, ", ".join([row] * size), 1)
+        return text
+
+
+class Together:
+    """Upserts of PostgreSQL: one statement for all tables, since each would be a round trip."""
+
+    def __init__(self, everything: Executable, columns: Mapping[str, Sequence[str]]) -> None:
+        self._everything = Prepared(everything)
+        self._columns = columns
+
+    def write(self, connection: Connection, rows: Mapping[str, Rows]) -> Mapping[str, int]:
+        """As OneByOne does."""
+        parameters: dict[str, Any] = {}
+        for name, columns in self._columns.items():
+            wanted = rows.get(name) or ()
+            parameters.update(zip(columns, zip(*wanted, strict=True) if wanted else [()] * len(columns), strict=True))
+        (counts,) = self._everything.fetch(connection, parameters)
+        return dict(zip(self._columns, counts, strict=True))
