@@ -17,6 +17,7 @@ from cart_grpc.carts.changes import Terms
 from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseUnavailable
 from cart_grpc.reservations import transports
 from cart_grpc.reservations.reconciler import Reconciler, ReconcilerConfig
+from cart_grpc.rpc.admission import Admission
 from cart_grpc.rpc.server import Server, admin_server, cart_server
 from cart_grpc.settings import Settings
 from cart_grpc.store import migrate, restore
@@ -251,9 +252,18 @@ async def running(settings: Settings, *, serve: bool, reconcile: bool) -> AsyncI
             server = admin_server(Operator(store, terms, reconciler), timeout)
             admin_port = await stack.enter_async_context(running_server(server, "admin_listen", settings, store))
         if serve:
-            server = cart_server(store, terms, timeout)
+            server = cart_server(store, terms, timeout, _admission(settings))
             port = await stack.enter_async_context(running_server(server, "listen", settings, store))
         yield Ports(port, admin_port)
+
+
+def _admission(settings: Settings) -> Admission:
+    return Admission(
+        calls=settings.max_calls,
+        calls_per_user=settings.max_calls_per_user,
+        waiting=settings.max_waiting_calls,
+        waiting_per_user=settings.max_waiting_calls_per_user,
+    )
 
 
 def _terms(settings: Settings) -> Terms:

@@ -76,6 +76,19 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="what is logged, to stderr")
     call_timeout: Seconds = Field(10.0, description="the longest a call takes; its max_wait comes on top")
     shutdown_grace: float = Field(10.0, ge=0, le=3600, description="how long calls under way may go on at the end")
+    max_calls: int = Field(1_000, ge=1, le=100_000, description="calls at work at a time before one is refused")
+    max_calls_per_user: int = Field(
+        8, ge=1, le=100_000, description="of them, one user's; further ones wait until one of them ends"
+    )
+    max_waiting_calls: int = Field(
+        10_000,
+        ge=0,
+        le=1_000_000,
+        description="calls that wait at a time: for that, or as max_wait says for a reservation",
+    )
+    max_waiting_calls_per_user: int = Field(
+        500, ge=0, le=1_000_000, description="of them, one user's; one more is refused, or answered without waiting"
+    )
     write_queue_size: int = Field(4096, ge=1, le=1_000_000, description="writes that may wait before one is refused")
     max_quantity_per_add: int = Field(100, ge=1, le=1_000_000, description="the most that one AddItem adds")
     max_quantity_per_item: int = Field(1_000, ge=1, le=1_000_000, description="the most that one item holds")

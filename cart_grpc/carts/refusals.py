@@ -13,7 +13,8 @@
     │   └── EtagMismatch             the cart has changed since the caller read it
     ├── LimitExceeded                a stored total would pass its limit
     └── Unavailable                  nothing is wrong with the request; try again
-        ├── Overloaded               too much is waiting to be written
+        ├── Overloaded               too much is under way
+        │   └── TooManyCalls         too much of one user is under way
         ├── DatabaseUnavailable      the database does not answer; nothing was done
         │   ├── DatabaseFull         it has no room left
         │   └── DatabaseDamaged      what it has stored cannot be read any more
@@ -193,13 +194,26 @@ class Unavailable(Refused):
 
 
 class Overloaded(Unavailable):
-    """Too much is waiting to be written."""
+    """Too much is under way; nothing was done."""
 
     reason = "OVERLOADED"
     retry_after = 500_000
 
-    def __init__(self) -> None:
-        super().__init__("too many writes are waiting; try again shortly")
+    def __init__(
+        self,
+        message: str = "too many calls are under way; try again shortly",
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, metadata)
+
+
+class TooManyCalls(Overloaded):
+    """Too many calls of one user are under way; nothing was done. `limit` is how many."""
+
+    reason = "TOO_MANY_CALLS"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"this user has {limit} calls under way; wait for some to end", {"limit": str(limit)})
 
 
 class DatabaseUnavailable(Unavailable):

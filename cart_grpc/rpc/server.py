@@ -1,13 +1,15 @@
 """The gRPC servers: their services, their limits, their start and their end."""
 
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 from cart.v1 import cart_admin_service_pb2_grpc, cart_service_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from cart_grpc.carts.changes import Terms
+from cart_grpc.rpc.admission import Admission
 from cart_grpc.rpc.cart_admin_service import CartAdminService
 from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.rpc.guard import Guard
@@ -33,39 +35,46 @@ OPTIONS = (
 )
 
 
-def cart_server(store: Store, terms: Terms, call_timeout: float) -> "Server":
+def cart_server(store: Store, terms: Terms, call_timeout: float, admission: Admission) -> "Server":
     """The callers' server: `cart.v1.CartService`. Those who wait in a call when it stops are answered at once."""
-    servicer = CartService(store, terms)
+    servicer = CartService(store, terms, admission.rest)
     add = cart_service_pb2_grpc.add_CartServiceServicer_to_server
-    return Server(SERVICE, lambda server: add(servicer, server), call_timeout, store.hints)
+    return Server(SERVICE, lambda guard: add(servicer, guard), call_timeout, admission, store.hints)
 
 
 def admin_server(operator: Operator, call_timeout: float) -> "Server":
     """The operator's server: `cart.v1.CartAdminService`, which whoever reaches its port may call."""
     servicer = CartAdminService(operator)
     add = cart_admin_service_pb2_grpc.add_CartAdminServiceServicer_to_server
-    return Server(ADMIN_SERVICE, lambda server: add(servicer, server), call_timeout)
+    return Server(ADMIN_SERVICE, lambda guard: add(servicer, guard), call_timeout)
 
 
 class Server:
     """One service with health and reflection on one port.
 
-    Health: `""` is liveness; `service` is readiness, as `set_ready` says. `add` adds the servicer; `hints` are closed
-    when the server stops.
+    Health: `""` is liveness; `service` is readiness, as `set_ready` says. `add` adds the servicer, whose calls need
+    the `admission`; `hints` are closed when the server stops.
     """
 
     def __init__(
-        self, service: str, add: Callable[[grpc.aio.Server], None], call_timeout: float, hints: Hints | None = None
+        self,
+        service: str,
+        add: Callable[[Any], None],
+        call_timeout: float,
+        admission: Admission | None = None,
+        hints: Hints | None = None,
     ) -> None:
         self.port = 0
         self._service = service
         self._hints = hints
-        self._server = grpc.aio.server(interceptors=[Guard(call_timeout)], options=OPTIONS)
+        self._server = grpc.aio.server(options=OPTIONS)
         self._health = health.aio.HealthServicer()
-        add(self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        add(Guard(self._server, call_timeout, admission))
+        guard: Any = Guard(self._server, call_timeout)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, guard)
         names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        add_reflection: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+        add_reflection(reflection.aio.ReflectionServicer(names), guard)
 
     async def start(self, address: str) -> None:
         """Listen on HOST:PORT, port 0 for any free one; `port` says which. Raises OSError."""

@@ -39,9 +39,14 @@ def internal(error_id: str) -> status_pb2.Status:
     return _status(grpc.StatusCode.INTERNAL, f"internal error {error_id}", info)
 
 
+def to_rich(status: status_pb2.Status) -> grpc.Status:
+    """The status as it travels: a code, a text, and trailing metadata with the whole of it."""
+    return rpc_status.to_status(status)
+
+
 async def abort(context: grpc.aio.ServicerContext[Any, Any], status: status_pb2.Status) -> NoReturn:
     """End the call with `status`."""
-    rich = rpc_status.to_status(status)
+    rich = to_rich(status)
     await context.abort(rich.code, rich.details or "", rich.trailing_metadata or ())
     raise AssertionError("abort returned")
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from cart_grpc.carts.refusals import CartNotFound, DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
 from cart_grpc.rpc import fields, guard
+from cart_grpc.rpc.admission import Admission
 from cart_grpc.rpc.guard import Guard
 from cart_grpc.rpc.server import SERVICE
 from tests.rpc.refusal import MAX_METADATA, Refusal, call, refuse, to_refusal
@@ -123,15 +124,17 @@ Behaviour = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Any]
 
 
 @asynccontextmanager
-async def guarded(behaviour: Behaviour, timeout: float = 30) -> AsyncIterator[Replica]:
+async def guarded(
+    behaviour: Behaviour, timeout: float = 30, admission: Admission | None = None
+) -> AsyncIterator[Replica]:
     """A server with the guard and nothing else of ours."""
-    server = grpc.aio.server(interceptors=[Guard(timeout)])
+    server = grpc.aio.server()
     requests = (("GetCart", cart_service_pb2.GetCartRequest()), ("AddItem", cart_service_pb2.AddItemRequest()))
     handlers: dict[str, Any] = {
         method: grpc.unary_unary_rpc_method_handler(behaviour, request_deserializer=type(request).FromString)
         for method, request in requests
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    Guard(server, timeout, admission).add_registered_method_handlers(SERVICE, handlers)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
