@@ -39,12 +39,13 @@ class Admission:
         self._users: dict[str, _User] = {}
         self._working: dict[asyncio.Task[Any] | None, _User] = {}
         self._resting: dict[asyncio.Task[Any] | None, _User] = {}
-        self._waiting = 0
+        self.working = 0
+        self.waiting = 0
 
     @property
     def is_full(self) -> bool:
         """Whether one more call would be refused, whoever's it is."""
-        return len(self._working) >= self._calls
+        return self.working >= self._calls
 
     async def enter(self, user: str) -> None:
         """Go to work, when it is this user's turn. Raises Overloaded or TooManyCalls."""
@@ -55,6 +56,7 @@ class Admission:
             mine = self._users[user] = _User(user)
         if mine.working < self._calls_per_user:
             mine.working += 1
+            self.working += 1
         else:
             await self._turn(mine)
         self._working[asyncio.current_task()] = mine
@@ -84,7 +86,7 @@ class Admission:
     async def _turn(self, mine: _User) -> None:
         """Wait for a place that another call of this user passes on."""
         if not self._has_room(mine):
-            raise TooManyCalls(self._calls_per_user)
+            raise Overloaded if mine.waiting < self._waiting_per_user else TooManyCalls(mine.waiting + mine.working)
         turn = asyncio.get_running_loop().create_future()
         mine.turns[turn] = None
         self._wait(mine, 1)
@@ -108,14 +110,15 @@ class Admission:
                 turn.set_result(None)
                 return
         mine.working -= 1
+        self.working -= 1
         self._forget(mine)
 
     def _has_room(self, mine: _User) -> bool:
-        return self._waiting < self._waiting_most and mine.waiting < self._waiting_per_user
+        return self.waiting < self._waiting_most and mine.waiting < self._waiting_per_user
 
     def _wait(self, mine: _User, more: int) -> None:
         mine.waiting += more
-        self._waiting += more
+        self.waiting += more
         self._forget(mine)
 
     def _forget(self, mine: _User) -> None:

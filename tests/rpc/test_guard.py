@@ -3,13 +3,12 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import pytest
-from cart.v1 import cart_service_pb2, cart_service_pb2_grpc
+from cart.v1 import cart_service_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
@@ -19,9 +18,8 @@ from hypothesis import strategies as st
 
 from cart_grpc.carts.refusals import CartNotFound, DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
 from cart_grpc.rpc import fields, guard
-from cart_grpc.rpc.admission import Admission
-from cart_grpc.rpc.guard import Guard
 from cart_grpc.rpc.server import SERVICE
+from tests.rpc.guarded import Behaviour, guarded
 from tests.rpc.refusal import MAX_METADATA, Refusal, call, refuse, to_refusal
 from tests.rpc.right import descriptor_of, path_of, request_of, right
 from tests.service.conftest import Replica
@@ -118,30 +116,6 @@ async def test_a_message_beyond_four_megabytes_is_refused_and_the_connection_goe
         await call_bytes(validator.channel, f"/{SERVICE}/GetCart", b"\x0a" * (4 * 1024 * 1024 + 1))
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     await call(validator, "ListCarts", cart_service_pb2.ListCartsRequest(parent="users/alice"))
-
-
-Behaviour = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Any]
-
-
-@asynccontextmanager
-async def guarded(
-    behaviour: Behaviour, timeout: float = 30, admission: Admission | None = None
-) -> AsyncIterator[Replica]:
-    """A server with the guard and nothing else of ours."""
-    server = grpc.aio.server()
-    requests = (("GetCart", cart_service_pb2.GetCartRequest()), ("AddItem", cart_service_pb2.AddItemRequest()))
-    handlers: dict[str, Any] = {
-        method: grpc.unary_unary_rpc_method_handler(behaviour, request_deserializer=type(request).FromString)
-        for method, request in requests
-    }
-    Guard(server, timeout, admission).add_registered_method_handlers(SERVICE, handlers)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Replica(cart_service_pb2_grpc.CartServiceStub(channel), channel, port)
-    finally:
-        await server.stop(0)
 
 
 def raising(error: BaseException) -> Behaviour:
