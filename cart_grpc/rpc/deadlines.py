@@ -1,7 +1,7 @@
 """Calls that take too long are ended, with one timer for all of them.
 
 All may take equally long, so the first to start is the first whose time is up, and a dictionary keeps them in order.
-A timer each, which is what asyncio.timeout() is, costs 6 µs of the 180 that an empty call takes; this costs 0.6.
+A timer each, which is what asyncio.timeout() is, takes 3.5 of the 150 µs of an empty call; this takes 0.5.
 """
 
 import asyncio

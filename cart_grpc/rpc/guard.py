@@ -3,8 +3,8 @@
 grpc.aio by itself sends an exception's text to the caller as UNKNOWN, answers garbage bytes the same way, and lets the
 caller hang where a handler raises a stray CancelledError.
 
-An interceptor would be the place for this that grpc has in mind, and costs each call 30 µs of the 180 that an empty one
-takes; methods that are wrapped once, when they are added, cost 6.
+An interceptor would be the place for this that grpc has in mind, and is asked anew at each call. Methods are wrapped
+once instead, when they are added: all of it, deadline and admission included, takes 3 of the 150 µs of an empty call.
 """
 
 import asyncio

@@ -16,7 +16,7 @@ from tests.invariants.operations import (
 
 REUSED = ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
 # A refusal that says nothing about the request: nothing was looked up.
-_NOT_TAKEN_IN = frozenset({"CALL_TIMEOUT", "DATABASE_UNAVAILABLE", "OVERLOADED", "SHUTTING_DOWN"})
+_NOT_TAKEN_IN = frozenset({"CALL_TIMEOUT", "DATABASE_UNAVAILABLE", "OVERLOADED", "SHUTTING_DOWN", "TOO_MANY_CALLS"})
 
 
 def check_durable(calls: Sequence[Call], operations: Iterable[Operation], dump: Dump) -> list[str]:

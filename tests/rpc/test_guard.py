@@ -275,6 +275,29 @@ async def test_a_call_that_takes_too_long_is_ended_by_the_server(caplog: pytest.
     assert not caplog.records
 
 
+async def test_each_call_has_its_own_time() -> None:
+    loop, timeout = asyncio.get_running_loop(), 0.4
+    took = []
+
+    async def hang(server: Replica, after: float) -> None:
+        await asyncio.sleep(after)
+        began = loop.time()
+        assert (await refuse(server, "GetCart", GET)).info.reason == "CALL_TIMEOUT"
+        took.append(loop.time() - began)
+
+    async with guarded(Hanging(), timeout) as server:
+        await asyncio.gather(*(hang(server, after) for after in (0, 0.1, 0.3, 0.7)))
+    assert all(timeout <= seconds < timeout + 5 for seconds in took)
+
+
+async def test_a_reply_in_bytes_goes_out_as_it_is() -> None:
+    async def behaviour(_request: Any, _context: Any) -> Any:
+        return cart_service_pb2.GetCartResponse(cart={"name": CART}).SerializeToString()
+
+    async with guarded(behaviour) as server:
+        assert (await call(server, "GetCart", GET)).cart.name == CART
+
+
 @pytest.mark.parametrize(("seconds", "nanos", "timeout"), [(1, 0, 1.1), (0, 900_000_000, 1.0), (1, 500_000_000, 1.6)])
 async def test_max_wait_comes_on_top_of_what_a_call_may_take(seconds: int, nanos: int, timeout: float) -> None:
     request = cart_service_pb2.AddItemRequest(parent=CART)
