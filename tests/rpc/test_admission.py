@@ -202,7 +202,20 @@ async def test_who_floods_waits_for_his_turn_while_others_are_served() -> None:
             behaviour.finish.release()
         await asyncio.gather(*hers)
         hers_begun = [name for name in behaviour.begun if "alice" in name]
-        assert hers_begun == [f"users/alice/carts/{number}" for number in range(10)]
+        assert sorted(hers_begun) == [f"users/alice/carts/{number}" for number in range(10)]
+
+
+async def test_turns_come_in_the_order_of_asking() -> None:
+    admission, order = admitting(calls_per_user=1), []
+
+    async def work(number: int) -> None:
+        await admission.enter("alice")
+        order.append(number)
+        await asyncio.sleep(0)
+        admission.leave()
+
+    await asyncio.gather(*map(work, range(5)))
+    assert order == [0, 1, 2, 3, 4]
 
 
 async def test_who_waits_for_his_turn_does_not_fill_the_server() -> None:

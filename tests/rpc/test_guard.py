@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from cart.v1 import cart_service_pb2
+from cart.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from cart_grpc.carts.refusals import CartNotFound, DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
 from cart_grpc.rpc import fields, guard
+from cart_grpc.rpc.deadlines import Deadlines
 from cart_grpc.rpc.server import SERVICE
 from tests.rpc.guarded import Behaviour, guarded
 from tests.rpc.refusal import MAX_METADATA, Refusal, call, refuse, to_refusal
@@ -290,9 +291,19 @@ async def test_each_call_has_its_own_time() -> None:
     assert all(timeout <= seconds < timeout + 5 for seconds in took)
 
 
+async def test_a_call_given_up_in_the_moment_its_time_ends_is_given_up() -> None:
+    deadlines = Deadlines(0)
+    call = asyncio.create_task(deadlines.run(asyncio.Event().wait()))
+    await asyncio.sleep(0)
+    deadlines._end_overdue()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
 async def test_a_reply_in_bytes_goes_out_as_it_is() -> None:
     async def behaviour(_request: Any, _context: Any) -> Any:
-        return cart_service_pb2.GetCartResponse(cart={"name": CART}).SerializeToString()
+        return cart_service_pb2.GetCartResponse(cart=cart_pb2.Cart(name=CART)).SerializeToString()
 
     async with guarded(behaviour) as server:
         assert (await call(server, "GetCart", GET)).cart.name == CART
