@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from cart_grpc import cli
+from cart_grpc import cli, process
 from cart_grpc.reservations.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from cart_grpc.rpc.server import SERVICE
 from cart_grpc.settings import Settings
@@ -89,7 +89,7 @@ def stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         stopped.set()
         return stopped
 
-    monkeypatch.setattr(cli, "_stop_signal", stop_signal)
+    monkeypatch.setattr(process, "stop_signal", stop_signal)
 
 
 COMMANDS = ("serve", "reconcile", "migrate", "simulate", "probe", "dev", "config", "health")
