@@ -26,7 +26,7 @@ OPTIONS = (
     # The price: a client that keeps its connection full sees a few UNAVAILABLE, which it may repeat.
     ("grpc.max_concurrent_streams", 1_000),
     ("grpc.http.overload_protection", 1),
-    # A connection's unfinished messages (by default 3 GiB in four seconds). The longest request has 47 KiB. A window
+    # A connection's unfinished messages (by default 3 GiB in four seconds). The longest request has 46 KiB. A window
     # that grows with the bandwidth would be filled for each stream, whatever the limit of a message.
     ("grpc.max_receive_message_length", 64 * 1024),
     ("grpc.http2.bdp_probe", 0),

@@ -95,7 +95,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_the_other_answers_meanwhi
     shared_url: str, programs: Programs
 ) -> None:
     program, address = await serve(programs, shared_url, "--no-reconciler", admin_listen="127.0.0.1:0")
-    assert await program.says(OPERATORS)
+    await program.says(OPERATORS)
     before = workers(program)
     # The one with the operators' port.
     (victim,) = (worker for worker in before.values() if len(listening(worker)) == 2)
@@ -129,7 +129,7 @@ async def test_a_second_ctrl_c_ends_all_at_once(shared_url: str, programs: Progr
     children = psutil.Process(program.pid).children(recursive=True)
     async with connected(address) as client:
         # It lasts for as long as its server allows.
-        watch = health_pb2_grpc.HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest())  # type: ignore[no-untyped-call]
+        watch = health_pb2_grpc.HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         for process in (*children, psutil.Process(program.pid)):
             process.send_signal(signal.SIGINT)
