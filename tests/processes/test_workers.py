@@ -12,6 +12,8 @@ import pytest
 from cart.v1 import cart_pb2, cart_service_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cart_grpc.app import StartupError
+from cart_grpc.workers import _reserve
 from tests.postgres import PostgresServer
 from tests.processes.harness import LISTENS, Program, Programs, connected
 from tests.service.conftest import Replica
@@ -147,6 +149,11 @@ async def test_what_keeps_all_of_them_from_starting_is_told_once(postgres: Postg
     said = [line for line in program.errors.splitlines() if " INFO " not in line and " WARNING " not in line]
     assert said == ["cart-grpc: the database is at schema (none); run `cart-grpc migrate` first"]
     assert program.output == ""
+
+
+def test_their_port_is_theirs_before_anybody_listens() -> None:
+    with _reserve("127.0.0.1:0") as held, pytest.raises(StartupError, match="it is taken"):
+        _reserve(f"127.0.0.1:{held.getsockname()[1]}")
 
 
 async def test_nobody_else_gets_their_port(shared_url: str, programs: Programs) -> None:
