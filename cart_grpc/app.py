@@ -239,8 +239,13 @@ class Ports:
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, serve: bool, reconcile: bool) -> AsyncIterator[Ports]:
-    """All that one process does: the callers' server, the reconciler, or both, over one store; and the operator's."""
+async def running(
+    settings: Settings, *, serve: bool, reconcile: bool, shares_port: bool = False
+) -> AsyncIterator[Ports]:
+    """All that one process does: the callers' server, the reconciler, or both, over one store; and the operator's.
+
+    `shares_port` where other processes serve on the callers' port, too.
+    """
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(running_store(settings))
         terms, timeout, reconciler = _terms(settings), settings.call_timeout, None
@@ -252,7 +257,7 @@ async def running(settings: Settings, *, serve: bool, reconcile: bool) -> AsyncI
             server = admin_server(Operator(store, terms, reconciler), timeout)
             admin_port = await stack.enter_async_context(running_server(server, "admin_listen", settings, store))
         if serve:
-            server = cart_server(store, terms, timeout, _admission(settings))
+            server = cart_server(store, terms, timeout, _admission(settings), shares_port=shares_port)
             port = await stack.enter_async_context(running_server(server, "listen", settings, store))
         yield Ports(port, admin_port)
 

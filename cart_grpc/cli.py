@@ -2,11 +2,8 @@
 
 import argparse
 import asyncio
-import gc
 import logging
-import signal
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import make_url
 
-from cart_grpc import admin_cli, app, settings
+from cart_grpc import admin_cli, app, process, settings, workers
 from cart_grpc.app import StartupError
 from cart_grpc.reservations import transports
 from cart_grpc.reservations.probe import options as probe_options
@@ -32,11 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         configured = settings.load()
-        logging.basicConfig(
-            level=configured.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-        )
-        if configured.log_level != "DEBUG":
-            logging.getLogger("alembic").setLevel(logging.WARNING)
+        process.start_log(configured.log_level)
         status: int = parsed.command(configured, parsed)
     except (SettingsError, StartupError) as error:
         print(f"cart-grpc: {error}", file=sys.stderr)
@@ -58,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = add("serve", _serve, "serve carts, and reconcile their reservations")
     serve.add_argument("--no-reconciler", action="store_true", help="leave that to `cart-grpc reconcile` (PostgreSQL)")
+    serve.add_argument(
+        "--workers", type=_count, default=1, metavar="N", help="share the port among N processes (PostgreSQL, Linux)"
+    )
     add("reconcile", _reconcile, "reconcile reservations only (PostgreSQL)")
     add("migrate", _migrate, "bring the database to the schema of this release")
     simulate = add("simulate", _simulate, "run a simulated Reservation API")
@@ -79,13 +75,26 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(configured: Settings, parsed: argparse.Namespace) -> int:
     if parsed.no_reconciler and configured.is_embedded:
         raise StartupError("--no-reconciler needs PostgreSQL: a SQLite file has room for one process")
-    return _run(_serving(configured, reconcile=not parsed.no_reconciler))
+    if parsed.workers == 1:
+        return process.run(_serving(configured, reconcile=not parsed.no_reconciler))
+    if configured.is_embedded:
+        raise StartupError("--workers needs PostgreSQL: a SQLite file has room for one process")
+    if sys.platform != "linux":
+        raise StartupError("--workers needs Linux: elsewhere a port that is shared goes to one of those who share it")
+    return process.run(_serving_with_workers(configured, parsed.workers, reconcile=not parsed.no_reconciler))
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= 256:
+        raise argparse.ArgumentTypeError("should be 1 to 256")
+    return count
 
 
 def _reconcile(configured: Settings, _: argparse.Namespace) -> int:
     if configured.is_embedded:
         raise StartupError("reconcile needs PostgreSQL: on SQLite, `cart-grpc serve` reconciles by itself")
-    return _run(_reconciling(configured))
+    return process.run(_reconciling(configured))
 
 
 def _migrate(configured: Settings, _: argparse.Namespace) -> int:
@@ -95,14 +104,14 @@ def _migrate(configured: Settings, _: argparse.Namespace) -> int:
         done = "is at schema" if before == after else f"was at schema {before or '(none)'} and is now at"
         print(f"the database {done} {after}")
 
-    return _run(work())
+    return process.run(work())
 
 
 def _simulate(_: Settings, parsed: argparse.Namespace) -> int:
     async def work() -> None:
-        await _simulating(_simulator_config(parsed), _stop_signal())
+        await _simulating(_simulator_config(parsed), process.stop_signal())
 
-    return _run(work())
+    return process.run(work())
 
 
 def _probe(configured: Settings, parsed: argparse.Namespace) -> int:
@@ -117,13 +126,13 @@ def _probe(configured: Settings, parsed: argparse.Namespace) -> int:
         greeting = f"probing {url}; Ctrl-C ends it early, and everything is given back\n"
         try:
             async with probe.connect(url, config, clock=app.clock, new_id=app.new_id) as probing:
-                report = await probing.run(_stop_signal(), greeted=lambda: print(greeting, flush=True))
+                report = await probing.run(process.stop_signal(), greeted=lambda: print(greeting, flush=True))
         except NobodyThere as error:
             raise StartupError(f"no Reservation API answers at {url}: {error}") from None
         print(report)
         return 0 if report.kept else 1
 
-    return _run(work())
+    return process.run(work())
 
 
 def _dev(configured: Settings, parsed: argparse.Namespace) -> int:
@@ -133,7 +142,7 @@ def _dev(configured: Settings, parsed: argparse.Namespace) -> int:
     config = _simulator_config(parsed)
 
     async def work() -> None:
-        stopped, served = _stop_signal(), asyncio.Event()
+        stopped, served = process.stop_signal(), asyncio.Event()
         started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         simulating = asyncio.create_task(_simulating(config, served, started))
         await asyncio.wait((simulating, started), return_when=asyncio.FIRST_COMPLETED)
@@ -151,7 +160,7 @@ def _dev(configured: Settings, parsed: argparse.Namespace) -> int:
                 await simulating
         await simulating
 
-    return _run(work())
+    return process.run(work())
 
 
 def _config(configured: Settings, _: argparse.Namespace) -> int:
@@ -184,16 +193,27 @@ def _health(configured: Settings, parsed: argparse.Namespace) -> int:
 async def _serving(
     configured: Settings, *, reconcile: bool, stopped: asyncio.Event | None = None, welcome: bool = False
 ) -> None:
-    stopped = stopped or _stop_signal()
+    stopped = stopped or process.stop_signal()
     async with app.running(configured, serve=True, reconcile=reconcile) as ports:
-        address = f"{configured.listen.rpartition(':')[0]}:{ports.port}"
-        print(f"cart-grpc listens on {address}", flush=True)
-        admin_address = _tell_admin_address(configured, ports)
+        address, admin_address = _tell_addresses(configured, ports)
         if welcome:
             print(_WELCOME.format(address=address, admin_address=admin_address), flush=True)
         await stopped.wait()
         log.info("stopping: calls under way may go on for %g s", configured.shutdown_grace)
     log.info("stopped")
+
+
+async def _serving_with_workers(configured: Settings, count: int, *, reconcile: bool) -> None:
+    def started(ports: app.Ports) -> None:
+        _tell_addresses(configured, ports)
+
+    await workers.serve(configured, count, process.stop_signal(), reconcile=reconcile, started=started)
+
+
+def _tell_addresses(configured: Settings, ports: app.Ports) -> tuple[str, str]:
+    address = f"{configured.listen.rpartition(':')[0]}:{ports.port}"
+    print(f"cart-grpc listens on {address}", flush=True)
+    return address, _tell_admin_address(configured, ports)
 
 
 def _tell_admin_address(configured: Settings, ports: app.Ports) -> str:
@@ -204,7 +224,7 @@ def _tell_admin_address(configured: Settings, ports: app.Ports) -> str:
 
 
 async def _reconciling(configured: Settings) -> None:
-    stopped = _stop_signal()
+    stopped = process.stop_signal()
     async with app.running(configured, serve=False, reconcile=True) as ports:
         print("cart-grpc reconciles", flush=True)
         _tell_admin_address(configured, ports)
@@ -236,39 +256,6 @@ def _simulator_config(parsed: argparse.Namespace) -> SimulatorConfig:
         return options.to_config(parsed)
     except ValueError as error:
         raise StartupError(f"the simulator cannot start: {error}") from None
-
-
-def _stop_signal() -> asyncio.Event:
-    """An event that is set by SIGTERM or Ctrl-C; a second one ends the process at once."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        stopped.set()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
-    return stopped
-
-
-def _run(work: Coroutine[Any, Any, int | None]) -> int:
-    # Calls make values by the hundred, hardly ever in a cycle; every 700 of them would be searched for one, and every
-    # 70,000 all that was ever imported.
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 100)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(work) or 0
-
-
-def _loop_factory() -> Any:
-    try:
-        import uvloop  # noqa: PLC0415 - not there on Windows
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 _WELCOME = """

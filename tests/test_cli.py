@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from cart_grpc import cli
+from cart_grpc import cli, process
 from cart_grpc.reservations.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from cart_grpc.rpc.server import SERVICE
 from cart_grpc.settings import Settings
@@ -89,7 +89,7 @@ def stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         stopped.set()
         return stopped
 
-    monkeypatch.setattr(cli, "_stop_signal", stop_signal)
+    monkeypatch.setattr(process, "stop_signal", stop_signal)
 
 
 COMMANDS = ("serve", "reconcile", "migrate", "simulate", "probe", "dev", "config", "health")
@@ -231,6 +231,32 @@ def test_serving_without_a_reconciler_needs_postgresql(refuse: Refuse) -> None:
 def test_a_port_that_is_taken_is_told(taken_port: int, refuse: Refuse) -> None:
     said = refuse("serve", CART_LISTEN=f"127.0.0.1:{taken_port}")
     assert said.startswith(f"CART_LISTEN: cannot listen on 127.0.0.1:{taken_port}")
+
+
+def test_workers_are_told_of_a_port_that_is_taken_before_they_start(refuse: Refuse) -> None:
+    # Whoever has it would share it.
+    with closing(socket.create_server(("127.0.0.1", 0), reuse_port=True)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        environ = {"CART_LISTEN": address, "CART_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/d"}
+        said = refuse("serve", "--workers", "2", **environ)
+    assert said == f"CART_LISTEN: cannot listen on {address}: it is taken, or not an address of this machine"
+
+
+def test_a_name_that_workers_cannot_listen_on_is_told(refuse: Refuse) -> None:
+    environ = {"CART_LISTEN": "no such host:1", "CART_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/d"}
+    assert refuse("serve", "--workers", "2", **environ).startswith("CART_LISTEN: cannot listen on no such host:1: ")
+
+
+def test_a_sqlite_file_has_no_room_for_workers(refuse: Refuse) -> None:
+    said = refuse("serve", "--workers", "2")
+    assert said == "--workers needs PostgreSQL: a SQLite file has room for one process"
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "257", "many"])
+def test_workers_are_counted(count: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--workers", count])
+    assert "--workers" in capsys.readouterr().err
 
 
 def test_a_port_of_the_simulator_that_is_taken_is_told(taken_port: int, refuse: Refuse) -> None:

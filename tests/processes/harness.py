@@ -265,7 +265,7 @@ def _environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 @asynccontextmanager
 async def connected(address: str) -> AsyncIterator[Replica]:
-    """A client of the server at `address`."""
-    async with grpc.aio.insecure_channel(address) as channel:
+    """A client of the server at `address`, with a connection of its own: by default, channels share them."""
+    async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub = cart_service_pb2_grpc.CartServiceStub(channel)
         yield Replica(stub, channel, int(address.rpartition(":")[2]))

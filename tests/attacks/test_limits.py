@@ -1,0 +1,139 @@
+"""Each limit of the server at work: gRPC takes a name that it does not know without a word."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from cart_grpc.rpc import server
+from cart_grpc.rpc.server import Server
+from tests.attacks.wire import (
+    END_HEADERS,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    MAX_CONCURRENT_STREAMS,
+    PING,
+    PREFACE,
+    SETTINGS,
+    call_of,
+    frame,
+    wired,
+)
+
+HANDSHAKE = "Did not receive HTTP/2 settings before handshake timeout"
+OPEN = frame(HEADERS, END_HEADERS, 1, call_of("/grpc.health.v1.Health/Check"))
+Start = Callable[..., AbstractAsyncContextManager[str]]
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Starts a server with the limits of the product, some of them replaced by smaller ones; where it listens."""
+
+    @asynccontextmanager
+    async def started(**smaller: int) -> AsyncIterator[str]:
+        options = dict(server.OPTIONS)
+        for name, value in smaller.items():
+            (known,) = (each for each in options if each.endswith(f".{name}"))
+            assert value < options[known]
+            options[known] = value
+        monkeypatch.setattr(server, "OPTIONS", tuple(options.items()))
+        monkeypatch.setattr(server, "MAX_WAIT_SECONDS", 0)
+        running = Server("test.v1.Test", lambda _: None, call_timeout=0.3)
+        await running.start("127.0.0.1:0")
+        try:
+            yield f"127.0.0.1:{running.port}"
+        finally:
+            await running.stop(0)
+
+    return started
+
+
+@pytest.mark.parametrize("said", [b"", PREFACE[:10], PREFACE], ids=["nothing", "half a preface", "no settings"])
+async def test_who_does_not_speak_http_2_is_ended(said: bytes, start: Start) -> None:
+    async with start(server_handshake_timeout_ms=300) as address, wired(address, said, is_polite=False) as wire:
+        assert await wire.ended(5) == HANDSHAKE
+
+
+async def test_who_does_not_acknowledge_our_settings_is_ended(start: Start) -> None:
+    async with start(settings_timeout=300) as address, wired(address, is_polite=False) as wire:
+        assert await wire.ended(5) == "settings_timeout"
+
+
+async def test_who_does_not_answer_a_ping_is_ended(start: Start) -> None:
+    async with start(keepalive_time_ms=200, ping_timeout_ms=300) as address, wired(address) as wire:
+        while SETTINGS not in wire.seen:
+            await asyncio.sleep(0.01)
+        wire.is_polite = False
+        assert await wire.ended(5) == "ping_timeout"
+
+
+async def test_who_has_nothing_to_say_is_ended(start: Start) -> None:
+    async with start(max_connection_idle_ms=300) as address, wired(address) as wire:
+        assert await wire.ended(5) == "connection idle"
+
+
+async def test_who_is_old_is_ended_even_where_a_call_never_ends(start: Start) -> None:
+    async with start(max_connection_age_ms=300) as address, wired(address) as wire:
+        await wire.send([OPEN])
+        assert await wire.ended(5) == "max_age"
+
+
+async def test_who_pings_at_a_decent_pace_is_not_ended(start: Start) -> None:
+    async with start(min_ping_interval_without_data_ms=50) as address, wired(address) as wire:
+        for _ in range(6):
+            await wire.send([frame(PING, 0, 0, b"12345678")])
+            await asyncio.sleep(0.1)
+        assert not wire.has_ended
+
+
+async def test_who_pings_faster_is_ended(start: Start) -> None:
+    async with start() as address, wired(address) as wire:
+        for _ in range(6):
+            await wire.send([frame(PING, 0, 0, b"12345678")])
+        assert await wire.ended(5) == "too_many_pings"
+
+
+async def test_who_connects_too_often_is_ended(start: Start) -> None:
+    async with start(max_allowed_incoming_connections=3) as address, AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(wired(address)) for _ in range(5)]
+        async with asyncio.timeout(5):
+            while sum(wire.has_ended for wire in wires) < 2:
+                await asyncio.sleep(0.01)
+        assert sum(SETTINGS in wire.seen for wire in wires) == 3
+
+
+async def test_a_connection_is_told_how_much_it_may_send(start: Start) -> None:
+    async with start() as address, wired(address) as wire:
+        async with asyncio.timeout(5):
+            while SETTINGS not in wire.seen:
+                await asyncio.sleep(0.01)
+        assert wire.settings[MAX_CONCURRENT_STREAMS] == 1_000
+        assert wire.settings[INITIAL_WINDOW_SIZE] == 16 * 1024
+
+
+async def check_health(address: str, service: str, metadata: int = 0) -> grpc.StatusCode:
+    """How a call with so many bytes of metadata ends."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: health_pb2_grpc.HealthAsyncStub = health_pb2_grpc.HealthStub(channel)  # type: ignore[name-defined]
+        fields = [(f"x-{number}", "x" * 900) for number in range(metadata // 1000)]
+        try:
+            await stub.Check(health_pb2.HealthCheckRequest(service=service), metadata=fields, timeout=10)
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        return grpc.StatusCode.OK
+
+
+async def test_metadata_up_to_its_limit_is_always_taken_and_beyond_it_never(start: Start) -> None:
+    async with start() as address:
+        # By default, half of these are refused, by chance.
+        assert {await check_health(address, "", 12_000) for _ in range(12)} == {grpc.StatusCode.OK}
+        assert {await check_health(address, "", 20_000) for _ in range(12)} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+async def test_a_message_up_to_its_limit_is_taken_and_beyond_it_not(start: Start) -> None:
+    async with start() as address:
+        assert await check_health(address, "x" * 65_000) == grpc.StatusCode.NOT_FOUND
+        assert await check_health(address, "x" * 66_000) == grpc.StatusCode.RESOURCE_EXHAUSTED

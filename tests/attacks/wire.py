@@ -1,0 +1,121 @@
+"""HTTP/2 by hand: what no client library would send."""
+
+import asyncio
+import struct
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
+ACK, END_STREAM, END_HEADERS = 1, 1, 4
+MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 3, 4
+CANCEL = struct.pack(">I", 8)
+WINDOW = 65_535
+MAX_FRAME = 16_384
+
+
+def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
+    return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
+
+
+def header(name: str, value: str) -> bytes:
+    """One header field, spelled out (HPACK: a literal without indexing); both up to 126 ASCII characters."""
+    return b"\0" + b"".join(bytes((len(text),)) + text.encode() for text in (name, value))
+
+
+def call_of(path: str) -> bytes:
+    """The headers of a gRPC call."""
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": path,
+        ":authority": "localhost",
+        "te": "trailers",
+        "content-type": "application/grpc",
+    }
+    return b"".join(header(name, value) for name, value in fields.items())
+
+
+def message(length: int) -> bytes:
+    """The beginning of a gRPC message that is to have this many bytes."""
+    return b"\0" + struct.pack(">I", length)
+
+
+class Wire:
+    """One connection. What arrives is counted; `is_polite` decides whether SETTINGS and PING are answered."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_polite: bool) -> None:
+        self._reader, self._writer = reader, writer
+        self.is_polite = is_polite
+        self._began = time.monotonic()
+        self.seen: Counter[int] = Counter()
+        self.settings: dict[int, int] = {}
+        self.farewell = ""
+        self.ended_after = 0.0
+        self.connection_window = WINDOW
+        self.granted: Counter[int] = Counter()
+        self.refused: set[int] = set()
+        self._reading = asyncio.create_task(self._read())
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the server has closed it."""
+        return self._reading.done()
+
+    async def send(self, frames: Iterable[bytes]) -> None:
+        """Write, and wait while the server does not read. Once the connection has ended, nothing happens."""
+        with suppress(OSError):
+            self._writer.write(b"".join(frames))
+            await self._writer.drain()
+        # For those who share the event loop.
+        await asyncio.sleep(0)
+
+    async def ended(self, seconds: float) -> str:
+        """What GOAWAY said, once the server has closed the connection. Raises TimeoutError."""
+        await asyncio.wait_for(asyncio.shield(self._reading), seconds)
+        return self.farewell
+
+    async def close(self) -> None:
+        self._reading.cancel()
+        self._writer.close()
+        await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def _read(self) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                start = await self._reader.readexactly(9)
+                payload = await self._reader.readexactly(int.from_bytes(start[:3]))
+                self._take(start[3], start[4], int.from_bytes(start[5:]), payload)
+        self.ended_after = time.monotonic() - self._began
+
+    def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        self.seen[kind] += 1
+        if kind == SETTINGS and not flags & ACK:
+            self.settings |= dict(struct.iter_unpack(">HI", payload))
+        elif kind == WINDOW_UPDATE and stream:
+            self.granted[stream] += int.from_bytes(payload)
+        elif kind == WINDOW_UPDATE:
+            self.connection_window += int.from_bytes(payload)
+        elif kind == RST_STREAM:
+            self.refused.add(stream)
+        elif kind == GOAWAY:
+            self.farewell = payload[8:].decode()
+        if kind in (SETTINGS, PING) and not flags & ACK and self.is_polite:
+            self._writer.write(frame(kind, ACK, 0, payload if kind == PING else b""))
+
+
+@asynccontextmanager
+async def wired(
+    address: str, greeting: bytes = PREFACE + frame(SETTINGS), *, is_polite: bool = True
+) -> AsyncIterator[Wire]:
+    """A connection to HOST:PORT that begins with `greeting`."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    wire = Wire(reader, writer, is_polite=is_polite)
+    try:
+        writer.write(greeting)
+        yield wire
+    finally:
+        await wire.close()

@@ -1,0 +1,164 @@
+"""`serve --workers N`: one port, several processes, each of which may die, and none of which outlives its parent."""
+
+import asyncio
+import re
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import psutil
+import pytest
+from cart.v1 import cart_pb2, cart_service_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from cart_grpc.app import StartupError
+from cart_grpc.workers import _reserve
+from tests.postgres import PostgresServer
+from tests.processes.harness import LISTENS, Program, Programs, connected
+from tests.service.conftest import Replica
+
+pytestmark = pytest.mark.timeout(120)
+OPERATORS = re.compile(r"^operators are listened to on (\S+:\d+)$", re.MULTILINE)
+GRACE = 6.0
+# No Reservation API: what is added waits.
+NOWHERE = "grpc://127.0.0.1:1"
+
+
+async def eventually(holds: Callable[[], object], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to be"
+        await asyncio.sleep(0.02)
+
+
+def workers(program: Program) -> dict[int, psutil.Process]:
+    """The processes that listen for it, by their pid."""
+    return {child.pid: child for child in psutil.Process(program.pid).children() if listening(child)}
+
+
+def listening(process: psutil.Process) -> set[int]:
+    """The ports that it listens on."""
+    try:
+        wires = process.net_connections("tcp")
+    except psutil.Error:
+        return set()
+    return {wire.laddr.port for wire in wires if wire.status == psutil.CONN_LISTEN}
+
+
+def connections(process: psutil.Process, port: int) -> int:
+    """How many clients of `port` it has."""
+    wires = process.net_connections("tcp")
+    return sum(wire.laddr.port == port and wire.status == psutil.CONN_ESTABLISHED for wire in wires)
+
+
+async def serve(programs: Programs, url: str, *options: str, **settings: str) -> tuple[Program, str]:
+    """Two workers, and where they listen."""
+    settings = {"listen": "127.0.0.1:0", "database_url": url, "shutdown_grace": str(GRACE), **settings}
+    program = programs.start("serve", "--workers", "2", *options, **settings)
+    return program, (await program.says(LISTENS))[1]
+
+
+async def add_and_wait(client: Replica, number: int) -> int:
+    """AddItem to the cart of a user, with a wait that nothing but the server's end will end; the answer's quantity."""
+    request = cart_service_pb2.AddItemRequest(parent=cart_of(number), item=cart_pb2.Item(sku="espresso-beans"))
+    request.max_wait.seconds = 50
+    return (await client.stub.AddItem(request, timeout=60)).item.quantity
+
+
+def cart_of(number: int) -> str:
+    return f"users/u{number}/carts/default"
+
+
+async def test_connections_are_dealt_to_all_and_all_drain(shared_url: str, programs: Programs) -> None:
+    program, address = await serve(programs, shared_url, reservation_url=NOWHERE)
+    children = workers(program)
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(address)) for _ in range(20)]
+        await asyncio.gather(*(client.add(cart=cart_of(number)) for number, client in enumerate(clients)))
+        dealt = [connections(worker, int(address.rpartition(":")[2])) for worker in children.values()]
+        assert sum(dealt) == 20
+        # None for one of them is one in half a million.
+        assert len(dealt) == 2
+        assert min(dealt) > 0
+        waiting = [asyncio.create_task(add_and_wait(client, number)) for number, client in enumerate(clients)]
+        for number, client in enumerate(clients):
+            await client.eventually(lambda cart: cart.total_quantity == 2, cart_of(number))
+        # As a service manager may: to each of them.
+        for process in (*children.values(), psutil.Process(program.pid)):
+            process.send_signal(signal.SIGTERM)
+        assert await program.ended(GRACE + 5) == 0
+        assert set(await asyncio.gather(*waiting)) == {2}
+    assert not any(child.is_running() for child in children.values())
+    assert programs.complaints() == []
+
+
+async def test_a_worker_that_is_killed_is_replaced_and_the_other_answers_meanwhile(
+    shared_url: str, programs: Programs
+) -> None:
+    program, address = await serve(programs, shared_url, "--no-reconciler", admin_listen="127.0.0.1:0")
+    await program.says(OPERATORS)
+    before = workers(program)
+    # The one with the operators' port.
+    (victim,) = (worker for worker in before.values() if len(listening(worker)) == 2)
+    victim.kill()
+    for number in range(10):
+        async with connected(address) as client:
+            await client.add(cart=cart_of(number))
+    await eventually(lambda: len(workers(program)) == 2)
+    after = workers(program)
+    assert len(after.keys() & before.keys()) == 1
+    await eventually(lambda: sorted(len(listening(worker)) for worker in after.values()) == [1, 2])
+    assert re.search(r"ERROR cart_grpc.workers worker-1 ended with status -9; another one is started", program.errors)
+    program.send(signal.SIGTERM)
+    assert await program.ended(GRACE + 5) == 0
+
+
+async def test_they_drain_and_end_when_their_parent_is_killed(shared_url: str, programs: Programs) -> None:
+    program, address = await serve(programs, shared_url, reservation_url=NOWHERE)
+    children = psutil.Process(program.pid).children(recursive=True)
+    async with connected(address) as client:
+        await client.add(cart=cart_of(0))
+        waiting = asyncio.create_task(add_and_wait(client, 0))
+        await client.eventually(lambda cart: cart.total_quantity == 2, cart_of(0))
+        program.kill()
+        await eventually(lambda: not any(child.is_running() for child in children), GRACE + 5)
+        assert await waiting == 2
+
+
+async def test_a_second_ctrl_c_ends_all_at_once(shared_url: str, programs: Programs) -> None:
+    program, address = await serve(programs, shared_url, "--no-reconciler", shutdown_grace="3600")
+    children = psutil.Process(program.pid).children(recursive=True)
+    async with connected(address) as client:
+        # It lasts for as long as its server allows.
+        watch = health_pb2_grpc.HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        for process in (*children, psutil.Process(program.pid)):
+            process.send_signal(signal.SIGINT)
+        await eventually(lambda: program.errors.count("stopping") == 2)
+        assert program.is_running
+        program.send(signal.SIGINT)
+        assert await program.ended(5) == -signal.SIGINT
+        await eventually(lambda: not any(child.is_running() for child in children), 5)
+
+
+async def test_what_keeps_all_of_them_from_starting_is_told_once(postgres: PostgresServer, programs: Programs) -> None:
+    url = postgres.create_database("workers_of_nothing")
+    program = programs.start("serve", "--workers", "2", database_url=url, listen="127.0.0.1:0")
+    assert await program.ended(60) == 2
+    said = [line for line in program.errors.splitlines() if " INFO " not in line and " WARNING " not in line]
+    assert said == ["cart-grpc: the database is at schema (none); run `cart-grpc migrate` first"]
+    assert program.output == ""
+
+
+def test_their_port_is_theirs_before_anybody_listens() -> None:
+    with _reserve("127.0.0.1:0") as held, pytest.raises(StartupError, match="it is taken"):
+        _reserve(f"127.0.0.1:{held.getsockname()[1]}")
+
+
+async def test_nobody_else_gets_their_port(shared_url: str, programs: Programs) -> None:
+    _, address = await serve(programs, shared_url, "--no-reconciler")
+    for options in ((), ("--workers", "2")):
+        other = programs.start("serve", "--no-reconciler", *options, database_url=shared_url, listen=address)
+        assert await other.ended(60) == 2
+        assert f"cart-grpc: CART_LISTEN: cannot listen on {address}: it is taken" in other.errors
