@@ -8,7 +8,7 @@ rest of a lease. Releases have a lane of their own: holds that hang cannot starv
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cart_grpc.carts.protocol import next_intent
@@ -26,10 +26,14 @@ log = logging.getLogger(__name__)
 MICROSECONDS = 1_000_000
 # The longest that a Retry-After is believed.
 MAX_RETRY_AFTER = 3600 * MICROSECONDS
-# How many are claimed at once: a lease covers them all, and a commit of a thousand rows would keep callers waiting.
-MOST_CLAIMED = 256
+# How many rows one claim takes, or one extension of leases: what starts or commits together keeps callers waiting.
+MOST_AT_ONCE = 64
 # A claim costs as much for one row as for twenty, so those that come within this time are claimed together.
-GATHER_SECONDS = 0.02
+GATHER_SECONDS = 0.01
+# Where the event loop takes longer than this for one turn, callers wait, too: then a backlog has only so many calls in
+# flight. What an API that is quick has answered would otherwise queue up before them, for as long as the backlog lasts.
+LATE_SECONDS = 0.01
+IN_FLIGHT_WHEN_LATE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,6 @@ class Reconciler:
         self._trouble = ""
         self._ended = asyncio.Event()
         self._ended.set()
-        self._room = asyncio.Event()
         self._pauses = Pauses(config.backoff_initial, config.backoff_max)
 
     async def run(self) -> None:
@@ -86,7 +89,6 @@ class Reconciler:
         try:
             while not self._stopping:
                 self._store.hints.due.clear()
-                self._room.clear()
                 try:
                     started = await self.run_once()
                     self._tell_of_database("")
@@ -98,7 +100,7 @@ class Reconciler:
                     log.exception("the reconciler met an error of its own, and goes on")
                     started = 0
                 if not self._stopping:
-                    await (self._gather() if started else self._wait())
+                    await (asyncio.sleep(GATHER_SECONDS) if started else self._wait())
         finally:
             extending.cancel()
             self._ended.set()
@@ -114,10 +116,11 @@ class Reconciler:
 
         Raises Unavailable where the database does not answer.
         """
-        return sum([await self._claim(lane) for lane in self._lanes])
+        most = min(self._config.max_in_flight, IN_FLIGHT_WHEN_LATE) if await _is_late() else self._config.max_in_flight
+        return sum([await self._claim(lane, most) for lane in self._lanes])
 
-    async def _claim(self, lane: _Lane) -> int:
-        room = min(MOST_CLAIMED, self._breaker.permits(self._config.max_in_flight - len(lane.calls)))
+    async def _claim(self, lane: _Lane, most: int) -> int:
+        room = min(MOST_AT_ONCE, self._breaker.permits(most - len(lane.calls)))
         if room <= 0 or not (lane.backlog or await self._store.reads.has_due(lane.name)):
             return 0
         claimed = await self._store.claim(Claim(lane.name, room, int(self._config.lease * MICROSECONDS)))
@@ -144,26 +147,21 @@ class Reconciler:
         def finished(task: asyncio.Task[None]) -> None:
             del lane.calls[task]
             if lane.backlog:
-                self._tell_of_room(lane)
+                # There is room again.
+                self._store.hints.due.set()
 
         call.add_done_callback(finished)
-
-    def _tell_of_room(self, lane: _Lane) -> None:
-        """Whoever waits for something to be due wants to know at once; a claim that gathers, once it is worth it."""
-        self._store.hints.due.set()
-        if self._config.max_in_flight - len(lane.calls) >= min(MOST_CLAIMED, self._config.max_in_flight / 2):
-            self._room.set()
 
     async def _wait(self) -> None:
         """Until something is due, or it is time to look; while the breaker is open, until a probe may be made."""
         if self._breaker.is_open:
             await asyncio.sleep(self._breaker.seconds_to_probe() or self._config.poll_interval)
             return
-        await _wait(self._store.hints.due, self._config.poll_interval)
-
-    async def _gather(self) -> None:
-        """Until enough has come together for another claim."""
-        await _wait(self._room, GATHER_SECONDS)
+        try:
+            async with asyncio.timeout(self._config.poll_interval):
+                await self._store.hints.due.wait()
+        except TimeoutError:
+            return
 
     async def _reconcile(self, claimed: Reservation) -> None:
         """Call for one claim and record how it ended."""
@@ -242,10 +240,9 @@ class Reconciler:
         while True:
             await asyncio.sleep(self._config.lease / 3)
             claims = [reservation for lane in self._lanes for reservation in lane.calls.values()]
-            if not claims:
-                continue
             try:
-                await self._store.lease(Extend(claims, int(self._config.lease * MICROSECONDS)))
+                for some in _in_parts(claims):
+                    await self._store.lease(Extend(some, int(self._config.lease * MICROSECONDS)))
             except Unavailable as refusal:
                 log.warning("leases were not extended: %s", refusal.reason)
             except Exception:
@@ -268,17 +265,22 @@ class Reconciler:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
         try:
-            await self._store.lease(HandBack([calls[task] for task in pending]))
+            for some in _in_parts([calls[task] for task in pending]):
+                await self._store.lease(HandBack(some))
         except Unavailable as refusal:
             log.warning("claims were not handed back, and run out by themselves: %s", refusal.reason)
 
 
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return
+async def _is_late() -> bool:
+    """Whether a turn of the event loop takes so long that callers notice."""
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    await asyncio.sleep(0)
+    return clock() - began > LATE_SECONDS
+
+
+def _in_parts(claims: Sequence[Reservation]) -> Iterator[Sequence[Reservation]]:
+    return (claims[first : first + MOST_AT_ONCE] for first in range(0, len(claims), MOST_AT_ONCE))
 
 
 def _is_quick(error: BaseException) -> bool:
