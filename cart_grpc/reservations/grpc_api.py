@@ -13,6 +13,7 @@ from reservation.v1 import reservation_pb2
 from cart_grpc.carts.reservation import Decision, Disposition, Intent
 from cart_grpc.reservations import wire
 from cart_grpc.reservations.api import UNRECORDED, Answer, Attempt, NoAnswer, Overtaken
+from cart_grpc.reservations.connections import Connections
 
 APPLY_METHOD: Final = "/reservation.v1.ReservationService/ApplyReservation"
 _GET_METHOD: Final = "/reservation.v1.ReservationService/GetReservation"
@@ -54,25 +55,28 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 class GrpcReservationApi:
     """Implements AuditableApi over channels to `target` (`host:port`), to be made inside the running loop.
 
-    Releases have a channel, and so a connection, of their own: a peer lets only so many calls share one, and holds that
-    hang would keep releases waiting in ours. With `secure` they are TLS, trusting `root_certificates` (PEM), or gRPC's
-    default roots where None.
+    Releases have connections of their own, so that holds that hang cannot keep them waiting in ours. With `secure` they
+    are TLS, trusting `root_certificates` (PEM), or gRPC's default roots where None.
     """
 
     def __init__(self, target: str, *, secure: bool = False, root_certificates: bytes | None = None) -> None:
         address = f"dns:///{target}"
         credentials = grpc.ssl_channel_credentials(root_certificates) if secure else None
-        self._channels = [_open(address, credentials) for _ in range(2)]
+
+        def open_channel() -> grpc.aio.Channel:
+            return _open(address, credentials)
+
         # Bytes come back as they are: grpc.aio would swallow the error of an answer that does not parse.
-        self._apply, self._apply_release = (_method(channel, APPLY_METHOD) for channel in self._channels)
-        self._get, self._lookup = (_method(self._channels[0], name) for name in (_GET_METHOD, _LOOKUP_METHOD))
+        self._applies, self._releases, self._gets, self._lookups = self._connections = [
+            Connections(open_channel, method) for method in (APPLY_METHOD, APPLY_METHOD, _GET_METHOD, _LOOKUP_METHOD)
+        ]
 
     async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
         """See ReservationApi.apply."""
         request = reservation_pb2.ApplyReservationRequest(reservation=wire.to_message(intent))
-        apply = self._apply_release if intent.disposition is Disposition.RELEASE else self._apply
+        connections = self._releases if intent.disposition is Disposition.RELEASE else self._applies
         try:
-            answer = await _call(apply, request, timeout)
+            answer = await _call(connections, request, timeout)
         except grpc.aio.AioRpcError as error:
             return _to_answer(error, intent)
         return wire.to_decision(_parse(answer, reservation_pb2.ApplyReservationResponse).reservation, intent)
@@ -81,7 +85,7 @@ class GrpcReservationApi:
         """See AuditableApi.find."""
         request = reservation_pb2.GetReservationRequest(reservation_id=reservation_id)
         try:
-            answer = await _call(self._get, request, timeout)
+            answer = await _call(self._gets, request, timeout)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return None
@@ -92,14 +96,14 @@ class GrpcReservationApi:
         """See AuditableApi.look_up."""
         request = reservation_pb2.LookupReservationsRequest(reservation_ids=reservation_ids)
         try:
-            answer = await _call(self._lookup, request, timeout)
+            answer = await _call(self._lookups, request, timeout)
         except grpc.aio.AioRpcError as error:
             raise _to_no_answer(error) from None
         return wire.to_looked_up(_parse(answer, reservation_pb2.LookupReservationsResponse), reservation_ids)
 
     async def close(self) -> None:
         """See ReservationApi.close."""
-        await asyncio.gather(*(channel.close() for channel in self._channels))
+        await asyncio.gather(*(each.close() for each in self._connections))
 
 
 def _open(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
@@ -108,17 +112,13 @@ def _open(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio
     return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
 
 
-def _method(channel: grpc.aio.Channel, name: str) -> Any:
-    return channel.unary_unary(name)
-
-
-async def _call(method: Any, request: Message, timeout: float) -> bytes:
+async def _call(connections: Connections, request: Message, timeout: float) -> bytes:
     """Raises AioRpcError for what the peer or the channel answered, NoAnswer for what ended otherwise."""
     if timeout <= 0:
         # A quick answer would win the race with a deadline that is over already.
         raise NoAnswer("DEADLINE_EXCEEDED", "no time was left for the call")
     try:
-        answer: bytes = await method(request.SerializeToString(), timeout=timeout, wait_for_ready=False)
+        return await connections.call(request.SerializeToString(), timeout)
     except grpc.aio.AioRpcError:
         raise
     except asyncio.CancelledError:
@@ -129,7 +129,6 @@ async def _call(method: Any, request: Message, timeout: float) -> bytes:
         raise NoAnswer("CANCELLED", "the call was cut off") from None
     except Exception as error:
         raise NoAnswer("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
-    return answer
 
 
 def _parse(answer: bytes, response: type[_Response]) -> _Response:

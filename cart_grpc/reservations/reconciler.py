@@ -8,17 +8,8 @@ rest of a lease. Releases have a lane of their own: holds that hang cannot starv
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception,
-    stop_after_attempt,
-    wait_random,
-    wait_random_exponential,
-)
 
 from cart_grpc.carts.protocol import next_intent
 from cart_grpc.carts.refusals import Unavailable
@@ -26,6 +17,7 @@ from cart_grpc.carts.reservation import Answer, Intent, Refusal, Reservation, Si
 from cart_grpc.reservations.api import NoAnswer, ReservationApi
 from cart_grpc.reservations.attempts import RecordedAttempt
 from cart_grpc.reservations.breaker import Breaker
+from cart_grpc.reservations.pauses import Pauses
 from cart_grpc.store.commands import Claim, Extend, HandBack, Record
 from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane
 from cart_grpc.store.store import Store
@@ -34,6 +26,14 @@ log = logging.getLogger(__name__)
 MICROSECONDS = 1_000_000
 # The longest that a Retry-After is believed.
 MAX_RETRY_AFTER = 3600 * MICROSECONDS
+# How many rows one claim takes, or one extension of leases: what starts or commits together keeps callers waiting.
+MOST_AT_ONCE = 64
+# A claim costs as much for one row as for twenty, so those that come within this time are claimed together.
+GATHER_SECONDS = 0.01
+# Where the event loop takes longer than this for one turn, callers wait, too: then a backlog has only so many calls in
+# flight. What an API that is quick has answered would otherwise queue up before them, for as long as the backlog lasts.
+LATE_SECONDS = 0.01
+IN_FLIGHT_WHEN_LATE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,11 @@ class ReconcilerConfig:
 
 @dataclass(slots=True)
 class _Lane:
+    """`backlog` says that the last claim found as much as it asked for, so that there may be more."""
+
     name: Lane
     calls: dict[asyncio.Task[None], Reservation] = field(default_factory=dict)
+    backlog: bool = False
 
 
 class Reconciler:
@@ -77,7 +80,7 @@ class Reconciler:
         self._trouble = ""
         self._ended = asyncio.Event()
         self._ended.set()
-        self._backoff = wait_random_exponential(multiplier=config.backoff_initial, max=config.backoff_max)
+        self._pauses = Pauses(config.backoff_initial, config.backoff_max)
 
     async def run(self) -> None:
         """Reconcile until `stop`. It is not to be cancelled: a claim that commits meanwhile would have no owner."""
@@ -96,8 +99,8 @@ class Reconciler:
                     # Without this loop nothing would ever be reserved again, and nobody would know.
                     log.exception("the reconciler met an error of its own, and goes on")
                     started = 0
-                if not started and not self._stopping:
-                    await self._wait()
+                if not self._stopping:
+                    await (asyncio.sleep(GATHER_SECONDS) if started else self._wait())
         finally:
             extending.cancel()
             self._ended.set()
@@ -113,18 +116,20 @@ class Reconciler:
 
         Raises Unavailable where the database does not answer.
         """
-        started = 0
-        for lane in self._lanes:
-            room = self._breaker.permits(self._config.max_in_flight - len(lane.calls))
-            if room <= 0 or not await self._store.reads.has_due(lane.name):
-                continue
-            lease = int(self._config.lease * MICROSECONDS)
-            for reservation in await self._store.claim(Claim(lane.name, min(room, 256), lease)):
-                if self._breaker.is_open:
-                    self._breaker.probing()
-                self._start(lane, reservation)
-                started += 1
-        return started
+        most = min(self._config.max_in_flight, IN_FLIGHT_WHEN_LATE) if await _is_late() else self._config.max_in_flight
+        return sum([await self._claim(lane, most) for lane in self._lanes])
+
+    async def _claim(self, lane: _Lane, most: int) -> int:
+        room = min(MOST_AT_ONCE, self._breaker.permits(most - len(lane.calls)))
+        if room <= 0 or not (lane.backlog or await self._store.reads.has_due(lane.name)):
+            return 0
+        claimed = await self._store.claim(Claim(lane.name, room, int(self._config.lease * MICROSECONDS)))
+        lane.backlog = len(claimed) == room
+        for reservation in claimed:
+            if self._breaker.is_open:
+                self._breaker.probing()
+            self._start(lane, reservation)
+        return len(claimed)
 
     @property
     def in_flight(self) -> int:
@@ -141,8 +146,9 @@ class Reconciler:
 
         def finished(task: asyncio.Task[None]) -> None:
             del lane.calls[task]
-            # There is room again.
-            self._store.hints.due.set()
+            if lane.backlog:
+                # There is room again.
+                self._store.hints.due.set()
 
         call.add_done_callback(finished)
 
@@ -162,7 +168,7 @@ class Reconciler:
         intent = next_intent(claimed)
         if intent is None:
             return
-        retry_delay = self._retry_delay(claimed)
+        retry_delay = int(self._pauses.next_claim(claimed.attempt) * MICROSECONDS)
         lease, grace = (int(seconds * MICROSECONDS) for seconds in (self._config.lease, self._config.grace))
         attempt = RecordedAttempt(self._store, claimed, lease, grace)
         outcome: Answer | Silence
@@ -189,15 +195,13 @@ class Reconciler:
         """At most two quick tries and one deadline. While the breaker is open, or once an attempt is, a single try."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._config.call_timeout
-        again = retry_if_exception(lambda error: _is_quick(error) and attempt.opened is None and clock() < deadline)
-        tries = 1 if self._breaker.is_open else 2
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(tries), wait=wait_random(0.05, 0.25), retry=again, reraise=True
-        )
-        async for trial in retrying:
-            with trial:
-                return await self._api.apply(intent, timeout=max(0.001, deadline - clock()), attempt=attempt)
-        raise AssertionError("unreachable")
+        try:
+            return await self._api.apply(intent, timeout=self._config.call_timeout, attempt=attempt)
+        except NoAnswer as silence:
+            if self._breaker.is_open or attempt.opened is not None or not _is_quick(silence) or clock() >= deadline:
+                raise
+        await asyncio.sleep(self._pauses.second_try())
+        return await self._api.apply(intent, timeout=max(0.001, deadline - clock()), attempt=attempt)
 
     async def _record(self, record: Record) -> None:
         claimed = record.claimed
@@ -231,21 +235,14 @@ class Reconciler:
         if not answered and self._breaker.failed():
             log.warning("the Reservation API does not answer (%s): probing until it does", error)
 
-    def _retry_delay(self, claimed: Reservation) -> int:
-        """Full jitter: anything from nothing to the exponential bound, in microseconds, so that a crowd spreads out."""
-        state = RetryCallState(retry_object=AsyncRetrying(), fn=None, args=(), kwargs={})
-        state.attempt_number = claimed.attempt
-        return int(self._backoff(state) * MICROSECONDS)
-
     async def _extend_leases(self) -> None:
         """Calls may take minutes; a replica that dies is taken over within a lease."""
         while True:
             await asyncio.sleep(self._config.lease / 3)
             claims = [reservation for lane in self._lanes for reservation in lane.calls.values()]
-            if not claims:
-                continue
             try:
-                await self._store.lease(Extend(claims, int(self._config.lease * MICROSECONDS)))
+                for some in _in_parts(claims):
+                    await self._store.lease(Extend(some, int(self._config.lease * MICROSECONDS)))
             except Unavailable as refusal:
                 log.warning("leases were not extended: %s", refusal.reason)
             except Exception:
@@ -268,9 +265,22 @@ class Reconciler:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
         try:
-            await self._store.lease(HandBack([calls[task] for task in pending]))
+            for some in _in_parts([calls[task] for task in pending]):
+                await self._store.lease(HandBack(some))
         except Unavailable as refusal:
             log.warning("claims were not handed back, and run out by themselves: %s", refusal.reason)
+
+
+async def _is_late() -> bool:
+    """Whether a turn of the event loop takes so long that callers notice."""
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    await asyncio.sleep(0)
+    return clock() - began > LATE_SECONDS
+
+
+def _in_parts(claims: Sequence[Reservation]) -> Iterator[Sequence[Reservation]]:
+    return (claims[first : first + MOST_AT_ONCE] for first in range(0, len(claims), MOST_AT_ONCE))
 
 
 def _is_quick(error: BaseException) -> bool:

@@ -1,0 +1,97 @@
+"""Calls over as many connections as they need, to real gRPC servers."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from cart_grpc.reservations.connections import CALLS_PER_CONNECTION, Connections
+
+METHOD = "/test.Service/Call"
+Behaviour = Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Awaitable[bytes]]
+
+
+async def serve(behaviour: Behaviour, port: int = 0) -> tuple[grpc.aio.Server, int]:
+    """A server that lets a hundred calls share a connection, and its port."""
+    server = grpc.aio.server(options=[("grpc.max_concurrent_streams", 100), ("grpc.so_reuseport", 0)])
+    method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(behaviour)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", {"Call": method}),))
+    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    return server, bound
+
+
+def connections(port: int) -> Connections:
+    options = [
+        ("grpc.enable_retries", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.max_reconnect_backoff_ms", 60_000),
+    ]
+    return Connections(lambda: grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options), METHOD)
+
+
+async def outcomes(calling: Connections, count: int) -> list[object]:
+    """What `count` calls at a time came to: an answer, or a status code."""
+    ended = await asyncio.gather(*(calling.call(b"", 10) for _ in range(count)), return_exceptions=True)
+    return [each.code() if isinstance(each, grpc.aio.AioRpcError) else each for each in ended]
+
+
+async def test_a_call_waits_for_no_other_however_many_hang() -> None:
+    count, arrived, all_there = 450, 0, asyncio.Event()
+
+    async def hang(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        nonlocal arrived
+        arrived += 1
+        if arrived == count:
+            all_there.set()
+        await all_there.wait()
+        return b"there"
+
+    server, port = await serve(hang)
+    calling = connections(port)
+    assert await outcomes(calling, count) == [b"there"] * count
+    await calling.close()
+    await server.stop(0)
+
+
+async def test_who_calls_again_at_once_is_not_refused() -> None:
+    async def answer(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        await asyncio.sleep(0.05)
+        return b""
+
+    server, port = await serve(answer)
+    calling = connections(port)
+    for _ in range(5):
+        assert await outcomes(calling, 300) == [b""] * 300
+    await calling.close()
+    await server.stop(0)
+
+
+async def test_calls_that_fit_share_one_connection() -> None:
+    async def tell(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        return context.peer().encode()
+
+    server, port = await serve(tell)
+    calling = connections(port)
+    for count in (1, CALLS_PER_CONNECTION, 3):
+        assert len(set(await outcomes(calling, count))) == 1
+    assert len(set(await outcomes(calling, CALLS_PER_CONNECTION + 1))) == 2
+    await calling.close()
+    await server.stop(0)
+
+
+async def test_once_the_peer_is_back_no_connection_goes_on_believing_that_it_is_gone() -> None:
+    async def answer(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        return b"here"
+
+    server, port = await serve(answer)
+    calling = connections(port)
+    assert await outcomes(calling, 200) == [b"here"] * 200
+    await server.stop(0)
+    for _ in range(2):
+        assert await outcomes(calling, 200) == [grpc.StatusCode.UNAVAILABLE] * 200
+    server, _ = await serve(answer, port)
+    assert await outcomes(calling, 200) == [b"here"] * 200
+    await calling.close()
+    await server.stop(0)
