@@ -9,7 +9,7 @@
  *                                        --patience is counted as `unsent`, never silently put off
  *   once          --each                 one AddItem for every cart and sku, in order: to fill a database
  *
- * One line of JSON goes to stdout. Latencies are microseconds. Rates count what was answered inside the window that
+ * One line of JSON goes to stdout; `answered` there counts the warm-up, too. Latencies are microseconds. Rates count what was answered inside the window that
  * follows the warm-up; latencies belong to the calls that were due inside it.
  *
  * cc -O2 -o load load.c -lnghttp2
@@ -108,7 +108,7 @@ struct tally { /* of one class of users: everybody, or the one that floods */
     struct histogram ok_latency, refused_latency;
 };
 static struct tally tallies[2];
-static uint64_t by_code[CODES + 1], resets, goaways, lost, no_status, http_errors, connect_errors;
+static uint64_t by_code[CODES + 1], resets, goaways, lost, no_status, http_errors, connect_errors, answered;
 static struct histogram lateness;
 static struct { uint32_t ok, refused, max_us; } windows[WINDOWS];
 static int64_t t_start, t_window, t_end;
@@ -143,6 +143,7 @@ static void settle(struct connection *c, struct call *call, int64_t at) {
     struct tally *t = &tallies[call->flood];
     int counted = call->due >= t_window && call->due < t_end, in_window = at >= t_window && at < t_end;
     int ok = call->code == 0 && call->http == 200;
+    answered++;
     if (counted) {
         if (call->code >= 0) by_code[call->code > 16 ? CODES : call->code]++;
         if (call->http != 200 && call->http) http_errors++;
@@ -499,9 +500,9 @@ static void report(double cpu) {
     for (int code = 0; code <= CODES; code++)
         if (by_code[code]) printf("%s\"%d\":%llu", comma, code, (unsigned long long)by_code[code]), comma = ",";
     printf("},\"resets\":%llu,\"no_status\":%llu,\"http_errors\":%llu,\"goaways\":%llu,\"lost\":%llu,"
-           "\"connect_errors\":%llu,",
+           "\"connect_errors\":%llu,\"answered\":%llu,",
            (unsigned long long)resets, (unsigned long long)no_status, (unsigned long long)http_errors,
-           (unsigned long long)goaways, (unsigned long long)lost, (unsigned long long)connect_errors);
+           (unsigned long long)goaways, (unsigned long long)lost, (unsigned long long)connect_errors, (unsigned long long)answered);
     print_histogram("late_us", &lateness);
     if (opt.timeline) {
         printf(",\"timeline\":[");

@@ -1,0 +1,4 @@
+from benchmarks.programs import Json
+
+
+def write(seen: Json) -> None: ...

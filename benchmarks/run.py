@@ -1,0 +1,75 @@
+"""`make bench`: measure, keep what was seen in build/bench/seen.json, write docs/performance.*. See `--help`."""
+
+import argparse
+import json
+import platform
+import subprocess
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+from benchmarks import report
+from benchmarks.programs import DATABASES, ROOT, Json, world
+from benchmarks.sections import SECTIONS, Plan
+
+SEEN = ROOT / "build" / "bench" / "seen.json"
+VERSIONS = ("grpcio", "protobuf", "uvloop", "SQLAlchemy", "aiosqlite", "asyncpg")
+
+
+def surroundings() -> Json:
+    """The machine and the commit, as far as a reader of the figures needs them."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit.stdout.strip(),
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "versions": {name: version(name) for name in VERSIONS},
+    }
+
+
+def run(names: list[str], databases: list[str], plan: Plan, seen: Json) -> None:
+    """Measure, and add it to `seen`."""
+    seen["surroundings"] = surroundings()
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, world(Path(folder)) as opened:
+        for name in names:
+            for database in databases:
+                started = time.monotonic()
+                found = SECTIONS[name](opened, database, plan)
+                if found is not None:
+                    seen.setdefault(name, {})[database] = found
+                print(f"{name} on {database}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run", description="Measure, and write docs/performance.*"
+    )
+    parser.add_argument("sections", nargs="*", help=f"all, if none are named: {', '.join(SECTIONS)}")
+    parser.add_argument("--database", choices=DATABASES, action="append", help="both, if not said")
+    parser.add_argument("--rounds", type=int, default=Plan.rounds)
+    parser.add_argument("--seconds", type=float, default=Plan.seconds, help="of a round")
+    parser.add_argument("--rows", type=int, default=Plan.rows, help="where it is about many carts or reservations")
+    parser.add_argument("--keep", action="store_true", help="what was seen before and is not measured now")
+    options = parser.parse_args()
+    if unknown := set(options.sections) - set(SECTIONS):
+        parser.error(f"there is no {', '.join(sorted(unknown))}")
+    seen: Json = json.loads(SEEN.read_text()) if options.keep and SEEN.exists() else {}
+    plan = Plan(options.rounds, options.seconds, options.rows)
+    run(options.sections or list(SECTIONS), options.database or list(DATABASES), plan, seen)
+    SEEN.parent.mkdir(parents=True, exist_ok=True)
+    SEEN.write_text(json.dumps(seen, indent=1))
+    if not options.sections or options.keep:
+        report.write(seen)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,356 @@
+"""What is measured, a function each: it starts what it needs, interleaves it with the no-op server, and ends it."""
+
+import asyncio
+import functools
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sqlalchemy import make_url
+
+from benchmarks import http_load
+from benchmarks.programs import ROOT, Json, Product, World, interleave, load, measure
+
+IN_FLIGHT = 64
+CARTS, SKUS = 1_000, 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of it: rounds of `seconds`, `rows` where it is about many."""
+
+    rounds: int = 3
+    seconds: float = 1.0
+    rows: int = 100_000
+
+
+Section = Callable[[World, str, Plan], Json]
+
+
+def table(world: World, database: str, plan: Plan) -> Json:
+    """AddItem and GetCart against the no-op, the reconciler idle; then again while it drains what is due."""
+    product = world.serve(world.database(database, carts=CARTS, items=SKUS))
+    noop, served = world.noop, product.program
+    ask = functools.partial(measure, duration=plan.seconds, carts=CARTS, skus=SKUS)
+    many = {
+        "noop": lambda: ask(noop, "noop", in_flight=IN_FLIGHT),
+        "add": lambda: ask(served, "add", in_flight=IN_FLIGHT),
+        "get": lambda: ask(served, "get", in_flight=IN_FLIGHT),
+    }
+    alone = {
+        "noop_alone": lambda: ask(noop, "noop", in_flight=1),
+        "add_alone": lambda: ask(served, "add", in_flight=1),
+        "get_alone": lambda: ask(served, "get", in_flight=1),
+    }
+    idle = interleave({**many, **alone}, plan.rounds)
+    durable = asyncio.run(commit_us(product.database_url)) if database == "postgresql" else fsync_us(world.folder)
+    product.resume()
+    draining = interleave(many, plan.rounds)
+    due = product.stats().due_count
+    served.stop()
+    return {"idle": idle, "draining": draining, "durable_us": durable, "due_at_the_end": due}
+
+
+def fsync_us(folder: Path, times: int = 200) -> float:
+    """What it costs to have 8 KiB on the disk, in µs: the median."""
+    file = os.open(folder / "fsync", os.O_CREAT | os.O_RDWR)
+    took = []
+    for turn in range(times):
+        started = time.perf_counter()
+        os.pwrite(file, b"\0" * 8192, turn * 8192)
+        os.fdatasync(file)
+        took.append(time.perf_counter() - started)
+    os.close(file)
+    return round(statistics.median(took) * 1e6, 1)
+
+
+async def commit_us(url: str, times: int = 200) -> float:
+    """What it costs PostgreSQL to commit one row, in µs: the median."""
+    parsed = make_url(url)
+    connection = await asyncpg.connect(user=parsed.username, database=parsed.database, host=str(parsed.query["host"]))
+    await connection.execute("CREATE TABLE commits (n bigint)")
+    took = []
+    for turn in range(times):
+        started = time.perf_counter()
+        await connection.execute("INSERT INTO commits VALUES ($1)", turn)
+        took.append(time.perf_counter() - started)
+    await connection.execute("DROP TABLE commits")
+    await connection.close()
+    return round(statistics.median(took) * 1e6, 1)
+
+
+def concurrency(world: World, database: str, plan: Plan) -> Json:
+    """Throughput and latency as more is in flight."""
+    product = world.serve(world.database(database, carts=CARTS, items=SKUS))
+    seen: Json = {}
+    for in_flight in (1, 8, 64, 256):
+        ask = functools.partial(measure, duration=plan.seconds, in_flight=in_flight, carts=CARTS, skus=SKUS)
+        contenders = {
+            "noop": functools.partial(ask, world.noop, "noop"),
+            "add": functools.partial(ask, product.program, "add"),
+            "get": functools.partial(ask, product.program, "get"),
+        }
+        seen[str(in_flight)] = interleave(contenders, max(2, plan.rounds - 1))
+    product.program.stop()
+    return seen
+
+
+def flatness(world: World, database: str, plan: Plan) -> Json:
+    """The same with much in the database, against a small one: servers side by side, asked in turn."""
+    fillings = {
+        "small": {"carts": CARTS, "items": SKUS},
+        "many carts": {"carts": plan.rows, "items": 1},
+        "many pending": {"carts": CARTS, "items": SKUS, "pending": plan.rows},
+        "many finished": {"carts": CARTS, "items": SKUS, "finished": plan.rows},
+        "1 item": {"carts": CARTS, "items": 1},
+        "200 items": {"carts": CARTS, "items": 200},
+    }
+    products = {name: world.serve(world.database(database, **filling)) for name, filling in fillings.items()}
+    contenders: dict[str, Callable[[], Json]] = {}
+    for name, product in products.items():
+        asked = {"carts": fillings[name]["carts"], "skus": fillings[name]["items"], "in_flight": IN_FLIGHT}
+        add = functools.partial(measure, product.program, "add", duration=plan.seconds, **asked)
+        contenders[f"add, {name}"] = add
+        if "item" not in name:
+            # A cart of one item is what `many carts` has.
+            of_one = {**asked, "skus": 1}
+            contenders[f"get, {name}"] = functools.partial(
+                measure, product.program, "get", duration=plan.seconds, **of_one
+            )
+    hot = functools.partial(measure, products["200 items"].program, "add", duration=plan.seconds, in_flight=IN_FLIGHT)
+    contenders["add, one hot cart"] = functools.partial(hot, carts=1, skus=200)
+    contenders["noop"] = functools.partial(
+        measure, world.noop, "noop", duration=plan.seconds, in_flight=IN_FLIGHT, carts=CARTS
+    )
+    seen = interleave(contenders, plan.rounds)
+    for product in products.values():
+        product.program.stop()
+    return {"rows": plan.rows, **seen}
+
+
+def settling(world: World, database: str, plan: Plan) -> Json:
+    """A backlog is worked off: how many reservations are settled a second, all processes on the same cores."""
+    backlog = plan.rows
+    product = world.serve(world.database(database, pending=backlog))
+    product.resume()
+    before, cpu, started = _left(product), product.program.cpu_seconds(), time.monotonic()
+    # As long as it lasts, or long enough to tell.
+    while (left := _left(product)) > 0 and time.monotonic() - started < 10 * plan.seconds:
+        time.sleep(0.1)
+    took, cpu = time.monotonic() - started, product.program.cpu_seconds() - cpu
+    product.program.stop()
+    settled = before - left
+    return {
+        "backlog": backlog,
+        "settled": settled,
+        "seconds": took,
+        "per_s": settled / took,
+        "cpu_us": cpu / max(settled, 1) * 1e6,
+    }
+
+
+def _left(product: Product) -> int:
+    return sum(kind.count for kind in product.stats().backlog)
+
+
+def slow_calls(world: World, database: str, plan: Plan) -> Json:
+    """AddItem while the Reservation API lets ten thousand calls hang, and what one of them costs in memory."""
+    slow = world.simulate("90s")
+    wanted = 10_000
+    url = world.database(database, carts=CARTS, items=SKUS, pending=wanted)
+    product = world.serve(url, api=slow, CART_RESERVATION_MAX_IN_FLIGHT=str(wanted))
+    ask = functools.partial(measure, duration=plan.seconds, in_flight=IN_FLIGHT, carts=CARTS, skus=SKUS)
+    contenders = {
+        "noop": functools.partial(ask, world.noop, "noop"),
+        "add": functools.partial(ask, product.program, "add"),
+    }
+    before = interleave(contenders, plan.rounds)
+    memory = product.program.memory_mib()
+    product.resume()
+    deadline = time.monotonic() + 30
+    while (hanging := product.stats().reconciler.in_flight_count) < wanted and time.monotonic() < deadline:
+        time.sleep(0.2)
+    each = (product.program.memory_mib() - memory) * 1024 / max(hanging, 1)
+    during = interleave(contenders, plan.rounds)
+    product.program.stop()
+    slow.stop()
+    return {"hanging": hanging, "kib_each": each, "before": before, "during": during}
+
+
+class HealthWatch:
+    """Asks the server every 50 ms whether it is ready, as an orchestrator would, from `start` to `stop`."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.took_ms: list[float] = []
+        self.failed = 0
+
+    def _watch(self) -> None:
+        with grpc.insecure_channel(self._address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
+            while not self._ended.wait(0.05):
+                started = time.monotonic()
+                try:
+                    stub.Check(health_pb2.HealthCheckRequest(service="cart.v1.CartService"), timeout=1)
+                except grpc.RpcError:
+                    self.failed += 1
+                self.took_ms.append((time.monotonic() - started) * 1e3)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            self._thread.join()
+
+    def report(self) -> Json:
+        took = sorted(self.took_ms)
+        return {"asked": len(took), "failed": self.failed, "p99_ms": took[len(took) * 99 // 100] if took else None}
+
+
+def overload(world: World, database: str, plan: Plan) -> Json:
+    """An open loop at multiples of what it can do: what is answered, how soon the rest is refused, and what then."""
+    product = world.serve(world.database(database, carts=CARTS, items=SKUS))
+    served = product.program
+    ask = functools.partial(measure, served, "add", carts=CARTS, skus=SKUS, duration=2 * plan.seconds)
+    capacity = max(ask(in_flight=in_flight)["per_s"] for in_flight in (64, 256))
+    seen: Json = {"capacity": capacity, "memory_before_mib": served.memory_mib(), "loads": {}}
+    for times in (1, 2, 5, 10):
+        health, before, peak = HealthWatch(served.address), served.cpu_seconds(), Peak(served.memory_mib)
+        rate = f"{capacity * times:.0f}:{0.5 + 3 * plan.seconds}"
+        with health.running(), peak.running():
+            found = load(served.address, calls="add", carts=CARTS, skus=SKUS, rate=rate, drain=3)
+        cpu = (served.cpu_seconds() - before) / max(found["answered"], 1) * 1e6
+        seen["loads"][str(times)] = {**found, "health": health.report(), "peak_mib": peak.highest, "cpu_us": cpu}
+        time.sleep(plan.seconds)
+    # Ten times too much, and then half of what it can do: when is it itself again?
+    rate = f"{capacity * 10:.0f}:{2 * plan.seconds},{capacity / 2:.0f}:{4 * plan.seconds}"
+    found = load(served.address, "--timeline", calls="add", carts=CARTS, skus=SKUS, rate=rate, warmup=0)
+    seen["recovery_s"] = _recovery(found["timeline"], round(20 * plan.seconds), capacity / 2)
+    seen["memory_after_mib"] = served.memory_mib()
+    served.stop()
+    return seen
+
+
+def _recovery(timeline: list[list[int]], since: int, rate: float) -> float | None:
+    """Seconds from window `since` on (100 ms each) until no call was refused or took more than 100 ms any more."""
+    good = [ok >= rate / 20 and refused == 0 and longest < 100_000 for ok, refused, longest in timeline[since:-3]]
+    bad = [number for number, is_good in enumerate(good) if not is_good]
+    return (bad[-1] + 1) / 10 if bad and bad[-1] + 1 < len(good) else None if bad else 0.0
+
+
+class Peak:
+    """The highest of what `read` says, looked at every 50 ms."""
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self._read = read
+        self.highest = read()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(0.05):
+                self.highest = max(self.highest, self._read())
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def fairness(world: World, database: str, plan: Plan) -> Json:
+    """What everybody else's calls take while one user asks for several times more than there is."""
+    product = world.serve(world.database(database, carts=CARTS, items=SKUS))
+    served = product.program
+    ask = functools.partial(load, served.address, calls="add", carts=CARTS, skus=SKUS, drain=2)
+    capacity = measure(served, "add", in_flight=IN_FLIGHT, carts=CARTS, skus=SKUS, duration=2 * plan.seconds)["per_s"]
+    usual, seconds = capacity * 0.3, 0.5 + 2 * plan.seconds
+    flood = capacity * 2
+    contenders: dict[str, Callable[[], Json]] = {
+        "alone": lambda: ask(rate=f"{usual:.0f}:{seconds}"),
+        "beside a flood": lambda: ask(
+            rate=f"{usual + flood:.0f}:{seconds}", flood_share=f"{flood / (usual + flood):.3f}"
+        ),
+    }
+    seen = interleave(contenders, plan.rounds)
+    served.stop()
+    return {"capacity": capacity, "usual_per_s": usual, "flood_per_s": flood, **seen}
+
+
+def workers(world: World, database: str, plan: Plan) -> Json | None:
+    """Several processes on one PostgreSQL; None where that does not exist."""
+    offered = subprocess.run(
+        [sys.executable, "-m", "cart_grpc.cli", "serve", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    if database == "sqlite" or "--workers" not in offered:
+        return None
+    contenders: dict[str, Callable[[], Json]] = {
+        "noop": functools.partial(measure, world.noop, "noop", duration=plan.seconds, in_flight=IN_FLIGHT)
+    }
+    served = {}
+    for count in (1, 2):
+        url = world.database(database, carts=CARTS, items=SKUS)
+        served[count] = world.serve(url, f"--workers={count}").program
+        contenders[str(count)] = functools.partial(
+            measure, served[count], "add", duration=plan.seconds, in_flight=IN_FLIGHT, connections=16, carts=CARTS
+        )
+    seen = interleave(contenders, plan.rounds)
+    for program in served.values():
+        program.stop()
+    return seen
+
+
+def comparisons(world: World, database: str, plan: Plan) -> Json:
+    """An ORM session per request on the same proto; on SQLite also the design of the exercise."""
+    orm = world.start("benchmarks.orm_server", world.database(database))
+    ask = functools.partial(measure, duration=plan.seconds, in_flight=IN_FLIGHT, carts=CARTS, skus=SKUS)
+    contenders: dict[str, Callable[[], Json]] = {
+        "noop": functools.partial(ask, world.noop, "noop"),
+        "orm add": functools.partial(ask, orm, "add", warmup=1),
+        "orm get": functools.partial(ask, orm, "get"),
+    }
+    started = [orm]
+    if database == "sqlite":
+        stub = world.start("benchmarks.exercise_server", "stub")
+        url = f"http://{stub.address}/reservations"
+        exercise = world.start("benchmarks.exercise_server", str(world.folder / "exercise.db"), url)
+        asked = functools.partial(http_load.measure, exercise, duration=2 * plan.seconds, carts=CARTS)
+        contenders["exercise get"] = functools.partial(asked, "get")
+        contenders["exercise add"] = functools.partial(asked, "add")
+        started += [exercise, stub]
+    seen = interleave(contenders, plan.rounds)
+    for program in started:
+        program.stop()
+    return seen
+
+
+SECTIONS: dict[str, Section | Callable[[World, str, Plan], Json | None]] = {
+    "table": table,
+    "concurrency": concurrency,
+    "flatness": flatness,
+    "settling": settling,
+    "slow calls": slow_calls,
+    "overload": overload,
+    "fairness": fairness,
+    "workers": workers,
+    "comparisons": comparisons,
+}
