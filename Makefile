@@ -75,6 +75,20 @@ $(LOAD): benchmarks/load.c
 .PHONY: load
 load: $(LOAD) ## build the load generator of the benchmarks
 
+BENCH_STAMP := $(VENV)/.bench-installed
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt
+	@touch $@
+
+.PHONY: bench
+bench: $(BENCH_STAMP) $(LOAD) ## measure, ten minutes, and write docs/performance.md; BENCH=--rows=1000000 takes longer
+	$(BIN)/python -m benchmarks.run $(BENCH)
+
+.PHONY: bench-check
+bench-check: $(BENCH_STAMP) $(LOAD) ## measure the main path again, two minutes; fail when a ratio fell by more than the noise
+	$(BIN)/python -m benchmarks.run --only-see build/bench/check.json table
+	$(BIN)/python -m benchmarks.ratios build/bench/check.json
+
 .PHONY: check
 check: format-check lint typecheck generated-current coverage ## run everything that CI runs
 
@@ -127,7 +141,7 @@ release-image: setup ## record protos/ as the release that buf breaking compares
 .PHONY: constraints
 constraints: setup ## pin the newest versions that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
 
 .PHONY: image
 image: ## build the container image

@@ -5,7 +5,6 @@
 
 import argparse
 import asyncio
-import sqlite3
 import time
 import zlib
 from collections.abc import Callable
@@ -48,9 +47,9 @@ def fill(url: str, filling: Filling) -> None:
         connection.execute(text("INSERT INTO skus VALUES (:n, :sku, :item_id)"), rows)
         now = time.time_ns() // 1000
         if filling.carts:
-            _write_carts(connection, "u", filling.carts, filling.items, now, is_held=True)
+            _write_carts(connection, "u", filling.carts, filling.items, now)
         if filling.pending:
-            _write_carts(connection, "p", filling.pending, 1, now, is_held=False)
+            _write_carts(connection, "p", filling.pending, 1, now)
         if filling.finished:
             _write_finished(connection, filling.finished, now)
         if filling.is_paused:
@@ -83,7 +82,6 @@ def _in_sqlite(url: str, write: Callable[[Connection], None]) -> None:
     engine = create_engine(url)
     with engine.begin() as connection:
         driver: Any = connection.connection.driver_connection
-        assert isinstance(driver, sqlite3.Connection)  # noqa: S101 - for mypy
         driver.create_function("crc32", 1, zlib.crc32, deterministic=True)
         write(connection)
     with engine.connect() as connection:
@@ -91,78 +89,75 @@ def _in_sqlite(url: str, write: Callable[[Connection], None]) -> None:
     engine.dispose()
 
 
-# One statement does for both databases: a number with leading zeros, the numbers from 0 on, a slice (where the bytes
-# of a text are called differently).
 def _digits(number: str, width: int) -> str:
+    """SQL for a number with leading zeros, in both databases."""
     return f"substr(CAST({10**width} + {number} AS text), 2)"
 
 
-_SERIES = (
-    "WITH RECURSIVE series(n) AS (SELECT CAST(0 AS bigint) UNION ALL SELECT n + 1 FROM series WHERE n + 1 < :count)"
-)
-
-
-def _slice(connection: Connection) -> str:
-    of = "CAST(user_id AS blob)" if connection.dialect.name == "sqlite" else "convert_to(user_id, 'UTF8')"
-    return f"CAST(crc32({of}) % {SLICES} AS smallint)"
-
-
 def _id(kind: int, number: str) -> str:
-    """A UUIDv7 from long ago."""
+    """SQL for a UUIDv7 from long ago."""
     return f"'0190000{kind}-0000-7000-8000-' || {_digits(number, 12)}"
 
 
-def _write_carts(connection: Connection, prefix: str, count: int, items: int, now: int, *, is_held: bool) -> None:  # noqa: PLR0913
-    kind = "1" if is_held else "2"
-    values = {"count": count, "items": items, "now": now, "later": now + DAY, "expire": now + 7 * DAY}
-    make = text(
-        f"CREATE TEMPORARY TABLE filled_{prefix} AS {_SERIES}, named AS "  # noqa: S608 - only names of ours
-        f"(SELECT n, '{prefix}' || {_digits('n', 7)} AS user_id FROM series) "
-        f"SELECT n, {_slice(connection)} AS slice, user_id FROM named"
+def _make_users(connection: Connection, prefix: str, count: int) -> str:
+    """A temporary table of users: n, slice, user_id. Returns its name."""
+    of = "CAST(user_id AS blob)" if connection.dialect.name == "sqlite" else "convert_to(user_id, 'UTF8')"
+    connection.exec_driver_sql(
+        f"CREATE TEMPORARY TABLE filled_{prefix} AS WITH RECURSIVE"
+        " series(n) AS (SELECT CAST(0 AS bigint) UNION ALL SELECT n + 1 FROM series"
+        f" WHERE n + 1 < {count}), named AS (SELECT n, '{prefix}' || {_digits('n', 7)} AS user_id FROM series)"
+        f" SELECT n, CAST(crc32({of}) % {SLICES} AS smallint) AS slice, user_id FROM named"
     )
-    connection.execute(make, {"count": count})
-    statements = [
-        f"INSERT INTO users SELECT slice, user_id, 1 FROM filled_{prefix} ORDER BY 1, 2",
-        f"INSERT INTO carts (slice, user_id, cart_id, uid, state, labels, currency_code, expire_time, item_count,"
-        f" total_quantity, subtotal, revision, etag_revision, create_time, update_time)"
-        f" SELECT slice, user_id, 'default', {_id(int(kind) + 2, 'n')}, 1, '{{}}', '', :expire, :items, :items, 0, :items,"
-        f" :items, :now, :now FROM filled_{prefix} ORDER BY 1, 2",
-        f"INSERT INTO items (slice, user_id, cart_id, item_id, uid, sku, options, quantity, labels, reservation_id,"
-        f" create_time, update_time) SELECT slice, user_id, 'default', item_id, {_id(int(kind) + 4, 'c.n * :items + s.n')}, sku,"
-        f" '{{}}', 1, '{{}}', {_id(int(kind), 'c.n * :items + s.n')}, :now, :now"
-        f" FROM filled_{prefix} c CROSS JOIN skus s WHERE s.n < :items ORDER BY 1, 2",
-        _reservations(
-            f"filled_{prefix} c CROSS JOIN skus s WHERE s.n < :items", int(kind), "c.n * :items + s.n", is_held
-        ),
-    ]
-    for statement in statements:
-        connection.execute(text(statement), {k: v for k, v in values.items() if f":{k}" in statement})
+    return f"filled_{prefix}"
 
 
-def _reservations(source: str, kind: int, number: str, is_held: bool) -> str:  # noqa: FBT001
-    observed = "1, 1, :later, 1, :later" if is_held else "0, 0, NULL, 0, :now"
-    return (
-        f"INSERT INTO reservations (slice, reservation_id, user_id, cart_id, item_id, sku, quantity, disposition, ttl,"  # noqa: S608
-        f" labels, revision, intent_revision, least_quantity, create_time, reason, refused_reason, waiting, attempt,"
-        f" lease_epoch, last_error, state, granted_quantity, expire_time, observed_revision, due_at)"
-        f" SELECT slice, {_id(kind, number)}, user_id, 'default', item_id, sku, 1, 1, 900000000,"
-        f" '{{}}', 1, 1, 1, :now, '', '', false, {int(is_held)}, {int(is_held)}, '', {observed} FROM {source} ORDER BY 1, 2"
+def _insert(connection: Connection, table: str, source: str, **columns: object) -> None:
+    """One INSERT … SELECT, in the order of the primary keys; values are SQL."""
+    names, values = ", ".join(columns), ", ".join(map(str, columns.values()))
+    connection.exec_driver_sql(
+        f"INSERT INTO {table} (slice, user_id, {names}) SELECT slice, user_id, {values} FROM {source} ORDER BY 1, 2"
     )
+
+
+_RESERVATION = {
+    "quantity": 1,
+    "ttl": 900_000_000,
+    "labels": "'{}'",
+    "least_quantity": 1,
+    "reason": "''",
+    "refused_reason": "''",
+    "waiting": "false",
+    "last_error": "''",
+}
+
+
+def _write_carts(connection: Connection, prefix: str, count: int, items: int, now: int) -> None:
+    is_held, kind = prefix == "u", 1 if prefix == "u" else 2
+    users = _make_users(connection, prefix, count)
+    _insert(connection, "users", users, lock_count=1)
+    times = {"create_time": now, "update_time": now}
+    cart = {"cart_id": "'default'", "uid": _id(kind + 2, "n"), "state": 1, "labels": "'{}'", "currency_code": "''"}
+    totals = {"item_count": items, "total_quantity": items, "subtotal": 0, "revision": items, "etag_revision": items}
+    _insert(connection, "carts", users, **cart, **totals, **times, expire_time=now + 7 * DAY)
+    number, each = f"users.n * {items} + skus.n", f"{users} users CROSS JOIN skus WHERE skus.n < {items}"
+    item = {"cart_id": "'default'", "item_id": "item_id", "sku": "sku", "reservation_id": _id(kind, number)}
+    facts = {"uid": _id(kind + 4, number), "options": "'{}'", "labels": "'{}'", "quantity": 1}
+    _insert(connection, "items", each, **item, **facts, **times)
+    intent = {**_RESERVATION, "disposition": 1, "revision": 1, "intent_revision": 1, "create_time": now}
+    done = int(is_held)
+    work = {"attempt": done, "lease_epoch": done, "due_at": now + DAY if is_held else now}
+    expire_time = now + DAY if is_held else "NULL"
+    observed = {"state": done, "granted_quantity": done, "observed_revision": done, "expire_time": expire_time}
+    _insert(connection, "reservations", each, **item, **intent, **work, **observed)
 
 
 def _write_finished(connection: Connection, count: int, now: int) -> None:
-    connection.execute(
-        text(
-            f"{_SERIES}, named AS (SELECT n, 'f' || {_digits('n', 7)} AS user_id FROM series)"  # noqa: S608
-            f" INSERT INTO reservations (slice, reservation_id, user_id, cart_id, item_id, sku, quantity, disposition,"
-            f" ttl, labels, revision, intent_revision, least_quantity, create_time, reason, refused_reason, waiting,"
-            f" attempt, lease_epoch, last_error, state, granted_quantity, observed_revision, finish_time)"
-            f" SELECT {_slice(connection)}, {_id(7, 'named.n')}, user_id, 'default', item_id, sku, 1, 3, 900000000,"
-            f" '{{}}', 2, 2, 1, :now, '', '', false, 1, 2, '', 4, 0, 2, :now"
-            f" FROM named CROSS JOIN skus WHERE skus.n = 0 ORDER BY 1, 2"
-        ),
-        {"count": count, "now": now},
-    )
+    users = _make_users(connection, "f", count)
+    item = {"cart_id": "'default'", "item_id": "item_id", "sku": "sku", "reservation_id": _id(7, "users.n")}
+    intent = {**_RESERVATION, "disposition": 3, "revision": 2, "intent_revision": 2, "create_time": now}
+    observed = {"state": 4, "granted_quantity": 0, "observed_revision": 2, "finish_time": now}
+    each = f"{users} users CROSS JOIN skus WHERE skus.n = 0"
+    _insert(connection, "reservations", each, **item, **intent, **observed, attempt=1, lease_epoch=2)
 
 
 def main() -> None:

@@ -48,6 +48,7 @@ class Program:
     def says(self, pattern: re.Pattern[str]) -> str:
         """The first group of `pattern` in what it prints. Raises RuntimeError if it ends or takes too long."""
         deadline = time.monotonic() + START_SECONDS
+        printed = ""
         while time.monotonic() < deadline:
             printed = self._output.read_text(errors="replace")
             if match := pattern.search(printed):
@@ -131,10 +132,7 @@ class World:
     def database(self, kind: str, **filling: int) -> str:
         """The URL of a new database, `sqlite` or `postgresql`, durable, migrated, filled, its reconcilers paused."""
         name = f"bench{next(self._names)}"
-        if kind == "sqlite":
-            url = f"sqlite:///{self.folder / name}.db"
-        else:
-            url = self.postgres().create_database(name)
+        url = self.postgres().create_database(name) if kind == "postgresql" else f"sqlite:///{self.folder / name}.db"
         migrate = [sys.executable, "-m", "cart_grpc.cli", "migrate"]
         environment = {"CART_DATABASE_URL": url, "PATH": "/usr/bin:/bin"}
         subprocess.run(migrate, cwd=self.folder, env=environment, check=True, capture_output=True)

@@ -199,11 +199,11 @@ class HealthWatch:
 
     def _watch(self) -> None:
         with grpc.insecure_channel(self._address) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
+            stub = health_pb2_grpc.HealthStub(channel)
             while not self._ended.wait(0.05):
                 started = time.monotonic()
                 try:
-                    stub.Check(health_pb2.HealthCheckRequest(service="cart.v1.CartService"), timeout=1)
+                    stub.Check(health_pb2.HealthCheckRequest(service="cart.v1.CartService"), timeout=1)  # type: ignore[attr-defined]
                 except grpc.RpcError:
                     self.failed += 1
                 self.took_ms.append((time.monotonic() - started) * 1e3)
@@ -320,7 +320,7 @@ def workers(world: World, database: str, plan: Plan) -> Json | None:
 
 
 def comparisons(world: World, database: str, plan: Plan) -> Json:
-    """An ORM session per request on the same proto; on SQLite also the design of the exercise."""
+    """An ORM session per request on the same proto; beside SQLite also the exercise's design, and asyncio's own loop."""
     orm = world.start("benchmarks.orm_server", world.database(database))
     ask = functools.partial(measure, duration=plan.seconds, in_flight=IN_FLIGHT, carts=CARTS, skus=SKUS)
     contenders: dict[str, Callable[[], Json]] = {
@@ -330,13 +330,15 @@ def comparisons(world: World, database: str, plan: Plan) -> Json:
     }
     started = [orm]
     if database == "sqlite":
+        asyncio_noop = world.start("benchmarks.servers", "noop", "asyncio")
+        contenders["asyncio noop"] = functools.partial(ask, asyncio_noop, "noop")
         stub = world.start("benchmarks.exercise_server", "stub")
         url = f"http://{stub.address}/reservations"
         exercise = world.start("benchmarks.exercise_server", str(world.folder / "exercise.db"), url)
         asked = functools.partial(http_load.measure, exercise, duration=2 * plan.seconds, carts=CARTS)
         contenders["exercise get"] = functools.partial(asked, "get")
         contenders["exercise add"] = functools.partial(asked, "add")
-        started += [exercise, stub]
+        started += [exercise, stub, asyncio_noop]
     seen = interleave(contenders, plan.rounds)
     for program in started:
         program.stop()

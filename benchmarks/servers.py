@@ -1,7 +1,10 @@
-"""The servers that the product is compared with. `python -m benchmarks.servers noop` prints the port it listens on."""
+"""The servers beside the product. `python -m benchmarks.servers noop` prints the port that it listens on."""
 
 import asyncio
+import itertools
 import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import grpc
 import uvloop
@@ -12,18 +15,29 @@ from cart_grpc.rpc.server import OPTIONS
 
 # 37 bytes on the wire, as an id is.
 REPLY = wrappers_pb2.StringValue(value="0" * 35)
+# How every tenth call ends at the moody server, in turn; the rest is answered.
+MOODS = {3: grpc.StatusCode.RESOURCE_EXHAUSTED, 6: grpc.StatusCode.UNAVAILABLE, 9: grpc.StatusCode.INTERNAL}
+
+_numbers = itertools.count()
 
 
-async def answer(_: cart_service_pb2.AddItemRequest, __: object) -> wrappers_pb2.StringValue:
+async def answer(_: cart_service_pb2.AddItemRequest, __: Any) -> wrappers_pb2.StringValue:
     """Nothing at all: what any Python gRPC service could do at best."""
     return REPLY
 
 
-async def serve_noop() -> None:
-    """The reference: no interceptor, no work, the product's options and loop, an AddItem's bytes as the request."""
+async def answer_by_mood(_: cart_service_pb2.AddItemRequest, context: Any) -> wrappers_pb2.StringValue:
+    """Refuses three calls of ten, on HTTP 200 as gRPC does: what the load generator must not take for success."""
+    if mood := MOODS.get(next(_numbers) % 10):
+        await context.abort(mood, "a mood")
+    return REPLY
+
+
+async def serve(behaviour: Callable[[cart_service_pb2.AddItemRequest, Any], Awaitable[Any]]) -> None:
+    """No interceptor, no work; the product's options and loop, an AddItem's bytes as the request."""
     server = grpc.aio.server(options=OPTIONS)
     method = grpc.unary_unary_rpc_method_handler(
-        answer,
+        behaviour,
         request_deserializer=cart_service_pb2.AddItemRequest.FromString,
         response_serializer=wrappers_pb2.StringValue.SerializeToString,
     )
@@ -35,5 +49,6 @@ async def serve_noop() -> None:
 
 
 if __name__ == "__main__":
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run({"noop": serve_noop}[sys.argv[1]]())
+    loops = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    with asyncio.Runner(loop_factory=loops[sys.argv[2] if sys.argv[2:] else "uvloop"]) as runner:
+        runner.run(serve({"noop": answer, "moody": answer_by_mood}[sys.argv[1]]))
