@@ -127,7 +127,8 @@ async def serve(url: str) -> None:
         await connection.run_sync(Base.metadata.create_all)
         await session.commit()
     server = grpc.aio.server(options=OPTIONS)
-    cart_service_pb2_grpc.add_CartServiceServicer_to_server(OrmCartService(sessions), server)  # type: ignore[abstract] - two calls are enough
+    servicer = OrmCartService(sessions)  # type: ignore[abstract]  # two calls are enough
+    cart_service_pb2_grpc.add_CartServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(f"listens on 127.0.0.1:{port}", flush=True)

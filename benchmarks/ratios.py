@@ -96,7 +96,7 @@ def find_fallen(then: dict[str, dict[str, Ratio]], now: dict[str, dict[str, Rati
     for database, of_database in now.items():
         for name, ratio in of_database.items():
             before = then.get(database, {}).get(name)
-            if before is None or ("no-op" in name and name.startswith(("orm", "exercise", "asyncio"))):
+            if before is None:
                 continue
             change = ratio.median / before.median - 1
             if before.more_is_better:
