@@ -57,7 +57,7 @@ static struct {
     struct phase phases[16];
     int phase_count;
 } opt = {.target = "127.0.0.1:50051", .calls = "noop", .connections = 8, .streams = 0, .in_flight = 64, .carts = 1000,
-         .skus = 20, .warmup = 0.5, .duration = 2, .patience = 1, .drain = 5};
+         .skus = 20, .warmup = 0.3, .duration = 2, .patience = 1, .drain = 5};
 
 /* ---- time, chance, distributions ---- */
 

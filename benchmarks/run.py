@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import logging
 import platform
 import subprocess
+import sys
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ from benchmarks.programs import DATABASES, ROOT, Json, World, load, world
 from benchmarks.sections import SECTIONS, Plan
 
 SEEN = ROOT / "build" / "bench" / "seen.json"
+log = logging.getLogger(__name__)
 VERSIONS = ("grpcio", "protobuf", "uvloop", "SQLAlchemy", "aiosqlite", "asyncpg")
 
 
@@ -47,21 +50,29 @@ def check_counting(opened: World) -> None:
         raise RuntimeError(f"the load generator cannot count: {seen}, {unoffered}")
 
 
-def run(names: list[str], databases: list[str], plan: Plan, seen: Json) -> None:
-    """Measure, and add it to `seen`."""
+def run(names: list[str], databases: list[str], plan: Plan, seen: Json) -> int:
+    """Measure, and add it to `seen`; one that fails does not keep the others from it. Returns how many failed."""
+    failed = 0
     seen["surroundings"] = surroundings()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, world(Path(folder)) as opened:
         check_counting(opened)
         for name in names:
             for database in databases:
                 started = time.monotonic()
-                found = SECTIONS[name](opened, database, plan)
+                try:
+                    found = SECTIONS[name](opened, database, plan)
+                except Exception:
+                    log.exception("%s on %s", name, database)
+                    failed += 1
+                    continue
                 if found is not None:
                     seen.setdefault(name, {})[database] = found
                 print(f"{name} on {database}: {time.monotonic() - started:.0f} s", flush=True)
+    return failed
 
 
-def main() -> None:
+def main() -> int:
+    """Returns the exit status: 1 where something could not be measured."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run", description="Measure, and write docs/performance.*"
     )
@@ -78,12 +89,13 @@ def main() -> None:
     file = options.only_see or SEEN
     seen: Json = json.loads(file.read_text()) if options.keep and file.exists() else {}
     plan = Plan(options.rounds, options.seconds, options.rows)
-    run(options.sections or list(SECTIONS), options.database or list(DATABASES), plan, seen)
+    failed = run(options.sections or list(SECTIONS), options.database or list(DATABASES), plan, seen)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(seen, indent=1))
     if not options.only_see:
         report.write(seen)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,7 +30,7 @@ class Plan:
     """How much of it: rounds of `seconds`, `rows` where it is about many."""
 
     rounds: int = 3
-    seconds: float = 1.0
+    seconds: float = 0.8
     rows: int = 100_000
 
 
@@ -231,7 +231,7 @@ def overload(world: World, database: str, plan: Plan) -> Json:
     seen: Json = {"capacity": capacity, "memory_before_mib": served.memory_mib(), "loads": {}}
     for times in (1, 2, 5, 10):
         health, before, peak = HealthWatch(served.address), served.cpu_seconds(), Peak(served.memory_mib)
-        rate = f"{capacity * times:.0f}:{0.5 + 3 * plan.seconds}"
+        rate = f"{capacity * times:.0f}:{0.3 + 3 * plan.seconds}"
         with health.running(), peak.running():
             found = load(served.address, calls="add", carts=CARTS, skus=SKUS, rate=rate, drain=3)
         cpu = (served.cpu_seconds() - before) / max(found["answered"], 1) * 1e6
@@ -283,7 +283,7 @@ def fairness(world: World, database: str, plan: Plan) -> Json:
     served = product.program
     ask = functools.partial(load, served.address, calls="add", carts=CARTS, skus=SKUS, drain=2)
     capacity = measure(served, "add", in_flight=IN_FLIGHT, carts=CARTS, skus=SKUS, duration=2 * plan.seconds)["per_s"]
-    usual, seconds = capacity * 0.3, 0.5 + 2 * plan.seconds
+    usual, seconds = capacity * 0.3, 0.3 + 2 * plan.seconds
     flood = capacity * 2
     contenders: dict[str, Callable[[], Json]] = {
         "alone": lambda: ask(rate=f"{usual:.0f}:{seconds}"),
