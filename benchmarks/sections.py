@@ -169,10 +169,11 @@ def slow_calls(world: World, database: str, plan: Plan) -> Json:
     wanted = 10_000
     url = world.database(database, carts=CARTS, items=SKUS, pending=wanted)
     product = world.serve(url, api=slow, CART_RESERVATION_MAX_IN_FLIGHT=str(wanted))
-    ask = functools.partial(measure, duration=plan.seconds, in_flight=IN_FLIGHT, carts=CARTS, skus=SKUS)
+    # Long enough to see what is done for all of them every few seconds.
+    ask = functools.partial(measure, in_flight=IN_FLIGHT, carts=CARTS, skus=SKUS)
     contenders = {
-        "noop": functools.partial(ask, world.noop, "noop"),
-        "add": functools.partial(ask, product.program, "add"),
+        "noop": functools.partial(ask, world.noop, "noop", duration=plan.seconds),
+        "add": functools.partial(ask, product.program, "add", duration=3 * plan.seconds),
     }
     before = interleave(contenders, plan.rounds)
     memory = product.program.memory_mib()
