@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 
 from benchmarks import report
+from benchmarks.plan import Plan
 from benchmarks.programs import DATABASES, ROOT, Json, World, load, world
-from benchmarks.sections import SECTIONS, Plan
+from benchmarks.sections import SECTIONS
 
 SEEN = ROOT / "build" / "bench" / "seen.json"
 log = logging.getLogger(__name__)
