@@ -36,6 +36,7 @@
 
 #define SECOND 1000000000LL
 #define CODES 17         /* grpc-status 0 to 16 */
+#define RESETS 16        /* what RST_STREAM says: 7 is REFUSED_STREAM, 8 CANCEL */
 #define WINDOWS 1200     /* of the timeline, 100 ms each */
 #define WRITE_ENOUGH 65536
 #define TICK 100000LL    /* the open loop looks at its schedule at most every 0.1 ms */
@@ -108,7 +109,7 @@ struct tally { /* of one class of users: everybody, or the one that floods */
     struct histogram ok_latency, refused_latency;
 };
 static struct tally tallies[2];
-static uint64_t by_code[CODES + 1], resets, goaways, lost, no_status, http_errors, connect_errors, answered;
+static uint64_t by_code[CODES + 1], resets[RESETS], goaways, lost, no_status, http_errors, connect_errors, answered;
 static struct histogram lateness;
 static struct { uint32_t ok, refused, max_us; } windows[WINDOWS];
 static int64_t t_start, t_window, t_end;
@@ -178,7 +179,7 @@ static int on_stream_close(nghttp2_session *s, int32_t stream, uint32_t error, v
     struct connection *c = user;
     struct call *call = nghttp2_session_get_stream_user_data(s, stream);
     if (!call || !call->active) return 0;
-    if (error && call->code < 0) resets++;
+    if (error && call->code < 0) resets[error < RESETS ? error : 0]++;
     else if (call->code < 0) no_status++;
     settle(c, call, now());
     return 0;
@@ -499,9 +500,12 @@ static void report(double cpu) {
     const char *comma = "";
     for (int code = 0; code <= CODES; code++)
         if (by_code[code]) printf("%s\"%d\":%llu", comma, code, (unsigned long long)by_code[code]), comma = ",";
-    printf("},\"resets\":%llu,\"no_status\":%llu,\"http_errors\":%llu,\"goaways\":%llu,\"lost\":%llu,"
+    printf("},\"resets\":{"), comma = "";
+    for (int code = 0; code < RESETS; code++)
+        if (resets[code]) printf("%s\"%d\":%llu", comma, code, (unsigned long long)resets[code]), comma = ",";
+    printf("},\"no_status\":%llu,\"http_errors\":%llu,\"goaways\":%llu,\"lost\":%llu,"
            "\"connect_errors\":%llu,\"answered\":%llu,",
-           (unsigned long long)resets, (unsigned long long)no_status, (unsigned long long)http_errors,
+           (unsigned long long)no_status, (unsigned long long)http_errors,
            (unsigned long long)goaways, (unsigned long long)lost, (unsigned long long)connect_errors, (unsigned long long)answered);
     print_histogram("late_us", &lateness);
     if (opt.timeline) {

@@ -180,13 +180,14 @@ def _overload(seen: Json, _: Found) -> str:
 
 def _load_row(name: str, load: Json, found: Json) -> list[object]:
     taken, refused = load["ok_us"] or {}, load["not_ok_us"] or {}
-    counts = {code: count for code, count in load["grpc_status"].items() if code != "0"}
+    counts = {CODES.get(code, code): count for code, count in load["grpc_status"].items() if code != "0"}
+    counts |= {RESETS.get(code, f"RST_STREAM {code}"): count for code, count in load["resets"].items()}
     return [
         name,
         f"{load['ok_per_s'] / found['capacity']:.2f}",
         f"{taken.get('p99', 0) / 1e3:.0f}",
         f"{refused['p99'] / 1e3:.1f}" if refused else "",
-        ", ".join(f"{CODES.get(code, code)} {count}" for code, count in counts.items()) or "none",
+        ", ".join(f"{code} {count}" for code, count in counts.items()) or "none",
         load["unsent"] + load["unfinished"],
         f"{load['peak_mib']:.0f}",
         f"{load['health']['p99_ms']:.0f} ({load['health']['failed']} failed)",
@@ -196,6 +197,7 @@ def _load_row(name: str, load: Json, found: Json) -> list[object]:
 
 CODES = {"1": "CANCELLED", "2": "UNKNOWN", "4": "DEADLINE_EXCEEDED", "8": "RESOURCE_EXHAUSTED", "13": "INTERNAL",
          "14": "UNAVAILABLE"}  # fmt: skip
+RESETS = {"7": "REFUSED_STREAM", "8": "RST_STREAM CANCEL"}
 
 
 def _fairness(seen: Json, _: Found) -> str:
