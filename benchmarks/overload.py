@@ -12,6 +12,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from benchmarks.plan import CARTS, IN_FLIGHT, SKUS, Plan
 from benchmarks.programs import Json, World, interleave, load, measure
 
+# What callers would wait, in seconds: an answer that comes later is no good to anybody.
+DEADLINE = 2
+
 
 class HealthWatch:
     """Asks the server every 50 ms whether it is ready, as an orchestrator would, from `start` to `stop`."""
@@ -59,13 +62,15 @@ def overload(world: World, database: str, plan: Plan) -> Json:
         health, before, peak = HealthWatch(served.address), served.cpu_seconds(), Peak(served.memory_mib)
         rate = f"{capacity * times:.0f}:{0.3 + 3 * plan.seconds}"
         with health.running(), peak.running():
-            found = load(served.address, calls="add", carts=CARTS, skus=SKUS, rate=rate, drain=3)
+            found = load(served.address, calls="add", carts=CARTS, skus=SKUS, rate=rate, timeout=DEADLINE, drain=3)
         cpu = (served.cpu_seconds() - before) / max(found["answered"], 1) * 1e6
         seen["loads"][str(times)] = {**found, "health": health.report(), "peak_mib": peak.highest, "cpu_us": cpu}
         time.sleep(plan.seconds)
     # Ten times too much, and then half of what it can do: when is it itself again?
     rate = f"{capacity * 10:.0f}:{2 * plan.seconds},{capacity / 2:.0f}:{4 * plan.seconds}"
-    found = load(served.address, "--timeline", calls="add", carts=CARTS, skus=SKUS, rate=rate, warmup=0)
+    found = load(
+        served.address, "--timeline", calls="add", carts=CARTS, skus=SKUS, rate=rate, timeout=DEADLINE, warmup=0
+    )
     seen["recovery_s"] = _recovery(found["timeline"], round(20 * plan.seconds), capacity / 2)
     seen["memory_after_mib"] = served.memory_mib()
     served.stop()
@@ -107,7 +112,7 @@ def fairness(world: World, database: str, plan: Plan) -> Json:
     """What everybody else's calls take while one user asks for several times more than there is."""
     product = world.serve(world.database(database, carts=CARTS, items=SKUS))
     served = product.program
-    ask = functools.partial(load, served.address, calls="add", carts=CARTS, skus=SKUS, drain=2)
+    ask = functools.partial(load, served.address, calls="add", carts=CARTS, skus=SKUS, timeout=DEADLINE, drain=3)
     capacity = measure(served, "add", in_flight=IN_FLIGHT, carts=CARTS, skus=SKUS, duration=2 * plan.seconds)["per_s"]
     usual, seconds = capacity * 0.3, 0.3 + 2 * plan.seconds
     flood = capacity * 2
