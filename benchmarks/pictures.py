@@ -38,16 +38,17 @@ def _save(figure: Any, file: Path) -> str:
 
 
 def _concurrency(seen: Json) -> Any:
-    figure, axes = plt.subplots(2, len(DATABASES), figsize=(9, 6), sharex=True, sharey="row")
+    figure, axes = plt.subplots(2, len(DATABASES), figsize=(9, 6), sharex=True, sharey="row", layout="constrained")
+    numbers = [int(level) for level in next(iter(seen.values()))]
     for column, database in enumerate(DATABASES):
         levels = seen.get(database, {})
-        numbers = [int(level) for level in levels]
         for name in COLOURS if levels else ():
             for row, (figure_name, scale) in enumerate((("per_s", 1), ("p99_us", 1e-3))):
                 middle = [median(turn[figure_name] for turn in levels[level][name]) * scale for level in levels]
                 axes[row][column].plot(numbers, middle, "o-", color=COLOURS[name], label=LABELS[name])
         axes[0][column].set_title(TITLES[database])
         axes[1][column].set(xscale="log", yscale="log", xlabel="calls in flight", xticks=numbers, xticklabels=numbers)
+        axes[1][column].minorticks_off()
     axes[0][0].set_ylabel("calls a second")
     axes[1][0].set_ylabel("p99, ms")
     axes[0][0].legend()
@@ -56,7 +57,7 @@ def _concurrency(seen: Json) -> Any:
 
 def _flatness(ratios: dict[str, dict[str, Ratio]]) -> Any:
     names = [name for name in next(iter(ratios.values())) if "/ few" in name or "/ 1 item" in name]
-    figure, axes = plt.subplots(figsize=(9, 3.2))
+    figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
     axes.axvspan(0.9, 1.1, color="#27ae60", alpha=0.12)
     axes.axvline(1, color="#27ae60")
     for offset, database in ((-0.12, "sqlite"), (0.12, "postgresql")):
@@ -72,7 +73,7 @@ def _flatness(ratios: dict[str, dict[str, Ratio]]) -> Any:
 
 
 def _overload(seen: Json) -> Any:
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for database, found in seen.items():
         offered = [int(times) for times in found["loads"]]
         goodput = [load["ok_per_s"] / found["capacity"] for load in found["loads"].values()]

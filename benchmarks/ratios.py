@@ -60,12 +60,12 @@ def _of_table(rounds: Json) -> dict[str, Ratio]:
 
 
 def _of_flatness(rounds: Json) -> dict[str, Ratio]:
-    calls = ("add", "get")
-    kinds = ("many carts", "many pending", "many finished")
+    # Against the small one with as many items in a cart.
+    against = {"many carts": "1 item", "many pending": "few", "many finished": "few"}
     found = {
-        f"{call}, {kind} / few": between(rounds, f"{call}, {kind}", f"{call}, small")
-        for call in calls
-        for kind in kinds
+        f"{call}, {kind} / few": between(rounds, f"{call}, {kind}", f"{call}, {small}")
+        for call in ("add", "get")
+        for kind, small in against.items()
     }
     found["add, 200 items / 1 item"] = between(rounds, "add, 200 items", "add, 1 item")
     found["add, one hot cart / no-op"] = between(rounds, "add, one hot cart", "noop")

@@ -130,9 +130,8 @@ def _flatness(seen: Json, found: Found) -> str:
     rows = [[name, *(found[database].get(name, "") for database in databases)] for name in names]
     table = _rows(("64 in flight", *(TITLES[database] for database in databases)), rows)
     picture = "![Throughput with much in the database against little](performance/flatness.svg)"
-    return (
-        f"### As more is in the database\n\n`many` is {size:,}, `few` 1,000 carts of 20 items.\n\n{picture}\n\n{table}"
-    )
+    size = f"`many` is {size:,}; `few` is 1,000 carts with as many items each, and nothing else."
+    return f"### As more is in the database\n\n{size}\n\n{picture}\n\n{table}"
 
 
 def _settling(seen: Json, _: Found) -> str:

@@ -90,30 +90,21 @@ def concurrency(world: World, database: str, plan: Plan) -> Json:
 def flatness(world: World, database: str, plan: Plan) -> Json:
     """The same with much in the database, against a small one: servers side by side, asked in turn."""
     fillings = {
-        "small": {"carts": CARTS, "items": SKUS},
-        "many carts": {"carts": plan.rows, "items": 1},
+        "few": {"carts": CARTS, "items": SKUS},
         "many pending": {"carts": CARTS, "items": SKUS, "pending": plan.rows},
         "many finished": {"carts": CARTS, "items": SKUS, "finished": plan.rows},
         "1 item": {"carts": CARTS, "items": 1},
-        "200 items": {"carts": CARTS, "items": 200},
+        "many carts": {"carts": plan.rows, "items": 1},
+        "200 items": {"carts": CARTS // 5, "items": 200},
     }
     products = {name: world.serve(world.database(database, **filling)) for name, filling in fillings.items()}
-    contenders: dict[str, Callable[[], Json]] = {}
+    ask = functools.partial(measure, duration=plan.seconds, in_flight=IN_FLIGHT)
+    contenders: dict[str, Callable[[], Json]] = {"noop": functools.partial(ask, world.noop, "noop", carts=CARTS)}
     for name, product in products.items():
-        asked = {"carts": fillings[name]["carts"], "skus": fillings[name]["items"], "in_flight": IN_FLIGHT}
-        add = functools.partial(measure, product.program, "add", duration=plan.seconds, **asked)
-        contenders[f"add, {name}"] = add
-        if "item" not in name:
-            # A cart of one item is what `many carts` has.
-            of_one = {**asked, "skus": 1}
-            contenders[f"get, {name}"] = functools.partial(
-                measure, product.program, "get", duration=plan.seconds, **of_one
-            )
-    hot = functools.partial(measure, products["200 items"].program, "add", duration=plan.seconds, in_flight=IN_FLIGHT)
-    contenders["add, one hot cart"] = functools.partial(hot, carts=1, skus=200)
-    contenders["noop"] = functools.partial(
-        measure, world.noop, "noop", duration=plan.seconds, in_flight=IN_FLIGHT, carts=CARTS
-    )
+        carts, skus = fillings[name]["carts"], fillings[name]["items"]
+        for call in ("add", "get"):
+            contenders[f"{call}, {name}"] = functools.partial(ask, product.program, call, carts=carts, skus=skus)
+    contenders["add, one hot cart"] = functools.partial(ask, products["200 items"].program, "add", carts=1, skus=200)
     seen = interleave(contenders, plan.rounds)
     for product in products.values():
         product.program.stop()
