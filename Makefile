@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 # Two workers are what two cores carry; the suite starts servers and databases of its own.
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS)
-SOURCES := cart_grpc tests
+SOURCES := cart_grpc tests benchmarks
 SEED ?=
 SEEDS ?= 1000
 FIRST ?= 0
@@ -60,6 +60,34 @@ night: setup ## run the long tests
 .PHONY: simulate
 simulate: setup ## run SEEDS=1000 seeds of the simulation from FIRST=0 on, or replay SEED=
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --first $(FIRST))
+
+# The load generator of the benchmarks, the only thing here that needs a C compiler.
+LOAD := build/load
+NGHTTP2 := apt-get install --yes gcc libc6-dev libnghttp2-dev
+
+$(LOAD): benchmarks/load.c
+	@mkdir -p $(@D)
+	@if ! echo '#include <nghttp2/nghttp2.h>' | cc -E - >/dev/null 2>&1; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update --quiet && $(NGHTTP2); \
+	  else echo "make: $@ needs a C compiler and libnghttp2's headers; on Debian: sudo $(NGHTTP2)" >&2; exit 2; fi; fi
+	cc -O2 -Wall -Wextra -o $@ $< -lnghttp2
+
+.PHONY: load
+load: $(LOAD) ## build the load generator of the benchmarks
+
+BENCH_STAMP := $(VENV)/.bench-installed
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt
+	@touch $@
+
+.PHONY: bench
+bench: $(BENCH_STAMP) $(LOAD) ## measure, ten minutes, and write docs/performance.md; BENCH=--rows=1000000 takes longer
+	$(BIN)/python -m benchmarks.run $(BENCH)
+
+.PHONY: bench-check
+bench-check: $(BENCH_STAMP) $(LOAD) ## measure the main path again, two minutes; fail when a ratio fell by more than the noise
+	$(BIN)/python -m benchmarks.run --only-see build/bench/check.json table
+	$(BIN)/python -m benchmarks.ratios build/bench/check.json
 
 .PHONY: check
 check: format-check lint typecheck generated-current coverage ## run everything that CI runs
@@ -113,7 +141,7 @@ release-image: setup ## record protos/ as the release that buf breaking compares
 .PHONY: constraints
 constraints: setup ## pin the newest versions that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
 
 .PHONY: image
 image: ## build the container image
@@ -122,4 +150,4 @@ image: ## build the container image
 .PHONY: clean
 clean: ## remove what the other targets made
 	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-	find cart_grpc generated tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find cart_grpc generated tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

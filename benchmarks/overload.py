@@ -1,0 +1,127 @@
+"""More than the server can do: an open loop, which does not wait for answers before it asks again."""
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from benchmarks.plan import CARTS, IN_FLIGHT, SKUS, Plan
+from benchmarks.programs import Json, World, interleave, load, measure
+
+# What callers would wait, in seconds: an answer that comes later is no good to anybody.
+DEADLINE = 2
+
+
+class HealthWatch:
+    """Asks the server every 50 ms whether it is ready, as an orchestrator would, from `start` to `stop`."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.took_ms: list[float] = []
+        self.failed = 0
+
+    def _watch(self) -> None:
+        with grpc.insecure_channel(self._address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            while not self._ended.wait(0.05):
+                started = time.monotonic()
+                try:
+                    stub.Check(health_pb2.HealthCheckRequest(service="cart.v1.CartService"), timeout=1)  # type: ignore[attr-defined]
+                except grpc.RpcError:
+                    self.failed += 1
+                self.took_ms.append((time.monotonic() - started) * 1e3)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            self._thread.join()
+
+    def report(self) -> Json:
+        took = sorted(self.took_ms)
+        return {"asked": len(took), "failed": self.failed, "p99_ms": took[len(took) * 99 // 100] if took else None}
+
+
+def overload(world: World, database: str, plan: Plan) -> Json:
+    """An open loop at multiples of what it can do: what is answered, how soon the rest is refused, and what then."""
+    product = world.serve(world.database(database, carts=CARTS, items=SKUS))
+    served = product.program
+    ask = functools.partial(measure, served, "add", carts=CARTS, skus=SKUS, duration=2 * plan.seconds)
+    capacity = max(ask(in_flight=in_flight)["per_s"] for in_flight in (64, 256))
+    seen: Json = {"capacity": capacity, "memory_before_mib": served.memory_mib(), "loads": {}}
+    for times in (1, 2, 5, 10):
+        health, before, peak = HealthWatch(served.address), served.cpu_seconds(), Peak(served.memory_mib)
+        rate = f"{capacity * times:.0f}:{0.3 + 3 * plan.seconds}"
+        with health.running(), peak.running():
+            found = load(served.address, calls="add", carts=CARTS, skus=SKUS, rate=rate, timeout=DEADLINE, drain=3)
+        cpu = (served.cpu_seconds() - before) / max(found["answered"], 1) * 1e6
+        seen["loads"][str(times)] = {**found, "health": health.report(), "peak_mib": peak.highest, "cpu_us": cpu}
+        time.sleep(plan.seconds)
+    # Ten times too much, and then half of what it can do: when is it itself again?
+    rate = f"{capacity * 10:.0f}:{2 * plan.seconds},{capacity / 2:.0f}:{4 * plan.seconds}"
+    found = load(
+        served.address, "--timeline", calls="add", carts=CARTS, skus=SKUS, rate=rate, timeout=DEADLINE, warmup=0
+    )
+    seen["recovery_s"] = _recovery(found["timeline"], round(20 * plan.seconds), capacity / 2)
+    seen["memory_after_mib"] = served.memory_mib()
+    served.stop()
+    return seen
+
+
+def _recovery(timeline: list[list[int]], since: int, rate: float) -> float | None:
+    """Seconds from window `since` on (100 ms each) until no call was refused or took more than 100 ms any more."""
+    good = [ok >= rate / 20 and refused == 0 and longest < 100_000 for ok, refused, longest in timeline[since:-3]]
+    bad = [number for number, is_good in enumerate(good) if not is_good]
+    return (bad[-1] + 1) / 10 if bad and bad[-1] + 1 < len(good) else None if bad else 0.0
+
+
+class Peak:
+    """The highest of what `read` says, looked at every 50 ms."""
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self._read = read
+        self.highest = read()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(0.05):
+                self.highest = max(self.highest, self._read())
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def fairness(world: World, database: str, plan: Plan) -> Json:
+    """What everybody else's calls take while one user asks for several times more than there is."""
+    product = world.serve(world.database(database, carts=CARTS, items=SKUS))
+    served = product.program
+    ask = functools.partial(load, served.address, calls="add", carts=CARTS, skus=SKUS, timeout=DEADLINE, drain=3)
+    capacity = measure(served, "add", in_flight=IN_FLIGHT, carts=CARTS, skus=SKUS, duration=2 * plan.seconds)["per_s"]
+    usual, seconds = capacity * 0.3, 0.3 + 2 * plan.seconds
+    flood = capacity * 2
+    contenders: dict[str, Callable[[], Json]] = {
+        "alone": lambda: ask(rate=f"{usual:.0f}:{seconds}"),
+        "beside a flood": lambda: ask(
+            rate=f"{usual + flood:.0f}:{seconds}", flood_share=f"{flood / (usual + flood):.3f}"
+        ),
+    }
+    seen = interleave(contenders, plan.rounds)
+    served.stop()
+    return {"capacity": capacity, "usual_per_s": usual, "flood_per_s": flood, **seen}

@@ -1,0 +1,206 @@
+"""What is measured and what measures: processes that are started, asked what they cost, and gone at the end."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+from cart.v1 import cart_admin_service_pb2, cart_admin_service_pb2_grpc
+
+from benchmarks.fill import Filling, fill
+from tests.postgres import PostgresServer, running_postgres
+
+ROOT = Path(__file__).parent.parent
+LOAD = ROOT / "build" / "load"
+START_SECONDS = 60.0
+LISTENS = re.compile(r"(?:listens|is listening) on (?:\w+://)?(127\.0\.0\.1:\d+)")
+OPERATORS = re.compile(r"operators are listened to on (\S+:\d+)")
+DATABASES = ("sqlite", "postgresql")
+
+Json = dict[str, Any]
+
+
+class Program:
+    """A Python module that runs until `stop`, reached at `address` as soon as it says where it listens."""
+
+    def __init__(self, folder: Path, module: str, *arguments: str, settings: Mapping[str, str] | None = None) -> None:
+        self._output = folder / f"{time.monotonic_ns()}.out"
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                cwd=folder,
+                env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **(settings or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self._seen = psutil.Process(self._process.pid)
+        self.address = ""
+
+    def says(self, pattern: re.Pattern[str]) -> str:
+        """The first group of `pattern` in what it prints. Raises RuntimeError if it ends or takes too long."""
+        deadline = time.monotonic() + START_SECONDS
+        printed = ""
+        while time.monotonic() < deadline:
+            printed = self._output.read_text(errors="replace")
+            if match := pattern.search(printed):
+                return match[1]
+            if self._process.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise RuntimeError(f"{self._process.args!r} did not say {pattern.pattern!r}: {printed[-2000:]}")
+
+    def cpu_seconds(self) -> float:
+        """What it has used since its start, its workers included."""
+        times = [process.cpu_times() for process in (self._seen, *self._seen.children(recursive=True))]
+        return float(sum(spent.user + spent.system for spent in times))
+
+    def memory_mib(self) -> float:
+        return float(sum(p.memory_info().rss for p in (self._seen, *self._seen.children(recursive=True)))) / 2**20
+
+    def stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            for process in (*self._seen.children(recursive=True), self._seen):
+                process.kill()
+            self._process.wait()
+
+
+@dataclass
+class Product:
+    """`cart-grpc serve` as it ships, on a database of its own."""
+
+    program: Program
+    database_url: str
+    admin_address: str
+
+    @property
+    def address(self) -> str:
+        return self.program.address
+
+    def pause(self) -> None:
+        """The reconciler calls nobody until `resume`: it is idle."""
+        self._admin().PauseReservations(cart_admin_service_pb2.PauseReservationsRequest(reason="benchmark"), timeout=30)
+
+    def resume(self) -> None:
+        self._admin().ResumeReservations(cart_admin_service_pb2.ResumeReservationsRequest(), timeout=30)
+
+    def stats(self) -> cart_admin_service_pb2.GetReservationStatsResponse:
+        request = cart_admin_service_pb2.GetReservationStatsRequest()
+        stats: cart_admin_service_pb2.GetReservationStatsResponse = self._admin().GetReservationStats(
+            request, timeout=30
+        )
+        return stats
+
+    def _admin(self) -> Any:
+        channel = grpc.insecure_channel(self.admin_address, options=[("grpc.use_local_subchannel_pool", 1)])
+        return cart_admin_service_pb2_grpc.CartAdminServiceStub(channel)
+
+
+class World:
+    """The servers of one run: the no-op reference, a Reservation API that answers at once, and databases."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._ends = ExitStack()
+        self._postgres: PostgresServer | None = None
+        self._names = iter(range(1_000_000))
+        self.noop = self.start("benchmarks.servers", "noop")
+        self.simulator = self.simulate("0s")
+
+    def start(self, module: str, *arguments: str, **settings: str) -> Program:
+        """A program that prints where it listens; it ends with the world."""
+        program = Program(self.folder, module, *arguments, settings=settings)
+        self._ends.callback(program.stop)
+        program.address = program.says(LISTENS)
+        return program
+
+    def simulate(self, latency: str) -> Program:
+        options = ("--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--latency", latency)
+        return self.start("cart_grpc.cli", "simulate", *options, "--default-stock", "1000000000")
+
+    def database(self, kind: str, **filling: int) -> str:
+        """The URL of a new database, `sqlite` or `postgresql`, durable, migrated, filled, its reconcilers paused."""
+        name = f"bench{next(self._names)}"
+        url = self.postgres().create_database(name) if kind == "postgresql" else f"sqlite:///{self.folder / name}.db"
+        migrate = [sys.executable, "-m", "cart_grpc.cli", "migrate"]
+        environment = {"CART_DATABASE_URL": url, "PATH": "/usr/bin:/bin"}
+        subprocess.run(migrate, cwd=self.folder, env=environment, check=True, capture_output=True)
+        fill(url, Filling(is_paused=True, **filling))
+        return url
+
+    def postgres(self) -> PostgresServer:
+        if self._postgres is None:
+            self._postgres = self._ends.enter_context(running_postgres(durable=True))
+        return self._postgres
+
+    def serve(self, database_url: str, *arguments: str, api: Program | None = None, **settings: str) -> Product:
+        """The product with its defaults but `settings`."""
+        program = self.start(
+            "cart_grpc.cli",
+            "serve",
+            *arguments,
+            CART_LISTEN="127.0.0.1:0",
+            CART_ADMIN_LISTEN="127.0.0.1:0",
+            CART_DATABASE_URL=database_url,
+            CART_RESERVATION_URL=f"grpc://{(api or self.simulator).address}",
+            **settings,
+        )
+        return Product(program, database_url, program.says(OPERATORS))
+
+    def close(self) -> None:
+        self._ends.close()
+
+
+@contextmanager
+def world(folder: Path) -> Iterator[World]:
+    opened = World(folder)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def load(address: str, *options: str, **more: object) -> Json:
+    """Run the load generator; options as `in_flight=64`. Returns what it reports."""
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in more.items()]
+    command = [str(LOAD), "--target", address, *options, *arguments]
+    finished = subprocess.run(command, check=True, capture_output=True, text=True)
+    report: Json = json.loads(finished.stdout)
+    return report
+
+
+def measure(program: Program, calls: str, **options: object) -> Json:
+    """One round of a closed loop. Raises RuntimeError where a call failed: such a figure means nothing."""
+    before = program.cpu_seconds()
+    seen = load(program.address, calls=calls, **options)
+    cpu = program.cpu_seconds() - before
+    if seen["not_ok"] or seen["unfinished"] or seen["ok"] == 0:
+        raise RuntimeError(f"{calls} at {options}: {seen}")
+    return {
+        "per_s": seen["ok_per_s"],
+        "p50_us": seen["ok_us"]["p50"],
+        "p99_us": seen["ok_us"]["p99"],
+        "cpu_us": round(cpu / seen["answered"] * 1e6, 1),
+        "load_share": seen["cpu_share"],
+    }
+
+
+def interleave(contenders: Mapping[str, Callable[[], Json]], rounds: int) -> dict[str, list[Json]]:
+    """Every contender once a round, every other round in reverse: what drifts, drifts for all."""
+    seen: dict[str, list[Json]] = {name: [] for name in contenders}
+    for turn in range(rounds):
+        order: Sequence[str] = list(contenders)[:: -1 if turn % 2 else 1]
+        for name in order:
+            seen[name].append(contenders[name]())
+    return seen

@@ -1,0 +1,251 @@
+"""Writes docs/performance.json, the pictures, and what stands between the marks in docs/performance.md."""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from statistics import median
+
+from benchmarks import ratios
+from benchmarks.pictures import TITLES, draw
+from benchmarks.programs import DATABASES, ROOT, Json
+from benchmarks.ratios import KEPT, Ratio
+
+PAGE = ROOT / "docs" / "performance.md"
+MARKS = ("<!-- written by `make bench`: do not edit -->", "<!-- until here -->")
+Found = dict[str, dict[str, Ratio]]
+
+
+def write(seen: Json) -> None:
+    """Write all of it from what was seen."""
+    found = ratios.ratios(seen)
+    KEPT.parent.mkdir(exist_ok=True)
+    kept = {"surroundings": seen["surroundings"], "ratios": found, "seen": _condensed(seen)}
+    KEPT.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    draw(seen, found, PAGE.parent / "performance")
+    parts = [_surroundings(seen["surroundings"])]
+    parts += [part(seen, found) for name, part in _PARTS.items() if name in seen]
+    start, end = map(re.escape, MARKS)
+    text = "\n\n".join(parts)
+    page = PAGE.read_text() if PAGE.exists() else "\n".join(MARKS)
+    PAGE.write_text(re.sub(f"{start}.*{end}", lambda _: f"{MARKS[0]}\n{text}\n{MARKS[1]}", page, flags=re.DOTALL))
+
+
+def _condensed(seen: Json) -> Json:
+    """The medians of everything, for whoever wants to draw their own."""
+
+    def condense(value: object) -> object:
+        if isinstance(value, list) and value and isinstance(value[0], dict) and "per_s" in value[0]:
+            return {name: round(median(turn.get(name, 0) for turn in value), 3) for name in value[0]}
+        if isinstance(value, dict):
+            return {name: condense(inner) for name, inner in value.items() if name != "timeline"}
+        return round(value, 3) if isinstance(value, float) else value
+
+    return {name: condense(value) for name, value in seen.items() if name != "surroundings"}
+
+
+def _surroundings(around: Json) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in around["versions"].items())
+    return (
+        f"Measured on {around['date']} at commit `{around['commit']}`: {around['cores']} cores for servers, database"
+        f" and load generator, {around['memory_gib']} GiB, {around['system']}, {around['python']}, {versions}."
+        " A figure is the median of the rounds; in brackets the least and the most."
+    )
+
+
+def _rows(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    lines = [list(head), *([str(cell) for cell in row] for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _middle(turns: list[Json], figure: str) -> float:
+    return float(median(turn[figure] for turn in turns))
+
+
+def _databases(seen: Json) -> list[str]:
+    return [database for database in DATABASES if database in seen]
+
+
+AIMS = (
+    ("AddItem / no-op", ("≥ 0.85", "≥ 0.90")),
+    ("AddItem p99 / no-op p99", ("≤ 2", "≤ 2")),
+    ("GetCart / no-op", ("≥ 0.80", "≥ 0.80")),
+    ("AddItem CPU / no-op CPU", ("", "")),
+)
+
+
+def _table(seen: Json, found: Found) -> str:
+    databases = _databases(seen["table"])
+    head = ["64 in flight", *(f"{TITLES[d]}, {mode}" for d in databases for mode in ("aim", "idle", "draining"))]
+    rows: list[list[object]] = []
+    for name, aims in AIMS:
+        row: list[object] = [name]
+        for database in databases:
+            of_database = found[database]
+            row += [aims[DATABASES.index(database)], of_database[f"{name}, idle"], of_database[f"{name}, draining"]]
+        rows.append(row)
+    alone: list[object] = ["one at a time: AddItem p50 − no-op p50"]
+    for database in databases:
+        rounds = seen["table"][database]
+        durable = rounds["durable_us"] / 1e3
+        more = _middle(rounds["idle"]["add_alone"], "p50_us") - _middle(rounds["idle"]["noop_alone"], "p50_us")
+        alone += [f"≤ {durable + 0.5:.2f} ms ({durable:.2f} + 0.5)", f"{more / 1e3:.2f} ms", ""]
+    rows.append(alone)
+    calls: list[list[object]] = []
+    for database in databases:
+        for mode in ("idle", "draining"):
+            for name in ("noop", "add", "get"):
+                turns = seen["table"][database][mode][name]
+                calls.append(_absolute(f"{TITLES[database]}, {mode}: {NAMES[name]}", turns))
+    return f"{_rows(head, rows)}\n\n{_rows(ABSOLUTE, calls)}"
+
+
+NAMES = {"noop": "no-op", "add": "AddItem", "get": "GetCart, 20 items"}
+ABSOLUTE = ("", "calls/s", "p50 ms", "p99 ms", "server CPU µs a call", "load generator, cores")
+
+
+def _absolute(name: str, turns: list[Json]) -> list[object]:
+    share = f"{_middle(turns, 'load_share'):.2f}" if "load_share" in turns[0] else ""
+    times = [f"{_middle(turns, figure) / 1e3:.1f}" for figure in ("p50_us", "p99_us")]
+    return [name, f"{_middle(turns, 'per_s'):.0f}", *times, f"{_middle(turns, 'cpu_us'):.0f}", share]
+
+
+def _concurrency(seen: Json, _: Found) -> str:
+    rows = []
+    for database in _databases(seen["concurrency"]):
+        for level, contenders in seen["concurrency"][database].items():
+            cells = [
+                f"{_middle(turns, 'per_s'):.0f}/s, p99 {_middle(turns, 'p99_us') / 1e3:.1f} ms"
+                for turns in contenders.values()
+            ]
+            rows.append([f"{TITLES[database]}, {level} in flight", *cells])
+    picture = "![Throughput and p99 against calls in flight](performance/concurrency.svg)"
+    return f"### As more is in flight\n\n{picture}\n\n{_rows(('', 'no-op', 'AddItem', 'GetCart, 20 items'), rows)}"
+
+
+def _flatness(seen: Json, found: Found) -> str:
+    databases = _databases(seen["flatness"])
+    size = seen["flatness"][databases[0]]["rows"]
+    names = [name for name in found[databases[0]] if name.endswith(("/ few", "/ 1 item")) or "hot" in name]
+    rows = [[name, *(found[database].get(name, "") for database in databases)] for name in names]
+    table = _rows(("64 in flight", *(TITLES[database] for database in databases)), rows)
+    picture = "![Throughput with much in the database against little](performance/flatness.svg)"
+    size = f"`many` is {size:,}; `few` is 1,000 carts with as many items each, and nothing else."
+    return f"### As more is in the database\n\n{size}\n\n{picture}\n\n{table}"
+
+
+def _settling(seen: Json, _: Found) -> str:
+    rows = []
+    for database in _databases(seen["settling"]):
+        found = seen["settling"][database]
+        million = 1e6 / found["per_s"] / 60
+        rows.append(
+            [
+                TITLES[database],
+                f"{found['per_s']:.0f}",
+                f"{found['cpu_us']:.0f}",
+                f"{found['settled']:,}",
+                f"{million:.0f} min",
+            ]
+        )
+    head = ("", "settled/s", "server CPU µs each", "seen", "1,000,000 at that rate")
+    return f"### Reservations settled\n\nThe simulator answers at once, on the same cores.\n\n{_rows(head, rows)}"
+
+
+def _slow_calls(seen: Json, _: Found) -> str:
+    rows = []
+    for database in _databases(seen["slow calls"]):
+        found = seen["slow calls"][database]
+        before, during = (ratios.between(found[when], "add", "noop") for when in ("before", "during"))
+        rows.append([TITLES[database], f"{found['hanging']:,}", f"{found['kib_each']:.1f}", before, during])
+    head = ("", "calls hanging", "KiB each", "AddItem / no-op before", "meanwhile")
+    return f"### While the Reservation API hangs\n\n{_rows(head, rows)}"
+
+
+def _overload(seen: Json, _: Found) -> str:
+    head = ("offered", "answered / capacity", "p99 ms", "refused p99 ms", "refused, by code", "never answered",
+            "peak MiB", "health p99 ms", "load generator, cores")  # fmt: skip
+    rows, after = [], []
+    for database in _databases(seen["overload"]):
+        found = seen["overload"][database]
+        rows += [_load_row(f"{TITLES[database]}, {times} ×", load, found) for times, load in found["loads"].items()]
+        seconds = found["recovery_s"]
+        itself = "not itself again within the run" if seconds is None else f"itself again after {seconds:.1f} s"
+        memory = f"{found['memory_before_mib']:.0f} MiB before, {found['memory_after_mib']:.0f} MiB after"
+        after.append(f"{TITLES[database]}: capacity {found['capacity']:.0f}/s; {itself}; {memory}.")
+    picture = "![Goodput and latency against offered load](performance/overload.svg)"
+    return f"### More than it can do\n\n{picture}\n\n{_rows(head, rows)}\n\n" + "\n".join(after)
+
+
+def _load_row(name: str, load: Json, found: Json) -> list[object]:
+    taken, refused = load["ok_us"] or {}, load["not_ok_us"] or {}
+    counts = {CODES.get(code, code): count for code, count in load["grpc_status"].items() if code != "0"}
+    counts |= {RESETS.get(code, f"RST_STREAM {code}"): count for code, count in load["resets"].items()}
+    return [
+        name,
+        f"{load['ok_per_s'] / found['capacity']:.2f}",
+        f"{taken.get('p99', 0) / 1e3:.0f}",
+        f"{refused['p99'] / 1e3:.1f}" if refused else "",
+        ", ".join(f"{code} {count}" for code, count in counts.items()) or "none",
+        load["unsent"] + load["unfinished"],
+        f"{load['peak_mib']:.0f}",
+        f"{load['health']['p99_ms']:.0f} ({load['health']['failed']} failed)",
+        f"{load['cpu_share']:.2f}",
+    ]
+
+
+CODES = {"1": "CANCELLED", "2": "UNKNOWN", "4": "DEADLINE_EXCEEDED", "8": "RESOURCE_EXHAUSTED", "13": "INTERNAL",
+         "14": "UNAVAILABLE"}  # fmt: skip
+RESETS = {"7": "REFUSED_STREAM", "8": "RST_STREAM CANCEL"}
+
+
+def _fairness(seen: Json, _: Found) -> str:
+    rows = []
+    for database in _databases(seen["fairness"]):
+        found = seen["fairness"][database]
+        alone, beside = found["alone"], found["beside a flood"]
+
+        def p99(turns: list[Json]) -> float:
+            return float(median((turn["ok_us"] or {}).get("p99", float("nan")) for turn in turns)) / 1e3
+
+        refused = median(turn["not_ok"] / max(turn["due"], 1) for turn in beside)
+        rows.append([TITLES[database], f"{p99(alone):.1f}", f"{p99(beside):.1f}", f"{refused:.1%}"])
+    head = ("", "others' p99 ms alone", "beside one user's 2 × capacity", "of theirs refused")
+    return f"### One who floods\n\nEverybody else asks for 0.3 of the capacity.\n\n{_rows(head, rows)}"
+
+
+def _workers(seen: Json, _: Found) -> str:
+    found = seen["workers"]["postgresql"]
+    rows = [_absolute(name if name == "noop" else f"{name} workers", turns) for name, turns in found.items()]
+    return f"### Several processes on PostgreSQL\n\n{_rows(ABSOLUTE, rows)}"
+
+
+def _comparisons(seen: Json, found: Found) -> str:
+    rows = []
+    for database in _databases(seen["comparisons"]):
+        rounds = seen["comparisons"][database]
+        for name in rounds:
+            if name != "noop":
+                _, *cells = _absolute(name, rounds[name])
+                rows.append([f"{TITLES[database]}: {PEERS[name]}", found[database][f"{name} / no-op"], *cells[:-1]])
+    return f"### What a reader would compare with\n\n{_rows(('', '/ no-op', *ABSOLUTE[1:-1]), rows)}"
+
+
+PEERS = {
+    "orm add": "ORM session per request, AddItem",
+    "orm get": "ORM session per request, GetCart",
+    "exercise add": "FastAPI and a background task, POST item",
+    "exercise get": "FastAPI and a background task, GET cart",
+    "asyncio noop": "the no-op on asyncio's own loop instead of uvloop",
+}
+_PARTS: dict[str, Callable[[Json, Found], str]] = {
+    "table": _table,
+    "concurrency": _concurrency,
+    "flatness": _flatness,
+    "settling": _settling,
+    "slow calls": _slow_calls,
+    "overload": _overload,
+    "fairness": _fairness,
+    "workers": _workers,
+    "comparisons": _comparisons,
+}
