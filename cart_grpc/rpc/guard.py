@@ -112,9 +112,9 @@ def _max_wait(request: Any) -> float:
     return min(max(seconds, 0.0), float(MAX_WAIT_SECONDS))
 
 
-def _serialize(response: Message) -> bytes:
+def _serialize(response: Message | bytes) -> bytes:
     # Maps in the order of their keys: a reply that is given again has the same bytes.
-    return response.SerializeToString(deterministic=True)
+    return response if isinstance(response, bytes) else response.SerializeToString(deterministic=True)
 
 
 async def _abort_internal(context: grpc.aio.ServicerContext[Any, Any], method: str, error: BaseException) -> None:

@@ -46,8 +46,20 @@ class Dialect(Protocol):
         """Whether `columns` of a row of `table` equal one of the keys given to `bind_keys`, and it is `among`."""
         ...
 
+    def numbered_keys(self, table: Table, columns: Sequence[str]) -> FromClause:
+        """The keys given to `bind_keys`: `columns`, each as in `table`, and their `number` in the order given."""
+        ...
+
     def bind_keys(self, columns: Sequence[str], keys: Sequence[Key]) -> Mapping[str, Any]:
         """The parameters of a statement that contains `keys`."""
+        ...
+
+    def json_array(self, *columns: ColumnElement[Any]) -> ColumnElement[str]:
+        """The text of a JSON array of `columns`."""
+        ...
+
+    def joined(self, texts: ColumnElement[str], separator: str) -> ColumnElement[str]:
+        """All of `texts` as one, in the order of the subquery that they are from; NULL where there are none."""
         ...
 
     def insert(self, table: Table) -> Insert:
@@ -87,8 +99,22 @@ class SqliteDialect:
         rowids = select(*self.identity(wanted)).select_from(each).join(wanted, and_(*equal))
         return tuple_(*self.identity(table)).in_(rowids if among is None else rowids.where(among))
 
+    def numbered_keys(self, table: Table, columns: Sequence[str]) -> FromClause:
+        each = func.json_each(bindparam("keys", type_=Text)).table_valued("key", "value", name="k")
+        parts = (
+            func.json_extract(each.c.value, literal_column(f"'$[{index}]'"), type_=table.c[name].type).label(name)
+            for index, name in enumerate(columns)
+        )
+        return select(each.c.key.label("number"), *parts).subquery("wanted")
+
     def bind_keys(self, columns: Sequence[str], keys: Sequence[Key]) -> Mapping[str, Any]:
         return {"keys": json.dumps(keys)}
+
+    def json_array(self, *columns: ColumnElement[Any]) -> ColumnElement[str]:
+        return func.json_array(*columns, type_=Text)
+
+    def joined(self, texts: ColumnElement[str], separator: str) -> ColumnElement[str]:
+        return func.group_concat(texts, literal_column(f"'{separator}'"), type_=Text)
 
     def insert(self, table: Table) -> Insert:
         return sqlite.insert(table)
@@ -112,6 +138,17 @@ class PostgresqlDialect:
     def matches(self, table: Table, columns: Sequence[str], among: Condition = None) -> ColumnElement[bool]:
         found = tuple_(*(table.c[name] for name in columns)).in_(select(_unnest(table, columns)))
         return found if among is None else and_(found, among)
+
+    def numbered_keys(self, table: Table, columns: Sequence[str]) -> FromClause:
+        arrays = (bindparam(_array(name), type_=postgresql.ARRAY(table.c[name].type)) for name in columns)
+        keys = func.unnest(*arrays).table_valued(*columns, with_ordinality="number", name="wanted")
+        return keys.render_derived()
+
+    def json_array(self, *columns: ColumnElement[Any]) -> ColumnElement[str]:
+        return cast(func.json_build_array(*columns), Text)
+
+    def joined(self, texts: ColumnElement[str], separator: str) -> ColumnElement[str]:
+        return func.string_agg(texts, literal_column(f"'{separator}'"), type_=Text)
 
     def bind_keys(self, columns: Sequence[str], keys: Sequence[Key]) -> Mapping[str, Any]:
         return {_array(column): [key[index] for key in keys] for index, column in enumerate(columns)}

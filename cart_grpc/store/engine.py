@@ -49,6 +49,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def look(self, work: Callable[[Connection], T]) -> T:
+        """Run `work`, which reads with one statement, on a connection that cannot write, and return its result."""
+        ...
+
     async def close(self) -> None:
         """Close every connection, the writer's last."""
         ...
@@ -80,12 +84,18 @@ class SqliteEngine:
             url.set(drivername="sqlite+pysqlite"), poolclass=QueuePool, pool_size=1, max_overflow=0
         )
         self.reader = create_async_engine(url.set(drivername="sqlite+aiosqlite"), pool_size=4, max_overflow=0)
+        # aiosqlite goes to its thread and back several times for each statement.
+        self._looking_thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-reader")
+        self._looker = create_engine(
+            url.set(drivername="sqlite+pysqlite"), poolclass=QueuePool, pool_size=1, max_overflow=0
+        )
         self._damaged = False
-        for engine in (self._writer, self.reader.sync_engine):
+        for engine in (self._writer, self._looker, self.reader.sync_engine):
             event.listen(engine, "handle_error", self._note_damage)
         event.listen(self._writer, "connect", _prepare_writer)
         event.listen(self._writer, "begin", _begin_immediate)
-        event.listen(self.reader.sync_engine, "connect", _prepare_reader)
+        for engine in (self._looker, self.reader.sync_engine):
+            event.listen(engine, "connect", _prepare_reader)
 
     def _note_damage(self, context: ExceptionContext) -> None:
         """What would be written to a damaged file from now on could be lost with it: nothing is."""
@@ -115,8 +125,17 @@ class SqliteEngine:
                 raise CommitFailed(result) from error
             return result
 
+    async def look(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._looking_thread, self._look, work)
+
+    def _look(self, work: Callable[[Connection], T]) -> T:
+        with self._looker.connect() as connection:
+            return work(connection)
+
     async def close(self) -> None:
         await self.reader.dispose()
+        await asyncio.get_running_loop().run_in_executor(self._looking_thread, self._looker.dispose)
+        self._looking_thread.shutdown()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.dispose)
         self._thread.shutdown()
 
@@ -204,6 +223,10 @@ class PostgresqlEngine:
                 await connection.invalidate()
                 raise CommitFailed(result) from error
             return result
+
+    async def look(self, work: Callable[[Connection], T]) -> T:
+        async with self.reader.connect() as connection:
+            return await connection.run_sync(work)
 
     async def close(self) -> None:
         await self.reader.dispose()
