@@ -77,7 +77,7 @@ def _read_cart(text: str, now: int) -> CartText | None:
     return CartText(head, lines, now) if head else None
 
 
-def select_carts(dialect: Dialect) -> Select[Any]:
+def select_carts(dialect: Dialect) -> Select[str, int]:
     """One row for any number of carts, so that a thread that reads it waits for the interpreter once, not row by row.
 
     Takes `dialect.bind_keys`.

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from cart.v1 import cart_service_pb2
+from cart.v1 import cart_pb2, cart_service_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cart_grpc.carts.model import HOLD_MARGIN, Cart, CartState, Item, Line, ProgressState
+from cart_grpc.carts.model import HOLD_MARGIN, Cart, CartState, Item, Line
 from cart_grpc.carts.names import cart_key, user_key
 from cart_grpc.carts.reservation import Disposition, Observed, Reservation
 from cart_grpc.rpc import replies
@@ -114,8 +114,9 @@ CART = Cart(KEY, "u" * 8, CartState.ACTIVE, {}, "EUR", None, 1, 2, 200, 1, 1, NO
 
 def test_what_is_remembered_of_a_hold_ends_with_it_and_comes_back_where_the_clock_does() -> None:
     end = NOW + 60_000_000 - HOLD_MARGIN
-    states = [reply(CART, [held()], now).cart.items[0].reservation.state for now in (NOW, end - 1, end, end + 9, NOW)]
-    reserved, expired = ProgressState.RESERVED, ProgressState.EXPIRED
+    moments = (NOW, end - 1, end, end + 9, NOW)
+    states = [reply(CART, [held()], now).cart.items[0].reservation.state for now in moments]
+    reserved, expired = cart_pb2.Reservation.STATE_RESERVED, cart_pb2.Reservation.STATE_EXPIRED
     assert states == [reserved, reserved, expired, expired, reserved]
 
 
