@@ -5,6 +5,7 @@ line of text, so that is what it is remembered by: no two texts share one, and n
 """
 
 from functools import lru_cache
+from sys import getsizeof
 
 from cart.v1 import cart_pb2
 from google.protobuf.wrappers_pb2 import BytesValue
@@ -12,10 +13,10 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from cart_grpc.rpc.messages import cart_message, line_message
 from cart_grpc.store.cart_text import CartText, read_head, read_line
 
-# At most 40 MiB of lines and 10 MiB of heads: a text and its encoding are about as long as each other.
+# A line of a sku without labels takes about 1 KiB with its encoding, so 30 MiB in all; 100 MiB if all are of the longest.
 _REMEMBERED_LINES = 32_768
 _REMEMBERED_HEADS = 4_096
-_LONGEST = 1_000
+_LONGEST_BYTES = 1_500
 
 
 def get_cart(found: CartText) -> bytes:
@@ -27,11 +28,11 @@ def get_cart(found: CartText) -> bytes:
 
 
 def _head(text: str) -> bytes:
-    return _remembered_head(text) if len(text) <= _LONGEST else _encode_head(text)
+    return _remembered_head(text) if getsizeof(text) <= _LONGEST_BYTES else _encode_head(text)
 
 
 def _line(text: str) -> bytes:
-    return _remembered_line(text) if len(text) <= _LONGEST else _encode_line(text)
+    return _remembered_line(text) if getsizeof(text) <= _LONGEST_BYTES else _encode_line(text)
 
 
 def _encode_head(text: str) -> bytes:

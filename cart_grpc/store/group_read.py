@@ -2,8 +2,8 @@
 
 A statement costs about 0.3 ms before it has read anything, on both databases, and more than a no-op call does in all;
 what is read of each cart is a fraction of that. gRPC hands out calls one by one, so batches would be of two or three:
-where there are that many, the next one is given a moment to fill, which took GetCart from 1,900 to 4,200 calls a second
-on SQLite, 64 in flight. A call that comes alone is read at once.
+where there are that many, the next one is given a moment to fill. With 64 in flight on SQLite that made batches of 22
+and took GetCart from 0.29 to 0.38 of what a no-op call does. A call that comes alone is read at once.
 """
 
 import asyncio

@@ -130,7 +130,7 @@ def test_another_content_has_another_reply() -> None:
 
 def test_what_has_not_changed_is_not_encoded_again_and_what_is_long_is_not_remembered() -> None:
     replies._remembered_line.cache_clear()
-    long = held(last_error="x" * replies._LONGEST)
+    long = held(last_error="x" * replies._LONGEST_BYTES)
     for _ in range(3):
         assert len(reply(CART, [held(), held(attempt=1), long], NOW).cart.items) == 3
     seen = replies._remembered_line.cache_info()
