@@ -13,7 +13,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from cart_grpc.rpc.messages import cart_message, line_message
 from cart_grpc.store.cart_text import CartText, read_head, read_line
 
-# A line of a sku without labels takes about 1 KiB with its encoding, so 30 MiB in all; 100 MiB if all are of the longest.
+# A line without labels takes about 1 KiB with its encoding, so 30 MiB in all; 100 MiB if all are of the longest.
 _REMEMBERED_LINES = 32_768
 _REMEMBERED_HEADS = 4_096
 _LONGEST_BYTES = 1_500

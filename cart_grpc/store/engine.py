@@ -1,7 +1,7 @@
 """How the two databases are connected to, written to and failed by; `dialects` has what differs in what is said.
 
-Both offer the same: `transact` runs a synchronous function in a transaction of the one writer connection, `look` one that
-only reads beside it; `reader` is an async engine for all other reads.
+Both offer the same: `transact` runs a synchronous function in a transaction of the one writer connection, `look` one
+that reads carts, beside it; `reader` is an async engine for all other reads.
 """
 
 import asyncio
