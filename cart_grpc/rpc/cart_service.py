@@ -11,7 +11,7 @@ from cart_grpc.carts import rules
 from cart_grpc.carts.changes import Change, Contents, NewId, Terms
 from cart_grpc.carts.names import CartKey
 from cart_grpc.carts.refusals import CartNotFound
-from cart_grpc.rpc import pages, requests
+from cart_grpc.rpc import pages, replies, requests
 from cart_grpc.rpc.messages import cart_message, item_message
 from cart_grpc.rpc.requests import Options
 from cart_grpc.store.commands import Mutation
@@ -176,15 +176,14 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         await self._await_items(call.cart, [response.item], call.options, context)
         return response
 
-    async def GetCart(
+    async def GetCart(  # type: ignore[override]  # the reply's bytes: see `replies`
         self, request: cart_service_pb2.GetCartRequest, context: Context
-    ) -> cart_service_pb2.GetCartResponse:
+    ) -> bytes:
         key = requests.get_cart(request)
-        found = await self._store.reads.find_cart(key)
+        found = await self._store.reads.find_text(key)
         if found is None:
             raise CartNotFound(key.name)
-        cart = cart_message(found.cart, found.lines, found.now, reconciling=found.reconciling)
-        return cart_service_pb2.GetCartResponse(cart=cart)
+        return replies.get_cart(found)
 
     async def ListCarts(
         self, request: cart_service_pb2.ListCartsRequest, context: Context

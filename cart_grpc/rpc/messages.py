@@ -9,6 +9,11 @@ from cart_grpc.carts.reservation import Reservation
 
 
 def item_message(cart: Cart, line: Line, now: int) -> cart_pb2.Item:
+    """An item of `cart` with its reservation as of `now`, in microseconds."""
+    return line_message(line, cart.currency_code, now)
+
+
+def line_message(line: Line, currency_code: str, now: int) -> cart_pb2.Item:
     """An item with its reservation as of `now`, in microseconds. What has expired is being asked for again."""
     item, seen = line.item, progress(line, now)
     message = cart_pb2.Item(
@@ -22,7 +27,7 @@ def item_message(cart: Cart, line: Line, now: int) -> cart_pb2.Item:
         reservation=_reservation_message(item, line.reservation, seen),
     )
     if item.unit_price is not None:
-        message.unit_price.CopyFrom(_money(cart.currency_code, item.unit_price))
+        message.unit_price.CopyFrom(_money(currency_code, item.unit_price))
     message.create_time.FromMicroseconds(item.create_time)
     message.update_time.FromMicroseconds(item.update_time)
     return message

@@ -52,6 +52,10 @@ class Dialect(Protocol):
         """Whether `columns` of a row of `table` equal one of the keys given to `bind_keys`, and it is `among`."""
         ...
 
+    def numbered_keys(self, table: Table, columns: Sequence[str]) -> FromClause:
+        """The keys given to `bind_keys`: `columns`, each as in `table`, and their `number` in the order given."""
+        ...
+
     def bind_keys(self, columns: Sequence[str], keys: Collection[Key], name: str = KEYS) -> Mapping[str, Any]:
         """The parameters of a statement that contains keys under `name`."""
         ...
@@ -62,6 +66,14 @@ class Dialect(Protocol):
 
     def json_rows(self, rows: FromClause, columns: Sequence[ColumnElement[Any]]) -> ScalarSelect[str]:
         """All of `rows` as one JSON text, an array of arrays of `columns`; bytes are in hexadecimal."""
+        ...
+
+    def json_array(self, *columns: ColumnElement[Any]) -> ColumnElement[str]:
+        """The text of a JSON array of `columns`."""
+        ...
+
+    def joined(self, texts: ColumnElement[str], separator: str) -> ColumnElement[str]:
+        """All of `texts` as one, in the order of the subquery that they are from; NULL where there are none."""
         ...
 
     def insert(self, table: Table) -> Insert:
@@ -104,6 +116,14 @@ class SqliteDialect:
         rowids = self._join(select(*self.identity(wanted)), wanted, columns, KEYS)
         return tuple_(*self.identity(table)).in_(rowids if among is None else rowids.where(among))
 
+    def numbered_keys(self, table: Table, columns: Sequence[str]) -> FromClause:
+        each = func.json_each(bindparam(KEYS, type_=Text)).table_valued("key", "value", name="k")
+        parts = (
+            func.json_extract(each.c.value, literal_column(f"'$[{index}]'"), type_=table.c[name].type).label(name)
+            for index, name in enumerate(columns)
+        )
+        return select(each.c.key.label("number"), *parts).subquery("wanted")
+
     def keyed(self, table: Table, columns: Sequence[str], name: str) -> Select[Any]:
         return self._join(select(table), table, columns, name)
 
@@ -121,6 +141,12 @@ class SqliteDialect:
     def json_rows(self, rows: FromClause, columns: Sequence[ColumnElement[Any]]) -> ScalarSelect[str]:
         each = (func.hex(one) if isinstance(one.type, LargeBinary) else one for one in columns)
         return select(func.json_group_array(func.json_array(*each))).select_from(rows).scalar_subquery()
+
+    def json_array(self, *columns: ColumnElement[Any]) -> ColumnElement[str]:
+        return func.json_array(*columns, type_=Text)
+
+    def joined(self, texts: ColumnElement[str], separator: str) -> ColumnElement[str]:
+        return func.group_concat(texts, literal_column(f"'{separator}'"), type_=Text)
 
     def insert(self, table: Table) -> Insert:
         return sqlite.insert(table)
@@ -167,6 +193,17 @@ class PostgresqlDialect:
         each = (func.encode(one, "hex") if isinstance(one.type, LargeBinary) else one for one in columns)
         found = func.coalesce(func.json_agg(func.json_build_array(*each)), literal_column("'[]'"))
         return select(cast(found, Text)).select_from(rows).scalar_subquery()
+
+    def numbered_keys(self, table: Table, columns: Sequence[str]) -> FromClause:
+        arrays = (bindparam(_array(KEYS, name), type_=postgresql.ARRAY(table.c[name].type)) for name in columns)
+        keys = func.unnest(*arrays).table_valued(*columns, with_ordinality="number", name="wanted")
+        return keys.render_derived()
+
+    def json_array(self, *columns: ColumnElement[Any]) -> ColumnElement[str]:
+        return cast(func.json_build_array(*columns), Text)
+
+    def joined(self, texts: ColumnElement[str], separator: str) -> ColumnElement[str]:
+        return func.string_agg(texts, literal_column(f"'{separator}'"), type_=Text)
 
     def insert(self, table: Table) -> Insert:
         columns = table.columns.keys()

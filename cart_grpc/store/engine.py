@@ -1,7 +1,7 @@
 """How the two databases are connected to, written to and failed by; `dialects` has what differs in what is said.
 
-Both offer the same: `transact` runs a synchronous function in a transaction of the one writer connection, `reader` is
-an async engine for everything that only reads.
+Both offer the same: `transact` runs a synchronous function in a transaction of the one writer connection, `look` one
+that reads carts, beside it; `reader` is an async engine for all other reads.
 """
 
 import asyncio
@@ -55,6 +55,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def look(self, work: Callable[[Connection], T]) -> T:
+        """Run `work`, which reads with one statement, on a connection that cannot write, and return its result."""
+        ...
+
     async def close(self) -> None:
         """Close every connection, the writer's last."""
         ...
@@ -96,11 +100,17 @@ class SqliteEngine:
         )
         self._connection: Connection | None = None
         self.reader = create_async_engine(url.set(drivername="sqlite+aiosqlite"), pool_size=4, max_overflow=0)
+        # aiosqlite goes to its thread and back several times for each statement.
+        self._looking_thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-reader")
+        self._looker = create_engine(
+            url.set(drivername="sqlite+pysqlite"), poolclass=QueuePool, pool_size=1, max_overflow=0
+        )
         self._damaged = False
-        for engine in (self._writer, self.reader.sync_engine):
+        for engine in (self._writer, self._looker, self.reader.sync_engine):
             event.listen(engine, "handle_error", self._note_damage)
         event.listen(self._writer, "connect", _prepare_writer)
-        event.listen(self.reader.sync_engine, "connect", _prepare_reader)
+        for engine in (self._looker, self.reader.sync_engine):
+            event.listen(engine, "connect", _prepare_reader)
 
     def _note_damage(self, context: ExceptionContext) -> None:
         """What would be written to a damaged file from now on could be lost with it: nothing is."""
@@ -143,8 +153,21 @@ class SqliteEngine:
         driver: Any = connection.connection.driver_connection
         driver.commit()
 
+    async def look(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._looking_thread, self._look, work)
+
+    def _look(self, work: Callable[[Connection], T]) -> T:
+        with self._looker.connect() as connection:
+            try:
+                return work(connection)
+            except Exception as error:
+                self._damaged |= isinstance(find_refusal(error), DatabaseDamaged)
+                raise
+
     async def close(self) -> None:
         await self.reader.dispose()
+        await asyncio.get_running_loop().run_in_executor(self._looking_thread, self._looker.dispose)
+        self._looking_thread.shutdown()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown()
 
@@ -243,6 +266,16 @@ class PostgresqlEngine:
     def _commit(self, connection: Connection) -> None:
         driver: Any = connection.connection.driver_connection
         await_only(driver.execute("COMMIT"))
+
+    async def look(self, work: Callable[[Connection], T]) -> T:
+        async with self.reader.connect() as connection:
+            try:
+                return await connection.run_sync(work)
+            except Exception as error:
+                if find_refusal(error):
+                    # What `prepared` runs is not heard by SQLAlchemy, which would take the next from the pool.
+                    await connection.invalidate()
+                raise
 
     async def close(self) -> None:
         await self.reader.dispose()

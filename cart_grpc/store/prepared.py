@@ -4,7 +4,7 @@ Every write of a caller passes here, and through SQLAlchemy each statement costs
 batch: see docs/performance.md.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -22,6 +22,7 @@ class Prepared:
         self._text = ""
         self._names: Sequence[str] = ()
         self._constants: Mapping[str, Any] = {}
+        self._callables: Mapping[str, Callable[[], Any]] = {}
 
     def text(self, connection: Connection) -> str:
         """What is said to the database."""
@@ -29,14 +30,15 @@ class Prepared:
             compiled: Any = self._statement.compile(dialect=connection.dialect)  # type: ignore[attr-defined]
             self._names = compiled.positiontup or ()
             self._constants = compiled.params
+            self._callables = {name: bind.callable for name, bind in compiled.binds.items() if bind.callable}
             self._text = str(compiled)
         return self._text
 
     def fetch(self, connection: Connection, parameters: Mapping[str, Any]) -> Rows:
         """Run it in the transaction that `connection` has open. Returns its rows; raises what the driver raises."""
         text = self.text(connection)
-        constants = self._constants
-        return fetch(connection, text, [parameters[n] if n in parameters else constants[n] for n in self._names])
+        known = {**self._constants, **{name: call() for name, call in self._callables.items()}, **parameters}
+        return fetch(connection, text, [known[name] for name in self._names])
 
 
 def fetch(connection: Connection, text: str, values: Sequence[Any]) -> Rows:

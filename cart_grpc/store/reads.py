@@ -24,9 +24,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cart_grpc.carts.model import Cart, CartState, Line
 from cart_grpc.carts.names import CartKey, UserKey
 from cart_grpc.carts.reservation import Disposition
+from cart_grpc.store.cart_text import CartText, read_head, read_line
 from cart_grpc.store.engine import Engine, find_refusal
-from cart_grpc.store.rows import to_cart, to_item, to_reservation
-from cart_grpc.store.schema import carts, due, due_release, expiring, is_not_paused, items, reconciling, reservations
+from cart_grpc.store.group_read import GroupRead
+from cart_grpc.store.rows import to_cart
+from cart_grpc.store.schema import carts, due, due_release, expiring, is_not_paused, reconciling, reservations
 from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane
 
 
@@ -55,10 +57,10 @@ class Page:
 class Reads:
     """The reading side of the store."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, queue_size: int = 1_000) -> None:
         self._reader: AsyncEngine = engine.reader
         self._now = engine.dialect.now()
-        self._cart = _select_cart(self._now)
+        self._carts = GroupRead(engine, queue_size)
         self._releasing = _select_releasing()
         self._idle = (
             select(carts.c.slice, carts.c.user_id, carts.c.cart_id)
@@ -75,18 +77,21 @@ class Reads:
             for lane, among in ((HOLD_LANE, due), (RELEASE_LANE, due_release))
         }
 
+    async def close(self) -> None:
+        """Wait until what is being read has been."""
+        await self._carts.close()
+
+    async def find_text(self, key: CartKey) -> CartText | None:
+        """The cart under `key` as text, or None where none was ever made. Raises Overloaded or DatabaseUnavailable."""
+        return await self._carts.find(key)
+
     async def find_cart(self, key: CartKey) -> Snapshot | None:
-        """The cart under `key`, whatever its state, or None where none was ever made. Raises DatabaseUnavailable."""
-        rows = await fetch(self._reader, self._cart, {"slice": key.slice, "user": key.user_id, "cart": key.cart_id})
-        if not rows:
+        """The cart under `key`, whatever its state, or None where none was ever made. Raises as `find_text` does."""
+        found = await self._carts.find(key)
+        if found is None:
             return None
-        cart_row, now, reconciling = part(rows[0], "cart"), rows[0].now, bool(rows[0].reconciling)
-        lines = [
-            Line(to_item(part(row, "item")), to_reservation(part(row, "reservation")))
-            for row in rows
-            if row.item_item_id is not None
-        ]
-        return Snapshot(to_cart(cart_row), lines, reconciling, now)
+        cart, reconciling = read_head(found.head)
+        return Snapshot(cart, [read_line(line).line for line in found.lines], reconciling, found.now)
 
     async def list_carts(self, page: Page) -> list[Snapshot]:
         """One page of a user's carts, without lines, and one more cart if there is one. Raises DatabaseUnavailable."""
@@ -137,26 +142,6 @@ def _is_reconciling() -> Exists:
         reservations.c.cart_id == carts.c.cart_id,
     )
     return exists().where(*same_cart, reconciling).correlate(carts)
-
-
-def _select_cart(now: ColumnElement[int]) -> Select[Any]:
-    columns = [*labelled("cart", carts), *labelled("item", items), *labelled("reservation", reservations)]
-    same_cart = and_(
-        items.c.slice == carts.c.slice, items.c.user_id == carts.c.user_id, items.c.cart_id == carts.c.cart_id
-    )
-    same_reservation = and_(
-        reservations.c.slice == items.c.slice, reservations.c.reservation_id == items.c.reservation_id
-    )
-    return (
-        select(*columns, _is_reconciling().label("reconciling"), now.label("now"))
-        .select_from(carts.outerjoin(items, same_cart).outerjoin(reservations, same_reservation))
-        .where(
-            carts.c.slice == bindparam("slice", type_=BigInteger),
-            carts.c.user_id == bindparam("user"),
-            carts.c.cart_id == bindparam("cart"),
-        )
-        .order_by(items.c.create_time, items.c.uid)
-    )
 
 
 def _select_releasing() -> Select[Any]:

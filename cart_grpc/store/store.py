@@ -42,7 +42,7 @@ class Store:
     def __init__(self, engine: Engine, new_id: NewId, *, queue_size: int) -> None:
         self._engine = engine
         self.hints = Hints()
-        self.reads = Reads(engine)
+        self.reads = Reads(engine, queue_size)
         self.admin_reads = AdminReads(engine)
         self._writer = GroupCommit(engine, self.hints, new_id, queue_size)
 
@@ -52,6 +52,7 @@ class Store:
 
     async def close(self) -> None:
         """Refuse new writes and make those that wait durable. The engine stays its owner's to close."""
+        await self.reads.close()
         await self._writer.close()
 
     async def mutate(self, mutation: Mutation) -> bytes:

@@ -18,12 +18,13 @@ from cart_grpc.reservations.simulator.rules import Record as Decided
 from cart_grpc.reservations.simulator.stock import Entry, Stock
 from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.rpc.status import CODES
+from cart_grpc.store.cart_text import CartText
 from cart_grpc.store.commands import Expire, Mutation, Record
-from cart_grpc.store.reads import Snapshot
 from cart_grpc.store.working import Working
 from tests.invariants.claims import find_record
 from tests.invariants.history import Call, ClaimAction, ClaimEvent, Dump, Outcome, Written, effects_of
 from tests.invariants.run import Run
+from tests.store.texts import cart_text
 
 SECOND = 1_000_000
 LEASE = 15 * SECOND
@@ -56,12 +57,13 @@ class World:
         reply: bytes = self._write(mutation)
         return reply
 
-    async def find_cart(self, key: CartKey) -> Snapshot | None:
+    async def find_text(self, key: CartKey) -> CartText | None:
         cart = self._working.carts.get(key)
         if cart is None:
             return None
         lines = list(self._working.contents(key, None, ()).lines.values())
-        return Snapshot(cart, lines, any(line.reservation.reconciling for line in lines), self.now)
+        reconciling = any(line.reservation.reconciling for line in lines)
+        return cart_text(cart, lines, self.now, reconciling=reconciling)
 
     def _write(self, command: Any) -> Any:
         """Run one command, and note which rows it wrote and whose claims it took away."""
@@ -155,7 +157,8 @@ class World:
         self.now += self.numbers.randint(1, SECOND // 10)
         if not lost or self.numbers.random() < 0.5:
             try:
-                reply = _completed(getattr(self._service, rpc)(request, None)).SerializeToString(deterministic=True)
+                answer = _completed(getattr(self._service, rpc)(request, None))
+                reply = answer if isinstance(answer, bytes) else answer.SerializeToString(deterministic=True)
                 outcome, code = Outcome.OK, "OK"
             except Refused as refusal:
                 outcome, reason = Outcome.REFUSED, refusal.reason

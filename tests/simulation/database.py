@@ -60,7 +60,7 @@ class Template:
 
     def share_reads(self, reads: Reads) -> None:
         """Give `reads` the statements that are compiled already."""
-        reads._cart, reads._releasing = self._reads._cart, self._reads._releasing
+        reads._carts._statement, reads._releasing = self._reads._carts._statement, self._reads._releasing
         reads._idle, reads._due = self._reads._idle, self._reads._due
 
     def asks_what_is_due(self, statement: Any) -> bool:
@@ -119,6 +119,10 @@ class Database:
 
     def is_cut(self, process: Process) -> bool:
         return self.is_closed or process.name in self._cut
+
+    @property
+    def connection(self) -> Connection:
+        return self._template.connection
 
     def read(self, statement: Any, parameters: Mapping[str, Any]) -> CursorResult[Any]:
         return self._template.connection.execute(statement, parameters)
@@ -255,6 +259,14 @@ class SimulatedEngine:
         reply: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._database.submit(self._process, work, reply)
         return await asyncio.shield(reply)
+
+    async def look(self, work: Callable[[Connection], T]) -> T:
+        database = self._database
+        if database.chance() < 0.3:
+            await asyncio.sleep(database.delay(database.faults.slowest_reply))
+        if database.is_cut(self._process):
+            raise unreachable()
+        return work(database.connection)
 
     async def close(self) -> None:
         """Nothing of its own to close."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from cart.v1 import cart_service_pb2
 from google.protobuf.message import Message
 
 from cart_grpc.carts.changes import Terms
@@ -69,7 +70,14 @@ class Replica:
 
     def call(self, method: str, request: Message, deadline: float) -> "asyncio.Task[Any]":
         """The servicer's own method, as a task of this process."""
-        return self.process.start(getattr(self._service, method)(request, _Context(deadline)))
+        return self.process.start(self._call(method, request, deadline))
+
+    async def _call(self, method: str, request: Message, deadline: float) -> Message:
+        answer: Message | bytes = await getattr(self._service, method)(request, _Context(deadline))
+        if isinstance(answer, bytes):
+            response: type[Message] = getattr(cart_service_pb2, f"{method}Response")
+            return response.FromString(answer)
+        return answer
 
     async def stop(self) -> None:
         """A graceful stop: what `app` does, in its order."""

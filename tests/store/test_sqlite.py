@@ -97,6 +97,10 @@ async def test_readers_can_neither_write_nor_checkpoint(engine: SqliteEngine) ->
         assert (await connection.execute(text("PRAGMA wal_autocheckpoint"))).scalar_one() == 0
         with pytest.raises(Exception, match="readonly"):
             await connection.execute(text("DELETE FROM carts"))
+    looked = await engine.look(lambda connection: connection.execute(text("PRAGMA wal_autocheckpoint")).scalar_one())
+    assert looked == 0
+    with pytest.raises(Exception, match="readonly"):
+        await engine.look(lambda connection: connection.execute(text("DELETE FROM carts")))
 
 
 async def test_a_read_under_way_neither_stops_a_write_nor_sees_it(store: Store, tmp_path: Path) -> None:

@@ -158,6 +158,9 @@ class Wrapped:
         await self.committed()
         return result
 
+    async def look(self, work: Callable[[Connection], T]) -> T:
+        return await self.inner.look(work)
+
     async def committed(self) -> None:
         """What happens between a commit and its answers."""
 

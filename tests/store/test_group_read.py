@@ -1,0 +1,198 @@
+"""Many who read at once share a statement, and nobody notices."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import pytest
+from cart.v1 import cart_service_pb2
+from sqlalchemy import Connection, select, update
+
+from cart_grpc import app
+from cart_grpc.carts.model import HOLD_MARGIN
+from cart_grpc.carts.names import cart_key, user_key
+from cart_grpc.carts.refusals import DatabaseUnavailable, Overloaded
+from cart_grpc.rpc import replies
+from cart_grpc.store import schema
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.group_read import GroupRead
+from cart_grpc.store.reads import Reads
+from cart_grpc.store.rows import to_cart, to_item, to_reservation
+from cart_grpc.store.store import Store
+from tests.store.writes import KEY, SECOND, SKU, Wrapped, add, answered, claim_one, remove, snapshot
+
+T = TypeVar("T")
+KEYS = [cart_key(user_key(f"user{number}"), "default") for number in range(5)]
+
+
+class Held(Wrapped):
+    """An engine whose reads wait until they may go on."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.go_on = asyncio.Event()
+        self.count = 0
+
+    async def look(self, work: Callable[[Connection], T]) -> T:
+        self.count += 1
+        await self.go_on.wait()
+        return await self.inner.look(work)
+
+
+async def until_reading(engine: Held) -> None:
+    async with asyncio.timeout(20):
+        while not engine.count:
+            await asyncio.sleep(0)
+
+
+async def test_what_is_read_is_what_is_stored(store: Store, engine: Engine) -> None:
+    for sku in ("a", 'b"\\', "ü😀\u2028", "%s ? $1 :x"):
+        await store.mutate(add(sku))
+    await store.mutate(remove("a"))
+    found = await snapshot(store)
+    cart, lines = await engine.transact(_read_by_columns)
+    assert (found.cart, list(found.lines)) == (cart, lines)
+    assert [line.item.sku for line in found.lines] == ['b"\\', "ü😀\u2028", "%s ? $1 :x"]
+    # A release that no line shows is still going.
+    assert found.reconciling
+    assert abs(found.now - app.clock()) < 10 * SECOND
+
+
+def _read_by_columns(connection: Connection) -> tuple[Any, Any]:
+    (cart,) = connection.execute(select(schema.carts)).all()
+    rows = connection.execute(select(schema.items).order_by(schema.items.c.create_time, schema.items.c.uid)).all()
+    reservations = {row.reservation_id: row for row in connection.execute(select(schema.reservations))}
+    return to_cart(cart), [(to_item(row), to_reservation(reservations[row.reservation_id])) for row in rows]
+
+
+async def test_each_is_answered_with_the_cart_it_asked_for(store: Store, engine: Engine) -> None:
+    for number, key in enumerate(KEYS[:3]):
+        await store.mutate(add(quantity=number + 1, key=key))
+    await store.mutate(add(key=KEYS[2]))
+    await store.mutate(remove(key=KEYS[2]))
+    held = Held(engine)
+    reads = Reads(held, 100)
+    held.go_on.set()
+    found = await asyncio.gather(*(reads.find_cart(key) for key in [*KEYS, *reversed(KEYS)]))
+    totals = [one.cart.total_quantity if one else None for one in found]
+    assert totals == [1, 2, 0, None, None, None, None, 0, 2, 1]
+    assert held.count == 1
+
+
+async def test_nothing_is_read_twice_and_all_that_wait_are_read_together(store: Store, engine: Engine) -> None:
+    held = Held(engine)
+    reads = GroupRead(held, 100)
+    first = asyncio.create_task(reads.find(KEY))
+    await until_reading(held)
+    others = [asyncio.create_task(reads.find(key)) for key in KEYS]
+    await asyncio.sleep(0)
+    held.go_on.set()
+    assert await asyncio.gather(first, *others) == [None] * 6
+    assert held.count == 2
+
+
+async def test_a_caller_who_gives_up_strands_nobody(store: Store, engine: Engine) -> None:
+    await store.mutate(add())
+    held = Held(engine)
+    reads = GroupRead(held, 100)
+    callers = [asyncio.create_task(reads.find(KEY)) for _ in range(3)]
+    await until_reading(held)
+    late = [asyncio.create_task(reads.find(KEY)) for _ in range(2)]
+    await asyncio.sleep(0)
+    for gone in (callers[0], late[0]):
+        gone.cancel()
+    held.go_on.set()
+    for waiting in (callers[1], callers[2], late[1]):
+        assert await waiting
+    assert callers[0].cancelled()
+    assert late[0].cancelled()
+
+
+async def test_what_would_wait_too_long_is_refused_at_once_and_the_rest_is_read(engine: Engine) -> None:
+    held = Held(engine)
+    reads = GroupRead(held, 2)
+    first = asyncio.create_task(reads.find(KEY))
+    await until_reading(held)
+    waiting = [asyncio.create_task(reads.find(KEY)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await reads.find(KEY)
+    held.go_on.set()
+    assert await asyncio.gather(first, *waiting) == [None] * 3
+    assert await reads.find(KEY) is None
+
+
+class Failing(Wrapped):
+    """An engine that fails every read of KEYS[0], and others' with it."""
+
+    def __init__(self, engine: Engine, error: Exception) -> None:
+        super().__init__(engine)
+        self.error = error
+        self.count = 0
+
+    async def look(self, work: Callable[[Connection], T]) -> T:
+        self.count += 1
+        found: Any = await self.inner.look(work)
+        # Of the carts asked for, only this one was never made.
+        if None in found:
+            raise self.error
+        return found  # type: ignore[no-any-return]
+
+
+async def test_a_cart_that_cannot_be_read_fails_alone(store: Store, engine: Engine) -> None:
+    for key in KEYS[1:]:
+        await store.mutate(add(key=key))
+    reads = GroupRead(Failing(engine, ZeroDivisionError("bug")), 100)
+    failed, *found = await asyncio.gather(*(reads.find(key) for key in KEYS), return_exceptions=True)
+    assert isinstance(failed, ZeroDivisionError)
+    assert all(one and not isinstance(one, BaseException) for one in found)
+
+
+async def test_a_database_that_is_away_is_asked_once_for_all(store: Store, engine: Engine) -> None:
+    failing = Failing(engine, OSError("gone"))
+    reads = GroupRead(failing, 100)
+    for refused in await asyncio.gather(*(reads.find(key) for key in KEYS), return_exceptions=True):
+        assert isinstance(refused, DatabaseUnavailable)
+    assert failing.count == 1
+
+
+async def test_a_cart_is_of_one_moment(store: Store) -> None:
+    await store.mutate(add("a"))
+    await store.mutate(add("b"))
+    writing = True
+
+    async def write() -> None:
+        nonlocal writing
+        for number in range(40):
+            await store.mutate(add("ab"[number % 2], 1 + number % 3))
+        writing = False
+
+    async def read() -> int:
+        count = 0
+        while writing:
+            found = await snapshot(store)
+            assert found.cart.total_quantity == sum(line.item.quantity for line in found.lines)
+            assert all(line.item.quantity == line.reservation.quantity for line in found.lines)
+            count += 1
+        return count
+
+    _, *counts = await asyncio.gather(write(), *(read() for _ in range(8)))
+    assert all(counts)
+
+
+def _execute(statement: Any, connection: Connection) -> None:
+    connection.execute(statement)
+
+
+async def test_a_hold_is_shown_until_its_margin_by_the_databases_clock(store: Store, engine: Engine) -> None:
+    await store.mutate(add())
+    claimed = await claim_one(store)
+    await store.record(answered(claimed))
+    for left, state in ((60 * SECOND, "STATE_RESERVED"), (-SECOND, "STATE_EXPIRED"), (60 * SECOND, "STATE_RESERVED")):
+        moved = update(schema.reservations).values(expire_time=app.clock() + HOLD_MARGIN + left)
+        await engine.transact(partial(_execute, moved))
+        found = await store.reads.find_text(KEY)
+        assert found
+        (item,) = cart_service_pb2.GetCartResponse.FromString(replies.get_cart(found)).cart.items
+        assert (item.sku, type(item.reservation).State.Name(item.reservation.state)) == (SKU, state)
