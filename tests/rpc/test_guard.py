@@ -287,7 +287,7 @@ async def test_each_call_has_its_own_time() -> None:
         took.append(loop.time() - began)
 
     async with guarded(Hanging(), timeout) as server:
-        await asyncio.gather(*(hang(server, after) for after in (0, 0.1, 0.3, 0.7)))
+        await asyncio.gather(*(hang(server, after) for after in (0, 0.1, 0.3)))
     assert all(timeout <= seconds < timeout + 5 for seconds in took)
 
 
