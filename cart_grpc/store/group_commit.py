@@ -109,10 +109,13 @@ class GroupCommit:
                 return
 
     def _take(self) -> list[_Waiting]:
-        """The next batch, the reconciler's first, without those whose caller has gone: nothing was done for them."""
+        """The next batch, the reconciler's first, without those whose caller has gone: nothing was done for them.
+
+        Half of it is left to the callers where they wait, or a backlog would make each of them wait for all of it.
+        """
         batch: list[_Waiting] = []
-        for queue in (self._work, self._callers):
-            while queue and len(batch) < MAX_BATCH:
+        for queue, most in ((self._work, MAX_BATCH // 2 if self._callers else MAX_BATCH), (self._callers, MAX_BATCH)):
+            while queue and len(batch) < most:
                 waiting = queue.popleft()
                 if not waiting.answer.done():
                     batch.append(waiting)
