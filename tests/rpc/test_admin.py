@@ -41,7 +41,7 @@ BAD_NAMES = [
     "", "reservations", "reservations/", "reservations/x", "reservations/-", f"/{RESERVATION}", f"{RESERVATION}/",
     f"{RESERVATION}\n", RESERVATION.upper(), RESERVATION.replace("-", ""), RESERVATION.removeprefix("reservations/"),
     RESERVATION.replace("reservations", "carts"), RESERVATION[:-1], f"{RESERVATION}0", RESERVATION.replace("0", "g"),
-    RESERVATION.replace("0", "٠"), "\0", "x" * 100_000,
+    RESERVATION.replace("0", "٠"), "\0", "x" * 60_000,
 ]  # fmt: skip
 
 

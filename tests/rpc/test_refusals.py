@@ -111,7 +111,7 @@ BAD_CARTS = [
     ITEM,
     "users/alice/carts/../carts/default",
     "\0",
-    "x" * 100_000,
+    "x" * 60_000,
 ]
 BAD_ITEMS = [
     CART,
@@ -328,9 +328,9 @@ def token(content: object) -> str:
 
 
 GARBAGE_TOKENS: list[str] = [
-    "x", "x" * 100_000, "é", "=", "====", "\0", "AAAA", "W10", "\U0001f6d2", " ",
+    "x", "x" * 60_000, "é", "=", "====", "\0", "AAAA", "W10", "\U0001f6d2", " ",
     *map(token, [1, 1.5, None, True, "abc", [], {}, [1], [1, 2], [1, 2, 3, 4], {"a": 1, "b": 2, "c": 3}, [None] * 3]),
-    base64.urlsafe_b64encode(b"[" * 50_000).decode(),
+    base64.urlsafe_b64encode(b"[" * 45_000).decode(),
     base64.urlsafe_b64encode(b"1" * 5_000).decode(),
     base64.urlsafe_b64encode(b'["\xff", 1, 2]').decode(),
 ]  # fmt: skip
@@ -810,7 +810,7 @@ def many_faults() -> dict[str, Any]:
     wide = "\U0001f6d2" * 61
     labels = ask("AddItem", parent=CART, item={"sku": SKU, "labels": {f"{n:02}{wide}": "\n" for n in range(16)}})
     paths = ask("UpdateCart", cart={"name": CART})
-    paths.update_mask.paths.extend(["x" * 64] * 1000)
+    paths.update_mask.paths.extend(["x" * 64] * 900)
     return {"BatchAddItems": batch, "AddItem": labels, "UpdateCart": paths}
 
 
@@ -890,7 +890,7 @@ async def test_a_page_token_with_other_values_of_the_right_kind_shows_nothing_of
 @pytest.mark.parametrize("path", ["filter", "order_by", "page_token", "parent"])
 async def test_a_long_line_of_spaces_does_not_stop_the_server(alice: Replica, path: str) -> None:
     request = cart_service_pb2.ListCartsRequest(parent=USER)
-    setattr(request, path, f"a{' ' * 100_000}b")
+    setattr(request, path, f"a{' ' * 60_000}b")
     async with asyncio.timeout(3):
         refusal = await refuse(alice, "ListCarts", request)
     assert list(refusal.violations) == [path]
