@@ -35,14 +35,10 @@ class CommitFailed(Exception):
 
 
 class Engine(Protocol):
-    """A database, connected. `name` is its URL, the password hidden.
-
-    `linger`, in seconds, is how long the writer does well to wait for more to write when many write at a time.
-    """
+    """A database, connected. `name` is its URL, the password hidden."""
 
     name: str
     dialect: Dialect
-    linger: float
     locks_users: bool
     is_shared: bool
     reader: AsyncEngine
@@ -80,8 +76,6 @@ class SqliteEngine:
 
     locks_users = False
     is_shared = False
-    # Its thread and the loop take turns at the interpreter; fewer, larger batches take fewer turns.
-    linger = 0.003
 
     def __init__(self, url: URL, clock: Clock) -> None:
         self.name = url.render_as_string(hide_password=True)
@@ -212,7 +206,6 @@ class PostgresqlEngine:
 
     locks_users = True
     is_shared = True
-    linger = 0.0
 
     def __init__(self, url: URL) -> None:
         self.name = url.set(query={}).render_as_string(hide_password=True)

@@ -25,8 +25,6 @@ from cart_grpc.store.statements import Statements
 log = logging.getLogger(__name__)
 
 MAX_BATCH = 256
-# As many as this came together: more are on their way, and are worth waiting for where the engine says so.
-CROWD = 8
 # How long to try to learn what became of a commit whose connection broke.
 RESOLVE_SECONDS = 20.0
 # Writers that have not committed for this long are of processes that are gone. A quiet one must not be forgotten: its
@@ -103,8 +101,6 @@ class GroupCommit:
             self._wake.clear()
             while batch := self._take():
                 await self._commit(batch)
-                if self._engine.linger and len(batch) >= CROWD and not self._closing:
-                    await asyncio.sleep(self._engine.linger)
             if self._closing:
                 return
 

@@ -1,6 +1,7 @@
 """What can be read. Each read is one statement, so it sees one moment, on both databases."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from sqlalchemy import (
     Row,
     Select,
     Text,
+    TextClause,
     and_,
     bindparam,
     exists,
@@ -27,6 +29,7 @@ from cart_grpc.carts.reservation import Disposition
 from cart_grpc.store.cart_text import CartText, read_head, read_line
 from cart_grpc.store.engine import Engine, find_refusal
 from cart_grpc.store.group_read import GroupRead
+from cart_grpc.store.prepared import Prepared
 from cart_grpc.store.rows import to_cart
 from cart_grpc.store.schema import carts, due, due_release, expiring, is_not_paused, reconciling, reservations
 from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane
@@ -58,6 +61,7 @@ class Reads:
     """The reading side of the store."""
 
     def __init__(self, engine: Engine, queue_size: int = 1_000) -> None:
+        self._engine = engine
         self._reader: AsyncEngine = engine.reader
         self._now = engine.dialect.now()
         self._carts = GroupRead(engine, queue_size)
@@ -68,14 +72,9 @@ class Reads:
             .order_by(carts.c.expire_time)
             .limit(bindparam("most", type_=BigInteger))
         )
-        self._due: dict[Lane, Select[Any]] = {
-            lane: select(reservations.c.due_at)
-            .where(among, reservations.c.due_at <= self._now, is_not_paused)
-            # The order makes the planner read the index from its beginning, where the first row tells.
-            .order_by(reservations.c.due_at)
-            .limit(1)
-            for lane, among in ((HOLD_LANE, due), (RELEASE_LANE, due_release))
-        }
+        # Asked for after every batch.
+        lanes = ((HOLD_LANE, due), (RELEASE_LANE, due_release))
+        self._due: dict[Lane, Prepared] = {lane: Prepared(_select_due(among, self._now)) for lane, among in lanes}
 
     async def close(self) -> None:
         """Wait until what is being read has been."""
@@ -110,19 +109,37 @@ class Reads:
 
     async def has_due(self, lane: Lane) -> bool:
         """Whether a claim of `lane` would find anything. Raises DatabaseUnavailable."""
-        return bool(await fetch(self._reader, self._due[lane], {}))
+        with refusing():
+            return bool(await self._engine.look(lambda connection: self._due[lane].fetch(connection, {})))
 
 
 async def fetch(reader: AsyncEngine, statement: Select[Any], parameters: dict[str, Any]) -> Sequence[Row[Any]]:
     """All rows that a read finds. Raises DatabaseUnavailable."""
-    try:
+    with refusing():
         async with reader.connect() as connection:
             rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
             return rows
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Raises DatabaseUnavailable for what says that the database does not answer."""
+    try:
+        yield
     except Exception as error:
         if refusal := find_refusal(error):
             raise refusal from error
         raise
+
+
+def _select_due(among: TextClause, now: ColumnElement[int]) -> Select[int]:
+    # The order makes the planner read the index from its beginning, where the first row tells.
+    return (
+        select(reservations.c.due_at)
+        .where(among, reservations.c.due_at <= now, is_not_paused)
+        .order_by(reservations.c.due_at)
+        .limit(1)
+    )
 
 
 def part(row: Row[Any], prefix: str) -> Sequence[Any]:

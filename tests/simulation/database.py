@@ -63,9 +63,6 @@ class Template:
         reads._carts._statement, reads._releasing = self._reads._carts._statement, self._reads._releasing
         reads._idle, reads._due = self._reads._idle, self._reads._due
 
-    def asks_what_is_due(self, statement: Any) -> bool:
-        return any(statement is due for due in self._reads._due.values())
-
     def clear(self) -> None:
         """Empty every table."""
         for table in schema.metadata.tables:
@@ -202,9 +199,6 @@ def _answer(reply: "asyncio.Future[Any]", outcome: Any) -> None:
         reply.set_result(outcome)
 
 
-_NOTHING = SimpleNamespace(all=list)
-
-
 class _Reading:
     """As much of an AsyncConnection as reads use."""
 
@@ -226,9 +220,6 @@ class _Reading:
             await asyncio.sleep(database.delay(database.faults.slowest_reply))
         if database.is_cut(self._process):
             raise unreachable()
-        if database.now() < database.next_due and template().asks_what_is_due(statement):
-            # Most of what a quiet run would do.
-            return _NOTHING
         return database.read(statement, parameters)
 
 
@@ -246,7 +237,6 @@ class SimulatedEngine:
 
     locks_users = False
     is_shared = True
-    linger = 0.0
 
     def __init__(self, database: Database, process: Process) -> None:
         self.name = process.name

@@ -148,7 +148,6 @@ class Wrapped:
         self.locks_users = engine.locks_users
         self.name = engine.name
         self.is_shared = engine.is_shared
-        self.linger = engine.linger
         self.reader = engine.reader
         self.transactions = 0
 
