@@ -99,8 +99,10 @@ class Reconciler:
                     # Without this loop nothing would ever be reserved again, and nobody would know.
                     log.exception("the reconciler met an error of its own, and goes on")
                     started = 0
+                if not started and not self._stopping:
+                    await self._wait()
                 if not self._stopping:
-                    await (asyncio.sleep(GATHER_SECONDS) if started else self._wait())
+                    await asyncio.sleep(GATHER_SECONDS)
         finally:
             extending.cancel()
             self._ended.set()
