@@ -23,10 +23,11 @@ ADMIN_SERVICE = "cart.v1.CartAdminService"
 # gRPC ignores a name that it does not know: tests/attacks sees each of these at work. Figures are of grpcio 1.85, where
 # a connection costs 15 KiB, a call that nobody has taken in 14, and one that is open 25.
 OPTIONS = (
-    # How much of us one connection may take. The calls beyond it wait in the client. Calls count until their memory is
-    # free, or 100,000 resets a second pile up behind us (33 to 580 MiB in three seconds, and no other caller served).
-    # The price: a client that keeps its connection full sees a few UNAVAILABLE, which it may repeat.
-    ("grpc.max_concurrent_streams", 1_000),
+    # How much of us one connection may take. The calls beyond it wait in the client, which costs us nothing, where to
+    # refuse one costs 0.8 of an empty call. Calls count until their memory is free, or 100,000 resets a second pile up
+    # behind us (33 to 580 MiB in three seconds, and no other caller served). The price: a client that keeps its
+    # connection full sees a few UNAVAILABLE, which it may repeat.
+    ("grpc.max_concurrent_streams", 400),
     ("grpc.http.overload_protection", 1),
     # A connection's unfinished messages (by default 3 GiB in four seconds). The longest request has 46 KiB. A window
     # that grows with the bandwidth would be filled for each stream, whatever the limit of a message.

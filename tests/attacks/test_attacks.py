@@ -193,7 +193,7 @@ async def test_connections_that_say_nothing_are_ended(server: tuple[Program, str
 async def test_none_of_a_burst_of_calls_is_cancelled(server: tuple[Program, str, int]) -> None:
     program, address, before = server
     async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(connected(address)) for _ in range(11)]
+        clients = [await stack.enter_async_context(connected(address)) for _ in range(30)]
         for client in clients:
             await client.add(cart="users/dave/carts/default")
 

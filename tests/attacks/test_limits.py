@@ -110,7 +110,7 @@ async def test_a_connection_is_told_how_much_it_may_send(start: Start) -> None:
         async with asyncio.timeout(5):
             while SETTINGS not in wire.seen:
                 await asyncio.sleep(0.01)
-        assert wire.settings[MAX_CONCURRENT_STREAMS] == 1_000
+        assert wire.settings[MAX_CONCURRENT_STREAMS] == 400
         assert wire.settings[INITIAL_WINDOW_SIZE] == 16 * 1024
 
 
