@@ -139,7 +139,9 @@ class Checks:
             self._claimed.add((process_name, after[0]))
         if before is None or before[10] is None or owner == process_name:
             return
-        if claimed and before[10] > began and after[6] == before[6]:
+        # A late answer for what was claimed ends the claim, whoever brings it.
+        answered = after[3] >= before[1]
+        if claimed and before[10] > began and after[6] == before[6] and not answered:
             self._violate(f"{process_name} claimed what {owner} had claimed: {before} became {after}")
         if after[1:5] == before[1:5] and after[9:11] != before[9:11]:
             self._violate(f"{process_name} touched a claim of {owner}: {before} became {after}")
