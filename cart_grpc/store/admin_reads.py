@@ -5,7 +5,20 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, case, exists, func, or_, select, union_all
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    or_,
+    select,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
@@ -14,7 +27,7 @@ from cart_grpc.carts.names import SLICES
 from cart_grpc.carts.refusals import ReservationNotFound
 from cart_grpc.carts.reservation import Disposition, Observed, Reservation
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.reads import fetch, labelled, part
+from cart_grpc.store.reads import fetch
 from cart_grpc.store.rows import to_item, to_reservation
 from cart_grpc.store.schema import due, due_release, is_pause, items, pauses, reconciling, reservations
 
@@ -134,8 +147,8 @@ class AdminReads:
 
 
 def _seen(row: Row[Any]) -> Seen:
-    reservation = to_reservation(part(row, "reservation"))
-    line = None if row.item_item_id is None else Line(to_item(part(row, "item")), reservation)
+    reservation = to_reservation(_part(row, "reservation"))
+    line = None if row.item_item_id is None else Line(to_item(_part(row, "item")), reservation)
     return Seen(reservation, line, WorkState(row.work_state), row.now)
 
 
@@ -172,7 +185,7 @@ def _select_seen(chosen: Select[Any], now: ColumnElement[int]) -> Select[Any]:
     """The reservations that are `chosen`, and only then the items of those few."""
     few = chosen.subquery("few")
     state = _work_state(few.c, items.c.item_id.is_not(None), now).label("work_state")
-    columns = (*labelled("reservation", few), *labelled("item", items), state, now.label("now"))
+    columns = (*_labelled("reservation", few), *_labelled("item", items), state, now.label("now"))
     joined = select(*columns).select_from(few.outerjoin(items, _shows(few.c)))
     return joined.order_by(few.c.create_time, few.c.reservation_id)
 
@@ -210,3 +223,13 @@ def _select_due(now: ColumnElement[int]) -> Select[Any, Any, Any]:
     lanes = union_all(*(select(row.due_at).where(among, row.due_at <= now) for among in (due, due_release))).subquery()
     figures = (func.count().label("how_many"), func.min(lanes.c.due_at).label("oldest"))
     return select(*figures, now.label("now"))
+
+
+def _part(row: Row[Any], prefix: str) -> Sequence[Any]:
+    """The columns that `_labelled` has put into a joined row under `prefix`, as a row of their own."""
+    return [value for name, value in row._mapping.items() if name.startswith(f"{prefix}_")]  # noqa: SLF001
+
+
+def _labelled(prefix: str, table: FromClause) -> list[Any]:
+    """The columns of a table for a joined row, where they must not meet another table's."""
+    return [column.label(f"{prefix}_{column.name}") for column in table.columns]

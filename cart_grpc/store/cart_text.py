@@ -77,7 +77,7 @@ def select_carts(dialect: Dialect) -> Select[str, int]:
     """
     now = dialect.now()
     keys = dialect.numbered_keys(carts, CART)
-    text = dialect.json_array(*carts.columns, _is_reconciling()) + func.coalesce(_NEXT_LINE + _lines(dialect, now), "")
+    text = dialect.json_array(*carts.columns, is_reconciling()) + func.coalesce(_NEXT_LINE + _lines(dialect, now), "")
     found = and_(*(carts.c[name] == keys.c[name] for name in CART))
     each = (
         select(case((carts.c.uid.is_not(None), text), else_="").label("text"))
@@ -107,6 +107,7 @@ def _lines(dialect: Dialect, now: ColumnElement[int]) -> ColumnElement[str]:
     return select(dialect.joined(each.c.line, _NEXT_LINE)).scalar_subquery()
 
 
-def _is_reconciling() -> ColumnElement[bool]:
+def is_reconciling() -> ColumnElement[bool]:
+    """Whether anything of the cart in the statement around this is reconciling."""
     same_cart = (reservations.c[name] == carts.c[name] for name in CART)
     return exists().where(*same_cart, reconciling).correlate(carts)

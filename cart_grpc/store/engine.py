@@ -7,8 +7,9 @@ that reads carts, beside it; `reader` is an async engine for all other reads.
 import asyncio
 import socket
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar
 
 import asyncpg
@@ -101,14 +102,17 @@ class SqliteEngine:
         )
         self._damaged = False
         for engine in (self._writer, self._looker, self.reader.sync_engine):
-            event.listen(engine, "handle_error", self._note_damage)
+            event.listen(engine, "handle_error", self._hear)
         event.listen(self._writer, "connect", _prepare_writer)
         for engine in (self._looker, self.reader.sync_engine):
             event.listen(engine, "connect", _prepare_reader)
 
-    def _note_damage(self, context: ExceptionContext) -> None:
+    def _hear(self, context: ExceptionContext) -> None:
+        self._note_damage(context.original_exception)
+
+    def _note_damage(self, error: BaseException) -> None:
         """What would be written to a damaged file from now on could be lost with it: nothing is."""
-        if isinstance(find_refusal(context.original_exception), DatabaseDamaged):
+        if isinstance(find_refusal(error), DatabaseDamaged):
             self._damaged = True
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
@@ -127,14 +131,14 @@ class SqliteEngine:
             result = work(connection)
         except BaseException as error:
             # What `prepared` runs is not heard by `handle_error`.
-            self._damaged |= isinstance(find_refusal(error), DatabaseDamaged)
+            self._note_damage(error)
             driver.rollback()
             connection.close()
             raise
         try:
             self._commit(connection)
         except Exception as error:
-            self._damaged |= isinstance(find_refusal(error), DatabaseDamaged)
+            self._note_damage(error)
             connection.invalidate()
             connection.close()
             if getattr(error, "sqlite_errorcode", 0) in _UNWRITTEN:
@@ -155,7 +159,7 @@ class SqliteEngine:
             try:
                 return work(connection)
             except Exception as error:
-                self._damaged |= isinstance(find_refusal(error), DatabaseDamaged)
+                self._note_damage(error)
                 raise
 
     async def close(self) -> None:
@@ -340,6 +344,17 @@ def find_refusal(error: BaseException) -> DatabaseUnavailable | None:
     if not state and isinstance(error, OperationalError | InterfaceError | _ASYNCPG_BROKEN):
         return DatabaseUnavailable()
     return None
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Raises DatabaseUnavailable for what says that the database does not answer."""
+    try:
+        yield
+    except Exception as error:
+        if refusal := find_refusal(error):
+            raise refusal from error
+        raise
 
 
 def _find_sqlite_refusal(error: sqlite3.Error) -> DatabaseUnavailable | None:

@@ -1,22 +1,18 @@
 """What can be read. Each read is one statement, so it sees one moment, on both databases."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
-    Exists,
-    FromClause,
     Row,
     Select,
     Text,
     TextClause,
     and_,
     bindparam,
-    exists,
     false,
     or_,
     select,
@@ -26,8 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cart_grpc.carts.model import Cart, CartState, Line
 from cart_grpc.carts.names import CartKey, UserKey
 from cart_grpc.carts.reservation import Disposition
-from cart_grpc.store.cart_text import CartText, read_head, read_line
-from cart_grpc.store.engine import Engine, find_refusal
+from cart_grpc.store.cart_text import CartText, is_reconciling, read_head, read_line
+from cart_grpc.store.engine import Engine, refusing
 from cart_grpc.store.group_read import GroupRead
 from cart_grpc.store.prepared import Prepared
 from cart_grpc.store.rows import to_cart
@@ -121,17 +117,6 @@ async def fetch(reader: AsyncEngine, statement: Select[Any], parameters: dict[st
             return rows
 
 
-@contextmanager
-def refusing() -> Iterator[None]:
-    """Raises DatabaseUnavailable for what says that the database does not answer."""
-    try:
-        yield
-    except Exception as error:
-        if refusal := find_refusal(error):
-            raise refusal from error
-        raise
-
-
 def _select_due(among: TextClause, now: ColumnElement[int]) -> Select[int]:
     # The order makes the planner read the index from its beginning, where the first row tells.
     return (
@@ -140,25 +125,6 @@ def _select_due(among: TextClause, now: ColumnElement[int]) -> Select[int]:
         .order_by(reservations.c.due_at)
         .limit(1)
     )
-
-
-def part(row: Row[Any], prefix: str) -> Sequence[Any]:
-    """The columns that `labelled` has put into a joined row under `prefix`, as a row of their own."""
-    return [value for name, value in row._mapping.items() if name.startswith(f"{prefix}_")]  # noqa: SLF001
-
-
-def labelled(prefix: str, table: FromClause) -> list[Any]:
-    """The columns of a table for a joined row, where they must not meet another table's."""
-    return [column.label(f"{prefix}_{column.name}") for column in table.columns]
-
-
-def _is_reconciling() -> Exists:
-    same_cart = (
-        reservations.c.slice == carts.c.slice,
-        reservations.c.user_id == carts.c.user_id,
-        reservations.c.cart_id == carts.c.cart_id,
-    )
-    return exists().where(*same_cart, reconciling).correlate(carts)
 
 
 def _select_releasing() -> Select[Any]:
@@ -180,7 +146,7 @@ def _select_releasing() -> Select[Any]:
 def _select_page(page: Page, now: ColumnElement[int]) -> Select[Any]:
     key: ColumnElement[Any] = carts.c.cart_id if page.order_by == "name" else carts.c[page.order_by]
     states = or_(false(), *(carts.c.state == int(state) for state in sorted(page.states)))
-    statement = select(carts, _is_reconciling().label("reconciling"), now.label("now")).where(
+    statement = select(carts, is_reconciling().label("reconciling"), now.label("now")).where(
         carts.c.slice == page.user.slice, carts.c.user_id == page.user.user_id, states
     )
     if page.after:

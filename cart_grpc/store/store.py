@@ -24,7 +24,7 @@ from cart_grpc.store.commands import (
     Recorded,
     Resume,
 )
-from cart_grpc.store.engine import CommitFailed, Engine, find_refusal
+from cart_grpc.store.engine import CommitFailed, Engine, refusing
 from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.hints import Hints
 from cart_grpc.store.reads import Reads
@@ -104,14 +104,11 @@ class Store:
     async def ping(self) -> None:
         """Raises DatabaseUnavailable where the database does not answer the writer, or takes no writes."""
         try:
-            writable = await self._engine.transact(self._engine.dialect.is_writable)
+            with refusing():
+                writable = await self._engine.transact(self._engine.dialect.is_writable)
         except CommitFailed as failure:
             # There was nothing to commit, but the connection has broken.
             raise DatabaseUnavailable from failure
-        except Exception as error:
-            if refusal := find_refusal(error):
-                raise refusal from error
-            raise
         if not writable:
             raise DatabaseUnavailable
         if self._writer.failed:

@@ -42,7 +42,6 @@ class Checks:
         self._rows: dict[str, Row] = {}
         self._carts: dict[Row, Row] = {}
         self._changes = 0
-        self.next_due = 0
         self._live: defaultdict[Row, dict[str, int]] = defaultdict(dict)
         self._records: dict[str, Record] = {}
         self._items: dict[str, Row] = {}
@@ -112,7 +111,6 @@ class Checks:
         for name in self._rows.keys() - rows.keys():
             self._check_gone(self._rows[name])
         self._rows = rows
-        self.next_due = min((row[9] for row in rows.values() if row[9] is not None), default=1 << 62)
         self._check_carts()
         return changed
 

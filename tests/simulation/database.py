@@ -88,8 +88,6 @@ class Database:
         self.skew = 0
         self.is_closed = False
         self.commit_count = 0
-        # The earliest due_at in the database.
-        self.next_due = 0
         self._loop = loop
         self._numbers = numbers
         self._after_commit = after_commit

@@ -76,7 +76,6 @@ class World:
     def _after_commit(self, process_name: str, began: int) -> None:
         for row in self.checks.committed(process_name, began):
             self.tell("row", *row)
-        self.database.next_due = self.checks.next_due
 
     # Replicas.
 
