@@ -29,7 +29,8 @@ class Prepared:
         if not self._text:
             compiled: Any = self._statement.compile(dialect=connection.dialect)  # type: ignore[attr-defined]
             self._names = compiled.positiontup or ()
-            self._constants = compiled.params
+            # What has to be given is missed if it is not, and not taken for NULL.
+            self._constants = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
             self._callables = {name: bind.callable for name, bind in compiled.binds.items() if bind.callable}
             self._text = str(compiled)
         return self._text
