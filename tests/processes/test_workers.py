@@ -102,6 +102,8 @@ async def test_a_worker_that_is_killed_is_replaced_and_the_other_answers_meanwhi
     # The one with the operators' port.
     (victim,) = (worker for worker in before.values() if len(listening(worker)) == 2)
     victim.kill()
+    # Its port is closed with the last of its threads; until then it is given connections, which are reset.
+    await eventually(lambda: not victim.is_running())
     for number in range(10):
         async with connected(address) as client:
             await client.add(cart=cart_of(number))
