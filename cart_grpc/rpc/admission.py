@@ -88,7 +88,9 @@ class Admission:
     async def _turn(self, mine: _User) -> None:
         """Wait for a place that another call of this user passes on."""
         if not self._has_room(mine):
-            raise Overloaded if mine.waiting < self._waiting_per_user else TooManyCalls(mine.waiting + mine.working)
+            if mine.waiting < self._waiting_per_user:
+                raise Overloaded
+            raise TooManyCalls(self._calls_per_user + self._waiting_per_user)
         turn = asyncio.get_running_loop().create_future()
         mine.turns[turn] = None
         self._wait(mine, 1)

@@ -84,7 +84,7 @@ class Guard:
                 # Maps in the order of their keys: a reply that is given again has the same bytes.
                 return reply if isinstance(reply, bytes) else reply.SerializeToString(deterministic=True)
             except Refused as refusal:
-                await status.abort(context, status.to_status(refusal))
+                await status.refuse(context, refusal)
             except grpc.aio.AbortError:
                 raise
             except asyncio.CancelledError as error:

@@ -1,7 +1,7 @@
-"""Group commit: one writer, one transaction for all that waits, one answer each once it is durable.
+"""Group commit: one transaction at a time, with all that waits in it, and one answer each once it is durable.
 
 A commit costs the same for one command as for two hundred, so while one batch is being made durable the next one
-gathers. The writer is a task of its own: a caller who gives up neither stops a commit nor disturbs the others in it.
+gathers. Batches are tasks of their own: a caller who gives up neither stops a commit nor disturbs the others in it.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_r
 
 from cart_grpc.carts.changes import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
-from cart_grpc.store.batch import AnyCommand, Outcome, run_batch
+from cart_grpc.store.batch import AnyCommand, Mark, Outcome, run_batch
 from cart_grpc.store.engine import CommitFailed, Engine, find_refusal
 from cart_grpc.store.hints import Hints
 from cart_grpc.store.statements import Statements
@@ -38,8 +38,18 @@ class _Waiting:
     answer: asyncio.Future[Any]
 
 
+@dataclass(slots=True)
+class _Writer:
+    """Writes one batch after the other. In the database its name is its own: what became of a batch whose commit broke
+    is found out while another writer goes on.
+    """
+
+    writer_id: str
+    number: int = 0
+
+
 class GroupCommit:
-    """The one writer of a process.
+    """The one place through which a process writes.
 
     `queue_size` bounds the callers' commands that wait; the reconciler's have room of their own, so that callers cannot
     keep it from finishing what they have started. `failed` says that the database did not take the last batch.
@@ -53,29 +63,30 @@ class GroupCommit:
         self._queue_size = queue_size
         self._callers: deque[_Waiting] = deque()
         self._work: deque[_Waiting] = deque()
-        self._wake = asyncio.Event()
+        # Two: while one is at work, the other is next, and takes what waits then. To begin only once the loop has heard
+        # of the end of the batch before took 2.6 of each 10.5 ms.
+        self._writers = [_Writer(new_id()), _Writer(new_id())]
+        self._resting = list(self._writers)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_next = False
         self._closing = False
         self.failed = False
-        self._writer_id = new_id()
-        self._number = 0
-        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Register this writer with the database and begin."""
+        """Register the writers with the database."""
         await self._engine.transact(self._register)
-        self._task = asyncio.create_task(self._run(), name="group-commit")
 
     def _register(self, connection: Connection) -> None:
         now = self._statements.read_now(connection)
         self._statements.forget_writers(connection, now - FORGET_WRITERS_AFTER)
-        self._statements.mark(connection, self._writer_id, 0, now)
+        for writer in self._writers:
+            self._statements.mark(connection, writer.writer_id, 0, now)
 
     async def close(self) -> None:
         """Refuse new commands, write those that wait, and end."""
         self._closing = True
-        self._wake.set()
-        if self._task:
-            await self._task
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def write(self, command: AnyCommand) -> "asyncio.Future[Any]":
         """A caller's command: its answer, once durable. Raises Overloaded or ShuttingDown."""
@@ -92,57 +103,69 @@ class GroupCommit:
             raise ShuttingDown
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         queue.append(_Waiting(command, answer))
-        self._wake.set()
+        self._send_next()
         return answer
 
-    async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while batch := self._take():
-                await self._commit(batch)
-            if self._closing:
-                return
+    def _send_next(self) -> None:
+        """Let a writer be next, if there is something to write and none is."""
+        if self._resting and not self._is_next and (self._callers or self._work):
+            self._is_next = True
+            task = asyncio.create_task(self._write(self._resting.pop()), name="group-commit")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    def _take(self) -> list[_Waiting]:
+    async def _write(self, writer: _Writer) -> None:
+        batch: list[_Waiting] = []
+        try:
+            await self._commit(writer, batch)
+        finally:
+            self._resting.append(writer)
+            self._send_next()
+
+    def _take(self, batch: list[_Waiting]) -> None:
         """The next batch, the reconciler's first, without those whose caller has gone: nothing was done for them.
 
         Half of it is left to the callers where they wait, or a backlog would make each of them wait for all of it.
+        Called by whoever is next alone, on SQLite in its writer's thread.
         """
-        batch: list[_Waiting] = []
+        # First: what is put into the queue from here on sends the next one.
+        self._is_next = False
         for queue, most in ((self._work, MAX_BATCH // 2 if self._callers else MAX_BATCH), (self._callers, MAX_BATCH)):
             while queue and len(batch) < most:
                 waiting = queue.popleft()
                 if not waiting.answer.done():
                     batch.append(waiting)
-        return batch
 
-    async def _commit(self, batch: Sequence[_Waiting]) -> None:
-        """Make a batch durable and answer it; one that fails for a reason of its own is split until it is found."""
+    async def _commit(self, writer: _Writer, batch: list[_Waiting]) -> None:
+        """Make a batch durable and answer it; one that fails for a reason of its own is split until it is found.
+
+        An empty one is taken from the queue as late as can be.
+        """
         try:
-            outcome = await self._transact([waiting.command for waiting in batch])
-        except (DatabaseUnavailable, OutcomeUnknown) as refusal:
-            self.failed = True
-            log.warning("a batch of %d could not be written: %s", len(batch), refusal.reason)
-            _answer(batch, [refusal] * len(batch))
+            outcome = await self._transact(writer, batch)
         except Exception as error:  # noqa: BLE001 - whatever it is, each command gets its own answer
-            if len(batch) == 1:
-                _answer(batch, [error])
+            if not batch:
+                self._take(batch)
+            if isinstance(error, DatabaseUnavailable | OutcomeUnknown):
+                self.failed = True
+                log.warning("a batch of %d could not be written: %s", len(batch), error.reason)
+            elif len(batch) > 1:
+                middle = len(batch) // 2
+                await self._commit(writer, batch[:middle])
+                await self._commit(writer, batch[middle:])
                 return
-            middle = len(batch) // 2
-            await self._commit(batch[:middle])
-            await self._commit(batch[middle:])
+            _answer(batch, [error] * len(batch))
         else:
             self.failed = False
             _answer(batch, outcome.results)
             self._hints.publish(outcome.changed, due=outcome.due)
 
-    async def _transact(self, commands: Sequence[AnyCommand]) -> Outcome:
-        self._number += 1
+    async def _transact(self, writer: _Writer, batch: list[_Waiting]) -> Outcome:
+        writer.number += 1
         try:
             async for attempt in _retrying(stop_after_delay(2.0)):
                 with attempt:
-                    return await self._attempt(commands)
+                    return await self._attempt(writer, batch)
         except Exception as error:
             if refusal := find_refusal(error):
                 log.warning("the database does not answer: %s", str(getattr(error, "orig", None) or error)[:200])
@@ -150,33 +173,37 @@ class GroupCommit:
             raise
         raise AssertionError("unreachable")
 
-    async def _attempt(self, commands: Sequence[AnyCommand]) -> Outcome:
-        number = self._number
+    async def _attempt(self, writer: _Writer, batch: list[_Waiting]) -> Outcome:
+        mark = (writer.writer_id, writer.number)
 
         def work(connection: Connection) -> Outcome:
-            return run_batch(self._statements, connection, commands, self._new_id, (self._writer_id, number))
+            if not batch:
+                self._take(batch)
+            commands = [waiting.command for waiting in batch]
+            return run_batch(self._statements, connection, commands, self._new_id, mark)
 
         try:
             return await self._engine.transact(work)
         except CommitFailed as failure:
-            if await self._was_committed(number):
+            if await self._was_committed(mark):
                 outcome: Outcome = failure.result
                 return outcome
             # Nothing of it is there, and nothing will be: it may be tried again.
             raise failure.__cause__ or failure from None
 
-    async def _was_committed(self, number: int) -> bool:
+    async def _was_committed(self, mark: Mark) -> bool:
         """Whether the batch is there after all: the transaction itself noted its number, and the row tells.
 
         Reading the row waits for the old transaction where it is still going. Raises OutcomeUnknown when the database
         stays away.
         """
+        _, number = mark
         found = None
         try:
             async for attempt in _retrying(stop_after_delay(RESOLVE_SECONDS)):
                 with attempt:
                     try:
-                        found = await self._engine.transact(partial(self._settle_mark, number))
+                        found = await self._engine.transact(partial(self._settle_mark, mark))
                     except CommitFailed as failure:
                         if failure.result != number:
                             raise (failure.__cause__ or failure) from None
@@ -186,14 +213,15 @@ class GroupCommit:
             raise OutcomeUnknown from error
         return found == number
 
-    def _settle_mark(self, number: int, connection: Connection) -> int | None:
+    def _settle_mark(self, mark: Mark, connection: Connection) -> int | None:
         """The number of the last batch that is there, once no other can come to be there.
 
         What a commit that failed has left in SQLite's log would count after a crash, unless it is written over.
         """
-        found = self._statements.find_mark(connection, self._writer_id)
+        writer_id, number = mark
+        found = self._statements.find_mark(connection, writer_id)
         if found is not None and found != number:
-            self._statements.mark(connection, self._writer_id, found, self._statements.read_now(connection))
+            self._statements.mark(connection, writer_id, found, self._statements.read_now(connection))
         return found
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -113,6 +114,36 @@ async def test_two_writers_on_one_database_do_not_take_each_others_marks(store: 
     Breaking(engine, committed=False)
     assert decode(await store.mutate(add())) == {SKU: 4}
     await other.close()
+
+
+@pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
+async def test_what_became_of_a_batch_is_found_out_although_the_next_one_is_written_before(
+    writer: GroupCommit, engine: Engine, committed: bool
+) -> None:
+    loop, is_there = asyncio.get_running_loop(), threading.Event()
+    breaking = Breaking(engine, committed=committed)
+    answers: list[asyncio.Future[bytes]] = []
+
+    def put_next() -> None:
+        answers.append(writer.write(add(quantity=2)))
+        is_there.set()
+
+    def put_next_first(_: Connection) -> None:
+        end()
+        if isinstance(engine, SqliteEngine):
+            loop.call_soon_threadsafe(put_next)
+            assert is_there.wait(10)
+        else:
+            put_next()
+
+    assert isinstance(engine, SqliteEngine | PostgresqlEngine)
+    end = before_commit(engine, put_next_first)
+    first = decode(await writer.write(add(quantity=1)))
+    second = decode(await answers[0])
+    assert breaking.broken == 1
+    # What was committed was so first; what was not was written again, whenever that was.
+    assert (first, second) == ({SKU: 1}, {SKU: 3}) or (not committed and (first, second) == ({SKU: 3}, {SKU: 2}))
+    assert decode(await writer.write(add(quantity=4))) == {SKU: 7}
 
 
 Kill = Callable[[], Awaitable[None]]

@@ -12,9 +12,11 @@ from sqlalchemy import Connection, text
 from cart_grpc import app
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.store import migrate
+from cart_grpc.store.commands import Pause
 from cart_grpc.store.engine import SqliteEngine, connect
+from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane
 from cart_grpc.store.store import Store
-from tests.store.writes import SKU, add, decode, snapshot
+from tests.store.writes import SKU, add, clear, decode, snapshot
 
 
 @pytest.fixture
@@ -112,3 +114,30 @@ async def test_a_read_under_way_neither_stops_a_write_nor_sees_it(store: Store, 
         assert decode(await store.mutate(add())) == {SKU: 2}
         assert reader.execute(total).fetchone() == (1,)
         reader.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("lane", [HOLD_LANE, RELEASE_LANE])
+async def test_a_pause_is_seen_without_reading_all_that_has_become_due(
+    store: Store, engine: SqliteEngine, lane: Lane
+) -> None:
+    for number in range(200):
+        await store.mutate(add(f"sku-{number}"))
+    await store.mutate(clear())
+    await store.pause(Pause("maintenance"))
+    steps = 0
+
+    def count_steps() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    def watch(connection: Connection) -> None:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        driver.set_progress_handler(count_steps, 1)
+
+    # The first one reads the schema.
+    assert not await store.reads.has_due(lane)
+    await engine.look(watch)
+    assert not await store.reads.has_due(lane)
+    assert 0 < steps < 200
