@@ -52,7 +52,7 @@ struct phase { double rate; int64_t ends; };
 
 static struct {
     const char *target, *calls;
-    int connections, streams, in_flight, each, timeline;
+    int connections, flood_connections, streams, in_flight, each, timeline;
     int64_t carts, users, skus, first_cart;
     double warmup, duration, patience, drain, flood_share, timeout, weights[KINDS];
     struct phase phases[16];
@@ -137,8 +137,9 @@ static int epoll_fd, timer_fd, active_calls;
 static struct sockaddr_in address;
 
 /* A call that was due while every stream was taken. */
-static struct { int64_t due; int flood; } *waiting;
-static size_t waiting_first, waiting_count, waiting_size = 1 << 20;
+/* Arrivals that no stream was free for yet. The second is the flood's, where it has connections of its own. */
+static struct queue { struct { int64_t due; int flood; } *arrivals; size_t first, count; } queues[2];
+static const size_t queue_size = 1 << 20;
 
 static void settle(struct connection *c, struct call *call, int64_t at) {
     struct tally *t = &tallies[call->flood];
@@ -249,10 +250,12 @@ static int can_take(struct connection *c) {
            (uint32_t)c->active < nghttp2_session_get_remote_settings(c->session, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS);
 }
 
-static struct connection *find_connection(void) {
-    static int next;
-    for (int tried = 0; tried < opt.connections; tried++) {
-        struct connection *c = &connections[next++ % opt.connections];
+static struct connection *find_connection(int flood) {
+    static int next[2];
+    int others = opt.connections - opt.flood_connections;
+    int apart = flood && opt.flood_connections, count = apart ? opt.flood_connections : others;
+    for (int tried = 0; tried < count; tried++) {
+        struct connection *c = &connections[(apart ? others : 0) + next[apart]++ % count];
         if (can_take(c)) return c;
     }
     return NULL;
@@ -337,25 +340,26 @@ static void start_call(struct connection *c, int64_t due, int flood) {
 
 static void arrive(int64_t due) { /* takes its place behind those that wait */
     int flood = opt.flood_share > 0 && chance() < opt.flood_share;
-    if (waiting_count == waiting_size) {
+    struct queue *queue = &queues[flood && opt.flood_connections];
+    if (queue->count == queue_size) {
         if (due >= t_window && due < t_end) tallies[flood].unsent++, tallies[flood].due++;
         return;
     }
-    size_t at = (waiting_first + waiting_count++) % waiting_size;
-    waiting[at].due = due, waiting[at].flood = flood;
+    size_t at = (queue->first + queue->count++) % queue_size;
+    queue->arrivals[at].due = due, queue->arrivals[at].flood = flood;
 }
 
-static void send_waiting(int64_t at) {
-    while (waiting_count) {
-        int64_t due = waiting[waiting_first].due;
-        int flood = waiting[waiting_first].flood;
+static void send_waiting(struct queue *queue, int64_t at) {
+    while (queue->count) {
+        int64_t due = queue->arrivals[queue->first].due;
+        int flood = queue->arrivals[queue->first].flood;
         struct connection *c = NULL;
         if (at - due > (int64_t)(opt.patience * SECOND)) {
             if (due >= t_window && due < t_end) tallies[flood].unsent++, tallies[flood].due++;
-        } else if ((c = find_connection()) == NULL) {
+        } else if ((c = find_connection(flood)) == NULL) {
             return;
         }
-        waiting_first = (waiting_first + 1) % waiting_size, waiting_count--;
+        queue->first = (queue->first + 1) % queue_size, queue->count--;
         if (c) start_call(c, due, flood);
     }
 }
@@ -372,7 +376,8 @@ static int follow_schedule(int64_t at) { /* returns 0 when the schedule is at it
         if (opt.phases[phase].rate > 0) arrive(next);
         next += opt.phases[phase].rate > 0 ? (int64_t)(SECOND / opt.phases[phase].rate) : SECOND / 1000;
     }
-    send_waiting(at);
+    send_waiting(&queues[0], at);
+    send_waiting(&queues[1], at);
     return phase < opt.phase_count && at < t_end;
 }
 
@@ -380,7 +385,7 @@ static int keep_in_flight(int64_t at) {
     static int64_t left = -1;
     if (left < 0) left = opt.each ? opt.carts * opt.skus : INT64_MAX;
     struct connection *c;
-    while (left > 0 && at < t_end && active_calls < opt.in_flight && (c = find_connection())) {
+    while (left > 0 && at < t_end && active_calls < opt.in_flight && (c = find_connection(0))) {
         start_call(c, now(), opt.flood_share > 0 && chance() < opt.flood_share);
         left--;
     }
@@ -446,7 +451,8 @@ static double run(void) {
         if (!in_window && at >= t_window) in_window = 1, cpu_start = cpu_seconds();
         if (in_window == 1 && at >= t_end) in_window = 2, cpu_end = cpu_seconds();
         more = opt.phase_count ? follow_schedule(at) : keep_in_flight(at);
-        if (!more && ((!active_calls && !waiting_count) || (!opt.each && at >= t_end + (int64_t)(opt.drain * SECOND)))) break;
+        int is_idle = !active_calls && !queues[0].count && !queues[1].count;
+        if (!more && (is_idle || (!opt.each && at >= t_end + (int64_t)(opt.drain * SECOND)))) break;
         mend_connections(at);
         struct epoll_event events[64];
         int n = epoll_wait(epoll_fd, events, 64, 20);
@@ -525,6 +531,7 @@ static void usage(void) {
           "  closed loop: --in-flight K       open loop: --rate R[:S][,R:S...] --streams N-per-connection\n"
           "  once: --each                     window: --warmup S --duration S\n"
           "  --carts N --users N (as many as carts) --skus N --first-cart N --flood-share F (AddItem of one user)\n"
+          "  --flood-connections N (of them, the flood's own; without, it shares all)\n"
           "  --timeout S (a deadline for each call) --patience S (for a free stream) --drain S --timeline\n", stderr);
     exit(2);
 }
@@ -558,8 +565,8 @@ static void parse(int argc, char **argv) {
         {"target", 1, 0, 't'}, {"calls", 1, 0, 'c'}, {"connections", 1, 0, 'n'}, {"streams", 1, 0, 's'},
         {"in-flight", 1, 0, 'k'}, {"rate", 1, 0, 'r'}, {"each", 0, 0, 'e'}, {"warmup", 1, 0, 'w'},
         {"duration", 1, 0, 'd'}, {"carts", 1, 0, 'C'}, {"users", 1, 0, 'U'}, {"skus", 1, 0, 'S'},
-        {"first-cart", 1, 0, 'F'}, {"flood-share", 1, 0, 'f'}, {"timeout", 1, 0, 'o'}, {"patience", 1, 0, 'p'},
-        {"drain", 1, 0, 'D'}, {"timeline", 0, 0, 'T'}, {0, 0, 0, 0}};
+        {"first-cart", 1, 0, 'F'}, {"flood-share", 1, 0, 'f'}, {"flood-connections", 1, 0, 'a'},
+        {"timeout", 1, 0, 'o'}, {"patience", 1, 0, 'p'}, {"drain", 1, 0, 'D'}, {"timeline", 0, 0, 'T'}, {0, 0, 0, 0}};
     int c;
     while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) switch (c) {
         case 't': opt.target = optarg; break;
@@ -576,6 +583,7 @@ static void parse(int argc, char **argv) {
         case 'S': opt.skus = atoll(optarg); break;
         case 'F': opt.first_cart = atoll(optarg); break;
         case 'f': opt.flood_share = atof(optarg); break;
+        case 'a': opt.flood_connections = atoi(optarg); break;
         case 'o': opt.timeout = atof(optarg); break;
         case 'p': opt.patience = atof(optarg); break;
         case 'D': opt.drain = atof(optarg); break;
@@ -587,7 +595,8 @@ static void parse(int argc, char **argv) {
     double scheduled = 0;
     for (int i = 0; i < opt.phase_count; i++) scheduled += (double)opt.phases[i].ends / SECOND;
     if (opt.phase_count && scheduled < 1e6) opt.duration = scheduled - opt.warmup;
-    if (opt.connections < 1 || opt.carts < 1 || opt.skus < 1 || opt.users < 1 || optind < argc) usage();
+    if (opt.connections <= opt.flood_connections || opt.carts < 1 || opt.skus < 1 || opt.users < 1 || optind < argc)
+        usage();
     if (!opt.phase_count && opt.connections > opt.in_flight) opt.connections = opt.in_flight;
     if (!opt.streams)
         opt.streams = opt.phase_count ? 1000 : (opt.in_flight + opt.connections - 1) / opt.connections;
@@ -608,7 +617,7 @@ int main(int argc, char **argv) {
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
     epoll_ctl(epoll_fd, EPOLL_CTL_ADD, timer_fd, &event);
     connections = calloc((size_t)opt.connections, sizeof *connections);
-    waiting = malloc(waiting_size * sizeof *waiting);
+    for (int i = 0; i < 2; i++) queues[i].arrivals = malloc(queue_size * sizeof *queues[i].arrivals);
     for (int i = 0; i < opt.connections; i++) {
         struct connection *c = &connections[i];
         c->calls = calloc((size_t)opt.streams, sizeof *c->calls);

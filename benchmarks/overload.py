@@ -109,18 +109,21 @@ class Peak:
 
 
 def fairness(world: World, database: str, plan: Plan) -> Json:
-    """What everybody else's calls take while one user asks for several times more than there is."""
+    """What everybody else's calls take while one user asks for several times more than there is.
+
+    Beside a flood, he has a connection of his own, as another service has; in it, all calls share eight.
+    """
     product = world.serve(world.database(database, carts=CARTS, items=SKUS))
     served = product.program
     ask = functools.partial(load, served.address, calls="add", carts=CARTS, skus=SKUS, timeout=DEADLINE, drain=3)
     capacity = measure(served, "add", in_flight=IN_FLIGHT, carts=CARTS, skus=SKUS, duration=2 * plan.seconds)["per_s"]
     usual, seconds = capacity * 0.3, 0.3 + 2 * plan.seconds
     flood = capacity * 2
+    flooded = {"rate": f"{usual + flood:.0f}:{seconds}", "flood_share": f"{flood / (usual + flood):.3f}"}
     contenders: dict[str, Callable[[], Json]] = {
         "alone": lambda: ask(rate=f"{usual:.0f}:{seconds}"),
-        "beside a flood": lambda: ask(
-            rate=f"{usual + flood:.0f}:{seconds}", flood_share=f"{flood / (usual + flood):.3f}"
-        ),
+        "beside a flood": lambda: ask(connections=9, flood_connections=1, **flooded),
+        "in a flood": lambda: ask(**flooded),
     }
     seen = interleave(contenders, plan.rounds)
     served.stop()

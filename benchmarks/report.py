@@ -200,18 +200,28 @@ RESETS = {"7": "REFUSED_STREAM", "8": "RST_STREAM CANCEL"}
 
 
 def _fairness(seen: Json, _: Found) -> str:
+    def p99(turns: list[Json]) -> str:
+        return f"{median((turn['ok_us'] or {}).get('p99', float('nan')) for turn in turns) / 1e3:.1f}"
+
+    def refused(turns: list[Json]) -> str:
+        return f"{median(turn['not_ok'] / max(turn['due'], 1) for turn in turns):.1%}"
+
     rows = []
     for database in _databases(seen["fairness"]):
         found = seen["fairness"][database]
-        alone, beside = found["alone"], found["beside a flood"]
-
-        def p99(turns: list[Json]) -> float:
-            return float(median((turn["ok_us"] or {}).get("p99", float("nan")) for turn in turns)) / 1e3
-
-        refused = median(turn["not_ok"] / max(turn["due"], 1) for turn in beside)
-        rows.append([TITLES[database], f"{p99(alone):.1f}", f"{p99(beside):.1f}", f"{refused:.1%}"])
-    head = ("", "others' p99 ms alone", "beside one user's 2 × capacity", "of theirs refused")
-    return f"### One who floods\n\nEverybody else asks for 0.3 of the capacity.\n\n{_rows(head, rows)}"
+        floods = [found[name] for name in ("beside a flood", "in a flood")]
+        measured = [cell for turns in floods for cell in (p99(turns), refused(turns))]
+        rows.append([TITLES[database], p99(found["alone"]), *measured])
+    head = (
+        "",
+        "others' p99 ms alone",
+        "with the flood on a connection of its own",
+        "of theirs refused",
+        "with the flood on theirs",
+        "of theirs refused",
+    )
+    about = "Everybody else asks for 0.3 of the capacity, and one user for twice of it."
+    return f"### One who floods\n\n{about}\n\n{_rows(head, rows)}"
 
 
 def _workers(seen: Json, _: Found) -> str:

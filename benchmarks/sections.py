@@ -162,7 +162,7 @@ def slow_calls(world: World, database: str, plan: Plan) -> Json:
 
 
 def workers(world: World, database: str, plan: Plan) -> Json | None:
-    """Several processes on one PostgreSQL; None where that does not exist."""
+    """Several processes on one PostgreSQL, each with as much in flight; None where that does not exist."""
     offered = subprocess.run(
         [sys.executable, "-m", "cart_grpc.cli", "serve", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -176,7 +176,13 @@ def workers(world: World, database: str, plan: Plan) -> Json | None:
         url = world.database(database, carts=CARTS, items=SKUS)
         served[count] = world.serve(url, f"--workers={count}").program
         contenders[str(count)] = functools.partial(
-            measure, served[count], "add", duration=plan.seconds, in_flight=IN_FLIGHT, connections=16, carts=CARTS
+            measure,
+            served[count],
+            "add",
+            duration=plan.seconds,
+            in_flight=count * IN_FLIGHT,
+            connections=count * 8,
+            carts=CARTS,
         )
     seen = interleave(contenders, plan.rounds)
     for program in served.values():
