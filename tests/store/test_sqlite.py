@@ -122,7 +122,8 @@ async def test_a_pause_is_seen_without_reading_all_that_has_become_due(
 ) -> None:
     for number in range(200):
         await store.mutate(add(f"sku-{number}"))
-    await store.mutate(clear())
+    if lane == RELEASE_LANE:
+        await store.mutate(clear())
     await store.pause(Pause("maintenance"))
     steps = 0
 
