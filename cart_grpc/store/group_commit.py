@@ -39,6 +39,13 @@ class _Waiting:
 
 
 @dataclass(slots=True)
+class _Batch:
+    """What one transaction writes; None while it is not taken from the queue yet, which happens as late as can be."""
+
+    waiting: list[_Waiting] | None = None
+
+
+@dataclass(slots=True)
 class _Writer:
     """Writes one batch after the other. In the database its name is its own: what became of a batch whose commit broke
     is found out while another writer goes on.
@@ -110,19 +117,21 @@ class GroupCommit:
         """Let a writer be next, if there is something to write and none is."""
         if self._resting and not self._is_next and (self._callers or self._work):
             self._is_next = True
-            task = asyncio.create_task(self._write(self._resting.pop()), name="group-commit")
+            task = asyncio.create_task(self._write(self._resting.pop(0)), name="group-commit")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _write(self, writer: _Writer) -> None:
-        batch: list[_Waiting] = []
+        batch = _Batch()
         try:
             await self._commit(writer, batch)
         finally:
+            if batch.waiting is None:
+                self._is_next = False
             self._resting.append(writer)
             self._send_next()
 
-    def _take(self, batch: list[_Waiting]) -> None:
+    def _take(self) -> list[_Waiting]:
         """The next batch, the reconciler's first, without those whose caller has gone: nothing was done for them.
 
         Half of it is left to the callers where they wait, or a backlog would make each of them wait for all of it.
@@ -130,37 +139,36 @@ class GroupCommit:
         """
         # First: what is put into the queue from here on sends the next one.
         self._is_next = False
+        batch: list[_Waiting] = []
         for queue, most in ((self._work, MAX_BATCH // 2 if self._callers else MAX_BATCH), (self._callers, MAX_BATCH)):
             while queue and len(batch) < most:
                 waiting = queue.popleft()
                 if not waiting.answer.done():
                     batch.append(waiting)
+        return batch
 
-    async def _commit(self, writer: _Writer, batch: list[_Waiting]) -> None:
-        """Make a batch durable and answer it; one that fails for a reason of its own is split until it is found.
-
-        An empty one is taken from the queue as late as can be.
-        """
+    async def _commit(self, writer: _Writer, batch: _Batch) -> None:
+        """Make a batch durable and answer it; one that fails for a reason of its own is split until it is found."""
         try:
             outcome = await self._transact(writer, batch)
         except Exception as error:  # noqa: BLE001 - whatever it is, each command gets its own answer
-            if not batch:
-                self._take(batch)
+            if batch.waiting is None:
+                batch.waiting = self._take()
+            size = len(batch.waiting)
             if isinstance(error, DatabaseUnavailable | OutcomeUnknown):
                 self.failed = True
-                log.warning("a batch of %d could not be written: %s", len(batch), error.reason)
-            elif len(batch) > 1:
-                middle = len(batch) // 2
-                await self._commit(writer, batch[:middle])
-                await self._commit(writer, batch[middle:])
+                log.warning("a batch of %d could not be written: %s", size, error.reason)
+            elif size > 1:
+                await self._commit(writer, _Batch(batch.waiting[: size // 2]))
+                await self._commit(writer, _Batch(batch.waiting[size // 2 :]))
                 return
-            _answer(batch, [error] * len(batch))
+            _answer(batch, [error] * size)
         else:
             self.failed = False
             _answer(batch, outcome.results)
             self._hints.publish(outcome.changed, due=outcome.due)
 
-    async def _transact(self, writer: _Writer, batch: list[_Waiting]) -> Outcome:
+    async def _transact(self, writer: _Writer, batch: _Batch) -> Outcome:
         writer.number += 1
         try:
             async for attempt in _retrying(stop_after_delay(2.0)):
@@ -173,13 +181,14 @@ class GroupCommit:
             raise
         raise AssertionError("unreachable")
 
-    async def _attempt(self, writer: _Writer, batch: list[_Waiting]) -> Outcome:
+    async def _attempt(self, writer: _Writer, batch: _Batch) -> Outcome:
         mark = (writer.writer_id, writer.number)
 
         def work(connection: Connection) -> Outcome:
-            if not batch:
-                self._take(batch)
-            commands = [waiting.command for waiting in batch]
+            # Whoever has gone since an attempt that came to nothing may have made another change: this one is too late.
+            waiting = self._take() if batch.waiting is None else batch.waiting
+            batch.waiting = [each for each in waiting if not each.answer.done()]
+            commands = [each.command for each in batch.waiting]
             return run_batch(self._statements, connection, commands, self._new_id, mark)
 
         try:
@@ -231,9 +240,9 @@ def _retrying(stop: Any) -> AsyncRetrying:
     return AsyncRetrying(retry=again, stop=stop, wait=wait_random_exponential(0.01, max=1), reraise=True)
 
 
-def _answer(batch: Sequence[_Waiting], results: Sequence[object]) -> None:
+def _answer(batch: _Batch, results: Sequence[object]) -> None:
     """Answer each; those whose caller has gone are passed over, or they would strand the rest of the batch."""
-    for waiting, result in zip(batch, results, strict=True):
+    for waiting, result in zip(batch.waiting or (), results, strict=True):
         if waiting.answer.done():
             continue
         if isinstance(result, BaseException):

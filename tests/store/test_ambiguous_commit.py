@@ -146,6 +146,25 @@ async def test_what_became_of_a_batch_is_found_out_although_the_next_one_is_writ
     assert decode(await writer.write(add(quantity=4))) == {SKU: 7}
 
 
+async def test_what_came_to_nothing_is_not_tried_again_for_a_caller_who_has_gone_meanwhile(
+    writer: GroupCommit, engine: Engine
+) -> None:
+    loop = asyncio.get_running_loop()
+    breaking = Breaking(engine, committed=False)
+    assert isinstance(engine, SqliteEngine | PostgresqlEngine)
+    given_up, other = writer.write(add("given up")), writer.write(add())
+
+    def give_up(_: Connection) -> None:
+        loop.call_soon_threadsafe(given_up.cancel)
+        end()
+
+    end = before_commit(engine, give_up)
+    assert decode(await other) == {SKU: 1}
+    assert breaking.broken == 1
+    assert given_up.cancelled()
+    assert await count(engine, schema.items) == 1
+
+
 Kill = Callable[[], Awaitable[None]]
 
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from cart_grpc import app
-from cart_grpc.carts.refusals import DatabaseUnavailable
+from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseUnavailable
 from cart_grpc.store import migrate
 from cart_grpc.store.commands import Pause
 from cart_grpc.store.engine import SqliteEngine, connect
@@ -142,3 +142,16 @@ async def test_a_pause_is_seen_without_reading_all_that_has_become_due(
     await engine.look(watch)
     assert not await store.reads.has_due(lane)
     assert 0 < steps < 200
+
+
+async def test_nothing_is_written_once_damage_was_met_not_even_what_waited_already(engine: SqliteEngine) -> None:
+    def meet_damage(_: Connection) -> None:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+
+    def write(connection: Connection) -> None:
+        raise AssertionError("it began")
+
+    results = await asyncio.gather(engine.transact(meet_damage), engine.transact(write), return_exceptions=True)
+    assert [type(result) for result in results] == [sqlite3.DatabaseError, DatabaseDamaged]
