@@ -122,14 +122,9 @@ class GroupCommit:
             task.add_done_callback(self._tasks.discard)
 
     async def _write(self, writer: _Writer) -> None:
-        batch = _Batch()
-        try:
-            await self._commit(writer, batch)
-        finally:
-            if batch.waiting is None:
-                self._is_next = False
-            self._resting.append(writer)
-            self._send_next()
+        await self._commit(writer, _Batch())
+        self._resting.append(writer)
+        self._send_next()
 
     def _take(self) -> list[_Waiting]:
         """The next batch, the reconciler's first, without those whose caller has gone: nothing was done for them.

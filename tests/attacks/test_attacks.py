@@ -38,8 +38,9 @@ from tests.service.conftest import Replica
 
 MIB = 1 << 20
 SECONDS = 1.5
-# Over all that these tests do to one server. Without its limits, a single one takes more, some of them gigabytes.
-ROOM = 220 * MIB
+# Over all that these tests do to one server, on a machine that lets them do much. Without its limits some of them take
+# gigabytes.
+ROOM = 700 * MIB
 CALL = call_of("/cart.v1.CartService/GetCart")
 Attack = Callable[[Wire], Coroutine[Any, Any, None]]
 
