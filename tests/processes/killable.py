@@ -18,7 +18,6 @@ from sqlalchemy import Connection
 
 from cart_grpc import cli
 from cart_grpc.reservations.grpc_api import GrpcReservationApi
-from cart_grpc.store.batch import AnyCommand
 from cart_grpc.store.commands import Claim, Expire, Extend, HandBack, Mutation, Purge, Record
 from cart_grpc.store.engine import PostgresqlEngine, SqliteEngine
 from cart_grpc.store.group_commit import GroupCommit
@@ -40,7 +39,7 @@ POINTS = (
     "reply unsent",
 )
 _KILL_AT = Path("kill-at")
-_batches: ContextVar[Sequence[str]] = ContextVar("batches", default=())
+_batches: ContextVar[list[str]] = ContextVar("batches")
 
 
 def arm(folder: Path, point: str) -> None:
@@ -62,35 +61,38 @@ def _pass(point: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _pass_batches(moment: str) -> None:
-    for batch in _batches.get():
-        _pass(f"{batch} {moment}")
-
-
-def _around_batch(attempt: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    @functools.wraps(attempt)
-    async def around(self: GroupCommit, commands: Sequence[AnyCommand]) -> Any:
-        _batches.set(sorted({BATCHES[type(command)] for command in commands}))
-        return await attempt(self, commands)
+def _around_take(take: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(take)
+    def around(self: GroupCommit) -> Any:
+        taken = take(self)
+        batches = _batches.get()
+        batches.extend(sorted({BATCHES[type(waiting.command)] for waiting in taken}))
+        _pass_batches(batches, "begun")
+        return taken
 
     return around
+
+
+def _pass_batches(batches: Sequence[str], moment: str) -> None:
+    for batch in batches:
+        _pass(f"{batch} {moment}")
 
 
 def _around_transaction(transact: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(transact)
     async def around(self: object, work: Callable[[Connection], Any]) -> Any:
-        batches = _batches.get()
+        # What is in it is only known once it has been taken, in the transaction.
+        batches: list[str] = []
 
         def watched(connection: Connection) -> Any:
             # The writer may have a thread of its own, which has other context variables.
             _batches.set(batches)
-            _pass_batches("begun")
             result = work(connection)
-            _pass_batches("written")
+            _pass_batches(batches, "written")
             return result
 
         result = await transact(self, watched)
-        _pass_batches("committed")
+        _pass_batches(batches, "committed")
         return result
 
     return around
@@ -113,7 +115,7 @@ def main() -> int:
     for seams in (SqliteEngine, PostgresqlEngine):
         seams.transact = _around_transaction(seams.transact)
     seams = GroupCommit
-    seams._attempt = _around_batch(seams._attempt)
+    seams._take = _around_take(seams._take)
     seams = GrpcReservationApi
     seams.apply = _between("call unsent", "call answered", seams.apply)
     seams = Store
