@@ -151,7 +151,7 @@ async def _refuse(_: Any, context: Context) -> None:
     context.set_trailing_metadata(_OVERLOADED.trailing_metadata)
 
 
-_OVERLOADED: Any = status.to_rich(status.to_status(Overloaded()))
+_OVERLOADED: Any = status.encode(Overloaded())
 # A stream, because a unary call is only shown to its handler when the request is there; the wire knows no difference.
 _REFUSING: Handler = grpc.stream_stream_rpc_method_handler(_refuse)
 

@@ -5,7 +5,7 @@ from sqlalchemy import Connection
 
 from cart_grpc.store.engine import PostgresqlEngine
 from cart_grpc.store.store import Store
-from tests.store.test_query_plans import COUNT_POSTGRESQL, FILL
+from tests.store.test_query_plans import grow
 from tests.store.writes import add, answered, before_commit, claim_one, remove
 
 # By this session, since it told of them last: not only by this transaction.
@@ -15,13 +15,6 @@ ROWS_READ = "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_
 @pytest.fixture
 def backend() -> str:
     return "postgresql"
-
-
-def grow(connection: Connection) -> None:
-    """Fill the tables with strangers' rows, and leave the planner without statistics about them."""
-    for table, select in FILL.items():
-        rows = select.replace("uid, uid", "'x'::bytea, 'x'::bytea")
-        connection.exec_driver_sql(f"INSERT INTO {table} {COUNT_POSTGRESQL} {rows}")
 
 
 async def test_what_was_planned_for_empty_tables_reads_no_more_once_they_have_grown(
@@ -34,6 +27,7 @@ async def test_what_was_planned_for_empty_tables_reads_no_more_once_they_have_gr
 
     for number in range(10):
         await use(f"before-{number}")
+    # Without ANALYZE.
     await engine.transact(grow)
     read: list[int] = []
 
