@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, case, exists, func, select
+from sqlalchemy import ColumnElement, FromClause, Select, case, exists, func, literal_column, select
 
 from cart_grpc.carts.model import HOLD_MARGIN, Cart, Line
 from cart_grpc.store.dialects import Dialect
@@ -77,37 +77,36 @@ def select_carts(dialect: Dialect) -> Select[str, int]:
     """
     now = dialect.now()
     keys = dialect.numbered_keys(carts, CART)
-    text = dialect.json_array(*carts.columns, is_reconciling()) + func.coalesce(_NEXT_LINE + _lines(dialect, now), "")
-    found = and_(*(carts.c[name] == keys.c[name] for name in CART))
+    cart, on = dialect.lookup(carts, CART, keys)
+    head = dialect.json_array(*cart.c, is_reconciling(dialect, cart))
+    text = head + func.coalesce(_NEXT_LINE + _lines(dialect, cart, now), "")
     each = (
-        select(case((carts.c.uid.is_not(None), text), else_="").label("text"))
-        .select_from(keys.outerjoin(carts, found))
+        select(case((cart.c.uid.is_not(None), text), else_="").label("text"))
+        .select_from(keys.outerjoin(cart, on))
         .order_by(keys.c.number)
         .subquery("each_cart")
     )
     return select(dialect.joined(each.c.text, _NEXT_CART), now)
 
 
-def _lines(dialect: Dialect, now: ColumnElement[int]) -> ColumnElement[str]:
-    """The lines of the cart in the statement around this one, NULL where it has none."""
-    lapse = reservations.c.expire_time - HOLD_MARGIN
-    line = dialect.json_array(
-        *items.columns, *reservations.columns, carts.c.currency_code, case((lapse <= now, lapse), else_=0)
-    )
-    same_cart = (items.c[name] == carts.c[name] for name in CART)
-    same_reservation = (items.c[name] == reservations.c[name] for name in RESERVATION)
+def _lines(dialect: Dialect, cart: FromClause, now: ColumnElement[int]) -> ColumnElement[str]:
+    """The lines of the `cart` in the statement around this one, NULL where it has none."""
+    reservation, on = dialect.lookup(reservations, RESERVATION, items)
+    lapse = reservation.c.expire_time - HOLD_MARGIN
+    line = dialect.json_array(*items.c, *reservation.c, cart.c.currency_code, case((lapse <= now, lapse), else_=0))
+    same_cart = (items.c[name] == cart.c[name] for name in CART)
     each = (
         select(line.label("line"))
-        .select_from(items.outerjoin(reservations, and_(*same_reservation)))
+        .select_from(items.outerjoin(reservation, on))
         .where(*same_cart)
         .order_by(items.c.create_time, items.c.uid)
-        .correlate(carts)
+        .correlate(cart)
         .subquery("each_line")
     )
     return select(dialect.joined(each.c.line, _NEXT_LINE)).scalar_subquery()
 
 
-def is_reconciling() -> ColumnElement[bool]:
-    """Whether anything of the cart in the statement around this is reconciling."""
-    same_cart = (reservations.c[name] == carts.c[name] for name in CART)
-    return exists().where(*same_cart, reconciling).correlate(carts)
+def is_reconciling(dialect: Dialect, cart: FromClause = carts) -> ColumnElement[bool]:
+    """Whether anything of the `cart` in the statement around this is reconciling."""
+    same_cart = (reservations.c[name] == cart.c[name] for name in CART)
+    return exists(dialect.by_index(select(literal_column("1")).where(*same_cart, reconciling).correlate(cart)))

@@ -27,6 +27,8 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
+    text,
+    true,
     tuple_,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -39,6 +41,7 @@ Writer = OneByOne | Together
 KEYS: Final = "keys"
 Insert = sqlite.Insert | postgresql.Insert
 Condition = TextClause | None
+Lookup = tuple[FromClause, ColumnElement[bool]]
 
 
 class Dialect(Protocol):
@@ -60,8 +63,18 @@ class Dialect(Protocol):
         """The parameters of a statement that contains keys under `name`."""
         ...
 
-    def keyed(self, table: Table, columns: Sequence[str], name: str) -> Select[Any]:
-        """The rows of `table` whose `columns` equal one of the keys given to `bind_keys` under `name`."""
+    def keyed(self, table: Table, columns: Sequence[str], name: str, among: Condition = None) -> Select[Any]:
+        """The rows of `table`, those that are `among`, whose `columns` equal one of the keys given to `bind_keys` under
+        `name`.
+        """
+        ...
+
+    def lookup(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False) -> Lookup:
+        """What to join to `keys`, and on what, for the rows of `table` with the same `columns`; `lock` locks them."""
+        ...
+
+    def by_index(self, rows: Select[Any]) -> Select[Any]:
+        """`rows`, a part of a statement, looked for anew for each row around it, and so by an index."""
         ...
 
     def json_rows(self, rows: FromClause, columns: Sequence[ColumnElement[Any]]) -> ScalarSelect[str]:
@@ -86,6 +99,13 @@ class Dialect(Protocol):
 
     def together(self, upserts: Mapping[str, Insert]) -> Writer:
         """What writes the rows of many tables, with an upsert for each."""
+        ...
+
+    def plan_anew(self, connection: Connection) -> None:
+        """Plan what is said in this transaction from here on for the tables as they are.
+
+        Before, plans are kept, which suits what `keyed` and `lookup` find and what `together` writes, and nothing else.
+        """
         ...
 
     def is_writable(self, connection: Connection) -> bool:
@@ -124,8 +144,15 @@ class SqliteDialect:
         )
         return select(each.c.key.label("number"), *parts).subquery("wanted")
 
-    def keyed(self, table: Table, columns: Sequence[str], name: str) -> Select[Any]:
-        return self._join(select(table), table, columns, name)
+    def keyed(self, table: Table, columns: Sequence[str], name: str, among: Condition = None) -> Select[Any]:
+        rows = self._join(select(table), table, columns, name)
+        return rows if among is None else rows.where(among)
+
+    def lookup(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False) -> Lookup:
+        return table, _same(table, columns, keys)
+
+    def by_index(self, rows: Select[Any]) -> Select[Any]:
+        return rows
 
     def _join(self, rows: Select[Any], table: FromClause, columns: Sequence[str], name: str) -> Select[Any]:
         each = func.json_each(bindparam(name, type_=Text)).table_valued("value", name="k")
@@ -158,6 +185,9 @@ class SqliteDialect:
     def together(self, upserts: Mapping[str, Insert]) -> Writer:
         return OneByOne(upserts)
 
+    def plan_anew(self, connection: Connection) -> None:
+        """Its plans are made of what is said alone."""
+
     def is_writable(self, connection: Connection) -> bool:
         return bool(connection.exec_driver_sql("SELECT 1").scalar_one())
 
@@ -173,6 +203,7 @@ class PostgresqlDialect:
 
     def __init__(self) -> None:
         self._now = Prepared(select(self.now()))
+        self._plan_anew = Prepared(text("SET LOCAL plan_cache_mode = force_custom_plan"))
 
     def identity(self, table: FromClause) -> Sequence[ColumnElement[Any]]:
         return list(table.primary_key)
@@ -181,9 +212,21 @@ class PostgresqlDialect:
         found = tuple_(*(table.c[name] for name in columns)).in_(select(_unnest(table, columns, KEYS)))
         return found if among is None else and_(found, among)
 
-    def keyed(self, table: Table, columns: Sequence[str], name: str) -> Select[Any]:
+    def keyed(self, table: Table, columns: Sequence[str], name: str, among: Condition = None) -> Select[Any]:
         keys = _unnest(table, columns, name)
-        return select(table).select_from(keys).join(table, and_(*(table.c[each] == keys.c[each] for each in columns)))
+        found, on = self._lookup(select(table) if among is None else select(table).where(among), table, columns, keys)
+        return select(found).select_from(keys.join(found, on))
+
+    def lookup(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False) -> Lookup:
+        rows = select(table)
+        return self._lookup(rows.with_for_update() if lock else rows, table, columns, keys)
+
+    def _lookup(self, rows: Select[Any], table: Table, columns: Sequence[str], keys: FromClause) -> Lookup:
+        return self.by_index(rows.where(_same(table, columns, keys))).lateral(f"found_{table.name}"), true()
+
+    def by_index(self, rows: Select[Any]) -> Select[Any]:
+        # OFFSET keeps it from becoming a join, which reads all of an index that was small when that was planned.
+        return rows.offset(literal_column("0"))
 
     def bind_keys(self, columns: Sequence[str], keys: Collection[Key], name: str = KEYS) -> Mapping[str, Any]:
         arrays = zip(*keys, strict=True) if keys else [()] * len(columns)
@@ -220,6 +263,9 @@ class PostgresqlDialect:
         }
         return Together(everything, columns)
 
+    def plan_anew(self, connection: Connection) -> None:
+        self._plan_anew.fetch(connection, {})
+
     def is_writable(self, connection: Connection) -> bool:
         return bool(connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "off")
 
@@ -231,6 +277,10 @@ class PostgresqlDialect:
     def read_now(self, connection: Connection) -> int:
         ((now,),) = self._now.fetch(connection, {})
         return int(now)
+
+
+def _same(table: FromClause, columns: Sequence[str], keys: FromClause) -> ColumnElement[bool]:
+    return and_(*(table.c[each] == keys.c[each] for each in columns))
 
 
 def _unnest(table: Table, columns: Sequence[str], name: str) -> Any:

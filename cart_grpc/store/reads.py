@@ -24,6 +24,7 @@ from cart_grpc.carts.model import Cart, CartState, Line
 from cart_grpc.carts.names import CartKey, UserKey
 from cart_grpc.carts.reservation import Disposition
 from cart_grpc.store.cart_text import CartText, is_reconciling, read_head, read_line
+from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.engine import Engine, refusing
 from cart_grpc.store.group_read import GroupRead
 from cart_grpc.store.prepared import Prepared
@@ -91,7 +92,7 @@ class Reads:
 
     async def list_carts(self, page: Page) -> list[Snapshot]:
         """One page of a user's carts, without lines, and one more cart if there is one. Raises DatabaseUnavailable."""
-        rows = await fetch(self._reader, _select_page(page, self._now), {})
+        rows = await fetch(self._reader, _select_page(page, self._engine.dialect, self._now), {})
         return [Snapshot(to_cart(row[: len(carts.columns)]), (), bool(row.reconciling), row.now) for row in rows]
 
     async def is_releasing(self, key: CartKey, item_id: str | None = None) -> bool:
@@ -142,10 +143,10 @@ def _select_releasing() -> Select[Any]:
     )
 
 
-def _select_page(page: Page, now: ColumnElement[int]) -> Select[Any]:
+def _select_page(page: Page, dialect: Dialect, now: ColumnElement[int]) -> Select[Any]:
     key: ColumnElement[Any] = carts.c.cart_id if page.order_by == "name" else carts.c[page.order_by]
     states = or_(false(), *(carts.c.state == int(state) for state in sorted(page.states)))
-    statement = select(carts, is_reconciling().label("reconciling"), now.label("now")).where(
+    statement = select(carts, is_reconciling(dialect).label("reconciling"), now.label("now")).where(
         carts.c.slice == page.user.slice, carts.c.user_id == page.user.user_id, states
     )
     if page.after:

@@ -10,6 +10,8 @@ from sqlalchemy import (
     Connection,
     Executable,
     Exists,
+    FromClause,
+    Select,
     Table,
     and_,
     bindparam,
@@ -146,10 +148,12 @@ class Statements:
 
     def delete_items(self, connection: Connection, keys: Sequence[Key]) -> None:
         if keys:
+            self._dialect.plan_anew(connection)
             self._delete_items.fetch(connection, self._dialect.bind_keys(ITEM, keys))
 
     def claim(self, connection: Connection, lane: Lane, limit: int, now: int, lease: int) -> list[Reservation]:
         """Claim up to `limit` due reservations of `lane` for `lease` microseconds, raising epoch and attempt."""
+        self._dialect.plan_anew(connection)
         rows = connection.execute(self._claims[lane], {"now": now, "until": now + lease, "most": limit}).all()
         return [to_reservation(row) for row in rows]
 
@@ -160,6 +164,7 @@ class Statements:
 
         With its last cart and reply a user's row goes, too.
         """
+        self._dialect.plan_anew(connection)
         deleted = 0
         purges = zip(self._purges, (replies_before, reservations_before, carts_before), strict=True)
         for statement, before in purges:
@@ -199,6 +204,7 @@ class Statements:
         saves work.
         """
         if claims:
+            self._dialect.plan_anew(connection)
             keys = self._dialect.bind_keys(CLAIM, claims)
             connection.execute(self._lease, {**keys, "until": lease_until, "due": due_at})
 
@@ -271,28 +277,34 @@ def _load(dialect: Dialect) -> Executable:
     """All that a batch needs in one statement, a JSON text a table."""
     items, reservations = schema.items, schema.reservations
     touched = union_all(dialect.keyed(items, ITEM, "items"), dialect.keyed(items, CART, "whole_carts")).cte("touched")
-    identity = [reservations.c[name] for name in RESERVATION]
     named = union(
-        dialect.keyed(reservations, RESERVATION, "reservations").with_only_columns(*identity),
+        _only(RESERVATION, dialect.keyed(reservations, RESERVATION, "reservations")),
         select(touched.c.slice, touched.c.reservation_id),
-        dialect.keyed(reservations, SKU, "skus").with_only_columns(*identity).where(schema.reconciling),
-        dialect.keyed(reservations, CART, "whole_carts").with_only_columns(*identity).where(schema.reconciling),
+        _only(RESERVATION, dialect.keyed(reservations, SKU, "skus", schema.reconciling)),
+        _only(RESERVATION, dialect.keyed(reservations, CART, "whole_carts", schema.reconciling)),
     ).cte("named")
-    same = and_(*(reservations.c[name] == named.c[name] for name in RESERVATION))
-    locked = select(reservations).select_from(named).join(reservations, same).with_for_update(of=reservations)
     found = (
         dialect.keyed(schema.replies, REPLY, "replies").subquery(),
         dialect.keyed(schema.carts, CART, "carts").subquery(),
         touched,
-        locked.subquery(),
+        _locked(dialect, named),
     )
     return select(*(dialect.json_rows(rows, list(rows.c)) for rows in found))
 
 
+def _locked(dialect: Dialect, named: FromClause) -> FromClause:
+    found, on = dialect.lookup(schema.reservations, RESERVATION, named, lock=True)
+    return select(found).select_from(named.join(found, on)).subquery()
+
+
+def _only(columns: Sequence[str], rows: Select[Any]) -> Select[Any]:
+    return rows.with_only_columns(*(rows.selected_columns[name] for name in columns))
+
+
 def _load_skus(dialect: Dialect) -> Executable:
     """Joined to the items in `_load`, SQLite would read all that is reconciling to filter it."""
-    reservations = dialect.keyed(schema.reservations, SKU, KEYS).where(schema.reconciling)
-    rows = reservations.with_for_update(of=schema.reservations).subquery()
+    named = _only(RESERVATION, dialect.keyed(schema.reservations, SKU, KEYS, schema.reconciling)).cte("named")
+    rows = _locked(dialect, named)
     return select(dialect.json_rows(rows, list(rows.c)))
 
 

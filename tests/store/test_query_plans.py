@@ -97,7 +97,7 @@ class Planned:
 
     @property
     def looker(self) -> SyncEngine:
-        return self.engine._looker if isinstance(self.engine, SqliteEngine) else self.engine.reader.sync_engine
+        return self.engine._looker if isinstance(self.engine, SqliteEngine) else self.engine._looker.sync_engine
 
     async def plans(self, said: list[tuple[str, Any]]) -> dict[str, str]:
         """Each statement that reads or changes rows, with its plan."""
