@@ -6,14 +6,15 @@ gathers. Batches are tasks of their own: a caller who gives up neither stops a c
 
 import asyncio
 import logging
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from cart_grpc.carts.changes import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
@@ -25,6 +26,8 @@ from cart_grpc.store.statements import Statements
 log = logging.getLogger(__name__)
 
 MAX_BATCH = 256
+# How long a batch is tried again for what may pass, since its turn came.
+RETRY_SECONDS = 2.0
 # How long to try to learn what became of a commit whose connection broke.
 RESOLVE_SECONDS = 20.0
 # Writers that have not committed for this long are of processes that are gone. A quiet one must not be forgotten: its
@@ -40,9 +43,13 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Batch:
-    """What one transaction writes; None while it is not taken from the queue yet, which happens as late as can be."""
+    """What one transaction writes; None while it is not taken from the queue yet, which happens as late as can be.
+
+    `begin_time` is when its first transaction began, after that of the other writer.
+    """
 
     waiting: list[_Waiting] | None = None
+    begin_time: float | None = None
 
 
 @dataclass(slots=True)
@@ -165,8 +172,13 @@ class GroupCommit:
 
     async def _transact(self, writer: _Writer, batch: _Batch) -> Outcome:
         writer.number += 1
+        put_time = time.monotonic()
+
+        def is_over(_: RetryCallState) -> bool:
+            return time.monotonic() - (batch.begin_time or put_time) >= RETRY_SECONDS
+
         try:
-            async for attempt in _retrying(stop_after_delay(2.0)):
+            async for attempt in _retrying(is_over):
                 with attempt:
                     return await self._attempt(writer, batch)
         except Exception as error:
@@ -180,6 +192,7 @@ class GroupCommit:
         mark = (writer.writer_id, writer.number)
 
         def work(connection: Connection) -> Outcome:
+            batch.begin_time = batch.begin_time or time.monotonic()
             # Whoever has gone since an attempt that came to nothing may have made another change: this one is too late.
             waiting = self._take() if batch.waiting is None else batch.waiting
             batch.waiting = [each for each in waiting if not each.answer.done()]
@@ -229,7 +242,7 @@ class GroupCommit:
         return found
 
 
-def _retrying(stop: Any) -> AsyncRetrying:
+def _retrying(stop: Callable[[RetryCallState], bool]) -> AsyncRetrying:
     """Quick at first: a deadlock is over at once. A database that restarts is given a moment."""
     again = retry_if_exception(lambda error: type(find_refusal(error)) is DatabaseUnavailable)
     return AsyncRetrying(retry=again, stop=stop, wait=wait_random_exponential(0.01, max=1), reraise=True)

@@ -4,15 +4,17 @@ import asyncio
 import itertools
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.util import await_only
 
 from cart_grpc import app
 from cart_grpc.carts.refusals import Unavailable
-from cart_grpc.store import schema
+from cart_grpc.store import group_commit, schema
 from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine
 from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.hints import Hints
@@ -144,6 +146,29 @@ async def test_what_became_of_a_batch_is_found_out_although_the_next_one_is_writ
     # What was committed was so first; what was not was written again, whenever that was.
     assert (first, second) == ({SKU: 1}, {SKU: 3}) or (not committed and (first, second) == ({SKU: 3}, {SKU: 2}))
     assert decode(await writer.write(add(quantity=4))) == {SKU: 7}
+
+
+async def test_a_batch_is_tried_again_however_long_it_had_to_wait_for_the_other_writer(
+    writer: GroupCommit, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, answers = asyncio.get_running_loop(), list[asyncio.Future[bytes]]()
+    monkeypatch.setattr(group_commit, "RETRY_SECONDS", 0.5)
+    assert isinstance(engine, SqliteEngine | PostgresqlEngine)
+
+    def take_long(_: Connection) -> None:
+        end()
+        Breaking(engine, committed=False)
+        if isinstance(engine, SqliteEngine):
+            loop.call_soon_threadsafe(lambda: answers.append(writer.write(add(quantity=2))))
+            time.sleep(0.6)
+        else:
+            answers.append(writer.write(add(quantity=2)))
+            await_only(asyncio.sleep(0.6))
+
+    end = before_commit(engine, take_long)
+    # The hook of `Breaking` is for the batch after this one.
+    assert decode(await writer.write(add(quantity=1))) == {SKU: 1}
+    assert decode(await answers[0]) == {SKU: 3}
 
 
 async def test_what_came_to_nothing_is_not_tried_again_for_a_caller_who_has_gone_meanwhile(
