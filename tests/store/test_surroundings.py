@@ -222,7 +222,7 @@ async def test_a_wire_that_swallows_everything_is_given_up_after_half_a_minute(d
         url = make_url(database_url).set(query={}, host="127.0.0.1", port=wire.port)
         engine = connect(url.render_as_string(hide_password=False), app.clock)
         assert isinstance(engine, PostgresqlEngine)
-        for end in (engine._writer, engine.reader):
+        for end in (engine._writer, engine._looker, engine.reader):
             async with end.connect() as connection:
                 raw = await connection.get_raw_connection()
                 sock = raw.driver_connection._transport.get_extra_info("socket")  # type: ignore[union-attr]
