@@ -163,9 +163,12 @@ class OpenAttempt:
 def put_after(working: Working, before: Reservation, after: Reservation, now: int) -> None:
     """Put `after` in the place of `before`: callers see that the cart changed, and what waited for a release goes on.
 
-    `working` has the cart, the item and, where `after` is a release, the sku.
+    `working` has the cart, the item and, where `after` is a release, the sku. What nobody has claimed changes with its
+    cart's revision only, whatever of it does: `cart_text` counts on that.
     """
-    if _visible(working, before, now) != _visible(working, after, now):
+    if after == before:
+        return
+    if before.lease_until is None or _visible(working, before, now) != _visible(working, after, now):
         # An ended cart is purged once nothing of it is reconciling; an operator may set that going again.
         cart = working.carts.get(after.cart)
         if cart:

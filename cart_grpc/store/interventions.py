@@ -36,7 +36,9 @@ class Retry:
             cart = working.carts[reservation.cart]
             working.apply(change._replace(cart=cart._replace(revision=cart.revision + 1)))
             reservation = change.lines[0].reservation
-        working.put_reservation(hurry(reservation, now))
+            working.put_reservation(hurry(reservation, now))
+        else:
+            put_after(working, reservation, hurry(reservation, now), now)
         return reservation.reservation_id
 
 
