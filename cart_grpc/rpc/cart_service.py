@@ -10,9 +10,9 @@ from google.protobuf.message import Message
 from cart_grpc.carts import rules
 from cart_grpc.carts.changes import Change, Contents, NewId, Terms
 from cart_grpc.carts.names import CartKey
-from cart_grpc.carts.refusals import CartNotFound
-from cart_grpc.rpc import pages, replies, requests
+from cart_grpc.rpc import pages, requests
 from cart_grpc.rpc.messages import cart_message, item_message
+from cart_grpc.rpc.replies import Replies
 from cart_grpc.rpc.requests import Options
 from cart_grpc.store.commands import Mutation
 from cart_grpc.store.store import Store
@@ -35,6 +35,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         self._store = store
         self._terms = terms
         self._rest = rest
+        self._replies = Replies(store.reads)
 
     async def AddItem(self, request: cart_service_pb2.AddItemRequest, context: Context) -> Encoded:
         call = requests.add_item(request, self._terms)
@@ -179,11 +180,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
     async def GetCart(  # type: ignore[override]  # the reply's bytes: see `replies`
         self, request: cart_service_pb2.GetCartRequest, context: Context
     ) -> bytes:
-        key = requests.get_cart(request)
-        found = await self._store.reads.find_text(key)
-        if found is None:
-            raise CartNotFound(key.name)
-        return replies.get_cart(found)
+        return await self._replies.get_cart(requests.get_cart(request))
 
     async def ListCarts(
         self, request: cart_service_pb2.ListCartsRequest, context: Context

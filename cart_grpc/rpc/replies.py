@@ -1,22 +1,67 @@
-"""GetCart's reply, put together from the encodings of its parts, those of late remembered.
+"""GetCart's replies, those of late remembered: whole where the database says that nothing has changed, or in parts.
 
-Making 20 items into messages takes as long as all the rest of a call. What an item's encoding is made from is its
-line of text, so that is what it is remembered by: no two texts share one, and none is ever out of date.
+A whole reply is remembered with the stamp of what it was made from, and the database is asked only whether that still
+holds: GetCart of 20 items went from 0.5 to 0.8 of a no-op call on SQLite, and from 0.35 to 0.7 on PostgreSQL. An item's
+encoding is remembered by its line of text, which says all that it is made from: no two share one, and none is ever out
+of date. Making 20 items into messages takes as long as all the rest of a call.
 """
 
 from functools import lru_cache
 from sys import getsizeof
+from typing import NamedTuple
 
+from cachetools import LRUCache
 from cart.v1 import cart_pb2
 from google.protobuf.wrappers_pb2 import BytesValue
 
+from cart_grpc.carts.names import CartKey
+from cart_grpc.carts.refusals import CartNotFound
 from cart_grpc.rpc.messages import cart_message, line_message
-from cart_grpc.store.cart_text import CartText, read_head, read_line
+from cart_grpc.store.cart_text import CartText, Stamp, Unchanged, read_head, read_line
+from cart_grpc.store.reads import Reads
 
+# Of 20 items without labels, 8,000 replies.
+_REMEMBERED_BYTES = 32 * 2**20
+# What remembering a reply takes beside its bytes: the key, the stamp, and where they are kept.
+_OVERHEAD_BYTES = 700
 # A line without labels takes about 1 KiB with its encoding, so 30 MiB in all; 100 MiB if all are of the longest.
 _REMEMBERED_LINES = 32_768
 _REMEMBERED_HEADS = 4_096
 _LONGEST_BYTES = 1_500
+
+
+class _Known(NamedTuple):
+    stamp: Stamp
+    reply: bytes
+
+
+class Replies:
+    """The replies to GetCart, from what `reads` finds; up to `size` bytes of them are remembered."""
+
+    def __init__(self, reads: Reads, size: int = _REMEMBERED_BYTES) -> None:
+        self._reads = reads
+        self._known: LRUCache[CartKey, _Known] = LRUCache(size, getsizeof=_size)
+
+    async def get_cart(self, key: CartKey) -> bytes:
+        """The encoded GetCartResponse. Raises CartNotFound, Overloaded or DatabaseUnavailable."""
+        known = self._known.get(key)
+        found = await self._reads.find_text(key, known and known.stamp)
+        if known and isinstance(found, Unchanged):
+            return known.reply
+        if not isinstance(found, CartText):
+            raise CartNotFound(key.name)
+        reply = get_cart(found)
+        if found.stamp:
+            self._remember(key, _Known(found.stamp, reply))
+        return reply
+
+    def _remember(self, key: CartKey, known: _Known) -> None:
+        if _size(known) <= self._known.maxsize:
+            self._known[key] = known
+
+
+def _size(known: _Known) -> int:
+    return len(known.reply) + _OVERHEAD_BYTES
 
 
 def get_cart(found: CartText) -> bytes:

@@ -2,15 +2,35 @@
 
 Read column by column, a cart of 20 items is 1,100 values to fetch, and takes 5 times as long as finding its rows. As
 text it is one value, and since that says all that a reply is made from, the reply to a text seen before is known.
+
+To make that text is what such a read costs, so whoever has one already shows its stamp, as with HTTP's If-None-Match.
+A stamp is enough because what nobody has claimed changes with the cart's revision only (`commands.put_after`), and can
+be claimed only once it is due.
 """
 
 import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, FromClause, Select, case, exists, func, literal_column, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Select,
+    Text,
+    and_,
+    case,
+    cast,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+)
 
 from cart_grpc.carts.model import HOLD_MARGIN, Cart, Line
+from cart_grpc.carts.names import CartKey
 from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.rows import to_cart, to_item, to_reservation
 from cart_grpc.store.schema import carts, items, reconciling, reservations
@@ -20,17 +40,46 @@ from cart_grpc.store.statements import CART, RESERVATION
 _NEXT_LINE = "\n"
 _NEXT_CART = "\x1e"
 _ITEM_WIDTH = len(items.columns)
+# Whoever changes a row by hand does not raise revisions: after a minute that shows, too.
+STAMP_AGE: Final = 60_000_000
+
+
+class Stamp(NamedTuple):
+    """Tells whether a cart is still as it was read: its `version` is the same, and it is not `until` yet.
+
+    From `until` on, in microseconds of the database's time, something of it may change with the version as it is.
+    """
+
+    version: str
+    until: int
+
+
+_NO_STAMP: Final = Stamp("", 0)
+
+
+class Unchanged(Enum):
+    """Read of a cart that is as the stamp says, instead of its text."""
+
+    UNCHANGED = "="
+
+
+UNCHANGED: Final = Unchanged.UNCHANGED
 
 
 class CartText(NamedTuple):
     """A cart at one moment: `head` for `read_head`, `lines` in the order in which they were added for `read_line`.
 
-    `now` is the database's time. Equal texts stand for equal things, whenever they are read.
+    `now` is the database's time. Equal texts stand for equal things, whenever they are read. There is a `stamp` where
+    the cart can be told from what it will be.
     """
 
     head: str
     lines: Sequence[str]
     now: int
+    stamp: Stamp | None = None
+
+
+Found = CartText | Unchanged | None
 
 
 class Head(NamedTuple):
@@ -59,29 +108,46 @@ def read_line(line: str) -> TimedLine:
     return TimedLine(Line(item, reservation), currency_code, since)
 
 
-def read_carts(row: Sequence[Any]) -> list[CartText | None]:
-    """The carts in what `select_carts` found, in the order of its keys, None for a cart that was never made."""
+def bind_carts(dialect: Dialect, wanted: Sequence[tuple[CartKey, Stamp | None]]) -> Mapping[str, Any]:
+    """The parameters of `select_carts`: keys, each with the stamp of what is known of it already."""
+    return dialect.bind_keys(tuple(_WANTED), [(*key, *(stamp or _NO_STAMP)) for key, stamp in wanted])
+
+
+def read_carts(row: Sequence[Any]) -> list[Found]:
+    """What `select_carts` found, in the order of its keys: None is a cart that was never made."""
     texts, now = row
     return [_read_cart(text, now) for text in texts.split(_NEXT_CART)]
 
 
-def _read_cart(text: str, now: int) -> CartText | None:
-    head, *lines = text.split(_NEXT_LINE)
-    return CartText(head, lines, now) if head else None
+def _read_cart(text: str, now: int) -> Found:
+    if text == UNCHANGED.value:
+        return UNCHANGED
+    if not text:
+        return None
+    version, head, *rest = text.split(_NEXT_LINE)
+    until, *lines = rest or ("",)
+    stamp = Stamp(version, min(now + STAMP_AGE, int(until or now + STAMP_AGE)))
+    return CartText(head, lines, now, stamp if stamp.until > now else None)
+
+
+_WANTED: Final = {**{name: carts.c[name].type for name in CART}, "version": Text(), "until": BigInteger()}
 
 
 def select_carts(dialect: Dialect) -> Select[str, int]:
     """One row for any number of carts, so that a thread that reads it waits for the interpreter once, not row by row.
 
-    Takes `dialect.bind_keys`.
+    Takes `bind_carts`.
     """
     now = dialect.now()
-    keys = dialect.numbered_keys(carts, CART)
+    keys = dialect.numbered_keys(_WANTED)
     cart, on = dialect.lookup(carts, CART, keys)
+    # With the uid: an ended cart is purged, and the next one's revisions begin anew.
+    version = cart.c.uid + ":" + cast(cart.c.revision, Text)
     head = dialect.json_array(*cart.c, is_reconciling(dialect, cart))
-    text = head + func.coalesce(_NEXT_LINE + _lines(dialect, cart, now), "")
+    text = version + _NEXT_LINE + head + func.coalesce(_NEXT_LINE + _lines(dialect, cart, now), "")
+    unchanged = and_(keys.c.version == version, keys.c.until > now)
     each = (
-        select(case((cart.c.uid.is_not(None), text), else_="").label("text"))
+        select(case((cart.c.uid.is_(None), ""), (unchanged, UNCHANGED.value), else_=text).label("text"))
         .select_from(keys.outerjoin(cart, on))
         .order_by(keys.c.number)
         .subquery("each_cart")
@@ -90,20 +156,27 @@ def select_carts(dialect: Dialect) -> Select[str, int]:
 
 
 def _lines(dialect: Dialect, cart: FromClause, now: ColumnElement[int]) -> ColumnElement[str]:
-    """The lines of the `cart` in the statement around this one, NULL where it has none."""
+    """The lines of the `cart` in the statement around this one, NULL where it has none.
+
+    Before them, the first time at which one of them may change with the cart's revision as it is, if any.
+    """
     reservation, on = dialect.lookup(reservations, RESERVATION, items)
-    lapse = reservation.c.expire_time - HOLD_MARGIN
+    lapse, due_at = reservation.c.expire_time - HOLD_MARGIN, reservation.c.due_at
+    until = case(
+        (reservation.c.lease_until.is_not(None), 0), (or_(lapse.is_(None), due_at < lapse), due_at), else_=lapse
+    )
     line = dialect.json_array(*items.c, *reservation.c, cart.c.currency_code, case((lapse <= now, lapse), else_=0))
     same_cart = (items.c[name] == cart.c[name] for name in CART)
     each = (
-        select(line.label("line"))
+        select(line.label("line"), until.label("until"))
         .select_from(items.outerjoin(reservation, on))
         .where(*same_cart)
         .order_by(items.c.create_time, items.c.uid)
         .correlate(cart)
         .subquery("each_line")
     )
-    return select(dialect.joined(each.c.line, _NEXT_LINE)).scalar_subquery()
+    first = func.coalesce(cast(func.min(each.c.until), Text), "")
+    return select(first + _NEXT_LINE + dialect.joined(each.c.line, _NEXT_LINE)).scalar_subquery()
 
 
 def is_reconciling(dialect: Dialect, cart: FromClause = carts) -> ColumnElement[bool]:

@@ -32,6 +32,7 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.types import TypeEngine
 
 from cart_grpc.store.prepared import OneByOne, Prepared, Rows, Together
 
@@ -42,6 +43,7 @@ KEYS: Final = "keys"
 Insert = sqlite.Insert | postgresql.Insert
 Condition = TextClause | None
 Lookup = tuple[FromClause, ColumnElement[bool]]
+Types = Mapping[str, TypeEngine[Any]]
 
 
 class Dialect(Protocol):
@@ -55,8 +57,8 @@ class Dialect(Protocol):
         """Whether `columns` of a row of `table` equal one of the keys given to `bind_keys`, and it is `among`."""
         ...
 
-    def numbered_keys(self, table: Table, columns: Sequence[str]) -> FromClause:
-        """The keys given to `bind_keys`: `columns`, each as in `table`, and their `number` in the order given."""
+    def numbered_keys(self, columns: Types) -> FromClause:
+        """The keys given to `bind_keys`: `columns`, each of its type, and their `number` in the order given."""
         ...
 
     def bind_keys(self, columns: Sequence[str], keys: Collection[Key], name: str = KEYS) -> Mapping[str, Any]:
@@ -136,11 +138,11 @@ class SqliteDialect:
         rowids = self._join(select(*self.identity(wanted)), wanted, columns, KEYS)
         return tuple_(*self.identity(table)).in_(rowids if among is None else rowids.where(among))
 
-    def numbered_keys(self, table: Table, columns: Sequence[str]) -> FromClause:
+    def numbered_keys(self, columns: Types) -> FromClause:
         each = func.json_each(bindparam(KEYS, type_=Text)).table_valued("key", "value", name="k")
         parts = (
-            func.json_extract(each.c.value, literal_column(f"'$[{index}]'"), type_=table.c[name].type).label(name)
-            for index, name in enumerate(columns)
+            func.json_extract(each.c.value, literal_column(f"'$[{index}]'"), type_=type_).label(name)
+            for index, (name, type_) in enumerate(columns.items())
         )
         return select(each.c.key.label("number"), *parts).subquery("wanted")
 
@@ -237,8 +239,8 @@ class PostgresqlDialect:
         found = func.coalesce(func.json_agg(func.json_build_array(*each)), literal_column("'[]'"))
         return select(cast(found, Text)).select_from(rows).scalar_subquery()
 
-    def numbered_keys(self, table: Table, columns: Sequence[str]) -> FromClause:
-        arrays = (bindparam(_array(KEYS, name), type_=postgresql.ARRAY(table.c[name].type)) for name in columns)
+    def numbered_keys(self, columns: Types) -> FromClause:
+        arrays = (bindparam(_array(KEYS, name), type_=postgresql.ARRAY(type_)) for name, type_ in columns.items())
         keys = func.unnest(*arrays).table_valued(*columns, with_ordinality="number", name="wanted")
         return keys.render_derived()
 

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cart_grpc.carts.model import Cart, CartState, Line
 from cart_grpc.carts.names import CartKey, UserKey
 from cart_grpc.carts.reservation import Disposition
-from cart_grpc.store.cart_text import CartText, is_reconciling, read_head, read_line
+from cart_grpc.store.cart_text import CartText, Found, Stamp, is_reconciling, read_head, read_line
 from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.engine import Engine, refusing
 from cart_grpc.store.group_read import GroupRead
@@ -78,14 +78,17 @@ class Reads:
         """Wait until what is being read has been."""
         await self._carts.close()
 
-    async def find_text(self, key: CartKey) -> CartText | None:
-        """The cart under `key` as text, or None where none was ever made. Raises Overloaded or DatabaseUnavailable."""
-        return await self._carts.find(key)
+    async def find_text(self, key: CartKey, stamp: Stamp | None = None) -> Found:
+        """The cart under `key` as text, UNCHANGED where it is as `stamp` says, None where none was ever made.
+
+        Raises Overloaded or DatabaseUnavailable.
+        """
+        return await self._carts.find(key, stamp)
 
     async def find_cart(self, key: CartKey) -> Snapshot | None:
         """The cart under `key`, whatever its state, or None where none was ever made. Raises as `find_text` does."""
         found = await self._carts.find(key)
-        if found is None:
+        if not isinstance(found, CartText):
             return None
         cart, reconciling = read_head(found.head)
         return Snapshot(cart, [read_line(line).line for line in found.lines], reconciling, found.now)

@@ -18,7 +18,7 @@ from cart_grpc.reservations.simulator.rules import Record as Decided
 from cart_grpc.reservations.simulator.stock import Entry, Stock
 from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.rpc.status import CODES
-from cart_grpc.store.cart_text import CartText
+from cart_grpc.store.cart_text import CartText, Stamp
 from cart_grpc.store.commands import Expire, Mutation, Record
 from cart_grpc.store.working import Working
 from tests.invariants.claims import find_record
@@ -57,7 +57,7 @@ class World:
         reply: bytes = self._write(mutation)
         return reply
 
-    async def find_text(self, key: CartKey) -> CartText | None:
+    async def find_text(self, key: CartKey, _: Stamp | None = None) -> CartText | None:
         cart = self._working.carts.get(key)
         if cart is None:
             return None

@@ -38,6 +38,17 @@ async def test_concurrent_adds_through_both_sum_exactly_and_are_reserved_once(
     assert simulator.levels(SKU).held == 50
 
 
+async def test_what_is_read_again_through_one_shows_at_once_what_was_done_through_the_other(
+    replicas: tuple[Replica, Replica],
+) -> None:
+    first, second = replicas
+    for quantity in range(1, 6):
+        await second.add()
+        assert (await first.get()).items[0].quantity == quantity
+        settled = await first.settled()
+        assert await first.get() == settled
+
+
 async def test_one_request_id_through_both_at_once_is_one_effect_and_equal_bytes(
     replicas: tuple[Replica, Replica],
 ) -> None:

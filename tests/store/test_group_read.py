@@ -15,6 +15,7 @@ from cart_grpc.carts.names import cart_key, user_key
 from cart_grpc.carts.refusals import DatabaseUnavailable, Overloaded
 from cart_grpc.rpc import replies
 from cart_grpc.store import schema
+from cart_grpc.store.cart_text import CartText
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.group_read import GroupRead
 from cart_grpc.store.reads import Reads
@@ -193,6 +194,6 @@ async def test_a_hold_is_shown_until_its_margin_by_the_databases_clock(store: St
         moved = update(schema.reservations).values(expire_time=app.clock() + HOLD_MARGIN + left)
         await engine.transact(partial(_execute, moved))
         found = await store.reads.find_text(KEY)
-        assert found
+        assert isinstance(found, CartText)
         (item,) = cart_service_pb2.GetCartResponse.FromString(replies.get_cart(found)).cart.items
         assert (item.sku, type(item.reservation).State.Name(item.reservation.state)) == (SKU, state)

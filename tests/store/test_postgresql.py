@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Connection
 
+from cart_grpc.store.cart_text import UNCHANGED, CartText
 from cart_grpc.store.engine import PostgresqlEngine
 from cart_grpc.store.prepared import fetch
 from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE
@@ -72,6 +73,23 @@ async def test_what_was_planned_before_the_tables_changed_reads_no_more_than_it_
         await use("after")
     assert len(read) == 7
     assert 10 < sum(read) < 100, read
+
+
+async def test_of_a_cart_that_is_unchanged_nothing_is_read_but_its_own_row(
+    store: Store, engine: PostgresqlEngine
+) -> None:
+    for number in range(5):
+        await store.mutate(add(f"sku-{number}"))
+        await store.record(answered(await claim_one(store)))
+    found = await store.reads.find_text(KEY)
+    assert isinstance(found, CartText)
+    for _ in range(10):
+        with rows_read(engine) as read:
+            assert await store.reads.find_text(KEY, found.stamp) is UNCHANGED
+        assert read == [1]
+    with rows_read(engine) as read:
+        await store.reads.find_text(KEY)
+    assert read[0] > 10
 
 
 @contextmanager
