@@ -103,15 +103,17 @@ class Checks:
         self._changes = changes
         rows = {row[0]: row for row in self._raw.execute(_ROWS)}
         changed = [row for name, row in rows.items() if self._rows.get(name) != row]
+        changed_carts = self._check_carts()
         for row in changed:
             self._revisions[row[0]] = row[1]
             self._check_row(self._rows.get(row[0]), row)
             self._check_claim(process_name, began, self._rows.get(row[0]), row)
             self._check_shown(row)
+            if (row := self._rows.get(row[0])) and self._item_of(row[0])[:2] not in changed_carts:
+                self._check_still(began, row)
         for name in self._rows.keys() - rows.keys():
             self._check_gone(self._rows[name])
         self._rows = rows
-        self._check_carts()
         return changed
 
     def _check_row(self, before: Row | None, after: Row) -> None:
@@ -144,6 +146,12 @@ class Checks:
         if after[1:5] == before[1:5] and after[9:11] != before[9:11]:
             self._violate(f"{process_name} touched a claim of {owner}: {before} became {after}")
 
+    def _check_still(self, began: int, before: Row) -> None:
+        """What is neither claimed nor due changes with its cart's revision only: replies are remembered by that."""
+        is_due = before[9] is not None and before[9] <= began
+        if before[10] is None and not is_due:
+            self._violate(f"{before} changed, and the revision of its cart did not rise")
+
     def _check_shown(self, row: Row) -> None:
         """What callers are shown as reserved is held at this moment."""
         lapsed = row[13] is None or row[13] - HOLD_MARGIN <= self._now()
@@ -157,7 +165,9 @@ class Checks:
         if before[5] not in FINAL or before[3] < before[1]:
             self._violate(f"a reservation that was not over is gone: {before}")
 
-    def _check_carts(self) -> None:
+    def _check_carts(self) -> Collection[Row]:
+        """Returns the carts that are new or changed: user and cart id."""
+        changed = set()
         query = "SELECT slice, user_id, cart_id, state, revision, etag_revision, uid, expire_time FROM carts"
         for row in self._raw.execute(query):
             before = self._carts.get(row[:3])
@@ -167,12 +177,14 @@ class Checks:
             if before is not None and row[4] <= before[4]:
                 self._violate(f"{name} changed and its revision did not rise: {before} became {row}")
             self._carts[row[:3]] = row
+            changed.add(row[1:3])
             if before is None or before[5] != row[5]:
                 self._etags[name].add(row[5])
                 if row[3] == cart_pb2.Cart.STATE_EXPIRED:
                     self._expired[name].add(row[5])
                 elif before is not None and _ended_unseen(before, row, self._now()):
                     self._expired[name].add(before[5] + 1)
+        return changed
 
     # At every read.
 

@@ -86,6 +86,7 @@ class Database:
     ) -> None:
         self.faults = faults
         self.skew = 0
+        self.latest = 0
         self.is_closed = False
         self.commit_count = 0
         self._loop = loop
@@ -160,6 +161,7 @@ class Database:
     def _run(self, process_name: str, work: Callable[[Connection], Any], begun_at: int) -> Any:
         """Run a transaction in one instant. Returns its result or what it raised."""
         self._pinned = begun_at
+        self.latest = max(self.latest, begun_at)
         self.raw.execute("BEGIN IMMEDIATE")
         try:
             result = work(self._template.connection)
@@ -255,6 +257,15 @@ class SimulatedEngine:
         if database.is_cut(self._process):
             raise unreachable()
         return work(database.connection)
+
+    @property
+    def connection(self) -> Connection:
+        return self._database.connection
+
+    @property
+    def is_set_back(self) -> bool:
+        """Whether something was committed at what is, by the database's clock, a later time than now."""
+        return self._database.now() < self._database.latest
 
     async def close(self) -> None:
         """Nothing of its own to close."""

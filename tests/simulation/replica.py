@@ -15,6 +15,7 @@ from cart_grpc.store.store import Store
 from tests.simulation.database import Database, SimulatedEngine, template
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.network import Network, SimulatedApi
+from tests.simulation.reading import CheckedReads
 
 
 class _Context:
@@ -51,6 +52,7 @@ class Replica:
         engine = SimulatedEngine(database, self.process)
         self._store = Store(engine, new_id, queue_size=1_000)
         template().share_reads(self._store.reads)
+        CheckedReads(self._store.reads, engine).install()
         self._service = CartService(self._store, terms)
         api = SimulatedApi(network, self.process)
         self._reconciler = Reconciler(self._store, api, config, lambda: loop.time() * clock_rate)

@@ -175,15 +175,24 @@ class World:
                 self.violate(f"{operation.request_id} was used for another body: {call}")
 
     async def look(self) -> None:
-        """Read a cart, and check at once that what it says is held is held."""
+        """Read a cart, maybe again and again, and check at once that what it says is held is held."""
         cart = self.numbers.choice(self.plan.carts)
         replica = self.choose()
+        for _ in range(self.numbers.choice([1, 1, 5])):
+            await self._read(replica, cart)
+            await asyncio.sleep(self.numbers.random() ** 3 * 30)
+
+    async def _read(self, replica: Replica, cart: str) -> None:
         if replica.alive and replica.serving:
             known = self.checks.highest_acknowledged(self.operations, cart)
             call = replica.call("GetCart", cart_service_pb2.GetCartRequest(name=cart), self.loop.time() + 10)
             await replica.process.outcome(call, 10)
-            if call.done() and not call.cancelled() and call.exception() is None:
+            if not call.done() or call.cancelled():
+                return
+            if (error := call.exception()) is None:
                 self.checks.read(cart, call.result().cart, known)
+            elif not isinstance(error, Refused):
+                self.violate(f"a look ended with a bug: {error!r}")
 
     def replace(self, index: int) -> None:
         if not self.replicas[index].alive:
