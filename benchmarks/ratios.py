@@ -56,6 +56,7 @@ def _of_table(rounds: Json) -> dict[str, Ratio]:
         found[f"AddItem p99 / no-op p99, {mode}"] = between(rounds[mode], "add", "noop", "p99_us")
         found[f"AddItem CPU / no-op CPU, {mode}"] = between(rounds[mode], "add", "noop", "cpu_us")
         found[f"GetCart / no-op, {mode}"] = between(rounds[mode], "get", "noop")
+        found[f"GetCart of what changes / no-op, {mode}"] = between(rounds[mode], "get changing", "noop")
     return found
 
 
