@@ -168,14 +168,14 @@ def put_after(working: Working, before: Reservation, after: Reservation, now: in
     """
     if after == before:
         return
-    if before.lease_until is None or _visible(working, before, now) != _visible(working, after, now):
-        # An ended cart is purged once nothing of it is reconciling; an operator may set that going again.
-        cart = working.carts.get(after.cart)
-        if cart:
-            working.put_cart(cart._replace(revision=cart.revision + 1))
+    shows = before.lease_until is None or _visible(working, before, now) != _visible(working, after, now)
     working.put_reservation(after)
     if after.settled and not before.settled and after.disposition is Disposition.RELEASE:
-        _unblock_waiting(working, after, now)
+        shows = _unblock_waiting(working, after, now) or shows
+    # An ended cart is purged once nothing of it is reconciling; an operator may set that going again.
+    cart = working.carts.get(after.cart)
+    if shows and cart:
+        working.put_cart(cart._replace(revision=cart.revision + 1))
 
 
 def _visible(working: Working, reservation: Reservation, now: int) -> object:
@@ -187,14 +187,18 @@ def _visible(working: Working, reservation: Reservation, now: int) -> object:
     return (seen.state, seen.reserved_quantity, seen.reason, reservation.reconciling)
 
 
-def _unblock_waiting(working: Working, released: Reservation, now: int) -> None:
-    """Make due what waited for this release, unless another old reservation of the sku is still going."""
+def _unblock_waiting(working: Working, released: Reservation, now: int) -> bool:
+    """Make due what waited for this release, unless another old reservation of the sku is still going.
+
+    Returns whether there was anything.
+    """
     same_sku = working.of_sku(released.cart, released.sku)
     if any(other.releasing for other in same_sku):
-        return
-    for other in same_sku:
-        if other.waiting:
-            working.put_reservation(unblock(other, now))
+        return False
+    waiting = [other for other in same_sku if other.waiting]
+    for other in waiting:
+        working.put_reservation(unblock(other, now))
+    return bool(waiting)
 
 
 @dataclass(frozen=True, slots=True)

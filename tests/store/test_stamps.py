@@ -22,7 +22,21 @@ from cart_grpc.store.engine import Engine
 from cart_grpc.store.interventions import Release, Retry
 from cart_grpc.store.reads import Reads
 from cart_grpc.store.store import Store
-from tests.store.writes import KEY, SECOND, SKU, TERMS, add, answered, claim, claim_one, clear, remove, row_of, silent
+from tests.store.writes import (
+    KEY,
+    SECOND,
+    SKU,
+    TERMS,
+    add,
+    answered,
+    claim,
+    claim_one,
+    clear,
+    remove,
+    row_of,
+    silent,
+    snapshot,
+)
 
 HOUR = 3600 * SECOND
 Change = Callable[[Store, Engine], Awaitable[Any]]
@@ -40,9 +54,11 @@ async def stamp_of(store: Store) -> Stamp:
     return stamp
 
 
-async def write(engine: Engine, **values: Any) -> None:
-    """Set columns of every reservation, by hand."""
+async def write(engine: Engine, *only: str, **values: Any) -> None:
+    """Set columns of every reservation, or of those in `only`, by hand."""
     statement = update(schema.reservations).values(**values)
+    if only:
+        statement = statement.where(schema.reservations.c.reservation_id.in_(only))
 
     def work(connection: Connection) -> None:
         connection.execute(statement)
@@ -176,6 +192,26 @@ async def test_what_waited_for_a_release_is_noticed_when_it_goes_on(store: Store
     for claimed in await claim(store, "release"):
         await store.record(answered(claimed))
     assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
+
+
+async def test_what_waited_for_another_look_at_what_was_released_is_noticed_when_it_goes_on(
+    store: Store, engine: Engine
+) -> None:
+    claimed = await hold(store)
+    await store.intervene(Release(claimed, "over", force=False))
+    await store.record(answered(await claim_one(store, "release")))
+    # As under the `basic` contract, which lets nothing rest that was ever attempted.
+    await write(engine, due_at=0)
+    look = await claim_one(store, "release")
+    await store.mutate(add())
+    (line,) = (await snapshot(store)).lines
+    # For a release that is over, though its latest revision is not answered yet.
+    await write(engine, line.reservation.reservation_id, waiting=True, due_at=None)
+    stamp = await stamp_of(store)
+    assert await store.reads.find_text(KEY, stamp) is UNCHANGED
+    await store.record(answered(look))
+    assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
+    assert await claim_one(store)
 
 
 async def test_what_can_be_claimed_or_is_has_no_stamp(store: Store) -> None:
