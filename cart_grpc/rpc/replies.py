@@ -20,7 +20,7 @@ from cart_grpc.rpc.messages import cart_message, line_message
 from cart_grpc.store.cart_text import CartText, Stamp, Unchanged, read_head, read_line
 from cart_grpc.store.reads import Reads
 
-# Of 20 items without labels, 8,000 replies.
+# Of 20 items without labels, 6,000 replies.
 _REMEMBERED_BYTES = 32 * 2**20
 # What remembering a reply takes beside its bytes: the key, the stamp, and where they are kept.
 _OVERHEAD_BYTES = 700

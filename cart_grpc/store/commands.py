@@ -168,7 +168,10 @@ def put_after(working: Working, before: Reservation, after: Reservation, now: in
     """
     if after == before:
         return
-    shows = before.lease_until is None or _visible(working, before, now) != _visible(working, after, now)
+    # At 0, too: what has run out has not, once the database's clock is set back.
+    shows = before.lease_until is None or any(
+        _visible(working, before, time) != _visible(working, after, time) for time in (now, 0)
+    )
     working.put_reservation(after)
     if after.settled and not before.settled and after.disposition is Disposition.RELEASE:
         shows = _unblock_waiting(working, after, now) or shows

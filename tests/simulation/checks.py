@@ -17,7 +17,8 @@ from tests.simulation.operations import Operation
 State = cart_pb2.Reservation.State
 _ROWS = (
     "SELECT reservation_id, revision, intent_revision, observed_revision, lease_epoch, state, disposition, quantity, "
-    "granted_quantity, due_at, lease_until, attempt, least_quantity, expire_time FROM reservations"
+    "granted_quantity, due_at, lease_until, attempt, least_quantity, expire_time, waiting, last_error, reason, "
+    "refused_reason, finish_time, uncertain_until FROM reservations"
 )
 _RISING = (1, 2, 3, 4)
 Row = tuple[Any, ...]

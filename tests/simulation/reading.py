@@ -29,7 +29,7 @@ class CheckedReads:
         found = await self._fetch(wanted)
         for (key, stamp), text in found.items():
             if isinstance(text, CartText) and text.stamp:
-                self._replies[key, text.stamp] = get_cart(text)
+                self._compare(self._replies.setdefault((key, text.stamp), get_cart(text)), get_cart(text))
             if text is UNCHANGED:
                 # Nothing comes between: what was read above was read in this instant.
                 self._compare(self._replies[key, stamp], self._read(key))

@@ -14,7 +14,8 @@ from cart_grpc.carts import protocol, rules
 from cart_grpc.carts.changes import Change, Contents
 from cart_grpc.carts.model import Cart, CartState
 from cart_grpc.carts.reservation import Decision, Disposition, Observed, Refusal, Reservation, Silence
-from cart_grpc.store import commands
+from cart_grpc.store import cart_text, commands
+from cart_grpc.store.cart_text import STAMP_AGE, CartText, Found, Stamp
 from cart_grpc.store.commands import Mutation
 from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.statements import Statements
@@ -204,6 +205,19 @@ def answer_settles_the_newest_revision(patch: Patch) -> None:
     patch.setattr(protocol, "observe", observe)
 
 
+def what_may_be_claimed_is_remembered(patch: Patch) -> None:
+    real = cart_text._read_cart
+
+    def read_cart(text: str, now: int) -> Found:
+        found = real(text, now)
+        if not isinstance(found, CartText):
+            return found
+        version, _, _ = text.partition("\n")
+        return found._replace(stamp=Stamp(version, now + STAMP_AGE))
+
+    patch.setattr(cart_text, "_read_cart", read_cart)
+
+
 MUTANTS: list[Mutant] = [
     late_answers_overwrite,
     intent_changes_without_a_revision,
@@ -226,6 +240,7 @@ MUTANTS: list[Mutant] = [
     expiry_forgets_the_items,
     shrinking_item_shows_the_last_grant,
     answer_settles_the_newest_revision,
+    what_may_be_claimed_is_remembered,
 ]
 
 

@@ -13,11 +13,11 @@ from cart_grpc import app
 from cart_grpc.carts.model import HOLD_MARGIN
 from cart_grpc.carts.names import CartKey, cart_key, user_key
 from cart_grpc.carts.refusals import CartNotFound
-from cart_grpc.carts.reservation import Observed
+from cart_grpc.carts.reservation import Decision, Observed, Overtaken
 from cart_grpc.rpc.replies import Replies
 from cart_grpc.store import schema
 from cart_grpc.store.cart_text import STAMP_AGE, UNCHANGED, CartText, Found, Stamp
-from cart_grpc.store.commands import HandBack, Purge
+from cart_grpc.store.commands import HandBack, Purge, Record
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.interventions import Release, Retry
 from cart_grpc.store.reads import Reads
@@ -162,6 +162,39 @@ async def test_a_late_answer_to_a_renewal_is_noticed_though_only_its_expire_time
     await store.record(answered(renewal, expire_time=app.clock() + 5 * HOUR))
     after = await row_of(engine, renewal.reservation_id)
     assert before.expire_time < after.expire_time
+    assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
+
+
+async def test_a_late_answer_to_a_release_that_no_line_shows_is_noticed(store: Store) -> None:
+    await hold(store)
+    await store.mutate(remove())
+    release = await claim_one(store, "release")
+    await store.record(silent(release, HOUR))
+    stamp = await stamp_of(store)
+    assert (await snapshot(store)).reconciling
+    await store.record(answered(release))
+    assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
+    assert not (await snapshot(store)).reconciling
+
+
+async def test_what_somebody_else_has_said_of_a_hold_is_noticed_though_nobody_has_claimed_it(
+    store: Store, engine: Engine
+) -> None:
+    renewal = await renewed_in_vain(store, engine)
+    stamp = await stamp_of(store)
+    current = Decision(renewal.reservation_id, renewal.revision + 5, Observed.HELD, 2, app.clock() + HOUR, "")
+    await store.record(Record(renewal, Overtaken(current), 0))
+    assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
+
+
+async def test_a_hold_that_is_found_to_have_run_out_is_noticed_even_if_the_clock_is_set_back(
+    store: Store, engine: Engine
+) -> None:
+    await hold(store, lasts=100 * SECOND)
+    stamp = await stamp_of(store)
+    lapsed = app.clock() + HOLD_MARGIN
+    await write(engine, due_at=0, expire_time=lapsed)
+    await store.record(answered(await claim_one(store), state=Observed.EXPIRED, granted_quantity=0, expire_time=lapsed))
     assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
 
 
