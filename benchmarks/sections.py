@@ -22,7 +22,8 @@ from benchmarks.programs import ROOT, Json, Product, World, interleave, load, me
 def table(world: World, database: str, plan: Plan) -> Json:
     """AddItem and GetCart against the no-op, the reconciler idle; then again while it drains what is due.
 
-    What is read are carts of their own, in which nothing happens meanwhile; `get changing` reads those of AddItem.
+    What is read are carts of their own, in which nothing happens meanwhile, and which have been read before; `get
+    changing` reads those of AddItem.
     """
     product = world.serve(world.database(database, carts=2 * CARTS, items=SKUS))
     noop, served = world.noop, product.program
@@ -38,6 +39,7 @@ def table(world: World, database: str, plan: Plan) -> Json:
         "add_alone": lambda: ask(served, "add", in_flight=1),
         "get_alone": lambda: ask(served, "get", in_flight=1, first_cart=CARTS),
     }
+    many["get"]()
     idle = interleave({**many, **alone}, plan.rounds)
     durable = asyncio.run(commit_us(product.database_url)) if database == "postgresql" else fsync_us(world.folder)
     product.resume()
