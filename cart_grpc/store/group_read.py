@@ -2,8 +2,8 @@
 
 A statement costs more than a no-op call does in all, and what is read of each cart a fraction of that. gRPC hands out
 calls one by one, so batches would be of a few; and answers given one by one cost it three times what many at once do.
-So where there are some, the next batch is given a moment to fill: with 64 in flight, 3 ms take GetCart to 0.8 of a
-no-op call, where 1 ms takes it to 0.6 (SQLite) and 0.5 (PostgreSQL). A call that comes alone is read at once.
+So where there are some, the next batch is given a moment to fill: with 64 in flight, 3 ms take GetCart to 0.7 of a
+no-op call and more, where 1 ms takes it to 0.6 (SQLite) and 0.5 (PostgreSQL). A call that comes alone is read at once.
 """
 
 import asyncio
