@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from statistics import median
 
 from benchmarks import ratios
-from benchmarks.pictures import TITLES, draw
+from benchmarks.pictures import LABELS, TITLES, draw
 from benchmarks.programs import DATABASES, ROOT, Json
 from benchmarks.ratios import KEPT, Ratio
 
@@ -101,12 +101,7 @@ def _table(seen: Json, found: Found) -> str:
     return f"{_rows(head, rows)}\n\n{_rows(ABSOLUTE, calls)}"
 
 
-NAMES = {
-    "noop": "no-op",
-    "add": "AddItem",
-    "get": "GetCart, 20 items",
-    "get changing": "GetCart, 20 items, some of them being reserved",
-}
+NAMES = {**LABELS, "get changing": "GetCart, 20 items, some of them being reserved"}
 ABSOLUTE = ("", "calls/s", "p50 ms", "p99 ms", "server CPU µs a call", "load generator, cores")
 
 
@@ -126,7 +121,7 @@ def _concurrency(seen: Json, _: Found) -> str:
             ]
             rows.append([f"{TITLES[database]}, {level} in flight", *cells])
     picture = "![Throughput and p99 against calls in flight](performance/concurrency.svg)"
-    return f"### As more is in flight\n\n{picture}\n\n{_rows(('', 'no-op', 'AddItem', 'GetCart, 20 items'), rows)}"
+    return f"### As more is in flight\n\n{picture}\n\n{_rows(('', *LABELS.values()), rows)}"
 
 
 def _flatness(seen: Json, found: Found) -> str:

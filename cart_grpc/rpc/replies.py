@@ -17,7 +17,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from cart_grpc.carts.names import CartKey
 from cart_grpc.carts.refusals import CartNotFound
 from cart_grpc.rpc.messages import cart_message, line_message
-from cart_grpc.store.cart_text import CartText, Stamp, Unchanged, read_head, read_line
+from cart_grpc.store.cart_text import UNCHANGED, CartText, Stamp, read_head, read_line
 from cart_grpc.store.reads import Reads
 
 # Of 20 items without labels, 6,000 replies.
@@ -46,7 +46,7 @@ class Replies:
         """The encoded GetCartResponse. Raises CartNotFound, Overloaded or DatabaseUnavailable."""
         known = self._known.get(key)
         found = await self._reads.find_text(key, known and known.stamp)
-        if known and isinstance(found, Unchanged):
+        if known and found is UNCHANGED:
             return known.reply
         if not isinstance(found, CartText):
             raise CartNotFound(key.name)

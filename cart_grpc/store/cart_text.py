@@ -40,6 +40,7 @@ from cart_grpc.store.statements import CART, RESERVATION
 _NEXT_LINE = "\n"
 _NEXT_CART = "\x1e"
 _ITEM_WIDTH = len(items.columns)
+_WANTED: Final = {**{name: carts.c[name].type for name in CART}, "version": Text(), "until": BigInteger()}
 # Whoever changes a row by hand does not raise revisions: after a minute that shows, too.
 STAMP_AGE: Final = 60_000_000
 
@@ -126,11 +127,9 @@ def _read_cart(text: str, now: int) -> Found:
         return None
     version, head, *rest = text.split(_NEXT_LINE)
     until, *lines = rest or ("",)
-    stamp = Stamp(version, min(now + STAMP_AGE, int(until or now + STAMP_AGE)))
+    latest = now + STAMP_AGE
+    stamp = Stamp(version, min(latest, int(until or latest)))
     return CartText(head, lines, now, stamp if stamp.until > now else None)
-
-
-_WANTED: Final = {**{name: carts.c[name].type for name in CART}, "version": Text(), "until": BigInteger()}
 
 
 def select_carts(dialect: Dialect) -> Select[str, int]:

@@ -106,12 +106,13 @@ class Checks:
         changed = [row for name, row in rows.items() if self._rows.get(name) != row]
         changed_carts = self._check_carts()
         for row in changed:
+            before = self._rows.get(row[0])
             self._revisions[row[0]] = row[1]
-            self._check_row(self._rows.get(row[0]), row)
-            self._check_claim(process_name, began, self._rows.get(row[0]), row)
+            self._check_row(before, row)
+            self._check_claim(process_name, began, before, row)
             self._check_shown(row)
-            if (row := self._rows.get(row[0])) and self._item_of(row[0])[:2] not in changed_carts:
-                self._check_still(began, row)
+            if before is not None and self._item_of(row[0])[:2] not in changed_carts:
+                self._check_still(began, before)
         for name in self._rows.keys() - rows.keys():
             self._check_gone(self._rows[name])
         self._rows = rows

@@ -14,7 +14,7 @@ Wanted = tuple[CartKey, Stamp | None]
 
 
 class CheckedReads:
-    """Stands around the group read of `reads`. Raises AssertionError in whoever is told that nothing has changed."""
+    """Stands around the group read of `reads`, and raises AssertionError in whoever is told what is not so."""
 
     def __init__(self, reads: Reads, engine: SimulatedEngine) -> None:
         self._reads = reads._carts
@@ -29,7 +29,8 @@ class CheckedReads:
         found = await self._fetch(wanted)
         for (key, stamp), text in found.items():
             if isinstance(text, CartText) and text.stamp:
-                self._compare(self._replies.setdefault((key, text.stamp), get_cart(text)), get_cart(text))
+                current = get_cart(text)
+                self._compare(self._replies.setdefault((key, text.stamp), current), current)
             if text is UNCHANGED:
                 # Nothing comes between: what was read above was read in this instant.
                 self._compare(self._replies[key, stamp], self._read(key))

@@ -2,12 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import pytest
 from cart.v1 import cart_service_pb2
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, select
 
 from cart_grpc import app
 from cart_grpc.carts.model import HOLD_MARGIN
@@ -21,7 +20,7 @@ from cart_grpc.store.group_read import GroupRead
 from cart_grpc.store.reads import Reads
 from cart_grpc.store.rows import to_cart, to_item, to_reservation
 from cart_grpc.store.store import Store
-from tests.store.writes import KEY, SECOND, SKU, Wrapped, add, answered, claim_one, remove, snapshot
+from tests.store.writes import KEY, SECOND, SKU, Wrapped, add, answered, claim_one, overwrite, remove, snapshot
 
 T = TypeVar("T")
 KEYS = [cart_key(user_key(f"user{number}"), "default") for number in range(5)]
@@ -182,17 +181,12 @@ async def test_a_cart_is_of_one_moment(store: Store) -> None:
     assert all(counts)
 
 
-def _execute(statement: Any, connection: Connection) -> None:
-    connection.execute(statement)
-
-
 async def test_a_hold_is_shown_until_its_margin_by_the_databases_clock(store: Store, engine: Engine) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
     await store.record(answered(claimed))
     for left, state in ((60 * SECOND, "STATE_RESERVED"), (-SECOND, "STATE_EXPIRED"), (60 * SECOND, "STATE_RESERVED")):
-        moved = update(schema.reservations).values(expire_time=app.clock() + HOLD_MARGIN + left)
-        await engine.transact(partial(_execute, moved))
+        await overwrite(engine, schema.reservations, expire_time=app.clock() + HOLD_MARGIN + left)
         found = await store.reads.find_text(KEY)
         assert isinstance(found, CartText)
         (item,) = cart_service_pb2.GetCartResponse.FromString(replies.get_cart(found)).cart.items

@@ -5,7 +5,6 @@ import re
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import update
 
 from cart_grpc import app
 from cart_grpc.carts.model import ProgressState, progress
@@ -20,9 +19,9 @@ from cart_grpc.store.operator import Operator
 from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE
 from cart_grpc.store.store import Store
 from tests.store.writes import (
+    HOUR,
     KEY,
     LEASE,
-    SECOND,
     SKU,
     TERMS,
     add,
@@ -30,6 +29,8 @@ from tests.store.writes import (
     claim,
     claim_one,
     count,
+    decided,
+    overwrite,
     remove,
     row_of,
     silent,
@@ -37,7 +38,6 @@ from tests.store.writes import (
 )
 
 EVERYTHING = frozenset(WorkState)
-HOUR = 3600 * SECOND
 
 
 @pytest.fixture
@@ -55,15 +55,6 @@ async def only(operator: Operator, states: frozenset[WorkState] = EVERYTHING) ->
     """The one reservation there is."""
     [seen] = await rows(operator, states)
     return seen
-
-
-async def decided(store: Store, state: Observed = Observed.HELD, **changes: object) -> Reservation:
-    """Add an item whose reservation is decided."""
-    await store.mutate(add())
-    claimed = await claim_one(store)
-    nothing = {} if state is Observed.HELD else {"granted_quantity": 0, "expire_time": None}
-    await store.record(answered(claimed, state=state, **{**nothing, **changes}))
-    return claimed
 
 
 async def behind_an_old_release(store: Store) -> tuple[Reservation, str]:
@@ -85,9 +76,7 @@ async def shown(store: Store) -> ProgressState:
 async def committing(store: Store, engine: Engine) -> Reservation:
     """A reservation that is being committed."""
     held = await decided(store)
-    table = schema.reservations
-    values = {"disposition": 2, "revision": 2, "intent_revision": 2, "due_at": 0}
-    await engine.transact(lambda connection: connection.execute(update(table).values(values)))
+    await overwrite(engine, schema.reservations, disposition=2, revision=2, intent_revision=2, due_at=0)
     return held
 
 
@@ -361,7 +350,7 @@ async def test_an_item_of_a_cart_that_is_closed_is_not_asked_for_again(
     store: Store, operator: Operator, engine: Engine
 ) -> None:
     claimed = await decided(store, Observed.REJECTED)
-    await engine.transact(lambda connection: connection.execute(update(schema.carts).values(state=2)))
+    await overwrite(engine, schema.carts, state=2)
     with pytest.raises(CartClosed):
         await operator.retry(claimed.reservation_id)
 

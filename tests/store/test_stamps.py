@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from cart.v1 import cart_service_pb2
-from sqlalchemy import Connection, update
 
 from cart_grpc import app
 from cart_grpc.carts.model import HOLD_MARGIN
@@ -23,22 +22,23 @@ from cart_grpc.store.interventions import Release, Retry
 from cart_grpc.store.reads import Reads
 from cart_grpc.store.store import Store
 from tests.store.writes import (
+    HOUR,
     KEY,
     SECOND,
-    SKU,
     TERMS,
     add,
     answered,
-    claim,
     claim_one,
     clear,
+    decided,
+    overwrite,
+    release_all,
     remove,
     row_of,
     silent,
     snapshot,
 )
 
-HOUR = 3600 * SECOND
 Change = Callable[[Store, Engine], Awaitable[Any]]
 
 
@@ -54,38 +54,18 @@ async def stamp_of(store: Store) -> Stamp:
     return stamp
 
 
-async def write(engine: Engine, *only: str, **values: Any) -> None:
-    """Set columns of every reservation, or of those in `only`, by hand."""
-    statement = update(schema.reservations).values(**values)
-    if only:
-        statement = statement.where(schema.reservations.c.reservation_id.in_(only))
-
-    def work(connection: Connection) -> None:
-        connection.execute(statement)
-
-    await engine.transact(work)
-
-
-async def hold(store: Store, sku: str = SKU, *, lasts: int = HOUR) -> Any:
-    """An item that is reserved, for `lasts` microseconds."""
-    await store.mutate(add(sku, 2))
-    claimed = await claim_one(store)
-    await store.record(answered(claimed, expire_time=app.clock() + lasts))
-    return claimed
-
-
 async def renewed_in_vain(store: Store, engine: Engine) -> Any:
     """A hold whose renewal was not answered and is tried again later: the claim that was made for it."""
-    await hold(store)
-    await write(engine, due_at=0)
+    await decided(store)
+    await overwrite(engine, schema.reservations, due_at=0)
     renewal = await claim_one(store)
     await store.record(silent(renewal, HOUR))
     return renewal
 
 
 async def test_what_nobody_changed_is_not_read_again(store: Store) -> None:
-    await hold(store, "a")
-    await hold(store, "b")
+    await decided(store, Observed.HELD, "a")
+    await decided(store, Observed.HELD, "b")
     stamp = await stamp_of(store)
     for _ in range(2):
         assert await store.reads.find_text(KEY, stamp) is UNCHANGED
@@ -93,13 +73,13 @@ async def test_what_nobody_changed_is_not_read_again(store: Store) -> None:
 
 
 async def test_an_empty_cart_has_a_stamp_too(store: Store) -> None:
-    await hold(store)
+    await decided(store)
     await store.mutate(clear())
     assert await store.reads.find_text(KEY, await stamp_of(store)) is UNCHANGED
 
 
 async def test_one_who_shows_an_old_stamp_or_none_is_given_the_cart_beside_one_who_needs_it_not(store: Store) -> None:
-    await hold(store)
+    await decided(store)
     old = await stamp_of(store)
     await store.mutate(add("another"))
     await store.record(answered(await claim_one(store)))
@@ -114,10 +94,7 @@ async def test_one_who_shows_an_old_stamp_or_none_is_given_the_cart_beside_one_w
 
 
 async def expire(store: Store, engine: Engine) -> None:
-    def work(connection: Connection) -> None:
-        connection.execute(update(schema.carts).values(update_time=0, ttl=1))
-
-    await engine.transact(work)
+    await overwrite(engine, schema.carts, update_time=0, ttl=1)
     assert await store.expire(KEY)
 
 
@@ -132,22 +109,21 @@ CHANGES: dict[str, Change] = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 async def test_whatever_is_done_to_a_cart_is_noticed(store: Store, engine: Engine, change: Change) -> None:
-    await hold(store)
+    await decided(store)
     stamp = await stamp_of(store)
     await change(store, engine)
     assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
 
 
 async def test_a_cart_that_came_to_the_revision_of_a_purged_one_is_another(store: Store, engine: Engine) -> None:
-    await hold(store)
+    await decided(store)
     stamp = await stamp_of(store)
     await store.mutate(remove())
     await expire(store, engine)
-    for claimed in await claim(store, "release"):
-        await store.record(answered(claimed))
+    await release_all(store)
     assert await store.purge(Purge(0, 0, 0, 100))
     assert await store.reads.find_text(KEY) is None
-    await hold(store)
+    await decided(store)
     revisions = [one.version.split(":")[1] for one in (stamp, await stamp_of(store))]
     assert revisions[0] == revisions[1]
     assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
@@ -166,7 +142,7 @@ async def test_a_late_answer_to_a_renewal_is_noticed_though_only_its_expire_time
 
 
 async def test_a_late_answer_to_a_release_that_no_line_shows_is_noticed(store: Store) -> None:
-    await hold(store)
+    await decided(store)
     await store.mutate(remove())
     release = await claim_one(store, "release")
     await store.record(silent(release, HOUR))
@@ -182,7 +158,7 @@ async def test_what_somebody_else_has_said_of_a_hold_is_noticed_though_nobody_ha
 ) -> None:
     renewal = await renewed_in_vain(store, engine)
     stamp = await stamp_of(store)
-    current = Decision(renewal.reservation_id, renewal.revision + 5, Observed.HELD, 2, app.clock() + HOUR, "")
+    current = Decision(renewal.reservation_id, renewal.revision + 5, Observed.HELD, 1, app.clock() + HOUR, "")
     await store.record(Record(renewal, Overtaken(current), 0))
     assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
 
@@ -190,10 +166,10 @@ async def test_what_somebody_else_has_said_of_a_hold_is_noticed_though_nobody_ha
 async def test_a_hold_that_is_found_to_have_run_out_is_noticed_even_if_the_clock_is_set_back(
     store: Store, engine: Engine
 ) -> None:
-    await hold(store, lasts=100 * SECOND)
+    await decided(store, expire_time=app.clock() + 100 * SECOND)
     stamp = await stamp_of(store)
     lapsed = app.clock() + HOLD_MARGIN
-    await write(engine, due_at=0, expire_time=lapsed)
+    await overwrite(engine, schema.reservations, due_at=0, expire_time=lapsed)
     await store.record(answered(await claim_one(store), state=Observed.EXPIRED, granted_quantity=0, expire_time=lapsed))
     assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
 
@@ -210,36 +186,36 @@ async def test_an_operator_who_has_what_was_put_off_tried_again_is_noticed(store
 
 @pytest.mark.parametrize("force", [False, True])
 async def test_an_operator_who_gives_it_back_is_noticed(store: Store, *, force: bool) -> None:
-    claimed = await hold(store)
+    claimed = await decided(store)
     stamp = await stamp_of(store)
     await store.intervene(Release(claimed, "over", force=force))
     assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
 
 
 async def test_what_waited_for_a_release_is_noticed_when_it_goes_on(store: Store) -> None:
-    await hold(store)
+    await decided(store)
     await store.mutate(remove())
     await store.mutate(add())
     stamp = await stamp_of(store)
     assert await store.reads.find_text(KEY, stamp) is UNCHANGED
-    for claimed in await claim(store, "release"):
-        await store.record(answered(claimed))
+    await release_all(store)
     assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
 
 
 async def test_what_waited_for_another_look_at_what_was_released_is_noticed_when_it_goes_on(
     store: Store, engine: Engine
 ) -> None:
-    claimed = await hold(store)
+    claimed = await decided(store)
     await store.intervene(Release(claimed, "over", force=False))
     await store.record(answered(await claim_one(store, "release")))
     # As under the `basic` contract, which lets nothing rest that was ever attempted.
-    await write(engine, due_at=0)
+    await overwrite(engine, schema.reservations, due_at=0)
     look = await claim_one(store, "release")
     await store.mutate(add())
     (line,) = (await snapshot(store)).lines
     # For a release that is over, though its latest revision is not answered yet.
-    await write(engine, line.reservation.reservation_id, waiting=True, due_at=None)
+    waits = schema.reservations.c.reservation_id == line.reservation.reservation_id
+    await overwrite(engine, schema.reservations, waits, waiting=True, due_at=None)
     stamp = await stamp_of(store)
     assert await store.reads.find_text(KEY, stamp) is UNCHANGED
     await store.record(answered(look))
@@ -259,41 +235,40 @@ async def test_what_can_be_claimed_or_is_has_no_stamp(store: Store) -> None:
 
 
 async def test_a_stamp_ends_when_the_first_of_all_lines_may_be_claimed(store: Store, engine: Engine) -> None:
-    await hold(store, "far")
-    near = await hold(store, "near", lasts=40 * SECOND)
+    await decided(store, Observed.HELD, "far")
+    near = await decided(store, Observed.HELD, "near", expire_time=app.clock() + 40 * SECOND)
     stamp = await stamp_of(store)
     assert stamp.until == (await row_of(engine, near.reservation_id)).due_at
 
 
 async def test_a_stamp_ends_when_a_hold_is_not_shown_any_more(store: Store, engine: Engine) -> None:
-    await hold(store)
+    await decided(store)
     end = app.clock() + 30 * SECOND
-    await write(engine, expire_time=end + HOLD_MARGIN)
+    await overwrite(engine, schema.reservations, expire_time=end + HOLD_MARGIN)
     assert (await stamp_of(store)).until == end
-    await write(engine, due_at=None)
+    await overwrite(engine, schema.reservations, due_at=None)
     assert (await stamp_of(store)).until == end
 
 
 async def test_a_stamp_ends_after_a_while_for_what_was_changed_by_hand(store: Store) -> None:
-    await store.mutate(add())
-    await store.record(answered(await claim_one(store), state=Observed.REJECTED, granted_quantity=0, expire_time=None))
+    await decided(store, Observed.REJECTED)
     found = await read(store)
     assert found.stamp
     assert found.stamp.until == found.now + STAMP_AGE
-    await hold(store, "another")
+    await decided(store, Observed.HELD, "another")
     found = await read(store)
     assert found.stamp
     assert found.stamp.until == found.now + STAMP_AGE
 
 
 async def test_a_stamp_that_has_ended_is_worth_nothing(store: Store) -> None:
-    await hold(store)
+    await decided(store)
     stamp = await stamp_of(store)
     assert isinstance(await store.reads.find_text(KEY, stamp._replace(until=app.clock() - 10 * SECOND)), CartText)
 
 
 async def test_many_who_ask_at_once_are_told_each_by_his_own_stamp(store: Store) -> None:
-    await hold(store)
+    await decided(store)
     stamp = await stamp_of(store)
     find = partial(store.reads.find_text, KEY)
     found = await asyncio.gather(find(stamp), find(), find(Stamp("", stamp.until)), find(stamp))
@@ -312,13 +287,13 @@ class Counted(Reads):
 
 
 async def test_a_reply_is_given_again_until_something_changes(store: Store, engine: Engine) -> None:
-    await hold(store, "a")
+    await decided(store, Observed.HELD, "a")
     reads = Counted(engine)
     replies = Replies(reads)
     first = await replies.get_cart(KEY)
     assert await replies.get_cart(KEY) == first
     assert reads.count == 1
-    await hold(store, "b")
+    await decided(store, Observed.HELD, "b")
     second = cart_service_pb2.GetCartResponse.FromString(await replies.get_cart(KEY)).cart
     assert [item.sku for item in second.items] == ["a", "b"]
     assert reads.count == 2
@@ -327,7 +302,7 @@ async def test_a_reply_is_given_again_until_something_changes(store: Store, engi
 async def test_a_reply_for_which_there_is_no_room_is_made_each_time_and_older_ones_go(
     store: Store, engine: Engine
 ) -> None:
-    await hold(store)
+    await decided(store)
     other = cart_key(user_key("bob"), "default")
     await store.mutate(add(key=other))
     await store.record(answered(await claim_one(store)))
@@ -342,13 +317,12 @@ async def test_a_reply_for_which_there_is_no_room_is_made_each_time_and_older_on
 
 
 async def test_a_cart_that_is_gone_is_not_remembered(store: Store, engine: Engine) -> None:
-    await hold(store)
+    await decided(store)
     replies = Replies(store.reads)
     await replies.get_cart(KEY)
     await store.mutate(remove())
     await expire(store, engine)
-    for claimed in await claim(store, "release"):
-        await store.record(answered(claimed))
+    await release_all(store)
     assert await store.purge(Purge(0, 0, 0, 100))
     with pytest.raises(CartNotFound):
         await replies.get_cart(KEY)

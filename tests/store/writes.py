@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, update
 
 from cart_grpc.carts import rules
 from cart_grpc.carts.changes import Change, Contents, NewId, Terms, addition
@@ -20,6 +20,7 @@ from cart_grpc.store.store import Store
 
 T = TypeVar("T")
 SECOND = 1_000_000
+HOUR = 3600 * SECOND
 LEASE = 15 * SECOND
 KEY = cart_key(user_key("alice"), "default")
 SKU = "espresso-beans"
@@ -99,7 +100,7 @@ def answered(claimed: Reservation, **changes: Any) -> Record:
         claimed.revision,
         Observed.RELEASED if releasing else Observed.HELD,
         0 if releasing else claimed.quantity,
-        None if releasing else claimed.create_time + 3600 * SECOND,
+        None if releasing else claimed.create_time + HOUR,
         "",
     )
     return Record(claimed, replace(decision, **changes), 0)
@@ -108,6 +109,15 @@ def answered(claimed: Reservation, **changes: Any) -> Record:
 def silent(claimed: Reservation, retry_delay: int = 0) -> Record:
     """The end of a call that got no answer."""
     return Record(claimed, Silence("UNAVAILABLE", "no answer"), retry_delay)
+
+
+async def decided(store: Store, state: Observed = Observed.HELD, sku: str = SKU, /, **changes: object) -> Reservation:
+    """Add an item whose reservation is decided."""
+    await store.mutate(add(sku))
+    claimed = await claim_one(store)
+    nothing = {} if state is Observed.HELD else {"granted_quantity": 0, "expire_time": None}
+    await store.record(answered(claimed, state=state, **{**nothing, **changes}))
+    return claimed
 
 
 async def release_all(store: Store) -> None:
@@ -128,6 +138,11 @@ async def row_of(engine: Engine, reservation_id: str) -> Any:
     table = schema.reservations
     statement = select(table).where(table.c.reservation_id == reservation_id)
     return await engine.transact(lambda connection: connection.execute(statement).one())
+
+
+async def overwrite(engine: Engine, table: Any, *where: Any, **values: Any) -> None:
+    """Set columns of a table by hand, in the rows that `where` holds of, or in all."""
+    await engine.transact(lambda connection: connection.execute(update(table).where(*where).values(values)))
 
 
 async def count(engine: Engine, table: Any) -> int:
