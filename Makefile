@@ -15,7 +15,7 @@ SOURCES := cart_grpc tests benchmarks
 SEED ?=
 SEEDS ?= 1000
 FIRST ?= 0
-PROTOS := $(sort $(patsubst protos/%,%,$(wildcard protos/*/*/*.proto)))
+PROTOS := $(sort $(shell cd protos && find * -name '*.proto'))
 RELEASE := protos/released.json
 IMAGE ?= cart-grpc
 
@@ -114,25 +114,32 @@ lint: setup ## ruff, import contracts, buf lint, buf breaking against the last r
 typecheck: setup ## mypy --strict
 	$(BIN)/mypy
 
-# buf cannot call grpc_tools' plugin for services, so protoc is called by itself. $(1) is the folder written to.
-protoc = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos \
+# Generated code refuses to load under an older grpcio or protobuf than its generator was made for. An old generator, in
+# an environment of its own, lets callers keep theirs. Raise the floors in pyproject.toml together with it.
+GENERATOR := build/generator
+GENERATOR_PACKAGES := grpcio-tools==1.75.1 mypy-protobuf==5.1.0 "protobuf<7"
+
+$(GENERATOR)/.installed: Makefile $(STAMP)
+	$(BIN)/python -m venv --clear $(GENERATOR)
+	$(GENERATOR)/bin/python -m pip install --quiet --disable-pip-version-check $(GENERATOR_PACKAGES)
+	@touch $@
+
+# protoc is called directly: buf cannot run grpc_tools' plugin for services. $(1) is the folder that it writes to.
+protoc = PATH="$(CURDIR)/$(GENERATOR)/bin:$$PATH" $(GENERATOR)/bin/python -m grpc_tools.protoc -Iprotos \
 	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
 
 .PHONY: generate
-generate: setup ## write generated/ anew from protos/
-	find generated -name '*_pb2*.py*' -delete
-	mkdir -p $(sort $(addprefix generated/,$(foreach proto,$(PROTOS),$(firstword $(subst /, ,$(proto))))))
+generate: $(GENERATOR)/.installed ## write generated/ anew from protos/
+	rm -rf generated
+	mkdir -p generated/cartgrpc
 	$(call protoc,generated)
-	@for package in generated/*/; do touch "$$package/py.typed"; done
+	@touch generated/cartgrpc/py.typed
 
 .PHONY: generated-current
-generated-current: setup ## fail when generated/ is not what protos/ makes
-	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
+generated-current: $(GENERATOR)/.installed ## fail when generated/ is not what protos/ makes
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && mkdir "$$fresh/cartgrpc" && touch "$$fresh/cartgrpc/py.typed" && \
 	$(call protoc,"$$fresh") && \
-	{ diff -r -x py.typed -x __pycache__ generated "$$fresh" || { echo "generated/ is stale: run 'make generate'" >&2; exit 1; }; } && \
-	for package in "$$fresh"/*/; do \
-	  test -f "generated/$$(basename "$$package")/py.typed" || { echo "generated/: no py.typed in $$(basename "$$package")" >&2; exit 1; }; \
-	done
+	{ diff -r -x __pycache__ generated "$$fresh" || { echo "generated/ is stale: run 'make generate'" >&2; exit 1; }; }
 
 .PHONY: release-image
 release-image: setup ## record protos/ as the release that buf breaking compares with

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, create_engine, insert, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from cart_grpc.carts.names import SLICES, item_id_of
+from cart_grpc.names import SLICES, item_id_of
 from cart_grpc.store.schema import RESERVATIONS_PAUSE, pauses
 
 DAY = 86_400_000_000
@@ -122,7 +122,6 @@ def _insert(connection: Connection, table: str, source: str, **columns: object) 
 _RESERVATION = {
     "quantity": 1,
     "ttl": 900_000_000,
-    "labels": "'{}'",
     "least_quantity": 1,
     "reason": "''",
     "refused_reason": "''",
@@ -145,7 +144,7 @@ def _write_carts(connection: Connection, prefix: str, count: int, items: int, no
     _insert(connection, "items", each, **item, **facts, **times)
     intent = {**_RESERVATION, "disposition": 1, "revision": 1, "intent_revision": 1, "create_time": now}
     done = int(is_held)
-    work = {"attempt": done, "lease_epoch": done, "due_at": now + DAY if is_held else now}
+    work = {"attempt_count": done, "lease_epoch": done, "due_time": now + DAY if is_held else now}
     expire_time = now + DAY if is_held else "NULL"
     observed = {"state": done, "granted_quantity": done, "observed_revision": done, "expire_time": expire_time}
     _insert(connection, "reservations", each, **item, **intent, **work, **observed)
@@ -157,7 +156,7 @@ def _write_finished(connection: Connection, count: int, now: int) -> None:
     intent = {**_RESERVATION, "disposition": 3, "revision": 2, "intent_revision": 2, "create_time": now}
     observed = {"state": 4, "granted_quantity": 0, "observed_revision": 2, "finish_time": now}
     each = f"{users} users CROSS JOIN skus WHERE skus.n = 0"
-    _insert(connection, "reservations", each, **item, **intent, **observed, attempt=1, lease_epoch=2)
+    _insert(connection, "reservations", each, **item, **intent, **observed, attempt_count=1, lease_epoch=2)
 
 
 def main() -> None:

@@ -44,7 +44,7 @@
 enum { NOOP, ADD, GET, KINDS };
 static const char *const KIND_NAMES[KINDS] = {"noop", "add", "get"};
 static const char *const PATHS[KINDS] = {
-    "/bench.v1.Bench/Noop", "/cart.v1.CartService/AddItem", "/cart.v1.CartService/GetCart"};
+    "/bench.v1.Bench/Noop", "/cartgrpc.v1.CartService/AddItem", "/cartgrpc.v1.CartService/GetCart"};
 
 /* ---- what was asked for ---- */
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import uvloop
-from cart.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
+from cartgrpc.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
 from sqlalchemy import event, make_url, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine

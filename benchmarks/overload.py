@@ -32,7 +32,7 @@ class HealthWatch:
             while not self._ended.wait(0.05):
                 started = time.monotonic()
                 try:
-                    stub.Check(health_pb2.HealthCheckRequest(service="cart.v1.CartService"), timeout=1)  # type: ignore[attr-defined]
+                    stub.Check(health_pb2.HealthCheckRequest(service="cartgrpc.v1.CartService"), timeout=1)  # type: ignore[attr-defined]
                 except grpc.RpcError:
                     self.failed += 1
                 self.took_ms.append((time.monotonic() - started) * 1e3)

@@ -64,8 +64,8 @@ def _flatness(ratios: dict[str, dict[str, Ratio]]) -> Any:
         found = [ratios.get(database, {}).get(name) for name in names]
         drawn = [(row + offset, ratio) for row, ratio in enumerate(found) if ratio]
         middles = [ratio.median for _, ratio in drawn]
-        spread = [[ratio.median - ratio.low for _, ratio in drawn], [ratio.high - ratio.median for _, ratio in drawn]]
-        axes.errorbar(middles, [row for row, _ in drawn], xerr=spread, fmt="o", capsize=3, label=TITLES[database])
+        jitter = [[ratio.median - ratio.low for _, ratio in drawn], [ratio.high - ratio.median for _, ratio in drawn]]
+        axes.errorbar(middles, [row for row, _ in drawn], xerr=jitter, fmt="o", capsize=3, label=TITLES[database])
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel="throughput, much / little (the spread of the rounds)")
     axes.invert_yaxis()
     axes.legend()

@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import psutil
-from cart.v1 import cart_admin_service_pb2, cart_admin_service_pb2_grpc
+from cartgrpc.v1 import cart_admin_service_pb2, cart_admin_service_pb2_grpc
 
 from benchmarks.fill import Filling, fill
 from tests.postgres import PostgresServer, running_postgres
@@ -61,7 +61,7 @@ class Program:
     def cpu_seconds(self) -> float:
         """What it has used since its start, its workers included."""
         times = [process.cpu_times() for process in (self._seen, *self._seen.children(recursive=True))]
-        return float(sum(spent.user + spent.system for spent in times))
+        return float(sum(counts_as_attempt.user + counts_as_attempt.system for counts_as_attempt in times))
 
     def memory_mib(self) -> float:
         return float(sum(p.memory_info().rss for p in (self._seen, *self._seen.children(recursive=True)))) / 2**20

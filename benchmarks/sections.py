@@ -1,4 +1,4 @@
-"""What is measured, a function each: it starts what it needs, interleaves it with the no-op server, and ends it."""
+"""What is measured, a function each: it starts what it reads, interleaves it with the no-op server, and ends it."""
 
 import asyncio
 import functools

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import uvloop
-from cart.v1 import cart_service_pb2
+from cartgrpc.v1 import cart_service_pb2
 from google.protobuf import wrappers_pb2
 
 from cart_grpc.rpc.server import OPTIONS

@@ -1,6 +1,6 @@
 """The operator's commands: `cart-grpc reservations list | show | retry | release | stats | pause | resume | …`.
 
-All but `after-restore` are calls of `cart.v1.CartAdminService`.
+All but `after-restore` are calls of `cartgrpc.v1.CartAdminService`.
 """
 
 import argparse
@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grpc
-from cart.v1 import cart_admin_service_pb2 as pb
-from cart.v1 import cart_admin_service_pb2_grpc, cart_pb2
+from cartgrpc.v1 import cart_admin_service_pb2 as pb
+from cartgrpc.v1 import cart_admin_service_pb2_grpc, cart_pb2
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp

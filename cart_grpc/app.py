@@ -13,17 +13,17 @@ from filelock import FileLock, Timeout
 from sqlalchemy import Connection, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from cart_grpc.carts.changes import Terms
+from cart_grpc.admin import Operator
+from cart_grpc.background.reconciler import Reconciler, ReconcilerConfig
+from cart_grpc.background.sweeper import Retention, Sweeper
+from cart_grpc.carts.calls import Limits
 from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseUnavailable
-from cart_grpc.reservations import transports
-from cart_grpc.reservations.reconciler import Reconciler, ReconcilerConfig
+from cart_grpc.reservation_api import transports
 from cart_grpc.rpc.admission import Admission
 from cart_grpc.rpc.server import Server, admin_server, cart_server
 from cart_grpc.settings import Settings
 from cart_grpc.store import migrate, restore
 from cart_grpc.store.engine import Engine, connect
-from cart_grpc.store.housekeeping import Housekeeping, Retention
-from cart_grpc.store.operator import Operator
 from cart_grpc.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -175,15 +175,13 @@ async def running_reconciler(settings: Settings, store: Store) -> AsyncIterator[
 
 @asynccontextmanager
 async def running_housekeeping(settings: Settings, store: Store) -> AsyncIterator[None]:
-    """Housekeeping at work; it leaves nothing half done."""
+    """Sweeper at work; it leaves nothing half done."""
     retention = Retention(
         replies=int(settings.reply_retention * 1_000_000),
         reservations=int(settings.reservation_retention * 1_000_000),
         carts=int(settings.cart_retention * 1_000_000),
     )
-    keeping = asyncio.create_task(
-        Housekeeping(store, retention, settings.housekeeping_interval).run(), name="housekeeping"
-    )
+    keeping = asyncio.create_task(Sweeper(store, retention, settings.housekeeping_interval).run(), name="housekeeping")
     try:
         yield
     finally:
@@ -248,16 +246,16 @@ async def running(
     """
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(running_store(settings))
-        terms, timeout, reconciler = _terms(settings), settings.call_timeout, None
+        limits, timeout, reconciler = _limits(settings), settings.call_timeout, None
         port = admin_port = 0
         if reconcile:
             reconciler = await stack.enter_async_context(running_reconciler(settings, store))
             await stack.enter_async_context(running_housekeeping(settings, store))
         if settings.admin_listen:
-            server = admin_server(Operator(store, terms, reconciler), timeout)
+            server = admin_server(Operator(store, limits, reconciler), timeout)
             admin_port = await stack.enter_async_context(running_server(server, "admin_listen", settings, store))
         if serve:
-            server = cart_server(store, terms, timeout, _admission(settings), shares_port=shares_port)
+            server = cart_server(store, limits, timeout, _admission(settings), shares_port=shares_port)
             port = await stack.enter_async_context(running_server(server, "listen", settings, store))
         yield Ports(port, admin_port)
 
@@ -271,8 +269,8 @@ def _admission(settings: Settings) -> Admission:
     )
 
 
-def _terms(settings: Settings) -> Terms:
-    return Terms(
+def _limits(settings: Settings) -> Limits:
+    return Limits(
         max_quantity_per_add=settings.max_quantity_per_add,
         max_quantity_per_item=settings.max_quantity_per_item,
         max_items_per_cart=settings.max_items_per_cart,

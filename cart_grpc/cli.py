@@ -13,13 +13,13 @@ from sqlalchemy import make_url
 
 from cart_grpc import admin_cli, app, process, settings, workers
 from cart_grpc.app import StartupError
-from cart_grpc.reservations import transports
-from cart_grpc.reservations.probe import options as probe_options
-from cart_grpc.reservations.probe import probe
-from cart_grpc.reservations.probe.findings import NobodyThere
-from cart_grpc.reservations.simulator import options
-from cart_grpc.reservations.simulator.server import BoundPorts, SimulatorConfig, serve_simulator
+from cart_grpc.probe import options as probe_options
+from cart_grpc.probe import probe
+from cart_grpc.probe.findings import NobodyThere
+from cart_grpc.reservation_api import transports
 from cart_grpc.settings import Settings, SettingsError
+from cart_grpc.simulator import options
+from cart_grpc.simulator.server import BoundPorts, SimulatorConfig, serve_simulator
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def _health(configured: Settings, parsed: argparse.Namespace) -> int:
     # What is listened on everywhere is asked here.
     address = f"{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104
     with grpc.insecure_channel(address) as channel:
-        request = health_pb2.HealthCheckRequest(service="cart.v1.CartService")
+        request = health_pb2.HealthCheckRequest(service="cartgrpc.v1.CartService")
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=3)  # type: ignore[attr-defined]
         except grpc.RpcError as error:
@@ -262,19 +262,19 @@ _WELCOME = """
 Try it, in another terminal:
 
   grpcurl -plaintext -d '{{"parent":"users/alice/carts/default","item":{{"sku":"espresso-beans","quantity":2}}}}' \\
-    {address} cart.v1.CartService/AddItem
-  grpcurl -plaintext -d '{{"name":"users/alice/carts/default"}}' {address} cart.v1.CartService/GetCart
-  grpcurl -plaintext -d '{{"parent":"users/alice"}}' {address} cart.v1.CartService/ListCarts
+    {address} cartgrpc.v1.CartService/AddItem
+  grpcurl -plaintext -d '{{"name":"users/alice/carts/default"}}' {address} cartgrpc.v1.CartService/GetCart
+  grpcurl -plaintext -d '{{"parent":"users/alice"}}' {address} cartgrpc.v1.CartService/ListCarts
 
 or, without grpcurl, with the buf that `make setup` has brought:
 
   .venv/bin/buf curl --protocol grpc --http2-prior-knowledge \\
     -d '{{"parent":"users/alice/carts/default","item":{{"sku":"espresso-beans","quantity":2}}}}' \\
-    http://{address}/cart.v1.CartService/AddItem
+    http://{address}/cartgrpc.v1.CartService/AddItem
   .venv/bin/buf curl --protocol grpc --http2-prior-knowledge \\
-    -d '{{"name":"users/alice/carts/default"}}' http://{address}/cart.v1.CartService/GetCart
+    -d '{{"name":"users/alice/carts/default"}}' http://{address}/cartgrpc.v1.CartService/GetCart
   .venv/bin/buf curl --protocol grpc --http2-prior-knowledge \\
-    -d '{{"parent":"users/alice"}}' http://{address}/cart.v1.CartService/ListCarts
+    -d '{{"parent":"users/alice"}}' http://{address}/cartgrpc.v1.CartService/ListCarts
 
 What waits for the Reservation API, as its operator sees it:
 

@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from cart_grpc.reservations.transports import check_url
+from cart_grpc.reservation_api.transports import check_url
 
 PREFIX = "CART_"
 CONFIG_FILE = "CART_CONFIG_FILE"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cart.v1 import cart_service_pb2
+from cartgrpc.v1 import cart_service_pb2
 
 from cart_grpc import app, cli
 from cart_grpc.settings import Settings
@@ -215,12 +215,12 @@ async def test_after_restore_leaves_what_is_finished_and_what_waits(
     table = schema.reservations
 
     def prepare(connection: Any) -> None:
-        for sku, values in (("finished", {"finish_time": 1}), ("waiting", {"waiting": True, "due_at": None})):
+        for sku, values in (("finished", {"finish_time": 1}), ("waiting", {"waiting": True, "due_time": None})):
             connection.execute(table.update().where(table.c.sku == sku).values(values))
 
     def look(connection: Any) -> dict[str, Any]:
         rows = connection.execute(table.select())
-        return {row.sku: (row.revision, row.intent_revision, row.due_at) for row in rows}
+        return {row.sku: (row.revision, row.intent_revision, row.due_time) for row in rows}
 
     await engine.transact(prepare)
     before = await engine.transact(look)

@@ -19,9 +19,9 @@ from filelock import FileLock
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from cart_grpc import cli, process
-from cart_grpc.reservations.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from cart_grpc.rpc.server import SERVICE
 from cart_grpc.settings import Settings
+from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from cart_grpc.store import migrate
 from tests.postgres import PostgresServer
 
@@ -377,7 +377,7 @@ def test_dev_says_where_everything_listens_and_what_to_try(
     admin_port = re.search(r"^operators are listened to on 127\.0\.0\.1:([1-9]\d*)$", said, re.MULTILINE)
     assert admin_port is not None
     assert f"reservations stats --address 127.0.0.1:{admin_port[1]}\n" in said
-    assert said.count(f"127.0.0.1:{port[1]} cart.v1.CartService/") == 3
+    assert said.count(f"127.0.0.1:{port[1]} cartgrpc.v1.CartService/") == 3
     assert (folder / "cart.db.simulator.jsonl").exists()
 
 

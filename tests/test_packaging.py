@@ -167,7 +167,7 @@ def test_the_wheel_holds_the_three_packages_whole_and_nothing_else(image: Image)
 
 def test_the_installed_packages_are_found_from_anywhere(image: Image) -> None:
     code = """
-import cart.v1.cart_service_pb2_grpc, cart_grpc, reservation.v1.reservation_pb2_grpc, reservation.v1.simulator_pb2_grpc
+import cartgrpc.v1.cart_service_pb2_grpc, cart_grpc, cartgrpc.reservation.v1.reservation_pb2_grpc, cartgrpc.reservation.v1.simulator_pb2_grpc
 print(cart.__path__[0], cart_grpc.__path__[0], reservation.__path__[0], sep="\\n")
 """
     finished = image.run("python", "-W", "error", "-c", code)

@@ -1,1 +1,4 @@
-"""What a cart is: frozen values and pure rules, with the standard library only."""
+"""What a cart is and what each call does to it: values and pure rules. Standard library only.
+
+Nothing here knows SQL, protobuf or a network.
+"""

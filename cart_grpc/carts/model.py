@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from cart_grpc.carts.attempts import is_uncertain
-from cart_grpc.carts.names import CartKey
-from cart_grpc.carts.reservation import RELEASED_BY_OPERATOR, Disposition, Observed, Reservation
+from cart_grpc.names import CartKey
+from cart_grpc.protocol.attempts import is_uncertain
+from cart_grpc.protocol.reservation import RELEASED_BY_OPERATOR, Disposition, Observed, Reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,19 +19,14 @@ class Money:
 
 
 class CartState(IntEnum):
-    """Where a cart is in its life. The numbers are those of `cart.v1` and of the database."""
+    """Where a cart is in its life. The numbers are those of `cartgrpc.v1` and of the database."""
 
     ACTIVE = 1
-    CHECKING_OUT = 2
-    COMPLETING = 3
-    CHECKED_OUT = 4
-    CHECKOUT_FAILED = 5
-    MERGED = 6
-    EXPIRED = 7
-    DELETED = 8
+    EXPIRED = 2
+    DELETED = 3
 
 
-ENDED = frozenset({CartState.CHECKED_OUT, CartState.MERGED, CartState.EXPIRED, CartState.DELETED})
+ENDED = frozenset({CartState.EXPIRED, CartState.DELETED})
 
 
 class Cart(NamedTuple):
@@ -93,16 +88,15 @@ class Line(NamedTuple):
 
 
 class ProgressState(IntEnum):
-    """How far a reservation is, as callers see it. The numbers are those of `cart.v1`."""
+    """How far a reservation is, as callers see it. The numbers are those of `cartgrpc.v1`."""
 
     PENDING = 1
     RESERVED = 2
     REJECTED = 3
     EXPIRED = 4
     RELEASING = 5
-    COMMITTING = 6
-    COMMITTED = 7
-    UNCERTAIN = 8
+    COMMITTED = 6
+    UNCERTAIN = 7
 
 
 class Progress(NamedTuple):
@@ -139,8 +133,7 @@ def progress(line: Line, now: int) -> Progress:
     if is_uncertain(row) and row.last_error:
         return Progress(ProgressState.UNCERTAIN, held, expire_time, "", _why_uncertain(row))
     if row.reconciling:
-        state = ProgressState.COMMITTING if row.disposition is Disposition.COMMIT else ProgressState.PENDING
-        return Progress(state, held, expire_time, "", _why_pending(row))
+        return Progress(ProgressState.PENDING, held, expire_time, "", _why_pending(row))
     if row.refused_reason or row.state in (Observed.REJECTED, Observed.RELEASED):
         reason = row.refused_reason or row.reason or row.state.name
         message = f"the Reservation API refused {wanted} of {row.sku}: {reason}; {held} held"

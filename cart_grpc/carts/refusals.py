@@ -79,7 +79,7 @@ class RequestIdReused(InvalidArgument):
 
 
 class NotFound(Refused):
-    """No such cart, item or reservation. `resource_type` is its type, such as `cart.v1.Cart`."""
+    """No such cart, item or reservation. `resource_type` is its type, such as `cartgrpc.v1.Cart`."""
 
     def __init__(self, resource_type: str, name: str) -> None:
         super().__init__(f"{name} was not found", {"resource_type": resource_type, "resource_name": name})
@@ -93,7 +93,7 @@ class CartNotFound(NotFound):
     reason = "CART_NOT_FOUND"
 
     def __init__(self, name: str) -> None:
-        super().__init__("cart.v1.Cart", name)
+        super().__init__("cartgrpc.v1.Cart", name)
 
 
 class ItemNotFound(NotFound):
@@ -102,7 +102,7 @@ class ItemNotFound(NotFound):
     reason = "ITEM_NOT_FOUND"
 
     def __init__(self, name: str) -> None:
-        super().__init__("cart.v1.Item", name)
+        super().__init__("cartgrpc.v1.Item", name)
 
 
 class ReservationNotFound(NotFound):
@@ -111,14 +111,14 @@ class ReservationNotFound(NotFound):
     reason = "RESERVATION_NOT_FOUND"
 
     def __init__(self, name: str) -> None:
-        super().__init__("cart.v1.ReservationRecord", name)
+        super().__init__("cartgrpc.v1.ReservationRecord", name)
 
 
 class AlreadyExists(Refused):
     """The cart is there already, and has not ended."""
 
     reason = "CART_EXISTS"
-    resource_type = "cart.v1.Cart"
+    resource_type = "cartgrpc.v1.Cart"
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} exists already", {"resource_type": self.resource_type, "resource_name": name})

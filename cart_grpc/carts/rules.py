@@ -6,7 +6,7 @@ returns a Change or raises Refused. It may be run again, or in company: it touch
 
 from collections.abc import Iterable, Sequence
 
-from cart_grpc.carts.changes import Addition, CartUpdate, Change, Contents, ItemUpdate, NewId, Terms
+from cart_grpc.carts.calls import Addition, CartUpdate, Change, ItemUpdate, Limits, LoadedCart, NewId
 from cart_grpc.carts.model import (
     ENDED,
     Cart,
@@ -17,7 +17,6 @@ from cart_grpc.carts.model import (
     ProgressState,
     progress,
 )
-from cart_grpc.carts.protocol import hold, release
 from cart_grpc.carts.refusals import (
     AlreadyExists,
     CartClosed,
@@ -27,20 +26,21 @@ from cart_grpc.carts.refusals import (
     ItemNotFound,
     LimitExceeded,
 )
-from cart_grpc.carts.reservation import Disposition, Reservation
+from cart_grpc.protocol.reservation import Disposition, Reservation
+from cart_grpc.protocol.transitions import hold, release
 
 # What 64 bits hold: far away, unless the limits are raised.
 MAX_SUBTOTAL = 2**63 - 1
 
 
 def add_items(
-    contents: Contents, additions: Sequence[Addition], etag: str, terms: Terms, now: int, new_id: NewId
+    contents: LoadedCart, additions: Sequence[Addition], etag: str, limits: Limits, now: int, new_id: NewId
 ) -> Change:
     """Add to the lines with the same sku and options, or make them; start a cart where none is open."""
     _check_etag(contents, etag)
     cart = contents.cart
     if cart is None or cart.state in ENDED:
-        cart = _start_cart(contents, terms.cart_ttl, now, new_id)
+        cart = _start_cart(contents, limits.cart_ttl, now, new_id)
         contents = contents._replace(lines={})
     _check_open(cart)
     merged = _merge(additions)
@@ -48,11 +48,11 @@ def add_items(
     lines = []
     for addition in merged:
         before = contents.lines.get(addition.item_id)
-        after = _add(contents, before, addition, terms, now, new_id)
+        after = _add(contents, before, addition, limits, now, new_id)
         cart = _recount(cart, before, after)
         lines.append(after)
-    if cart.item_count > terms.max_items_per_cart:
-        raise LimitExceeded(cart.key.name, "items_per_cart", terms.max_items_per_cart, cart.item_count)
+    if cart.item_count > limits.max_items_per_cart:
+        raise LimitExceeded(cart.key.name, "items_per_cart", limits.max_items_per_cart, cart.item_count)
     return Change(_touch(cart, now), tuple(lines))
 
 
@@ -70,11 +70,13 @@ def _merge(additions: Sequence[Addition]) -> Iterable[Addition]:
     return merged.values()
 
 
-def _add(contents: Contents, before: Line | None, addition: Addition, terms: Terms, now: int, new_id: NewId) -> Line:
+def _add(
+    contents: LoadedCart, before: Line | None, addition: Addition, limits: Limits, now: int, new_id: NewId
+) -> Line:
     quantity = addition.quantity + (before.item.quantity if before else 0)
-    if quantity > terms.max_quantity_per_item:
+    if quantity > limits.max_quantity_per_item:
         name = contents.key.item_name(addition.item_id)
-        raise LimitExceeded(name, "quantity_per_item", terms.max_quantity_per_item, quantity)
+        raise LimitExceeded(name, "quantity_per_item", limits.max_quantity_per_item, quantity)
     price = addition.unit_price.minor_units if addition.unit_price else None
     if before is None:
         item = Item(
@@ -90,17 +92,17 @@ def _add(contents: Contents, before: Line | None, addition: Addition, terms: Ter
             create_time=now,
             update_time=now,
         )
-        return _reserve(contents, item, terms, now, new_id)
+        return _reserve(contents, item, limits, now, new_id)
     item = before.item._replace(
         quantity=quantity,
         unit_price=before.item.unit_price if price is None else price,
         labels=before.item.labels if addition.labels is None else addition.labels,
         update_time=now,
     )
-    return _pursue(contents, Line(item, before.reservation), terms, now, new_id)
+    return _pursue(contents, Line(item, before.reservation), limits, now, new_id)
 
 
-def _reserve(contents: Contents, item: Item, terms: Terms, now: int, new_id: NewId) -> Line:
+def _reserve(contents: LoadedCart, item: Item, limits: Limits, now: int, new_id: NewId) -> Line:
     """A new reservation for `item`, waiting where an older one of the same sku is not known to be released yet.
 
     Our own old hold could be what makes the new one out of stock.
@@ -113,36 +115,35 @@ def _reserve(contents: Contents, item: Item, terms: Terms, now: int, new_id: New
         sku=item.sku,
         quantity=item.quantity,
         disposition=Disposition.HOLD,
-        ttl=terms.hold_ttl,
-        labels={"cart": item.cart.name},
+        ttl=limits.hold_ttl,
         revision=1,
         intent_revision=1,
         least_quantity=item.quantity,
         create_time=now,
         waiting=waiting,
-        due_at=None if waiting else now,
+        due_time=None if waiting else now,
     )
     return Line(item._replace(reservation_id=reservation.reservation_id), reservation)
 
 
-def _pursue(contents: Contents, line: Line, terms: Terms, now: int, new_id: NewId) -> Line:
+def _pursue(contents: LoadedCart, line: Line, limits: Limits, now: int, new_id: NewId) -> Line:
     """The line with its quantity intended: under its reservation, or under a new one where that one is over."""
-    if not line.reservation.over:
+    if not line.reservation.is_closed:
         return Line(line.item, hold(line.reservation, line.item.quantity, now))
     if line.reservation.releasing:
         contents = contents._replace(releasing={*contents.releasing, line.item.sku})
-    return _reserve(contents, line.item, terms, now, new_id)
+    return _reserve(contents, line.item, limits, now, new_id)
 
 
 def update_item(
-    contents: Contents, item_id: str, update: ItemUpdate, etag: str, terms: Terms, now: int, new_id: NewId
+    contents: LoadedCart, item_id: str, update: ItemUpdate, etag: str, limits: Limits, now: int, new_id: NewId
 ) -> Change:
     """Set an item's quantity, price or labels. Nothing is changed where they are so already."""
     cart, before = _get_line(contents, item_id, etag)
     item = before.item
     if "quantity" in update.paths:
-        if update.quantity > terms.max_quantity_per_item:
-            raise LimitExceeded(item.name, "quantity_per_item", terms.max_quantity_per_item, update.quantity)
+        if update.quantity > limits.max_quantity_per_item:
+            raise LimitExceeded(item.name, "quantity_per_item", limits.max_quantity_per_item, update.quantity)
         item = item._replace(quantity=update.quantity)
     if "unit_price" in update.paths:
         cart = _adopt_currency(cart, [update.unit_price])
@@ -153,17 +154,17 @@ def update_item(
         return Change(cart, (before,))
     after = Line(item._replace(update_time=now), before.reservation)
     if item.quantity != before.item.quantity:
-        after = _pursue(contents, after, terms, now, new_id)
+        after = _pursue(contents, after, limits, now, new_id)
     return Change(_touch(_recount(cart, before, after), now), (after,))
 
 
-def remove_item(contents: Contents, item_id: str, etag: str, now: int) -> Change:
+def remove_item(contents: LoadedCart, item_id: str, etag: str, now: int) -> Change:
     """Take an item out of the cart; its reservation is to be released, however far it had got."""
     cart, line = _get_line(contents, item_id, etag)
     return _take_out(cart, [line], now)
 
 
-def clear_cart(contents: Contents, etag: str, now: int) -> Change:
+def clear_cart(contents: LoadedCart, etag: str, now: int) -> Change:
     """Take every item out. An empty cart is left as it is."""
     cart = _get_open_cart(contents, etag)
     if not contents.lines:
@@ -171,13 +172,13 @@ def clear_cart(contents: Contents, etag: str, now: int) -> Change:
     return _take_out(cart, contents.lines.values(), now)
 
 
-def delete_cart(contents: Contents, etag: str, now: int) -> Change:
+def delete_cart(contents: LoadedCart, etag: str, now: int) -> Change:
     """End the cart and take every item out."""
     cart = _get_open_cart(contents, etag)
     return _take_out(cart._replace(state=CartState.DELETED), contents.lines.values(), now)
 
 
-def expire_cart(contents: Contents, now: int) -> Change | None:
+def expire_cart(contents: LoadedCart, now: int) -> Change | None:
     """End a cart that was left alone for longer than its ttl; None where it was not, or has ended already."""
     cart = contents.cart
     if cart is None or cart.state is not CartState.ACTIVE or cart.expire_time is None or cart.expire_time > now:
@@ -193,7 +194,7 @@ def _take_out(cart: Cart, lines: Iterable[Line], now: int) -> Change:
     return Change(_touch(cart, now), removed=tuple(removed))
 
 
-def create_cart(contents: Contents, update: CartUpdate, etag: str, now: int, new_id: NewId) -> Change:
+def create_cart(contents: LoadedCart, update: CartUpdate, etag: str, now: int, new_id: NewId) -> Change:
     """Start a cart under a name that has none, or one that has ended."""
     _check_etag(contents, etag)
     if contents.cart is not None and contents.cart.state not in ENDED:
@@ -203,7 +204,7 @@ def create_cart(contents: Contents, update: CartUpdate, etag: str, now: int, new
     return Change(_touch(cart, now), releasing=contents.releasing)
 
 
-def update_cart(contents: Contents, update: CartUpdate, etag: str, now: int) -> Change:
+def update_cart(contents: LoadedCart, update: CartUpdate, etag: str, now: int) -> Change:
     """Set a cart's labels, currency or lifetime. Nothing is changed where they are so already."""
     before = _get_open_cart(contents, etag)
     cart = before
@@ -219,15 +220,15 @@ def update_cart(contents: Contents, update: CartUpdate, etag: str, now: int) -> 
     return Change(before if cart == before else _touch(cart, now), lines, releasing=contents.releasing)
 
 
-def retry_reservation(contents: Contents, item_id: str, etag: str, terms: Terms, now: int, new_id: NewId) -> Change:
+def retry_reservation(contents: LoadedCart, item_id: str, etag: str, limits: Limits, now: int, new_id: NewId) -> Change:
     """Ask again for a rejected or expired item; otherwise change nothing."""
     cart, line = _get_line(contents, item_id, etag)
     if progress(line, now).state not in (ProgressState.REJECTED, ProgressState.EXPIRED):
         return Change(cart, (line,))
-    return Change(_touch(cart, now), (_pursue(contents, line, terms, now, new_id),))
+    return Change(_touch(cart, now), (_pursue(contents, line, limits, now, new_id),))
 
 
-def _get_open_cart(contents: Contents, etag: str) -> Cart:
+def _get_open_cart(contents: LoadedCart, etag: str) -> Cart:
     if contents.cart is None:
         raise CartNotFound(contents.key.name)
     _check_etag(contents, etag)
@@ -235,7 +236,7 @@ def _get_open_cart(contents: Contents, etag: str) -> Cart:
     return contents.cart
 
 
-def _get_line(contents: Contents, item_id: str, etag: str) -> tuple[Cart, Line]:
+def _get_line(contents: LoadedCart, item_id: str, etag: str) -> tuple[Cart, Line]:
     cart = _get_open_cart(contents, etag)
     line = contents.lines.get(item_id)
     if line is None:
@@ -243,7 +244,7 @@ def _get_line(contents: Contents, item_id: str, etag: str) -> tuple[Cart, Line]:
     return cart, line
 
 
-def _check_etag(contents: Contents, etag: str) -> None:
+def _check_etag(contents: LoadedCart, etag: str) -> None:
     current = contents.cart.etag if contents.cart else ""
     if etag and etag != current:
         raise EtagMismatch(contents.key.name, etag, current)
@@ -254,7 +255,7 @@ def _check_open(cart: Cart) -> None:
         raise CartClosed(cart.key.name, cart.state.name)
 
 
-def _start_cart(contents: Contents, ttl: int | None, now: int, new_id: NewId) -> Cart:
+def _start_cart(contents: LoadedCart, ttl: int | None, now: int, new_id: NewId) -> Cart:
     """A new cart; the revision goes on from the ended one's, so that a watcher of the name never sees it fall."""
     revision = contents.cart.revision if contents.cart else 0
     return Cart(

@@ -1,1 +1,4 @@
-"""gRPC in: what callers say becomes values and rules, what was decided becomes messages."""
+"""gRPC in: requests become checked values, results become messages, refusals become google.rpc.Status.
+
+No SQL and no rules about carts.
+"""

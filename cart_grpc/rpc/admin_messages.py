@@ -1,12 +1,12 @@
-"""What an operator sees, as messages of `cart.v1`."""
+"""What an operator sees, as messages of `cartgrpc.v1`."""
 
-from cart.v1 import cart_admin_service_pb2 as pb
-from cart.v1 import cart_pb2
+from cartgrpc.v1 import cart_admin_service_pb2 as pb
+from cartgrpc.v1 import cart_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from cart_grpc.admin import Calls
 from cart_grpc.carts.model import progress
-from cart_grpc.store.admin_reads import PauseSeen, Seen, Stats
-from cart_grpc.store.operator import Calls
+from cart_grpc.store.read.operator import PauseSeen, Seen, Stats
 
 Record = pb.ReservationRecord
 
@@ -14,7 +14,7 @@ Record = pb.ReservationRecord
 def reservation_message(seen: Seen) -> pb.ReservationRecord:
     """A reservation with all that is known of it."""
     row = seen.reservation
-    leased = row.lease_until is not None and row.lease_until > seen.now
+    leased = row.lease_expire_time is not None and row.lease_expire_time > seen.now
     return pb.ReservationRecord(
         name=row.name,
         item=row.cart.item_name(row.item_id),
@@ -29,9 +29,9 @@ def reservation_message(seen: Seen) -> pb.ReservationRecord:
         granted_quantity=row.granted_quantity,
         expire_time=_time(row.expire_time),
         reason=row.refused_reason or row.reason,
-        attempt_count=row.attempt,
-        next_attempt_time=None if leased else _time(row.due_at),
-        lease_expire_time=_time(row.lease_until),
+        attempt_count=row.attempt_count,
+        next_attempt_time=None if leased else _time(row.due_time),
+        lease_expire_time=_time(row.lease_expire_time),
         last_error=row.last_error,
         create_time=_time(row.create_time),
         finish_time=_time(row.finish_time),

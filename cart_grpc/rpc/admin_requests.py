@@ -1,13 +1,13 @@
-"""What the requests of `cart.v1.CartAdminService` ask for, checked. Every function raises InvalidArgument."""
+"""What the requests of `cartgrpc.v1.CartAdminService` ask for, checked. Every function raises InvalidArgument."""
 
 from dataclasses import replace
 
-from cart.v1 import cart_admin_service_pb2 as pb
+from cartgrpc.v1 import cart_admin_service_pb2 as pb
 
-from cart_grpc.carts.names import find_reservation
+from cart_grpc.names import find_reservation
 from cart_grpc.rpc import pages
 from cart_grpc.rpc.fields import Fields
-from cart_grpc.store.admin_reads import BACKLOG, ReservationPage, Seen, WorkState
+from cart_grpc.store.read.operator import BACKLOG, ReservationPage, Seen, WorkState
 
 MAX_REASON = 256
 MAX_AGE_SECONDS = 10 * 365 * 24 * 3600

@@ -1,14 +1,14 @@
-"""`cart.v1.CartAdminService`: decode, call, encode."""
+"""`cartgrpc.v1.CartAdminService`: decode, call, encode."""
 
 from typing import Any
 
 import grpc
-from cart.v1 import cart_admin_service_pb2 as pb
-from cart.v1 import cart_admin_service_pb2_grpc
+from cartgrpc.v1 import cart_admin_service_pb2 as pb
+from cartgrpc.v1 import cart_admin_service_pb2_grpc
 
+from cart_grpc.admin import Operator
 from cart_grpc.rpc import admin_requests
 from cart_grpc.rpc.admin_messages import pause_message, reservation_message, stats_message
-from cart_grpc.store.operator import Operator
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -1,44 +1,44 @@
-"""`cart.v1.CartService`: decode, call, encode."""
+"""`cartgrpc.v1.CartService`: decode, call, encode."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import grpc
-from cart.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
+from cartgrpc.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
 from google.protobuf.message import Message
 
 from cart_grpc.carts import rules
-from cart_grpc.carts.changes import Change, Contents, NewId, Terms
-from cart_grpc.carts.names import CartKey
+from cart_grpc.carts.calls import Change, Limits, LoadedCart, NewId
+from cart_grpc.commands.mutation import Mutation
+from cart_grpc.names import CartKey
 from cart_grpc.rpc import pages, requests
 from cart_grpc.rpc.messages import cart_message, item_message
 from cart_grpc.rpc.replies import Replies
 from cart_grpc.rpc.requests import Options
-from cart_grpc.store.commands import Mutation
 from cart_grpc.store.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
 # A response, or its bytes where they are at hand already: the guard passes them on as they are.
 Encoded: TypeAlias = Any
-Rule = Callable[[Contents, int, NewId], Change]
+Rule = Callable[[LoadedCart, int, NewId], Change]
 # Left of the caller's deadline to look once more and answer, in seconds.
 _ANSWERING = 0.1
 
 
 class CartService(cart_service_pb2_grpc.CartServiceServicer):
-    """Carts and their items, in `store`, by the rules and within the limits of `terms`.
+    """Carts and their items, in `store`, by the rules and within the limits of `limits`.
 
     `rest` is told when a call is about to wait, and says whether there is room to.
     """
 
-    def __init__(self, store: Store, terms: Terms, rest: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, store: Store, limits: Limits, rest: Callable[[], bool] = lambda: True) -> None:
         self._store = store
-        self._terms = terms
+        self._limits = limits
         self._rest = rest
         self._replies = Replies(store.reads)
 
     async def AddItem(self, request: cart_service_pb2.AddItemRequest, context: Context) -> Encoded:
-        call = requests.add_item(request, self._terms)
+        call = requests.add_item(request, self._limits)
         reply = await self._add(call, _ENCODE_ADDED)
         if not call.options.max_wait:
             return reply
@@ -49,7 +49,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
     async def BatchAddItems(
         self, request: cart_service_pb2.BatchAddItemsRequest, context: Context
     ) -> cart_service_pb2.BatchAddItemsResponse:
-        call = requests.batch_add_items(request, self._terms)
+        call = requests.batch_add_items(request, self._limits)
         response = cart_service_pb2.BatchAddItemsResponse.FromString(await self._add(call, _encode_items))
         await self._await_items(call.cart, response.items, call.options, context)
         return response
@@ -60,7 +60,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         return await self._mutate(
             call.cart,
             lambda contents, now, new_id: rules.add_items(
-                contents, call.additions, call.options.etag, self._terms, now, new_id
+                contents, call.additions, call.options.etag, self._limits, now, new_id
             ),
             encode,
             call.options,
@@ -71,11 +71,11 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
     async def UpdateItem(
         self, request: cart_service_pb2.UpdateItemRequest, context: Context
     ) -> cart_service_pb2.UpdateItemResponse:
-        call = requests.update_item(request, self._terms)
+        call = requests.update_item(request, self._limits)
         reply = await self._mutate(
             call.cart,
             lambda contents, now, new_id: rules.update_item(
-                contents, call.item_id, call.update, call.options.etag, self._terms, now, new_id
+                contents, call.item_id, call.update, call.options.etag, self._limits, now, new_id
             ),
             _encode_item(cart_service_pb2.UpdateItemResponse),
             call.options,
@@ -134,7 +134,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
     async def CreateCart(
         self, request: cart_service_pb2.CreateCartRequest, context: Context
     ) -> cart_service_pb2.CreateCartResponse:
-        call = requests.create_cart(request, self._terms)
+        call = requests.create_cart(request, self._limits)
         reply = await self._mutate(
             call.cart,
             lambda contents, now, new_id: rules.create_cart(contents, call.update, call.options.etag, now, new_id),
@@ -146,7 +146,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
     async def UpdateCart(
         self, request: cart_service_pb2.UpdateCartRequest, context: Context
     ) -> cart_service_pb2.UpdateCartResponse:
-        call = requests.update_cart(request, self._terms)
+        call = requests.update_cart(request, self._limits)
         reply = await self._mutate(
             call.cart,
             lambda contents, now, _: rules.update_cart(contents, call.update, call.options.etag, now),
@@ -167,7 +167,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         reply = await self._mutate(
             call.cart,
             lambda contents, now, new_id: rules.retry_reservation(
-                contents, call.item_id, call.options.etag, self._terms, now, new_id
+                contents, call.item_id, call.options.etag, self._limits, now, new_id
             ),
             _encode_item(cart_service_pb2.RetryReservationResponse),
             call.options,

@@ -4,14 +4,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cart.v1 import cart_pb2
+from cartgrpc.v1 import cart_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from cart_grpc.carts import names
+from cart_grpc import names
 from cart_grpc.carts.model import Money
-from cart_grpc.carts.names import CartKey, UserKey
 from cart_grpc.carts.refusals import FieldViolation, InvalidArgument
+from cart_grpc.names import CartKey, UserKey
 
 MAX_SKU = 128
 MAX_OPTIONS = 20

@@ -1,11 +1,11 @@
-"""Values as messages of `cart.v1`."""
+"""Values as messages of `cartgrpc.v1`."""
 
 from collections.abc import Sequence
 
-from cart.v1 import cart_pb2
+from cartgrpc.v1 import cart_pb2
 
 from cart_grpc.carts.model import Cart, Item, Line, Progress, ProgressState, progress
-from cart_grpc.carts.reservation import Reservation
+from cart_grpc.protocol.reservation import Reservation
 
 
 def item_message(cart: Cart, line: Line, now: int) -> cart_pb2.Item:
@@ -39,14 +39,14 @@ def _reservation_message(item: Item, row: Reservation, seen: Progress) -> cart_p
         reservation_id=row.reservation_id,
         requested_quantity=item.quantity,
         reserved_quantity=seen.reserved_quantity,
-        attempt_count=row.attempt,
+        attempt_count=row.attempt_count,
         reason=seen.reason,
         message=seen.message,
     )
     if seen.expire_time is not None:
         message.expire_time.FromMicroseconds(seen.expire_time)
-    if row.due_at is not None and row.lease_until is None:
-        message.next_attempt_time.FromMicroseconds(row.due_at)
+    if row.due_time is not None and row.lease_expire_time is None:
+        message.next_attempt_time.FromMicroseconds(row.due_time)
     return message
 
 

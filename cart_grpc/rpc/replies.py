@@ -11,14 +11,14 @@ from sys import getsizeof
 from typing import NamedTuple
 
 from cachetools import LRUCache
-from cart.v1 import cart_pb2
+from cartgrpc.v1 import cart_pb2
 from google.protobuf.wrappers_pb2 import BytesValue
 
-from cart_grpc.carts.names import CartKey
 from cart_grpc.carts.refusals import CartNotFound
+from cart_grpc.names import CartKey
 from cart_grpc.rpc.messages import cart_message, line_message
-from cart_grpc.store.cart_text import UNCHANGED, CartText, Stamp, read_head, read_line
-from cart_grpc.store.reads import Reads
+from cart_grpc.store.read.cart_json import UNCHANGED, CacheValidator, CartJson, read_head, read_line
+from cart_grpc.store.read.carts import Reads
 
 # Of 20 items without labels, 6,000 replies.
 _REMEMBERED_BYTES = 32 * 2**20
@@ -31,7 +31,7 @@ _LONGEST_BYTES = 1_500
 
 
 class _Known(NamedTuple):
-    stamp: Stamp
+    stamp: CacheValidator
     reply: bytes
 
 
@@ -45,10 +45,10 @@ class Replies:
     async def get_cart(self, key: CartKey) -> bytes:
         """The encoded GetCartResponse. Raises CartNotFound, Overloaded or DatabaseUnavailable."""
         known = self._known.get(key)
-        found = await self._reads.find_text(key, known and known.stamp)
+        found = await self._reads.find_json(key, known and known.stamp)
         if known and found is UNCHANGED:
             return known.reply
-        if not isinstance(found, CartText):
+        if not isinstance(found, CartJson):
             raise CartNotFound(key.name)
         reply = get_cart(found)
         if found.stamp:
@@ -64,7 +64,7 @@ def _size(known: _Known) -> int:
     return len(known.reply) + _OVERHEAD_BYTES
 
 
-def get_cart(found: CartText) -> bytes:
+def get_cart(found: CartJson) -> bytes:
     """The encoded GetCartResponse with the cart that was `found`."""
     # Encodings of one type, one after the other, are the encoding of the messages merged.
     cart = b"".join((_head(found.head), *map(_line, found.lines)))

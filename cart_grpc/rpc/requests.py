@@ -1,14 +1,14 @@
-"""What the requests of `cart.v1` ask for, checked: values for the rules. Every function raises InvalidArgument."""
+"""What the requests of `cartgrpc.v1` ask for, checked: values for the rules. Every function raises InvalidArgument."""
 
 import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.message import Message
 
-from cart_grpc.carts.changes import Addition, CartUpdate, ItemUpdate, Terms, addition
-from cart_grpc.carts.names import CartKey
+from cart_grpc.carts.calls import Addition, CartUpdate, ItemUpdate, Limits, addition
+from cart_grpc.names import CartKey
 from cart_grpc.rpc.fields import (
     MAX_LABELS,
     MAX_OPTIONS,
@@ -60,21 +60,21 @@ class AddItems:
     options: Options
 
 
-def add_item(request: cart_service_pb2.AddItemRequest, terms: Terms) -> AddItems:
+def add_item(request: cart_service_pb2.AddItemRequest, limits: Limits) -> AddItems:
     fields = Fields()
     cart = fields.cart("parent", request.parent)
-    addition = _addition(fields, "item", request.item, terms)
+    addition = _addition(fields, "item", request.item, limits)
     result = AddItems(cart, (addition,), options(fields, request))
     fields.check()
     return result
 
 
-def batch_add_items(request: cart_service_pb2.BatchAddItemsRequest, terms: Terms) -> AddItems:
+def batch_add_items(request: cart_service_pb2.BatchAddItemsRequest, limits: Limits) -> AddItems:
     fields = Fields()
     cart = fields.cart("parent", request.parent)
-    if not 1 <= len(request.requests) <= terms.max_items_per_cart:
+    if not 1 <= len(request.requests) <= limits.max_items_per_cart:
         count = len(request.requests)
-        fields.fault("requests", "OUT_OF_RANGE", f"must have 1 to {terms.max_items_per_cart} entries, not {count}")
+        fields.fault("requests", "OUT_OF_RANGE", f"must have 1 to {limits.max_items_per_cart} entries, not {count}")
         fields.check()
     additions = []
     for index, one in enumerate(request.requests):
@@ -84,18 +84,18 @@ def batch_add_items(request: cart_service_pb2.BatchAddItemsRequest, terms: Terms
         for name in ("request_id", "etag", "max_wait"):
             if one.HasField("max_wait") if name == "max_wait" else getattr(one, name):
                 fields.fault(f"{field}.{name}", "NOT_IN_BATCH", "is said once, for the whole batch")
-        additions.append(_addition(fields, f"{field}.item", one.item, terms))
+        additions.append(_addition(fields, f"{field}.item", one.item, limits))
     result = AddItems(cart, tuple(additions), options(fields, request))
     fields.check()
     return result
 
 
-def _addition(fields: Fields, field: str, item: cart_pb2.Item, terms: Terms) -> Addition:
+def _addition(fields: Fields, field: str, item: cart_pb2.Item, limits: Limits) -> Addition:
     quantity = item.quantity if item.HasField("quantity") else 1
     return addition(
         sku=fields.text(f"{field}.sku", item.sku, MAX_SKU, least=1),
         options=fields.texts(f"{field}.options", item.options, MAX_OPTIONS),
-        quantity=fields.quantity(f"{field}.quantity", quantity, terms.max_quantity_per_add),
+        quantity=fields.quantity(f"{field}.quantity", quantity, limits.max_quantity_per_add),
         unit_price=fields.money(f"{field}.unit_price", item.unit_price) if item.HasField("unit_price") else None,
         labels=fields.texts(f"{field}.labels", item.labels, MAX_LABELS) if item.labels else None,
     )
@@ -109,7 +109,7 @@ class UpdateItem:
     options: Options
 
 
-def update_item(request: cart_service_pb2.UpdateItemRequest, terms: Terms) -> UpdateItem:
+def update_item(request: cart_service_pb2.UpdateItemRequest, limits: Limits) -> UpdateItem:
     fields = Fields()
     item = request.item
     cart, item_id = fields.item("item.name", item.name)
@@ -118,7 +118,7 @@ def update_item(request: cart_service_pb2.UpdateItemRequest, terms: Terms) -> Up
     if "quantity" in paths and not item.quantity:
         fields.fault("item.quantity", "OUT_OF_RANGE", "must be 1 or more; RemoveItem takes an item out")
     elif "quantity" in paths:
-        quantity = fields.quantity("item.quantity", item.quantity, terms.max_quantity_per_item)
+        quantity = fields.quantity("item.quantity", item.quantity, limits.max_quantity_per_item)
     priced = "unit_price" in paths and item.HasField("unit_price")
     update = ItemUpdate(
         paths=paths,
@@ -168,33 +168,33 @@ class ChangeCart:
     options: Options
 
 
-def create_cart(request: cart_service_pb2.CreateCartRequest, terms: Terms) -> ChangeCart:
+def create_cart(request: cart_service_pb2.CreateCartRequest, limits: Limits) -> ChangeCart:
     fields = Fields()
     user = fields.user("parent", request.parent)
     cart_id = fields.id("cart_id", request.cart_id)
-    update = _cart_update(fields, request.cart, frozenset(CART_PATHS), terms)
+    update = _cart_update(fields, request.cart, frozenset(CART_PATHS), limits)
     result = ChangeCart(CartKey(user.slice, user.user_id, cart_id), update, options(fields, request))
     fields.check()
     return result
 
 
-def update_cart(request: cart_service_pb2.UpdateCartRequest, terms: Terms) -> ChangeCart:
+def update_cart(request: cart_service_pb2.UpdateCartRequest, limits: Limits) -> ChangeCart:
     fields = Fields()
     cart = fields.cart("cart.name", request.cart.name)
     paths = fields.paths("update_mask", request, request.cart, CART_PATHS)
-    result = ChangeCart(cart, _cart_update(fields, request.cart, paths, terms), options(fields, request))
+    result = ChangeCart(cart, _cart_update(fields, request.cart, paths, limits), options(fields, request))
     fields.check()
     return result
 
 
-def _cart_update(fields: Fields, cart: cart_pb2.Cart, paths: frozenset[str], terms: Terms) -> CartUpdate:
+def _cart_update(fields: Fields, cart: cart_pb2.Cart, paths: frozenset[str], limits: Limits) -> CartUpdate:
     has_currency = "currency_code" in paths and cart.currency_code
     has_ttl = "ttl" in paths and cart.HasField("ttl")
     return CartUpdate(
         paths=paths,
         labels=fields.texts("cart.labels", cart.labels, MAX_LABELS) if "labels" in paths else {},
         currency_code=fields.currency("cart.currency_code", cart.currency_code) if has_currency else "",
-        ttl=fields.duration("cart.ttl", cart.ttl, MIN_TTL_SECONDS, MAX_TTL_SECONDS) if has_ttl else terms.cart_ttl,
+        ttl=fields.duration("cart.ttl", cart.ttl, MIN_TTL_SECONDS, MAX_TTL_SECONDS) if has_ttl else limits.cart_ttl,
     )
 
 

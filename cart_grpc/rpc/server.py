@@ -4,22 +4,22 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-from cart.v1 import cart_admin_service_pb2_grpc, cart_service_pb2_grpc
+from cartgrpc.v1 import cart_admin_service_pb2_grpc, cart_service_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from cart_grpc.carts.changes import Terms
+from cart_grpc.admin import Operator
+from cart_grpc.carts.calls import Limits
 from cart_grpc.rpc.admission import Admission
 from cart_grpc.rpc.cart_admin_service import CartAdminService
 from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
 from cart_grpc.rpc.guard import Guard
-from cart_grpc.store.hints import Hints
-from cart_grpc.store.operator import Operator
+from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.store import Store
 
-SERVICE = "cart.v1.CartService"
-ADMIN_SERVICE = "cart.v1.CartAdminService"
+SERVICE = "cartgrpc.v1.CartService"
+ADMIN_SERVICE = "cartgrpc.v1.CartAdminService"
 # gRPC ignores a name that it does not know: tests/attacks sees each of these at work. Figures are of grpcio 1.85, where
 # a connection costs 15 KiB, a call that nobody has taken in 14, and one that is open 25.
 OPTIONS = (
@@ -58,18 +58,18 @@ OPTIONS = (
 
 
 def cart_server(
-    store: Store, terms: Terms, call_timeout: float, admission: Admission, *, shares_port: bool = False
+    store: Store, limits: Limits, call_timeout: float, admission: Admission, *, shares_port: bool = False
 ) -> "Server":
-    """The callers' server: `cart.v1.CartService`. Those who wait in a call when it stops are answered at once."""
-    servicer = CartService(store, terms, admission.rest)
+    """The callers' server: `cartgrpc.v1.CartService`. Those who wait in a call when it stops are answered at once."""
+    servicer = CartService(store, limits, admission.rest)
     add = cart_service_pb2_grpc.add_CartServiceServicer_to_server
     return Server(
-        SERVICE, lambda guard: add(servicer, guard), call_timeout, admission, store.hints, shares_port=shares_port
+        SERVICE, lambda guard: add(servicer, guard), call_timeout, admission, store.notifier, shares_port=shares_port
     )
 
 
 def admin_server(operator: Operator, call_timeout: float) -> "Server":
-    """The operator's server: `cart.v1.CartAdminService`, which whoever reaches its port may call."""
+    """The operator's server: `cartgrpc.v1.CartAdminService`, which whoever reaches its port may call."""
     servicer = CartAdminService(operator)
     add = cart_admin_service_pb2_grpc.add_CartAdminServiceServicer_to_server
     return Server(ADMIN_SERVICE, lambda guard: add(servicer, guard), call_timeout)
@@ -89,13 +89,13 @@ class Server:
         add: Callable[[Any], None],
         call_timeout: float,
         admission: Admission | None = None,
-        hints: Hints | None = None,
+        notifier: ChangeNotifier | None = None,
         *,
         shares_port: bool = False,
     ) -> None:
         self.port = 0
         self._service = service
-        self._hints = hints
+        self._notifier = notifier
         options = (
             *OPTIONS,
             # A call that was begun on a connection of that age ends in order; what never ends does not keep it.
@@ -130,6 +130,6 @@ class Server:
     async def stop(self, grace: float) -> None:
         """Say so, refuse new calls, give those under way `grace` seconds; those in max_wait answer at once."""
         await self._health.enter_graceful_shutdown()
-        if self._hints:
-            self._hints.close()
+        if self._notifier:
+            self._notifier.close()
         await self._server.stop(grace)

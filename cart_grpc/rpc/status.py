@@ -10,7 +10,7 @@ from grpc_status import rpc_status
 
 from cart_grpc.carts import refusals
 
-DOMAIN = "cart.v1"
+DOMAIN = "cartgrpc.v1"
 CODES: tuple[tuple[type[refusals.Refused], grpc.StatusCode], ...] = (
     (refusals.InvalidArgument, grpc.StatusCode.INVALID_ARGUMENT),
     (refusals.NotFound, grpc.StatusCode.NOT_FOUND),

@@ -1,1 +1,4 @@
-"""What is durable: SQL for SQLite and PostgreSQL, written in groups, migrated by Alembic."""
+"""Everything durable: SQL for SQLite and PostgreSQL, and nothing else.
+
+What a transaction decides is in `commands` and `carts`; here is how it is read, written and committed.
+"""

@@ -9,15 +9,16 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from cart_grpc.carts.changes import NewId
-from cart_grpc.carts.names import CartKey, UserKey
-from cart_grpc.store.commands import Claim, Command, Extend, HandBack, Pause, Purge, Resume, WorkCommand
+from cart_grpc.carts.calls import NewId
+from cart_grpc.commands.bulk import BulkCommand, Claim, Extend, HandBack, Pause, Purge, Resume
+from cart_grpc.commands.command import Command
+from cart_grpc.commands.unit_of_work import ReadSet, Reply, UnitOfWork
+from cart_grpc.names import CartKey, UserKey
 from cart_grpc.store.prepared import Rows
 from cart_grpc.store.rows import cart_row, item_row, reservation_row, to_cart, to_item, to_reservation
 from cart_grpc.store.statements import Statements, mark_row
-from cart_grpc.store.working import Needs, Reply, Working
 
-AnyCommand = Command[object] | WorkCommand
+AnyCommand = Command[object] | BulkCommand
 # Who writes, and the number of its batch.
 Mark = tuple[str, int]
 
@@ -44,25 +45,25 @@ def run_batch(
     A command that is refused, or has a bug, is answered with its exception and changes nothing; the others go on.
     Raises what the database raises.
     """
-    folded = [command for command in commands if not isinstance(command, WorkCommand)]
-    needs = Needs()
+    folded = [command for command in commands if not isinstance(command, BulkCommand)]
+    reads = ReadSet()
     for command in folded:
-        command.add_needs(needs)
-    now = statements.lock_users(connection, needs.users)
-    working = _load(statements, connection, needs) if folded else Working()
+        command.add_reads(reads)
+    now = statements.lock_users(connection, reads.users)
+    working = _load(statements, connection, reads) if folded else UnitOfWork()
     folded_answers = iter([_answer(command, working, now, new_id) for command in folded])
     _write(statements, connection, working, now, mark)
     # Claims come last: they wait for nobody, and nobody who waits for their rows holds what they need.
     answers = [
-        _work(statements, connection, command, now) if isinstance(command, WorkCommand) else next(folded_answers)
+        _work(statements, connection, command, now) if isinstance(command, BulkCommand) else next(folded_answers)
         for command in commands
     ]
     changed = working.changed_carts | {working.reservations[name].cart for name in working.changed_reservations}
     return Outcome(now, answers, frozenset(changed), _has_due(working, now))
 
 
-def _load(statements: Statements, connection: Connection, needs: Needs) -> Working:
-    working, found = Working(), statements.load(connection, needs)
+def _load(statements: Statements, connection: Connection, reads: ReadSet) -> UnitOfWork:
+    working, found = UnitOfWork(), statements.load(connection, reads)
     for slice_, user_id, request_id, fingerprint, reply, _ in found["replies"]:
         stored = Reply(bytes.fromhex(fingerprint), bytes.fromhex(reply))
         working.replies[UserKey(slice_, user_id), request_id] = stored
@@ -76,14 +77,14 @@ def _load(statements: Statements, connection: Connection, needs: Needs) -> Worki
     return working
 
 
-def _answer(command: Command[object], working: Working, now: int, new_id: NewId) -> object:
+def _answer(command: Command[object], working: UnitOfWork, now: int, new_id: NewId) -> object:
     try:
         return command.run(working, now, new_id)
     except Exception as refusal:  # noqa: BLE001 - a bug in one command must not fail its neighbours
         return refusal
 
 
-def _write(statements: Statements, connection: Connection, working: Working, now: int, mark: Mark) -> None:
+def _write(statements: Statements, connection: Connection, working: UnitOfWork, now: int, mark: Mark) -> None:
     present, gone = [], []
     for key, item_id in sorted(working.changed_items):
         item = working.items[key].get(item_id)
@@ -103,7 +104,7 @@ def _write(statements: Statements, connection: Connection, working: Working, now
     statements.write(connection, rows)
 
 
-def _work(statements: Statements, connection: Connection, command: WorkCommand, now: int) -> object:
+def _work(statements: Statements, connection: Connection, command: BulkCommand, now: int) -> object:
     match command:
         case Claim(lane, limit, lease):
             return statements.claim(connection, lane, limit, now, lease)
@@ -124,6 +125,6 @@ def _keys(claims: Sequence[Any]) -> list[tuple[int, str, int]]:
     return [(claim.cart.slice, claim.reservation_id, claim.lease_epoch) for claim in claims]
 
 
-def _has_due(working: Working, now: int) -> bool:
+def _has_due(working: UnitOfWork, now: int) -> bool:
     changed = (working.reservations[name] for name in working.changed_reservations)
-    return any(row.due_at is not None and row.due_at <= now for row in changed)
+    return any(row.due_time is not None and row.due_time <= now for row in changed)

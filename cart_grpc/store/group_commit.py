@@ -16,11 +16,11 @@ from typing import Any
 from sqlalchemy import Connection
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from cart_grpc.carts.changes import NewId
+from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
 from cart_grpc.store.batch import AnyCommand, Mark, Outcome, run_batch
+from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import CommitFailed, Engine, find_refusal
-from cart_grpc.store.hints import Hints
 from cart_grpc.store.statements import Statements
 
 log = logging.getLogger(__name__)
@@ -69,10 +69,10 @@ class GroupCommit:
     keep it from finishing what they have started. `failed` says that the database did not take the last batch.
     """
 
-    def __init__(self, engine: Engine, hints: Hints, new_id: NewId, queue_size: int) -> None:
+    def __init__(self, engine: Engine, notifier: ChangeNotifier, new_id: NewId, queue_size: int) -> None:
         self._engine = engine
         self._statements = Statements(engine.dialect, lock_users=engine.locks_users)
-        self._hints = hints
+        self._notifier = notifier
         self._new_id = new_id
         self._queue_size = queue_size
         self._callers: deque[_Waiting] = deque()
@@ -168,7 +168,7 @@ class GroupCommit:
         else:
             self.failed = False
             _answer(batch, outcome.results)
-            self._hints.publish(outcome.changed, due=outcome.due)
+            self._notifier.publish(outcome.changed, due=outcome.due)
 
     async def _transact(self, writer: _Writer, batch: _Batch) -> Outcome:
         writer.number += 1

@@ -32,7 +32,7 @@ def known_revisions() -> list[str]:
 
 
 def latest_revision() -> str:
-    """The revision that this release needs."""
+    """The revision that this release reads."""
     return known_revisions()[-1]
 
 

@@ -35,8 +35,8 @@ def raise_revisions(connection: Connection) -> int:
             intent_revision=raised,
             # What is held may have been changed after the backup: until it is answered anew, nothing is certain.
             least_quantity=0,
-            due_at=case((reservations.c.waiting, null()), else_=0),
-            lease_until=null(),
+            due_time=case((reservations.c.waiting, null()), else_=0),
+            lease_expire_time=null(),
         )
     )
     return connection.execute(statement).rowcount

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cart_grpc.carts.model import Cart, CartState, Item
-from cart_grpc.carts.names import CartKey
-from cart_grpc.carts.reservation import Disposition, Observed, Reservation
+from cart_grpc.names import CartKey
+from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 
 Row = Sequence[Any]
 
@@ -47,7 +47,7 @@ def to_item(row: Row) -> Item:
 
 
 def reservation_row(reservation: Reservation) -> Row:
-    reservation_id, cart, item_id, sku, quantity, disposition, ttl, labels, *rest = reservation
+    reservation_id, cart, item_id, sku, quantity, disposition, ttl, *rest = reservation
     rest[4] = int(reservation.state)
     return (
         cart.slice,
@@ -59,18 +59,15 @@ def reservation_row(reservation: Reservation) -> Row:
         quantity,
         int(disposition),
         ttl,
-        _pack(labels),
         *rest,
     )
 
 
 def to_reservation(row: Row) -> Reservation:
-    slice_, reservation_id, user_id, cart_id, item_id, sku, quantity, disposition, ttl, labels, *rest = row
+    slice_, reservation_id, user_id, cart_id, item_id, sku, quantity, disposition, ttl, *rest = row
     rest[4], rest[10] = _OBSERVED[rest[4]], bool(rest[10])
     cart = CartKey(slice_, user_id, cart_id)
-    return Reservation(
-        reservation_id, cart, item_id, sku, quantity, _DISPOSITIONS[disposition], ttl, _unpack(labels), *rest
-    )
+    return Reservation(reservation_id, cart, item_id, sku, quantity, _DISPOSITIONS[disposition], ttl, *rest)
 
 
 def _pack(entries: Mapping[str, str]) -> str:

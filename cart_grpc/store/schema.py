@@ -1,6 +1,6 @@
 """The tables, for both databases.
 
-Every key begins with `slice`, a small stable hash of the user (see `cart_grpc.carts.names`): on one database it costs
+Every key begins with `slice`, a small stable hash of the user (see `cart_grpc.names`): on one database it costs
 nothing, and a distributed PostgreSQL can put it to use. Times and durations are int64 microseconds. What only rises
 is kept from falling by guards in the statements and, behind them, by triggers.
 """
@@ -85,7 +85,7 @@ carts = Table(
     Column("create_time", Int64, nullable=False),
     Column("update_time", Int64, nullable=False),
     PrimaryKeyConstraint("slice", "user_id", "cart_id", name="carts_pkey"),
-    CheckConstraint("state BETWEEN 1 AND 8", name="state"),
+    CheckConstraint("state BETWEEN 1 AND 3", name="state"),
     CheckConstraint("item_count >= 0 AND total_quantity >= item_count AND subtotal >= 0", name="totals"),
     CheckConstraint("etag_revision <= revision", name="etag_revision"),
 )
@@ -123,7 +123,6 @@ reservations = Table(
     Column("quantity", Int64, nullable=False),
     Column("disposition", SmallInteger, nullable=False),
     Column("ttl", Int64, nullable=False),
-    Column("labels", Text, nullable=False),
     Column("revision", Int64, nullable=False),
     Column("intent_revision", Int64, nullable=False),
     Column("least_quantity", Int64, nullable=False),
@@ -135,10 +134,10 @@ reservations = Table(
     Column("reason", Text, nullable=False),
     Column("refused_reason", Text, nullable=False),
     Column("waiting", Boolean, nullable=False),
-    Column("due_at", Int64),
-    Column("attempt", Int64, nullable=False),
+    Column("due_time", Int64),
+    Column("attempt_count", Int64, nullable=False),
     Column("lease_epoch", Int64, nullable=False),
-    Column("lease_until", Int64),
+    Column("lease_expire_time", Int64),
     Column("last_error", Text, nullable=False),
     Column("finish_time", Int64),
     Column("uncertain_until", Int64),
@@ -167,13 +166,13 @@ is_pause = and_(pauses.c.slice == 0, pauses.c.name == RESERVATIONS_PAUSE)
 is_not_paused = ~exists().where(is_pause)
 
 # The literals 3 are Disposition.RELEASE: a partial index is used only where a statement repeats its words.
-due = text("due_at IS NOT NULL AND disposition <> 3")
-due_release = text("due_at IS NOT NULL AND disposition = 3")
+due = text("due_time IS NOT NULL AND disposition <> 3")
+due_release = text("due_time IS NOT NULL AND disposition = 3")
 reconciling = text("observed_revision < intent_revision")
 
 # What a claim looks for; rows with nothing to do are in neither, so a claim costs the same however many there are.
-Index("reservations_due", reservations.c.due_at, sqlite_where=due, postgresql_where=due)
-Index("reservations_due_release", reservations.c.due_at, sqlite_where=due_release, postgresql_where=due_release)
+Index("reservations_due", reservations.c.due_time, sqlite_where=due, postgresql_where=due)
+Index("reservations_due_release", reservations.c.due_time, sqlite_where=due_release, postgresql_where=due_release)
 # Old holds of a sku that is added again, and whether a cart is still reconciling.
 Index(
     "reservations_reconciling",
@@ -184,7 +183,7 @@ Index(
 # What housekeeping looks for.
 expiring = text("state = 1 AND expire_time IS NOT NULL")
 finished = text("finish_time IS NOT NULL")
-ended = text("state IN (4, 6, 7, 8)")
+ended = text("state IN (2, 3)")
 Index("carts_expire_time", carts.c.expire_time, sqlite_where=expiring, postgresql_where=expiring)
 Index("carts_ended", carts.c.update_time, sqlite_where=ended, postgresql_where=ended)
 Index("reservations_finished", reservations.c.finish_time, sqlite_where=finished, postgresql_where=finished)

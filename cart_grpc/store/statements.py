@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -29,13 +29,14 @@ from sqlalchemy import (
     update,
 )
 
-from cart_grpc.carts.names import UserKey
-from cart_grpc.carts.reservation import Reservation
+from cart_grpc.commands.unit_of_work import ReadSet
+from cart_grpc.names import UserKey
+from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
+from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.dialects import KEYS, Dialect, Insert, Key
 from cart_grpc.store.prepared import Prepared, Rows
 from cart_grpc.store.rows import to_reservation
-from cart_grpc.store.working import Needs
 
 USER = ("slice", "user_id")
 REPLY = ("slice", "user_id", "request_id")
@@ -44,11 +45,6 @@ ITEM = ("slice", "user_id", "cart_id", "item_id")
 RESERVATION = ("slice", "reservation_id")
 SKU = ("slice", "user_id", "cart_id", "sku")
 CLAIM = ("slice", "reservation_id", "lease_epoch")
-
-Lane = Literal["hold", "release"]
-HOLD_LANE: Lane = "hold"
-RELEASE_LANE: Lane = "release"
-
 
 _GET_MARK = (
     select(schema.writers.c.batch)
@@ -114,18 +110,18 @@ class Statements:
         """The database's time in microseconds."""
         return self._dialect.read_now(connection)
 
-    def load(self, connection: Connection, needs: Needs) -> Mapping[str, Rows]:
-        """What a batch needs, by table: with an item its reservation, with a sku those that are reconciling.
+    def load(self, connection: Connection, reads: ReadSet) -> Mapping[str, Rows]:
+        """What a batch reads, by table: with an item its reservation, with a sku those that are reconciling.
 
         Reservations are locked: a claim takes no user's lock, and what it writes must not be written over.
         """
         keys = {
-            "replies": (REPLY, [(*user, name) for user, name in needs.replies]),
-            "carts": (CART, needs.carts),
-            "whole_carts": (CART, needs.whole_carts),
-            "items": (ITEM, [(*cart, item_id) for cart, item_id in needs.items]),
-            "reservations": (RESERVATION, [(cart.slice, name) for cart, name in needs.reservations]),
-            "skus": (SKU, [(*cart, sku) for cart, sku in needs.skus]),
+            "replies": (REPLY, [(*user, name) for user, name in reads.replies]),
+            "carts": (CART, reads.carts),
+            "whole_carts": (CART, reads.whole_carts),
+            "items": (ITEM, [(*cart, item_id) for cart, item_id in reads.items]),
+            "reservations": (RESERVATION, [(cart.slice, name) for cart, name in reads.reservations]),
+            "skus": (SKU, [(*cart, sku) for cart, sku in reads.skus]),
         }
         parameters: dict[str, Any] = {}
         for name, (columns, wanted) in keys.items():
@@ -133,7 +129,7 @@ class Statements:
         (row,) = self._load.fetch(connection, parameters)
         found = {table.name: json.loads(text) for table, text in zip(LOADED, row, strict=True)}
         # A change of an item that was named without its sku.
-        skus = {(*item[:3], item[_ITEM_SKU]) for item in found["items"]} - {(*cart, sku) for cart, sku in needs.skus}
+        skus = {(*item[:3], item[_ITEM_SKU]) for item in found["items"]} - {(*cart, sku) for cart, sku in reads.skus}
         if skus:
             ((text,),) = self._load_skus.fetch(connection, self._dialect.bind_keys(SKU, skus))
             found["reservations"] += json.loads(text)
@@ -197,7 +193,9 @@ class Statements:
         """Delete the marks of writers that have not committed since `before`: their processes are gone."""
         connection.execute(_FORGET_WRITERS, {"before": before})
 
-    def set_lease(self, connection: Connection, claims: Sequence[Key], lease_until: int | None, due_at: int) -> None:
+    def set_lease(
+        self, connection: Connection, claims: Sequence[Key], lease_expire_time: int | None, due_time: int
+    ) -> None:
         """Extend or hand back claims (slice, reservation_id, lease_epoch) that are still ours.
 
         Rows that somebody else has locked are passed over: waiting for them could deadlock, and a lease only
@@ -206,7 +204,7 @@ class Statements:
         if claims:
             self._dialect.plan_anew(connection)
             keys = self._dialect.bind_keys(CLAIM, claims)
-            connection.execute(self._lease, {**keys, "until": lease_until, "due": due_at})
+            connection.execute(self._lease, {**keys, "until": lease_expire_time, "due": due_time})
 
 
 def _purge_replies(dialect: Dialect) -> Executable:
@@ -329,8 +327,8 @@ def _claim(dialect: Dialect, due: Any) -> Executable:
     now, until = bindparam("now", type_=BigInteger), bindparam("until", type_=BigInteger)
     candidates = (
         select(*dialect.identity(table))
-        .where(due, table.c.due_at <= now, schema.is_not_paused)
-        .order_by(table.c.due_at)
+        .where(due, table.c.due_time <= now, schema.is_not_paused)
+        .order_by(table.c.due_time)
         .limit(bindparam("most", type_=BigInteger))
         .with_for_update(skip_locked=True)
         .cte("candidates")
@@ -343,21 +341,21 @@ def _claim(dialect: Dialect, due: Any) -> Executable:
     values = {
         "revision": table.c.revision + case((settled, 1), else_=0),
         "lease_epoch": table.c.lease_epoch + 1,
-        "attempt": case((holding, 1), else_=table.c.attempt + 1),
-        "lease_until": until,
-        "due_at": until,
+        "attempt_count": case((holding, 1), else_=table.c.attempt_count + 1),
+        "lease_expire_time": until,
+        "due_time": until,
     }
-    return update(table).where(chosen, table.c.due_at <= now).values(values).returning(table)
+    return update(table).where(chosen, table.c.due_time <= now).values(values).returning(table)
 
 
 def _lease(dialect: Dialect) -> Executable:
     table = schema.reservations
     mine = (
         select(*dialect.identity(table))
-        .where(dialect.matches(table, CLAIM), table.c.lease_until.is_not(None))
+        .where(dialect.matches(table, CLAIM), table.c.lease_expire_time.is_not(None))
         .with_for_update(skip_locked=True)
         .cte("mine")
     )
     chosen = tuple_(*dialect.identity(table)).in_(select(mine))
-    values = {"lease_until": bindparam("until", type_=BigInteger), "due_at": bindparam("due", type_=BigInteger)}
+    values = {"lease_expire_time": bindparam("until", type_=BigInteger), "due_time": bindparam("due", type_=BigInteger)}
     return update(table).where(chosen).values(values)

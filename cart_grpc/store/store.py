@@ -4,34 +4,24 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
-from cart_grpc.carts.changes import NewId
-from cart_grpc.carts.names import CartKey
+from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable
-from cart_grpc.carts.reservation import Reservation
-from cart_grpc.store.admin_reads import AdminReads
-from cart_grpc.store.commands import (
-    Claim,
-    Command,
-    Expire,
-    Extend,
-    HandBack,
-    Mutation,
-    OpenAttempt,
-    Pause,
-    Ping,
-    Purge,
-    Record,
-    Recorded,
-    Resume,
-)
+from cart_grpc.commands.bulk import Claim, Extend, HandBack, Pause, Ping, Purge, Resume
+from cart_grpc.commands.command import Command
+from cart_grpc.commands.expire import Expire
+from cart_grpc.commands.mutation import Mutation
+from cart_grpc.commands.record import OpenAttempt, Record, Recorded
+from cart_grpc.names import CartKey
+from cart_grpc.protocol.reservation import Reservation
+from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import CommitFailed, Engine, refusing
 from cart_grpc.store.group_commit import GroupCommit
-from cart_grpc.store.hints import Hints
-from cart_grpc.store.reads import Reads
+from cart_grpc.store.read.carts import Reads
+from cart_grpc.store.read.operator import AdminReads
 
 R = TypeVar("R")
 
-# Hints come from this process only; another replica's changes are found by looking, ever less often.
+# ChangeNotifier come from this process only; another replica's changes are found by looking, ever less often.
 FIRST_POLL_SECONDS = 0.1
 LAST_POLL_SECONDS = 1.0
 
@@ -41,10 +31,10 @@ class Store:
 
     def __init__(self, engine: Engine, new_id: NewId, *, queue_size: int) -> None:
         self._engine = engine
-        self.hints = Hints()
+        self.notifier = ChangeNotifier()
         self.reads = Reads(engine, queue_size)
         self.admin_reads = AdminReads(engine)
-        self._writer = GroupCommit(engine, self.hints, new_id, queue_size)
+        self._writer = GroupCommit(engine, self.notifier, new_id, queue_size)
 
     async def start(self) -> None:
         """Open the database for writing. Raises what the database raises."""
@@ -123,10 +113,10 @@ class Store:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         poll = FIRST_POLL_SECONDS
-        with self.hints.subscribe(key) as changed:
+        with self.notifier.subscribe(key) as changed:
             while True:
                 changed.clear()
-                ending = self.hints.closed
+                ending = self.notifier.closed
                 yield
                 left = deadline - loop.time()
                 if left <= 0 or ending:

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 
 from tests.attacks.wire import (
     CANCEL,
@@ -41,7 +41,7 @@ SECONDS = 1.5
 # Over all that these tests do to one server, on a machine that lets them do much. Without its limits some of them take
 # gigabytes.
 ROOM = 700 * MIB
-CALL = call_of("/cart.v1.CartService/GetCart")
+CALL = call_of("/cartgrpc.v1.CartService/GetCart")
 Attack = Callable[[Wire], Coroutine[Any, Any, None]]
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from cart_grpc.carts.model import Item, Line
-from cart_grpc.carts.names import cart_key, item_id_of, user_key
-from cart_grpc.carts.protocol import observe
-from cart_grpc.carts.reservation import Decision, Disposition, Observed, Reservation
+from cart_grpc.names import cart_key, item_id_of, user_key
+from cart_grpc.protocol.reservation import Decision, Disposition, Observed, Reservation
+from cart_grpc.protocol.transitions import observe
 
 SECOND = 1_000_000
 NOW = 1_770_000_000 * SECOND
@@ -33,12 +33,11 @@ def a_hold(quantity: int = 2, **changes: Any) -> Reservation:
         quantity=quantity,
         disposition=Disposition.HOLD,
         ttl=600 * SECOND,
-        labels={},
         revision=1,
         intent_revision=1,
         least_quantity=quantity,
         create_time=NOW,
-        due_at=NOW,
+        due_time=NOW,
     )
     return made._replace(**changes)
 
@@ -58,7 +57,7 @@ def held(reservation: Reservation) -> Decision:
 def a_held(quantity: int = 2) -> Reservation:
     """A settled reservation that holds `quantity`."""
     hold = a_hold(quantity)
-    return observe(hold, held(hold))._replace(due_at=None)
+    return observe(hold, held(hold))._replace(due_time=None)
 
 
 def line_of(reservation: Reservation, quantity: int | None = None) -> Line:

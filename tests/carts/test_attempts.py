@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from cart_grpc.carts.attempts import DAY, count_duplicates, follow_up, is_uncertain, open_attempt
 from cart_grpc.carts.model import Progress, ProgressState, progress
-from cart_grpc.carts.protocol import hold, record, release
-from cart_grpc.carts.reservation import Answer, Decision, Disposition, Observed, Refusal, Reservation, Silence
+from cart_grpc.protocol.attempts import DAY, count_duplicates, follow_up, is_uncertain, open_attempt
+from cart_grpc.protocol.reservation import Answer, Decision, Disposition, Observed, Refusal, Reservation, Silence
+from cart_grpc.protocol.transitions import hold, record, release
 from tests.carts.examples import NOW, SECOND, a_held, a_hold, decided, held, line_of
 
 RETRY = NOW + SECOND
@@ -17,7 +17,7 @@ TIMEOUT = Silence("DEADLINE_EXCEEDED", "")
 
 
 def claimed(row: Reservation) -> Reservation:
-    return row._replace(lease_epoch=row.lease_epoch + 1, lease_until=NOW + SECOND, due_at=NOW + SECOND)
+    return row._replace(lease_epoch=row.lease_epoch + 1, lease_expire_time=NOW + SECOND, due_time=NOW + SECOND)
 
 
 def attempted(row: Reservation) -> Reservation:
@@ -76,21 +76,21 @@ def test_an_attempt_is_not_opened_for_what_nobody_intends_any_more(change: str) 
 
 def test_an_attempt_without_an_answer_stays_open_and_nothing_is_due_before_its_end() -> None:
     row = ended(attempted(a_hold()), TIMEOUT)
-    assert (row.uncertain_until, row.due_at, row.lease_until) == (NOW + WINDOW, NOW + WINDOW, None)
+    assert (row.uncertain_until, row.due_time, row.lease_expire_time) == (NOW + WINDOW, NOW + WINDOW, None)
 
 
 def test_once_the_window_is_over_what_is_due_is_due() -> None:
-    row = ended(attempted(a_hold()), TIMEOUT)._replace(lease_epoch=9, lease_until=None)
+    row = ended(attempted(a_hold()), TIMEOUT)._replace(lease_epoch=9, lease_expire_time=None)
     later = NOW + WINDOW
     again = follow_up(record(row, 9, 1, TIMEOUT, later, later + SECOND), TIMEOUT, None, later, GRACE)
-    assert again.due_at == later + SECOND
+    assert again.due_time == later + SECOND
 
 
 def test_an_answer_closes_the_attempt_and_puts_it_on_the_watch_list() -> None:
     row = attempted(a_hold())
     after = ended(row, held_for_good(row))
     assert (after.state, after.settled) == (Observed.HELD, True)
-    assert (after.uncertain_until, after.due_at) == (NOW, NOW + GRACE)
+    assert (after.uncertain_until, after.due_time) == (NOW, NOW + GRACE)
 
 
 def test_the_answer_to_another_attempt_closes_nothing() -> None:
@@ -104,18 +104,18 @@ def test_removal_keeps_the_attempt_open_and_waits_no_longer_once_it_is_answered(
     removed = release(sent, NOW)
     assert removed.uncertain_until == NOW + WINDOW
     waiting = follow_up(record(removed, removed.lease_epoch, 2, TIMEOUT, NOW, RETRY), TIMEOUT, None, NOW, GRACE)
-    assert waiting.due_at == NOW + WINDOW
+    assert waiting.due_time == NOW + WINDOW
     answered = ended(waiting, held_for_good(sent), sent=sent)
-    assert (answered.uncertain_until, answered.due_at) == (NOW, NOW)
+    assert (answered.uncertain_until, answered.due_time) == (NOW, NOW)
 
 
 def test_what_is_settled_is_looked_up_again_after_the_grace_ten_times_that_and_a_day() -> None:
     row, checks = a_basic_held(), []
-    while row.due_at is not None:
-        checks.append(row.due_at - NOW)
+    while row.due_time is not None:
+        checks.append(row.due_time - NOW)
         again = row._replace(revision=row.revision + 1)
         answer = replace(held_for_good(again), revision=again.revision)
-        row = follow_up(record(again, 1, again.revision, answer, row.due_at, 0), answer, None, row.due_at, GRACE)
+        row = follow_up(record(again, 1, again.revision, answer, row.due_time, 0), answer, None, row.due_time, GRACE)
     assert checks == [GRACE, 10 * GRACE, DAY]
 
 
@@ -123,16 +123,16 @@ def test_what_is_released_is_not_finished_before_the_watch_is_over() -> None:
     row = release(a_basic_held(), NOW)
     answer = decided(row, Observed.RELEASED)
     watched = follow_up(record(row, 0, row.revision, answer, NOW, RETRY), answer, None, NOW, GRACE)
-    assert (watched.finish_time, watched.due_at) == (None, NOW + GRACE)
+    assert (watched.finish_time, watched.due_time) == (None, NOW + GRACE)
     again = watched._replace(revision=watched.revision + 1)
     last = replace(answer, revision=again.revision)
     over = follow_up(record(again, 0, again.revision, last, NOW + DAY, RETRY), last, None, NOW + DAY, GRACE)
-    assert (over.finish_time, over.due_at) == (NOW + DAY, None)
+    assert (over.finish_time, over.due_time) == (NOW + DAY, None)
 
 
 def test_what_was_rejected_is_not_asked_for_again_by_the_watch() -> None:
     row = attempted(a_hold())._replace(disposition=Disposition.COMMIT)
-    assert ended(row, decided(row, Observed.REJECTED)).due_at is None
+    assert ended(row, decided(row, Observed.REJECTED)).due_time is None
 
 
 def test_the_other_contracts_are_not_watched() -> None:
@@ -190,7 +190,7 @@ def test_the_answer_for_an_older_quantity_is_certainly_held() -> None:
 def test_a_refused_change_asks_again_for_what_was_held_before() -> None:
     growing = attempted(hold(a_basic_held(2), 5, NOW))
     sealing = ended(growing, Refusal("OUT_OF_STOCK", ""))
-    assert (sealing.disposition, sealing.quantity, sealing.due_at) == (Disposition.HOLD, 2, NOW)
+    assert (sealing.disposition, sealing.quantity, sealing.due_time) == (Disposition.HOLD, 2, NOW)
     assert seen(sealing).reserved_quantity == 0
     restored = ended(attempted(sealing), held_for_good(sealing))
     told = progress(line_of(restored, 5), NOW)

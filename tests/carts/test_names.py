@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cart_grpc.carts.names import SLICES, cart_key, find_cart, find_item, find_user, is_id, item_id_of, user_key
+from cart_grpc.names import SLICES, cart_key, find_cart, find_item, find_user, is_id, item_id_of, user_key
 
 ITEM_ID = "0123456789abcdef" * 2
 TRICKY = st.text(alphabet="ab:=1,2é", max_size=4)

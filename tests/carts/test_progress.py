@@ -3,8 +3,8 @@
 import pytest
 
 from cart_grpc.carts.model import HOLD_MARGIN, Progress, ProgressState, progress
-from cart_grpc.carts.protocol import hold, observe
-from cart_grpc.carts.reservation import Disposition, Observed, Reservation
+from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
+from cart_grpc.protocol.transitions import hold, observe
 from tests.carts.examples import LATER, NOW, a_held, a_hold, decided, held, line_of
 
 
@@ -23,7 +23,7 @@ def test_a_failed_attempt_is_told_by_its_code_alone() -> None:
 
 
 def test_what_waits_for_an_older_reservation_says_so() -> None:
-    waiting = seen(a_hold(waiting=True, due_at=None))
+    waiting = seen(a_hold(waiting=True, due_time=None))
     assert waiting.state is ProgressState.PENDING
     assert "earlier reservation" in waiting.message
 
@@ -81,9 +81,9 @@ def test_a_hold_that_is_answered_released_is_rejected() -> None:
     assert seen(observe(row, decided(row, Observed.RELEASED))).state is ProgressState.REJECTED
 
 
-def test_a_commit_under_way_is_committing_and_then_committed() -> None:
+def test_a_commit_under_way_is_pending_and_then_committed() -> None:
     committing = a_held(2)._replace(disposition=Disposition.COMMIT, revision=2, intent_revision=2)
-    assert seen(committing).state is ProgressState.COMMITTING
+    assert seen(committing).state is ProgressState.PENDING
     committed = seen(observe(committing, decided(committing, Observed.COMMITTED, 2)))
     assert committed == Progress(ProgressState.COMMITTED, 2, None, "", "")
 

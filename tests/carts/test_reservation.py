@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from cart_grpc.carts.model import ProgressState, progress
-from cart_grpc.carts.protocol import commit, find_alarm, hold, next_intent, observe, record, release, unblock
-from cart_grpc.carts.reservation import Disposition, Observed, Overtaken, Refusal, Reservation, Silence
+from cart_grpc.protocol.reservation import Disposition, Observed, Overtaken, Refusal, Reservation, Silence
+from cart_grpc.protocol.transitions import commit, find_alarm, hold, next_intent, observe, record, release, unblock
 from tests.carts.examples import LATER, NOW, SECOND, a_held, a_hold, decided, held, line_of
 
 RETRY = NOW + 7 * SECOND
@@ -34,30 +34,30 @@ def test_five_changes_are_one_message_with_the_last_quantity() -> None:
 
 
 def test_a_change_of_quantity_raises_the_revision_is_due_at_once_and_begins_to_count_anew() -> None:
-    changed = hold(a_held(2)._replace(attempt=9, refused_reason="NOT_FOUND"), 5, NOW)
-    assert (changed.revision, changed.quantity, changed.due_at) == (2, 5, NOW)
-    assert (changed.attempt, changed.refused_reason) == (0, "")
+    changed = hold(a_held(2)._replace(attempt_count=9, refused_reason="NOT_FOUND"), 5, NOW)
+    assert (changed.revision, changed.quantity, changed.due_time) == (2, 5, NOW)
+    assert (changed.attempt_count, changed.refused_reason) == (0, "")
     assert (changed.state, changed.granted_quantity, changed.observed_revision) == (Observed.HELD, 2, 1)
 
 
 def test_a_change_while_a_call_hangs_leaves_that_call_its_lease() -> None:
-    leased = a_hold()._replace(lease_epoch=1, lease_until=NOW + SECOND, due_at=NOW + SECOND)
-    assert hold(leased, 5, NOW).due_at == NOW + SECOND
+    leased = a_hold()._replace(lease_epoch=1, lease_expire_time=NOW + SECOND, due_time=NOW + SECOND)
+    assert hold(leased, 5, NOW).due_time == NOW + SECOND
 
 
 def test_a_change_after_the_lease_has_run_out_is_due_at_once() -> None:
-    leased = a_hold()._replace(lease_epoch=1, lease_until=NOW - SECOND, due_at=NOW + SECOND)
-    assert hold(leased, 5, NOW).due_at == NOW
+    leased = a_hold()._replace(lease_epoch=1, lease_expire_time=NOW - SECOND, due_time=NOW + SECOND)
+    assert hold(leased, 5, NOW).due_time == NOW
 
 
 def test_a_change_of_what_waits_for_an_older_release_goes_on_waiting() -> None:
-    waiting = hold(a_hold(waiting=True, due_at=None), 5, NOW)
-    assert (waiting.waiting, waiting.due_at, waiting.quantity) == (True, None, 5)
+    waiting = hold(a_hold(waiting=True, due_time=None), 5, NOW)
+    assert (waiting.waiting, waiting.due_time, waiting.quantity) == (True, None, 5)
 
 
 def test_what_waited_is_due_once_it_is_unblocked() -> None:
-    unblocked = unblock(a_hold(waiting=True, due_at=None), NOW)
-    assert (unblocked.waiting, unblocked.due_at) == (False, NOW)
+    unblocked = unblock(a_hold(waiting=True, due_time=None), NOW)
+    assert (unblocked.waiting, unblocked.due_time) == (False, NOW)
 
 
 @pytest.mark.parametrize(
@@ -74,19 +74,19 @@ def test_what_is_over_or_being_committed_is_never_held_again(over: object) -> No
         hold(over, 1, NOW)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("before", [a_hold(), a_held(), a_hold(waiting=True, due_at=None)])
+@pytest.mark.parametrize("before", [a_hold(), a_held(), a_hold(waiting=True, due_time=None)])
 def test_a_release_is_due_at_once_however_far_the_hold_had_got(before: object) -> None:
     released = release(before, NOW)  # type: ignore[arg-type]
     intent = next_intent(released)
     assert intent is not None
     assert (intent.disposition, intent.revision) == (Disposition.RELEASE, 2)
-    assert (released.due_at, released.waiting) == (NOW, False)
+    assert (released.due_time, released.waiting) == (NOW, False)
 
 
 def test_a_release_does_not_wait_for_a_call_that_hangs_and_takes_its_claim_away() -> None:
-    leased = a_hold()._replace(lease_epoch=4, lease_until=LATER, due_at=LATER)
+    leased = a_hold()._replace(lease_epoch=4, lease_expire_time=LATER, due_time=LATER)
     released = release(leased, NOW)
-    assert (released.due_at, released.lease_until, released.lease_epoch) == (NOW, None, 5)
+    assert (released.due_time, released.lease_expire_time, released.lease_epoch) == (NOW, None, 5)
 
 
 def test_a_release_of_what_is_released_changes_nothing() -> None:
@@ -101,13 +101,15 @@ def test_a_reservation_that_is_being_committed_cannot_be_released() -> None:
 
 
 def test_a_commit_is_due_at_once_even_while_a_call_hangs_and_takes_its_claim_away() -> None:
-    leased = a_held(2)._replace(lease_epoch=4, lease_until=LATER, due_at=LATER, attempt=3, refused_reason="NOT_FOUND")
+    leased = a_held(2)._replace(
+        lease_epoch=4, lease_expire_time=LATER, due_time=LATER, attempt_count=3, refused_reason="NOT_FOUND"
+    )
     committing = commit(leased, NOW)
     intent = next_intent(committing)
     assert intent is not None
     assert (intent.disposition, intent.quantity, intent.revision) == (Disposition.COMMIT, 2, 2)
-    assert (committing.due_at, committing.lease_until, committing.lease_epoch) == (NOW, None, 5)
-    assert (committing.attempt, committing.refused_reason, committing.reconciling) == (0, "", True)
+    assert (committing.due_time, committing.lease_expire_time, committing.lease_epoch) == (NOW, None, 5)
+    assert (committing.attempt_count, committing.refused_reason, committing.reconciling) == (0, "", True)
 
 
 def test_what_is_being_committed_already_stays_as_it_is() -> None:
@@ -117,7 +119,7 @@ def test_what_is_being_committed_already_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "over", [release(a_held(), NOW), a_held()._replace(state=Observed.COMMITTED), a_hold(waiting=True, due_at=None)]
+    "over", [release(a_held(), NOW), a_held()._replace(state=Observed.COMMITTED), a_hold(waiting=True, due_time=None)]
 )
 def test_what_is_over_or_waits_for_an_older_release_is_not_committed(over: Reservation) -> None:
     with pytest.raises(ValueError, match="nothing can be committed"):
@@ -135,7 +137,7 @@ def test_what_was_decided_for_a_revision_that_we_never_issued_is_not_shown_as_re
     row = a_held(2)
     forgotten = decided(row, Observed.HELD, 2, revision=5)
     raised = record(row, row.lease_epoch, 1, Overtaken(forgotten), NOW, RETRY)
-    assert (raised.revision, raised.due_at) == (6, NOW)
+    assert (raised.revision, raised.due_time) == (6, NOW)
     for seen in (raised, observe(raised, forgotten)):
         assert progress(line_of(seen), NOW).state is ProgressState.PENDING
 
@@ -189,43 +191,43 @@ def test_what_can_happen_does_not_alarm(outcome: object) -> None:
 
 
 def test_an_answer_settles_the_row_and_ends_its_claim() -> None:
-    claimed = a_hold()._replace(lease_epoch=1, lease_until=LATER, due_at=LATER, last_error="UNAVAILABLE: ")
+    claimed = a_hold()._replace(lease_epoch=1, lease_expire_time=LATER, due_time=LATER, last_error="UNAVAILABLE: ")
     after = record(claimed, 1, 1, held(claimed), NOW, RETRY)
     assert after.settled
-    assert (after.lease_until, after.last_error) == (None, "")
+    assert (after.lease_expire_time, after.last_error) == (None, "")
 
 
 def test_no_answer_concludes_nothing_and_is_tried_again_later() -> None:
-    claimed = a_hold()._replace(lease_epoch=1, lease_until=LATER, due_at=LATER)
+    claimed = a_hold()._replace(lease_epoch=1, lease_expire_time=LATER, due_time=LATER)
     after = record(claimed, 1, 1, TIMEOUT, NOW, RETRY)
     assert next_intent(after) == next_intent(claimed)
-    assert (after.due_at, after.lease_until, after.observed_revision) == (RETRY, None, 0)
+    assert (after.due_time, after.lease_expire_time, after.observed_revision) == (RETRY, None, 0)
     assert after.last_error == "DEADLINE_EXCEEDED: no answer"
 
 
 def test_after_an_answer_to_an_older_intent_the_newer_one_is_due_at_once() -> None:
-    claimed = a_hold(2)._replace(lease_epoch=1, lease_until=LATER, due_at=LATER)
+    claimed = a_hold(2)._replace(lease_epoch=1, lease_expire_time=LATER, due_time=LATER)
     changed = hold(claimed, 5, NOW)
     after = record(changed, 1, 1, held(claimed), NOW, RETRY)
-    assert (after.observed_revision, after.due_at, after.lease_until) == (1, NOW, None)
+    assert (after.observed_revision, after.due_time, after.lease_expire_time) == (1, NOW, None)
 
 
 def test_an_overtaken_claim_cannot_touch_the_bookkeeping_but_its_decision_is_joined() -> None:
-    row = hold(a_hold(2)._replace(lease_epoch=2, lease_until=LATER, due_at=LATER, attempt=2), 5, NOW)
+    row = hold(a_hold(2)._replace(lease_epoch=2, lease_expire_time=LATER, due_time=LATER, attempt_count=2), 5, NOW)
     after = record(row, 1, 1, decided(row, Observed.HELD, 2, revision=1), NOW, RETRY)
     assert (after.observed_revision, after.granted_quantity) == (1, 2)
-    assert (after.due_at, after.lease_until, after.lease_epoch) == (LATER, LATER, 2)
+    assert (after.due_time, after.lease_expire_time, after.lease_epoch) == (LATER, LATER, 2)
 
 
 def test_the_silence_of_an_overtaken_claim_changes_nothing() -> None:
-    row = a_hold()._replace(lease_epoch=2, lease_until=LATER, due_at=LATER)
+    row = a_hold()._replace(lease_epoch=2, lease_expire_time=LATER, due_time=LATER)
     assert record(row, 1, 1, TIMEOUT, NOW, RETRY) == row
 
 
 def test_an_overtaken_claim_that_brings_the_last_answer_settles_the_row() -> None:
-    row = a_hold()._replace(lease_epoch=2, lease_until=LATER, due_at=LATER)
+    row = a_hold()._replace(lease_epoch=2, lease_expire_time=LATER, due_time=LATER)
     after = record(row, 1, 1, held(row), NOW, RETRY)
-    assert (after.settled, after.lease_until) == (True, None)
+    assert (after.settled, after.lease_expire_time) == (True, None)
 
 
 def test_aborted_because_our_own_newer_revision_was_first_records_nothing() -> None:
@@ -233,7 +235,7 @@ def test_aborted_because_our_own_newer_revision_was_first_records_nothing() -> N
     outcome = Overtaken(held(row))
     after = record(row, 1, 1, outcome, NOW, RETRY)
     assert (after.revision, after.observed_revision, after.state) == (2, 0, Observed.NOTHING)
-    assert after.due_at == NOW
+    assert after.due_time == NOW
     assert find_alarm(row, outcome) is None
 
 
@@ -241,7 +243,7 @@ def test_aborted_with_a_revision_above_ours_is_raised_past_and_alarms() -> None:
     row = a_hold()._replace(lease_epoch=1)
     outcome = Overtaken(decided(row, Observed.HELD, 9, revision=41))
     after = record(row, 1, 1, outcome, NOW, RETRY)
-    assert (after.revision, after.observed_revision, after.due_at) == (42, 0, NOW)
+    assert (after.revision, after.observed_revision, after.due_time) == (42, 0, NOW)
     assert find_alarm(row, outcome) is not None
 
 
@@ -249,29 +251,29 @@ def test_a_settled_row_that_is_raised_past_a_revision_of_the_api_is_due_whoever_
     row = a_held()._replace(lease_epoch=2)
     after = record(row, 1, 1, Overtaken(decided(row, Observed.HELD, 9, revision=41)), NOW, RETRY)
     assert (after.revision, after.settled) == (42, False)
-    assert after.due_at == NOW
+    assert after.due_time == NOW
 
 
 def test_a_hold_is_renewed_half_to_three_quarters_into_what_is_left_of_it() -> None:
-    claimed = a_hold()._replace(lease_epoch=1, lease_until=LATER, due_at=LATER)
+    claimed = a_hold()._replace(lease_epoch=1, lease_expire_time=LATER, due_time=LATER)
     left = LATER - NOW
-    for spread, share in ((0.0, 0.5), (1.0, 0.75)):
-        after = record(claimed, 1, 1, held(claimed), NOW, RETRY, spread)
-        assert after.due_at == NOW + int(left * share)
+    for jitter, share in ((0.0, 0.5), (1.0, 0.75)):
+        after = record(claimed, 1, 1, held(claimed), NOW, RETRY, jitter)
+        assert after.due_time == NOW + int(left * share)
 
 
 @pytest.mark.parametrize("state", [Observed.REJECTED, Observed.RELEASED])
 def test_what_holds_nothing_is_not_asked_for_again_by_itself(state: Observed) -> None:
-    claimed = a_hold()._replace(lease_epoch=1, lease_until=LATER, due_at=LATER)
+    claimed = a_hold()._replace(lease_epoch=1, lease_expire_time=LATER, due_time=LATER)
     after = record(claimed, 1, 1, decided(claimed, state), NOW, RETRY)
-    assert (after.settled, after.due_at) == (True, None)
+    assert (after.settled, after.due_time) == (True, None)
 
 
 def test_a_hold_that_has_run_out_already_when_it_is_answered_is_asked_for_again_after_the_backoff() -> None:
-    claimed = a_hold()._replace(lease_epoch=1, lease_until=LATER, due_at=LATER)
+    claimed = a_hold()._replace(lease_epoch=1, lease_expire_time=LATER, due_time=LATER)
     answers = (replace(held(claimed), expire_time=NOW - SECOND), decided(claimed, Observed.EXPIRED))
     for answer in answers:
-        assert record(claimed, 1, 1, answer, NOW, RETRY).due_at == RETRY
+        assert record(claimed, 1, 1, answer, NOW, RETRY).due_time == RETRY
 
 
 def test_a_renewal_is_no_change_of_intent() -> None:
@@ -281,7 +283,7 @@ def test_a_renewal_is_no_change_of_intent() -> None:
 
 
 def test_what_is_over_has_a_finish_time_and_what_is_held_has_none() -> None:
-    claimed = a_hold()._replace(lease_epoch=1, lease_until=LATER, due_at=LATER)
+    claimed = a_hold()._replace(lease_epoch=1, lease_expire_time=LATER, due_time=LATER)
     assert record(claimed, 1, 1, held(claimed), NOW, RETRY).finish_time is None
     going = release(claimed, NOW)
     assert record(going, 2, 2, decided(going, Observed.RELEASED), NOW, RETRY).finish_time == NOW

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cart_grpc.carts.model import progress
-from cart_grpc.carts.protocol import hold, observe, record, release
-from cart_grpc.carts.reservation import (
+from cart_grpc.protocol.reservation import (
     Answer,
     Decision,
     Disposition,
@@ -17,6 +16,7 @@ from cart_grpc.carts.reservation import (
     Reservation,
     Silence,
 )
+from cart_grpc.protocol.transitions import hold, observe, record, release
 from tests.carts.examples import LATER, NOW, SECOND, a_hold, line_of
 
 QUANTITIES = st.integers(1, 6)
@@ -70,13 +70,13 @@ STEPS = st.lists(
 def take(row: Reservation, step: tuple[object, ...]) -> Reservation:
     """The row after one step; a step that is not allowed leaves it as it is."""
     match step:
-        case ("hold", int(quantity)) if not row.over and row.disposition is Disposition.HOLD:
+        case ("hold", int(quantity)) if not row.is_closed and row.disposition is Disposition.HOLD:
             return hold(row, quantity, NOW)
         case ("release",):
             return release(row, NOW)
-        case ("claim",) if row.due_at is not None:
+        case ("claim",) if row.due_time is not None:
             lease = NOW + SECOND
-            return row._replace(lease_epoch=row.lease_epoch + 1, lease_until=lease, due_at=lease)
+            return row._replace(lease_epoch=row.lease_epoch + 1, lease_expire_time=lease, due_time=lease)
         case ("record", int(sent), int(epoch), int(behind), answer) if sent < row.revision:
             assert isinstance(answer, Decision | Refusal | Overtaken | Silence)
             outcome = about(row, behind, answer)
@@ -94,7 +94,7 @@ def test_revisions_and_epochs_only_rise_and_no_row_is_stranded(steps: list[tuple
         assert row.observed_revision >= before.observed_revision
         assert row.lease_epoch >= before.lease_epoch
         assert row.observed_revision <= row.revision
-        assert row.settled or row.due_at is not None
+        assert row.settled or row.due_time is not None
         if row.observed_revision == before.observed_revision:
             assert (row.state, row.granted_quantity, row.reason) == (
                 before.state,
@@ -160,5 +160,5 @@ def test_who_brings_an_answer_makes_no_difference_to_what_is_observed_or_intende
     for step in steps:
         row = take(row, step)
     ours, overtaken = (record(row, epoch, sent, answer, NOW, LATER) for epoch in (row.lease_epoch, -1))
-    bookkeeping = {"due_at": None, "lease_until": None, "last_error": "", "finish_time": None}
+    bookkeeping = {"due_time": None, "lease_expire_time": None, "last_error": "", "finish_time": None}
     assert ours._replace(**bookkeeping) == overtaken._replace(**bookkeeping)  # type: ignore[arg-type]

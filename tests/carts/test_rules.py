@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from cart_grpc.carts import rules
-from cart_grpc.carts.changes import Addition, CartUpdate, Change, Contents, ItemUpdate, Terms, addition
+from cart_grpc.carts.calls import Addition, CartUpdate, Change, ItemUpdate, Limits, LoadedCart, addition
 from cart_grpc.carts.model import CartState, Money
-from cart_grpc.carts.protocol import observe, release
 from cart_grpc.carts.refusals import (
     AlreadyExists,
     CartClosed,
@@ -18,12 +17,13 @@ from cart_grpc.carts.refusals import (
     ItemNotFound,
     LimitExceeded,
 )
-from cart_grpc.carts.reservation import Disposition, Observed
+from cart_grpc.protocol.reservation import Disposition, Observed
+from cart_grpc.protocol.transitions import observe, release
 from tests.carts.examples import KEY, NOW, SECOND, SKU, decided, held, numbered_ids
 
-TERMS = Terms(max_quantity_per_add=100, max_quantity_per_item=10, max_items_per_cart=3, hold_ttl=600 * SECOND)
+TERMS = Limits(max_quantity_per_add=100, max_quantity_per_item=10, max_items_per_cart=3, hold_ttl=600 * SECOND)
 LATER = NOW + SECOND
-NOTHING = Contents(KEY, None, {}, frozenset())
+NOTHING = LoadedCart(KEY, None, {}, frozenset())
 new_id = numbered_ids()
 
 
@@ -31,21 +31,21 @@ def some(sku: str = SKU, quantity: int = 1, price: Money | None = None, **more: 
     return addition(sku, more.get("options", {}), quantity, price, more.get("labels"))
 
 
-def add(contents: Contents, *additions: Addition, etag: str = "", now: int = LATER) -> Change:
+def add(contents: LoadedCart, *additions: Addition, etag: str = "", now: int = LATER) -> Change:
     return rules.add_items(contents, additions, etag, TERMS, now, new_id)
 
 
-def contents_of(change: Change, releasing: Sequence[str] = ()) -> Contents:
+def contents_of(change: Change, releasing: Sequence[str] = ()) -> LoadedCart:
     lines = {line.item.item_id: line for line in change.lines}
-    return Contents(change.cart.key, change.cart, lines, frozenset(releasing))
+    return LoadedCart(change.cart.key, change.cart, lines, frozenset(releasing))
 
 
-def a_cart(*additions: Addition) -> Contents:
+def a_cart(*additions: Addition) -> LoadedCart:
     """The contents of a cart to which `additions` were made."""
     return contents_of(rules.add_items(NOTHING, additions or (some(),), "", TERMS, NOW, new_id))
 
 
-def settled(contents: Contents, state: Observed = Observed.HELD) -> Contents:
+def settled(contents: LoadedCart, state: Observed = Observed.HELD) -> LoadedCart:
     """The contents once every reservation was answered with `state`."""
     lines = {}
     for item_id, line in contents.lines.items():
@@ -55,7 +55,7 @@ def settled(contents: Contents, state: Observed = Observed.HELD) -> Contents:
     return contents._replace(lines=lines)
 
 
-def the_id(contents: Contents) -> str:
+def the_id(contents: LoadedCart) -> str:
     return next(iter(contents.lines))
 
 
@@ -63,7 +63,7 @@ def test_the_first_item_starts_the_cart_and_is_due_to_be_reserved() -> None:
     change = add(NOTHING, some(quantity=2))
     assert (change.cart.state, change.cart.revision, change.cart.etag_revision) == (CartState.ACTIVE, 1, 1)
     row = change.lines[0].reservation
-    assert (row.quantity, row.revision, row.due_at, row.ttl) == (2, 1, LATER, TERMS.hold_ttl)
+    assert (row.quantity, row.revision, row.due_time, row.ttl) == (2, 1, LATER, TERMS.hold_ttl)
     assert row.reservation_id == change.lines[0].item.reservation_id
 
 
@@ -126,12 +126,12 @@ def test_an_item_added_again_gets_a_new_reservation_that_waits_for_the_release_o
     again = add(contents_of(removed)._replace(releasing=frozenset({SKU})), some())
     row = again.lines[0].reservation
     assert row.reservation_id != removed.removed[0].reservation.reservation_id
-    assert (row.waiting, row.due_at, row.revision) == (True, None, 1)
+    assert (row.waiting, row.due_time, row.revision) == (True, None, 1)
 
 
 def test_a_release_of_another_sku_keeps_nobody_waiting() -> None:
     row = add(NOTHING._replace(releasing=frozenset({"filters"})), some()).lines[0].reservation
-    assert (row.waiting, row.due_at) == (False, LATER)
+    assert (row.waiting, row.due_time) == (False, LATER)
 
 
 @pytest.mark.parametrize("confirmed", [True, False])
@@ -235,7 +235,7 @@ def test_a_new_price_changes_the_subtotal_and_not_the_reservation() -> None:
 def test_a_retry_asks_again_under_a_higher_revision(state: Observed) -> None:
     before = settled(a_cart(some(quantity=2)), state)
     row = rules.retry_reservation(before, the_id(before), "", TERMS, LATER, new_id).lines[0].reservation
-    assert (row.revision, row.quantity, row.due_at) == (2, 2, LATER)
+    assert (row.revision, row.quantity, row.due_time) == (2, 2, LATER)
 
 
 @pytest.mark.parametrize("is_settled", [True, False])

@@ -4,13 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cart_grpc.carts import rules
-from cart_grpc.carts.changes import CartUpdate, Change, Contents, ItemUpdate, NewId, Terms, addition
+from cart_grpc.carts.calls import CartUpdate, Change, ItemUpdate, Limits, LoadedCart, NewId, addition
 from cart_grpc.carts.model import ENDED, Cart, Line, Money
 from cart_grpc.carts.refusals import Refused
-from cart_grpc.carts.reservation import Disposition, Reservation
+from cart_grpc.protocol.reservation import Disposition, Reservation
 from tests.carts.examples import KEY, NOW, numbered_ids
 
-TERMS = Terms(max_quantity_per_item=6, max_items_per_cart=3)
+TERMS = Limits(max_quantity_per_item=6, max_items_per_cart=3)
 SKUS = st.sampled_from(["a", "b", "c", "d"])
 PRICES = st.one_of(st.none(), st.builds(Money, st.sampled_from(["EUR", "EUR", "USD"]), st.integers(0, 9)))
 ADDITIONS = st.builds(
@@ -49,7 +49,7 @@ class Shelf:
 
     def call(self, call: tuple[object, ...], new_id: NewId) -> Change:
         """Raises Refused."""
-        change = decide(Contents(KEY, self.cart, dict(self.lines), frozenset()), call, new_id)
+        change = decide(LoadedCart(KEY, self.cart, dict(self.lines), frozenset()), call, new_id)
         self.cart = change.cart
         for line in change.removed:
             del self.lines[line.item.item_id]
@@ -59,7 +59,7 @@ class Shelf:
         return change
 
 
-def decide(contents: Contents, call: tuple[object, ...], new_id: NewId) -> Change:
+def decide(contents: LoadedCart, call: tuple[object, ...], new_id: NewId) -> Change:
     item_ids = [*contents.lines, "", "", ""]
     match call:
         case ("add", list(additions)):

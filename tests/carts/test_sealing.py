@@ -3,8 +3,8 @@
 import pytest
 
 from cart_grpc.carts.model import ProgressState, progress
-from cart_grpc.carts.protocol import hold, next_intent, observe, record, release, seal
-from cart_grpc.carts.reservation import Disposition, Observed, Refusal, Reservation
+from cart_grpc.protocol.reservation import Disposition, Observed, Refusal, Reservation
+from cart_grpc.protocol.transitions import hold, next_intent, observe, record, release, seal
 from tests.carts.examples import LATER, NOW, SECOND, a_held, a_hold, decided, held, line_of
 
 REFUSED = Refusal("NOT_FOUND", "no such sku")
@@ -22,7 +22,7 @@ def shown(row: Reservation, quantity: int) -> ProgressState:
 
 def test_without_a_grant_a_refusal_is_sealed_with_a_release_and_shown_only_once_that_is_observed() -> None:
     sealed = refuse(a_hold(2))
-    assert (sealed.disposition, sealed.revision, sealed.due_at) == (Disposition.RELEASE, 2, NOW)
+    assert (sealed.disposition, sealed.revision, sealed.due_time) == (Disposition.RELEASE, 2, NOW)
     assert shown(sealed, 2) is ProgressState.PENDING
     after = record(sealed, sealed.lease_epoch, 2, decided(sealed, Observed.RELEASED), NOW, RETRY)
     seen = progress(line_of(after, 2), NOW)
@@ -34,7 +34,7 @@ def test_with_a_grant_a_refusal_is_sealed_with_a_hold_of_what_is_granted() -> No
     intent = next_intent(sealed)
     assert intent is not None
     assert (intent.disposition, intent.quantity, intent.revision) == (Disposition.HOLD, 2, 3)
-    assert (shown(sealed, 5), sealed.due_at) == (ProgressState.PENDING, NOW)
+    assert (shown(sealed, 5), sealed.due_time) == (ProgressState.PENDING, NOW)
     seen = progress(line_of(observe(sealed, held(sealed)), 5), NOW)
     assert (seen.state, seen.reason, seen.reserved_quantity) == (ProgressState.REJECTED, "NOT_FOUND", 2)
 
@@ -62,7 +62,7 @@ def test_a_release_that_is_refused_is_tried_again_later_under_the_same_revision(
     released = release(a_held(2), NOW)
     after = refuse(released)
     assert next_intent(after) == next_intent(released)
-    assert (after.due_at, after.settled) == (RETRY, False)
+    assert (after.due_time, after.settled) == (RETRY, False)
     assert after.last_error == "NOT_FOUND: no such sku"
 
 
@@ -70,7 +70,7 @@ def test_a_refusal_of_an_old_revision_seals_nothing_and_the_new_one_is_due_at_on
     changed = hold(a_hold(2), 5, NOW)
     after = refuse(changed, sent=1)
     assert next_intent(after) == next_intent(changed)
-    assert (after.refused_reason, after.due_at) == ("", NOW)
+    assert (after.refused_reason, after.due_time) == ("", NOW)
 
 
 def test_a_refusal_that_arrives_after_the_decision_seals_nothing() -> None:
@@ -81,13 +81,13 @@ def test_a_refusal_that_arrives_after_the_decision_seals_nothing() -> None:
 def test_a_refused_commit_is_not_undone() -> None:
     committing = a_held(2)._replace(disposition=Disposition.COMMIT, revision=2)
     after = refuse(committing)
-    assert (after.disposition, after.revision, after.due_at) == (Disposition.COMMIT, 2, RETRY)
+    assert (after.disposition, after.revision, after.due_time) == (Disposition.COMMIT, 2, RETRY)
 
 
 def test_a_seal_ends_the_lease_of_the_call_that_was_refused() -> None:
-    leased = hold(a_held(2), 5, NOW)._replace(lease_epoch=3, lease_until=LATER, due_at=LATER)
+    leased = hold(a_held(2), 5, NOW)._replace(lease_epoch=3, lease_expire_time=LATER, due_time=LATER)
     sealed = seal(leased, "NOT_FOUND", NOW)
-    assert (sealed.lease_until, sealed.due_at) == (None, NOW)
+    assert (sealed.lease_expire_time, sealed.due_time) == (None, NOW)
 
 
 def test_a_caller_who_changes_the_quantity_again_gets_a_new_chance() -> None:

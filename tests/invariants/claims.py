@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from cart_grpc.carts.reservation import Reservation
+from cart_grpc.protocol.reservation import Reservation
 from tests.invariants.history import ClaimAction, ClaimEvent
 
 _OWN = frozenset({ClaimAction.EXTENDED, ClaimAction.RECORDED, ClaimAction.HANDED_BACK})
@@ -40,7 +40,7 @@ class _Claim:
             case _:
                 pass
         self.epoch = max(self.epoch, event.epoch)
-        self.until = event.lease_until or 0
+        self.until = event.lease_expire_time or 0
 
 
 def find_record(
@@ -49,9 +49,13 @@ def find_record(
     """What a record for the claim `claimed` did to the claim in force, None where it left it alone."""
 
     def event(action: ClaimAction, epoch: int) -> ClaimEvent:
-        return ClaimEvent(time, after.reservation_id, epoch, owner, action, after.lease_until)
+        return ClaimEvent(time, after.reservation_id, epoch, owner, action, after.lease_expire_time)
 
-    if (after.due_at, after.lease_until, after.attempt) == (before.due_at, before.lease_until, before.attempt):
+    if (after.due_time, after.lease_expire_time, after.attempt_count) == (
+        before.due_time,
+        before.lease_expire_time,
+        before.attempt_count,
+    ):
         return None
     if claimed.lease_epoch != before.lease_epoch and (after.settled or after.revision > before.revision):
         return event(ClaimAction.OVERTAKEN, after.lease_epoch)

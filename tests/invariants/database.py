@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection, select
 
-from cart_grpc.carts.names import UserKey
+from cart_grpc.names import UserKey
 from cart_grpc.store import rows, schema
 from tests.invariants.history import Dump
 

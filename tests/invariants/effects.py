@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cart_grpc.carts.model import Item, Line, Progress, ProgressState, progress
-from cart_grpc.carts.reservation import FINAL, Observed, Reservation
-from cart_grpc.reservations.simulator.stock import Levels
+from cart_grpc.protocol.reservation import FINAL, Observed, Reservation
+from cart_grpc.simulator.stock import Levels
 from tests.invariants.history import Dump, Effect
 from tests.invariants.operations import Operation
 

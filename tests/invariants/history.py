@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from cart_grpc.carts.model import Cart, Item
-from cart_grpc.carts.reservation import Disposition, Observed, Reservation
-from cart_grpc.reservations.simulator.stock import Decided, Entry
+from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
+from cart_grpc.simulator.stock import Decided, Entry
 
 
 class Outcome(Enum):
@@ -93,9 +93,9 @@ class ClaimAction(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ClaimEvent:
-    """`owner` did `action` under the claim `epoch`; `lease_until` where it has the claim from then on.
+    """`owner` did `action` under the claim `epoch`; `lease_expire_time` where it has the claim from then on.
 
-    RECORDED means that the bookkeeping (`due_at`, `lease_until`, `attempt`) was written, not that a decision was
+    RECORDED means that the bookkeeping (`due_time`, `lease_expire_time`, `attempt`) was written, not that a decision was
     joined in, which any epoch may.
     """
 
@@ -104,7 +104,7 @@ class ClaimEvent:
     epoch: int
     owner: str
     action: ClaimAction
-    lease_until: int | None = None
+    lease_expire_time: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cart.v1 import cart_service_pb2
+from cartgrpc.v1 import cart_service_pb2
 from google.protobuf.message import Message
 
 from cart_grpc.carts.model import ENDED, Cart, CartState
-from cart_grpc.carts.names import item_id_of
+from cart_grpc.names import item_id_of
 from tests.invariants.history import Call, Outcome, Written
 
 FOREVER = 1 << 62

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from cart_grpc.carts.reservation import Reservation
+from cart_grpc.protocol.reservation import Reservation
 from tests.invariants.history import Delivery, Written
 
 SECOND = 1_000_000

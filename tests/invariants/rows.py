@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from cart_grpc.carts.model import ENDED, Cart, Item
-from cart_grpc.carts.reservation import FINAL, Disposition, Reservation
+from cart_grpc.protocol.reservation import FINAL, Disposition, Reservation
 from tests.invariants.history import Dump, Written
 from tests.invariants.operations import Operation
 
@@ -102,9 +102,9 @@ def check_settled(dump: Dump) -> list[str]:
             violations.append(f"{row.reservation_id} was never answered for its last intent: {row}")
         elif row.waiting:
             violations.append(f"{row.reservation_id} waits for nothing: {row}")
-        elif row.lease_until is not None:
+        elif row.lease_expire_time is not None:
             violations.append(f"{row.reservation_id} is settled, and still claimed: {row}")
-        elif row.due_at is not None and not row.granted_quantity:
+        elif row.due_time is not None and not row.granted_quantity:
             violations.append(f"{row.reservation_id} is due, though it holds nothing that could be renewed: {row}")
     return violations
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cart_grpc.reservations.simulator.stock import Levels
+from cart_grpc.simulator.stock import Levels
 from tests.invariants.callers import check_durable, check_replays
 from tests.invariants.claims import check_claims
 from tests.invariants.effects import (

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.duration_pb2 import Duration
 
 from cart_grpc.carts.model import Cart, CartState
-from cart_grpc.carts.reservation import Disposition, Observed
+from cart_grpc.protocol.reservation import Disposition, Observed
 from tests.carts.examples import KEY, NOW
 from tests.invariants.callers import check_replays
 from tests.invariants.effects import check_one_live

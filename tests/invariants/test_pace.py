@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from cart_grpc.carts.reservation import Observed, Reservation
+from cart_grpc.protocol.reservation import Observed, Reservation
 from tests.carts.examples import a_held, a_hold
 from tests.invariants.history import Delivery, Written
 from tests.invariants.pace import check_backlog, check_calls, check_ends, check_probes

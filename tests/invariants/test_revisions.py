@@ -4,11 +4,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cart_grpc.carts.names import item_id_of
+from cart_grpc.names import item_id_of
 from tests.invariants.operations import Operation
 from tests.invariants.revisions import check_revisions
 

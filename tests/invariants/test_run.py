@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cart_grpc.carts.model import CartState
-from cart_grpc.carts.reservation import Observed
+from cart_grpc.protocol.reservation import Observed
 from tests.invariants.history import ClaimAction
 from tests.invariants.mutations import of_callers, of_effects, of_order, of_rows, of_tables
 from tests.invariants.mutations.registry import MUTATIONS, Nothing

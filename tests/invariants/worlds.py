@@ -5,32 +5,34 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 
-from cart_grpc.carts.changes import Terms
+from cart_grpc.carts.calls import Limits
 from cart_grpc.carts.model import Cart
-from cart_grpc.carts.names import CartKey, find_cart, item_id_of
-from cart_grpc.carts.protocol import next_intent
 from cart_grpc.carts.refusals import Refused
-from cart_grpc.carts.reservation import Decision, Overtaken, Refusal, Reservation, Silence
-from cart_grpc.reservations.simulator.errors import Stale
-from cart_grpc.reservations.simulator.rules import Record as Decided
-from cart_grpc.reservations.simulator.stock import Entry, Stock
+from cart_grpc.commands.expire import Expire
+from cart_grpc.commands.mutation import Mutation
+from cart_grpc.commands.record import Record
+from cart_grpc.commands.unit_of_work import UnitOfWork
+from cart_grpc.names import CartKey, find_cart, item_id_of
+from cart_grpc.protocol.reservation import Decision, Overtaken, Refusal, Reservation, Silence
+from cart_grpc.protocol.transitions import next_intent
 from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.rpc.status import CODES
-from cart_grpc.store.cart_text import CartText, Stamp
-from cart_grpc.store.commands import Expire, Mutation, Record
-from cart_grpc.store.working import Working
+from cart_grpc.simulator.errors import Stale
+from cart_grpc.simulator.rules import Record as Decided
+from cart_grpc.simulator.stock import Entry, Stock
+from cart_grpc.store.read.cart_json import CacheValidator, CartJson
 from tests.invariants.claims import find_record
 from tests.invariants.history import Call, ClaimAction, ClaimEvent, Dump, Outcome, Written, effects_of
 from tests.invariants.run import Run
-from tests.store.texts import cart_text
+from tests.store.texts import cart_json
 
 SECOND = 1_000_000
 LEASE = 15 * SECOND
 STOCK = {"beans": 10_000, "filters": 10_000, "scarce": 6}
 CARTS = ("users/a/carts/one", "users/a/carts/two", "users/b/carts/one")
-TERMS = Terms(hold_ttl=60 * SECOND, cart_ttl=3_600 * SECOND)
+TERMS = Limits(hold_ttl=60 * SECOND, cart_ttl=3_600 * SECOND)
 
 
 class World:
@@ -40,7 +42,7 @@ class World:
         self.numbers = random.Random(str(seed))
         self.now = 1_000_000 * SECOND
         self._count = 0
-        self._working = Working()
+        self._working = UnitOfWork()
         self._entries: list[Entry] = []
         self._stock = Stock(STOCK, default_total=0, log=self._entries.append)
         self._service = CartService(self, TERMS)  # type: ignore[arg-type]  # the store of a service that never waits
@@ -57,13 +59,13 @@ class World:
         reply: bytes = self._write(mutation)
         return reply
 
-    async def find_text(self, key: CartKey, _: Stamp | None = None) -> CartText | None:
+    async def find_json(self, key: CartKey, _: CacheValidator | None = None) -> CartJson | None:
         cart = self._working.carts.get(key)
         if cart is None:
             return None
         lines = list(self._working.contents(key, None, ()).lines.values())
         reconciling = any(line.reservation.reconciling for line in lines)
-        return cart_text(cart, lines, self.now, reconciling=reconciling)
+        return cart_json(cart, lines, self.now, reconciling=reconciling)
 
     def _write(self, command: Any) -> Any:
         """Run one command, and note which rows it wrote and whose claims it took away."""
@@ -90,7 +92,9 @@ class World:
         return answer
 
     def _claim_event(self, row: Reservation, action: ClaimAction, owner: str) -> None:
-        self._claims.append(ClaimEvent(self.now, row.reservation_id, row.lease_epoch, owner, action, row.lease_until))
+        self._claims.append(
+            ClaimEvent(self.now, row.reservation_id, row.lease_epoch, owner, action, row.lease_expire_time)
+        )
 
     def _new_id(self) -> str:
         self._count += 1
@@ -173,16 +177,18 @@ class World:
             self._call(cart, rpc, request)
 
     def _claim(self) -> None:
-        due = [row for row in self._working.reservations.values() if row.due_at is not None and row.due_at <= self.now]
+        due = [
+            row for row in self._working.reservations.values() if row.due_time is not None and row.due_time <= self.now
+        ]
         if not due:
             return
         row = self.numbers.choice(due)
         claimed = row._replace(
             revision=row.revision + row.settled,
             lease_epoch=row.lease_epoch + 1,
-            attempt=row.attempt + 1,
-            lease_until=self.now + LEASE,
-            due_at=self.now + LEASE,
+            attempt_count=row.attempt_count + 1,
+            lease_expire_time=self.now + LEASE,
+            due_time=self.now + LEASE,
         )
         self._put(claimed, ClaimAction.CLAIMED)
         self._claimed.append(claimed)
@@ -197,11 +203,11 @@ class World:
         """The call for a claim takes effect, or does not, and its outcome is recorded, or the claim is handed back."""
         row = self._working.reservations[claimed.reservation_id]
         kind = self.numbers.random()
-        if kind < 0.1 and row.lease_epoch == claimed.lease_epoch and row.lease_until is not None:
-            self._put(row._replace(lease_until=None, due_at=self.now), ClaimAction.HANDED_BACK)
+        if kind < 0.1 and row.lease_epoch == claimed.lease_epoch and row.lease_expire_time is not None:
+            self._put(row._replace(lease_expire_time=None, due_time=self.now), ClaimAction.HANDED_BACK)
             return
-        if kind < 0.2 and row.lease_epoch == claimed.lease_epoch and row.lease_until is not None:
-            self._put(row._replace(lease_until=self.now + LEASE, due_at=self.now + LEASE), ClaimAction.EXTENDED)
+        if kind < 0.2 and row.lease_epoch == claimed.lease_epoch and row.lease_expire_time is not None:
+            self._put(row._replace(lease_expire_time=self.now + LEASE, due_time=self.now + LEASE), ClaimAction.EXTENDED)
         self._write(Record(claimed, self._answer(claimed), retry_delay=self.numbers.randint(0, SECOND)))
 
     def _answer(self, claimed: Reservation) -> Decision | Overtaken | Refusal | Silence:
@@ -237,7 +243,7 @@ class World:
 
     def _at_rest(self, row: Reservation) -> bool:
         margin = 10 * SECOND
-        return row.settled and (row.due_at is None or (row.expire_time or 0) > self.now + margin)
+        return row.settled and (row.due_time is None or (row.expire_time or 0) > self.now + margin)
 
     def run(self, steps: int) -> Run:
         """The history of so many steps and of what it took to come to rest."""

@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import grpc
-from cart.v1 import cart_service_pb2_grpc
+from cartgrpc.simulator.v1 import simulator_pb2, simulator_pb2_grpc
+from cartgrpc.v1 import cart_service_pb2_grpc
 from google.protobuf.duration_pb2 import Duration
-from reservation.v1 import simulator_pb2, simulator_pb2_grpc
 
 from tests.service.conftest import Replica
 

@@ -17,8 +17,11 @@ from typing import Any
 from sqlalchemy import Connection
 
 from cart_grpc import cli
-from cart_grpc.reservations.grpc_api import GrpcReservationApi
-from cart_grpc.store.commands import Claim, Expire, Extend, HandBack, Mutation, Purge, Record
+from cart_grpc.commands.bulk import Claim, Extend, HandBack, Purge
+from cart_grpc.commands.expire import Expire
+from cart_grpc.commands.mutation import Mutation
+from cart_grpc.commands.record import Record
+from cart_grpc.reservation_api.grpc_api import GrpcReservationApi
 from cart_grpc.store.engine import PostgresqlEngine, SqliteEngine
 from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.store import Store

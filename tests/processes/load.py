@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import grpc
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.message import Message
 
 from tests.invariants.history import Call, Outcome
@@ -72,7 +72,7 @@ class Caller:
         """The bytes that answer `request`, sent again until they come. Raises AioRpcError for a refusal."""
         while True:
             channel = await self._connected()
-            send: Any = channel.unary_unary(f"/cart.v1.CartService/{method}")
+            send: Any = channel.unary_unary(f"/cartgrpc.v1.CartService/{method}")
             attempt = Call(cart, method, request, request_id, _now(), 0, Outcome.UNKNOWN)
             try:
                 reply: bytes = await send(request, timeout=5)

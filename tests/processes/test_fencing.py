@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from sqlalchemy import Connection, select
 
 from cart_grpc import app
-from cart_grpc.carts.reservation import Observed
-from cart_grpc.reservations import transports
-from cart_grpc.reservations.api import UNRECORDED, Answer, Attempt, Intent, ReservationApi
-from cart_grpc.reservations.reconciler import Reconciler, ReconcilerConfig
-from cart_grpc.reservations.simulator.faults import Faults
-from cart_grpc.reservations.simulator.server import SimulatorServer
-from cart_grpc.reservations.simulator.simulator import Simulator
-from cart_grpc.reservations.simulator.stock import Stock
+from cart_grpc.background.reconciler import Reconciler, ReconcilerConfig
+from cart_grpc.protocol.reservation import Observed
+from cart_grpc.reservation_api import transports
+from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, Intent, ReservationApi
 from cart_grpc.settings import Settings
+from cart_grpc.simulator.faults import Faults
+from cart_grpc.simulator.server import SimulatorServer
+from cart_grpc.simulator.simulator import Simulator
+from cart_grpc.simulator.stock import Stock
 from cart_grpc.store import schema
 from tests.gate import Gate
 from tests.service.conftest import Replica, running_replica
@@ -279,7 +279,7 @@ async def test_two_replicas_share_the_work_and_call_once_for_each(pair: Pair) ->
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
     rows = await pair.rows()
-    assert {(row.state, row.lease_epoch, row.attempt) for row in rows} == {(Observed.HELD, 1, 1)}
+    assert {(row.state, row.lease_epoch, row.attempt_count) for row in rows} == {(Observed.HELD, 1, 1)}
     assert pair.one.simulator.call_count + pair.two.simulator.call_count == 100
 
 

@@ -42,8 +42,8 @@ async def test_the_readmes_calls_lead_to_reserved_items(programs: Programs) -> N
     options = ("--simulator-listen", "127.0.0.1:0", "--latency", "300ms")
     program = programs.start("dev", *options, listen="127.0.0.1:0", database_url="sqlite:///cart.db")
     addresses = {
-        "url": f"http://{(await program.says(LISTENS))[1]}/cart.v1.CartService",
-        "sim": f"http://{(await program.says(SIMULATES))[1]}/reservation.v1.SimulatorService",
+        "url": f"http://{(await program.says(LISTENS))[1]}/cartgrpc.v1.CartService",
+        "sim": f"http://{(await program.says(SIMULATES))[1]}/cartgrpc.simulator.v1.SimulatorService",
     }
     calls = list(CALL.finditer(README))
     assert [match["method"] for match in calls].count("AddItem") >= 3

@@ -6,7 +6,7 @@ import time
 from contextlib import AsyncExitStack
 
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 
 from tests.processes.harness import LISTENS, Programs, connected
 from tests.service.conftest import Replica

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.duration_pb2 import Duration
 
 from tests.invariants.history import Outcome

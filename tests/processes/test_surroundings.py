@@ -48,7 +48,7 @@ async def refused(client: Replica, cart: str) -> tuple[grpc.StatusCode, str]:
 async def until_health(client: Replica, wanted: int) -> None:
     """Return once the server says that it is `wanted`."""
     stub = health_pb2_grpc.HealthStub(client.channel)
-    request = health_pb2.HealthCheckRequest(service="cart.v1.CartService")
+    request = health_pb2.HealthCheckRequest(service="cartgrpc.v1.CartService")
     async with asyncio.timeout(20):
         while (await stub.Check(request)).status != wanted:  # type: ignore[attr-defined]
             await asyncio.sleep(0.02)

@@ -15,10 +15,10 @@ ITEMS = 20
 
 # Every claim, by the database's own clock: what the one before it was promised, and when the next one was made.
 WATCH = (
-    "CREATE TABLE seen_claims (reservation_id text, lease_until bigint, claimed_at bigint)",
+    "CREATE TABLE seen_claims (reservation_id text, lease_expire_time bigint, claimed_at bigint)",
     """CREATE FUNCTION see_claim() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         INSERT INTO seen_claims VALUES
-            (NEW.reservation_id, OLD.lease_until, floor(extract(epoch FROM clock_timestamp()) * 1000000));
+            (NEW.reservation_id, OLD.lease_expire_time, floor(extract(epoch FROM clock_timestamp()) * 1000000));
         RETURN NULL; END $$""",
     """CREATE TRIGGER see_claim AFTER UPDATE ON reservations FOR EACH ROW
         WHEN (NEW.lease_epoch > OLD.lease_epoch) EXECUTE FUNCTION see_claim()""",
@@ -53,8 +53,8 @@ async def test_claims_pass_on_when_their_lease_ends_and_within_a_second(
         lost.send(by)
         # Its own calls hang: what arrives now was claimed by the other.
         await simulated.until_called(2 * ITEMS)
-        rows = (await connection.execute(text("SELECT * FROM seen_claims WHERE lease_until IS NOT NULL"))).all()
+        rows = (await connection.execute(text("SELECT * FROM seen_claims WHERE lease_expire_time IS NOT NULL"))).all()
         assert len({row.reservation_id for row in rows}) == len(rows) == ITEMS
         for row in rows:
-            assert row.lease_until <= row.claimed_at <= row.lease_until + SECOND
+            assert row.lease_expire_time <= row.claimed_at <= row.lease_expire_time + SECOND
     assert programs.complaints() == []

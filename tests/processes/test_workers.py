@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 
 import psutil
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cart_grpc.app import StartupError

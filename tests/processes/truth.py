@@ -8,9 +8,9 @@ from pathlib import Path
 from sqlalchemy import Connection, select
 
 from cart_grpc import app
-from cart_grpc.reservations.simulator.journal import Journal
-from cart_grpc.reservations.simulator.stock import Levels
 from cart_grpc.settings import Settings
+from cart_grpc.simulator.journal import Journal
+from cart_grpc.simulator.stock import Levels
 from tests.invariants.database import read_dump
 from tests.invariants.history import Dump, Effect, Outcome, effects_of
 from tests.invariants.run import Run, check_run

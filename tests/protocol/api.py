@@ -1,13 +1,13 @@
-"""The Reservation API of the worlds: rule 1 of `reservation.v1`, around the simulator's own rules 2 to 5.
+"""The Reservation API of the worlds: rule 1 of `cartgrpc.reservation.v1`, around the simulator's own rules 2 to 5.
 
 Each function may be replaced by a mutant.
 """
 
 from dataclasses import replace
 
-from cart_grpc.carts.reservation import Answer, Decision, Intent, Overtaken, Refusal
-from cart_grpc.reservations.simulator import rules
-from cart_grpc.reservations.simulator.rules import Record
+from cart_grpc.protocol.reservation import Answer, Decision, Intent, Overtaken, Refusal
+from cart_grpc.simulator import rules
+from cart_grpc.simulator.rules import Record
 from tests.protocol.worlds import lapsed
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from cart_grpc.carts import protocol
 from cart_grpc.carts.model import Progress, ProgressState
-from cart_grpc.carts.reservation import Intent, Observed, Overtaken, Refusal, Reservation, Silence
-from cart_grpc.reservations.simulator.rules import Record
+from cart_grpc.protocol import transitions
+from cart_grpc.protocol.reservation import Intent, Observed, Overtaken, Refusal, Reservation, Silence
+from cart_grpc.simulator.rules import Record
 from tests.protocol import api, practice, promises
 from tests.protocol.explorer import Step
 from tests.protocol.worlds import (
@@ -120,7 +120,7 @@ class ItemModel:
 
     def _what_is_due(self, number: int) -> int:
         row = self._rows[number]
-        intent = protocol.next_intent(row) if row.due_at is not None else None
+        intent = transitions.next_intent(row) if row.due_time is not None else None
         return self._sent.add(0, intent) if intent else 0
 
     def _put(self, item: Item, which: int, row: int) -> Item:
@@ -157,7 +157,7 @@ class ItemModel:
 
     def _renew(self, item: Item, which: int, lane: Lane) -> Iterator[ItemStep]:
         row = self._rows[lane.row]
-        if row.due_at is None or not row.settled or not self._may_renew(row):
+        if row.due_time is None or not row.settled or not self._may_renew(row):
             return
         for claimed in practice.claims(row, [intent for _, intent in self._sent.members(lane.sent)]):
             broken = promises.broken_by_claiming(row, claimed, item.wanted)
@@ -205,12 +205,14 @@ class ItemModel:
         rows = self._rows_of(after)
         if any(row.waiting for row in rows) and not any(row.releasing for row in rows):
             for index, waiting in enumerate(rows):
-                after = self._put(after, index, self._row(protocol.unblock(waiting, 0))) if waiting.waiting else after
+                after = (
+                    self._put(after, index, self._row(transitions.unblock(waiting, 0))) if waiting.waiting else after
+                )
         return step._replace(after=after, broken=broken)
 
     def _join(self, before: int, number: int) -> tuple[int, str | None]:
         row, told = self._rows[before], self._told[number]
-        after = protocol.record(row, 0, told.revision, told.outcome, 0, 0)
+        after = transitions.record(row, 0, told.revision, told.outcome, 0, 0)
         broken = promises.broken_by_recording(row, after) or promises.broken_by_answering(row, told.outcome)
         return self._row(after), broken
 
@@ -220,14 +222,14 @@ class ItemModel:
         if row.state is Observed.COMMITTED:
             return
         if item.wanted:
-            yield from self._change("remove", item, 0, partial(protocol.release, row, 0))
+            yield from self._change("remove", item, 0, partial(transitions.release, row, 0))
         for quantity in self._bounds.quantities:
             if quantity == item.wanted and self.shown(item).state is not ProgressState.REJECTED:
                 continue
-            if row.over:
+            if row.is_closed:
                 yield from self._put_in_again(item, practice.put_in_again(rows, quantity), quantity)
             elif row.revision % practice.STRIDE < self._bounds.changed:
-                yield from self._change(f"want {quantity}", item, quantity, partial(protocol.hold, row, quantity, 0))
+                yield from self._change(f"want {quantity}", item, quantity, partial(transitions.hold, row, quantity, 0))
 
     def _put_in_again(self, item: Item, rows: Sequence[Reservation], wanted: int) -> Iterator[ItemStep]:
         if len(rows) > self._bounds.ids:

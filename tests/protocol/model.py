@@ -9,9 +9,9 @@ out. The database may be lost and restored from a backup.
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from cart_grpc.carts import protocol
 from cart_grpc.carts.model import ProgressState
-from cart_grpc.carts.reservation import Disposition, Observed, Reservation
+from cart_grpc.protocol import transitions
+from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from tests.protocol import practice, promises
 from tests.protocol.explorer import Step
 from tests.protocol.items import ItemModel, ItemStep
@@ -81,11 +81,11 @@ class CartModel:
             if begin is Phase.CHECKING_OUT and reserved:
                 yield from self._turn("begin checkout", world, begin, practice.extend)
             elif begin is Phase.COMPLETING and all(wanted for _, wanted in lasts):
-                yield from self._turn("commit", world, begin, partial(protocol.commit, now=0))
+                yield from self._turn("commit", world, begin, partial(transitions.commit, now=0))
         elif world.phase is Phase.CHECKING_OUT:
             yield Step("cancel checkout", True, world._replace(phase=Phase.OPEN))
             if all(practice.can_complete(row, wanted) for row, wanted in lasts):
-                yield from self._turn("complete checkout", world, Phase.COMPLETING, partial(protocol.commit, now=0))
+                yield from self._turn("complete checkout", world, Phase.COMPLETING, partial(transitions.commit, now=0))
         elif world.phase is Phase.COMPLETING and all(row.settled for row, _ in lasts):
             sold = all(row.state is Observed.COMMITTED for row, _ in lasts)
             text = "checked out" if sold else "the checkout has failed"

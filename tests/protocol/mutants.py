@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cart_grpc.carts import protocol
 from cart_grpc.carts.model import Progress, ProgressState
-from cart_grpc.carts.reservation import (
+from cart_grpc.protocol import transitions
+from cart_grpc.protocol.reservation import (
     FINAL,
     Decision,
     Disposition,
@@ -20,12 +20,12 @@ from cart_grpc.carts.reservation import (
     Reservation,
     Silence,
 )
-from cart_grpc.reservations.simulator.rules import Record
+from cart_grpc.simulator.rules import Record
 from tests.protocol import api, practice
 from tests.protocol.worlds import LASTING, made
 
-_hold, _release = protocol.hold, protocol.release
-_observe, _record, _seal = protocol.observe, protocol.record, protocol.seal
+_hold, _release = transitions.hold, transitions.release
+_observe, _record, _seal = transitions.observe, transitions.record, transitions.seal
 _apply, _decide = api.apply, api.decide
 _shown, _claims, _restore = practice.shown, practice.claims, practice.restore
 
@@ -49,7 +49,7 @@ def grant_nothing_when_rejected(row: Reservation, decision: Decision) -> Reserva
 def conclude_that_nothing_was_sent(row: Reservation, now: int) -> Reservation:
     released = _release(row, now)
     nothing = row.observed_revision == 0
-    return released._replace(observed_revision=released.revision, due_at=None) if nothing else released
+    return released._replace(observed_revision=released.revision, due_time=None) if nothing else released
 
 
 def release_under_the_revision_that_is_unanswered(row: Reservation, now: int) -> Reservation:
@@ -87,12 +87,12 @@ def take_silence_for_refusal(row: Reservation, epoch: int, sent: int, outcome: A
     if not isinstance(outcome, Silence):
         return _record(row, epoch, sent, outcome, *times)
     after = _record(row, epoch, sent, Refusal("TIMEOUT", ""), *times)
-    return after._replace(observed_revision=after.revision, due_at=None)
+    return after._replace(observed_revision=after.revision, due_time=None)
 
 
 def take_aborted_for_done(row: Reservation, epoch: int, sent: int, outcome: Any, *times: int) -> Reservation:
     if isinstance(outcome, Overtaken):
-        return row._replace(observed_revision=row.revision, due_at=None)
+        return row._replace(observed_revision=row.revision, due_time=None)
     return _record(row, epoch, sent, outcome, *times)
 
 

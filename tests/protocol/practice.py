@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from cart_grpc.carts import protocol
 from cart_grpc.carts.model import Progress, ProgressState, progress
-from cart_grpc.carts.reservation import FINAL, Intent, Reservation
+from cart_grpc.protocol import transitions
+from cart_grpc.protocol.reservation import FINAL, Intent, Reservation
 from tests.carts.examples import line_of
 from tests.protocol.claims import claim
 from tests.protocol.worlds import LASTING, TICK, made
@@ -30,7 +30,7 @@ def put_in_again(rows: Sequence[Reservation], quantity: int) -> Sequence[Reserva
 
 def extend(row: Reservation) -> Reservation:
     """Raise a hold so that it outlasts the window of a checkout."""
-    return protocol.hold(row, row.quantity, 0)._replace(ttl=LASTING)
+    return transitions.hold(row, row.quantity, 0)._replace(ttl=LASTING)
 
 
 def can_complete(row: Reservation, wanted: int) -> bool:
@@ -43,5 +43,5 @@ def restore(row: Reservation) -> Reservation:
     if row.settled and row.state in FINAL:
         return row
     revision = row.revision + STRIDE
-    due_at = None if row.waiting else 0
-    return row._replace(revision=revision, intent_revision=revision, least_quantity=0, due_at=due_at)
+    due_time = None if row.waiting else 0
+    return row._replace(revision=revision, intent_revision=revision, least_quantity=0, due_time=due_time)

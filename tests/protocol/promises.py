@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from cart_grpc.carts import protocol
 from cart_grpc.carts.model import Progress, ProgressState
-from cart_grpc.carts.reservation import FINAL, Answer, Decision, Disposition, Intent, Observed, Reservation, Silence
-from cart_grpc.reservations.simulator.rules import Record
+from cart_grpc.protocol import transitions
+from cart_grpc.protocol.reservation import FINAL, Answer, Decision, Disposition, Intent, Observed, Reservation, Silence
+from cart_grpc.simulator.rules import Record
 from tests.protocol import api, practice
 from tests.protocol.worlds import STOCK, lapsed
 
@@ -42,7 +42,7 @@ def broken_by_stock(rows: Sequence[Reservation], records: Records, elsewhere: in
                 yield SOLD_ANYWAY
         elif released and row.settled and record and record.granted:
             yield LEAKED
-        if row.due_at is None and not (row.settled or row.waiting):
+        if row.due_time is None and not (row.settled or row.waiting):
             yield STRANDED
 
 
@@ -72,7 +72,7 @@ def broken_by_answering(row: Reservation, outcome: Answer | Silence) -> str | No
     """Whoever is told of a sale that nobody wanted hears of it."""
     unwanted = row.disposition is not Disposition.COMMIT and row.state is not Observed.COMMITTED
     sold = isinstance(outcome, Decision) and outcome.state is Observed.COMMITTED
-    return UNHEARD if unwanted and sold and protocol.find_alarm(row, outcome) is None else None
+    return UNHEARD if unwanted and sold and transitions.find_alarm(row, outcome) is None else None
 
 
 def broken_by_recording(before: Reservation, after: Reservation) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cart_grpc.carts import protocol
+from cart_grpc.protocol import transitions
 from tests.protocol import api, mutants, practice
 from tests.protocol import configurations as among
 from tests.protocol import promises as broken
@@ -26,17 +26,17 @@ class Needed(NamedTuple):
 
 
 # Where each rule stands, and the worlds in which its absence is found. In brackets: the rule's number in
-# `reservation.v1`.
+# `cartgrpc.reservation.v1`.
 NEEDED: dict[tuple[ModuleType, str, Bounds], list[Needed]] = {
-    (protocol, "observe", among.AGAIN): [
+    (transitions, "observe", among.AGAIN): [
         Needed("an answer is recorded only where it is newer", mutants.record_without_compare, broken.UNDONE, 6),
         Needed("the revision recorded is the answered one", mutants.record_the_current_revision, broken.LEAKED, 4),
         Needed("REJECTED leaves what was granted", mutants.grant_nothing_when_rejected, broken.HIDDEN, 5),
     ],
-    (protocol, "hold", among.CHANGED): [
+    (transitions, "hold", among.CHANGED): [
         Needed("a changed quantity raises the revision", mutants.hold_under_the_same_revision, NO_WAY, 4),
     ],
-    (protocol, "release", among.AGAIN): [
+    (transitions, "release", among.AGAIN): [
         Needed("a removal raises the revision", mutants.release_under_the_same_revision, broken.LEAKED, 4),
         Needed(
             "a removal raises even an unanswered revision",
@@ -46,25 +46,25 @@ NEEDED: dict[tuple[ModuleType, str, Bounds], list[Needed]] = {
         ),
         Needed("no answer is not 'not sent'", mutants.conclude_that_nothing_was_sent, broken.LEAKED, 3),
     ],
-    (protocol, "record", among.AGAIN): [
+    (transitions, "record", among.AGAIN): [
         Needed("a time-out is not a refusal", mutants.take_silence_for_refusal, broken.NOT_OVER, 2),
         Needed("ABORTED is not done", mutants.take_aborted_for_done, broken.LEAKED, 5),
     ],
-    (protocol, "seal", among.REFUSED): [
+    (transitions, "seal", among.REFUSED): [
         Needed("an error is sealed", mutants.reject_without_seal, broken.NOT_OVER, 3),
         Needed("a seal raises the revision", mutants.seal_under_the_same_revision, broken.LEAKED, 5),
     ],
-    (protocol, "release", among.SOLD): [
+    (transitions, "release", among.SOLD): [
         Needed("what is being sold is not released", mutants.release_what_is_being_sold, broken.SOLD_ANYWAY, 4),
     ],
-    (protocol, "hold", among.SOLD): [
+    (transitions, "hold", among.SOLD): [
         Needed("what is being sold is not held instead", mutants.hold_what_is_being_sold, broken.SOLD_ANYWAY, 5),
     ],
-    (protocol, "record", among.SOLD): [
+    (transitions, "record", among.SOLD): [
         Needed("a time-out thaws nothing", mutants.thaw_after_a_time_out, broken.SOLD_ANYWAY, 5),
         Needed("a COMMIT that got an error is not sealed", mutants.seal_a_refused_commit, broken.SOLD_ANYWAY, 5),
     ],
-    (protocol, "unblock", among.AGAIN_EXPIRING): [
+    (transitions, "unblock", among.AGAIN_EXPIRING): [
         Needed("a new id is woken by the old one's release", mutants.never_wake, NO_WAY, 3),
     ],
     (practice, "put_in_again", among.AGAIN): [

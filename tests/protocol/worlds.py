@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Generic, NamedTuple, TypeVar
 
-from cart_grpc.carts.reservation import Answer, Decision, Disposition, Intent, Overtaken, Reservation, Silence
-from cart_grpc.reservations.simulator.rules import Record
+from cart_grpc.protocol.reservation import Answer, Decision, Disposition, Intent, Overtaken, Reservation, Silence
+from cart_grpc.simulator.rules import Record
 from tests.carts.examples import a_hold
 
 T = TypeVar("T")
@@ -127,23 +127,18 @@ class Numbers(Generic[T]):
         return self._members[members]
 
 
-class Labels(dict[str, str]):
-    """No labels, but hashable, so that rows can be told apart."""
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return 0
-
-
 def made(which: int, quantity: int, *, waiting: bool) -> Reservation:
     """The row of an item that was just put in."""
-    due_at = None if waiting else 0
-    return a_hold(quantity, reservation_id=IDS[which], labels=Labels(), ttl=TICK, waiting=waiting, due_at=due_at)
+    due_time = None if waiting else 0
+    return a_hold(quantity, reservation_id=IDS[which], ttl=TICK, waiting=waiting, due_time=due_time)
 
 
 def plain(row: Reservation) -> Reservation:
     """Without leases and attempts, which nothing here depends on. What is due, is due at once."""
-    due_at = None if row.due_at is None else 0
-    return row._replace(finish_time=None, lease_epoch=0, lease_until=None, attempt=0, last_error="", due_at=due_at)
+    due_time = None if row.due_time is None else 0
+    return row._replace(
+        finish_time=None, lease_epoch=0, lease_expire_time=None, attempt_count=0, last_error="", due_time=due_time
+    )
 
 
 def lapsed(time: int | None) -> bool:

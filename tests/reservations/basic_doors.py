@@ -8,10 +8,10 @@ from typing import Any
 
 from aiohttp import web
 
-from cart_grpc.reservations.simulator.basic_door import BasicDoor, _to_object
-from cart_grpc.reservations.simulator.errors import Refused
-from cart_grpc.reservations.simulator.http_door import _answer_errors
-from cart_grpc.reservations.simulator.simulator import Simulator
+from cart_grpc.simulator.basic_endpoint import BasicDoor, _to_object
+from cart_grpc.simulator.errors import Refused
+from cart_grpc.simulator.http_endpoint import _answer_errors
+from cart_grpc.simulator.simulator import Simulator
 
 
 class Door(BasicDoor):

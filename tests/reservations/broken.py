@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-from cart_grpc.carts.reservation import FINAL, Disposition, Intent, Observed
-from cart_grpc.reservations.simulator import rules
-from cart_grpc.reservations.simulator.errors import BadRequest, BodyMismatch, Stale, UnknownReservation
-from cart_grpc.reservations.simulator.rules import Record
-from cart_grpc.reservations.simulator.simulator import Simulator, Told
-from cart_grpc.reservations.simulator.stock import Decided, Entry, Stock
+from cart_grpc.protocol.reservation import FINAL, Disposition, Intent, Observed
+from cart_grpc.simulator import rules
+from cart_grpc.simulator.errors import BadRequest, BodyMismatch, Stale, UnknownReservation
+from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.simulator import Simulator, Told
+from cart_grpc.simulator.stock import Decided, Entry, Stock
 
 
 class DecidesAgain(Stock):

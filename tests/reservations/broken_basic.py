@@ -5,8 +5,8 @@ import time
 
 from aiohttp import web
 
-from cart_grpc.reservations.simulator.errors import BadRequest, Refused, UnknownReservation
-from cart_grpc.reservations.simulator.simulator import Simulator
+from cart_grpc.simulator.errors import BadRequest, Refused, UnknownReservation
+from cart_grpc.simulator.simulator import Simulator
 from tests.reservations.basic_doors import Door
 
 

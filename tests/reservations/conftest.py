@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cart_grpc.reservations.api import ReservationApi
-from cart_grpc.reservations.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
-from cart_grpc.reservations.simulator.simulator import Simulator
-from cart_grpc.reservations.transports import connect
+from cart_grpc.reservation_api.api import ReservationApi
+from cart_grpc.reservation_api.transports import connect
+from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
+from cart_grpc.simulator.simulator import Simulator
 from tests.gate import Gate
 from tests.reservations.hostile import Hostile, hostile_grpc, hostile_http
 from tests.reservations.intents import Clock

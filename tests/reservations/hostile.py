@@ -9,13 +9,13 @@ from typing import Any
 
 import grpc
 from aiohttp import web
+from cartgrpc.reservation.v1 import reservation_pb2
 from google.protobuf import json_format
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
-from reservation.v1 import reservation_pb2
 
 HTTP_STATUSES = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -126,7 +126,7 @@ async def hostile_grpc() -> AsyncIterator[Hostile]:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     methods: dict[str, Any] = {"ApplyReservation": grpc.unary_unary_rpc_method_handler(hostile.answer)}
     server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("reservation.v1.ReservationService", methods),)
+        (grpc.method_handlers_generic_handler("cartgrpc.reservation.v1.ReservationService", methods),)
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from reservation.v1 import reservation_pb2
+from cartgrpc.reservation.v1 import reservation_pb2
 
-from cart_grpc.carts.reservation import Disposition, Intent
-from cart_grpc.reservations import wire
+from cart_grpc.protocol.reservation import Disposition, Intent
+from cart_grpc.reservation_api import wire
 
 SECOND = 1_000_000
 START = 1_770_000_000 * SECOND

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import pytest
 from aiohttp import web
 
-from cart_grpc.carts.reservation import Decision, Disposition, Intent, Observed
-from cart_grpc.reservations.api import UNRECORDED, NoAnswer, Refusal, ReservationApi
-from cart_grpc.reservations.basic_api import BasicReservationApi
-from cart_grpc.reservations.http_client import HttpAnswer, HttpClient
-from cart_grpc.reservations.simulator.faults import Faults
-from cart_grpc.reservations.simulator.server import SimulatorServer
-from cart_grpc.reservations.simulator.simulator import Simulator
-from cart_grpc.reservations.transports import connect
+from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed
+from cart_grpc.reservation_api.api import UNRECORDED, NoAnswer, Refusal, ReservationApi
+from cart_grpc.reservation_api.basic_api import BasicReservationApi
+from cart_grpc.reservation_api.http_client import HttpAnswer, HttpClient
+from cart_grpc.reservation_api.transports import connect
+from cart_grpc.simulator.faults import Faults
+from cart_grpc.simulator.server import SimulatorServer
+from cart_grpc.simulator.simulator import Simulator
 from tests.gate import Gate
 from tests.reservations.intents import SECOND, after, hold
 

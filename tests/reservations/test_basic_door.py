@@ -8,10 +8,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from cart_grpc.reservations.simulator.journal import Journal
-from cart_grpc.reservations.simulator.server import SimulatorServer
-from cart_grpc.reservations.simulator.simulator import Simulator
-from cart_grpc.reservations.simulator.stock import Stock
+from cart_grpc.simulator.journal import Journal
+from cart_grpc.simulator.server import SimulatorServer
+from cart_grpc.simulator.simulator import Simulator
+from cart_grpc.simulator.stock import Stock
 from tests.reservations.intents import START, hold
 
 SKU = "espresso-beans"

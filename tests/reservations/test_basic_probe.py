@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from cart_grpc import app
-from cart_grpc.reservations.probe.basic import BASIC
-from cart_grpc.reservations.probe.calls import SECOND
-from cart_grpc.reservations.probe.findings import NobodyThere, Verdict
-from cart_grpc.reservations.probe.probe import connect
-from cart_grpc.reservations.probe.report import Report
-from cart_grpc.reservations.probe.session import ProbeConfig
-from cart_grpc.reservations.simulator.server import SimulatorServer
-from cart_grpc.reservations.simulator.simulator import Simulator
+from cart_grpc.probe.basic import BASIC
+from cart_grpc.probe.calls import SECOND
+from cart_grpc.probe.findings import NobodyThere, Verdict
+from cart_grpc.probe.probe import connect
+from cart_grpc.probe.report import Report
+from cart_grpc.probe.session import ProbeConfig
+from cart_grpc.simulator.server import SimulatorServer
+from cart_grpc.simulator.simulator import Simulator
 from tests.reservations import basic_doors as doors
 from tests.reservations import broken_basic as broken
 from tests.reservations.test_probe import make, rules

@@ -14,14 +14,14 @@ from typing import Any, cast
 
 import pytest
 
-from cart_grpc.carts.attempts import follow_up, open_attempt
 from cart_grpc.carts.model import progress
-from cart_grpc.carts.protocol import hold, next_intent, record, release
-from cart_grpc.carts.reservation import Answer, Disposition, Observed, Reservation, Silence
-from cart_grpc.reservations.api import NoAnswer
-from cart_grpc.reservations.basic_api import BasicReservationApi
-from cart_grpc.reservations.http_client import HttpAnswer, HttpClient
-from cart_grpc.reservations.simulator.stock import Stock
+from cart_grpc.protocol.attempts import follow_up, open_attempt
+from cart_grpc.protocol.reservation import Answer, Disposition, Observed, Reservation, Silence
+from cart_grpc.protocol.transitions import hold, next_intent, record, release
+from cart_grpc.reservation_api.api import NoAnswer
+from cart_grpc.reservation_api.basic_api import BasicReservationApi
+from cart_grpc.reservation_api.http_client import HttpAnswer, HttpClient
+from cart_grpc.simulator.stock import Stock
 from tests.carts.examples import a_hold, line_of
 
 LEASE, TIMEOUT, GRACE = 3.0, 10.0, 20.0
@@ -61,7 +61,7 @@ class World:
         self.numbers = random.Random(seed)
         self.loop = asyncio.get_running_loop()
         self.stock = Stock(default_total=8)
-        self.row = a_hold(2)._replace(due_at=0, create_time=0)
+        self.row = a_hold(2)._replace(due_time=0, create_time=0)
         self.hostile = True
         self.broken = ""
         self.api = BasicReservationApi("", cast("HttpClient", self))
@@ -143,11 +143,13 @@ class World:
 
     def find_claimed(self) -> Reservation | None:
         row = self.row
-        if row.due_at is None or row.due_at > self.now:
+        if row.due_time is None or row.due_time > self.now:
             return None
         until = self.now + int(LEASE * SECOND)
         revision = row.revision + (1 if row.settled else 0)
-        self.put(row._replace(revision=revision, lease_epoch=row.lease_epoch + 1, lease_until=until, due_at=until))
+        self.put(
+            row._replace(revision=revision, lease_epoch=row.lease_epoch + 1, lease_expire_time=until, due_time=until)
+        )
         return self.row
 
     async def work(self) -> None:
@@ -188,7 +190,7 @@ class World:
     async def change_mind(self, times: int) -> None:
         for _ in range(times):
             await asyncio.sleep(self.numbers.uniform(0, 40))
-            if not self.row.over:
+            if not self.row.is_closed:
                 self.put(hold(self.row, self.numbers.randint(1, 9), self.now))
         await asyncio.sleep(self.numbers.uniform(0, 60))
         if self.numbers.random() < 0.5:
@@ -202,7 +204,7 @@ class WorldAttempt:
         self.opened: int | None = None
         self._world = world
         self._claimed = claimed
-        self.pending = max(0, (claimed.uncertain_until or 0) - ((claimed.lease_until or 0) - int(LEASE * SECOND)))
+        self.pending = max(0, (claimed.uncertain_until or 0) - ((claimed.lease_expire_time or 0) - int(LEASE * SECOND)))
 
     async def open(self, timeout: float) -> bool:
         world = self._world

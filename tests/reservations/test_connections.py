@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 
-from cart_grpc.reservations.connections import CALLS_PER_CONNECTION, Connections
+from cart_grpc.reservation_api.connections import CALLS_PER_CONNECTION, Connections
 
 METHOD = "/test.Service/Call"
 Behaviour = Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Awaitable[bytes]]

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from cart_grpc.carts.reservation import Decision, Disposition, Observed
-from cart_grpc.reservations.api import Refusal, ReservationApi
-from cart_grpc.reservations.simulator.errors import Unavailable
-from cart_grpc.reservations.simulator.faults import Faults, draw
-from cart_grpc.reservations.simulator.server import (
+from cart_grpc.protocol.reservation import Decision, Disposition, Observed
+from cart_grpc.reservation_api.api import Refusal, ReservationApi
+from cart_grpc.reservation_api.transports import connect
+from cart_grpc.simulator.errors import Unavailable
+from cart_grpc.simulator.faults import Faults, draw
+from cart_grpc.simulator.server import (
     SimulatorServer,
 )
-from cart_grpc.reservations.simulator.simulator import Simulator
-from cart_grpc.reservations.transports import connect
+from cart_grpc.simulator.simulator import Simulator
 from tests.gate import Gate
 from tests.reservations.intents import SECOND, after, hold
 from tests.reservations.test_transports import no_answer

@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from cartgrpc.reservation.v1 import reservation_pb2
 from google.protobuf import json_format
-from reservation.v1 import reservation_pb2
 
-from cart_grpc.carts.reservation import Decision
-from cart_grpc.reservations import wire
-from cart_grpc.reservations.api import NoAnswer, Refusal
-from cart_grpc.reservations.http_api import HttpReservationApi
-from cart_grpc.reservations.http_client import HttpClient
-from cart_grpc.reservations.transports import connect
+from cart_grpc.protocol.reservation import Decision
+from cart_grpc.reservation_api import wire
+from cart_grpc.reservation_api.api import NoAnswer, Refusal
+from cart_grpc.reservation_api.http_api import HttpReservationApi
+from cart_grpc.reservation_api.http_client import HttpClient
+from cart_grpc.reservation_api.transports import connect
 from tests.reservations.hostile import Hostile, Script, hostile_http
 from tests.reservations.intents import SECOND, START, Clock, Message, answered, hold
 

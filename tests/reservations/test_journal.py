@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cart_grpc.carts.reservation import Disposition, Observed
-from cart_grpc.reservations.simulator.errors import BodyMismatch, Stale
-from cart_grpc.reservations.simulator.journal import Journal
-from cart_grpc.reservations.simulator.stock import Levels, Stock
+from cart_grpc.protocol.reservation import Disposition, Observed
+from cart_grpc.simulator.errors import BodyMismatch, Stale
+from cart_grpc.simulator.journal import Journal
+from cart_grpc.simulator.stock import Levels, Stock
 from tests.reservations.intents import SECOND, START, after, hold
 from tests.reservations.test_simulator import SKU, told
 

@@ -9,19 +9,19 @@ from typing import Any
 import aiohttp
 import pytest
 import yaml
+from cartgrpc.reservation.v1 import reservation_pb2
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from jsonschema import Draft202012Validator
-from reservation.v1 import reservation_pb2
 
-from cart_grpc.carts.reservation import Disposition, Intent
-from cart_grpc.reservations import wire
-from cart_grpc.reservations.simulator.faults import Faults
-from cart_grpc.reservations.simulator.server import BoundPorts, SimulatorServer
-from cart_grpc.reservations.simulator.simulator import Simulator
+from cart_grpc.protocol.reservation import Disposition, Intent
+from cart_grpc.reservation_api import wire
+from cart_grpc.simulator.faults import Faults
+from cart_grpc.simulator.server import BoundPorts, SimulatorServer
+from cart_grpc.simulator.simulator import Simulator
 from tests.reservations.intents import SECOND, Clock, after, hold
 
-PATH = Path(__file__).parents[2] / "protos/reservation/v1/reservation.openapi.yaml"
+PATH = Path(__file__).parents[2] / "protos/cartgrpc/reservation/v1/reservation.openapi.yaml"
 DOCUMENT: dict[str, Any] = yaml.safe_load(PATH.read_text())
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 MESSAGES = reservation_pb2.DESCRIPTOR.message_types_by_name

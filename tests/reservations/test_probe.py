@@ -11,18 +11,18 @@ import grpc
 import pytest
 
 from cart_grpc import app
-from cart_grpc.carts.reservation import Disposition, Intent
-from cart_grpc.reservations.probe.calls import SECOND
-from cart_grpc.reservations.probe.findings import NobodyThere, Verdict
-from cart_grpc.reservations.probe.probe import Probe, connect
-from cart_grpc.reservations.probe.report import Report
-from cart_grpc.reservations.probe.reservation_v1 import RESERVATION_V1
-from cart_grpc.reservations.probe.session import ProbeConfig
-from cart_grpc.reservations.simulator.errors import Unavailable
-from cart_grpc.reservations.simulator.faults import Faults
-from cart_grpc.reservations.simulator.server import SimulatorServer
-from cart_grpc.reservations.simulator.simulator import Simulator, Told
-from cart_grpc.reservations.simulator.stock import Stock
+from cart_grpc.probe.calls import SECOND
+from cart_grpc.probe.findings import NobodyThere, Verdict
+from cart_grpc.probe.probe import Probe, connect
+from cart_grpc.probe.report import Report
+from cart_grpc.probe.reservation_v1 import RESERVATION_V1
+from cart_grpc.probe.session import ProbeConfig
+from cart_grpc.protocol.reservation import Disposition, Intent
+from cart_grpc.simulator.errors import Unavailable
+from cart_grpc.simulator.faults import Faults
+from cart_grpc.simulator.server import SimulatorServer
+from cart_grpc.simulator.simulator import Simulator, Told
+from cart_grpc.simulator.stock import Stock
 from tests.reservations import broken
 from tests.reservations.hostile import Hostile, Script, hostile_http
 

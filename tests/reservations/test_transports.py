@@ -7,16 +7,16 @@ from typing import Any
 
 import grpc
 import pytest
+from cartgrpc.reservation.v1 import reservation_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
-from reservation.v1 import reservation_pb2
 
-from cart_grpc.carts.reservation import Decision, Disposition, Intent, Observed
-from cart_grpc.reservations import wire
-from cart_grpc.reservations.api import NoAnswer, Overtaken, Refusal, ReservationApi
-from cart_grpc.reservations.grpc_api import GrpcReservationApi
-from cart_grpc.reservations.http_api import HttpReservationApi
-from cart_grpc.reservations.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
-from cart_grpc.reservations.transports import connect
+from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed
+from cart_grpc.reservation_api import wire
+from cart_grpc.reservation_api.api import NoAnswer, Overtaken, Refusal, ReservationApi
+from cart_grpc.reservation_api.grpc_api import GrpcReservationApi
+from cart_grpc.reservation_api.http_api import HttpReservationApi
+from cart_grpc.reservation_api.transports import connect
+from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from tests.reservations.hostile import HTTP_STATUSES, Hostile, Script
 from tests.reservations.intents import SECOND, START, Clock, Message, after, answered, hold
 

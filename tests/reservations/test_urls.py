@@ -2,7 +2,7 @@
 
 import pytest
 
-from cart_grpc.reservations.transports import check_url, connect
+from cart_grpc.reservation_api.transports import check_url, connect
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from cart_grpc.carts.reservation import Decision
-from cart_grpc.reservations import wire
-from cart_grpc.reservations.api import NoAnswer
+from cart_grpc.protocol.reservation import Decision
+from cart_grpc.reservation_api import wire
+from cart_grpc.reservation_api.api import NoAnswer
 from tests.reservations.intents import START, Message, answered, hold
 
 

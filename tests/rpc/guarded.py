@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-from cart.v1 import cart_service_pb2, cart_service_pb2_grpc
+from cartgrpc.v1 import cart_service_pb2, cart_service_pb2_grpc
 
 from cart_grpc.rpc.admission import Admission
 from cart_grpc.rpc.guard import Guard

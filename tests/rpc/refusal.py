@@ -59,7 +59,7 @@ def to_refusal(error: grpc.aio.AioRpcError) -> Refusal:
             info = detail
         else:
             details[packed.TypeName()] = detail
-    assert info.domain == "cart.v1"
+    assert info.domain == "cartgrpc.v1"
     return Refusal(code_pb2.Code.Name(code_pb2.Code.ValueType(rich.code)), rich.message, info, details)
 
 

@@ -3,12 +3,12 @@
 import json
 from typing import Any
 
-from cart.v1 import cart_admin_service_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_admin_service_pb2, cart_service_pb2
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message_factory import GetMessageClass
 
-from cart_grpc.carts.names import item_id_of
+from cart_grpc.names import item_id_of
 
 SERVICE = cart_service_pb2.DESCRIPTOR.services_by_name["CartService"]
 ADMIN_SERVICE = cart_admin_service_pb2.DESCRIPTOR.services_by_name["CartAdminService"]

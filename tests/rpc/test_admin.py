@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 import pytest
-from cart.v1 import cart_admin_service_pb2 as pb
-from cart.v1 import cart_admin_service_pb2_grpc
+from cartgrpc.v1 import cart_admin_service_pb2 as pb
+from cartgrpc.v1 import cart_admin_service_pb2_grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2

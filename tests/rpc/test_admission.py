@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
+from cartgrpc.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -282,7 +282,7 @@ def test_whose_call_it_is_stands_in_each_request(method: str) -> None:
 async def test_health_and_reflection_answer_while_the_server_is_full(tmp_path: Path) -> None:
     settings = quiet_settings(f"sqlite:///{tmp_path}/cart.db")
     async with app.running_store(settings) as store:
-        server = cart_server(store, app._terms(settings), 10, admitting(calls=0))
+        server = cart_server(store, app._limits(settings), 10, admitting(calls=0))
         await server.start("127.0.0.1:0")
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:

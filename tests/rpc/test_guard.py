@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
@@ -104,7 +104,7 @@ async def test_fields_of_a_later_version_are_ignored(validator: Replica) -> None
 
 
 @pytest.mark.parametrize(
-    "path", [f"/{SERVICE}/Nonsense", "/cart.v1.Nonsense/GetCart", "/cart.v2.CartService/GetCart", "/x"]
+    "path", [f"/{SERVICE}/Nonsense", "/cartgrpc.v1.Nonsense/GetCart", "/cart.v2.CartService/GetCart", "/x"]
 )
 async def test_an_unknown_method_is_unimplemented(validator: Replica, path: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -357,7 +357,7 @@ async def test_health_is_serving(validator: Replica, service: str) -> None:
 
 async def test_the_health_of_an_unknown_service_is_not_found(validator: Replica) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await check_health(validator, "cart.v1.Nonsense")
+        await check_health(validator, "cartgrpc.v1.Nonsense")
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 

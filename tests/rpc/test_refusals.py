@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -20,7 +20,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 
-from cart_grpc.carts.names import item_id_of
+from cart_grpc.names import item_id_of
 from tests.rpc.conftest import quiet_settings
 from tests.rpc.refusal import call, refuse, to_refusal
 from tests.rpc.right import CART, ITEM, RIGHT, SERVICE, SKU, USER, ask, request_of, right
@@ -571,21 +571,23 @@ def limited(
 
 def not_found_rows() -> Iterator[Scenario]:
     for method, request in {**ON_ITEM, **ON_CART, "GetCart": {"name": FIRST}}.items():
-        yield found_missing(f"{method}-without-a-cart", [], method, request, "CART_NOT_FOUND", "cart.v1.Cart", FIRST)
+        yield found_missing(
+            f"{method}-without-a-cart", [], method, request, "CART_NOT_FOUND", "cartgrpc.v1.Cart", FIRST
+        )
     for method, request in ON_ITEM.items():
         elsewhere = json.loads(json.dumps(request).replace(FIRST_ITEM, OTHER_ITEM))
         yield found_missing(
-            f"{method}-without-an-item", [add()], method, elsewhere, "ITEM_NOT_FOUND", "cart.v1.Item", OTHER_ITEM
+            f"{method}-without-an-item", [add()], method, elsewhere, "ITEM_NOT_FOUND", "cartgrpc.v1.Item", OTHER_ITEM
         )
         removed = [add(), ("RemoveItem", {"name": FIRST_ITEM})]
         yield found_missing(
-            f"{method}-of-a-removed-item", removed, method, request, "ITEM_NOT_FOUND", "cart.v1.Item", FIRST_ITEM
+            f"{method}-of-a-removed-item", removed, method, request, "ITEM_NOT_FOUND", "cartgrpc.v1.Item", FIRST_ITEM
         )
         other_cart = json.loads(json.dumps(request).replace("carts/default", "carts/other"))
         name = FIRST_ITEM.replace("default", "other")
         emptied = [add(), ("CreateCart", {"parent": "{user}", "cartId": "other"})]
         yield found_missing(
-            f"{method}-in-another-cart", emptied, method, other_cart, "ITEM_NOT_FOUND", "cart.v1.Item", name
+            f"{method}-in-another-cart", emptied, method, other_cart, "ITEM_NOT_FOUND", "cartgrpc.v1.Item", name
         )
 
 
@@ -651,7 +653,7 @@ def etag_rows() -> Iterator[Scenario]:
 
 
 def existing_rows() -> Iterator[Scenario]:
-    metadata = {"resource_type": "cart.v1.Cart", "resource_name": FIRST}
+    metadata = {"resource_type": "cartgrpc.v1.Cart", "resource_name": FIRST}
     detail = error_details_pb2.ResourceInfo(**metadata)
     request = ON_NEW["CreateCart"]
     for name, given in {

@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cart_grpc.carts.model import HOLD_MARGIN, Cart, CartState, Item, Line
-from cart_grpc.carts.names import cart_key, user_key
-from cart_grpc.carts.reservation import Disposition, Observed, Reservation
+from cart_grpc.names import cart_key, user_key
+from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from cart_grpc.rpc import replies
 from cart_grpc.rpc.messages import cart_message
-from tests.store.texts import cart_text
+from tests.store.texts import cart_json
 
 NOW = 1_800_000_000_000_000
 KEY = cart_key(user_key("alice"), "default")
@@ -45,7 +45,6 @@ reservations = st.builds(
     quantity=counts,
     disposition=st.sampled_from(Disposition),
     ttl=counts,
-    labels=labels,
     revision=st.integers(1, 3),
     intent_revision=st.integers(1, 3),
     least_quantity=counts,
@@ -57,10 +56,10 @@ reservations = st.builds(
     reason=texts,
     refused_reason=texts,
     waiting=st.booleans(),
-    due_at=st.none() | times,
-    attempt=counts,
+    due_time=st.none() | times,
+    attempt_count=counts,
     lease_epoch=counts,
-    lease_until=st.none() | times,
+    lease_expire_time=st.none() | times,
     last_error=texts,
     finish_time=st.none() | times,
     uncertain_until=st.none() | times,
@@ -85,7 +84,7 @@ whole_carts = st.tuples(carts, st.lists(st.builds(Line, items, reservations), ma
 
 
 def reply(cart: Cart, lines: list[Line], now: int, *, reconciling: bool = False) -> cart_service_pb2.GetCartResponse:
-    data = replies.get_cart(cart_text(cart, lines, now, reconciling=reconciling))
+    data = replies.get_cart(cart_json(cart, lines, now, reconciling=reconciling))
     return cart_service_pb2.GetCartResponse.FromString(data)
 
 
@@ -102,7 +101,7 @@ def test_a_reply_says_what_one_made_in_one_piece_would_whenever_it_is_asked_for(
 def held(**changes: Any) -> Line:
     """An item whose reservation holds until a minute from now."""
     item = Item(KEY, "0" * 32, "u", "beans", {}, 2, 100, {}, "r", NOW, NOW)
-    row = Reservation("r", KEY, "0" * 32, "beans", 2, Disposition.HOLD, 60, {}, 1, 1, 2, NOW)
+    row = Reservation("r", KEY, "0" * 32, "beans", 2, Disposition.HOLD, 60, 1, 1, 2, NOW)
     observed = row._replace(
         state=Observed.HELD, granted_quantity=2, expire_time=NOW + 60_000_000, observed_revision=1, **changes
     )
@@ -122,7 +121,7 @@ def test_what_is_remembered_of_a_hold_ends_with_it_and_comes_back_where_the_cloc
 
 def test_another_content_has_another_reply() -> None:
     for attempt in (1, 2, 1):
-        assert reply(CART, [held(attempt=attempt)], NOW).cart.items[0].reservation.attempt_count == attempt
+        assert reply(CART, [held(attempt_count=attempt)], NOW).cart.items[0].reservation.attempt_count == attempt
     for currency in ("EUR", "JPY"):
         shown = reply(CART._replace(currency_code=currency), [held()], NOW).cart
         assert (shown.currency_code, shown.items[0].unit_price.currency_code) == (currency, currency)
@@ -132,6 +131,6 @@ def test_what_has_not_changed_is_not_encoded_again_and_what_is_long_is_not_remem
     replies._remembered_line.cache_clear()
     long = held(last_error="x" * replies._LONGEST_BYTES)
     for _ in range(3):
-        assert len(reply(CART, [held(), held(attempt=1), long], NOW).cart.items) == 3
+        assert len(reply(CART, [held(), held(attempt_count=1), long], NOW).cart.items) == 3
     seen = replies._remembered_line.cache_info()
     assert (seen.misses, seen.hits, seen.currsize) == (2, 4, 2)

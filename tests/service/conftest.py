@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import grpc
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
+from cartgrpc.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
 
 from cart_grpc import app
-from cart_grpc.reservations.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
-from cart_grpc.reservations.simulator.simulator import Simulator
 from cart_grpc.settings import Settings
+from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
+from cart_grpc.simulator.simulator import Simulator
 from tests.gate import Gate
 
 CART = "users/alice/carts/default"

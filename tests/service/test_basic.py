@@ -8,14 +8,14 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from cart_grpc.reservations.simulator.faults import Faults
-from cart_grpc.reservations.simulator.rules import Record
-from cart_grpc.reservations.simulator.simulator import Simulator
-from cart_grpc.reservations.simulator.stock import Stock
 from cart_grpc.settings import Settings
+from cart_grpc.simulator.faults import Faults
+from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.simulator import Simulator
+from cart_grpc.simulator.stock import Stock
 from tests.gate import Gate
 from tests.service.conftest import CART, Service, running_replica
 

@@ -2,7 +2,7 @@
 
 import grpc
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 

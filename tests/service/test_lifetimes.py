@@ -4,15 +4,15 @@ import asyncio
 from typing import Protocol
 
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cart_grpc import cli
 from cart_grpc.app import clock
-from cart_grpc.reservations.simulator.faults import Faults
-from cart_grpc.reservations.simulator.simulator import Simulator
 from cart_grpc.settings import Settings
+from cart_grpc.simulator.faults import Faults
+from cart_grpc.simulator.simulator import Simulator
 from tests.service.conftest import CART, Service, running_replica
 
 State = cart_pb2.Reservation.State
@@ -27,7 +27,7 @@ class Run(Protocol):
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Housekeeping that loses no time."""
+    """Sweeper that loses no time."""
     return settings.with_changes(housekeeping_interval=0.05)
 
 
@@ -52,7 +52,7 @@ def run(service: Service) -> Run:
 async def test_a_hold_is_renewed_before_it_runs_out_and_nobody_sees_it_happen(service: Service, run: Run) -> None:
     await service.add(quantity=2)
     before = await service.settled()
-    assert await run("UPDATE reservations SET due_at = 1") == 1
+    assert await run("UPDATE reservations SET due_time = 1") == 1
     seen = [before]
 
     def renewed(cart: cart_pb2.Cart) -> bool:
@@ -71,7 +71,7 @@ async def test_a_renewal_is_due_within_the_second_half_of_the_hold(service: Serv
     await service.add()
     expires = (await service.settled()).items[0].reservation.expire_time.ToMicroseconds()
     early, late = expires - int(0.51 * 900_000_000), expires - int(0.25 * 900_000_000)
-    sql = "UPDATE reservations SET last_error = '' WHERE due_at BETWEEN :early AND :late"
+    sql = "UPDATE reservations SET last_error = '' WHERE due_time BETWEEN :early AND :late"
     assert await run(sql, early=early, late=late) == 1
 
 
@@ -79,7 +79,7 @@ async def test_a_hold_that_ran_out_is_shown_as_expired_and_held_again(service: S
     await service.add()
     before = await service.settled()
     service.simulator.faults = Faults(down=True)
-    await run("UPDATE reservations SET expire_time = 1, due_at = 1")
+    await run("UPDATE reservations SET expire_time = 1, due_time = 1")
     lapsed = await service.eventually(lambda cart: cart.items[0].reservation.state == State.STATE_EXPIRED)
     assert lapsed.items[0].reservation.reserved_quantity == 0
     service.simulator.faults = Faults(latency=30_000_000)

@@ -4,13 +4,13 @@ import asyncio
 
 import grpc
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
+from cartgrpc.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
 from google.protobuf.duration_pb2 import Duration
 
 from cart_grpc import app
-from cart_grpc.carts.reservation import Observed
-from cart_grpc.reservations.simulator.faults import Faults
+from cart_grpc.protocol.reservation import Observed
 from cart_grpc.settings import Settings
+from cart_grpc.simulator.faults import Faults
 from tests.gate import Gate
 from tests.service.conftest import CART, Service
 

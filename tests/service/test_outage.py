@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import pytest
 
 from cart_grpc import app
-from cart_grpc.reservations import transports
-from cart_grpc.reservations.api import ReservationApi
-from cart_grpc.reservations.breaker import Breaker
-from cart_grpc.reservations.reconciler import Reconciler, ReconcilerConfig
-from cart_grpc.reservations.simulator.faults import Faults
-from cart_grpc.reservations.simulator.simulator import Simulator
+from cart_grpc.background.breaker import Breaker
+from cart_grpc.background.reconciler import Reconciler, ReconcilerConfig
+from cart_grpc.reservation_api import transports
+from cart_grpc.reservation_api.api import ReservationApi
 from cart_grpc.settings import Settings
+from cart_grpc.simulator.faults import Faults
+from cart_grpc.simulator.simulator import Simulator
 from cart_grpc.store.store import Store
 from tests.store.writes import KEY, add, clear
 
@@ -74,12 +74,12 @@ async def attempts(store: Store) -> list[int]:
     """How often each item's reservation was tried."""
     found = await store.reads.find_cart(KEY)
     assert found
-    return sorted(line.reservation.attempt for line in found.lines)
+    return sorted(line.reservation.attempt_count for line in found.lines)
 
 
 async def test_while_the_api_is_down_it_hears_one_probe_a_second_and_no_attempts_are_spent(outage: Outage) -> None:
     assert await outage.step() == ITEMS
-    heard, spent = outage.simulator.call_count, await attempts(outage.store)
+    heard, counts_as_attempt = outage.simulator.call_count, await attempts(outage.store)
     for _ in range(10):
         assert await outage.step() == 0
     assert outage.simulator.call_count == heard
@@ -88,7 +88,7 @@ async def test_while_the_api_is_down_it_hears_one_probe_a_second_and_no_attempts
         assert await outage.step_until_something_starts() == 1
         assert await outage.step() == 0
         assert outage.simulator.call_count == heard + probe
-    assert await attempts(outage.store) == spent
+    assert await attempts(outage.store) == counts_as_attempt
 
 
 async def test_the_first_answer_after_an_outage_lets_everything_out_in_hardly_more_calls_than_waited(

@@ -4,7 +4,7 @@ import asyncio
 
 import grpc
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from cart_grpc.settings import Settings
@@ -16,7 +16,7 @@ SKU = "espresso-beans"
 async def add_bytes(replica: Replica, request_id: str, quantity: int = 1) -> bytes:
     """AddItem, the answer exactly as it came over the wire."""
     call = replica.channel.unary_unary(
-        "/cart.v1.CartService/AddItem",
+        "/cartgrpc.v1.CartService/AddItem",
         request_serializer=cart_service_pb2.AddItemRequest.SerializeToString,
         response_deserializer=bytes,
     )

@@ -1,11 +1,11 @@
 """The main path over both transports, through everything that goes wrong between us and the Reservation API."""
 
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from cart_grpc.carts.reservation import Observed
-from cart_grpc.reservations.simulator.faults import Faults
+from cart_grpc.protocol.reservation import Observed
+from cart_grpc.simulator.faults import Faults
 from tests.service.conftest import Service
 
 SKU = "espresso-beans"

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 
-from cart_grpc.carts.reservation import Observed
-from cart_grpc.reservations.simulator.simulator import Simulator
+from cart_grpc.protocol.reservation import Observed
 from cart_grpc.settings import Settings
+from cart_grpc.simulator.simulator import Simulator
 from tests.service.conftest import CART, Replica, running_replica
 from tests.service.test_races import SKU, add_bytes
 

@@ -5,19 +5,19 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from cart.v1 import cart_pb2
+from cartgrpc.v1 import cart_pb2
 
 from cart_grpc.carts.model import HOLD_MARGIN
-from cart_grpc.carts.reservation import FINAL, Disposition, Observed
-from cart_grpc.reservations.simulator.rules import Record
-from cart_grpc.reservations.simulator.stock import Stock
+from cart_grpc.protocol.reservation import FINAL, Disposition, Observed
+from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.stock import Stock
 from tests.simulation.histories import History, revision_of
 from tests.simulation.operations import Operation
 
 State = cart_pb2.Reservation.State
 _ROWS = (
     "SELECT reservation_id, revision, intent_revision, observed_revision, lease_epoch, state, disposition, quantity, "
-    "granted_quantity, due_at, lease_until, attempt, least_quantity, expire_time, waiting, last_error, reason, "
+    "granted_quantity, due_time, lease_expire_time, attempt_count, least_quantity, expire_time, waiting, last_error, reason, "
     "refused_reason, finish_time, uncertain_until FROM reservations"
 )
 _RISING = (1, 2, 3, 4)

@@ -22,7 +22,7 @@ from sqlalchemy.pool import StaticPool
 from cart_grpc.store import schema
 from cart_grpc.store.dialects import Dialect, SqliteDialect
 from cart_grpc.store.engine import CommitFailed
-from cart_grpc.store.reads import Reads
+from cart_grpc.store.read.carts import Reads
 from cart_grpc.store.statements import Statements
 from tests.simulation.loop import OUTSIDE, Process
 

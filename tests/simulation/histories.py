@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from cart_grpc.carts.names import item_id_of
+from cart_grpc.names import item_id_of
 from tests.simulation.operations import Operation
 
 _ALWAYS = {"AddItem", "BatchAddItems", "RemoveItem", "DeleteCart"}

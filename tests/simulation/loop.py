@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from typing import Any, NoReturn
 
 MOST_CALLBACKS = 150_000
-"""Many times what any run needs."""
+"""Many times what any run reads."""
 
 FINEST = 1e-5
 

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from cart_grpc.carts.reservation import Intent
-from cart_grpc.reservations import wire
-from cart_grpc.reservations.api import UNRECORDED, Answer, Attempt, NoAnswer
-from cart_grpc.reservations.simulator import codec
-from cart_grpc.reservations.simulator.errors import BodyMismatch, SimulatorError, Stale
-from cart_grpc.reservations.simulator.faults import Nonsense
-from cart_grpc.reservations.simulator.rules import Record
-from cart_grpc.reservations.simulator.simulator import Told
-from cart_grpc.reservations.simulator.stock import Stock
+from cart_grpc.protocol.reservation import Intent
+from cart_grpc.reservation_api import wire
+from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswer
+from cart_grpc.simulator import codec
+from cart_grpc.simulator.errors import BodyMismatch, SimulatorError, Stale
+from cart_grpc.simulator.faults import Nonsense
+from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.simulator import Told
+from cart_grpc.simulator.stock import Stock
 from tests.simulation.loop import OUTSIDE, Process
 
 MINUTES = 60.0

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from random import Random
 
-from cart.v1 import cart_pb2, cart_service_pb2
+from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.message import Message
 
-from cart_grpc.carts.names import item_id_of
+from cart_grpc.names import item_id_of
 
 SKUS = ("beans", "filters", "kettle", "scarce")
 SCARCE = "scarce"

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from random import Random
 
-from cart_grpc.carts.changes import Terms
-from cart_grpc.reservations.reconciler import ReconcilerConfig
-from cart_grpc.store.housekeeping import Retention
+from cart_grpc.background.reconciler import ReconcilerConfig
+from cart_grpc.background.sweeper import Retention
+from cart_grpc.carts.calls import Limits
 from tests.simulation.database import DatabaseFaults
 from tests.simulation.network import NetworkFaults
 from tests.simulation.operations import SCARCE, SKUS
@@ -24,7 +24,7 @@ class Plan:
     carts: list[str]
     skus: list[str]
     stock: dict[str, int]
-    terms: Terms
+    limits: Limits
     config: ReconcilerConfig
     retention: Retention
     housekeeping_interval: float
@@ -64,7 +64,7 @@ def draw(numbers: Random) -> Plan:
         carts=carts,
         skus=skus,
         stock=stock,
-        terms=Terms(
+        limits=Limits(
             hold_ttl=numbers.choice([60, 300, 900, 3600]) * SECOND,
             cart_ttl=(numbers.choice([60, 120]) if numbers.random() < 0.3 else 604_800) * SECOND,
         ),

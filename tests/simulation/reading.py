@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
-from cart.v1 import cart_service_pb2
+from cartgrpc.v1 import cart_service_pb2
 
-from cart_grpc.carts.names import CartKey
+from cart_grpc.names import CartKey
 from cart_grpc.rpc.replies import get_cart
-from cart_grpc.store.cart_text import UNCHANGED, CartText, Found, Stamp, bind_carts, read_carts
-from cart_grpc.store.reads import Reads
+from cart_grpc.store.read.cart_json import UNCHANGED, CacheValidator, CartJson, Found, bind_carts, read_carts
+from cart_grpc.store.read.carts import Reads
 from tests.simulation.database import SimulatedEngine
 
-Wanted = tuple[CartKey, Stamp | None]
+Wanted = tuple[CartKey, CacheValidator | None]
 
 
 class CheckedReads:
@@ -28,7 +28,7 @@ class CheckedReads:
     async def _checked(self, wanted: Sequence[Wanted]) -> dict[Wanted, Found]:
         found = await self._fetch(wanted)
         for (key, stamp), text in found.items():
-            if isinstance(text, CartText) and text.stamp:
+            if isinstance(text, CartJson) and text.stamp:
                 current = get_cart(text)
                 self._compare(self._replies.setdefault((key, text.stamp), current), current)
             if text is UNCHANGED:
@@ -40,7 +40,7 @@ class CheckedReads:
         parameters = bind_carts(self._engine.dialect, [(key, None)])
         (row,) = self._reads._statement.fetch(self._engine.connection, parameters)
         (text,) = read_carts(row)
-        assert isinstance(text, CartText), f"{key} is unchanged, and not there"
+        assert isinstance(text, CartJson), f"{key} is unchanged, and not there"
         return get_cart(text)
 
     def _compare(self, remembered: bytes, current: bytes) -> None:

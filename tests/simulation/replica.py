@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from cart.v1 import cart_service_pb2
+from cartgrpc.v1 import cart_service_pb2
 from google.protobuf.message import Message
 
-from cart_grpc.carts.changes import Terms
-from cart_grpc.reservations.reconciler import Reconciler, ReconcilerConfig
+from cart_grpc.background.reconciler import Reconciler, ReconcilerConfig
+from cart_grpc.background.sweeper import Retention, Sweeper
+from cart_grpc.carts.calls import Limits
 from cart_grpc.rpc.cart_service import CartService
-from cart_grpc.store.housekeeping import Housekeeping, Retention
 from cart_grpc.store.store import Store
 from tests.simulation.database import Database, SimulatedEngine, template
 from tests.simulation.loop import Process, VirtualLoop
@@ -38,7 +38,7 @@ class Replica:
         database: Database,
         network: Network,
         *,
-        terms: Terms,
+        limits: Limits,
         config: ReconcilerConfig,
         retention: Retention,
         housekeeping_interval: float,
@@ -53,10 +53,10 @@ class Replica:
         self._store = Store(engine, new_id, queue_size=1_000)
         template().share_reads(self._store.reads)
         CheckedReads(self._store.reads, engine).install()
-        self._service = CartService(self._store, terms)
+        self._service = CartService(self._store, limits)
         api = SimulatedApi(network, self.process)
         self._reconciler = Reconciler(self._store, api, config, lambda: loop.time() * clock_rate)
-        self._housekeeping = Housekeeping(self._store, retention, housekeeping_interval)
+        self._housekeeping = Sweeper(self._store, retention, housekeeping_interval)
         self._tasks: list[asyncio.Task[Any]] = []
         self.process.start(self._run())
 
@@ -84,7 +84,7 @@ class Replica:
     async def stop(self) -> None:
         """A graceful stop: what `app` does, in its order."""
         self.serving, self.stopping = False, True
-        self._store.hints.close()
+        self._store.notifier.close()
         if self._tasks:
             self._tasks[1].cancel()
             await self._reconciler.stop(1.0)

@@ -10,22 +10,25 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
-from cart_grpc.carts import protocol, rules
-from cart_grpc.carts.changes import Change, Contents
+from cart_grpc.carts import rules
+from cart_grpc.carts.calls import Change, LoadedCart
 from cart_grpc.carts.model import Cart, CartState
-from cart_grpc.carts.reservation import Decision, Disposition, Observed, Refusal, Reservation, Silence
-from cart_grpc.store import cart_text, commands
-from cart_grpc.store.cart_text import STAMP_AGE, CartText, Found, Stamp
-from cart_grpc.store.commands import Mutation
+from cart_grpc.commands import apply_transition, expire
+from cart_grpc.commands import record as record_command
+from cart_grpc.commands.mutation import Mutation
+from cart_grpc.commands.unit_of_work import Reply, UnitOfWork
+from cart_grpc.protocol import transitions
+from cart_grpc.protocol.reservation import Decision, Disposition, Observed, Refusal, Reservation, Silence
 from cart_grpc.store.group_commit import GroupCommit
+from cart_grpc.store.read import cart_json
+from cart_grpc.store.read.cart_json import STAMP_AGE, CacheValidator, CartJson, Found
 from cart_grpc.store.statements import Statements
-from cart_grpc.store.working import Reply, Working
 from tests.simulation.seeds import run
 
 Patch = pytest.MonkeyPatch
 Mutant = Callable[[Patch], None]
 MOST_SEEDS = 50
-real_hold, real_release, real_record = protocol.hold, protocol.release, protocol.record
+real_hold, real_release, real_record = transitions.hold, transitions.release, transitions.record
 
 
 def late_answers_overwrite(patch: Patch) -> None:
@@ -39,12 +42,12 @@ def late_answers_overwrite(patch: Patch) -> None:
             reason=decision.reason,
         )
 
-    patch.setattr(protocol, "observe", observe)
+    patch.setattr(transitions, "observe", observe)
 
 
 def intent_changes_without_a_revision(patch: Patch) -> None:
     def hold(row: Reservation, quantity: int, now: int) -> Reservation:
-        return row._replace(quantity=quantity, due_at=now)
+        return row._replace(quantity=quantity, due_time=now)
 
     patch.setattr(rules, "hold", hold)
 
@@ -61,7 +64,7 @@ def refusal_is_not_sealed(patch: Patch) -> None:
     def seal(row: Reservation, reason: str, now: int) -> Reservation:
         return row._replace(state=Observed.REJECTED, observed_revision=row.revision, refused_reason=reason)
 
-    patch.setattr(protocol, "seal", seal)
+    patch.setattr(transitions, "seal", seal)
 
 
 def silence_means_not_sent(patch: Patch) -> None:
@@ -70,7 +73,7 @@ def silence_means_not_sent(patch: Patch) -> None:
             outcome = Decision(row.reservation_id, row.revision, Observed.RELEASED, 0, None, "")
         return real_record(row, epoch, sent, outcome, *rest)
 
-    patch.setattr(commands, "record", record)
+    patch.setattr(record_command, "record", record)
 
 
 def time_out_is_taken_for_a_refusal(patch: Patch) -> None:
@@ -79,7 +82,7 @@ def time_out_is_taken_for_a_refusal(patch: Patch) -> None:
             outcome = Refusal("TIMED_OUT", "")
         return real_record(row, epoch, sent, outcome, *rest)
 
-    patch.setattr(commands, "record", record)
+    patch.setattr(record_command, "record", record)
 
 
 def nonsense_is_taken_for_done(patch: Patch) -> None:
@@ -88,14 +91,14 @@ def nonsense_is_taken_for_done(patch: Patch) -> None:
             outcome = Decision(row.reservation_id, row.revision, Observed.RELEASED, 0, None, "")
         return real_record(row, epoch, sent, outcome, *rest)
 
-    patch.setattr(commands, "record", record)
+    patch.setattr(record_command, "record", record)
 
 
 def id_is_used_again(patch: Patch) -> None:
     real = rules._reserve
 
-    def reserve(contents: Contents, item: Any, terms: Any, now: int, new_id: Any) -> Any:
-        line = real(contents, item, terms, now, new_id)
+    def reserve(contents: LoadedCart, item: Any, limits: Any, now: int, new_id: Any) -> Any:
+        line = real(contents, item, limits, now, new_id)
         name = f"00000000-0000-7000-9000-{item.item_id[:12]}"
         return line._replace(
             item=line.item._replace(reservation_id=name),
@@ -111,14 +114,14 @@ def new_hold_does_not_wait_for_the_old(patch: Patch) -> None:
 
 
 def what_waits_is_forgotten(patch: Patch) -> None:
-    patch.setattr(commands, "_unblock_waiting", lambda *_: None)
+    patch.setattr(apply_transition, "_unblock_waiting", lambda *_: None)
 
 
 def zombies_keep_the_books(patch: Patch) -> None:
     def record(row: Reservation, epoch: int, *rest: Any) -> Reservation:
         return real_record(row, row.lease_epoch, *rest)
 
-    patch.setattr(commands, "record", record)
+    patch.setattr(record_command, "record", record)
 
 
 def claim_is_not_written(patch: Patch) -> None:
@@ -150,7 +153,7 @@ def failed_commit_is_reported_as_not_done(patch: Patch) -> None:
 def fingerprint_is_ignored(patch: Patch) -> None:
     real = Mutation.run
 
-    def run_mutation(self: Mutation, working: Working, *rest: Any) -> bytes:
+    def run_mutation(self: Mutation, working: UnitOfWork, *rest: Any) -> bytes:
         stored = working.replies.get((self.cart.user, self.request_id))
         return real(replace(self, fingerprint=stored.fingerprint) if stored else self, working, *rest)
 
@@ -158,14 +161,14 @@ def fingerprint_is_ignored(patch: Patch) -> None:
 
 
 def reply_is_not_kept(patch: Patch) -> None:
-    def put_reply(self: Working, key: Any, reply: Reply) -> None:
+    def put_reply(self: UnitOfWork, key: Any, reply: Reply) -> None:
         pass
 
-    patch.setattr(Working, "put_reply", put_reply)
+    patch.setattr(UnitOfWork, "put_reply", put_reply)
 
 
 def hold_is_not_renewed(patch: Patch) -> None:
-    patch.setattr(protocol, "_renewal", lambda *_: None)
+    patch.setattr(transitions, "_renewal", lambda *_: None)
 
 
 def housekeeping_drops_what_is_not_over(patch: Patch) -> None:
@@ -179,14 +182,14 @@ def housekeeping_drops_what_is_not_over(patch: Patch) -> None:
 def expiry_forgets_the_items(patch: Patch) -> None:
     real = rules.expire_cart
 
-    def expire_cart(contents: Contents, now: int) -> Change | None:
+    def expire_cart(contents: LoadedCart, now: int) -> Change | None:
         change = real(contents, now)
         cart: Cart | None = contents.cart
         if change is None or cart is None:
             return None
         return Change(cart._replace(state=CartState.EXPIRED, revision=cart.revision + 1))
 
-    patch.setattr(commands, "expire_cart", expire_cart)
+    patch.setattr(expire, "expire_cart", expire_cart)
 
 
 def shrinking_item_shows_the_last_grant(patch: Patch) -> None:
@@ -197,25 +200,25 @@ def shrinking_item_shows_the_last_grant(patch: Patch) -> None:
 
 
 def answer_settles_the_newest_revision(patch: Patch) -> None:
-    real = protocol.observe
+    real = transitions.observe
 
     def observe(row: Reservation, decision: Decision) -> Reservation:
         return real(row, replace(decision, revision=row.revision))
 
-    patch.setattr(protocol, "observe", observe)
+    patch.setattr(transitions, "observe", observe)
 
 
 def what_may_be_claimed_is_remembered(patch: Patch) -> None:
-    real = cart_text._read_cart
+    real = cart_json._read_cart
 
     def read_cart(text: str, now: int) -> Found:
         found = real(text, now)
-        if not isinstance(found, CartText):
+        if not isinstance(found, CartJson):
             return found
         version, _, _ = text.partition("\n")
-        return found._replace(stamp=Stamp(version, now + STAMP_AGE))
+        return found._replace(stamp=CacheValidator(version, now + STAMP_AGE))
 
-    patch.setattr(cart_text, "_read_cart", read_cart)
+    patch.setattr(cart_json, "_read_cart", read_cart)
 
 
 MUTANTS: list[Mutant] = [

@@ -4,11 +4,11 @@ import asyncio
 import random
 from typing import Any
 
-from cart.v1 import cart_service_pb2
+from cartgrpc.v1 import cart_service_pb2
 from google.protobuf.message import Message
 
 from cart_grpc.carts.refusals import Refused, RequestIdReused, Unavailable
-from cart_grpc.reservations.simulator.stock import Decided, Entry, Stock
+from cart_grpc.simulator.stock import Decided, Entry, Stock
 from tests.simulation import operations, plan, weather
 from tests.simulation.checks import Checks
 from tests.simulation.database import EPOCH, Database, DatabaseFaults
@@ -88,7 +88,7 @@ class World:
             name,
             self.database,
             self.network,
-            terms=self.plan.terms,
+            limits=self.plan.limits,
             config=self.plan.config,
             retention=self.plan.retention,
             housekeeping_interval=self.plan.housekeeping_interval,

@@ -6,9 +6,9 @@ import pytest
 
 from cart_grpc import app
 from cart_grpc.store import migrate
+from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.group_commit import GroupCommit
-from cart_grpc.store.hints import Hints
 from cart_grpc.store.store import Store
 
 
@@ -33,7 +33,7 @@ async def store(engine: Engine) -> AsyncIterator[Store]:
 @pytest.fixture
 async def writer(engine: Engine) -> AsyncIterator[GroupCommit]:
     """The writer, at work. What is written without waiting in between goes into one batch."""
-    writer = GroupCommit(engine, Hints(), app.new_id, 1000)
+    writer = GroupCommit(engine, ChangeNotifier(), app.new_id, 1000)
     await writer.start()
     yield writer
     await writer.close()

@@ -15,9 +15,9 @@ from sqlalchemy.util import await_only
 from cart_grpc import app
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.store import group_commit, schema
+from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine
 from cart_grpc.store.group_commit import GroupCommit
-from cart_grpc.store.hints import Hints
 from cart_grpc.store.store import Store
 from tests.store.writes import SKU, add, answered, before_commit, claim_one, count, decode, snapshot
 
@@ -102,14 +102,14 @@ async def test_a_claim_and_its_record_survive_a_broken_commit(store: Store, engi
     await store.mutate(add())
     Breaking(engine, committed=committed)
     claimed = await claim_one(store)
-    assert (claimed.lease_epoch, claimed.attempt) == (1, 1)
+    assert (claimed.lease_epoch, claimed.attempt_count) == (1, 1)
     Breaking(engine, committed=committed)
     assert (await store.record(answered(claimed))).reservation.settled
     assert (await snapshot(store)).cart.revision == 2
 
 
 async def test_two_writers_on_one_database_do_not_take_each_others_marks(store: Store, engine: Engine) -> None:
-    other = GroupCommit(engine, Hints(), app.new_id, 10)
+    other = GroupCommit(engine, ChangeNotifier(), app.new_id, 10)
     await other.start()
     for _ in range(3):
         await other.write(add())

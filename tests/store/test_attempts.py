@@ -3,10 +3,11 @@
 import asyncio
 from dataclasses import replace
 
-from cart_grpc.carts.reservation import Reservation
-from cart_grpc.store.commands import HandBack, OpenAttempt
+from cart_grpc.commands.bulk import HandBack
+from cart_grpc.commands.record import OpenAttempt
+from cart_grpc.protocol.lanes import RELEASE_LANE
+from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.statements import RELEASE_LANE
 from cart_grpc.store.store import Store
 from tests.store.writes import SECOND, add, answered, claim, claim_one, remove, row_of, silent, snapshot
 

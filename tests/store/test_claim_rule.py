@@ -6,11 +6,12 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Connection, select
 
-from cart_grpc.carts.reservation import Disposition, Observed, Reservation
+from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
+from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.rows import reservation_row, to_reservation
-from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane, Statements
+from cart_grpc.store.statements import Statements
 from tests.carts.examples import NOW, SECOND, a_hold
 from tests.protocol.claims import claim
 
@@ -22,15 +23,15 @@ TIMES = (None, PAST, NOW, FUTURE)
 def every_row() -> Iterator[Reservation]:
     """Every row that a claim could tell from another, and some that the rules never make."""
     numbers = itertools.count()
-    for disposition, due_at, expire_time, lease_until, (observed, intent), attempt in itertools.product(
+    for disposition, due_time, expire_time, lease_expire_time, (observed, intent), attempt in itertools.product(
         Disposition, TIMES, TIMES, (None, PAST, FUTURE), ((3, 3), (3, 2), (2, 2), (0, 3)), (0, 4)
     ):
         yield a_hold(
             reservation_id=f"r-{next(numbers)}",
             disposition=disposition,
-            due_at=due_at,
+            due_time=due_time,
             expire_time=expire_time,
-            lease_until=lease_until,
+            lease_expire_time=lease_expire_time,
             revision=3,
             observed_revision=observed,
             intent_revision=intent,

@@ -7,11 +7,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cart_grpc import app
-from cart_grpc.carts.names import cart_key, user_key
-from cart_grpc.carts.reservation import Observed
-from cart_grpc.store.commands import Extend, HandBack
+from cart_grpc.commands.bulk import Extend, HandBack
+from cart_grpc.names import cart_key, user_key
+from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
+from cart_grpc.protocol.reservation import Observed
 from cart_grpc.store.engine import Engine, connect
-from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE
 from cart_grpc.store.store import Store
 from tests.postgres import PostgresServer
 from tests.store.writes import (
@@ -36,7 +36,7 @@ NO_TIME = 1
 async def test_a_claim_raises_epoch_and_attempt_and_is_not_given_twice(store: Store) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
-    assert (claimed.lease_epoch, claimed.attempt) == (1, 1)
+    assert (claimed.lease_epoch, claimed.attempt_count) == (1, 1)
     assert await claim(store) == []
 
 
@@ -61,7 +61,7 @@ async def test_a_lease_that_has_run_out_is_claimed_again_under_a_higher_epoch(st
     first = await claim_one(store, lease=NO_TIME)
     second = await claim_one(store)
     assert second.reservation_id == first.reservation_id
-    assert (second.lease_epoch, second.attempt) == (2, 2)
+    assert (second.lease_epoch, second.attempt_count) == (2, 2)
 
 
 async def test_an_overtaken_claim_cannot_finish_the_bookkeeping(store: Store, engine: Engine) -> None:
@@ -70,7 +70,7 @@ async def test_an_overtaken_claim_cannot_finish_the_bookkeeping(store: Store, en
     current = await claim_one(store)
     await store.record(silent(overtaken, retry_delay=SECOND))
     row = await row_of(engine, current.reservation_id)
-    assert (row.lease_epoch, row.lease_until, row.due_at) == (2, current.lease_until, current.due_at)
+    assert (row.lease_epoch, row.lease_expire_time, row.due_time) == (2, current.lease_expire_time, current.due_time)
     assert row.last_error == ""
 
 
@@ -109,7 +109,7 @@ async def test_no_answer_is_tried_again_when_its_time_has_come(store: Store) -> 
     assert await claim(store) == []
     await store.mutate(add())
     await store.record(silent(await claim_one(store), retry_delay=0))
-    assert (await claim_one(store)).attempt == 2
+    assert (await claim_one(store)).attempt_count == 2
 
 
 async def test_releases_have_a_lane_of_their_own(store: Store) -> None:
@@ -145,10 +145,10 @@ async def test_only_claims_that_are_still_ours_are_extended(store: Store, engine
     overtaken = await claim_one(store, lease=NO_TIME)
     current = await claim_one(store)
     await store.lease(Extend([overtaken], 100 * LEASE))
-    assert (await row_of(engine, current.reservation_id)).lease_until == current.lease_until
+    assert (await row_of(engine, current.reservation_id)).lease_expire_time == current.lease_expire_time
     await store.lease(Extend([current], 100 * LEASE))
     row = await row_of(engine, current.reservation_id)
-    assert row.lease_until == row.due_at > (current.lease_until or 0)
+    assert row.lease_expire_time == row.due_time > (current.lease_expire_time or 0)
 
 
 async def test_only_claims_that_are_still_ours_are_handed_back(store: Store) -> None:

@@ -7,14 +7,14 @@ import pytest
 from asyncpg import IntegrityConstraintViolationError
 
 from cart_grpc import app
-from cart_grpc.carts.names import cart_key, user_key
 from cart_grpc.carts.refusals import ItemNotFound, Overloaded, ShuttingDown
-from cart_grpc.store.commands import Claim
+from cart_grpc.commands.bulk import Claim
+from cart_grpc.names import cart_key, user_key
+from cart_grpc.protocol.lanes import HOLD_LANE
+from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.group_commit import GroupCommit
-from cart_grpc.store.hints import Hints
-from cart_grpc.store.reads import Reads
-from cart_grpc.store.statements import HOLD_LANE
+from cart_grpc.store.read.carts import Reads
 from tests.store.writes import KEY, LEASE, SKU, Wrapped, add, broken, decode, refused_by_the_database, remove
 
 
@@ -96,7 +96,7 @@ async def test_a_command_whose_caller_has_gone_before_its_batch_is_not_run(write
 
 async def test_a_caller_who_goes_in_mid_commit_loses_nothing_and_strands_nobody(engine: Engine) -> None:
     held = Held(engine)
-    writer = GroupCommit(held, Hints(), app.new_id, 1000)
+    writer = GroupCommit(held, ChangeNotifier(), app.new_id, 1000)
     await writer.start()
     held.reached.clear()
     held.go_on.clear()
@@ -110,7 +110,7 @@ async def test_a_caller_who_goes_in_mid_commit_loses_nothing_and_strands_nobody(
 
 
 async def test_a_full_queue_refuses_callers_while_the_reconcilers_commands_still_pass(engine: Engine) -> None:
-    writer = GroupCommit(engine, Hints(), app.new_id, queue_size=3)
+    writer = GroupCommit(engine, ChangeNotifier(), app.new_id, queue_size=3)
     answers = [writer.write(add()) for _ in range(3)]
     with pytest.raises(Overloaded):
         writer.write(add())
@@ -124,7 +124,7 @@ async def test_a_full_queue_refuses_callers_while_the_reconcilers_commands_still
 
 
 async def test_closing_writes_what_waits_and_refuses_what_comes_after(engine: Engine) -> None:
-    writer = GroupCommit(engine, Hints(), app.new_id, 1000)
+    writer = GroupCommit(engine, ChangeNotifier(), app.new_id, 1000)
     await writer.start()
     answers = [writer.write(add()) for _ in range(5)]
     closing = asyncio.create_task(writer.close())

@@ -6,13 +6,13 @@ import json
 import pytest
 
 from cart_grpc import app
-from cart_grpc.carts.names import cart_key, user_key
 from cart_grpc.carts.refusals import ItemNotFound, RequestIdReused
+from cart_grpc.names import cart_key, user_key
 from cart_grpc.store import schema
+from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.group_commit import MAX_BATCH, GroupCommit
-from cart_grpc.store.hints import Hints
-from cart_grpc.store.reads import Reads
+from cart_grpc.store.read.carts import Reads
 from tests.store.writes import KEY, SKU, Wrapped, add, clear, count, decode, remove
 
 
@@ -24,7 +24,7 @@ def counted(engine: Engine) -> Wrapped:
 @pytest.fixture
 async def idle(counted: Wrapped) -> GroupCommit:
     """A writer that has not begun: what is written to it waits, and then is one batch."""
-    return GroupCommit(counted, Hints(), app.new_id, 1000)
+    return GroupCommit(counted, ChangeNotifier(), app.new_id, 1000)
 
 
 async def test_commands_on_one_cart_are_folded_in_order_each_with_its_own_answer(

@@ -5,19 +5,19 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
-from cart.v1 import cart_service_pb2
+from cartgrpc.v1 import cart_service_pb2
 from sqlalchemy import Connection, select
 
 from cart_grpc import app
 from cart_grpc.carts.model import HOLD_MARGIN
-from cart_grpc.carts.names import cart_key, user_key
 from cart_grpc.carts.refusals import DatabaseUnavailable, Overloaded
+from cart_grpc.names import cart_key, user_key
 from cart_grpc.rpc import replies
 from cart_grpc.store import schema
-from cart_grpc.store.cart_text import CartText
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.group_read import GroupRead
-from cart_grpc.store.reads import Reads
+from cart_grpc.store.read.cart_json import CartJson
+from cart_grpc.store.read.carts import Reads
+from cart_grpc.store.read.grouped_reads import GroupRead
 from cart_grpc.store.rows import to_cart, to_item, to_reservation
 from cart_grpc.store.store import Store
 from tests.store.writes import KEY, SECOND, SKU, Wrapped, add, answered, claim_one, overwrite, remove, snapshot
@@ -187,7 +187,7 @@ async def test_a_hold_is_shown_until_its_margin_by_the_databases_clock(store: St
     await store.record(answered(claimed))
     for left, state in ((60 * SECOND, "STATE_RESERVED"), (-SECOND, "STATE_EXPIRED"), (60 * SECOND, "STATE_RESERVED")):
         await overwrite(engine, schema.reservations, expire_time=app.clock() + HOLD_MARGIN + left)
-        found = await store.reads.find_text(KEY)
-        assert isinstance(found, CartText)
+        found = await store.reads.find_json(KEY)
+        assert isinstance(found, CartJson)
         (item,) = cart_service_pb2.GetCartResponse.FromString(replies.get_cart(found)).cart.items
         assert (item.sku, type(item.reservation).State.Name(item.reservation.state)) == (SKU, state)

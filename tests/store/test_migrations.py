@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from cart_grpc import app
-from cart_grpc.carts.names import user_key
+from cart_grpc.names import user_key
 from cart_grpc.settings import Settings
 from cart_grpc.store import migrate, schema
 from cart_grpc.store.engine import Engine
@@ -119,7 +119,7 @@ async def test_the_migrations_make_what_the_metadata_says(empty_url: str, other_
         assert table.name in found
         for index in table.indexes:
             assert str(index.name) in found
-    assert "due_at IS NOT NULL" in found
+    assert "due_time IS NOT NULL" in found
     assert "carts_only_rise" in found
     assert "reservations_only_rise" in found
 
@@ -208,10 +208,10 @@ def insert_a_cart(connection: Connection) -> None:
 
 def insert_a_reservation(connection: Connection) -> None:
     texts = dict.fromkeys(("user_id", "cart_id", "item_id", "sku", "reason", "refused_reason", "last_error"), "x")
-    numbers = dict.fromkeys(("ttl", "least_quantity", "create_time", "state", "granted_quantity", "attempt"), 0)
+    numbers = dict.fromkeys(("ttl", "least_quantity", "create_time", "state", "granted_quantity", "attempt_count"), 0)
     connection.execute(
         schema.reservations.insert().values(
-            slice=0, reservation_id="r", quantity=1, disposition=1, labels="{}",
+            slice=0, reservation_id="r", quantity=1, disposition=1,
             revision=5, intent_revision=5, observed_revision=5, lease_epoch=5, waiting=False, **texts, **numbers,
         )
     )  # fmt: skip

@@ -7,16 +7,17 @@ from dataclasses import replace
 import pytest
 
 from cart_grpc import app
+from cart_grpc.admin import Operator
 from cart_grpc.carts.model import ProgressState, progress
-from cart_grpc.carts.names import cart_key, item_id_of, user_key
 from cart_grpc.carts.refusals import CartClosed, ReservationCommitted, ReservationNotFound
-from cart_grpc.carts.reservation import RELEASED_BY_OPERATOR, Observed, Refusal, Reservation
+from cart_grpc.commands.bulk import Extend
+from cart_grpc.commands.record import Record
+from cart_grpc.names import cart_key, item_id_of, user_key
+from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
+from cart_grpc.protocol.reservation import RELEASED_BY_OPERATOR, Observed, Refusal, Reservation
 from cart_grpc.store import schema
-from cart_grpc.store.admin_reads import BACKLOG, ReservationPage, Seen, WorkState
-from cart_grpc.store.commands import Extend, Record
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.operator import Operator
-from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE
+from cart_grpc.store.read.operator import BACKLOG, ReservationPage, Seen, WorkState
 from cart_grpc.store.store import Store
 from tests.store.writes import (
     HOUR,
@@ -76,7 +77,7 @@ async def shown(store: Store) -> ProgressState:
 async def committing(store: Store, engine: Engine) -> Reservation:
     """A reservation that is being committed."""
     held = await decided(store)
-    await overwrite(engine, schema.reservations, disposition=2, revision=2, intent_revision=2, due_at=0)
+    await overwrite(engine, schema.reservations, disposition=2, revision=2, intent_revision=2, due_time=0)
     return held
 
 
@@ -142,9 +143,9 @@ async def test_a_claim_of_a_dead_replica_is_due_again_once_its_lease_is_over(sto
     await claim_one(store, lease=1)
     seen = await only(operator, BACKLOG)
     assert seen.state is WorkState.DUE
-    assert seen.reservation.lease_until is not None
+    assert seen.reservation.lease_expire_time is not None
     stats = await operator.get_stats()
-    assert (stats.due_count, stats.oldest_due_time) == (1, seen.reservation.due_at)
+    assert (stats.due_count, stats.oldest_due_time) == (1, seen.reservation.due_time)
 
 
 async def test_lists_go_through_all_users_oldest_first_page_by_page(store: Store, operator: Operator) -> None:
@@ -197,7 +198,7 @@ async def test_stats_count_the_backlog_by_state_and_intent(store: Store, operato
     assert figures == expected
     seen = await rows(operator)
     assert stats.due_count == 3
-    oldest = min(one.reservation.due_at for one in seen if one.state is WorkState.DUE and one.reservation.due_at)
+    oldest = min(one.reservation.due_time for one in seen if one.state is WorkState.DUE and one.reservation.due_time)
     assert stats.oldest_due_time == oldest
     assert min(one.oldest_create_time for one in stats.backlog) == seen[0].reservation.create_time
 
@@ -213,8 +214,8 @@ async def test_what_was_put_off_is_due_at_once_when_it_is_tried_again(store: Sto
     await store.record(silent(claimed, HOUR))
     before = (await snapshot(store)).cart
     seen = await operator.retry(claimed.reservation_id)
-    assert (seen.state, seen.reservation.attempt, seen.reservation.revision) == (WorkState.DUE, 0, 1)
-    assert (await claim_one(store)).attempt == 1
+    assert (seen.state, seen.reservation.attempt_count, seen.reservation.revision) == (WorkState.DUE, 0, 1)
+    assert (await claim_one(store)).attempt_count == 1
     # Callers see that it is tried again, and that none of them changed the cart.
     assert (await snapshot(store)).cart == before._replace(revision=before.revision + 1)
 
@@ -383,9 +384,9 @@ async def test_while_paused_nothing_is_claimed_what_is_claimed_goes_on_and_calle
     for lane in (HOLD_LANE, RELEASE_LANE):
         assert not await store.reads.has_due(lane)
         assert await claim(store, lane) == []
-    before = (await row_of(engine, claimed.reservation_id)).lease_until
+    before = (await row_of(engine, claimed.reservation_id)).lease_expire_time
     await store.lease(Extend([claimed], 2 * LEASE))
-    assert (await row_of(engine, claimed.reservation_id)).lease_until > before
+    assert (await row_of(engine, claimed.reservation_id)).lease_expire_time > before
     await store.record(answered(claimed))
     assert len(await rows(operator, frozenset({WorkState.HELD}))) == 1
     assert (await operator.get_stats()).due_count == 2

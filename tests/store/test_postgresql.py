@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Connection
 
-from cart_grpc.store.cart_text import UNCHANGED, CartText
+from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.store.engine import PostgresqlEngine
 from cart_grpc.store.prepared import fetch
-from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE
+from cart_grpc.store.read.cart_json import UNCHANGED, CartJson
 from cart_grpc.store.store import Store
 from tests.store.test_query_plans import fill, grow
 from tests.store.writes import KEY, add, answered, claim_one, remove
@@ -81,14 +81,14 @@ async def test_of_a_cart_that_is_unchanged_nothing_is_read_but_its_own_row(
     for number in range(5):
         await store.mutate(add(f"sku-{number}"))
         await store.record(answered(await claim_one(store)))
-    found = await store.reads.find_text(KEY)
-    assert isinstance(found, CartText)
+    found = await store.reads.find_json(KEY)
+    assert isinstance(found, CartJson)
     for _ in range(10):
         with rows_read(engine) as read:
-            assert await store.reads.find_text(KEY, found.stamp) is UNCHANGED
+            assert await store.reads.find_json(KEY, found.stamp) is UNCHANGED
         assert read == [1]
     with rows_read(engine) as read:
-        await store.reads.find_text(KEY)
+        await store.reads.find_json(KEY)
     assert read[0] > 10
 
 

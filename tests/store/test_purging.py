@@ -3,8 +3,9 @@
 from sqlalchemy import text
 
 from cart_grpc.carts import rules
+from cart_grpc.commands.bulk import Purge
+from cart_grpc.commands.mutation import Mutation
 from cart_grpc.store import schema
-from cart_grpc.store.commands import Mutation, Purge
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.store import Store
 from tests.store.writes import KEY, SECOND, add, answered, claim_one, count, encode, release_all, remove, snapshot

@@ -12,13 +12,13 @@ from sqlalchemy.engine import Engine as SyncEngine
 
 from cart_grpc import app
 from cart_grpc.carts.model import CartState
+from cart_grpc.commands.bulk import Extend, HandBack, Purge
+from cart_grpc.commands.operator import Release, Retry
+from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.store import migrate, prepared
-from cart_grpc.store.admin_reads import BACKLOG, ReservationPage
-from cart_grpc.store.commands import Extend, HandBack, Purge
 from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine, connect
-from cart_grpc.store.interventions import Release, Retry
-from cart_grpc.store.reads import Page
-from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE
+from cart_grpc.store.read.carts import Page
+from cart_grpc.store.read.operator import BACKLOG, ReservationPage
 from cart_grpc.store.store import Store
 from tests.postgres import PostgresServer
 from tests.store.writes import KEY, SECOND, TERMS, add, answered, claim, clear, remove, snapshot
@@ -215,9 +215,9 @@ async def test_holds_to_be_renewed_later_are_passed_over_by_the_index_when_it_is
     assert len(plans) == 3
     for plan in plans.values():
         # The time is part of the search, and not of what is thrown away afterwards.
-        assert re.search(r"Index Cond: \((due_at|expire_time) <= |\((due_at|expire_time)(>\? AND \w+)?<\?\)", plan), (
-            plan
-        )
+        assert re.search(
+            r"Index Cond: \((due_time|expire_time) <= |\((due_time|expire_time)(>\? AND \w+)?<\?\)", plan
+        ), plan
 
 
 async def test_reads_find_their_rows_by_an_index(planned: Planned) -> None:

@@ -5,10 +5,10 @@ import asyncio
 import pytest
 
 from cart_grpc.carts.model import CartState
-from cart_grpc.carts.names import cart_key, user_key
+from cart_grpc.names import cart_key, user_key
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.group_commit import GroupCommit
-from cart_grpc.store.reads import Page, Reads
+from cart_grpc.store.read.carts import Page, Reads
 from tests.store.writes import add
 
 USER = user_key("alice")

@@ -11,10 +11,10 @@ from sqlalchemy import Connection, text
 
 from cart_grpc import app
 from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseUnavailable
+from cart_grpc.commands.bulk import Pause
+from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
 from cart_grpc.store import migrate
-from cart_grpc.store.commands import Pause
 from cart_grpc.store.engine import SqliteEngine, connect
-from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane
 from cart_grpc.store.store import Store
 from tests.store.writes import SKU, add, clear, decode, snapshot
 

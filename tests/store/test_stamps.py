@@ -6,20 +6,21 @@ from functools import partial
 from typing import Any
 
 import pytest
-from cart.v1 import cart_service_pb2
+from cartgrpc.v1 import cart_service_pb2
 
 from cart_grpc import app
 from cart_grpc.carts.model import HOLD_MARGIN
-from cart_grpc.carts.names import CartKey, cart_key, user_key
 from cart_grpc.carts.refusals import CartNotFound
-from cart_grpc.carts.reservation import Decision, Observed, Overtaken
+from cart_grpc.commands.bulk import HandBack, Purge
+from cart_grpc.commands.operator import Release, Retry
+from cart_grpc.commands.record import Record
+from cart_grpc.names import CartKey, cart_key, user_key
+from cart_grpc.protocol.reservation import Decision, Observed, Overtaken
 from cart_grpc.rpc.replies import Replies
 from cart_grpc.store import schema
-from cart_grpc.store.cart_text import STAMP_AGE, UNCHANGED, CartText, Found, Stamp
-from cart_grpc.store.commands import HandBack, Purge, Record
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.interventions import Release, Retry
-from cart_grpc.store.reads import Reads
+from cart_grpc.store.read.cart_json import STAMP_AGE, UNCHANGED, CacheValidator, CartJson, Found
+from cart_grpc.store.read.carts import Reads
 from cart_grpc.store.store import Store
 from tests.store.writes import (
     HOUR,
@@ -42,13 +43,13 @@ from tests.store.writes import (
 Change = Callable[[Store, Engine], Awaitable[Any]]
 
 
-async def read(store: Store) -> CartText:
-    found = await store.reads.find_text(KEY)
-    assert isinstance(found, CartText)
+async def read(store: Store) -> CartJson:
+    found = await store.reads.find_json(KEY)
+    assert isinstance(found, CartJson)
     return found
 
 
-async def stamp_of(store: Store) -> Stamp:
+async def stamp_of(store: Store) -> CacheValidator:
     stamp = (await read(store)).stamp
     assert stamp
     return stamp
@@ -57,7 +58,7 @@ async def stamp_of(store: Store) -> Stamp:
 async def renewed_in_vain(store: Store, engine: Engine) -> Any:
     """A hold whose renewal was not answered and is tried again later: the claim that was made for it."""
     await decided(store)
-    await overwrite(engine, schema.reservations, due_at=0)
+    await overwrite(engine, schema.reservations, due_time=0)
     renewal = await claim_one(store)
     await store.record(silent(renewal, HOUR))
     return renewal
@@ -68,14 +69,14 @@ async def test_what_nobody_changed_is_not_read_again(store: Store) -> None:
     await decided(store, Observed.HELD, "b")
     stamp = await stamp_of(store)
     for _ in range(2):
-        assert await store.reads.find_text(KEY, stamp) is UNCHANGED
+        assert await store.reads.find_json(KEY, stamp) is UNCHANGED
     assert len((await read(store)).lines) == 2
 
 
 async def test_an_empty_cart_has_a_stamp_too(store: Store) -> None:
     await decided(store)
     await store.mutate(clear())
-    assert await store.reads.find_text(KEY, await stamp_of(store)) is UNCHANGED
+    assert await store.reads.find_json(KEY, await stamp_of(store)) is UNCHANGED
 
 
 async def test_one_who_shows_an_old_stamp_or_none_is_given_the_cart_beside_one_who_needs_it_not(store: Store) -> None:
@@ -84,12 +85,12 @@ async def test_one_who_shows_an_old_stamp_or_none_is_given_the_cart_beside_one_w
     await store.mutate(add("another"))
     await store.record(answered(await claim_one(store)))
     stamp = await stamp_of(store)
-    found = [await store.reads.find_text(KEY, one) for one in (old, stamp, None)]
+    found = [await store.reads.find_json(KEY, one) for one in (old, stamp, None)]
     assert found[1] is UNCHANGED
     assert found[0]
     assert found[2]
-    assert isinstance(found[0], CartText)
-    assert isinstance(found[2], CartText)
+    assert isinstance(found[0], CartJson)
+    assert isinstance(found[2], CartJson)
     assert found[0].lines == found[2].lines
 
 
@@ -112,7 +113,7 @@ async def test_whatever_is_done_to_a_cart_is_noticed(store: Store, engine: Engin
     await decided(store)
     stamp = await stamp_of(store)
     await change(store, engine)
-    assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
+    assert await store.reads.find_json(KEY, stamp) is not UNCHANGED
 
 
 async def test_a_cart_that_came_to_the_revision_of_a_purged_one_is_another(store: Store, engine: Engine) -> None:
@@ -122,11 +123,11 @@ async def test_a_cart_that_came_to_the_revision_of_a_purged_one_is_another(store
     await expire(store, engine)
     await release_all(store)
     assert await store.purge(Purge(0, 0, 0, 100))
-    assert await store.reads.find_text(KEY) is None
+    assert await store.reads.find_json(KEY) is None
     await decided(store)
     revisions = [one.version.split(":")[1] for one in (stamp, await stamp_of(store))]
     assert revisions[0] == revisions[1]
-    assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
+    assert await store.reads.find_json(KEY, stamp) is not UNCHANGED
 
 
 async def test_a_late_answer_to_a_renewal_is_noticed_though_only_its_expire_time_is_new(
@@ -138,7 +139,7 @@ async def test_a_late_answer_to_a_renewal_is_noticed_though_only_its_expire_time
     await store.record(answered(renewal, expire_time=app.clock() + 5 * HOUR))
     after = await row_of(engine, renewal.reservation_id)
     assert before.expire_time < after.expire_time
-    assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
+    assert await store.reads.find_json(KEY, stamp) is not UNCHANGED
 
 
 async def test_a_late_answer_to_a_release_that_no_line_shows_is_noticed(store: Store) -> None:
@@ -149,7 +150,7 @@ async def test_a_late_answer_to_a_release_that_no_line_shows_is_noticed(store: S
     stamp = await stamp_of(store)
     assert (await snapshot(store)).reconciling
     await store.record(answered(release))
-    assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
+    assert await store.reads.find_json(KEY, stamp) is not UNCHANGED
     assert not (await snapshot(store)).reconciling
 
 
@@ -160,7 +161,7 @@ async def test_what_somebody_else_has_said_of_a_hold_is_noticed_though_nobody_ha
     stamp = await stamp_of(store)
     current = Decision(renewal.reservation_id, renewal.revision + 5, Observed.HELD, 1, app.clock() + HOUR, "")
     await store.record(Record(renewal, Overtaken(current), 0))
-    assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
+    assert await store.reads.find_json(KEY, stamp) is not UNCHANGED
 
 
 async def test_a_hold_that_is_found_to_have_run_out_is_noticed_even_if_the_clock_is_set_back(
@@ -169,9 +170,9 @@ async def test_a_hold_that_is_found_to_have_run_out_is_noticed_even_if_the_clock
     await decided(store, expire_time=app.clock() + 100 * SECOND)
     stamp = await stamp_of(store)
     lapsed = app.clock() + HOLD_MARGIN
-    await overwrite(engine, schema.reservations, due_at=0, expire_time=lapsed)
+    await overwrite(engine, schema.reservations, due_time=0, expire_time=lapsed)
     await store.record(answered(await claim_one(store), state=Observed.EXPIRED, granted_quantity=0, expire_time=lapsed))
-    assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
+    assert await store.reads.find_json(KEY, stamp) is not UNCHANGED
 
 
 async def test_an_operator_who_has_what_was_put_off_tried_again_is_noticed(store: Store) -> None:
@@ -179,9 +180,9 @@ async def test_an_operator_who_has_what_was_put_off_tried_again_is_noticed(store
     claimed = await claim_one(store)
     await store.record(silent(claimed, HOUR))
     stamp = await stamp_of(store)
-    assert await store.reads.find_text(KEY, stamp) is UNCHANGED
+    assert await store.reads.find_json(KEY, stamp) is UNCHANGED
     await store.intervene(Retry(claimed, TERMS))
-    assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
+    assert await store.reads.find_json(KEY, stamp) is not UNCHANGED
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -189,7 +190,7 @@ async def test_an_operator_who_gives_it_back_is_noticed(store: Store, *, force: 
     claimed = await decided(store)
     stamp = await stamp_of(store)
     await store.intervene(Release(claimed, "over", force=force))
-    assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
+    assert await store.reads.find_json(KEY, stamp) is not UNCHANGED
 
 
 async def test_what_waited_for_a_release_is_noticed_when_it_goes_on(store: Store) -> None:
@@ -197,9 +198,9 @@ async def test_what_waited_for_a_release_is_noticed_when_it_goes_on(store: Store
     await store.mutate(remove())
     await store.mutate(add())
     stamp = await stamp_of(store)
-    assert await store.reads.find_text(KEY, stamp) is UNCHANGED
+    assert await store.reads.find_json(KEY, stamp) is UNCHANGED
     await release_all(store)
-    assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
+    assert await store.reads.find_json(KEY, stamp) is not UNCHANGED
 
 
 async def test_what_waited_for_another_look_at_what_was_released_is_noticed_when_it_goes_on(
@@ -209,17 +210,17 @@ async def test_what_waited_for_another_look_at_what_was_released_is_noticed_when
     await store.intervene(Release(claimed, "over", force=False))
     await store.record(answered(await claim_one(store, "release")))
     # As under the `basic` contract, which lets nothing rest that was ever attempted.
-    await overwrite(engine, schema.reservations, due_at=0)
+    await overwrite(engine, schema.reservations, due_time=0)
     look = await claim_one(store, "release")
     await store.mutate(add())
     (line,) = (await snapshot(store)).lines
     # For a release that is over, though its latest revision is not answered yet.
     waits = schema.reservations.c.reservation_id == line.reservation.reservation_id
-    await overwrite(engine, schema.reservations, waits, waiting=True, due_at=None)
+    await overwrite(engine, schema.reservations, waits, waiting=True, due_time=None)
     stamp = await stamp_of(store)
-    assert await store.reads.find_text(KEY, stamp) is UNCHANGED
+    assert await store.reads.find_json(KEY, stamp) is UNCHANGED
     await store.record(answered(look))
-    assert await store.reads.find_text(KEY, stamp) is not UNCHANGED
+    assert await store.reads.find_json(KEY, stamp) is not UNCHANGED
     assert await claim_one(store)
 
 
@@ -238,7 +239,7 @@ async def test_a_stamp_ends_when_the_first_of_all_lines_may_be_claimed(store: St
     await decided(store, Observed.HELD, "far")
     near = await decided(store, Observed.HELD, "near", expire_time=app.clock() + 40 * SECOND)
     stamp = await stamp_of(store)
-    assert stamp.until == (await row_of(engine, near.reservation_id)).due_at
+    assert stamp.until == (await row_of(engine, near.reservation_id)).due_time
 
 
 async def test_a_stamp_ends_when_a_hold_is_not_shown_any_more(store: Store, engine: Engine) -> None:
@@ -246,7 +247,7 @@ async def test_a_stamp_ends_when_a_hold_is_not_shown_any_more(store: Store, engi
     end = app.clock() + 30 * SECOND
     await overwrite(engine, schema.reservations, expire_time=end + HOLD_MARGIN)
     assert (await stamp_of(store)).until == end
-    await overwrite(engine, schema.reservations, due_at=None)
+    await overwrite(engine, schema.reservations, due_time=None)
     assert (await stamp_of(store)).until == end
 
 
@@ -264,14 +265,14 @@ async def test_a_stamp_ends_after_a_while_for_what_was_changed_by_hand(store: St
 async def test_a_stamp_that_has_ended_is_worth_nothing(store: Store) -> None:
     await decided(store)
     stamp = await stamp_of(store)
-    assert isinstance(await store.reads.find_text(KEY, stamp._replace(until=app.clock() - 10 * SECOND)), CartText)
+    assert isinstance(await store.reads.find_json(KEY, stamp._replace(until=app.clock() - 10 * SECOND)), CartJson)
 
 
 async def test_many_who_ask_at_once_are_told_each_by_his_own_stamp(store: Store) -> None:
     await decided(store)
     stamp = await stamp_of(store)
-    find = partial(store.reads.find_text, KEY)
-    found = await asyncio.gather(find(stamp), find(), find(Stamp("", stamp.until)), find(stamp))
+    find = partial(store.reads.find_json, KEY)
+    found = await asyncio.gather(find(stamp), find(), find(CacheValidator("", stamp.until)), find(stamp))
     assert [one is UNCHANGED for one in found] == [True, False, False, True]
 
 
@@ -280,9 +281,9 @@ class Counted(Reads):
 
     count = 0
 
-    async def find_text(self, key: CartKey, stamp: Stamp | None = None) -> Found:
-        found = await super().find_text(key, stamp)
-        self.count += isinstance(found, CartText)
+    async def find_json(self, key: CartKey, stamp: CacheValidator | None = None) -> Found:
+        found = await super().find_json(key, stamp)
+        self.count += isinstance(found, CartJson)
         return found
 
 

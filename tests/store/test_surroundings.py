@@ -14,8 +14,8 @@ from sqlalchemy import Connection, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from cart_grpc import app
-from cart_grpc.carts.names import cart_key, user_key
 from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseFull, DatabaseUnavailable, OutcomeUnknown
+from cart_grpc.names import cart_key, user_key
 from cart_grpc.store import group_commit
 from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine, connect, find_refusal
 from cart_grpc.store.store import Store

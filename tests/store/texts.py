@@ -4,14 +4,14 @@ import json
 from collections.abc import Sequence
 
 from cart_grpc.carts.model import HOLD_MARGIN, Cart, Line
-from cart_grpc.store.cart_text import CartText
+from cart_grpc.store.read.cart_json import CartJson
 from cart_grpc.store.rows import cart_row, item_row, reservation_row
 
 
-def cart_text(cart: Cart, lines: Sequence[Line], now: int, *, reconciling: bool) -> CartText:
+def cart_json(cart: Cart, lines: Sequence[Line], now: int, *, reconciling: bool) -> CartJson:
     """What is read of `cart` at `now`."""
     head = json.dumps([*cart_row(cart), reconciling])
-    return CartText(head, [_line_text(cart, line, now) for line in lines], now)
+    return CartJson(head, [_line_text(cart, line, now) for line in lines], now)
 
 
 def _line_text(cart: Cart, line: Line, now: int) -> str:

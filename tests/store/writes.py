@@ -8,14 +8,16 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, func, select, update
 
 from cart_grpc.carts import rules
-from cart_grpc.carts.changes import Change, Contents, NewId, Terms, addition
-from cart_grpc.carts.names import CartKey, cart_key, item_id_of, user_key
-from cart_grpc.carts.reservation import Decision, Disposition, Observed, Reservation, Silence
+from cart_grpc.carts.calls import Change, Limits, LoadedCart, NewId, addition
+from cart_grpc.commands.bulk import Claim
+from cart_grpc.commands.mutation import Mutation
+from cart_grpc.commands.record import Record
+from cart_grpc.names import CartKey, cart_key, item_id_of, user_key
+from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
+from cart_grpc.protocol.reservation import Decision, Disposition, Observed, Reservation, Silence
 from cart_grpc.store import schema
-from cart_grpc.store.commands import Claim, Mutation, Record
 from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine
-from cart_grpc.store.reads import Snapshot
-from cart_grpc.store.statements import HOLD_LANE, RELEASE_LANE, Lane
+from cart_grpc.store.read.carts import Snapshot
 from cart_grpc.store.store import Store
 
 T = TypeVar("T")
@@ -24,7 +26,7 @@ HOUR = 3600 * SECOND
 LEASE = 15 * SECOND
 KEY = cart_key(user_key("alice"), "default")
 SKU = "espresso-beans"
-TERMS = Terms()
+TERMS = Limits()
 
 
 def encode(change: Change, now: int) -> bytes:
@@ -45,7 +47,7 @@ def add(
     """AddItem."""
     added = addition(sku, {}, quantity, None, None)
 
-    def decide(contents: Contents, now: int, new_id: NewId) -> Change:
+    def decide(contents: LoadedCart, now: int, new_id: NewId) -> Change:
         return rules.add_items(contents, [added], etag, TERMS, now, new_id)
 
     return Mutation(key, decide, encode, [added.item_id], [sku], request_id, body)
@@ -65,7 +67,7 @@ def clear(key: CartKey = KEY) -> Mutation:
 def broken(error: Exception, key: CartKey = KEY) -> Mutation:
     """A command with a bug."""
 
-    def decide(_contents: Contents, _now: int, _new_id: NewId) -> Change:
+    def decide(_contents: LoadedCart, _now: int, _new_id: NewId) -> Change:
         raise error
 
     return Mutation(key, decide, encode, [])
@@ -75,7 +77,7 @@ def refused_by_the_database(key: CartKey = KEY, sku: str = "poison") -> Mutation
     """A command whose outcome no CHECK lets through."""
     sound = add(sku, key=key)
 
-    def decide(contents: Contents, now: int, new_id: NewId) -> Change:
+    def decide(contents: LoadedCart, now: int, new_id: NewId) -> Change:
         change = sound.decide(contents, now, new_id)
         return change._replace(cart=change.cart._replace(subtotal=-1))
 

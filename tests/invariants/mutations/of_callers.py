@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from cart.v1 import cart_service_pb2
+from cartgrpc.v1 import cart_service_pb2
 
 from tests.invariants.history import Outcome
 from tests.invariants.mutations.registry import acknowledged, answers, pick, says, swap, with_dump

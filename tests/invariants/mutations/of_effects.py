@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from cart_grpc.carts.reservation import FINAL, Disposition, Observed, Reservation
+from cart_grpc.protocol.reservation import FINAL, Disposition, Observed, Reservation
 from tests.invariants.history import Effect
 from tests.invariants.mutations.registry import pick, says, swap, with_dump, with_row
 from tests.invariants.run import Run

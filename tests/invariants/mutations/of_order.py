@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from cart.v1 import cart_pb2
+from cartgrpc.v1 import cart_pb2
 
 from tests.invariants.history import Call, Outcome
 from tests.invariants.mutations.registry import answers, attempts, changes, pick, says, swap, with_dump

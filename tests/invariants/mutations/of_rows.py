@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from cart_grpc.carts.model import ENDED, Cart, CartState
-from cart_grpc.carts.reservation import FINAL, Disposition, Observed, Reservation
+from cart_grpc.protocol.reservation import FINAL, Disposition, Observed, Reservation
 from tests.invariants.history import ClaimAction, ClaimEvent, Written
 from tests.invariants.mutations.registry import pick, says, with_row
 from tests.invariants.rows import RISING
@@ -27,13 +27,13 @@ def a_row_waits_for_ever(run: Run, numbers: random.Random) -> Run:
 @says("is settled, and still claimed")
 def a_claim_is_left(run: Run, numbers: random.Random) -> Run:
     row = pick(numbers, run.dump.reservations)
-    return with_row(run, row, lease_until=run.now)
+    return with_row(run, row, lease_expire_time=run.now)
 
 
 @says("is due, though it holds nothing")
 def a_row_is_due_for_nothing(run: Run, numbers: random.Random) -> Run:
     row = pick(numbers, (row for row in run.dump.reservations if not row.granted_quantity))
-    return with_row(run, row, due_at=run.now)
+    return with_row(run, row, due_time=run.now)
 
 
 def _written_again(run: Run, row: Cart | Reservation, **changes: Any) -> Run:
@@ -92,7 +92,7 @@ def two_have_a_claim_at_once(run: Run, numbers: random.Random) -> Run:
 
 @says("and this was accepted: .*RECORDED")
 def a_replica_that_was_overtaken_records(run: Run, numbers: random.Random) -> Run:
-    return _claimed_again(run, numbers, -1, ClaimAction.RECORDED, lease_until=None)
+    return _claimed_again(run, numbers, -1, ClaimAction.RECORDED, lease_expire_time=None)
 
 
 @says("and this was accepted: .*EXTENDED")
@@ -102,7 +102,7 @@ def another_replica_extends_a_claim(run: Run, numbers: random.Random) -> Run:
 
 @says("and this was accepted: .*HANDED_BACK")
 def a_replica_hands_back_what_it_does_not_have(run: Run, numbers: random.Random) -> Run:
-    return _claimed_again(run, numbers, -1, ClaimAction.HANDED_BACK, lease_until=None)
+    return _claimed_again(run, numbers, -1, ClaimAction.HANDED_BACK, lease_expire_time=None)
 
 
 @says("and this was accepted: .*RECORDED")

@@ -3,7 +3,7 @@
 import random
 
 from cart_grpc.carts.model import CartState
-from cart_grpc.carts.reservation import Disposition, Reservation
+from cart_grpc.protocol.reservation import Disposition, Reservation
 from tests.invariants.mutations.registry import pick, says, swap, with_dump, with_row
 from tests.invariants.run import Run
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from cart_grpc.carts.reservation import Reservation
+from cart_grpc.protocol.reservation import Reservation
 from tests.invariants.history import Call, Outcome
 from tests.invariants.operations import Operation, took_place
 from tests.invariants.run import Run

@@ -39,7 +39,7 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "item_count >= 0 AND total_quantity >= item_count AND subtotal >= 0", name=op.f("carts_totals")
         ),
-        sa.CheckConstraint("state BETWEEN 1 AND 8", name=op.f("carts_state")),
+        sa.CheckConstraint("state BETWEEN 1 AND 3", name=op.f("carts_state")),
         sa.PrimaryKeyConstraint("slice", "user_id", "cart_id", name="carts_pkey"),
     )
     op.create_index(
@@ -48,6 +48,13 @@ def upgrade() -> None:
         ["expire_time"],
         sqlite_where=sa.text("state = 1 AND expire_time IS NOT NULL"),
         postgresql_where=sa.text("state = 1 AND expire_time IS NOT NULL"),
+    )
+    op.create_index(
+        "carts_ended",
+        "carts",
+        ["update_time"],
+        sqlite_where=sa.text("state IN (2, 3)"),
+        postgresql_where=sa.text("state IN (2, 3)"),
     )
     op.create_index("carts_create_time", "carts", ["slice", "user_id", "create_time", "cart_id"])
     op.create_index("carts_update_time", "carts", ["slice", "user_id", "update_time", "cart_id"])
@@ -93,7 +100,6 @@ def upgrade() -> None:
         sa.Column("quantity", sa.BigInteger(), nullable=False),
         sa.Column("disposition", sa.SmallInteger(), nullable=False),
         sa.Column("ttl", sa.BigInteger(), nullable=False),
-        sa.Column("labels", sa.Text(), nullable=False),
         sa.Column("revision", sa.BigInteger(), nullable=False),
         sa.Column("intent_revision", sa.BigInteger(), nullable=False),
         sa.Column("least_quantity", sa.BigInteger(), nullable=False),
@@ -105,12 +111,13 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("refused_reason", sa.Text(), nullable=False),
         sa.Column("waiting", sa.Boolean(), nullable=False),
-        sa.Column("due_at", sa.BigInteger(), nullable=True),
-        sa.Column("attempt", sa.BigInteger(), nullable=False),
+        sa.Column("due_time", sa.BigInteger(), nullable=True),
+        sa.Column("attempt_count", sa.BigInteger(), nullable=False),
         sa.Column("lease_epoch", sa.BigInteger(), nullable=False),
-        sa.Column("lease_until", sa.BigInteger(), nullable=True),
+        sa.Column("lease_expire_time", sa.BigInteger(), nullable=True),
         sa.Column("last_error", sa.Text(), nullable=False),
         sa.Column("finish_time", sa.BigInteger(), nullable=True),
+        sa.Column("uncertain_until", sa.BigInteger(), nullable=True),
         sa.CheckConstraint("disposition BETWEEN 1 AND 3", name=op.f("reservations_disposition")),
         sa.CheckConstraint("intent_revision BETWEEN 1 AND revision", name=op.f("reservations_intent_revision")),
         sa.CheckConstraint("granted_quantity >= 0", name=op.f("reservations_granted_quantity")),
@@ -122,16 +129,16 @@ def upgrade() -> None:
     op.create_index(
         "reservations_due",
         "reservations",
-        ["due_at"],
-        sqlite_where=sa.text("due_at IS NOT NULL AND disposition <> 3"),
-        postgresql_where=sa.text("due_at IS NOT NULL AND disposition <> 3"),
+        ["due_time"],
+        sqlite_where=sa.text("due_time IS NOT NULL AND disposition <> 3"),
+        postgresql_where=sa.text("due_time IS NOT NULL AND disposition <> 3"),
     )
     op.create_index(
         "reservations_due_release",
         "reservations",
-        ["due_at"],
-        sqlite_where=sa.text("due_at IS NOT NULL AND disposition = 3"),
-        postgresql_where=sa.text("due_at IS NOT NULL AND disposition = 3"),
+        ["due_time"],
+        sqlite_where=sa.text("due_time IS NOT NULL AND disposition = 3"),
+        postgresql_where=sa.text("due_time IS NOT NULL AND disposition = 3"),
     )
     op.create_index(
         "reservations_finished",
@@ -148,6 +155,14 @@ def upgrade() -> None:
         postgresql_where=sa.text("observed_revision < intent_revision"),
     )
 
+    op.create_table(
+        "pauses",
+        sa.Column("slice", sa.SmallInteger(), nullable=False),
+        sa.Column("name", NAME, nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("create_time", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("slice", "name", name="pauses_pkey"),
+    )
     op.create_table(
         "users",
         sa.Column("slice", sa.SmallInteger(), nullable=False),

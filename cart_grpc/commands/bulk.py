@@ -1,0 +1,64 @@
+"""Commands that are one statement over many rows, whose carts nobody has to read: claims, leases, purges, pauses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cart_grpc.protocol.lanes import Lane
+from cart_grpc.protocol.reservation import Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Claim up to `limit` due reservations of a lane for `lease` microseconds. Answered with their rows."""
+
+    lane: Lane
+    limit: int
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Extend the claims that are still ours to `lease` microseconds from now."""
+
+    claims: Sequence[Reservation]
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """Give claims back, due at once for whoever comes first."""
+
+    claims: Sequence[Reservation]
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """Delete up to `limit` rows of each kind that ended longer ago than its retention, in microseconds.
+
+    Answered with how many were deleted.
+    """
+
+    replies: int
+    reservations: int
+    carts: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Let nothing be claimed by anybody until Resume. Once paused, only the reason is replaced."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Let claims be made again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Write what every batch writes, and nothing else: does the database take it?"""
+
+
+BulkCommand = Claim | Extend | HandBack | Ping | Purge | Pause | Resume

@@ -1,0 +1,188 @@
+"""The Reservation API over gRPC."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final, TypeVar
+
+import grpc
+from cartgrpc.reservation.v1 import reservation_pb2
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from cart_grpc.protocol.reservation import Decision, Disposition, Intent
+from cart_grpc.reservation_api import wire
+from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswer, Overtaken
+from cart_grpc.reservation_api.connections import Connections
+
+APPLY_METHOD: Final = "/cartgrpc.reservation.v1.ReservationService/ApplyReservation"
+_GET_METHOD: Final = "/cartgrpc.reservation.v1.ReservationService/GetReservation"
+_LOOKUP_METHOD: Final = "/cartgrpc.reservation.v1.ReservationService/LookupReservations"
+
+_Response = TypeVar("_Response", bound=Message)
+
+# What says that the request can never succeed: the codes that travel as 400, 404 and 409 over HTTP. UNIMPLEMENTED,
+# PERMISSION_DENIED and UNAUTHENTICATED are not among them: they say that somebody set something up wrongly, and to
+# reject every item for that would be worse than to wait until it is put right.
+_REFUSALS: Final = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.ALREADY_EXISTS,
+    }
+)
+_REACHED: Final = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED})
+
+_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    # Retry loops multiply; the reconciler owns the only one.
+    ("grpc.enable_retries", 0),
+    ("grpc.max_receive_message_length", wire.MAX_ANSWER_BYTES),
+    ("grpc.max_send_message_length", wire.MAX_ANSWER_BYTES),
+    # A server with default settings drops a client that pings more often than every five minutes.
+    ("grpc.keepalive_time_ms", 330_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # By default the channel would wait up to two minutes before it notices that the API is back.
+    ("grpc.initial_reconnect_backoff_ms", 250),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class GrpcReservationApi:
+    """Implements AuditableApi over channels to `target` (`host:port`), to be made inside the running loop.
+
+    Releases have connections of their own, so that holds that hang cannot keep them waiting in ours. With `secure` they
+    are TLS, trusting `root_certificates` (PEM), or gRPC's default roots where None.
+    """
+
+    def __init__(self, target: str, *, secure: bool = False, root_certificates: bytes | None = None) -> None:
+        address = f"dns:///{target}"
+        credentials = grpc.ssl_channel_credentials(root_certificates) if secure else None
+
+        def open_channel() -> grpc.aio.Channel:
+            return _open(address, credentials)
+
+        # Bytes come back as they are: grpc.aio would swallow the error of an answer that does not parse.
+        self._applies, self._releases, self._gets, self._lookups = self._connections = [
+            Connections(open_channel, method) for method in (APPLY_METHOD, APPLY_METHOD, _GET_METHOD, _LOOKUP_METHOD)
+        ]
+
+    async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
+        """See ReservationApi.apply."""
+        request = reservation_pb2.ApplyReservationRequest(reservation=wire.to_message(intent))
+        connections = self._releases if intent.disposition is Disposition.RELEASE else self._applies
+        try:
+            answer = await _call(connections, request, timeout)
+        except grpc.aio.AioRpcError as error:
+            return _to_answer(error, intent)
+        return wire.to_decision(_parse(answer, reservation_pb2.ApplyReservationResponse).reservation, intent)
+
+    async def find(self, reservation_id: str, *, timeout: float) -> Decision | None:
+        """See AuditableApi.find."""
+        request = reservation_pb2.GetReservationRequest(reservation_id=reservation_id)
+        try:
+            answer = await _call(self._gets, request, timeout)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return None
+            raise _to_no_answer(error) from None
+        return wire.to_latest(_parse(answer, reservation_pb2.GetReservationResponse).reservation, reservation_id)
+
+    async def look_up(self, reservation_ids: Sequence[str], *, timeout: float) -> tuple[list[Decision], list[str]]:
+        """See AuditableApi.look_up."""
+        request = reservation_pb2.LookupReservationsRequest(reservation_ids=reservation_ids)
+        try:
+            answer = await _call(self._lookups, request, timeout)
+        except grpc.aio.AioRpcError as error:
+            raise _to_no_answer(error) from None
+        return wire.to_looked_up(_parse(answer, reservation_pb2.LookupReservationsResponse), reservation_ids)
+
+    async def close(self) -> None:
+        """See ReservationApi.close."""
+        await asyncio.gather(*(each.close() for each in self._connections))
+
+
+def _open(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+
+
+async def _call(connections: Connections, request: Message, timeout: float) -> bytes:
+    """Raises AioRpcError for what the peer or the channel answered, NoAnswer for what ended otherwise."""
+    if timeout <= 0:
+        # A quick answer would win the race with a deadline that is over already.
+        raise NoAnswer("DEADLINE_EXCEEDED", "no time was left for the call")
+    try:
+        return await connections.call(request.SerializeToString(), timeout)
+    except grpc.aio.AioRpcError:
+        raise
+    except asyncio.CancelledError:
+        # A closed channel and a peer that cancels look like a cancellation of ours, and are none.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise NoAnswer("CANCELLED", "the call was cut off") from None
+    except Exception as error:
+        raise NoAnswer("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
+
+
+def _parse(answer: bytes, response: type[_Response]) -> _Response:
+    try:
+        return response.FromString(answer)
+    except DecodeError:
+        raise wire.invalid_answer(f"the answer is not a {response.DESCRIPTOR.name}") from None
+
+
+def _to_answer(error: grpc.aio.AioRpcError, intent: Intent) -> Answer:
+    code = error.code()
+    status = _find_status(error)
+    if code in _REFUSALS:
+        return wire.to_refusal(_find_reason(status), code.name, error.details() or "")
+    if code is grpc.StatusCode.ABORTED and (current := _find_current(status, intent)):
+        return current
+    raise _to_no_answer(error) from None
+
+
+def _to_no_answer(error: grpc.aio.AioRpcError) -> NoAnswer:
+    code = error.code()
+    retry_after = _find_retry_after(_find_status(error))
+    return NoAnswer(
+        code.name, wire.clean_text(error.details() or ""), retry_after=retry_after, reached=code in _REACHED
+    )
+
+
+def _find_status(error: grpc.aio.AioRpcError) -> status_pb2.Status:
+    try:
+        return rpc_status.from_call(error) or status_pb2.Status()  # type: ignore[arg-type]  # a call in all but name
+    except (ValueError, DecodeError):
+        return status_pb2.Status()
+
+
+def _find_detail(status: status_pb2.Status, detail: Any) -> bool:
+    for packed in status.details:
+        try:
+            if packed.Unpack(detail):
+                return True
+        except DecodeError:
+            continue
+    return False
+
+
+def _find_reason(status: status_pb2.Status) -> str:
+    info = error_details_pb2.ErrorInfo()
+    return info.reason if _find_detail(status, info) else ""
+
+
+def _find_retry_after(status: status_pb2.Status) -> int | None:
+    info = error_details_pb2.RetryInfo()
+    return wire.clean_retry_after(wire.to_microseconds(info.retry_delay)) if _find_detail(status, info) else None
+
+
+def _find_current(status: status_pb2.Status, intent: Intent) -> Overtaken | None:
+    current = reservation_pb2.Reservation()
+    return wire.to_overtaken(current, intent) if _find_detail(status, current) else None

@@ -1,0 +1,86 @@
+"""The Reservation API over HTTP: the same messages as proto3 JSON."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from cartgrpc.reservation.v1 import reservation_pb2
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from cart_grpc.protocol.reservation import Decision, Intent
+from cart_grpc.reservation_api import wire
+from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt
+from cart_grpc.reservation_api.http_client import REFUSALS, HttpAnswer, HttpClient
+
+_Message = TypeVar("_Message", bound=Message)
+
+
+class HttpReservationApi:
+    """Implements AuditableApi at `base_url` over `client`, which is closed with it."""
+
+    def __init__(self, base_url: str, client: HttpClient) -> None:
+        self._base = base_url.rstrip("/")
+        self._client = client
+
+    async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
+        """See ReservationApi.apply."""
+        request = reservation_pb2.ApplyReservationRequest(reservation=wire.to_message(intent))
+        answer = await self._call("PUT", _path(intent.reservation_id), timeout, request)
+        if answer.status in REFUSALS:
+            return _to_refusal_or_overtaken(answer, intent)
+        return wire.to_decision(_to_reservation(self._to_object(answer)), intent)
+
+    async def find(self, reservation_id: str, *, timeout: float) -> Decision | None:
+        """See AuditableApi.find."""
+        answer = await self._call("GET", _path(reservation_id), timeout)
+        if answer.status == 404:
+            answer.to_error()
+            return None
+        return wire.to_latest(_to_reservation(self._to_object(answer)), reservation_id)
+
+    async def look_up(self, reservation_ids: Sequence[str], *, timeout: float) -> tuple[list[Decision], list[str]]:
+        """See AuditableApi.look_up."""
+        request = reservation_pb2.LookupReservationsRequest(reservation_ids=reservation_ids)
+        answer = await self._call("POST", "/v1/reservations:lookup", timeout, request)
+        told = _parse(self._to_object(answer), reservation_pb2.LookupReservationsResponse())
+        return wire.to_looked_up(told, reservation_ids)
+
+    async def close(self) -> None:
+        """See ReservationApi.close."""
+        await self._client.close()
+
+    async def _call(self, method: str, path: str, timeout: float, request: Message | None = None) -> HttpAnswer:
+        body = None if request is None else json_format.MessageToDict(request)
+        return await self._client.call(method, self._base + path, body, timeout=timeout)
+
+    def _to_object(self, answer: HttpAnswer) -> dict[str, Any]:
+        if answer.status != 200:
+            raise answer.to_no_answer(self._client.clock())
+        return answer.to_object()
+
+
+def _path(reservation_id: str) -> str:
+    return f"/v1/reservations/{quote(reservation_id, safe='')}"
+
+
+def _to_reservation(body: Mapping[str, Any]) -> reservation_pb2.Reservation:
+    value = body.get("reservation")
+    if not isinstance(value, dict):
+        raise wire.invalid_answer("the answer holds no reservation")
+    return _parse(value, reservation_pb2.Reservation())
+
+
+def _parse(value: dict[str, Any], message: _Message) -> _Message:
+    try:
+        # Only what we know: a newer API may say more.
+        return json_format.ParseDict(value, message, ignore_unknown_fields=True)
+    except Exception as error:  # noqa: BLE001 - ParseError, and whatever else escapes json_format for odd values
+        raise wire.invalid_answer(f"the answer holds no {message.DESCRIPTOR.name}: {error}") from None
+
+
+def _to_refusal_or_overtaken(answer: HttpAnswer, intent: Intent) -> Answer:
+    name, reason, message = answer.to_error()
+    if answer.status == 409 and name == "ABORTED":
+        return wire.to_overtaken(_to_reservation(answer.to_object()), intent)
+    return wire.to_refusal(reason, name, message)

@@ -1,0 +1,154 @@
+"""One HTTP call that is made once: what is common to the contracts spoken over HTTP.
+
+Whatever is no answer is NoAnswer, as `ReservationApi.apply` has it.
+"""
+
+import asyncio
+import json
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+import aiohttp
+
+from cart_grpc.reservation_api import wire
+from cart_grpc.reservation_api.api import NoAnswer
+
+REFUSALS: Final = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 409: "FAILED_PRECONDITION", 422: "INVALID_ARGUMENT"}
+"""The statuses that say that a request can never succeed, and what they are called where the answer does not say."""
+
+_REACHED: Final = frozenset({429})
+# Compressed, 1 MiB could unfold into a thousand.
+_HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """What came back."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    def to_json(self) -> Any:
+        """Return what the body says. Raises NoAnswer("INVALID_ANSWER") for what is not JSON."""
+        content_type = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if content_type != "application/json":
+            raise wire.invalid_answer(f"the answer is {content_type or 'of no type'} instead of application/json")
+        try:
+            return json.loads(self.content)
+        except (ValueError, RecursionError):
+            raise wire.invalid_answer("the answer is not JSON") from None
+
+    def to_object(self) -> dict[str, Any]:
+        """Return the JSON object in the body. Raises NoAnswer("INVALID_ANSWER")."""
+        value = self.to_json()
+        if not isinstance(value, dict):
+            raise wire.invalid_answer("the answer is not a JSON object")
+        return value
+
+    def to_error(self) -> tuple[str, str, str]:
+        """Return the status's name, the reason and the message of an answer that refuses.
+
+        Raises NoAnswer("INVALID_ANSWER") where it cannot be a Reservation API that refuses.
+        """
+        error = self.to_object().get("error")
+        if not isinstance(error, dict):
+            # Any web server answers 404 to a path that it does not have: a wrong prefix would reject every item.
+            if self.status == 404:
+                raise wire.invalid_answer("HTTP status 404 without the error body of a Reservation API")
+            error = {}
+        name = wire.clean_reason(_to_str(error.get("status"))) or REFUSALS[self.status]
+        return name, _to_str(error.get("reason")), _to_str(error.get("message"))
+
+    def to_no_answer(self, now: int) -> NoAnswer:
+        """Return, not raise, the NoAnswer for a status that tells nothing; `now` in microseconds."""
+        if 200 <= self.status < 300:
+            return wire.invalid_answer(f"HTTP status {self.status} instead of 200")
+        return NoAnswer(
+            f"HTTP_{self.status}",
+            wire.clean_text(self.content[:2000].decode(errors="replace")),
+            retry_after=_find_retry_after(self.headers, now),
+            reached=self.status in _REACHED,
+        )
+
+
+class HttpClient:
+    """A session to be made inside the running loop.
+
+    `clock` tells the time in microseconds, for a Retry-After that names a date. `max_connections` bounds the calls in
+    flight, which need a connection each; 0 means no bound. `root_certificates` (PEM) replace the system's for https.
+    """
+
+    def __init__(
+        self, *, clock: Callable[[], int], max_connections: int = 0, root_certificates: bytes | None = None
+    ) -> None:
+        self.clock = clock
+        trusted = ssl.create_default_context(cadata=root_certificates.decode()) if root_certificates else True
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=max_connections, ssl=trusted),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),
+            headers=_HEADERS,
+            auto_decompress=False,
+        )
+        # aiohttp sends a PUT or DELETE again, unasked, when a connection that it had used before breaks. A test
+        # proves that this switch works.
+        self._session._retry_connection = False  # noqa: SLF001 - there is no public one
+
+    async def call(self, method: str, url: str, body: object = None, *, timeout: float, **query: str) -> HttpAnswer:
+        """Make one call, `body` as JSON, within `timeout` seconds, and return what came back. Raises NoAnswer."""
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            async with asyncio.timeout(timeout):
+                async with self._session.request(
+                    method, url, data=data, params=query or None, allow_redirects=False
+                ) as response:
+                    return HttpAnswer(response.status, response.headers, await _read(response))
+        except NoAnswer:
+            raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise NoAnswer("CANCELLED", "the call was cut off") from None
+        except TimeoutError:
+            raise NoAnswer("DEADLINE_EXCEEDED", f"no answer within {round(timeout, 2):g} s") from None
+        except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
+            raise wire.invalid_answer(f"{type(error).__name__}: {error}") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise NoAnswer("UNAVAILABLE", wire.clean_text(f"{type(error).__name__}: {error}")) from error
+        except Exception as error:
+            raise NoAnswer("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
+
+    async def close(self) -> None:
+        """Close the connections; calls in flight end with NoAnswer."""
+        await self._session.close()
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    content = bytearray()
+    async for chunk in response.content.iter_any():
+        content += chunk
+        if len(content) > wire.MAX_ANSWER_BYTES:
+            raise wire.invalid_answer("the answer is longer than 1 MiB")
+    return bytes(content)
+
+
+def _to_str(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _find_retry_after(headers: Mapping[str, str], now: int) -> int | None:
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return wire.clean_retry_after(int(text[:9]) * 1_000_000)
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    date = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return wire.clean_retry_after(int(date.timestamp() * 1_000_000) - now)

@@ -1,1 +1,0 @@
-"""The Reservation API: what it is asked, how it is reached, and what keeps asking until intent and observed agree."""

@@ -1,0 +1,158 @@
+"""The simulator over gRPC: ReservationService and SimulatorService.
+
+Requests arrive as bytes and answers leave as bytes: so nonsense can be answered, and bytes that are no message are
+refused here, where grpc.aio would send the text of an exception to the caller.
+"""
+
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import grpc
+from cartgrpc.reservation.v1 import reservation_pb2
+from cartgrpc.simulator.v1 import simulator_pb2
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from cart_grpc.reservation_api import wire
+from cart_grpc.simulator import codec
+from cart_grpc.simulator.errors import BadRequest, SimulatorError, Stale, Throttled
+from cart_grpc.simulator.simulator import Simulator
+from cart_grpc.simulator.status import get_grpc_code
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Request = TypeVar("Request", bound=Message)
+
+RESERVATION_SERVICE: Final = reservation_pb2.DESCRIPTOR.services_by_name["ReservationService"].full_name
+SIMULATOR_SERVICE: Final = simulator_pb2.DESCRIPTOR.services_by_name["SimulatorService"].full_name
+
+_ERROR_DOMAIN: Final = "cartgrpc.reservation.v1"
+_MAX_PAGE: Final = 1000
+_MAX_STOCK: Final = 1 << 53
+
+_log = logging.getLogger(__name__)
+
+
+class ReservationDoor:
+    """ReservationService: decode, call, encode."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+
+    async def apply_reservation(self, request: reservation_pb2.ApplyReservationRequest) -> bytes:
+        """ApplyReservation."""
+        told = await self._simulator.apply(lambda: codec.to_intent(request.reservation))
+        answer = codec.to_answer(told)
+        return codec.NO_MESSAGE if answer is None else answer.SerializeToString()
+
+    async def get_reservation(self, request: reservation_pb2.GetReservationRequest) -> bytes:
+        """GetReservation."""
+        codec.check_id(request.reservation_id)
+        record = self._simulator.get(request.reservation_id)
+        return reservation_pb2.GetReservationResponse(reservation=codec.to_reservation(record)).SerializeToString()
+
+    async def lookup_reservations(self, request: reservation_pb2.LookupReservationsRequest) -> bytes:
+        """LookupReservations."""
+        codec.check_lookup(len(request.reservation_ids))
+        found, missing = self._simulator.lookup(request.reservation_ids)
+        return reservation_pb2.LookupReservationsResponse(
+            found=[codec.to_reservation(record) for record in found], missing=missing
+        ).SerializeToString()
+
+
+class SimulatorDoor:
+    """SimulatorService: decode, call, encode."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+
+    async def set_stock(self, request: simulator_pb2.SetStockRequest) -> bytes:
+        """SetStock."""
+        if not request.sku or not 0 <= request.quantity <= _MAX_STOCK:
+            raise BadRequest("INVALID_FIELD", "sku is needed, and quantity is 0 to 2^53")
+        self._simulator.set_stock(request.sku, request.quantity)
+        return simulator_pb2.SetStockResponse(quantity=request.quantity).SerializeToString()
+
+    async def get_stock(self, request: simulator_pb2.GetStockRequest) -> bytes:
+        """GetStock."""
+        levels = self._simulator.levels(request.sku)
+        return simulator_pb2.GetStockResponse(
+            available_quantity=levels.available, held_quantity=levels.held, committed_quantity=levels.committed
+        ).SerializeToString()
+
+    async def set_faults(self, request: simulator_pb2.SetFaultsRequest) -> bytes:
+        """SetFaults."""
+        self._simulator.faults = codec.to_faults(request.faults)
+        faults = codec.to_faults_message(self._simulator.faults)
+        return simulator_pb2.SetFaultsResponse(faults=faults).SerializeToString()
+
+    async def get_faults(self, _request: simulator_pb2.GetFaultsRequest) -> bytes:
+        """GetFaults."""
+        faults = codec.to_faults_message(self._simulator.faults)
+        return simulator_pb2.GetFaultsResponse(faults=faults).SerializeToString()
+
+    async def list_effects(self, request: simulator_pb2.ListEffectsRequest) -> bytes:
+        """ListEffects."""
+        size = request.page_size if 0 < request.page_size <= _MAX_PAGE else _MAX_PAGE
+        effects = self._simulator.effects(request.after_sequence, size)
+        return simulator_pb2.ListEffectsResponse(
+            effects=[codec.to_effect(effect) for effect in effects], call_count=self._simulator.call_count
+        ).SerializeToString()
+
+
+def add_services(server: grpc.aio.Server, simulator: Simulator) -> None:
+    """Make `server` answer both services from `simulator`."""
+    reservation, control = ReservationDoor(simulator), SimulatorDoor(simulator)
+    services = {
+        RESERVATION_SERVICE: {
+            "ApplyReservation": _method(reservation_pb2.ApplyReservationRequest, reservation.apply_reservation),
+            "GetReservation": _method(reservation_pb2.GetReservationRequest, reservation.get_reservation),
+            "LookupReservations": _method(reservation_pb2.LookupReservationsRequest, reservation.lookup_reservations),
+        },
+        SIMULATOR_SERVICE: {
+            "SetStock": _method(simulator_pb2.SetStockRequest, control.set_stock),
+            "GetStock": _method(simulator_pb2.GetStockRequest, control.get_stock),
+            "SetFaults": _method(simulator_pb2.SetFaultsRequest, control.set_faults),
+            "GetFaults": _method(simulator_pb2.GetFaultsRequest, control.get_faults),
+            "ListEffects": _method(simulator_pb2.ListEffectsRequest, control.list_effects),
+        },
+    }
+    server.add_generic_rpc_handlers(
+        tuple(grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items())
+    )
+
+
+def _method(request_type: type[Request], behaviour: Callable[[Request], Awaitable[bytes]]) -> Any:
+    async def answer(raw: bytes, context: Context) -> bytes:
+        try:
+            return await behaviour(request_type.FromString(raw))
+        except DecodeError:
+            failure = _to_status(BadRequest("MALFORMED", f"the request is not a {request_type.DESCRIPTOR.name}"))
+        except SimulatorError as error:
+            failure = _to_status(error)
+        except Exception:  # noqa: BLE001 - a caller learns nothing of a bug but its number in our log
+            incident = uuid.uuid4().hex
+            _log.exception("incident %s", incident)
+            failure = status_pb2.Status(code=grpc.StatusCode.INTERNAL.value[0], message=f"incident {incident}")
+        status = rpc_status.to_status(failure)
+        await context.abort(status.code, status.details, status.trailing_metadata)
+        raise AssertionError("abort returns to nobody")
+
+    return grpc.unary_unary_rpc_method_handler(answer)
+
+
+def _to_status(error: SimulatorError) -> status_pb2.Status:
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=_ERROR_DOMAIN)]
+    if isinstance(error, Stale):
+        details.append(codec.to_reservation(error.current))
+    if isinstance(error, Throttled):
+        details.append(error_details_pb2.RetryInfo(retry_delay=wire.to_duration(error.retry_after)))
+    status = status_pb2.Status(code=get_grpc_code(error).value[0], message=str(error))
+    for detail in details:
+        packed = AnyMessage()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status

@@ -1,0 +1,168 @@
+"""Starting and stopping the simulator: its settings, its sockets, its end."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from cart_grpc.simulator.faults import Faults
+from cart_grpc.simulator.grpc_endpoint import RESERVATION_SERVICE, SIMULATOR_SERVICE, add_services
+from cart_grpc.simulator.journal import Journal
+from cart_grpc.simulator.simulator import Simulator
+from cart_grpc.simulator.stock import Stock
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    # A second simulator on the same port would share the calls, and half of them would find other stock.
+    ("grpc.so_reuseport", 0),
+    # Beyond the default of 1,000 calls that are not yet taken in, gRPC answers CANCELLED.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 200_000),
+    ("grpc.max_receive_message_length", 1 << 20),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatorConfig:
+    """How a simulator is set up.
+
+    `listen` (gRPC) and `http_listen` are HOST:PORT, port 0 for any free one, None for not at all. `latency` is in
+    microseconds, and stands in for that of `faults` unless None. There are `stock[sku]` pieces of a sku, and
+    `default_stock` of any other; None: no other is known. `seed` repeats the faults of an earlier run. `journal` is the
+    file that makes it remember; None: its memory ends with it.
+    """
+
+    listen: str | None = "127.0.0.1:50052"
+    http_listen: str | None = None
+    latency: int | None = None
+    faults: Faults = field(default_factory=Faults)
+    default_stock: int | None = 1_000_000
+    stock: Mapping[str, int] = field(default_factory=dict)
+    seed: int | None = None
+    journal: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BoundPorts:
+    """Where a simulator listens; None where it does not."""
+
+    grpc: int | None
+    http: int | None
+
+
+class SimulatorServer:
+    """Both front doors of one simulator. Start it once, stop it once."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+        self._grpc: grpc.aio.Server | None = None
+        self._http: web.AppRunner | None = None
+
+    async def start(self, grpc_address: str | None, http_address: str | None) -> BoundPorts:
+        """Listen on both addresses (HOST:PORT; None: not at all). Raises ValueError and OSError for those that fail."""
+        try:
+            return BoundPorts(
+                grpc=await self._start_grpc(grpc_address) if grpc_address is not None else None,
+                http=await self._start_http(http_address) if http_address is not None else None,
+            )
+        except BaseException:
+            await self.stop(0)
+            raise
+
+    async def stop(self, grace: float) -> None:
+        """Refuse new calls, give those in flight `grace` seconds, and cut off the rest, without effect."""
+        stops: list[Awaitable[None]] = [self._simulator.stop(grace)]
+        if self._grpc is not None:
+            stops.append(self._grpc.stop(grace))
+        await asyncio.gather(*stops)
+        if self._http is not None:
+            await self._http.cleanup()
+
+    async def _start_grpc(self, address: str) -> int:
+        check_address(address)
+        server = grpc.aio.server(options=_OPTIONS)
+        add_services(server, self._simulator)
+        health_servicer = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+        for name in ("", RESERVATION_SERVICE, SIMULATOR_SERVICE):
+            await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+        names = (RESERVATION_SERVICE, SIMULATOR_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError:
+            raise OSError(f"cannot listen on {address}") from None
+        await server.start()
+        self._grpc = server
+        return port
+
+    async def _start_http(self, address: str) -> int:
+        # The door to every command comes by here for the options, and aiohttp takes long to load.
+        from aiohttp import web  # noqa: PLC0415
+
+        from cart_grpc.simulator.http_endpoint import make_app  # noqa: PLC0415
+
+        host, port = check_address(address)
+        self._http = web.AppRunner(make_app(self._simulator), access_log=None, shutdown_timeout=1)
+        await self._http.setup()
+        await web.TCPSite(self._http, host, port, backlog=4096, reuse_port=False).start()
+        bound: Any = self._http.addresses[0]
+        return int(bound[1])
+
+
+def check_address(address: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT. Raises ValueError, which says what would be right."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{address!r} should be HOST:PORT, such as 127.0.0.1:50052")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def make_simulator(
+    config: SimulatorConfig,
+    journal: Journal | None = None,
+    *,
+    clock: Callable[[], int] = lambda: time.time_ns() // 1000,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Simulator:
+    """Return the simulator that `config` describes, with the memory of `journal`, which stays the caller's to close.
+
+    `clock` tells microseconds, `sleep` waits for seconds.
+    """
+    if journal is None:
+        stock = Stock(config.stock, default_total=config.default_stock)
+    else:
+        stock = Stock(config.stock, default_total=config.default_stock, entries=journal.entries, log=journal.write)
+    faults = config.faults if config.latency is None else replace(config.faults, latency=config.latency)
+    return Simulator(stock, faults=faults, numbers=random.Random(config.seed), clock=clock, sleep=sleep)  # noqa: S311
+
+
+async def serve_simulator(
+    config: SimulatorConfig,
+    stopped: asyncio.Event,
+    *,
+    started: Callable[[BoundPorts], None] = lambda _ports: None,
+    grace: float = 1.0,
+) -> None:
+    """Run the simulator that `config` describes until `stopped` is set; `started` is told where it listens.
+
+    Raises ValueError for a wrong address or journal, OSError where it cannot listen or read and write the journal.
+    """
+    opened = Journal(config.journal) if config.journal is not None else None
+    with closing(opened) if opened is not None else nullcontext():
+        server = SimulatorServer(make_simulator(config, opened))
+        started(await server.start(config.listen, config.http_listen))
+        try:
+            await stopped.wait()
+        finally:
+            await server.stop(grace)

@@ -1,0 +1,237 @@
+"""What an operator can read: reservations, whoever's they are, and how much is waiting."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, TypeAlias
+
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    or_,
+    select,
+    union_all,
+)
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
+
+from cart_grpc.carts.model import Line
+from cart_grpc.carts.refusals import ReservationNotFound
+from cart_grpc.names import SLICES
+from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.read.carts import fetch
+from cart_grpc.store.rows import to_item, to_reservation
+from cart_grpc.store.schema import due, due_release, is_pause, items, pauses, reconciling, reservations
+
+
+class WorkState(IntEnum):
+    """Where the work on a reservation is, as an operator sees it. The numbers are those of `cartgrpc.v1`."""
+
+    WAITING = 1
+    DUE = 2
+    CALLING = 3
+    BACKING_OFF = 4
+    HELD = 5
+    REJECTED = 6
+    EXPIRED = 7
+    COMMITTED = 8
+    RELEASED = 9
+
+
+# Those that the Reservation API has not answered for. An index has them, and nothing else.
+BACKLOG = frozenset({WorkState.WAITING, WorkState.DUE, WorkState.CALLING, WorkState.BACKING_OFF})
+
+# The columns of the reservations' table, or of what was chosen from it.
+Columns: TypeAlias = "ReadOnlyColumnCollection[str, Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A reservation at one moment. `line` is the item that shows it, None where none does any more."""
+
+    reservation: Reservation
+    line: Line | None
+    state: WorkState
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationPage:
+    """A page of reservations asked for, the oldest first.
+
+    `min_age` in microseconds. `after` is the last one's (create_time, id), None on the first page.
+    """
+
+    size: int
+    states: frozenset[WorkState]
+    min_age: int
+    min_attempts: int
+    after: tuple[int, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How many reservations of one state and disposition are not answered for, and when the oldest was made."""
+
+    state: WorkState
+    disposition: Disposition
+    count: int
+    oldest_create_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class PauseSeen:
+    """Why nothing is claimed, and since when."""
+
+    reason: str
+    create_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """How much is waiting. `oldest_due_time` is None where nothing is due, `pause` where nothing is paused."""
+
+    now: int
+    backlog: Sequence[Backlog]
+    due_count: int
+    oldest_due_time: int | None
+    pause: PauseSeen | None
+
+
+class AdminReads:
+    """The reading side of the store, for operators."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._reader: AsyncEngine = engine.reader
+        self._now = engine.dialect.now()
+        # The id alone does not tell the slice: 256 searches of the primary key, in one statement.
+        every_slice = reservations.c.slice.in_(bindparam("slices", list(range(SLICES)), literal_execute=True))
+        by_id = (every_slice, reservations.c.reservation_id == bindparam("id"))
+        self._one = _select_seen(select(reservations).where(*by_id), self._now)
+        self._backlog = _select_backlog(self._now)
+        self._due = _select_due(self._now)
+        self._pause = select(pauses.c.reason, pauses.c.create_time).where(is_pause)
+
+    async def get(self, reservation_id: str) -> Seen:
+        """A reservation, by the id that the Reservation API knows. Raises ReservationNotFound, DatabaseUnavailable."""
+        rows = await fetch(self._reader, self._one, {"id": reservation_id})
+        if not rows:
+            raise ReservationNotFound(f"reservations/{reservation_id}")
+        return _seen(rows[0])
+
+    async def list(self, page: ReservationPage) -> list[Seen]:
+        """One page of reservations, and one more if there is one. Raises DatabaseUnavailable."""
+        return [_seen(row) for row in await fetch(self._reader, _select_page(page, self._now), {})]
+
+    async def find_pause(self) -> PauseSeen | None:
+        """Why nothing is claimed, or None where claims are made. Raises DatabaseUnavailable."""
+        rows = await fetch(self._reader, self._pause, {})
+        return PauseSeen(rows[0].reason, rows[0].create_time) if rows else None
+
+    async def get_stats(self) -> Stats:
+        """How much is waiting. Raises DatabaseUnavailable."""
+        [due_row] = await fetch(self._reader, self._due, {})
+        rows = await fetch(self._reader, self._backlog, {})
+        backlog = [
+            Backlog(WorkState(row.work_state), Disposition(row.disposition), row.how_many, row.oldest) for row in rows
+        ]
+        return Stats(due_row.now, backlog, due_row.how_many, due_row.oldest, await self.find_pause())
+
+
+def _seen(row: Row[Any]) -> Seen:
+    reservation = to_reservation(_part(row, "reservation"))
+    line = None if row.item_item_id is None else Line(to_item(_part(row, "item")), reservation)
+    return Seen(reservation, line, WorkState(row.work_state), row.now)
+
+
+def _unanswered_state(row: Columns, now: ColumnElement[int]) -> ColumnElement[int]:
+    return case(
+        (row.waiting, int(WorkState.WAITING)),
+        (row.lease_expire_time > now, int(WorkState.CALLING)),
+        (row.due_time <= now, int(WorkState.DUE)),
+        else_=int(WorkState.BACKING_OFF),
+    )
+
+
+def _work_state(row: Columns, is_shown: ColumnElement[bool], now: ColumnElement[int]) -> ColumnElement[int]:
+    """Where the work is. A renewal under way shows as what it renews."""
+    lapsed = and_(row.state == int(Observed.HELD), row.expire_time <= now)
+    return case(
+        (row.observed_revision < row.intent_revision, _unanswered_state(row, now)),
+        (or_(row.state == int(Observed.EXPIRED), lapsed), int(WorkState.EXPIRED)),
+        (row.state == int(Observed.HELD), int(WorkState.HELD)),
+        (row.state == int(Observed.COMMITTED), int(WorkState.COMMITTED)),
+        # An error that can never succeed may be sealed with a release: what its item shows counts.
+        (and_(row.state == int(Observed.RELEASED), ~is_shown), int(WorkState.RELEASED)),
+        else_=int(WorkState.REJECTED),
+    )
+
+
+def _shows(row: Columns) -> ColumnElement[bool]:
+    """Whether an item is the one that shows a reservation."""
+    names = ("slice", "user_id", "cart_id", "item_id", "reservation_id")
+    return and_(*(items.c[name] == row[name] for name in names))
+
+
+def _select_seen(chosen: Select[Any], now: ColumnElement[int]) -> Select[Any]:
+    """The reservations that are `chosen`, and only then the items of those few."""
+    few = chosen.subquery("few")
+    state = _work_state(few.c, items.c.item_id.is_not(None), now).label("work_state")
+    columns = (*_labelled("reservation", few), *_labelled("item", items), state, now.label("now"))
+    joined = select(*columns).select_from(few.outerjoin(items, _shows(few.c)))
+    return joined.order_by(few.c.create_time, few.c.reservation_id)
+
+
+def _select_page(page: ReservationPage, now: ColumnElement[int]) -> Select[Any]:
+    row = reservations.c
+    states = [int(state) for state in sorted(page.states)]
+    if page.states <= BACKLOG:
+        chosen = select(reservations).where(reconciling, _unanswered_state(row, now).in_(states))
+    else:
+        is_shown = exists().where(_shows(row)).correlate(reservations)
+        chosen = select(reservations).where(_work_state(row, is_shown, now).in_(states))
+    if page.min_age:
+        chosen = chosen.where(row.create_time <= now - page.min_age)
+    if page.min_attempts:
+        chosen = chosen.where(row.attempt_count >= page.min_attempts)
+    if page.after:
+        time, reservation_id = page.after
+        later = and_(row.create_time == time, row.reservation_id > reservation_id)
+        chosen = chosen.where(or_(row.create_time > time, later))
+    return _select_seen(chosen.order_by(row.create_time, row.reservation_id).limit(page.size + 1), now)
+
+
+def _select_backlog(now: ColumnElement[int]) -> Select[Any]:
+    row = reservations.c
+    state = _unanswered_state(row, now).label("work_state")
+    waiting = select(state, row.disposition, row.create_time).where(reconciling).subquery()
+    kind = (waiting.c.work_state, waiting.c.disposition)
+    figures = (func.count().label("how_many"), func.min(waiting.c.create_time).label("oldest"))
+    return select(*kind, *figures).group_by(*kind).order_by(*kind)
+
+
+def _select_due(now: ColumnElement[int]) -> Select[Any, Any, Any]:
+    row = reservations.c
+    lanes = union_all(
+        *(select(row.due_time).where(among, row.due_time <= now) for among in (due, due_release))
+    ).subquery()
+    figures = (func.count().label("how_many"), func.min(lanes.c.due_time).label("oldest"))
+    return select(*figures, now.label("now"))
+
+
+def _part(row: Row[Any], prefix: str) -> Sequence[Any]:
+    """The columns that `_labelled` has put into a joined row under `prefix`, as a row of their own."""
+    return [value for name, value in row._mapping.items() if name.startswith(f"{prefix}_")]  # noqa: SLF001
+
+
+def _labelled(prefix: str, table: FromClause) -> list[Any]:
+    """The columns of a table for a joined row, where they must not meet another table's."""
+    return [column.label(f"{prefix}_{column.name}") for column in table.columns]
