@@ -121,7 +121,7 @@ def _insert(connection: Connection, table: str, source: str, **columns: object) 
 
 _RESERVATION = {
     "quantity": 1,
-    "ttl": 900_000_000,
+    "ttl_us": 900_000_000,
     "least_quantity": 1,
     "reason": "''",
     "refused_reason": "''",

@@ -25,6 +25,7 @@ from cart_grpc.settings import Settings
 from cart_grpc.store import migrate, restore
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.store import Store
+from cart_grpc.units import to_us
 
 log = logging.getLogger(__name__)
 
@@ -177,9 +178,9 @@ async def running_reconciler(settings: Settings, store: Store) -> AsyncIterator[
 async def running_housekeeping(settings: Settings, store: Store) -> AsyncIterator[None]:
     """Sweeper at work; it leaves nothing half done."""
     retention = Retention(
-        replies=int(settings.reply_retention * 1_000_000),
-        reservations=int(settings.reservation_retention * 1_000_000),
-        carts=int(settings.cart_retention * 1_000_000),
+        replies=to_us(settings.reply_retention),
+        reservations=to_us(settings.reservation_retention),
+        carts=to_us(settings.cart_retention),
     )
     keeping = asyncio.create_task(Sweeper(store, retention, settings.housekeeping_interval).run(), name="housekeeping")
     try:
@@ -274,6 +275,6 @@ def _limits(settings: Settings) -> Limits:
         max_quantity_per_add=settings.max_quantity_per_add,
         max_quantity_per_item=settings.max_quantity_per_item,
         max_items_per_cart=settings.max_items_per_cart,
-        hold_ttl=int(settings.hold_ttl * 1_000_000),
-        cart_ttl=int(settings.cart_ttl * 1_000_000),
+        hold_ttl_us=to_us(settings.hold_ttl),
+        cart_ttl_us=to_us(settings.cart_ttl),
     )

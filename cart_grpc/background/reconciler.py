@@ -184,7 +184,7 @@ class Reconciler:
             outcome = await self._call(intent, attempt)
         except NoAnswer as silence:
             outcome = Silence(silence.code, silence.message[:300])
-            retry_delay = max(retry_delay, min(silence.retry_after or 0, MAX_RETRY_AFTER))
+            retry_delay = max(retry_delay, min(silence.retry_after_us or 0, MAX_RETRY_AFTER))
             called = silence.reached is not None
             if called:
                 self._count(answered=bool(silence.reached), error=silence.code)
@@ -294,4 +294,4 @@ def _is_quick(error: BaseException) -> bool:
     """Whether a second try at once makes sense: not after a time-out, nor where the API asked for patience."""
     if not isinstance(error, NoAnswer):
         return False
-    return error.retry_after is None and error.reached is False and error.code != "DEADLINE_EXCEEDED"
+    return error.retry_after_us is None and error.reached is False and error.code != "DEADLINE_EXCEEDED"

@@ -17,13 +17,13 @@ class RecordedAttempt:
         self.opened: int | None = None
         self._store = store
         self._claimed = claimed
-        self._grace = grace
+        self._grace_us = grace
         claimed_at = (claimed.lease_expire_time or 0) - lease
         self.pending = max(0, (claimed.uncertain_until or 0) - claimed_at)
 
     async def open(self, timeout: float) -> bool:
         """See Attempt.open."""
-        window = int(timeout * 1_000_000) + self._grace
+        window = int(timeout * 1_000_000) + self._grace_us
         try:
             self.opened = await self._store.open_attempt(OpenAttempt(self._claimed, window))
         except Unavailable:

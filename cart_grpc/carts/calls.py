@@ -13,15 +13,15 @@ NewId = Callable[[], str]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of the service. `hold_ttl`, how long stock is held, and `cart_ttl`, how long a cart that says nothing
+    """The limits of the service. `hold_ttl_us`, how long stock is held, and `cart_ttl_us`, how long a cart that says nothing
     else lives when it is left alone, in microseconds.
     """
 
     max_quantity_per_add: int = 100
     max_quantity_per_item: int = 1_000
     max_items_per_cart: int = 200
-    hold_ttl: int = 900_000_000
-    cart_ttl: int = 604_800_000_000
+    hold_ttl_us: int = 900_000_000
+    cart_ttl_us: int = 604_800_000_000
 
 
 class LoadedCart(NamedTuple):
@@ -81,4 +81,4 @@ class CartUpdate:
     paths: AbstractSet[str]
     labels: Mapping[str, str] = field(default_factory=dict)
     currency_code: str = ""
-    ttl: int | None = None
+    ttl_us: int | None = None

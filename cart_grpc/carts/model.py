@@ -32,7 +32,7 @@ ENDED = frozenset({CartState.EXPIRED, CartState.DELETED})
 class Cart(NamedTuple):
     """A cart without its items; the totals are kept as items change, so that no change reads the whole cart.
 
-    `etag_revision` is the revision at which a caller last changed the cart. `ttl` and `expire_time` are None where the
+    `etag_revision` is the revision at which a caller last changed the cart. `ttl_us` and `expire_time` are None where the
     cart does not expire.
     """
 
@@ -41,7 +41,7 @@ class Cart(NamedTuple):
     state: CartState
     labels: Mapping[str, str]
     currency_code: str
-    ttl: int | None
+    ttl_us: int | None
     item_count: int
     total_quantity: int
     subtotal: int
@@ -57,7 +57,7 @@ class Cart(NamedTuple):
 
     @property
     def expire_time(self) -> int | None:
-        return None if self.ttl is None else self.update_time + self.ttl
+        return None if self.ttl_us is None else self.update_time + self.ttl_us
 
 
 class Item(NamedTuple):

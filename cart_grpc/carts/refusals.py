@@ -188,16 +188,16 @@ class LimitExceeded(Refused):
 
 
 class Unavailable(Refused):
-    """Nothing is wrong with the request. `retry_after` is a hint in microseconds."""
+    """Nothing is wrong with the request. `retry_after_us` is a hint in microseconds."""
 
-    retry_after: ClassVar[int] = 1_000_000
+    retry_after_us: ClassVar[int] = 1_000_000
 
 
 class Overloaded(Unavailable):
     """Too much is under way; nothing was done."""
 
     reason = "OVERLOADED"
-    retry_after = 500_000
+    retry_after_us = 500_000
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class DatabaseFull(DatabaseUnavailable):
 
     reason = "DATABASE_FULL"
     text = "the database has no room left; nothing was changed"
-    retry_after = 10_000_000
+    retry_after_us = 10_000_000
 
 
 class DatabaseDamaged(DatabaseUnavailable):
@@ -239,7 +239,7 @@ class DatabaseDamaged(DatabaseUnavailable):
 
     reason = "DATABASE_DAMAGED"
     text = "the database is damaged; nothing was changed"
-    retry_after = 60_000_000
+    retry_after_us = 60_000_000
 
 
 class OutcomeUnknown(Unavailable):

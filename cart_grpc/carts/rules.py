@@ -40,7 +40,7 @@ def add_items(
     _check_etag(contents, etag)
     cart = contents.cart
     if cart is None or cart.state in ENDED:
-        cart = _start_cart(contents, limits.cart_ttl, now, new_id)
+        cart = _start_cart(contents, limits.cart_ttl_us, now, new_id)
         contents = contents._replace(lines={})
     _check_open(cart)
     merged = _merge(additions)
@@ -115,7 +115,7 @@ def _reserve(contents: LoadedCart, item: Item, limits: Limits, now: int, new_id:
         sku=item.sku,
         quantity=item.quantity,
         disposition=Disposition.HOLD,
-        ttl=limits.hold_ttl,
+        ttl_us=limits.hold_ttl_us,
         revision=1,
         intent_revision=1,
         least_quantity=item.quantity,
@@ -199,7 +199,7 @@ def create_cart(contents: LoadedCart, update: CartUpdate, etag: str, now: int, n
     _check_etag(contents, etag)
     if contents.cart is not None and contents.cart.state not in ENDED:
         raise AlreadyExists(contents.key.name)
-    cart = _start_cart(contents, update.ttl, now, new_id)
+    cart = _start_cart(contents, update.ttl_us, now, new_id)
     cart = cart._replace(labels=update.labels, currency_code=update.currency_code)
     return Change(_touch(cart, now), releasing=contents.releasing)
 
@@ -211,7 +211,7 @@ def update_cart(contents: LoadedCart, update: CartUpdate, etag: str, now: int) -
     if "labels" in update.paths:
         cart = cart._replace(labels=update.labels)
     if "ttl" in update.paths:
-        cart = cart._replace(ttl=update.ttl)
+        cart = cart._replace(ttl_us=update.ttl_us)
     if "currency_code" in update.paths and update.currency_code != cart.currency_code:
         if any(line.item.unit_price is not None for line in contents.lines.values()):
             raise CurrencyMismatch(cart.key.name, cart.currency_code, update.currency_code)
@@ -255,7 +255,7 @@ def _check_open(cart: Cart) -> None:
         raise CartClosed(cart.key.name, cart.state.name)
 
 
-def _start_cart(contents: LoadedCart, ttl: int | None, now: int, new_id: NewId) -> Cart:
+def _start_cart(contents: LoadedCart, ttl_us: int | None, now: int, new_id: NewId) -> Cart:
     """A new cart; the revision goes on from the ended one's, so that a watcher of the name never sees it fall."""
     revision = contents.cart.revision if contents.cart else 0
     return Cart(
@@ -264,7 +264,7 @@ def _start_cart(contents: LoadedCart, ttl: int | None, now: int, new_id: NewId) 
         state=CartState.ACTIVE,
         labels={},
         currency_code="",
-        ttl=ttl,
+        ttl_us=ttl_us,
         item_count=0,
         total_quantity=0,
         subtotal=0,

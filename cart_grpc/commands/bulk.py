@@ -9,19 +9,19 @@ from cart_grpc.protocol.reservation import Reservation
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Claim up to `limit` due reservations of a lane for `lease` microseconds. Answered with their rows."""
+    """Claim up to `limit` due reservations of a lane for `lease_us` microseconds. Answered with their rows."""
 
     lane: Lane
     limit: int
-    lease: int
+    lease_us: int
 
 
 @dataclass(frozen=True, slots=True)
 class Extend:
-    """Extend the claims that are still ours to `lease` microseconds from now."""
+    """Extend the claims that are still ours to `lease_us` microseconds from now."""
 
     claims: Sequence[Reservation]
-    lease: int
+    lease_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Purge:
     Answered with how many were deleted.
     """
 
-    replies: int
-    reservations: int
-    carts: int
+    replies_us: int
+    reservations_us: int
+    carts_us: int
     limit: int
 
 

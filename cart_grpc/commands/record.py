@@ -26,20 +26,20 @@ class Recorded:
 class Record:
     """The outcome of one call to the Reservation API, for the claim it was made under.
 
-    `retry_delay` is how long, in microseconds, to leave it alone where there was no answer. `counts_as_attempt` is False where
+    `retry_delay_us` is how long, in microseconds, to leave it alone where there was no answer. `counts_as_attempt` is False where
     the API is known to be down, or was not even called: the attempt says nothing about this reservation, and is not
     counted. `spread`, 0 to 1 and random, keeps what was held together from being renewed together. `opened` is what
-    `OpenAttempt` answered under this claim, if it was asked; `grace`, in microseconds, spaces the watch over what was
+    `OpenAttempt` answered under this claim, if it was asked; `grace_us`, in microseconds, spaces the watch over what was
     attempted.
     """
 
     claimed: Reservation
     outcome: Answer | Silence
-    retry_delay: int
+    retry_delay_us: int
     counts_as_attempt: bool = True
     jitter: float = 0.5
     opened: int | None = None
-    grace: int = 0
+    grace_us: int = 0
 
     def add_reads(self, reads: ReadSet) -> None:
         claimed = self.claimed
@@ -56,8 +56,8 @@ class Record:
             # Over for so long that it was purged: a late answer has nothing to change.
             return Recorded(self.claimed, None)
         epoch, sent = self.claimed.lease_epoch, self.claimed.revision
-        after = record(before, epoch, sent, self.outcome, now, now + self.retry_delay, self.jitter)
-        after = follow_up(after, self.outcome, self.opened, now, self.grace)
+        after = record(before, epoch, sent, self.outcome, now, now + self.retry_delay_us, self.jitter)
+        after = follow_up(after, self.outcome, self.opened, now, self.grace_us)
         if not self.counts_as_attempt and after.lease_epoch == epoch and after.attempt_count:
             after = after._replace(attempt_count=after.attempt_count - 1)
         apply_transition(working, before, after, now)
@@ -68,13 +68,13 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class OpenAttempt:
-    """Note, before anything is sent, that an attempt is open for `window` microseconds from now.
+    """Note, before anything is sent, that an attempt is open for `window_us` microseconds from now.
 
     Answered with the time at which that ends, or None where nothing may be sent.
     """
 
     claimed: Reservation
-    window: int
+    window_us: int
 
     def add_reads(self, reads: ReadSet) -> None:
         claimed = self.claimed
@@ -85,7 +85,7 @@ class OpenAttempt:
 
     def run(self, working: UnitOfWork, now: int, new_id: NewId) -> int | None:
         before = working.reservations.get(self.claimed.reservation_id)
-        after = open_attempt(before, self.claimed, self.window, now) if before else None
+        after = open_attempt(before, self.claimed, self.window_us, now) if before else None
         if before is None or after is None:
             return None
         apply_transition(working, before, after, now)

@@ -68,5 +68,5 @@ def _is_passing(error: BaseException) -> bool:
 
 def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, NoAnswer) else None
+    asked = error.retry_after_us if isinstance(error, NoAnswer) else None
     return min(asked / SECOND, _LONGEST_WAIT) if asked else _backoff(state)

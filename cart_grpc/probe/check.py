@@ -44,7 +44,7 @@ async def let_run_out(session: Session, intent: Intent) -> float:
     now = asyncio.get_running_loop().time
     asked = now()
     first = await session.held(intent)
-    ttl, lasts = intent.ttl / SECOND, (expires(first) - session.clock()) / SECOND
+    ttl, lasts = intent.ttl_us / SECOND, (expires(first) - session.clock()) / SECOND
     if lasts > ttl + _PATIENCE:
         raise NotTested(f"it lasts {lasts:.0f} s, although {ttl:g} s were asked for")
     while now() < asked + ttl + _PATIENCE:

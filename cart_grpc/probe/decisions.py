@@ -103,7 +103,7 @@ async def refused_change(session: Session) -> str:
 async def refused_renewal(session: Session) -> str:
     intent = session.hold()
     first = await session.held(intent)
-    answer = await session.refused(replace(intent, revision=2, quantity=session.too_many, ttl=2 * LONG))
+    answer = await session.refused(replace(intent, revision=2, quantity=session.too_many, ttl_us=2 * LONG))
     longer = expires(answer) - expires(first)
     must(longer > 0, f"{say(answer)}, for no longer than before")
     return f"{say(answer)}, {longer / SECOND:.0f} s longer"
@@ -166,7 +166,7 @@ async def committed_absorbs(session: Session) -> str:
 @check("4", "HOLD 1, and COMMIT after it ran out")
 async def late_commit(session: Session) -> str:
     _need_leave_to_sell(session)
-    intent = session.hold(1, ttl=ttl(session))
+    intent = session.hold(1, ttl_us=ttl(session))
     await let_run_out(session, intent)
     answer = await session.ask(replace(intent, revision=2, disposition=Disposition.COMMIT))
     if _is_sold(answer):

@@ -22,7 +22,7 @@ async def expire_time(session: Session) -> str:
     first = await session.held(intent)
     away = (expires(first) - asked) / SECOND
     must(away > LONG / SECOND - SLACK, f"expire_time is {away:.1f} s away by the clock of this machine")
-    renewed = await session.ask(replace(intent, revision=2, ttl=LONG // 10))
+    renewed = await session.ask(replace(intent, revision=2, ttl_us=LONG // 10))
     must(is_held(renewed), renewed)
     assert isinstance(renewed, Decision)  # noqa: S101 - for mypy: is_held tells so
     must(expires(renewed) >= expires(first), "the renewal made it shorter")
@@ -31,12 +31,12 @@ async def expire_time(session: Session) -> str:
 
 @check("5", "HOLD 2 as revision 5 until it runs out, revision 4, HOLD 2 as revision 6")
 async def expiry(session: Session) -> str:
-    intent = session.hold(revision=5, ttl=ttl(session))
+    intent = session.hold(revision=5, ttl_us=ttl(session))
     lasted = await let_run_out(session, intent)
     await session.count(0)
     lower = await session.ask(replace(intent, revision=4))
     must(isinstance(lower, Overtaken) and lower.current.revision == 5, f"after it ran out, revision 4: {say(lower)}")
-    again = await session.ask(replace(intent, revision=6, ttl=LONG))
+    again = await session.ask(replace(intent, revision=6, ttl_us=LONG))
     must(is_held(again), f"after it ran out, revision 6: {say(again)}")
     await session.count(2)
     return f"EXPIRED after {lasted:.1f} s at most; {say(lower)}; {say(again)}"

@@ -59,10 +59,10 @@ class Session:
         """A quantity that there should not be."""
         return _MOST if self.free is None else self.free + 1
 
-    def hold(self, quantity: int = 2, *, revision: int = 1, ttl: int = LONG) -> Intent:
+    def hold(self, quantity: int = 2, *, revision: int = 1, ttl_us: int = LONG) -> Intent:
         """Return a HOLD of a new reservation."""
         labels = {"client": "cart-grpc-probe"}
-        return Intent(self.new_id(), revision, self.config.sku, quantity, Disposition.HOLD, ttl, labels)
+        return Intent(self.new_id(), revision, self.config.sku, quantity, Disposition.HOLD, ttl_us, labels)
 
     async def ask(self, intent: Intent) -> Answer:
         """Send `intent` and return the answer. Raises NoAnswer if there is none after a few tries."""

@@ -20,8 +20,8 @@ def is_uncertain(reservation: Reservation) -> bool:
     return attempted and reservation.reconciling and reservation.disposition is not Disposition.RELEASE
 
 
-def open_attempt(reservation: Reservation, claimed: Reservation, window: int, now: int) -> Reservation | None:
-    """The row with an attempt open until `window` from now, made under the claim that returned `claimed`.
+def open_attempt(reservation: Reservation, claimed: Reservation, window_us: int, now: int) -> Reservation | None:
+    """The row with an attempt open until `window_us` from now, made under the claim that returned `claimed`.
 
     None where the claim was taken over, the intent has changed, or another attempt may still be open: then nothing
     may be sent. What was held may be given back on the way, so nothing is shown as reserved until there is an answer.
@@ -30,11 +30,11 @@ def open_attempt(reservation: Reservation, claimed: Reservation, window: int, no
     if not ours or (reservation.uncertain_until or 0) > now:
         return None
     least = 0 if reservation.reconciling else reservation.least_quantity
-    return reservation._replace(uncertain_until=now + window, least_quantity=least)
+    return reservation._replace(uncertain_until=now + window_us, least_quantity=least)
 
 
 def follow_up(
-    reservation: Reservation, outcome: Answer | Silence, opened: int | None, now: int, grace: int
+    reservation: Reservation, outcome: Answer | Silence, opened: int | None, now: int, grace_us: int
 ) -> Reservation:
     """The row, `outcome` recorded, with its attempt closed if that is the answer to it, and due when it must be.
 
@@ -46,7 +46,7 @@ def follow_up(
     if reservation.uncertain_until is None:
         return reservation
     if reservation.settled:
-        checks = (_find_next_check(reservation, now, grace), reservation.due_time)
+        checks = (_find_next_check(reservation, now, grace_us), reservation.due_time)
         due_time = min((time for time in checks if time is not None), default=None)
         finish_time = reservation.finish_time if due_time is None else None
         return reservation._replace(due_time=due_time, finish_time=finish_time)
@@ -66,14 +66,14 @@ def _close(reservation: Reservation, outcome: Answer, now: int) -> Reservation:
     )
 
 
-def _find_next_check(reservation: Reservation, now: int, grace: int) -> int | None:
-    """When to look up again what is settled: `grace`, ten times that, and a day after the last attempt was over.
+def _find_next_check(reservation: Reservation, now: int, grace_us: int) -> int | None:
+    """When to look up again what is settled: `grace_us`, ten times that, and a day after the last attempt was over.
 
     Not what was rejected: looking would ask for it again.
     """
     if reservation.state is Observed.REJECTED or reservation.uncertain_until is None:
         return None
-    checks = (reservation.uncertain_until + after for after in (grace, 10 * grace, DAY))
+    checks = (reservation.uncertain_until + after for after in (grace_us, 10 * grace_us, DAY))
     return next((check for check in checks if check > now), None)
 
 

@@ -45,7 +45,7 @@ class Intent:
     sku: str
     quantity: int
     disposition: Disposition
-    ttl: int
+    ttl_us: int
     labels: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
@@ -122,7 +122,7 @@ class Reservation(NamedTuple):
     sku: str
     quantity: int
     disposition: Disposition
-    ttl: int
+    ttl_us: int
     revision: int
     intent_revision: int
     least_quantity: int

@@ -32,7 +32,7 @@ def next_intent(reservation: Reservation) -> Intent | None:
         reservation.sku,
         reservation.quantity,
         reservation.disposition,
-        reservation.ttl,
+        reservation.ttl_us,
     )
 
 

@@ -17,18 +17,18 @@ __all__ = [
 class NoAnswer(Exception):
     """No answer, or none that can be believed: the message may or may not have taken effect.
 
-    `code` is the gRPC status code's name, or `HTTP_<status>`, or `INVALID_ANSWER`; `retry_after` is how many
+    `code` is the gRPC status code's name, or `HTTP_<status>`, or `INVALID_ANSWER`; `retry_after_us` is how many
     microseconds the API asked to be left alone, or None; `reached` is True where an API in working order refused
     for load or answered nonsense, so that it should not count as down, and None where it was not even called.
     """
 
     def __init__(
-        self, code: str, message: str, *, retry_after: int | None = None, reached: bool | None = False
+        self, code: str, message: str, *, retry_after_us: int | None = None, reached: bool | None = False
     ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
-        self.retry_after = retry_after
+        self.retry_after_us = retry_after_us
         self.reached = reached
 
 

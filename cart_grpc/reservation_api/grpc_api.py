@@ -150,9 +150,9 @@ def _to_answer(error: grpc.aio.AioRpcError, intent: Intent) -> Answer:
 
 def _to_no_answer(error: grpc.aio.AioRpcError) -> NoAnswer:
     code = error.code()
-    retry_after = _find_retry_after(_find_status(error))
+    retry_after_us = _find_retry_after(_find_status(error))
     return NoAnswer(
-        code.name, wire.clean_text(error.details() or ""), retry_after=retry_after, reached=code in _REACHED
+        code.name, wire.clean_text(error.details() or ""), retry_after_us=retry_after_us, reached=code in _REACHED
     )
 
 

@@ -71,7 +71,7 @@ class HttpAnswer:
         return NoAnswer(
             f"HTTP_{self.status}",
             wire.clean_text(self.content[:2000].decode(errors="replace")),
-            retry_after=_find_retry_after(self.headers, now),
+            retry_after_us=_find_retry_after(self.headers, now),
             reached=self.status in _REACHED,
         )
 

@@ -46,7 +46,7 @@ def to_message(intent: Intent) -> reservation_pb2.Reservation:
             sku=intent.sku,
             quantity=intent.quantity,
             disposition=reservation_pb2.Reservation.Disposition.ValueType(intent.disposition),
-            ttl=to_duration(intent.ttl) if intent.ttl > 0 else None,
+            ttl=to_duration(intent.ttl_us) if intent.ttl_us > 0 else None,
             labels=dict(intent.labels),
         )
     except (ValueError, TypeError) as error:

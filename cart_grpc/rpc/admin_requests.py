@@ -49,7 +49,7 @@ def list_reservations(request: pb.ListReservationsRequest) -> ReservationPage:
     page = ReservationPage(
         size=pages.page_size(fields, request.page_size),
         states=frozenset(WorkState(state) for state in request.states if state in known) or BACKLOG,
-        min_age=fields.duration("min_age", request.min_age, 0, MAX_AGE_SECONDS),
+        min_age_us=fields.duration("min_age", request.min_age, 0, MAX_AGE_SECONDS),
         min_attempts=fields.least("min_attempt_count", request.min_attempt_count),
         after=None,
     )
@@ -79,4 +79,4 @@ def _is_id(text: str) -> bool:
 
 
 def _query(page: ReservationPage) -> str:
-    return pages.query_hash((sorted(page.states), page.min_age, page.min_attempts))
+    return pages.query_hash((sorted(page.states), page.min_age_us, page.min_attempts))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import grpc
-from cartgrpc.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
+from cartgrpc.v1 import cart_service_pb2, cart_service_pb2_grpc
 from google.protobuf.message import Message
 
 from cart_grpc.carts import rules
@@ -15,14 +15,13 @@ from cart_grpc.rpc import pages, requests
 from cart_grpc.rpc.messages import cart_message, item_message
 from cart_grpc.rpc.replies import Replies
 from cart_grpc.rpc.requests import Options
+from cart_grpc.rpc.waiting import Waiting
 from cart_grpc.store.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
 # A response, or its bytes where they are at hand already: the guard passes them on as they are.
 Encoded: TypeAlias = Any
 Rule = Callable[[LoadedCart, int, NewId], Change]
-# Left of the caller's deadline to look once more and answer, in seconds.
-_ANSWERING = 0.1
 
 
 class CartService(cart_service_pb2_grpc.CartServiceServicer):
@@ -34,7 +33,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
     def __init__(self, store: Store, limits: Limits, rest: Callable[[], bool] = lambda: True) -> None:
         self._store = store
         self._limits = limits
-        self._rest = rest
+        self._waiting = Waiting(store, rest)
         self._replies = Replies(store.reads)
 
     async def AddItem(self, request: cart_service_pb2.AddItemRequest, context: Context) -> Encoded:
@@ -43,7 +42,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         if not call.options.max_wait:
             return reply
         response = cart_service_pb2.AddItemResponse.FromString(reply)
-        await self._await_items(call.cart, [response.item], call.options, context)
+        await self._waiting.await_items(call.cart, [response.item], call.options.max_wait, context)
         return response
 
     async def BatchAddItems(
@@ -51,7 +50,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
     ) -> cart_service_pb2.BatchAddItemsResponse:
         call = requests.batch_add_items(request, self._limits)
         response = cart_service_pb2.BatchAddItemsResponse.FromString(await self._add(call, _encode_items))
-        await self._await_items(call.cart, response.items, call.options, context)
+        await self._waiting.await_items(call.cart, response.items, call.options.max_wait, context)
         return response
 
     async def _add(self, call: requests.AddItems, encode: Callable[[Change, int], bytes]) -> bytes:
@@ -82,7 +81,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
             [call.item_id],
         )
         response = cart_service_pb2.UpdateItemResponse.FromString(reply)
-        await self._await_items(call.cart, [response.item], call.options, context)
+        await self._waiting.await_items(call.cart, [response.item], call.options.max_wait, context)
         return response
 
     async def RemoveItem(
@@ -98,7 +97,9 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         )
         response = cart_service_pb2.RemoveItemResponse.FromString(reply)
         if call.options.max_wait:
-            response.reconciling = await self._await_release(call.cart, call.item_id, call.options, context)
+            response.reconciling = await self._waiting.await_release(
+                call.cart, call.item_id, call.options.max_wait, context
+            )
         return response
 
     async def ClearCart(
@@ -113,7 +114,9 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         )
         response = cart_service_pb2.ClearCartResponse.FromString(reply)
         if call.options.max_wait:
-            response.cart.reconciling = await self._await_release(call.cart, None, call.options, context)
+            response.cart.reconciling = await self._waiting.await_release(
+                call.cart, None, call.options.max_wait, context
+            )
         return response
 
     async def DeleteCart(
@@ -128,7 +131,9 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         )
         response = cart_service_pb2.DeleteCartResponse.FromString(reply)
         if call.options.max_wait:
-            response.cart.reconciling = await self._await_release(call.cart, None, call.options, context)
+            response.cart.reconciling = await self._waiting.await_release(
+                call.cart, None, call.options.max_wait, context
+            )
         return response
 
     async def CreateCart(
@@ -155,7 +160,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         )
         response = cart_service_pb2.UpdateCartResponse.FromString(reply)
         if call.options.max_wait:
-            await self._await_items(call.cart, response.cart.items, call.options, context)
+            await self._waiting.await_items(call.cart, response.cart.items, call.options.max_wait, context)
             releasing = await self._store.reads.is_releasing(call.cart)
             response.cart.reconciling = releasing or any(item.reconciling for item in response.cart.items)
         return response
@@ -174,7 +179,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
             [call.item_id],
         )
         response = cart_service_pb2.RetryReservationResponse.FromString(reply)
-        await self._await_items(call.cart, [response.item], call.options, context)
+        await self._waiting.await_items(call.cart, [response.item], call.options.max_wait, context)
         return response
 
     async def GetCart(  # type: ignore[override]  # the reply's bytes: see `replies`
@@ -206,41 +211,6 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         return await self._store.mutate(
             Mutation(cart, rule, encode, item_ids, skus, options.request_id, options.fingerprint)
         )
-
-    async def _await_items(
-        self, cart: CartKey, items: Sequence[cart_pb2.Item], options: Options, context: Context
-    ) -> None:
-        """Wait for the items' reservations to settle, and put them as of then into `items`."""
-        if not options.max_wait:
-            return
-        by_uid = {item.uid: item for item in items}
-        async for _ in self._store.looks(cart, self._patience(options, context)):
-            found = await self._store.reads.find_cart(cart)
-            if found is None:
-                return
-            lines = [line for line in found.lines if line.item.uid in by_uid]
-            for line in lines:
-                seen = item_message(found.cart, line, found.now)
-                by_uid[line.item.uid].reservation.CopyFrom(seen.reservation)
-                by_uid[line.item.uid].reconciling = seen.reconciling
-            if not any(item.reconciling for item in by_uid.values()):
-                return
-
-    async def _await_release(self, cart: CartKey, item_id: str | None, options: Options, context: Context) -> bool:
-        """Wait for what was removed to be released. Returns whether it is still going."""
-        async for _ in self._store.looks(cart, self._patience(options, context)):
-            if not await self._store.reads.is_releasing(cart, item_id):
-                return False
-        return True
-
-    def _patience(self, options: Options, context: Context) -> float:
-        """How long to wait, in seconds: max_wait, but not past the caller's deadline, when nobody would hear of it."""
-        remaining = context.time_remaining()
-        if not self._rest():
-            return 0.0
-        if remaining is None:
-            return options.max_wait
-        return max(0.0, min(options.max_wait, remaining - _ANSWERING))
 
 
 def _encode_item(

@@ -70,8 +70,8 @@ def cart_message(cart: Cart, lines: Sequence[Line], now: int, *, reconciling: bo
         message.subtotal.CopyFrom(_money(cart.currency_code, cart.subtotal))
     message.create_time.FromMicroseconds(cart.create_time)
     message.update_time.FromMicroseconds(cart.update_time)
-    if cart.ttl is not None:
-        message.ttl.FromMicroseconds(cart.ttl)
+    if cart.ttl_us is not None:
+        message.ttl.FromMicroseconds(cart.ttl_us)
     if cart.expire_time is not None:
         message.expire_time.FromMicroseconds(cart.expire_time)
     return message

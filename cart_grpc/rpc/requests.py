@@ -194,7 +194,9 @@ def _cart_update(fields: Fields, cart: cart_pb2.Cart, paths: frozenset[str], lim
         paths=paths,
         labels=fields.texts("cart.labels", cart.labels, MAX_LABELS) if "labels" in paths else {},
         currency_code=fields.currency("cart.currency_code", cart.currency_code) if has_currency else "",
-        ttl=fields.duration("cart.ttl", cart.ttl, MIN_TTL_SECONDS, MAX_TTL_SECONDS) if has_ttl else limits.cart_ttl,
+        ttl_us=fields.duration("cart.ttl", cart.ttl, MIN_TTL_SECONDS, MAX_TTL_SECONDS)
+        if has_ttl
+        else limits.cart_ttl_us,
     )
 
 

@@ -104,8 +104,8 @@ def _details(refusal: refusals.Refused) -> list[Message]:
         case refusals.LimitExceeded(subject=subject):
             quota = error_details_pb2.QuotaFailure.Violation(subject=subject, description=refusal.message)
             return [error_details_pb2.QuotaFailure(violations=[quota])]
-        case refusals.Unavailable(retry_after=retry_after):
+        case refusals.Unavailable(retry_after_us=retry_after_us):
             info = error_details_pb2.RetryInfo()
-            info.retry_delay.FromMicroseconds(retry_after)
+            info.retry_delay.FromMicroseconds(retry_after_us)
             return [info]
     return []

@@ -47,7 +47,7 @@ def to_intent(message: reservation_pb2.Reservation) -> Intent:
         sku=message.sku,
         quantity=message.quantity,
         disposition=disposition,
-        ttl=ttl,
+        ttl_us=ttl,
         labels=dict(message.labels),
     )
 

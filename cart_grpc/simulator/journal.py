@@ -80,7 +80,7 @@ def _to_json(entry: Entry) -> dict[str, Any]:
         "asked": {
             "sku": intent.sku,
             "quantity": intent.quantity,
-            "ttl": intent.ttl,
+            "ttl_us": intent.ttl_us,
             "labels": dict(intent.labels),
         },
     }
@@ -96,7 +96,7 @@ def _from_json(value: dict[str, Any]) -> Entry:
         sku=asked["sku"],
         quantity=asked["quantity"],
         disposition=Disposition[value["disposition"]],
-        ttl=asked["ttl"],
+        ttl_us=asked["ttl_us"],
         labels=asked["labels"],
     )
     record = Record(

@@ -72,7 +72,7 @@ def _refuse(before: Record | None, intent: Intent, reason: str, now: int) -> Rec
 
 def _extend(before: Record | None, intent: Intent, now: int) -> int | None:
     """A hold never ends before the time that was answered, whatever a later message asks for; without a ttl, never."""
-    if intent.ttl == 0:
+    if intent.ttl_us == 0:
         return None
     promised = before.expire_time if before is not None else None
-    return max(now + intent.ttl, promised or 0)
+    return max(now + intent.ttl_us, promised or 0)

@@ -24,7 +24,7 @@ def cart_row(cart: Cart) -> Row:
         int(cart.state),
         _pack(cart.labels),
         cart.currency_code,
-        cart.ttl,
+        cart.ttl_us,
         cart.expire_time,
         *cart[6:],
     )
@@ -47,7 +47,7 @@ def to_item(row: Row) -> Item:
 
 
 def reservation_row(reservation: Reservation) -> Row:
-    reservation_id, cart, item_id, sku, quantity, disposition, ttl, *rest = reservation
+    reservation_id, cart, item_id, sku, quantity, disposition, ttl_us, *rest = reservation
     rest[4] = int(reservation.state)
     return (
         cart.slice,
@@ -58,16 +58,16 @@ def reservation_row(reservation: Reservation) -> Row:
         sku,
         quantity,
         int(disposition),
-        ttl,
+        ttl_us,
         *rest,
     )
 
 
 def to_reservation(row: Row) -> Reservation:
-    slice_, reservation_id, user_id, cart_id, item_id, sku, quantity, disposition, ttl, *rest = row
+    slice_, reservation_id, user_id, cart_id, item_id, sku, quantity, disposition, ttl_us, *rest = row
     rest[4], rest[10] = _OBSERVED[rest[4]], bool(rest[10])
     cart = CartKey(slice_, user_id, cart_id)
-    return Reservation(reservation_id, cart, item_id, sku, quantity, _DISPOSITIONS[disposition], ttl, *rest)
+    return Reservation(reservation_id, cart, item_id, sku, quantity, _DISPOSITIONS[disposition], ttl_us, *rest)
 
 
 def _pack(entries: Mapping[str, str]) -> str:

@@ -105,7 +105,7 @@ class Store:
             # A full disk is only noticed by writing to it.
             await self._writer.work(Ping())
 
-    async def looks(self, key: CartKey, seconds: float) -> AsyncIterator[None]:
+    async def watch(self, key: CartKey, seconds: float) -> AsyncIterator[None]:
         """Yields at once, and again whenever the cart may have changed, for `seconds` and once more at their end.
 
         The end comes early where this process is about to stop.

@@ -21,7 +21,7 @@ from cart_grpc.protocol.reservation import Disposition, Observed
 from cart_grpc.protocol.transitions import observe, release
 from tests.carts.examples import KEY, NOW, SECOND, SKU, decided, held, numbered_ids
 
-TERMS = Limits(max_quantity_per_add=100, max_quantity_per_item=10, max_items_per_cart=3, hold_ttl=600 * SECOND)
+TERMS = Limits(max_quantity_per_add=100, max_quantity_per_item=10, max_items_per_cart=3, hold_ttl_us=600 * SECOND)
 LATER = NOW + SECOND
 NOTHING = LoadedCart(KEY, None, {}, frozenset())
 new_id = numbered_ids()
@@ -63,7 +63,7 @@ def test_the_first_item_starts_the_cart_and_is_due_to_be_reserved() -> None:
     change = add(NOTHING, some(quantity=2))
     assert (change.cart.state, change.cart.revision, change.cart.etag_revision) == (CartState.ACTIVE, 1, 1)
     row = change.lines[0].reservation
-    assert (row.quantity, row.revision, row.due_time, row.ttl) == (2, 1, LATER, TERMS.hold_ttl)
+    assert (row.quantity, row.revision, row.due_time, row.ttl_us) == (2, 1, LATER, TERMS.hold_ttl_us)
     assert row.reservation_id == change.lines[0].item.reservation_id
 
 
@@ -180,7 +180,7 @@ def test_an_ended_cart_takes_no_changes_but_its_name_starts_another_whose_revisi
 def test_a_new_cart_under_an_old_name_has_nothing_of_the_old_one() -> None:
     made = rules.create_cart(NOTHING, CartUpdate(set(), {"a": "b"}, "EUR", 60 * SECOND), "", NOW, new_id)
     anew = add(contents_of(rules.delete_cart(contents_of(made), "", LATER)), some()).cart
-    assert (anew.labels, anew.currency_code, anew.ttl) == ({}, "", TERMS.cart_ttl)
+    assert (anew.labels, anew.currency_code, anew.ttl_us) == ({}, "", TERMS.cart_ttl_us)
 
 
 def test_a_cart_that_is_there_is_not_created_again() -> None:

@@ -32,7 +32,7 @@ SECOND = 1_000_000
 LEASE = 15 * SECOND
 STOCK = {"beans": 10_000, "filters": 10_000, "scarce": 6}
 CARTS = ("users/a/carts/one", "users/a/carts/two", "users/b/carts/one")
-TERMS = Limits(hold_ttl=60 * SECOND, cart_ttl=3_600 * SECOND)
+TERMS = Limits(hold_ttl_us=60 * SECOND, cart_ttl_us=3_600 * SECOND)
 
 
 class World:
@@ -208,7 +208,7 @@ class World:
             return
         if kind < 0.2 and row.lease_epoch == claimed.lease_epoch and row.lease_expire_time is not None:
             self._put(row._replace(lease_expire_time=self.now + LEASE, due_time=self.now + LEASE), ClaimAction.EXTENDED)
-        self._write(Record(claimed, self._answer(claimed), retry_delay=self.numbers.randint(0, SECOND)))
+        self._write(Record(claimed, self._answer(claimed), retry_delay_us=self.numbers.randint(0, SECOND)))
 
     def _answer(self, claimed: Reservation) -> Decision | Overtaken | Refusal | Silence:
         intent = next_intent(claimed)

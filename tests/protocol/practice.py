@@ -30,7 +30,7 @@ def put_in_again(rows: Sequence[Reservation], quantity: int) -> Sequence[Reserva
 
 def extend(row: Reservation) -> Reservation:
     """Raise a hold so that it outlasts the window of a checkout."""
-    return transitions.hold(row, row.quantity, 0)._replace(ttl=LASTING)
+    return transitions.hold(row, row.quantity, 0)._replace(ttl_us=LASTING)
 
 
 def can_complete(row: Reservation, wanted: int) -> bool:

@@ -18,7 +18,7 @@ class DecidesAgain(Stock):
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> Record:
         record = super().apply(intent, now, sold_out=sold_out)
         if record.state is Observed.HELD:
-            record = replace(record, expire_time=max(now + intent.ttl, record.expire_time or 0))
+            record = replace(record, expire_time=max(now + intent.ttl_us, record.expire_time or 0))
             self._keep(Decided(now, record))
         return record
 
@@ -233,7 +233,7 @@ class ExpiresEarly(Stock):
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> Record:
         before = self._records.get(intent.reservation_id)
-        if before and before.expire_time and before.expire_time - now < before.intent.ttl / 2:
+        if before and before.expire_time and before.expire_time - now < before.intent.ttl_us / 2:
             self._keep(Decided(now, rules.expire(before)))
         return super().apply(intent, now, sold_out=sold_out)
 
@@ -255,7 +255,7 @@ class RenewalShortens(Stock):
         known = self._records.get(intent.reservation_id)
         record = super().apply(intent, now, sold_out=sold_out)
         if record is not known and record.state is Observed.HELD:
-            record = replace(record, expire_time=now + intent.ttl)
+            record = replace(record, expire_time=now + intent.ttl_us)
             self._keep(Decided(now, record))
         return record
 

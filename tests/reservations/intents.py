@@ -33,7 +33,7 @@ def hold(quantity: int = 2, *, revision: int = 1, **changes: Any) -> Intent:
         sku="espresso-beans",
         quantity=quantity,
         disposition=Disposition.HOLD,
-        ttl=600 * SECOND,
+        ttl_us=600 * SECOND,
         labels={"cart": "users/alice/carts/default"},
     )
     return replace(intent, **changes)

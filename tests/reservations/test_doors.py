@@ -109,7 +109,7 @@ BAD_REQUESTS = {
     "no sku": {"sku": ""},
     "no quantity": {"quantity": 0},
     "a negative quantity": {"quantity": -2},
-    "no ttl": {"ttl": 0},
+    "no ttl": {"ttl_us": 0},
 }
 
 

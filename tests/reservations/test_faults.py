@@ -133,7 +133,7 @@ async def test_garbage_comes_after_the_effect_and_is_never_believed(simulator: S
 async def test_throttled(simulator: Simulator, api: ReservationApi) -> None:
     simulator.faults = Faults(throttled=1)
     error = await no_answer(api, hold(2))
-    assert (error.reached, error.retry_after) == (True, SECOND)
+    assert (error.reached, error.retry_after_us) == (True, SECOND)
     assert simulator.effects() == []
 
 

@@ -93,7 +93,7 @@ async def test_retry_after_may_be_a_date_or_nonsense(
 ) -> None:
     hostile.script = Script(raw=b"", http_status=503, headers={"Retry-After": text})
     error = await no_answer(api)
-    assert (error.code, error.retry_after) == ("HTTP_503", expected)
+    assert (error.code, error.retry_after_us) == ("HTTP_503", expected)
 
 
 @pytest.mark.parametrize(

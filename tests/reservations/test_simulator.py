@@ -45,7 +45,7 @@ def test_the_same_revision_tells_the_state_as_of_now(stock: Stock) -> None:
     assert (later.state, later.granted, later.expire_time) == (Observed.EXPIRED, 0, None)
 
 
-@pytest.mark.parametrize("change", [{"quantity": 3}, {"ttl": MINUTE}, {"sku": "tea"}])
+@pytest.mark.parametrize("change", [{"quantity": 3}, {"ttl_us": MINUTE}, {"sku": "tea"}])
 def test_the_same_revision_with_another_body_is_refused_without_effect(stock: Stock, change: dict[str, object]) -> None:
     first = hold(2)
     decided = stock.apply(first, START)
@@ -102,7 +102,7 @@ def test_a_refused_renewal_extends_what_was_held(stock: Stock) -> None:
     stock.apply(first, START)
     refused = stock.apply(after(first, Disposition.HOLD), START + MINUTE, sold_out=True)
     assert told(refused) == (Observed.REJECTED, 3)
-    assert refused.expire_time == START + MINUTE + first.ttl
+    assert refused.expire_time == START + MINUTE + first.ttl_us
 
 
 def test_an_unknown_sku_is_a_decision_that_is_remembered() -> None:
@@ -219,7 +219,7 @@ STEPS = st.tuples(
         sku=st.sampled_from(["a", "b"]),
         quantity=st.integers(1, 5),
         disposition=st.sampled_from(Disposition),
-        ttl=st.integers(1, 20),
+        ttl_us=st.integers(1, 20),
         labels=st.just({}),
     ),
     st.integers(0, 15),

@@ -140,7 +140,7 @@ async def test_an_answer_that_contradicts_itself_or_the_question_is_none(
     assert isinstance(await hostile_api.apply(intent, timeout=5), Decision)
     change(message)
     error = await no_answer(hostile_api, intent)
-    assert (error.code, error.reached, error.retry_after) == ("INVALID_ANSWER", True, None)
+    assert (error.code, error.reached, error.retry_after_us) == ("INVALID_ANSWER", True, None)
 
 
 async def test_a_refused_change_tells_what_is_still_held(hostile: Hostile, hostile_api: ReservationApi) -> None:
@@ -184,7 +184,7 @@ async def test_any_other_error_says_nothing_about_what_took_effect(
     hostile.script = Script(code=code)
     error = await no_answer(hostile_api, hold())
     assert error.code == (code.name if transport == "grpc" else f"HTTP_{HTTP_STATUSES[code]}")
-    assert (error.reached, error.retry_after) == (False, None)
+    assert (error.reached, error.retry_after_us) == (False, None)
     assert len(hostile.received) == 1
 
 
@@ -200,7 +200,7 @@ async def test_the_wait_that_the_api_asks_for_is_told(
 ) -> None:
     hostile.script = Script(code=code, retry_after=seconds)
     error = await no_answer(hostile_api, hold())
-    assert (error.retry_after, error.reached) == (expected, reached)
+    assert (error.retry_after_us, error.reached) == (expected, reached)
 
 
 async def test_aborted_is_believed_only_with_a_newer_reservation(hostile: Hostile, hostile_api: ReservationApi) -> None:

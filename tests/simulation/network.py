@@ -110,7 +110,7 @@ class Network:
             return
         if chances[4] < faults.throttled:
             wait = int(faults.retry_after * self._numbers.random() * 1_000_000)
-            self._answer(process, reply, NoAnswer("RESOURCE_EXHAUSTED", "slowly", retry_after=wait, reached=True))
+            self._answer(process, reply, NoAnswer("RESOURCE_EXHAUSTED", "slowly", retry_after_us=wait, reached=True))
             return
         if chances[5] < faults.refused:
             self._answer(process, reply, wire.to_refusal("SIMULATED", "INVALID_ARGUMENT", "was told to refuse"))

@@ -65,8 +65,8 @@ def draw(numbers: Random) -> Plan:
         skus=skus,
         stock=stock,
         limits=Limits(
-            hold_ttl=numbers.choice([60, 300, 900, 3600]) * SECOND,
-            cart_ttl=(numbers.choice([60, 120]) if numbers.random() < 0.3 else 604_800) * SECOND,
+            hold_ttl_us=numbers.choice([60, 300, 900, 3600]) * SECOND,
+            cart_ttl_us=(numbers.choice([60, 120]) if numbers.random() < 0.3 else 604_800) * SECOND,
         ),
         config=_config(numbers),
         retention=Retention(

@@ -79,7 +79,7 @@ async def test_removal_while_an_attempt_is_open_keeps_it_open_and_is_done_after_
     await store.record(silent(releasing))
     assert await claim(store, RELEASE_LANE) == []
     late = answered(claimed, expire_time=None)
-    await store.record(replace(late, opened=until, grace=WINDOW))
+    await store.record(replace(late, opened=until, grace_us=WINDOW))
     closed = (await claim_one(store, RELEASE_LANE)).uncertain_until
     assert closed is not None
     assert until is not None
@@ -95,7 +95,7 @@ async def test_what_was_released_is_claimed_again_by_the_watch_and_nobody_waits_
     await store.mutate(remove())
     releasing = await claim_one(store, RELEASE_LANE)
     done = answered(releasing)
-    await store.record(replace(done, opened=until, grace=NO_TIME))
+    await store.record(replace(done, opened=until, grace_us=NO_TIME))
     watched = await claim_one(store, RELEASE_LANE)
     assert (watched.revision, watched.intent_revision) == (releasing.revision + 1, releasing.intent_revision)
     await store.mutate(add())

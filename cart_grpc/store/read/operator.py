@@ -67,12 +67,12 @@ class Seen:
 class ReservationPage:
     """A page of reservations asked for, the oldest first.
 
-    `min_age` in microseconds. `after` is the last one's (create_time, id), None on the first page.
+    `min_age_us` in microseconds. `after` is the last one's (create_time, id), None on the first page.
     """
 
     size: int
     states: frozenset[WorkState]
-    min_age: int
+    min_age_us: int
     min_attempts: int
     after: tuple[int, str] | None
 
@@ -198,8 +198,8 @@ def _select_page(page: ReservationPage, now: ColumnElement[int]) -> Select[Any]:
     else:
         is_shown = exists().where(_shows(row)).correlate(reservations)
         chosen = select(reservations).where(_work_state(row, is_shown, now).in_(states))
-    if page.min_age:
-        chosen = chosen.where(row.create_time <= now - page.min_age)
+    if page.min_age_us:
+        chosen = chosen.where(row.create_time <= now - page.min_age_us)
     if page.min_attempts:
         chosen = chosen.where(row.attempt_count >= page.min_attempts)
     if page.after:

@@ -1,0 +1,19 @@
+"""Units of time: everything inside is int microseconds. Seconds appear only in settings and where asyncio wants them.
+
+A duration's name ends in `_us`. A point in time is microseconds since the Unix epoch, in UTC; its name ends in
+`_time`, or is `now`.
+"""
+
+from typing import Final
+
+US_PER_SECOND: Final = 1_000_000
+
+
+def to_us(seconds: float) -> int:
+    """Return a duration in whole microseconds, rounded down."""
+    return int(seconds * US_PER_SECOND)
+
+
+def to_seconds(us: int) -> float:
+    """Return a duration in seconds."""
+    return us / US_PER_SECOND
