@@ -35,7 +35,7 @@ def every_row() -> Iterator[Reservation]:
             revision=3,
             observed_revision=observed,
             intent_revision=intent,
-            attempt=attempt,
+            attempt_count=attempt,
             lease_epoch=attempt + 1,
         )
 
