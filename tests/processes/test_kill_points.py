@@ -70,7 +70,7 @@ class Service:
     async def _let_idle_cart_expire(self) -> None:
         def expire(connection: Connection) -> None:
             connection.execute(
-                update(schema.carts).where(schema.carts.c.user_id == "idle").values(ttl=1, expire_time=1)
+                update(schema.carts).where(schema.carts.c.user_id == "idle").values(ttl_us=1, expire_time=1)
             )
 
         engine = connect(self.database_url, app.clock)

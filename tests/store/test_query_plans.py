@@ -29,7 +29,7 @@ FILL = {
     "reservations": (
         "SELECT i % 256, 'r' || i, 'u' || (i % 1000), 'c' || (i % 20), 'x', 'sku' || (i % 50), 1, "
         "CASE i % 10 WHEN 0 THEN 3 ELSE 1 END, 1, "
-        "'{}', 1, 1, 1, i, 1, 1, i, 1, '', '', 1 = 2, "
+        "1, 1, 1, i, 1, 1, i, 1, '', '', 1 = 2, "
         "CASE WHEN i % 10 <> 0 THEN 9000000000000000 + i END, 0, 0, NULL, '', NULL, NULL FROM n"
     ),
     "carts": (

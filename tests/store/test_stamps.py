@@ -95,7 +95,7 @@ async def test_one_who_shows_an_old_stamp_or_none_is_given_the_cart_beside_one_w
 
 
 async def expire(store: Store, engine: Engine) -> None:
-    await overwrite(engine, schema.carts, update_time=0, ttl=1)
+    await overwrite(engine, schema.carts, update_time=0, ttl_us=1)
     assert await store.expire(KEY)
 
 
