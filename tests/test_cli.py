@@ -497,7 +497,7 @@ async def test_a_probe_ends_with_0_where_the_contract_is_kept_and_1_where_that_i
             process = await probing(folder, f"grpc://127.0.0.1:{ports.grpc}", "--sku", sku, "--ttl", "0.3")
             said, errors = (each.decode() for each in await process.communicate())
             assert (process.returncode, errors) == (status, "")
-            assert f"\nreservation.v1: {verdict}" in said
+            assert f"\ncartgrpc.reservation.v1: {verdict}" in said
             assert re.search(r"^reservations: \d+ released, 0 left behind$", said, re.MULTILINE)
             assert re.search(r"^calls: \d+ answered, 0 not; p50 \d+ ms, p90 .*, slowest ", said, re.MULTILINE)
     finally:

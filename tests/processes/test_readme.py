@@ -32,7 +32,7 @@ async def call(url: str, body: str) -> dict[str, Any]:
 
 def test_the_grpcurl_line_of_the_readme_is_the_call_that_is_tested() -> None:
     grpcurl = re.search(
-        r"grpcurl -plaintext -d '([^']+)' \\\s+127\.0\.0\.1:50051 cart\.v1\.CartService/AddItem", README
+        r"grpcurl -plaintext -d '([^']+)' \\\s+127\.0\.0\.1:50051 cartgrpc\.v1\.CartService/AddItem", README
     )
     assert grpcurl
     assert grpcurl.group(1) in [match["body"] for match in CALL.finditer(README)]

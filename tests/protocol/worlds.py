@@ -130,7 +130,7 @@ class Numbers(Generic[T]):
 def made(which: int, quantity: int, *, waiting: bool) -> Reservation:
     """The row of an item that was just put in."""
     due_time = None if waiting else 0
-    return a_hold(quantity, reservation_id=IDS[which], ttl=TICK, waiting=waiting, due_time=due_time)
+    return a_hold(quantity, reservation_id=IDS[which], ttl_us=TICK, waiting=waiting, due_time=due_time)
 
 
 def plain(row: Reservation) -> Reservation:

@@ -161,7 +161,7 @@ def test_a_commit_sells_as_many_as_it_says(stock: Stock) -> None:
 def test_a_hold_never_ends_before_the_time_that_was_answered(stock: Stock) -> None:
     first = hold(2)
     promised = stock.apply(first, START).expire_time
-    shorter = stock.apply(after(first, Disposition.HOLD, ttl=SECOND, quantity=1), START)
+    shorter = stock.apply(after(first, Disposition.HOLD, ttl_us=SECOND, quantity=1), START)
     assert promised is not None
     assert shorter.expire_time == promised
     assert stock.levels(SKU, promised - 1).held == 1

@@ -73,7 +73,7 @@ async def test_the_same_revision_with_another_body_is_refused(api: ReservationAp
 
 
 async def test_the_message_says_all_of_the_intent(hostile: Hostile, hostile_api: ReservationApi) -> None:
-    intent = hold(2, revision=2**32 + 7, ttl=1_500_001, labels={"größe": "XL", "": "\u2028"})
+    intent = hold(2, revision=2**32 + 7, ttl_us=1_500_001, labels={"größe": "XL", "": "\u2028"})
     hostile.script.reservation = answered(intent, Message.STATE_HELD, 2)
     await hostile_api.apply(intent, timeout=5)
     [received] = hostile.received
