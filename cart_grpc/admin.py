@@ -26,7 +26,7 @@ class Calls(Protocol):
 
 
 class Operator:
-    """What may be done by hand. Every method raises DatabaseUnavailable, and what else Refused it names.
+    """What may be done by hand. Every method raises DatabaseUnavailable, and what else CallRefused it names.
 
     `calls` is None in a process that does not reconcile.
     """

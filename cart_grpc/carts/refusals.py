@@ -1,6 +1,6 @@
 """Why a call is refused: one tree of exceptions, and nothing in it is a bug.
 
-    Refused                          a call that did not do what it was asked, and why
+    CallRefused                          a call that did not do what it was asked, and why
     ├── InvalidArgument              the request itself is wrong: which fields, and what would be right
     │   └── RequestIdReused          the request_id was used for another body
     ├── NotFound                     no such cart, item or reservation
@@ -39,7 +39,7 @@ class FieldViolation:
     description: str
 
 
-class Refused(Exception):
+class CallRefused(Exception):
     """A call that did not do what it was asked: without effect, unless its kind says that it may have had one.
 
     `reason` is UPPER_SNAKE_CASE; `metadata` repeats what varies in the message.
@@ -53,7 +53,7 @@ class Refused(Exception):
         self.metadata = dict(metadata or {})
 
 
-class InvalidArgument(Refused):
+class InvalidArgument(CallRefused):
     """The request itself is wrong. `violations` has at least one entry."""
 
     reason = "INVALID_FIELD"
@@ -78,7 +78,7 @@ class RequestIdReused(InvalidArgument):
         self.metadata["request_id"] = request_id
 
 
-class NotFound(Refused):
+class NotFound(CallRefused):
     """No such cart, item or reservation. `resource_type` is its type, such as `cartgrpc.v1.Cart`."""
 
     def __init__(self, resource_type: str, name: str) -> None:
@@ -114,7 +114,7 @@ class ReservationNotFound(NotFound):
         super().__init__("cartgrpc.v1.ReservationRecord", name)
 
 
-class AlreadyExists(Refused):
+class AlreadyExists(CallRefused):
     """The cart is there already, and has not ended."""
 
     reason = "CART_EXISTS"
@@ -125,7 +125,7 @@ class AlreadyExists(Refused):
         self.name = name
 
 
-class FailedPrecondition(Refused):
+class FailedPrecondition(CallRefused):
     """The request is fine, the state is not. `subject` names what is in the way."""
 
     def __init__(self, subject: str, message: str, metadata: Mapping[str, str]) -> None:
@@ -161,7 +161,7 @@ class ReservationCommitted(FailedPrecondition):
         super().__init__(name, f"{name} is {state} and cannot be released", {"state": state})
 
 
-class Aborted(Refused):
+class Aborted(CallRefused):
     """Somebody else was faster: read again, decide again."""
 
 
@@ -176,7 +176,7 @@ class EtagMismatch(Aborted):
         super().__init__(message, {"resource_name": name, "sent_etag": sent, "current_etag": current})
 
 
-class LimitExceeded(Refused):
+class LimitExceeded(CallRefused):
     """A stored total would pass its limit. `subject` is whose total, `limit` the most that is allowed."""
 
     reason = "LIMIT_EXCEEDED"
@@ -187,7 +187,7 @@ class LimitExceeded(Refused):
         self.subject = subject
 
 
-class Unavailable(Refused):
+class Unavailable(CallRefused):
     """Nothing is wrong with the request. `retry_after_us` is a hint in microseconds."""
 
     retry_after_us: ClassVar[int] = 1_000_000

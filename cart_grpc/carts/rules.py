@@ -1,22 +1,14 @@
 """What each call does to a cart: pure functions from what it touches to what it changes.
 
 Every rule takes the contents it named, the arguments, the terms of service, the time and a source of ids, and
-returns a Change or raises Refused. It may be run again, or in company: it touches nothing but what it was given.
+returns a Change or raises CallRefused. It may be run again, or in company: it touches nothing but what it was given.
 """
 
 from collections.abc import Iterable, Sequence
 
 from cart_grpc.carts.calls import Addition, CartUpdate, Change, ItemUpdate, Limits, LoadedCart, NewId
-from cart_grpc.carts.model import (
-    ENDED,
-    Cart,
-    CartState,
-    Item,
-    Line,
-    Money,
-    ProgressState,
-    progress,
-)
+from cart_grpc.carts.model import ENDED, Cart, CartState, Item, Line, Money
+from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.carts.refusals import (
     AlreadyExists,
     CartClosed,

@@ -1,6 +1,6 @@
 """The one way in which a reservation changes without its caller."""
 
-from cart_grpc.carts.model import progress
+from cart_grpc.carts.progress import progress
 from cart_grpc.commands.unit_of_work import UnitOfWork
 from cart_grpc.protocol.reservation import Disposition, Reservation
 from cart_grpc.protocol.transitions import unblock

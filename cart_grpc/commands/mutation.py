@@ -38,7 +38,7 @@ class Mutation:
         reads.skus.update((self.cart, sku) for sku in self.skus)
 
     def run(self, working: UnitOfWork, now: int, new_id: NewId) -> bytes:
-        """Returns the reply's bytes. Raises Refused."""
+        """Returns the reply's bytes. Raises CallRefused."""
         reply_key = (self.cart.user, self.request_id)
         stored = working.replies.get(reply_key) if self.request_id else None
         if stored:

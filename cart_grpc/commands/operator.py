@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cart_grpc.carts.calls import Limits, NewId
-from cart_grpc.carts.model import ProgressState, progress
+from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.carts.refusals import ReservationCommitted, ReservationNotFound
 from cart_grpc.carts.rules import retry_reservation
 from cart_grpc.commands.apply_transition import apply_transition

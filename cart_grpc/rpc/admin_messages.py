@@ -5,7 +5,7 @@ from cartgrpc.v1 import cart_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cart_grpc.admin import Calls
-from cart_grpc.carts.model import progress
+from cart_grpc.carts.progress import progress
 from cart_grpc.store.read.operator import PauseSeen, Seen, Stats
 
 Record = pb.ReservationRecord

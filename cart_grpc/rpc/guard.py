@@ -18,7 +18,7 @@ import grpc
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from cart_grpc.carts.refusals import CallTimeout, FieldViolation, InvalidArgument, Overloaded, Refused
+from cart_grpc.carts.refusals import CallRefused, CallTimeout, FieldViolation, InvalidArgument, Overloaded
 from cart_grpc.rpc import status
 from cart_grpc.rpc.admission import Admission
 from cart_grpc.rpc.deadlines import Deadlines
@@ -83,7 +83,7 @@ class Guard:
                 reply = await work(request, context)
                 # Maps in the order of their keys: a reply that is given again has the same bytes.
                 return reply if isinstance(reply, bytes) else reply.SerializeToString(deterministic=True)
-            except Refused as refusal:
+            except CallRefused as refusal:
                 await status.refuse(context, refusal)
             except grpc.aio.AbortError:
                 raise

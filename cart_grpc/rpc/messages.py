@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from cartgrpc.v1 import cart_pb2
 
-from cart_grpc.carts.model import Cart, Item, Line, Progress, ProgressState, progress
+from cart_grpc.carts.model import Cart, Item, Line
+from cart_grpc.carts.progress import Progress, ProgressState, progress
 from cart_grpc.protocol.reservation import Reservation
 
 

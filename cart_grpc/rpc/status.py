@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 from cart_grpc.carts import refusals
 
 DOMAIN = "cartgrpc.v1"
-CODES: tuple[tuple[type[refusals.Refused], grpc.StatusCode], ...] = (
+CODES: tuple[tuple[type[refusals.CallRefused], grpc.StatusCode], ...] = (
     (refusals.InvalidArgument, grpc.StatusCode.INVALID_ARGUMENT),
     (refusals.NotFound, grpc.StatusCode.NOT_FOUND),
     (refusals.AlreadyExists, grpc.StatusCode.ALREADY_EXISTS),
@@ -26,7 +26,7 @@ CODES: tuple[tuple[type[refusals.Refused], grpc.StatusCode], ...] = (
 )
 
 
-def to_status(refusal: refusals.Refused) -> status_pb2.Status:
+def to_status(refusal: refusals.CallRefused) -> status_pb2.Status:
     """The status of a refusal: its code, its message, ErrorInfo, and what else fits its kind."""
     code = next(code for kind, code in CODES if isinstance(refusal, kind))
     info = error_details_pb2.ErrorInfo(reason=refusal.reason, domain=DOMAIN, metadata=refusal.metadata)
@@ -44,7 +44,7 @@ def to_rich(status: status_pb2.Status) -> grpc.Status:
     return rpc_status.to_status(status)
 
 
-def encode(refusal: refusals.Refused) -> grpc.Status:
+def encode(refusal: refusals.CallRefused) -> grpc.Status:
     """The status of a refusal as it travels. One for want of room is made once for each of its texts."""
     if not isinstance(refusal, refusals.Overloaded):
         return to_rich(to_status(refusal))
@@ -59,7 +59,7 @@ def encode(refusal: refusals.Refused) -> grpc.Status:
 _overloaded: dict[str, grpc.Status] = {}
 
 
-async def refuse(context: grpc.aio.ServicerContext[Any, Any], refusal: refusals.Refused) -> NoReturn:
+async def refuse(context: grpc.aio.ServicerContext[Any, Any], refusal: refusals.CallRefused) -> NoReturn:
     """End the call with the status of `refusal`."""
     await _end(context, encode(refusal))
 
@@ -84,7 +84,7 @@ def _status(code: grpc.StatusCode, message: str, *details: Message) -> status_pb
     return status_pb2.Status(code=number, message=message, details=packed)
 
 
-def _details(refusal: refusals.Refused) -> list[Message]:
+def _details(refusal: refusals.CallRefused) -> list[Message]:
     match refusal:
         case refusals.InvalidArgument(violations=violations):
             fields = (

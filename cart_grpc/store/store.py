@@ -46,7 +46,7 @@ class Store:
         await self._writer.close()
 
     async def mutate(self, mutation: Mutation) -> bytes:
-        """The reply's bytes, once the change is durable. Raises Refused.
+        """The reply's bytes, once the change is durable. Raises CallRefused.
 
         A caller who is cancelled leaves a commit that is under way untouched.
         """
@@ -79,7 +79,7 @@ class Store:
         return deleted
 
     async def intervene(self, command: Command[R]) -> R:
-        """What an operator has decided; it does not queue behind the callers. Raises Refused."""
+        """What an operator has decided; it does not queue behind the callers. Raises CallRefused."""
         answer: R = await self._writer.work(command)
         return answer
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cart_grpc.carts.model import HOLD_MARGIN, Progress, ProgressState, progress
+from cart_grpc.carts.progress import HOLD_MARGIN_US, Progress, ProgressState, progress
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from cart_grpc.protocol.transitions import hold, observe
 from tests.carts.examples import LATER, NOW, a_held, a_hold, decided, held, line_of
@@ -49,7 +49,7 @@ def test_an_item_that_shrinks_and_grows_again_is_not_reserved_on_the_strength_of
 
 @pytest.mark.parametrize(("before", "state"), [(1, ProgressState.RESERVED), (0, ProgressState.EXPIRED)])
 def test_a_hold_is_not_shown_as_held_within_the_margin_of_its_end(before: int, state: ProgressState) -> None:
-    assert seen(a_held(2), now=LATER - HOLD_MARGIN - before).state is state
+    assert seen(a_held(2), now=LATER - HOLD_MARGIN_US - before).state is state
 
 
 def test_a_hold_that_ran_out_is_expired_and_says_so() -> None:

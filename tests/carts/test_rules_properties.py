@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from cart_grpc.carts import rules
 from cart_grpc.carts.calls import CartUpdate, Change, ItemUpdate, Limits, LoadedCart, NewId, addition
 from cart_grpc.carts.model import ENDED, Cart, Line, Money
-from cart_grpc.carts.refusals import Refused
+from cart_grpc.carts.refusals import CallRefused
 from cart_grpc.protocol.reservation import Disposition, Reservation
 from tests.carts.examples import KEY, NOW, numbered_ids
 
@@ -48,7 +48,7 @@ class Shelf:
         self.reservations: dict[str, Reservation] = {}
 
     def call(self, call: tuple[object, ...], new_id: NewId) -> Change:
-        """Raises Refused."""
+        """Raises CallRefused."""
         change = decide(LoadedCart(KEY, self.cart, dict(self.lines), frozenset()), call, new_id)
         self.cart = change.cart
         for line in change.removed:
@@ -86,7 +86,7 @@ def test_totals_always_equal_the_fold_over_the_items(calls: list[tuple[object, .
     for call in calls:
         try:
             shelf.call(call, new_id)
-        except Refused:
+        except CallRefused:
             continue
         items = [line.item for line in shelf.lines.values()]
         assert shelf.cart is not None
@@ -106,7 +106,7 @@ def test_a_cart_that_changed_has_a_higher_revision_and_another_etag(calls: list[
         before = shelf.cart
         try:
             shelf.call(call, new_id)
-        except Refused:
+        except CallRefused:
             assert shelf.cart is before
             continue
         assert shelf.cart is not None
@@ -124,7 +124,7 @@ def test_every_item_has_a_reservation_of_its_quantity_and_every_other_reservatio
     for call in calls:
         try:
             shelf.call(call, new_id)
-        except Refused:
+        except CallRefused:
             continue
         holding = {line.item.reservation_id: line.item.quantity for line in shelf.lines.values()}
         assert len(holding) == len(shelf.lines)

@@ -4,7 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from cart_grpc.carts.model import Item, Line, Progress, ProgressState, progress
+from cart_grpc.carts.model import Item, Line
+from cart_grpc.carts.progress import Progress, ProgressState, progress
 from cart_grpc.protocol.reservation import FINAL, Observed, Reservation
 from cart_grpc.simulator.stock import Levels
 from tests.invariants.history import Dump, Effect

@@ -9,7 +9,7 @@ from cartgrpc.v1 import cart_pb2, cart_service_pb2
 
 from cart_grpc.carts.calls import Limits
 from cart_grpc.carts.model import Cart
-from cart_grpc.carts.refusals import Refused
+from cart_grpc.carts.refusals import CallRefused
 from cart_grpc.commands.expire import Expire
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.record import Record
@@ -164,7 +164,7 @@ class World:
                 answer = _completed(getattr(self._service, rpc)(request, None))
                 reply = answer if isinstance(answer, bytes) else answer.SerializeToString(deterministic=True)
                 outcome, code = Outcome.OK, "OK"
-            except Refused as refusal:
+            except CallRefused as refusal:
                 outcome, reason = Outcome.REFUSED, refusal.reason
                 code = next(code.name for kind, code in CODES if isinstance(refusal, kind))
         if lost:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from cart_grpc.carts.model import Progress, ProgressState
+from cart_grpc.carts.progress import Progress, ProgressState
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import Intent, Observed, Overtaken, Refusal, Reservation, Silence
 from cart_grpc.simulator.rules import Record

@@ -9,7 +9,7 @@ out. The database may be lost and restored from a backup.
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from cart_grpc.carts.model import ProgressState
+from cart_grpc.carts.progress import ProgressState
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from tests.protocol import practice, promises

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from cart_grpc.carts.model import Progress, ProgressState, progress
+from cart_grpc.carts.progress import Progress, ProgressState, progress
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import FINAL, Intent, Reservation
 from tests.carts.examples import line_of

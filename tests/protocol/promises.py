@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from cart_grpc.carts.model import Progress, ProgressState
+from cart_grpc.carts.progress import Progress, ProgressState
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import FINAL, Answer, Decision, Disposition, Intent, Observed, Reservation, Silence
 from cart_grpc.simulator.rules import Record

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from cart_grpc.carts.model import Progress, ProgressState, progress
+from cart_grpc.carts.progress import Progress, ProgressState, progress
 from cart_grpc.protocol.attempts import DAY, count_duplicates, follow_up, is_uncertain, open_attempt
 from cart_grpc.protocol.reservation import Answer, Decision, Disposition, Observed, Refusal, Reservation, Silence
 from cart_grpc.protocol.transitions import hold, record, release

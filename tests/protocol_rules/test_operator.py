@@ -2,7 +2,7 @@
 
 import pytest
 
-from cart_grpc.carts.model import ProgressState, progress
+from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.protocol.reservation import (
     RELEASED_BY_OPERATOR,
     Answer,

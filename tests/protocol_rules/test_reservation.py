@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from cart_grpc.carts.model import ProgressState, progress
+from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.protocol.reservation import Disposition, Observed, Overtaken, Refusal, Reservation, Silence
 from cart_grpc.protocol.transitions import commit, find_alarm, hold, next_intent, observe, record, release, unblock
 from tests.carts.examples import LATER, NOW, SECOND, a_held, a_hold, decided, held, line_of

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cart_grpc.carts.model import progress
+from cart_grpc.carts.progress import progress
 from cart_grpc.protocol.reservation import (
     Answer,
     Decision,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cart_grpc.carts.model import ProgressState, progress
+from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.protocol.reservation import Disposition, Observed, Refusal, Reservation
 from cart_grpc.protocol.transitions import hold, next_intent, observe, record, release, seal
 from tests.carts.examples import LATER, NOW, SECOND, a_held, a_hold, decided, held, line_of

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from cart_grpc.carts.model import progress
+from cart_grpc.carts.progress import progress
 from cart_grpc.protocol.attempts import follow_up, open_attempt
 from cart_grpc.protocol.reservation import Answer, Disposition, Observed, Reservation, Silence
 from cart_grpc.protocol.transitions import hold, next_intent, record, release

@@ -6,7 +6,8 @@ from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cart_grpc.carts.model import HOLD_MARGIN, Cart, CartState, Item, Line
+from cart_grpc.carts.model import Cart, CartState, Item, Line
+from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.names import cart_key, user_key
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from cart_grpc.rpc import replies
@@ -20,7 +21,9 @@ labels = st.dictionaries(texts, texts, max_size=3)
 counts = st.integers(0, 1_000)
 times = st.integers(0, NOW)
 # Around now, and on the very edge of being shown.
-expiries = st.none() | st.integers(NOW - 10, NOW + 10) | st.integers(-10, 10).map(lambda near: NOW + HOLD_MARGIN + near)
+expiries = (
+    st.none() | st.integers(NOW - 10, NOW + 10) | st.integers(-10, 10).map(lambda near: NOW + HOLD_MARGIN_US + near)
+)
 
 items = st.builds(
     Item,
@@ -112,7 +115,7 @@ CART = Cart(KEY, "u" * 8, CartState.ACTIVE, {}, "EUR", None, 1, 2, 200, 1, 1, NO
 
 
 def test_what_is_remembered_of_a_hold_ends_with_it_and_comes_back_where_the_clock_does() -> None:
-    end = NOW + 60_000_000 - HOLD_MARGIN
+    end = NOW + 60_000_000 - HOLD_MARGIN_US
     moments = (NOW, end - 1, end, end + 9, NOW)
     states = [reply(CART, [held()], now).cart.items[0].reservation.state for now in moments]
     reserved, expired = cart_pb2.Reservation.STATE_RESERVED, cart_pb2.Reservation.STATE_EXPIRED

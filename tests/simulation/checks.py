@@ -7,7 +7,7 @@ from typing import Any
 
 from cartgrpc.v1 import cart_pb2
 
-from cart_grpc.carts.model import HOLD_MARGIN
+from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.protocol.reservation import FINAL, Disposition, Observed
 from cart_grpc.simulator.rules import Record
 from cart_grpc.simulator.stock import Stock
@@ -156,7 +156,7 @@ class Checks:
 
     def _check_shown(self, row: Row) -> None:
         """What callers are shown as reserved is held at this moment."""
-        lapsed = row[13] is None or row[13] - HOLD_MARGIN <= self._now()
+        lapsed = row[13] is None or row[13] - HOLD_MARGIN_US <= self._now()
         if lapsed or row[5] not in (Observed.HELD, Observed.REJECTED):
             return
         record, shown = self._records.get(row[0]), min(row[8], row[12])
@@ -271,4 +271,4 @@ def _ended_unseen(before: Row, after: Row, now: int) -> bool:
 
 def _is_lapsed(row: Row, now: int) -> bool:
     """Whether a hold ran out, or is about to, and is to be held again."""
-    return row[5] == Observed.EXPIRED or (row[13] is not None and row[13] - HOLD_MARGIN <= now)
+    return row[5] == Observed.EXPIRED or (row[13] is not None and row[13] - HOLD_MARGIN_US <= now)

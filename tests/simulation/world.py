@@ -7,7 +7,7 @@ from typing import Any
 from cartgrpc.v1 import cart_service_pb2
 from google.protobuf.message import Message
 
-from cart_grpc.carts.refusals import Refused, RequestIdReused, Unavailable
+from cart_grpc.carts.refusals import CallRefused, RequestIdReused, Unavailable
 from cart_grpc.simulator.stock import Decided, Entry, Stock
 from tests.simulation import operations, plan, weather
 from tests.simulation.checks import Checks
@@ -125,7 +125,7 @@ class World:
         self.tell("failed", operation.number, type(error).__name__)
         if isinstance(error, Unavailable):
             return False
-        if not isinstance(error, Refused):
+        if not isinstance(error, CallRefused):
             self.violate(f"{operation.method} ended with a bug: {error!r}")
         operation.refused = type(error).__name__
         operation.returned = self.loop.time()
@@ -191,7 +191,7 @@ class World:
                 return
             if (error := call.exception()) is None:
                 self.checks.read(cart, call.result().cart, known)
-            elif not isinstance(error, Refused):
+            elif not isinstance(error, CallRefused):
                 self.violate(f"a look ended with a bug: {error!r}")
 
     def replace(self, index: int) -> None:

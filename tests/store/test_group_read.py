@@ -9,7 +9,7 @@ from cartgrpc.v1 import cart_service_pb2
 from sqlalchemy import Connection, select
 
 from cart_grpc import app
-from cart_grpc.carts.model import HOLD_MARGIN
+from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.carts.refusals import DatabaseUnavailable, Overloaded
 from cart_grpc.names import cart_key, user_key
 from cart_grpc.rpc import replies
@@ -186,7 +186,7 @@ async def test_a_hold_is_shown_until_its_margin_by_the_databases_clock(store: St
     claimed = await claim_one(store)
     await store.record(answered(claimed))
     for left, state in ((60 * SECOND, "STATE_RESERVED"), (-SECOND, "STATE_EXPIRED"), (60 * SECOND, "STATE_RESERVED")):
-        await overwrite(engine, schema.reservations, expire_time=app.clock() + HOLD_MARGIN + left)
+        await overwrite(engine, schema.reservations, expire_time=app.clock() + HOLD_MARGIN_US + left)
         found = await store.reads.find_json(KEY)
         assert isinstance(found, CartJson)
         (item,) = cart_service_pb2.GetCartResponse.FromString(replies.get_cart(found)).cart.items

@@ -8,7 +8,7 @@ import pytest
 
 from cart_grpc import app
 from cart_grpc.admin import Operator
-from cart_grpc.carts.model import ProgressState, progress
+from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.carts.refusals import CartClosed, ReservationCommitted, ReservationNotFound
 from cart_grpc.commands.bulk import Extend
 from cart_grpc.commands.record import Record

@@ -9,7 +9,7 @@ import pytest
 from cartgrpc.v1 import cart_service_pb2
 
 from cart_grpc import app
-from cart_grpc.carts.model import HOLD_MARGIN
+from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.carts.refusals import CartNotFound
 from cart_grpc.commands.bulk import HandBack, Purge
 from cart_grpc.commands.operator import Release, Retry
@@ -169,7 +169,7 @@ async def test_a_hold_that_is_found_to_have_run_out_is_noticed_even_if_the_clock
 ) -> None:
     await decided(store, expire_time=app.clock() + 100 * SECOND)
     stamp = await stamp_of(store)
-    lapsed = app.clock() + HOLD_MARGIN
+    lapsed = app.clock() + HOLD_MARGIN_US
     await overwrite(engine, schema.reservations, due_time=0, expire_time=lapsed)
     await store.record(answered(await claim_one(store), state=Observed.EXPIRED, granted_quantity=0, expire_time=lapsed))
     assert await store.reads.find_json(KEY, stamp) is not UNCHANGED
@@ -245,7 +245,7 @@ async def test_a_stamp_ends_when_the_first_of_all_lines_may_be_claimed(store: St
 async def test_a_stamp_ends_when_a_hold_is_not_shown_any_more(store: Store, engine: Engine) -> None:
     await decided(store)
     end = app.clock() + 30 * SECOND
-    await overwrite(engine, schema.reservations, expire_time=end + HOLD_MARGIN)
+    await overwrite(engine, schema.reservations, expire_time=end + HOLD_MARGIN_US)
     assert (await stamp_of(store)).until == end
     await overwrite(engine, schema.reservations, due_time=None)
     assert (await stamp_of(store)).until == end

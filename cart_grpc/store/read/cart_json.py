@@ -29,7 +29,8 @@ from sqlalchemy import (
     select,
 )
 
-from cart_grpc.carts.model import HOLD_MARGIN, Cart, Line
+from cart_grpc.carts.model import Cart, Line
+from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.names import CartKey
 from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.rows import to_cart, to_item, to_reservation
@@ -160,7 +161,7 @@ def _lines(dialect: Dialect, cart: FromClause, now: ColumnElement[int]) -> Colum
     Before them, the first time at which one of them may change with the cart's revision as it is, if any.
     """
     reservation, on = dialect.lookup(reservations, RESERVATION, items)
-    lapse, due_time = reservation.c.expire_time - HOLD_MARGIN, reservation.c.due_time
+    lapse, due_time = reservation.c.expire_time - HOLD_MARGIN_US, reservation.c.due_time
     until = case(
         (reservation.c.lease_expire_time.is_not(None), 0),
         (or_(lapse.is_(None), due_time < lapse), due_time),
