@@ -122,9 +122,9 @@ def _insert(connection: Connection, table: str, source: str, **columns: object) 
 _RESERVATION = {
     "quantity": 1,
     "ttl_us": 900_000_000,
-    "least_quantity": 1,
+    "reserved_cap": 1,
     "reason": "''",
-    "refused_reason": "''",
+    "seal_reason": "''",
     "waiting": "false",
     "last_error": "''",
 }

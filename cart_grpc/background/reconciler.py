@@ -18,9 +18,9 @@ from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.bulk import Claim, Extend, HandBack
 from cart_grpc.commands.record import Record
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
-from cart_grpc.protocol.reservation import Answer, Intent, Refusal, Reservation, Silence
+from cart_grpc.protocol.reservation import Answer, Intent, NoAnswer, PermanentFailure, Reservation
 from cart_grpc.protocol.transitions import next_intent
-from cart_grpc.reservation_api.api import NoAnswer, ReservationApi
+from cart_grpc.reservation_api.api import NoAnswerError, ReservationApi
 from cart_grpc.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -178,23 +178,23 @@ class Reconciler:
         retry_delay = int(self._pauses.next_claim(claimed.attempt_count) * MICROSECONDS)
         lease, grace = (int(seconds * MICROSECONDS) for seconds in (self._config.lease, self._config.grace))
         attempt = RecordedAttempt(self._store, claimed, lease, grace)
-        outcome: Answer | Silence
+        outcome: Answer | NoAnswer
         called = True
         try:
             outcome = await self._call(intent, attempt)
-        except NoAnswer as silence:
-            outcome = Silence(silence.code, silence.message[:300])
+        except NoAnswerError as silence:
+            outcome = NoAnswer(silence.code, silence.message[:300])
             retry_delay = max(retry_delay, min(silence.retry_after_us or 0, MAX_RETRY_AFTER))
             called = silence.reached is not None
             if called:
                 self._count(answered=bool(silence.reached), error=silence.code)
         except Exception:
             log.exception("the call for reservation %s failed in an unforeseen way", claimed.reservation_id)
-            outcome = Silence("INTERNAL", "an error of our own; see the log")
+            outcome = NoAnswer("INTERNAL", "an error of our own; see the log")
             self._count(answered=False, error="INTERNAL")
         else:
             self._count(answered=True, error="")
-        counts_as_attempt = called and not (isinstance(outcome, Silence) and self._breaker.is_open)
+        counts_as_attempt = called and not (isinstance(outcome, NoAnswer) and self._breaker.is_open)
         jitter = random.random()  # noqa: S311 - spreads load, hides nothing
         await self._record(Record(claimed, outcome, retry_delay, counts_as_attempt, jitter, attempt.opened, grace))
 
@@ -204,7 +204,7 @@ class Reconciler:
         deadline = clock() + self._config.call_timeout
         try:
             return await self._api.apply(intent, timeout=self._config.call_timeout, attempt=attempt)
-        except NoAnswer as silence:
+        except NoAnswerError as silence:
             if self._breaker.is_open or attempt.opened is not None or not _is_quick(silence) or clock() >= deadline:
                 raise
         await asyncio.sleep(self._pauses.second_try())
@@ -224,7 +224,7 @@ class Reconciler:
         self.duplicates_undone += recorded.duplicates
         if recorded.alarm:
             log.error("ALARM reservation %s: %s", claimed.reservation_id, recorded.alarm)
-        if isinstance(record.outcome, Silence | Refusal):
+        if isinstance(record.outcome, NoAnswer | PermanentFailure):
             # Probes fail every second for as long as the API is down, and say nothing new.
             log.log(
                 logging.INFO if record.counts_as_attempt else logging.DEBUG,
@@ -292,6 +292,6 @@ def _in_parts(claims: Sequence[Reservation]) -> Iterator[Sequence[Reservation]]:
 
 def _is_quick(error: BaseException) -> bool:
     """Whether a second try at once makes sense: not after a time-out, nor where the API asked for patience."""
-    if not isinstance(error, NoAnswer):
+    if not isinstance(error, NoAnswerError):
         return False
     return error.retry_after_us is None and error.reached is False and error.code != "DEADLINE_EXCEEDED"

@@ -110,7 +110,7 @@ def _reserve(contents: LoadedCart, item: Item, limits: Limits, now: int, new_id:
         ttl_us=limits.hold_ttl_us,
         revision=1,
         intent_revision=1,
-        least_quantity=item.quantity,
+        reserved_cap=item.quantity,
         create_time=now,
         waiting=waiting,
         due_time=None if waiting else now,

@@ -3,7 +3,7 @@
 from cart_grpc.carts.progress import progress
 from cart_grpc.commands.unit_of_work import UnitOfWork
 from cart_grpc.protocol.reservation import Disposition, Reservation
-from cart_grpc.protocol.transitions import unblock
+from cart_grpc.protocol.transitions import stop_waiting
 
 
 def apply_transition(working: UnitOfWork, before: Reservation, after: Reservation, now: int) -> None:
@@ -20,7 +20,7 @@ def apply_transition(working: UnitOfWork, before: Reservation, after: Reservatio
     )
     working.put_reservation(after)
     if after.settled and not before.settled and after.disposition is Disposition.RELEASE:
-        shows = _unblock_waiting(working, after, now) or shows
+        shows = _stop_waiting(working, after, now) or shows
     # An ended cart is purged once nothing of it is reconciling; an operator may set that going again.
     cart = working.carts.get(after.cart)
     if shows and cart:
@@ -36,7 +36,7 @@ def _visible(working: UnitOfWork, reservation: Reservation, now: int) -> object:
     return (seen.state, seen.reserved_quantity, seen.reason, reservation.reconciling)
 
 
-def _unblock_waiting(working: UnitOfWork, released: Reservation, now: int) -> bool:
+def _stop_waiting(working: UnitOfWork, released: Reservation, now: int) -> bool:
     """Make due what waited for this release, unless another old reservation of the sku is still going.
 
     Returns whether there was anything.
@@ -46,5 +46,5 @@ def _unblock_waiting(working: UnitOfWork, released: Reservation, now: int) -> bo
         return False
     waiting = [other for other in same_sku if other.waiting]
     for other in waiting:
-        working.put_reservation(unblock(other, now))
+        working.put_reservation(stop_waiting(other, now))
     return bool(waiting)

@@ -64,8 +64,8 @@ class Release:
         if after is before:
             return None
         because = f"{RELEASED_BY_OPERATOR}: {self.reason}"
-        refused_reason = before.refused_reason or RELEASED_BY_OPERATOR
-        apply_transition(working, before, after._replace(refused_reason=refused_reason, last_error=because), now)
+        seal_reason = before.seal_reason or RELEASED_BY_OPERATOR
+        apply_transition(working, before, after._replace(seal_reason=seal_reason, last_error=because), now)
         return _alarm(before) if self.force else None
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from cart_grpc.carts.calls import NewId
 from cart_grpc.commands.apply_transition import apply_transition
 from cart_grpc.commands.unit_of_work import ReadSet, UnitOfWork
-from cart_grpc.protocol.attempts import count_duplicates, follow_up, open_attempt
-from cart_grpc.protocol.reservation import Answer, Disposition, Reservation, Silence
-from cart_grpc.protocol.transitions import find_alarm, record
+from cart_grpc.protocol.attempts import count_duplicates, open_attempt, update_attempt
+from cart_grpc.protocol.reservation import Answer, Disposition, NoAnswer, Reservation
+from cart_grpc.protocol.transitions import find_alarm, record_outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Record:
     """
 
     claimed: Reservation
-    outcome: Answer | Silence
+    outcome: Answer | NoAnswer
     retry_delay_us: int
     counts_as_attempt: bool = True
     jitter: float = 0.5
@@ -56,8 +56,8 @@ class Record:
             # Over for so long that it was purged: a late answer has nothing to change.
             return Recorded(self.claimed, None)
         epoch, sent = self.claimed.lease_epoch, self.claimed.revision
-        after = record(before, epoch, sent, self.outcome, now, now + self.retry_delay_us, self.jitter)
-        after = follow_up(after, self.outcome, self.opened, now, self.grace_us)
+        after = record_outcome(before, epoch, sent, self.outcome, now, now + self.retry_delay_us, self.jitter)
+        after = update_attempt(after, self.outcome, self.opened, now, self.grace_us)
         if not self.counts_as_attempt and after.lease_epoch == epoch and after.attempt_count:
             after = after._replace(attempt_count=after.attempt_count - 1)
         apply_transition(working, before, after, now)

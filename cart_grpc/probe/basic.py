@@ -9,8 +9,8 @@ from cart_grpc.probe.basic_session import BasicSession, say, to_begin_with
 from cart_grpc.probe.check import must
 from cart_grpc.probe.contract import Contract, check
 from cart_grpc.probe.findings import Broken, NotTested
-from cart_grpc.protocol.reservation import Intent, Refusal
-from cart_grpc.reservation_api.api import NoAnswer
+from cart_grpc.protocol.reservation import Intent, PermanentFailure
+from cart_grpc.reservation_api.api import NoAnswerError
 
 _AT_ONCE: Final = 8
 _UNUSUAL: Final = "Kaffeebohnen & Tee 100 %/¼ \"ñ\" '茶' 🫖 \\ ?id=1#2+3"
@@ -19,7 +19,7 @@ _UNUSUAL: Final = "Kaffeebohnen & Tee 100 %/¼ \"ñ\" '茶' 🫖 \\ ?id=1#2+3"
 @check("post", "POST of 2")
 async def post(session: BasicSession) -> str:
     answer = await session.post(session.hold())
-    if isinstance(answer, Refusal):
+    if isinstance(answer, PermanentFailure):
         raise NotTested(f"{answer}; --sku should name one of which there are a few")
     return f"reservation_id {answer}"
 
@@ -29,9 +29,9 @@ async def taken(session: BasicSession) -> str:
     await session.reserved(session.hold(_stock(session)))
     try:
         answer = await session.post(session.hold(1))
-    except NoAnswer as error:
+    except NoAnswerError as error:
         raise NotTested(str(error)) from None
-    must(isinstance(answer, Refusal), f"all are reserved, and 1 more is, too: reservation_id {answer}")
+    must(isinstance(answer, PermanentFailure), f"all are reserved, and 1 more is, too: reservation_id {answer}")
     return str(answer)
 
 
@@ -49,7 +49,7 @@ async def found(session: BasicSession) -> str:
 async def unknown(session: BasicSession) -> str:
     try:
         live = await session.look_up(session.hold())
-    except NoAnswer as error:
+    except NoAnswerError as error:
         must(error.code != "HTTP_404", str(error))
         raise
     must(not live, f"found: {say(live)}")
@@ -82,7 +82,7 @@ async def repeat(session: BasicSession) -> str:
         return f"{len(live)} reservations, as `basic` has it: {say(live)}"
     if again == first.reservation_id:
         return "one reservation, and the same answer: POST is idempotent, and a stronger contract is near"
-    return f"one reservation, and then {again if isinstance(again, Refusal) else f'reservation_id {again}'}"
+    return f"one reservation, and then {again if isinstance(again, PermanentFailure) else f'reservation_id {again}'}"
 
 
 @check("delete", "POST of 2, DELETE, look-up")
@@ -110,7 +110,7 @@ async def given_back(session: BasicSession) -> str:
     intent = session.hold(_stock(session))
     await _deleted(session, intent)
     answer = await session.post(replace(intent, reservation_id=session.new_id()))
-    must(not isinstance(answer, Refusal), f"deleted, and then {answer}")
+    must(not isinstance(answer, PermanentFailure), f"deleted, and then {answer}")
     return f"reservation_id {answer}"
 
 
@@ -134,7 +134,7 @@ async def stranger(session: BasicSession) -> str:
     try:
         refusal = await session.must_answer(deleting, finding)
         said = str(refusal) if refusal else "gone"
-    except NoAnswer as error:
+    except NoAnswerError as error:
         said = str(error)
     live = await session.find(intent)
     must(len(live) == 1, f"{said}; of another one, found: {say(live)}")
@@ -144,7 +144,7 @@ async def stranger(session: BasicSession) -> str:
 @check("refusal", "POST of more than there is, and look-up")
 async def too_many(session: BasicSession) -> str:
     answer = await _decided(session, session.hold(session.too_many))
-    if isinstance(answer, Refusal):
+    if isinstance(answer, PermanentFailure):
         return str(answer)
     if session.config.stock is None:
         raise NotTested(f"{session.too_many} were reserved; --stock would say how many there are")
@@ -154,7 +154,7 @@ async def too_many(session: BasicSession) -> str:
 @check("refusal", "POST of an item that should not be known, and look-up")
 async def unknown_item(session: BasicSession) -> str:
     answer = await _decided(session, _unknown_item(session))
-    return str(answer) if isinstance(answer, Refusal) else "reserved: every item is known"
+    return str(answer) if isinstance(answer, PermanentFailure) else "reserved: every item is known"
 
 
 @check("text", "POST of an item with unusual letters, and look-up")
@@ -165,26 +165,26 @@ async def unusual(session: BasicSession) -> str:
     await session.found(session.hold(1))
     await usual()
     intent, answer = await session.must_answer(lambda: _post(session, session.hold(1, item=_UNUSUAL)), usual)
-    if isinstance(answer, Refusal):
+    if isinstance(answer, PermanentFailure):
         return str(answer)
     live = await session.find(intent)
     must([each.quantity for each in live] == [1], f"posted as {answer}; found: {say(live)}")
     return f"{say(live)}, as posted"
 
 
-async def _decided(session: BasicSession, intent: Intent) -> str | Refusal:
+async def _decided(session: BasicSession, intent: Intent) -> str | PermanentFailure:
     """Post `intent` until there is an answer, under a new id each time. Raises Broken if a refusal left something."""
     asked, answer = await session.must_answer(
         lambda: _post(session, replace(intent, reservation_id=session.new_id())),
         lambda: session.post(session.hold(1)),
     )
-    if isinstance(answer, Refusal):
+    if isinstance(answer, PermanentFailure):
         live = await session.find(asked)
         must(not live, f"{answer}; found: {say(live)}")
     return answer
 
 
-async def _post(session: BasicSession, intent: Intent) -> tuple[Intent, str | Refusal]:
+async def _post(session: BasicSession, intent: Intent) -> tuple[Intent, str | PermanentFailure]:
     return intent, await session.post(intent)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from cart_grpc.probe.calls import TRIES, Log, breaks_contract, call_again, call_once
 from cart_grpc.probe.findings import Broken, NobodyThere, NotTested
 from cart_grpc.probe.session import ProbeConfig
-from cart_grpc.protocol.reservation import Disposition, Intent, Refusal
-from cart_grpc.reservation_api.api import NoAnswer
+from cart_grpc.protocol.reservation import Disposition, Intent, PermanentFailure
+from cart_grpc.reservation_api.api import NoAnswerError
 
 if TYPE_CHECKING:
     # It loads aiohttp, which most commands need not.
@@ -25,7 +25,7 @@ class _Posted:
     """What was posted for one id, and the reservations that were seen to come of it."""
 
     intent: Intent
-    posts: list[asyncio.Task[str | Refusal]] = field(default_factory=list)
+    posts: list[asyncio.Task[str | PermanentFailure]] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
 
@@ -54,7 +54,7 @@ class BasicSession:
         """Raise NobodyThere if it fails in a way that only a server which does not work fails in."""
         try:
             await self.look_up(self.hold())
-        except NoAnswer as error:
+        except NoAnswerError as error:
             if error.code == "DEADLINE_EXCEEDED" or (error.reached and not breaks_contract(error)):
                 return
             # A web server says so of a path that it does not have, and an API perhaps of an id that it does not know.
@@ -62,10 +62,10 @@ class BasicSession:
                 raise NobodyThere(str(error)) from None
 
     async def begin(self) -> None:
-        """Find out whether a look-up tells what is ours. Raises NoAnswer."""
+        """Find out whether a look-up tells what is ours. Raises NoAnswerError."""
         try:
             live = await self.find(self.hold())
-        except NoAnswer as error:
+        except NoAnswerError as error:
             if not breaks_contract(error):
                 raise
             self._doubt = f"nothing is reserved where no look-up tells what is there: {error}"
@@ -73,8 +73,8 @@ class BasicSession:
             if live:
                 self._doubt = "nothing is reserved where a look-up finds what others have: it would be given back"
 
-    async def post(self, intent: Intent) -> str | Refusal:
-        """Reserve, and return the reservation's id. Raises NoAnswer, and NotTested where nothing may be reserved."""
+    async def post(self, intent: Intent) -> str | PermanentFailure:
+        """Reserve, and return the reservation's id. Raises NoAnswerError, or NotTested if nothing may be reserved."""
         if self._doubt:
             raise NotTested(self._doubt)
         # Whoever stops the probe does not stop what is on its way.
@@ -83,37 +83,37 @@ class BasicSession:
         return await asyncio.shield(post)
 
     async def look_up(self, intent: Intent) -> list["Live"]:
-        """Return what is live under the intent's id. Raises NoAnswer."""
+        """Return what is live under the intent's id. Raises NoAnswerError."""
         live = await call_again(self._log, lambda: self._begin(intent).look_up())
         if posted := self._posted.get(intent.reservation_id):
             posted.seen |= {each.reservation_id for each in live}
         return live
 
-    async def delete(self, intent: Intent, reservation_id: str) -> Refusal | None:
-        """Give back a reservation of the intent's id; None where it is gone. Raises NoAnswer, after a few tries."""
+    async def delete(self, intent: Intent, reservation_id: str) -> PermanentFailure | None:
+        """Give back a reservation of the intent's id; None if it is gone. Raises NoAnswerError after a few tries."""
         refusal = await call_again(self._log, lambda: self._begin(intent).delete(reservation_id))
         if refusal is None and intent.reservation_id in self._posted:
             self._posted[intent.reservation_id].deleted.add(reservation_id)
         return refusal
 
     async def find(self, intent: Intent) -> list["Live"]:
-        """Return what `look_up` does, and nothing where it is not known. Raises NoAnswer."""
+        """Return what `look_up` does, and nothing where it is not known. Raises NoAnswerError."""
         try:
             return await self.look_up(intent)
-        except NoAnswer as error:
+        except NoAnswerError as error:
             if error.code == "HTTP_404":
                 return []
             raise
 
     async def reserved(self, intent: Intent) -> str:
-        """Have `intent` reserved, for a check to begin with. Raises NotTested if it is not, NoAnswer."""
+        """Have `intent` reserved, for a check to begin with. Raises NotTested if it is not, NoAnswerError."""
         answer = await to_begin_with(self.post(intent))
-        if isinstance(answer, Refusal):
+        if isinstance(answer, PermanentFailure):
             raise NotTested(f"there is no reservation to try it on: {answer}")
         return answer
 
     async def found(self, intent: Intent) -> "Live":
-        """Have `intent` reserved and found, for a check to begin with. Raises NotTested if it is not, NoAnswer."""
+        """Have `intent` reserved and found, for a check to begin with. Raises NotTested if it is not, NoAnswerError."""
         await self.reserved(intent)
         live = await to_begin_with(self.find(intent))
         if len(live) != 1:
@@ -121,12 +121,12 @@ class BasicSession:
         return live[0]
 
     async def must_answer(self, ask: Callable[[], Awaitable[T]], other: Callable[[], Awaitable[object]]) -> T:
-        """Return what `ask` does. Raises Broken if that never gets an answer though `other` always does, NoAnswer."""
+        """Return the result of `ask`. Raises Broken if only `other` ever gets an answer, else NoAnswerError."""
         said = ""
         for _ in range(TRIES):
             try:
                 return await ask()
-            except NoAnswer as error:
+            except NoAnswerError as error:
                 if breaks_contract(error):
                     raise
                 said = str(error)
@@ -141,7 +141,7 @@ class BasicSession:
         self._log.stuck += [f"{each.intent.reservation_id}: {end}" for each, end in failed]
 
     async def _give_back(self, posted: _Posted) -> None:
-        """Raises NotTested and NoAnswer where something is left, or may be."""
+        """Raises NotTested and NoAnswerError where something is left, or may be."""
         intent, answers = posted.intent, await asyncio.gather(*posted.posts, return_exceptions=True)
         # Each by the number that the POST told, too: perhaps it is the look-up that is broken.
         posted.seen |= (told := {answer for answer in answers if isinstance(answer, str)})
@@ -155,14 +155,14 @@ class BasicSession:
                 told_last = ", ".join(map(str, filter(None, ends))) or "deleted"
                 raise NotTested(f"{told_last}, and a look-up finds {say(live)}")
         self._log.released += len(posted.seen)
-        silent = [each for each in answers if isinstance(each, NoAnswer) and not breaks_contract(each)]
+        silent = [each for each in answers if isinstance(each, NoAnswerError) and not breaks_contract(each)]
         if len(silent) > len(posted.seen - told):
             raise NotTested(f"nothing is there, but a POST may take effect later: {silent[0]}")
 
     async def _takes_posts(self) -> bool:
         try:
             await self.post(self.hold(1))
-        except NoAnswer:
+        except NoAnswerError:
             return False
         return True
 
@@ -171,10 +171,10 @@ class BasicSession:
 
 
 async def to_begin_with(asked: Awaitable[T]) -> T:
-    """Return what was `asked`. Raises NotTested where the answer is none that the contract knows, NoAnswer."""
+    """Return what was `asked`. Raises NotTested where the answer is none that the contract knows, NoAnswerError."""
     try:
         return await asked
-    except NoAnswer as error:
+    except NoAnswerError as error:
         if breaks_contract(error):
             raise NotTested(f"there is no reservation to try it on: {error}") from None
         raise

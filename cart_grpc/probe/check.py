@@ -7,7 +7,7 @@ from typing import Final
 from cart_grpc.probe.calls import SECOND
 from cart_grpc.probe.findings import Broken, NotTested
 from cart_grpc.probe.session import Session, is_held, say
-from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed, Overtaken
+from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed, StaleRevision
 from cart_grpc.reservation_api.api import Answer
 
 SLACK: Final = 5.0
@@ -34,7 +34,9 @@ async def must_take_nothing(session: Session, intent: Intent) -> str:
     released = await session.ask(replace(intent, revision=2, disposition=Disposition.RELEASE))
     must(isinstance(released, Decision) and released.state is Observed.RELEASED, released)
     late = await session.ask(intent)
-    must(not is_held(late) and not (isinstance(late, Overtaken) and is_held(late.current)), f"the HOLD: {say(late)}")
+    must(
+        not is_held(late) and not (isinstance(late, StaleRevision) and is_held(late.current)), f"the HOLD: {say(late)}"
+    )
     await session.count(0)
     return f"RELEASED; {say(late)}"
 

@@ -13,7 +13,7 @@ class Asking(Protocol):
         ...
 
     async def begin(self) -> None:
-        """Find out whether a check can begin. Raises NotTested and NoAnswer."""
+        """Find out whether a check can begin. Raises NotTested and NoAnswerError."""
         ...
 
     async def end(self) -> None:
@@ -29,7 +29,7 @@ Ask = Callable[[S], Awaitable[str]]
 class Check(Generic[S]):
     """Whether `rule` is kept. `asked` says what is asked to find out.
 
-    `ask` returns what came back where the rule is kept, and raises Broken, NotTested or NoAnswer otherwise. What it
+    `ask` returns what came back if the rule is kept, and raises Broken, NotTested or NoAnswerError otherwise. What it
     needs to begin with goes through methods of its session that raise NotTested, so that an API which breaks one rule
     is not blamed for the others.
     """

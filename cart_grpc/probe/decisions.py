@@ -8,14 +8,14 @@ from cart_grpc.probe.check import expires, let_run_out, must, must_be_same, must
 from cart_grpc.probe.contract import check
 from cart_grpc.probe.findings import NotTested
 from cart_grpc.probe.session import LONG, Session, is_held, say
-from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed, Overtaken, Refusal
+from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed, PermanentFailure, StaleRevision
 from cart_grpc.reservation_api.api import Answer
 
 
 @check("1", "HOLD 2")
 async def hold(session: Session) -> str:
     answer = await session.ask(session.hold())
-    if isinstance(answer, Refusal) or (isinstance(answer, Decision) and answer.state is Observed.REJECTED):
+    if isinstance(answer, PermanentFailure) or (isinstance(answer, Decision) and answer.state is Observed.REJECTED):
         raise NotTested(f"{say(answer)}; --sku should name one of which there are a few")
     must(is_held(answer), answer)
     await session.count(2)
@@ -45,7 +45,7 @@ async def _another_body(session: Session, **changes: Any) -> str:
     intent = session.hold()
     first = await session.held(intent)
     answer = await session.ask(replace(intent, **changes))
-    must(isinstance(answer, Refusal), answer)
+    must(isinstance(answer, PermanentFailure), answer)
     must_be_same(await session.ask(intent), first)
     await session.count(2)
     return say(answer)
@@ -56,7 +56,7 @@ async def lower_revision(session: Session) -> str:
     intent = session.hold(revision=5)
     first = await session.held(intent)
     answer = await session.ask(replace(intent, revision=4, quantity=3))
-    must(isinstance(answer, Overtaken) and answer.current.revision == 5, answer)
+    must(isinstance(answer, StaleRevision) and answer.current.revision == 5, answer)
     must_be_same(await session.ask(intent), first)
     await session.count(2)
     return say(answer)
@@ -80,7 +80,7 @@ async def large_revision(session: Session) -> str:
     answer = await session.ask(replace(intent, revision=2**40 + 1))
     must(is_held(answer), answer)
     lower = await session.ask(replace(intent, revision=2**40, quantity=1))
-    must(isinstance(lower, Overtaken), lower)
+    must(isinstance(lower, StaleRevision), lower)
     return say(answer)
 
 
@@ -185,7 +185,7 @@ async def _must_stay_rejected(session: Session, intent: Intent) -> str:
     again = await session.ask(intent)
     must(isinstance(again, Decision) and again.state is Observed.REJECTED, f"REJECTED, and then {say(again)}")
     lower = await session.ask(replace(intent, revision=intent.revision - 1, quantity=1))
-    must(isinstance(lower, Overtaken), f"REJECTED, and a lower revision then {say(lower)}")
+    must(isinstance(lower, StaleRevision), f"REJECTED, and a lower revision then {say(lower)}")
     await session.count(0)
     return f"{say(again)} again"
 

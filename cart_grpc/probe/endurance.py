@@ -8,8 +8,8 @@ from cart_grpc.probe.check import SLACK, expires, let_run_out, must, must_be_sam
 from cart_grpc.probe.contract import check
 from cart_grpc.probe.findings import NotTested
 from cart_grpc.probe.session import LONG, Session, is_held, say
-from cart_grpc.protocol.reservation import Decision, Observed, Overtaken, Refusal
-from cart_grpc.reservation_api.api import NoAnswer
+from cart_grpc.protocol.reservation import Decision, Observed, PermanentFailure, StaleRevision
+from cart_grpc.reservation_api.api import NoAnswerError
 
 _COPIES: Final = 10
 _TEN_YEARS: Final = 10 * 365 * 24 * 3600 * 1000
@@ -35,7 +35,9 @@ async def expiry(session: Session) -> str:
     lasted = await let_run_out(session, intent)
     await session.count(0)
     lower = await session.ask(replace(intent, revision=4))
-    must(isinstance(lower, Overtaken) and lower.current.revision == 5, f"after it ran out, revision 4: {say(lower)}")
+    must(
+        isinstance(lower, StaleRevision) and lower.current.revision == 5, f"after it ran out, revision 4: {say(lower)}"
+    )
     again = await session.ask(replace(intent, revision=6, ttl_us=LONG))
     must(is_held(again), f"after it ran out, revision 6: {say(again)}")
     await session.count(2)
@@ -66,11 +68,11 @@ async def race(session: Session) -> str:
     for answer in answers:
         if isinstance(answer, Decision) and answer.state is Observed.REJECTED:
             raise NotTested(f"there is no hold to try it on: {say(answer)}")
-        must(is_held(answer) or isinstance(answer, Overtaken), answer)
+        must(is_held(answer) or isinstance(answer, StaleRevision), answer)
     answer = await session.ask(last)
     must(is_held(answer), f"at the end, revision 9: {say(answer)}")
     lower = await session.ask(intents[-2])
-    must(isinstance(lower, Overtaken) and lower.current.revision == 9, f"at the end, revision 8: {say(lower)}")
+    must(isinstance(lower, StaleRevision) and lower.current.revision == 9, f"at the end, revision 8: {say(lower)}")
     await session.count(last.quantity)
     return f"in the end {say(answer)}"
 
@@ -86,7 +88,7 @@ async def old_hold(session: Session) -> str:
     answer = await session.ask(intent)
     if is_held(answer):
         return f"{say(answer)}: such ids are not forgotten"
-    if isinstance(answer, Refusal):
+    if isinstance(answer, PermanentFailure):
         return f"{say(answer)}: too old"
     must(isinstance(answer, Decision) and answer.state is Observed.REJECTED, answer)
     later = await session.ask(replace(intent, revision=2))
@@ -107,7 +109,7 @@ async def reads(session: Session) -> str:
         found = await session.find(intent.reservation_id)
         nothing = await session.find(unknown)
         known, missing = await session.look_up([unknown, intent.reservation_id])
-    except NoAnswer as error:
+    except NoAnswerError as error:
         if error.code in _NO_READS:
             raise NotTested(f"{error.code}: no cart needs them") from None
         raise

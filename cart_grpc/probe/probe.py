@@ -15,7 +15,7 @@ from cart_grpc.probe.report import Report
 from cart_grpc.probe.reservation_v1 import RESERVATION_V1
 from cart_grpc.probe.session import ProbeConfig, Session
 from cart_grpc.reservation_api import transports
-from cart_grpc.reservation_api.api import NoAnswer
+from cart_grpc.reservation_api.api import NoAnswerError
 
 _AT_ONCE: Final = 8
 
@@ -100,7 +100,7 @@ async def _ask(check: Check[S], session: S) -> Finding:
         answered, verdict = str(broken), Verdict.BROKEN
     except NotTested as not_tested:
         answered, verdict = str(not_tested), Verdict.NOT_TESTED
-    except NoAnswer as error:
+    except NoAnswerError as error:
         answered, verdict = str(error), Verdict.BROKEN if breaks_contract(error) else Verdict.NO_ANSWER
     return Finding(check.rule, check.asked, answered, verdict)
 

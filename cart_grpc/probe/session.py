@@ -8,8 +8,8 @@ from typing import Final, TypeVar
 
 from cart_grpc.probe.calls import SECOND, Log, breaks_contract, call_again
 from cart_grpc.probe.findings import Broken, NobodyThere, NotTested
-from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed, Overtaken, Refusal
-from cart_grpc.reservation_api.api import Answer, AuditableApi, NoAnswer
+from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed, PermanentFailure, StaleRevision
+from cart_grpc.reservation_api.api import Answer, AuditableApi, NoAnswerError
 
 T = TypeVar("T")
 
@@ -65,35 +65,35 @@ class Session:
         return Intent(self.new_id(), revision, self.config.sku, quantity, Disposition.HOLD, ttl_us, labels)
 
     async def ask(self, intent: Intent) -> Answer:
-        """Send `intent` and return the answer. Raises NoAnswer if there is none after a few tries."""
+        """Send `intent` and return the answer. Raises NoAnswerError if there is none after a few tries."""
         before = self._asked.get(intent.reservation_id, intent)
         if intent.reservation_id not in self._sold:
             self._asked[intent.reservation_id] = max(intent, before, key=_revision)
         answer = await self._call(self._api.apply, intent)
-        if isinstance(answer, Refusal) and self._asked.get(intent.reservation_id) is intent:
+        if isinstance(answer, PermanentFailure) and self._asked.get(intent.reservation_id) is intent:
             # What was never decided need not be surpassed, and perhaps cannot be.
             self._asked[intent.reservation_id] = before
         return answer
 
     async def ask_all(self, intents: Sequence[Intent]) -> list[Answer]:
-        """Send all of them at once and return the answers, in order. Raises NoAnswer if one has none."""
+        """Send all of them at once and return the answers, in order. Raises NoAnswerError if one has none."""
         tasks = [asyncio.ensure_future(self.ask(intent)) for intent in intents]
         await asyncio.gather(*tasks, return_exceptions=True)
         return [task.result() for task in tasks]
 
     async def find(self, reservation_id: str) -> Decision | None:
-        """Read one reservation. Raises NoAnswer."""
+        """Read one reservation. Raises NoAnswerError."""
         return await self._call(self._api.find, reservation_id)
 
     async def look_up(self, reservation_ids: Sequence[str]) -> tuple[list[Decision], list[str]]:
-        """Read several: what is known, and the ids that are not. Raises NoAnswer."""
+        """Read several: what is known, and the ids that are not. Raises NoAnswerError."""
         return await self._call(self._api.look_up, reservation_ids)
 
     async def held(self, intent: Intent) -> Decision:
-        """Have `intent` held, for a check to begin with. Raises NotTested if it is not, NoAnswer."""
+        """Have `intent` held, for a check to begin with. Raises NotTested if it is not, NoAnswerError."""
         try:
             answer = await self.ask(intent)
-        except NoAnswer as error:
+        except NoAnswerError as error:
             if breaks_contract(error):
                 raise NotTested(f"there is no hold to try it on: {error}") from None
             raise
@@ -104,7 +104,7 @@ class Session:
     async def refused(self, intent: Intent) -> Decision:
         """Have `intent`, which asks for more than there is, decided as REJECTED.
 
-        Raises Broken if it is not although it must be, NotTested if nobody knows whether it must, NoAnswer.
+        Raises Broken if it is not although it must be, NotTested if nobody knows whether it must, NoAnswerError.
         """
         answer = await self.ask(intent)
         if isinstance(answer, Decision) and answer.state is Observed.REJECTED:
@@ -117,7 +117,7 @@ class Session:
         """Raise NobodyThere if a HOLD fails in a way that only a server which does not work fails in."""
         try:
             await self.ask(self.hold(1))
-        except NoAnswer as error:
+        except NoAnswerError as error:
             if error.code == "DEADLINE_EXCEEDED" or (error.reached and not await self._is_web_server(error)):
                 return
             raise NobodyThere(str(error)) from None
@@ -152,11 +152,11 @@ class Session:
         del self._asked[intent.reservation_id]
 
     async def give_back(self, reservation_id: str) -> None:
-        """Release a reservation of this session. Raises NotTested if the API refuses, NoAnswer."""
+        """Release a reservation of this session. Raises NotTested if the API refuses, NoAnswerError."""
         last = self._asked[reservation_id]
         release = replace(last, revision=last.revision + 1, disposition=Disposition.RELEASE)
         answer = await self._call(self._api.apply, release)
-        if isinstance(answer, Overtaken):
+        if isinstance(answer, StaleRevision):
             answer = await self._call(self._api.apply, replace(release, revision=answer.current.revision + 1))
         if not (isinstance(answer, Decision) and answer.state is Observed.RELEASED):
             raise NotTested(f"it cannot be released: {say(answer)}")
@@ -170,13 +170,13 @@ class Session:
         ends = await asyncio.gather(*map(self.give_back, ids), return_exceptions=True)
         self._log.stuck += [f"{one}: {end}" for one, end in zip(ids, ends, strict=True) if end is not None]
 
-    async def _is_web_server(self, error: NoAnswer) -> bool:
+    async def _is_web_server(self, error: NoAnswerError) -> bool:
         """Whether what answered nonsense has nothing to be read either: the address or the path is wrong."""
         if not breaks_contract(error):
             return False
         try:
             await self.find(self.new_id())
-        except NoAnswer:
+        except NoAnswerError:
             return True
         return False
 
@@ -191,7 +191,7 @@ def is_held(answer: Answer) -> bool:
 
 def say(answer: Answer) -> str:
     """Return `answer` in a few words."""
-    if isinstance(answer, Overtaken):
+    if isinstance(answer, StaleRevision):
         return f"ABORTED, revision {answer.current.revision} is {say(answer.current)}"
     if not isinstance(answer, Decision):
         return f"error {answer}"

@@ -9,14 +9,14 @@ be, whatever was ever attempted stays on a watch list and is looked up again.
 Times and durations are int microseconds, times since the Unix epoch in UTC.
 """
 
-from cart_grpc.protocol.reservation import Answer, Decision, Disposition, Observed, Reservation, Silence
+from cart_grpc.protocol.reservation import Answer, Decision, Disposition, NoAnswer, Observed, Reservation
 
 DAY = 24 * 3600 * 1_000_000
 
 
 def is_uncertain(reservation: Reservation) -> bool:
     """Whether an attempt for what a caller intends was opened, and nobody knows what became of it."""
-    attempted = reservation.uncertain_until is not None and reservation.least_quantity == 0
+    attempted = reservation.uncertain_until is not None and reservation.reserved_cap == 0
     return attempted and reservation.reconciling and reservation.disposition is not Disposition.RELEASE
 
 
@@ -29,19 +29,19 @@ def open_attempt(reservation: Reservation, claimed: Reservation, window_us: int,
     ours = reservation.lease_epoch == claimed.lease_epoch and reservation.revision == claimed.revision
     if not ours or (reservation.uncertain_until or 0) > now:
         return None
-    least = 0 if reservation.reconciling else reservation.least_quantity
-    return reservation._replace(uncertain_until=now + window_us, least_quantity=least)
+    least = 0 if reservation.reconciling else reservation.reserved_cap
+    return reservation._replace(uncertain_until=now + window_us, reserved_cap=least)
 
 
-def follow_up(
-    reservation: Reservation, outcome: Answer | Silence, opened: int | None, now: int, grace_us: int
+def update_attempt(
+    reservation: Reservation, outcome: Answer | NoAnswer, opened: int | None, now: int, grace_us: int
 ) -> Reservation:
     """The row, `outcome` recorded, with its attempt closed if that is the answer to it, and due when it must be.
 
     `opened` is the `uncertain_until` that the call opened its attempt with, None if it opened none: it tells the
     attempt from any other, so that the answer counts even where the claim was taken over, by a release above all.
     """
-    if opened is not None and opened == reservation.uncertain_until and not isinstance(outcome, Silence):
+    if opened is not None and opened == reservation.uncertain_until and not isinstance(outcome, NoAnswer):
         reservation = _close(reservation, outcome, now)
     if reservation.uncertain_until is None:
         return reservation
@@ -60,7 +60,7 @@ def _close(reservation: Reservation, outcome: Answer, now: int) -> Reservation:
     known = isinstance(outcome, Decision) and reservation.disposition is not Disposition.RELEASE
     return reservation._replace(
         uncertain_until=now,
-        least_quantity=reservation.quantity if known else reservation.least_quantity,
+        reserved_cap=reservation.quantity if known else reservation.reserved_cap,
         # A release that waits for this has nothing left to wait for.
         due_time=reservation.due_time if reservation.settled or reservation.lease_expire_time is not None else now,
     )
@@ -77,7 +77,7 @@ def _find_next_check(reservation: Reservation, now: int, grace_us: int) -> int |
     return next((check for check in checks if check > now), None)
 
 
-def count_duplicates(before: Reservation, outcome: Answer | Silence) -> int:
+def count_duplicates(before: Reservation, outcome: Answer | NoAnswer) -> int:
     """How many reservations too many `outcome` tells of, found and undone: none should ever be live."""
     if not isinstance(outcome, Decision):
         return 0

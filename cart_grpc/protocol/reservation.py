@@ -32,7 +32,7 @@ class Observed(IntEnum):
 
 
 FINAL = frozenset({Observed.COMMITTED, Observed.RELEASED})
-# The `refused_reason` of a hold that an operator has given back, while its item is still in the cart.
+# The `seal_reason` of a hold that an operator has given back, while its item is still in the cart.
 RELEASED_BY_OPERATOR = "RELEASED_BY_OPERATOR"
 
 
@@ -67,7 +67,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class PermanentFailure:
     """An error that says the request can never succeed. The API does not remember it, so it must be sealed.
 
     `reason` is UPPER_SNAKE_CASE, at most 63 characters; `message` is for the operator's eyes.
@@ -81,7 +81,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Overtaken:
+class StaleRevision:
     """The API has decided a higher revision already; `current` is that decision."""
 
     current: Decision
@@ -90,11 +90,11 @@ class Overtaken:
         return f"ABORTED: revision {self.current.revision} was decided already"
 
 
-Answer = Decision | Refusal | Overtaken
+Answer = Decision | PermanentFailure | StaleRevision
 
 
 @dataclass(frozen=True, slots=True)
-class Silence:
+class NoAnswer:
     """There was no answer: the message may or may not have taken effect. `code` says how the call ended."""
 
     code: str
@@ -108,8 +108,8 @@ class Reservation(NamedTuple):
     """One row: intent, what was observed, and the work between them.
 
     `intent_revision` is the revision at which the intent last changed in substance: a renewal raises `revision` alone,
-    and nobody need see it. `least_quantity` is the least quantity intended since the last grant observed: what is shown
-    as reserved never exceeds it, since a smaller intent may have been decided already. `refused_reason` is set while an
+    and nobody need see it. `reserved_cap` is the least quantity intended since the last grant observed: what is shown
+    as reserved never exceeds it, since a smaller intent may have been decided already. `seal_reason` is set while an
     error that can never succeed is being sealed, and after; an operator's release sets it, too. `waiting` rows are not
     due until the older reservations of the same cart and sku are released. `due_time` is None when there is nothing to
     do. `uncertain_until` is when what was last attempted under the `basic` contract can take effect no more, None where
@@ -125,14 +125,14 @@ class Reservation(NamedTuple):
     ttl_us: int
     revision: int
     intent_revision: int
-    least_quantity: int
+    reserved_cap: int
     create_time: int
     state: Observed = Observed.NOTHING
     granted_quantity: int = 0
     expire_time: int | None = None
     observed_revision: int = 0
     reason: str = ""
-    refused_reason: str = ""
+    seal_reason: str = ""
     waiting: bool = False
     due_time: int | None = None
     attempt_count: int = 0

@@ -14,11 +14,11 @@ from cart_grpc.protocol.reservation import (
     Decision,
     Disposition,
     Intent,
+    NoAnswer,
     Observed,
-    Overtaken,
-    Refusal,
+    PermanentFailure,
     Reservation,
-    Silence,
+    StaleRevision,
 )
 
 
@@ -49,8 +49,8 @@ def hold(reservation: Reservation, quantity: int, now: int) -> Reservation:
         quantity=quantity,
         revision=reservation.revision + 1,
         intent_revision=reservation.revision + 1,
-        least_quantity=min(reservation.least_quantity, quantity),
-        refused_reason="",
+        reserved_cap=min(reservation.reserved_cap, quantity),
+        seal_reason="",
         due_time=reservation.due_time if leased or reservation.waiting else now,
         attempt_count=0,
     )
@@ -69,7 +69,7 @@ def release(reservation: Reservation, now: int) -> Reservation:
         disposition=Disposition.RELEASE,
         revision=reservation.revision + 1,
         intent_revision=reservation.revision + 1,
-        least_quantity=0,
+        reserved_cap=0,
         waiting=False,
         due_time=now,
         attempt_count=0,
@@ -92,7 +92,7 @@ def commit(reservation: Reservation, now: int) -> Reservation:
         disposition=Disposition.COMMIT,
         revision=reservation.revision + 1,
         intent_revision=reservation.revision + 1,
-        refused_reason="",
+        seal_reason="",
         due_time=now,
         attempt_count=0,
         lease_epoch=reservation.lease_epoch + 1,
@@ -100,7 +100,7 @@ def commit(reservation: Reservation, now: int) -> Reservation:
     )
 
 
-def unblock(reservation: Reservation, now: int) -> Reservation:
+def stop_waiting(reservation: Reservation, now: int) -> Reservation:
     """The older reservations of the cart and sku are gone: a waiting hold is due."""
     return reservation._replace(waiting=False, due_time=now)
 
@@ -133,7 +133,7 @@ def force_release(reservation: Reservation, now: int) -> Reservation:
     )
 
 
-def observe(reservation: Reservation, decision: Decision) -> Reservation:
+def merge_decision(reservation: Reservation, decision: Decision) -> Reservation:
     """Join a decision in, whoever brings it: what was observed only rises, so a late or double one changes nothing."""
     if decision.revision <= reservation.observed_revision or decision.revision > reservation.revision:
         return reservation
@@ -144,7 +144,7 @@ def observe(reservation: Reservation, decision: Decision) -> Reservation:
         expire_time=decision.expire_time,
         observed_revision=decision.revision,
         reason=decision.reason,
-        least_quantity=reservation.quantity if latest else reservation.least_quantity,
+        reserved_cap=reservation.quantity if latest else reservation.reserved_cap,
     )
 
 
@@ -158,18 +158,18 @@ def seal(reservation: Reservation, reason: str, now: int) -> Reservation:
     granted = reservation.granted_quantity if reservation.state in (Observed.HELD, Observed.REJECTED) else 0
     keep = min(granted, reservation.quantity)
     lapsed = reservation.expire_time is not None and reservation.expire_time <= now
-    was_seal = reservation.refused_reason and reservation.intent_revision == reservation.revision
+    was_seal = reservation.seal_reason and reservation.intent_revision == reservation.revision
     if keep == 0 or lapsed or was_seal:
-        return release(reservation, now)._replace(refused_reason=reservation.refused_reason or reason)
+        return release(reservation, now)._replace(seal_reason=reservation.seal_reason or reason)
     sealed = hold(reservation, keep, now)
-    return sealed._replace(refused_reason=reason, due_time=now, lease_expire_time=None)
+    return sealed._replace(seal_reason=reason, due_time=now, lease_expire_time=None)
 
 
-def record(
+def record_outcome(
     reservation: Reservation,
     epoch: int,
     sent_revision: int,
-    outcome: Answer | Silence,
+    outcome: Answer | NoAnswer,
     now: int,
     retry_at: int,
     jitter: float = 0.5,
@@ -183,13 +183,13 @@ def record(
     after = reservation
     match outcome:
         case Decision():
-            after = observe(after, outcome)
-        case Overtaken(current) if current.revision > after.revision and after.finish_time is None:
+            after = merge_decision(after, outcome)
+        case StaleRevision(current) if current.revision > after.revision and after.finish_time is None:
             # Due whoever brings it: a row that was settled had nobody left to send it. What was decided for a revision
             # that we know nothing of answers no intent of ours, and nothing is certainly held until this one is.
             raised = current.revision + 1
-            after = after._replace(revision=raised, intent_revision=raised, least_quantity=0, due_time=now)
-        case Refusal(reason) if _can_seal(after, sent_revision):
+            after = after._replace(revision=raised, intent_revision=raised, reserved_cap=0, due_time=now)
+        case PermanentFailure(reason) if _can_seal(after, sent_revision):
             after = seal(after, reason, now)
     if after is reservation and after.settled:
         return reservation
@@ -199,7 +199,7 @@ def record(
         return after._replace(due_time=due_time, lease_expire_time=None, last_error="", finish_time=finish_time)
     if after.lease_epoch != epoch:
         return after
-    more_to_say = after.revision > sent_revision and not isinstance(outcome, Silence)
+    more_to_say = after.revision > sent_revision and not isinstance(outcome, NoAnswer)
     last_error = "" if isinstance(outcome, Decision) else str(outcome)
     return after._replace(due_time=now if more_to_say else retry_at, lease_expire_time=None, last_error=last_error)
 
@@ -223,17 +223,17 @@ def _can_seal(reservation: Reservation, sent_revision: int) -> bool:
     return latest and reservation.disposition is Disposition.HOLD
 
 
-def find_alarm(reservation: Reservation, outcome: Answer | Silence) -> str | None:
+def find_alarm(reservation: Reservation, outcome: Answer | NoAnswer) -> str | None:
     """What an operator must hear about: something that the rules say cannot happen did."""
     match outcome:
         case Decision(state=Observed.COMMITTED) if reservation.disposition is Disposition.RELEASE:
             return "a reservation that was to be released is COMMITTED"
         case Decision(state=Observed.COMMITTED) if reservation.disposition is Disposition.HOLD:
             return "a reservation that was never to be sold, or not any more, is COMMITTED"
-        case Refusal() if reservation.disposition is not Disposition.HOLD and reservation.attempt_count <= 1:
+        case PermanentFailure() if reservation.disposition is not Disposition.HOLD and reservation.attempt_count <= 1:
             return f"the Reservation API refuses to {reservation.disposition.name.lower()}: {outcome}"
         case Decision(revision=revision) if revision > reservation.revision:
             return f"revision {revision} was answered, but only {reservation.revision} was ever issued"
-        case Overtaken(current) if current.revision > reservation.revision:
+        case StaleRevision(current) if current.revision > reservation.revision:
             return f"revision {current.revision} is known to the Reservation API, but {reservation.revision} is ours"
     return None

@@ -6,15 +6,23 @@ An answer is a value, even a refusal; no answer is an exception, and says nothin
 from collections.abc import Sequence
 from typing import Protocol, final
 
-from cart_grpc.protocol.reservation import Answer, Decision, Intent, Overtaken, Refusal
+from cart_grpc.protocol.reservation import Answer, Decision, Intent, PermanentFailure, StaleRevision
 
 __all__ = [
-    "UNRECORDED", "Answer", "Attempt", "AuditableApi", "Decision", "Intent", "NoAnswer", "Overtaken", "Refusal",
+    "UNRECORDED",
+    "Answer",
+    "Attempt",
+    "AuditableApi",
+    "Decision",
+    "Intent",
+    "NoAnswerError",
+    "PermanentFailure",
     "ReservationApi",
+    "StaleRevision",
 ]  # fmt: skip
 
 
-class NoAnswer(Exception):
+class NoAnswerError(Exception):
     """No answer, or none that can be believed: the message may or may not have taken effect.
 
     `code` is the gRPC status code's name, or `HTTP_<status>`, or `INVALID_ANSWER`; `retry_after_us` is how many
@@ -66,13 +74,13 @@ class ReservationApi(Protocol):
     async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
         """Send `intent` once, with no retry inside, and return the answer for this id and revision.
 
-        `timeout` is in seconds, for the whole call; `attempt` is the row's. Raises NoAnswer for everything else: a
+        `timeout` is in seconds, for the whole call; `attempt` is the row's. Raises NoAnswerError for everything else: a
         time-out, a broken connection, an answer that names another id or revision or makes no sense.
         """
         ...
 
     async def close(self) -> None:
-        """Close the connections; calls in flight end with NoAnswer."""
+        """Close the connections; calls in flight end with NoAnswerError."""
         ...
 
 
@@ -82,10 +90,10 @@ class AuditableApi(ReservationApi, Protocol):
     async def find(self, reservation_id: str, *, timeout: float) -> Decision | None:
         """Return the latest decision about a reservation as of now, None if the API knows of none.
 
-        Raises NoAnswer for everything else, as `apply` does.
+        Raises NoAnswerError for everything else, as `apply` does.
         """
         ...
 
     async def look_up(self, reservation_ids: Sequence[str], *, timeout: float) -> tuple[list[Decision], list[str]]:
-        """Return the latest decisions that are known, as of now, and the ids that are not. Raises NoAnswer."""
+        """Return the latest decisions that are known, as of now, and the ids that are not. Raises NoAnswerError."""
         ...

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
-from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed, Refusal
+from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed, PermanentFailure
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswer
+from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerError
 from cart_grpc.reservation_api.http_client import REFUSALS, HttpClient
 
 _MAX_ID: Final = 1000
@@ -65,7 +65,7 @@ class BasicReservationApi:
 async def _hold(call: "BasicCall", attempt: Attempt) -> Answer:
     """Adopt what is there, or make it so that exactly that is there."""
     if attempt.pending:
-        raise NoAnswer("UNCERTAIN", "an earlier request may still take effect", reached=None)
+        raise NoAnswerError("UNCERTAIN", "an earlier request may still take effect", reached=None)
     live = await call.look_up()
     fitting = [each for each in live if each.quantity == call.intent.quantity]
     kept = min(fitting, key=lambda each: each.order, default=None)
@@ -73,12 +73,12 @@ async def _hold(call: "BasicCall", attempt: Attempt) -> Answer:
         return call.to_decision(live)
     # A DELETE that comes late could take what a later look-up has adopted: it, too, needs the attempt.
     if not await attempt.open(call.seconds_left()):
-        raise NoAnswer("ABORTED", "the claim was taken over, or its intent changed", reached=True)
+        raise NoAnswerError("ABORTED", "the claim was taken over, or its intent changed", reached=True)
     for each in live:
         if each is not kept and (refusal := await call.delete(each.reservation_id)):
-            raise NoAnswer(refusal.reason, refusal.message, reached=True)
+            raise NoAnswerError(refusal.reason, refusal.message, reached=True)
     posted = await call.post() if kept is None else kept.reservation_id
-    if not isinstance(posted, Refusal):
+    if not isinstance(posted, PermanentFailure):
         return call.to_decision(live)
     if call.intent.disposition is Disposition.COMMIT:
         return Decision(call.intent.reservation_id, call.intent.revision, Observed.REJECTED, 0, None, posted.reason)
@@ -94,12 +94,12 @@ async def _release(call: "BasicCall", attempt: Attempt) -> Answer:
     if live and await call.look_up():
         raise wire.invalid_answer("what was deleted is still there, or there is more of it")
     if attempt.pending:
-        raise NoAnswer("UNCERTAIN", "a request to reserve may still take effect", reached=True)
+        raise NoAnswerError("UNCERTAIN", "a request to reserve may still take effect", reached=True)
     return call.to_decision(live)
 
 
 class BasicCall:
-    """The calls for one intent, until `deadline`, a time of the running loop. Each raises NoAnswer."""
+    """The calls for one intent, until `deadline`, a time of the running loop. Each raises NoAnswerError."""
 
     def __init__(self, client: HttpClient, base: str, intent: Intent, deadline: float) -> None:
         self.intent = intent
@@ -111,7 +111,7 @@ class BasicCall:
         """How long is left, asked right before anything is sent: after a pause it must not be sent at all."""
         left = self._deadline - asyncio.get_running_loop().time()
         if left <= 0:
-            raise NoAnswer("DEADLINE_EXCEEDED", "no time is left to send it")
+            raise NoAnswerError("DEADLINE_EXCEEDED", "no time is left to send it")
         return left
 
     async def look_up(self) -> list[Live]:
@@ -124,7 +124,7 @@ class BasicCall:
             raise wire.invalid_answer("the look-up is not a JSON array")
         return [_to_live(each, self.intent) for each in found]
 
-    async def post(self) -> str | Refusal:
+    async def post(self) -> str | PermanentFailure:
         """Reserve, and return the reservation's id."""
         intent = self.intent
         body = {"id": intent.reservation_id, "item": intent.sku, "quantity": intent.quantity}
@@ -134,9 +134,9 @@ class BasicCall:
         if answer.status not in REFUSALS:
             raise answer.to_no_answer(self._client.clock())
         name, reason, message = answer.to_error()
-        return wire.to_refusal(reason, name, message)
+        return wire.to_permanent_failure(reason, name, message)
 
-    async def delete(self, reservation_id: str) -> Refusal | None:
+    async def delete(self, reservation_id: str) -> PermanentFailure | None:
         """Give a reservation back. None where it is gone."""
         url = f"{self._base}/{quote(reservation_id, safe='')}"
         answer = await self._client.call("DELETE", url, timeout=self.seconds_left())
@@ -145,7 +145,7 @@ class BasicCall:
         if answer.status not in REFUSALS:
             raise answer.to_no_answer(self._client.clock())
         name, reason, message = answer.to_error()
-        return None if answer.status == 404 else wire.to_refusal(reason, name, message)
+        return None if answer.status == 404 else wire.to_permanent_failure(reason, name, message)
 
     def to_decision(self, live: list[Live]) -> Decision:
         """The decision that the intent has come true, where `live` was found before."""

@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswer, Overtaken
+from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerError, StaleRevision
 from cart_grpc.reservation_api.connections import Connections
 
 APPLY_METHOD: Final = "/cartgrpc.reservation.v1.ReservationService/ApplyReservation"
@@ -113,10 +113,10 @@ def _open(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio
 
 
 async def _call(connections: Connections, request: Message, timeout: float) -> bytes:
-    """Raises AioRpcError for what the peer or the channel answered, NoAnswer for what ended otherwise."""
+    """Raises AioRpcError for what the peer or the channel answered, NoAnswerError for what ended otherwise."""
     if timeout <= 0:
         # A quick answer would win the race with a deadline that is over already.
-        raise NoAnswer("DEADLINE_EXCEEDED", "no time was left for the call")
+        raise NoAnswerError("DEADLINE_EXCEEDED", "no time was left for the call")
     try:
         return await connections.call(request.SerializeToString(), timeout)
     except grpc.aio.AioRpcError:
@@ -126,9 +126,9 @@ async def _call(connections: Connections, request: Message, timeout: float) -> b
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        raise NoAnswer("CANCELLED", "the call was cut off") from None
+        raise NoAnswerError("CANCELLED", "the call was cut off") from None
     except Exception as error:
-        raise NoAnswer("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
+        raise NoAnswerError("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
 
 
 def _parse(answer: bytes, response: type[_Response]) -> _Response:
@@ -142,16 +142,16 @@ def _to_answer(error: grpc.aio.AioRpcError, intent: Intent) -> Answer:
     code = error.code()
     status = _find_status(error)
     if code in _REFUSALS:
-        return wire.to_refusal(_find_reason(status), code.name, error.details() or "")
+        return wire.to_permanent_failure(_find_reason(status), code.name, error.details() or "")
     if code is grpc.StatusCode.ABORTED and (current := _find_current(status, intent)):
         return current
     raise _to_no_answer(error) from None
 
 
-def _to_no_answer(error: grpc.aio.AioRpcError) -> NoAnswer:
+def _to_no_answer(error: grpc.aio.AioRpcError) -> NoAnswerError:
     code = error.code()
     retry_after_us = _find_retry_after(_find_status(error))
-    return NoAnswer(
+    return NoAnswerError(
         code.name, wire.clean_text(error.details() or ""), retry_after_us=retry_after_us, reached=code in _REACHED
     )
 
@@ -183,6 +183,6 @@ def _find_retry_after(status: status_pb2.Status) -> int | None:
     return wire.clean_retry_after(wire.to_microseconds(info.retry_delay)) if _find_detail(status, info) else None
 
 
-def _find_current(status: status_pb2.Status, intent: Intent) -> Overtaken | None:
+def _find_current(status: status_pb2.Status, intent: Intent) -> StaleRevision | None:
     current = reservation_pb2.Reservation()
-    return wire.to_overtaken(current, intent) if _find_detail(status, current) else None
+    return wire.to_stale_revision(current, intent) if _find_detail(status, current) else None

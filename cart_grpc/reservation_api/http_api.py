@@ -82,5 +82,5 @@ def _parse(value: dict[str, Any], message: _Message) -> _Message:
 def _to_refusal_or_overtaken(answer: HttpAnswer, intent: Intent) -> Answer:
     name, reason, message = answer.to_error()
     if answer.status == 409 and name == "ABORTED":
-        return wire.to_overtaken(_to_reservation(answer.to_object()), intent)
-    return wire.to_refusal(reason, name, message)
+        return wire.to_stale_revision(_to_reservation(answer.to_object()), intent)
+    return wire.to_permanent_failure(reason, name, message)

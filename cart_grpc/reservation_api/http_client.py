@@ -1,6 +1,6 @@
 """One HTTP call that is made once: what is common to the contracts spoken over HTTP.
 
-Whatever is no answer is NoAnswer, as `ReservationApi.apply` has it.
+Whatever is no answer is NoAnswerError, as `ReservationApi.apply` has it.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any, Final
 import aiohttp
 
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import NoAnswer
+from cart_grpc.reservation_api.api import NoAnswerError
 
 REFUSALS: Final = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 409: "FAILED_PRECONDITION", 422: "INVALID_ARGUMENT"}
 """The statuses that say that a request can never succeed, and what they are called where the answer does not say."""
@@ -34,7 +34,7 @@ class HttpAnswer:
     content: bytes
 
     def to_json(self) -> Any:
-        """Return what the body says. Raises NoAnswer("INVALID_ANSWER") for what is not JSON."""
+        """Return what the body says. Raises NoAnswerError("INVALID_ANSWER") for what is not JSON."""
         content_type = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if content_type != "application/json":
             raise wire.invalid_answer(f"the answer is {content_type or 'of no type'} instead of application/json")
@@ -44,7 +44,7 @@ class HttpAnswer:
             raise wire.invalid_answer("the answer is not JSON") from None
 
     def to_object(self) -> dict[str, Any]:
-        """Return the JSON object in the body. Raises NoAnswer("INVALID_ANSWER")."""
+        """Return the JSON object in the body. Raises NoAnswerError("INVALID_ANSWER")."""
         value = self.to_json()
         if not isinstance(value, dict):
             raise wire.invalid_answer("the answer is not a JSON object")
@@ -53,7 +53,7 @@ class HttpAnswer:
     def to_error(self) -> tuple[str, str, str]:
         """Return the status's name, the reason and the message of an answer that refuses.
 
-        Raises NoAnswer("INVALID_ANSWER") where it cannot be a Reservation API that refuses.
+        Raises NoAnswerError("INVALID_ANSWER") where it cannot be a Reservation API that refuses.
         """
         error = self.to_object().get("error")
         if not isinstance(error, dict):
@@ -64,11 +64,11 @@ class HttpAnswer:
         name = wire.clean_reason(_to_str(error.get("status"))) or REFUSALS[self.status]
         return name, _to_str(error.get("reason")), _to_str(error.get("message"))
 
-    def to_no_answer(self, now: int) -> NoAnswer:
-        """Return, not raise, the NoAnswer for a status that tells nothing; `now` in microseconds."""
+    def to_no_answer(self, now: int) -> NoAnswerError:
+        """Return, not raise, the NoAnswerError for a status that tells nothing; `now` in microseconds."""
         if 200 <= self.status < 300:
             return wire.invalid_answer(f"HTTP status {self.status} instead of 200")
-        return NoAnswer(
+        return NoAnswerError(
             f"HTTP_{self.status}",
             wire.clean_text(self.content[:2000].decode(errors="replace")),
             retry_after_us=_find_retry_after(self.headers, now),
@@ -100,7 +100,7 @@ class HttpClient:
         self._session._retry_connection = False  # noqa: SLF001 - there is no public one
 
     async def call(self, method: str, url: str, body: object = None, *, timeout: float, **query: str) -> HttpAnswer:
-        """Make one call, `body` as JSON, within `timeout` seconds, and return what came back. Raises NoAnswer."""
+        """Make one call, `body` as JSON, within `timeout` seconds, and return what came back. Raises NoAnswerError."""
         data = None if body is None else json.dumps(body).encode()
         try:
             async with asyncio.timeout(timeout):
@@ -108,24 +108,24 @@ class HttpClient:
                     method, url, data=data, params=query or None, allow_redirects=False
                 ) as response:
                     return HttpAnswer(response.status, response.headers, await _read(response))
-        except NoAnswer:
+        except NoAnswerError:
             raise
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            raise NoAnswer("CANCELLED", "the call was cut off") from None
+            raise NoAnswerError("CANCELLED", "the call was cut off") from None
         except TimeoutError:
-            raise NoAnswer("DEADLINE_EXCEEDED", f"no answer within {round(timeout, 2):g} s") from None
+            raise NoAnswerError("DEADLINE_EXCEEDED", f"no answer within {round(timeout, 2):g} s") from None
         except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
             raise wire.invalid_answer(f"{type(error).__name__}: {error}") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise NoAnswer("UNAVAILABLE", wire.clean_text(f"{type(error).__name__}: {error}")) from error
+            raise NoAnswerError("UNAVAILABLE", wire.clean_text(f"{type(error).__name__}: {error}")) from error
         except Exception as error:
-            raise NoAnswer("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
+            raise NoAnswerError("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
 
     async def close(self) -> None:
-        """Close the connections; calls in flight end with NoAnswer."""
+        """Close the connections; calls in flight end with NoAnswerError."""
         await self._session.close()
 
 

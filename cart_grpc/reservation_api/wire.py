@@ -2,7 +2,7 @@
 
 Outward it cannot fail for an intent that the cart made. Inward it is strict: an answer that names another
 reservation or revision, or contradicts itself, was not an answer to what we asked, and believing it would record a
-decision that nobody took. Such an answer is NoAnswer("INVALID_ANSWER", reached=True).
+decision that nobody took. Such an answer is NoAnswerError("INVALID_ANSWER", reached=True).
 """
 
 import re
@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed
-from cart_grpc.reservation_api.api import NoAnswer, Overtaken, Refusal
+from cart_grpc.reservation_api.api import NoAnswerError, PermanentFailure, StaleRevision
 
 MAX_ANSWER_BYTES: Final = 1 << 20
 """No honest answer about one reservation comes near it."""
@@ -36,8 +36,8 @@ _FITTING: Final = {
 def to_message(intent: Intent) -> reservation_pb2.Reservation:
     """Return the message that says `intent`, its OUTPUT_ONLY fields empty.
 
-    Raises NoAnswer("INTERNAL") for an intent that no message can carry: nothing was sent, and the row must not stop
-    the worker.
+    Raises NoAnswerError("INTERNAL") for an intent that no message can carry: nothing was sent, and the row must not
+    stop the worker.
     """
     try:
         return reservation_pb2.Reservation(
@@ -50,13 +50,13 @@ def to_message(intent: Intent) -> reservation_pb2.Reservation:
             labels=dict(intent.labels),
         )
     except (ValueError, TypeError) as error:
-        raise NoAnswer(
+        raise NoAnswerError(
             "INTERNAL", f"no message can carry this intent: {clean_text(str(error))}", reached=True
         ) from None
 
 
 def to_decision(message: reservation_pb2.Reservation, intent: Intent) -> Decision:
-    """Return the decision on `intent` that `message` tells. Raises NoAnswer("INVALID_ANSWER") if it tells none."""
+    """Return the decision on `intent` that `message` tells. Raises NoAnswerError("INVALID_ANSWER") if it tells none."""
     if message.revision != intent.revision:
         raise invalid_answer(f"asked about revision {intent.revision}, answered about {message.revision}")
     decision = to_latest(message, intent.reservation_id, intent.sku)
@@ -67,17 +67,17 @@ def to_decision(message: reservation_pb2.Reservation, intent: Intent) -> Decisio
     return decision
 
 
-def to_overtaken(message: reservation_pb2.Reservation, intent: Intent) -> Overtaken:
-    """Return the newer decision that `message` tells. Raises NoAnswer("INVALID_ANSWER") if it is not newer."""
+def to_stale_revision(message: reservation_pb2.Reservation, intent: Intent) -> StaleRevision:
+    """Return the newer decision that `message` tells. Raises NoAnswerError("INVALID_ANSWER") if it is not newer."""
     if message.revision <= intent.revision:
         raise invalid_answer(f"revision {intent.revision} is overtaken by {message.revision}, which is not higher")
-    return Overtaken(to_latest(message, intent.reservation_id, intent.sku))
+    return StaleRevision(to_latest(message, intent.reservation_id, intent.sku))
 
 
 def to_latest(message: reservation_pb2.Reservation, reservation_id: str, sku: str = "") -> Decision:
     """Return what `message` tells of `reservation_id`, of `sku` where one is given, and of whatever revision.
 
-    Raises NoAnswer("INVALID_ANSWER") if it contradicts itself or is about something else.
+    Raises NoAnswerError("INVALID_ANSWER") if it contradicts itself or is about something else.
     """
     if message.reservation_id != reservation_id:
         raise invalid_answer(f"asked about {reservation_id}, answered about {message.reservation_id!r}")
@@ -103,21 +103,21 @@ def to_latest(message: reservation_pb2.Reservation, reservation_id: str, sku: st
 def to_looked_up(
     message: reservation_pb2.LookupReservationsResponse, reservation_ids: Sequence[str]
 ) -> tuple[list[Decision], list[str]]:
-    """Return what is known of `reservation_ids`, and the rest. Raises NoAnswer("INVALID_ANSWER") if one is left out."""
+    """Return the known decisions, and the other ids. Raises NoAnswerError("INVALID_ANSWER") if an id is left out."""
     told = [*(each.reservation_id for each in message.found), *message.missing]
     if sorted(told) != sorted(reservation_ids):
         raise invalid_answer(f"asked about {len(reservation_ids)} reservations, answered about {len(told)} or others")
     return [to_latest(each, each.reservation_id) for each in message.found], list(message.missing)
 
 
-def to_refusal(reason: str, fallback: str, message: str) -> Refusal:
+def to_permanent_failure(reason: str, fallback: str, message: str) -> PermanentFailure:
     """Return a refusal with `reason`, or `fallback` if there is none, both made fit to be shown and stored."""
-    return Refusal(clean_reason(reason) or fallback, clean_text(message))
+    return PermanentFailure(clean_reason(reason) or fallback, clean_text(message))
 
 
-def invalid_answer(message: str) -> NoAnswer:
-    """Return, not raise, the NoAnswer for an answer that cannot be believed; `message` says why."""
-    return NoAnswer("INVALID_ANSWER", clean_text(message), reached=True)
+def invalid_answer(message: str) -> NoAnswerError:
+    """Return, not raise, the NoAnswerError for an answer that cannot be believed; `message` says why."""
+    return NoAnswerError("INVALID_ANSWER", clean_text(message), reached=True)
 
 
 def clean_text(text: str) -> str:

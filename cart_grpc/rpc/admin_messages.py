@@ -28,7 +28,7 @@ def reservation_message(seen: Seen) -> pb.ReservationRecord:
         observed_revision=row.observed_revision,
         granted_quantity=row.granted_quantity,
         expire_time=_time(row.expire_time),
-        reason=row.refused_reason or row.reason,
+        reason=row.seal_reason or row.reason,
         attempt_count=row.attempt_count,
         next_attempt_time=None if leased else _time(row.due_time),
         lease_expire_time=_time(row.lease_expire_time),

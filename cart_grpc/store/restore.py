@@ -34,7 +34,7 @@ def raise_revisions(connection: Connection) -> int:
             revision=raised,
             intent_revision=raised,
             # What is held may have been changed after the backup: until it is answered anew, nothing is certain.
-            least_quantity=0,
+            reserved_cap=0,
             due_time=case((reservations.c.waiting, null()), else_=0),
             lease_expire_time=null(),
         )

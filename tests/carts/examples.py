@@ -8,7 +8,7 @@ from typing import Any
 from cart_grpc.carts.model import Item, Line
 from cart_grpc.names import cart_key, item_id_of, user_key
 from cart_grpc.protocol.reservation import Decision, Disposition, Observed, Reservation
-from cart_grpc.protocol.transitions import observe
+from cart_grpc.protocol.transitions import merge_decision
 
 SECOND = 1_000_000
 NOW = 1_770_000_000 * SECOND
@@ -35,7 +35,7 @@ def a_hold(quantity: int = 2, **changes: Any) -> Reservation:
         ttl_us=600 * SECOND,
         revision=1,
         intent_revision=1,
-        least_quantity=quantity,
+        reserved_cap=quantity,
         create_time=NOW,
         due_time=NOW,
     )
@@ -57,7 +57,7 @@ def held(reservation: Reservation) -> Decision:
 def a_held(quantity: int = 2) -> Reservation:
     """A settled reservation that holds `quantity`."""
     hold = a_hold(quantity)
-    return observe(hold, held(hold))._replace(due_time=None)
+    return merge_decision(hold, held(hold))._replace(due_time=None)
 
 
 def line_of(reservation: Reservation, quantity: int | None = None) -> Line:

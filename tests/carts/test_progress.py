@@ -4,7 +4,7 @@ import pytest
 
 from cart_grpc.carts.progress import HOLD_MARGIN_US, Progress, ProgressState, progress
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
-from cart_grpc.protocol.transitions import hold, observe
+from cart_grpc.protocol.transitions import hold, merge_decision
 from tests.carts.examples import LATER, NOW, a_held, a_hold, decided, held, line_of
 
 
@@ -60,37 +60,37 @@ def test_a_hold_that_ran_out_is_expired_and_says_so() -> None:
 
 def test_what_the_api_says_has_expired_is_expired() -> None:
     row = a_hold(2)
-    assert seen(observe(row, decided(row, Observed.EXPIRED))).state is ProgressState.EXPIRED
+    assert seen(merge_decision(row, decided(row, Observed.EXPIRED))).state is ProgressState.EXPIRED
 
 
 def test_a_rejection_is_shown_with_its_reason_and_what_is_still_held() -> None:
     grown = hold(a_held(3), 5, NOW)
-    rejected = seen(observe(grown, decided(grown, Observed.REJECTED, 3, reason="OUT_OF_STOCK")))
+    rejected = seen(merge_decision(grown, decided(grown, Observed.REJECTED, 3, reason="OUT_OF_STOCK")))
     assert (rejected.state, rejected.reason) == (ProgressState.REJECTED, "OUT_OF_STOCK")
     assert (rejected.reserved_quantity, rejected.expire_time) == (3, LATER)
 
 
 def test_after_a_rejection_a_quantity_that_the_grant_covers_is_reserved() -> None:
     grown = hold(a_held(3), 5, NOW)
-    rejected = observe(grown, decided(grown, Observed.REJECTED, 3, reason="OUT_OF_STOCK"))
+    rejected = merge_decision(grown, decided(grown, Observed.REJECTED, 3, reason="OUT_OF_STOCK"))
     assert seen(hold(rejected, 3, NOW)).state is ProgressState.RESERVED
 
 
 def test_a_hold_that_is_answered_released_is_rejected() -> None:
     row = a_hold(2)
-    assert seen(observe(row, decided(row, Observed.RELEASED))).state is ProgressState.REJECTED
+    assert seen(merge_decision(row, decided(row, Observed.RELEASED))).state is ProgressState.REJECTED
 
 
 def test_a_commit_under_way_is_pending_and_then_committed() -> None:
     committing = a_held(2)._replace(disposition=Disposition.COMMIT, revision=2, intent_revision=2)
     assert seen(committing).state is ProgressState.PENDING
-    committed = seen(observe(committing, decided(committing, Observed.COMMITTED, 2)))
+    committed = seen(merge_decision(committing, decided(committing, Observed.COMMITTED, 2)))
     assert committed == Progress(ProgressState.COMMITTED, 2, None, "", "")
 
 
 def test_a_release_is_never_shown_as_reserved() -> None:
     row = a_hold(2)
-    seen_late = observe(
-        row._replace(disposition=Disposition.RELEASE, revision=2, intent_revision=2, least_quantity=0), held(row)
+    seen_late = merge_decision(
+        row._replace(disposition=Disposition.RELEASE, revision=2, intent_revision=2, reserved_cap=0), held(row)
     )
     assert seen(seen_late).reserved_quantity == 0

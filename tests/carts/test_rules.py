@@ -18,7 +18,7 @@ from cart_grpc.carts.refusals import (
     LimitExceeded,
 )
 from cart_grpc.protocol.reservation import Disposition, Observed
-from cart_grpc.protocol.transitions import observe, release
+from cart_grpc.protocol.transitions import merge_decision, release
 from tests.carts.examples import KEY, NOW, SECOND, SKU, decided, held, numbered_ids
 
 TERMS = Limits(max_quantity_per_add=100, max_quantity_per_item=10, max_items_per_cart=3, hold_ttl_us=600 * SECOND)
@@ -51,7 +51,7 @@ def settled(contents: LoadedCart, state: Observed = Observed.HELD) -> LoadedCart
     for item_id, line in contents.lines.items():
         row = line.reservation
         answer = held(row) if state is Observed.HELD else decided(row, state)
-        lines[item_id] = line._replace(reservation=observe(row, answer))
+        lines[item_id] = line._replace(reservation=merge_decision(row, answer))
     return contents._replace(lines=lines)
 
 
@@ -140,7 +140,7 @@ def test_an_item_whose_reservation_is_over_goes_on_under_a_new_one(confirmed: bo
     line = before.lines[the_id(before)]
     row = release(line.reservation, NOW)
     if confirmed:
-        row = observe(row, decided(row, Observed.RELEASED))
+        row = merge_decision(row, decided(row, Observed.RELEASED))
     after = add(before._replace(lines={the_id(before): line._replace(reservation=row)}), some()).lines[0]
     assert after.item.reservation_id == after.reservation.reservation_id != row.reservation_id
     assert after.reservation.quantity == 3

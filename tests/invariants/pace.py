@@ -28,7 +28,7 @@ def check_ends(written: Iterable[Written], healthy_at: int, bound: int, now: int
             continue
         row = one.row
         known = waiting.get(row.reservation_id)
-        if row.settled or (known and row.intent_revision > known[1].intent_revision and not row.refused_reason):
+        if row.settled or (known and row.intent_revision > known[1].intent_revision and not row.seal_reason):
             end(row, one.time)
         if not row.settled:
             began = waiting.get(row.reservation_id, (one.time, row))[0]

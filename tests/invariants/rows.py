@@ -42,7 +42,7 @@ def _check_items(dump: Dump, rows: Mapping[str, Reservation]) -> Iterator[str]:
 
 
 def _check_intent(item: Item, row: Reservation) -> Iterator[str]:
-    if row.refused_reason:
+    if row.seal_reason:
         # Sealed: what is intended is what was granted, or nothing.
         if row.disposition is Disposition.HOLD and row.quantity > item.quantity:
             yield f"{item.name} has {item.quantity}, and {row.quantity} are kept for it: {row}"

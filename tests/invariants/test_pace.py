@@ -49,7 +49,7 @@ def test_what_is_never_settled_is_late_once_the_bound_has_passed() -> None:
 def test_a_new_intent_begins_a_new_wait_unless_the_reconciler_made_it(by_caller: bool, late: int) -> None:
     again = _again(PENDING, by_caller=by_caller)
     if not by_caller:
-        again = again._replace(intent_revision=again.revision, refused_reason="NOT_TODAY")
+        again = again._replace(intent_revision=again.revision, seal_reason="NOT_TODAY")
     written = [
         Written(HEALTHY, PENDING),
         Written(HEALTHY + BOUND // 2, again),

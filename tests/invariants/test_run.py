@@ -42,7 +42,7 @@ def test_the_runs_that_pass_have_had_their_share_of_everything() -> None:
     }
     states = Counter(cart.state for run in runs for cart in run.dump.carts)
     assert states.keys() == {CartState.ACTIVE, CartState.DELETED, CartState.EXPIRED}
-    assert any(row.refused_reason for run in runs for row in run.dump.reservations)
+    assert any(row.seal_reason for run in runs for row in run.dump.reservations)
 
 
 def mutated(name: str, seed: int, numbers: random.Random) -> Run | None:

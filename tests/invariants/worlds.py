@@ -15,7 +15,7 @@ from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.record import Record
 from cart_grpc.commands.unit_of_work import UnitOfWork
 from cart_grpc.names import CartKey, find_cart, item_id_of
-from cart_grpc.protocol.reservation import Decision, Overtaken, Refusal, Reservation, Silence
+from cart_grpc.protocol.reservation import Decision, NoAnswer, PermanentFailure, Reservation, StaleRevision
 from cart_grpc.protocol.transitions import next_intent
 from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.rpc.status import CODES
@@ -210,20 +210,20 @@ class World:
             self._put(row._replace(lease_expire_time=self.now + LEASE, due_time=self.now + LEASE), ClaimAction.EXTENDED)
         self._write(Record(claimed, self._answer(claimed), retry_delay_us=self.numbers.randint(0, SECOND)))
 
-    def _answer(self, claimed: Reservation) -> Decision | Overtaken | Refusal | Silence:
+    def _answer(self, claimed: Reservation) -> Decision | StaleRevision | PermanentFailure | NoAnswer:
         intent = next_intent(claimed)
         assert intent is not None
         kind = self.numbers.random()
         if kind < 0.1:
-            return Silence("UNAVAILABLE", "lost before it took effect")
+            return NoAnswer("UNAVAILABLE", "lost before it took effect")
         if kind < 0.15:
-            return Refusal("NOT_TODAY", "an error that is not remembered")
+            return PermanentFailure("NOT_TODAY", "an error that is not remembered")
         try:
             decided = self._stock.apply(intent, self.now)
         except Stale as stale:
-            return Overtaken(_decision(stale.current))
+            return StaleRevision(_decision(stale.current))
         if kind < 0.25:
-            return Silence("UNAVAILABLE", "lost after it took effect")
+            return NoAnswer("UNAVAILABLE", "lost after it took effect")
         return _decision(decided)
 
     def settle(self) -> None:

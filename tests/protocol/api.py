@@ -5,7 +5,7 @@ Each function may be replaced by a mutant.
 
 from dataclasses import replace
 
-from cart_grpc.protocol.reservation import Answer, Decision, Intent, Overtaken, Refusal
+from cart_grpc.protocol.reservation import Answer, Decision, Intent, PermanentFailure, StaleRevision
 from cart_grpc.simulator import rules
 from cart_grpc.simulator.rules import Record
 from tests.protocol.worlds import lapsed
@@ -17,8 +17,8 @@ def apply(record: Record | None, intent: Intent, free: int) -> tuple[Record | No
         after = decide(record, intent, free)
         return after, decision_of(after)
     if intent.revision < record.intent.revision:
-        return record, Overtaken(decision_of(record))
-    return record, decision_of(record) if intent == record.intent else Refusal("REVISION_REUSED", "")
+        return record, StaleRevision(decision_of(record))
+    return record, decision_of(record) if intent == record.intent else PermanentFailure("REVISION_REUSED", "")
 
 
 def decide(record: Record | None, intent: Intent, free: int) -> Record:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from cart_grpc.carts.progress import Progress, ProgressState
 from cart_grpc.protocol import transitions
-from cart_grpc.protocol.reservation import Intent, Observed, Overtaken, Refusal, Reservation, Silence
+from cart_grpc.protocol.reservation import Intent, NoAnswer, Observed, PermanentFailure, Reservation, StaleRevision
 from cart_grpc.simulator.rules import Record
 from tests.protocol import api, practice, promises
 from tests.protocol.explorer import Step
@@ -29,8 +29,8 @@ from tests.protocol.worlds import (
     with_lane,
 )
 
-SILENCE = Silence("DEADLINE_EXCEEDED", "")
-NEVER = Refusal("NOT_FOUND", "")
+SILENCE = NoAnswer("DEADLINE_EXCEEDED", "")
+NEVER = PermanentFailure("NOT_FOUND", "")
 SETTLED = (ProgressState.RESERVED, ProgressState.REJECTED, ProgressState.COMMITTED)
 
 T = TypeVar("T")
@@ -173,7 +173,7 @@ class ItemModel:
             key = ("apply", lane.record, number, free)
             record, told, broken = self._once(key, partial(self._apply, before, intent, free))
             outcome = self._told[told].outcome
-            if isinstance(outcome, Overtaken) and outcome.current.revision <= self._rows[lane.row].revision:
+            if isinstance(outcome, StaleRevision) and outcome.current.revision <= self._rows[lane.row].revision:
                 # That we overtook ourselves is told at once: no rule does anything with it, soon or late.
                 yield self._recorded(item, which, told, Step("abort", True, item, None, intent))
                 continue
@@ -206,13 +206,15 @@ class ItemModel:
         if any(row.waiting for row in rows) and not any(row.releasing for row in rows):
             for index, waiting in enumerate(rows):
                 after = (
-                    self._put(after, index, self._row(transitions.unblock(waiting, 0))) if waiting.waiting else after
+                    self._put(after, index, self._row(transitions.stop_waiting(waiting, 0)))
+                    if waiting.waiting
+                    else after
                 )
         return step._replace(after=after, broken=broken)
 
     def _join(self, before: int, number: int) -> tuple[int, str | None]:
         row, told = self._rows[before], self._told[number]
-        after = transitions.record(row, 0, told.revision, told.outcome, 0, 0)
+        after = transitions.record_outcome(row, 0, told.revision, told.outcome, 0, 0)
         broken = promises.broken_by_recording(row, after) or promises.broken_by_answering(row, told.outcome)
         return self._row(after), broken
 

@@ -14,36 +14,36 @@ from cart_grpc.protocol.reservation import (
     Decision,
     Disposition,
     Intent,
+    NoAnswer,
     Observed,
-    Overtaken,
-    Refusal,
+    PermanentFailure,
     Reservation,
-    Silence,
+    StaleRevision,
 )
 from cart_grpc.simulator.rules import Record
 from tests.protocol import api, practice
 from tests.protocol.worlds import LASTING, made
 
 _hold, _release = transitions.hold, transitions.release
-_observe, _record, _seal = transitions.observe, transitions.record, transitions.seal
+_merge_decision, _record_outcome, _seal = transitions.merge_decision, transitions.record_outcome, transitions.seal
 _apply, _decide = api.apply, api.decide
 _shown, _claims, _restore = practice.shown, practice.claims, practice.restore
 
-Answered = tuple[Record | None, Decision | Refusal | Overtaken]
+Answered = tuple[Record | None, Decision | PermanentFailure | StaleRevision]
 
 
 def record_without_compare(row: Reservation, decision: Decision) -> Reservation:
-    seen = _observe(row._replace(observed_revision=0), decision)
+    seen = _merge_decision(row._replace(observed_revision=0), decision)
     return seen._replace(observed_revision=max(row.observed_revision, decision.revision))
 
 
 def record_the_current_revision(row: Reservation, decision: Decision) -> Reservation:
-    return _observe(row, decision)._replace(observed_revision=row.revision)
+    return _merge_decision(row, decision)._replace(observed_revision=row.revision)
 
 
 def grant_nothing_when_rejected(row: Reservation, decision: Decision) -> Reservation:
     lost = replace(decision, granted_quantity=0, expire_time=None)
-    return _observe(row, lost if decision.state is Observed.REJECTED else decision)
+    return _merge_decision(row, lost if decision.state is Observed.REJECTED else decision)
 
 
 def conclude_that_nothing_was_sent(row: Reservation, now: int) -> Reservation:
@@ -78,40 +78,40 @@ def hold_what_is_being_sold(row: Reservation, quantity: int, now: int) -> Reserv
 
 
 def thaw_after_a_time_out(row: Reservation, epoch: int, sent: int, outcome: Any, *times: int) -> Reservation:
-    if isinstance(outcome, Silence) and row.disposition is Disposition.COMMIT and not row.settled:
+    if isinstance(outcome, NoAnswer) and row.disposition is Disposition.COMMIT and not row.settled:
         return _hold(_thawed(row), row.quantity, 0)
-    return _record(row, epoch, sent, outcome, *times)
+    return _record_outcome(row, epoch, sent, outcome, *times)
 
 
 def take_silence_for_refusal(row: Reservation, epoch: int, sent: int, outcome: Any, *times: int) -> Reservation:
-    if not isinstance(outcome, Silence):
-        return _record(row, epoch, sent, outcome, *times)
-    after = _record(row, epoch, sent, Refusal("TIMEOUT", ""), *times)
+    if not isinstance(outcome, NoAnswer):
+        return _record_outcome(row, epoch, sent, outcome, *times)
+    after = _record_outcome(row, epoch, sent, PermanentFailure("TIMEOUT", ""), *times)
     return after._replace(observed_revision=after.revision, due_time=None)
 
 
 def take_aborted_for_done(row: Reservation, epoch: int, sent: int, outcome: Any, *times: int) -> Reservation:
-    if isinstance(outcome, Overtaken):
+    if isinstance(outcome, StaleRevision):
         return row._replace(observed_revision=row.revision, due_time=None)
-    return _record(row, epoch, sent, outcome, *times)
+    return _record_outcome(row, epoch, sent, outcome, *times)
 
 
 def seal_a_refused_commit(row: Reservation, epoch: int, sent: int, outcome: Any, *times: int) -> Reservation:
-    if isinstance(outcome, Refusal) and row.frozen and sent == row.revision:
+    if isinstance(outcome, PermanentFailure) and row.frozen and sent == row.revision:
         return _seal(_thawed(row), outcome.reason, 0)
-    return _record(row, epoch, sent, outcome, *times)
+    return _record_outcome(row, epoch, sent, outcome, *times)
 
 
 def reject_without_seal(row: Reservation, reason: str, now: int) -> Reservation:
-    return row._replace(state=Observed.REJECTED, refused_reason=reason, observed_revision=row.revision)
+    return row._replace(state=Observed.REJECTED, seal_reason=reason, observed_revision=row.revision)
 
 
 def seal_under_the_same_revision(row: Reservation, reason: str, now: int) -> Reservation:
-    return _release(row, now)._replace(revision=row.revision, intent_revision=row.revision, refused_reason=reason)
+    return _release(row, now)._replace(revision=row.revision, intent_revision=row.revision, seal_reason=reason)
 
 
 def show_the_grant_as_it_is(row: Reservation, wanted: int) -> Progress:
-    return _shown(row._replace(least_quantity=row.granted_quantity), wanted)
+    return _shown(row._replace(reserved_cap=row.granted_quantity), wanted)
 
 
 def show_a_hold_that_ran_out(row: Reservation, wanted: int) -> Progress:
@@ -120,7 +120,7 @@ def show_a_hold_that_ran_out(row: Reservation, wanted: int) -> Progress:
 
 def show_rejected_before_the_seal(row: Reservation, wanted: int) -> Progress:
     shown = _shown(row, wanted)
-    sealing = row.refused_reason and row.disposition is Disposition.RELEASE
+    sealing = row.seal_reason and row.disposition is Disposition.RELEASE
     return shown._replace(state=ProgressState.REJECTED) if sealing else shown
 
 
@@ -171,7 +171,7 @@ def restore_one_higher(row: Reservation) -> Reservation:
 
 
 def restore_what_was_shown(row: Reservation) -> Reservation:
-    return _restore(row)._replace(least_quantity=row.least_quantity)
+    return _restore(row)._replace(reserved_cap=row.reserved_cap)
 
 
 def apply_what_is_lower(record: Record | None, intent: Intent, free: int) -> Answered:

@@ -44,4 +44,4 @@ def restore(row: Reservation) -> Reservation:
         return row
     revision = row.revision + STRIDE
     due_time = None if row.waiting else 0
-    return row._replace(revision=revision, intent_revision=revision, least_quantity=0, due_time=due_time)
+    return row._replace(revision=revision, intent_revision=revision, reserved_cap=0, due_time=due_time)

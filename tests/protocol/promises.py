@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from cart_grpc.carts.progress import Progress, ProgressState
 from cart_grpc.protocol import transitions
-from cart_grpc.protocol.reservation import FINAL, Answer, Decision, Disposition, Intent, Observed, Reservation, Silence
+from cart_grpc.protocol.reservation import FINAL, Answer, Decision, Disposition, Intent, NoAnswer, Observed, Reservation
 from cart_grpc.simulator.rules import Record
 from tests.protocol import api, practice
 from tests.protocol.worlds import STOCK, lapsed
@@ -68,7 +68,7 @@ def _is_being_renewed(row: Reservation, record: Record | None) -> bool:
     return record is not None and record.intent.revision > row.intent_revision
 
 
-def broken_by_answering(row: Reservation, outcome: Answer | Silence) -> str | None:
+def broken_by_answering(row: Reservation, outcome: Answer | NoAnswer) -> str | None:
     """Whoever is told of a sale that nobody wanted hears of it."""
     unwanted = row.disposition is not Disposition.COMMIT and row.state is not Observed.COMMITTED
     sold = isinstance(outcome, Decision) and outcome.state is Observed.COMMITTED

@@ -28,7 +28,7 @@ class Needed(NamedTuple):
 # Where each rule stands, and the worlds in which its absence is found. In brackets: the rule's number in
 # `cartgrpc.reservation.v1`.
 NEEDED: dict[tuple[ModuleType, str, Bounds], list[Needed]] = {
-    (transitions, "observe", among.AGAIN): [
+    (transitions, "merge_decision", among.AGAIN): [
         Needed("an answer is recorded only where it is newer", mutants.record_without_compare, broken.UNDONE, 6),
         Needed("the revision recorded is the answered one", mutants.record_the_current_revision, broken.LEAKED, 4),
         Needed("REJECTED leaves what was granted", mutants.grant_nothing_when_rejected, broken.HIDDEN, 5),
@@ -46,7 +46,7 @@ NEEDED: dict[tuple[ModuleType, str, Bounds], list[Needed]] = {
         ),
         Needed("no answer is not 'not sent'", mutants.conclude_that_nothing_was_sent, broken.LEAKED, 3),
     ],
-    (transitions, "record", among.AGAIN): [
+    (transitions, "record_outcome", among.AGAIN): [
         Needed("a time-out is not a refusal", mutants.take_silence_for_refusal, broken.NOT_OVER, 2),
         Needed("ABORTED is not done", mutants.take_aborted_for_done, broken.LEAKED, 5),
     ],
@@ -60,11 +60,11 @@ NEEDED: dict[tuple[ModuleType, str, Bounds], list[Needed]] = {
     (transitions, "hold", among.SOLD): [
         Needed("what is being sold is not held instead", mutants.hold_what_is_being_sold, broken.SOLD_ANYWAY, 5),
     ],
-    (transitions, "record", among.SOLD): [
+    (transitions, "record_outcome", among.SOLD): [
         Needed("a time-out thaws nothing", mutants.thaw_after_a_time_out, broken.SOLD_ANYWAY, 5),
         Needed("a COMMIT that got an error is not sealed", mutants.seal_a_refused_commit, broken.SOLD_ANYWAY, 5),
     ],
-    (transitions, "unblock", among.AGAIN_EXPIRING): [
+    (transitions, "stop_waiting", among.AGAIN_EXPIRING): [
         Needed("a new id is woken by the old one's release", mutants.never_wake, NO_WAY, 3),
     ],
     (practice, "put_in_again", among.AGAIN): [

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Generic, NamedTuple, TypeVar
 
-from cart_grpc.protocol.reservation import Answer, Decision, Disposition, Intent, Overtaken, Reservation, Silence
+from cart_grpc.protocol.reservation import Answer, Decision, Disposition, Intent, NoAnswer, Reservation, StaleRevision
 from cart_grpc.simulator.rules import Record
 from tests.carts.examples import a_hold
 
@@ -61,7 +61,7 @@ class Told(NamedTuple):
     """What became of the message of a revision."""
 
     revision: int
-    outcome: Answer | Silence
+    outcome: Answer | NoAnswer
 
 
 class Lane(NamedTuple):
@@ -157,8 +157,8 @@ def aged_answer(told: Told) -> Told:
     match told.outcome:
         case Decision() as decision:
             return told._replace(outcome=replace(decision, expire_time=_aged(decision.expire_time)))
-        case Overtaken(current):
-            return told._replace(outcome=Overtaken(replace(current, expire_time=_aged(current.expire_time))))
+        case StaleRevision(current):
+            return told._replace(outcome=StaleRevision(replace(current, expire_time=_aged(current.expire_time))))
     return told
 
 
@@ -174,7 +174,7 @@ def text_of(verb: str, what: object) -> str:
             return f"{verb} {reservation_id}@{revision} {disposition.name}{many}"
         case Told(revision, Decision(name, _, state, granted)):
             return f"{verb} {name}@{revision} {state.name} {granted}"
-        case Told(revision, Overtaken(current)):
+        case Told(revision, StaleRevision(current)):
             return f"{verb} {current.reservation_id}@{revision} ABORTED by {current.revision}"
         case Told(revision):
             return f"{verb} revision {revision} refused"

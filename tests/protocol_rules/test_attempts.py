@@ -5,15 +5,23 @@ from dataclasses import replace
 import pytest
 
 from cart_grpc.carts.progress import Progress, ProgressState, progress
-from cart_grpc.protocol.attempts import DAY, count_duplicates, follow_up, is_uncertain, open_attempt
-from cart_grpc.protocol.reservation import Answer, Decision, Disposition, Observed, Refusal, Reservation, Silence
-from cart_grpc.protocol.transitions import hold, record, release
+from cart_grpc.protocol.attempts import DAY, count_duplicates, is_uncertain, open_attempt, update_attempt
+from cart_grpc.protocol.reservation import (
+    Answer,
+    Decision,
+    Disposition,
+    NoAnswer,
+    Observed,
+    PermanentFailure,
+    Reservation,
+)
+from cart_grpc.protocol.transitions import hold, record_outcome, release
 from tests.carts.examples import NOW, SECOND, a_held, a_hold, decided, held, line_of
 
 RETRY = NOW + SECOND
 WINDOW = 180 * SECOND
 GRACE = 60 * SECOND
-TIMEOUT = Silence("DEADLINE_EXCEEDED", "")
+TIMEOUT = NoAnswer("DEADLINE_EXCEEDED", "")
 
 
 def claimed(row: Reservation) -> Reservation:
@@ -28,12 +36,12 @@ def attempted(row: Reservation) -> Reservation:
 
 
 def ended(
-    row: Reservation, outcome: Answer | Silence, *, sent: Reservation | None = None, now: int = NOW
+    row: Reservation, outcome: Answer | NoAnswer, *, sent: Reservation | None = None, now: int = NOW
 ) -> Reservation:
     """`row` after the call that opened its attempt, for the intent of `sent`, has ended with `outcome`."""
     sent = sent or row
-    after = record(row, sent.lease_epoch, sent.revision, outcome, now, now + SECOND)
-    return follow_up(after, outcome, sent.uncertain_until, now, GRACE)
+    after = record_outcome(row, sent.lease_epoch, sent.revision, outcome, now, now + SECOND)
+    return update_attempt(after, outcome, sent.uncertain_until, now, GRACE)
 
 
 def held_for_good(row: Reservation) -> Decision:
@@ -82,7 +90,7 @@ def test_an_attempt_without_an_answer_stays_open_and_nothing_is_due_before_its_e
 def test_once_the_window_is_over_what_is_due_is_due() -> None:
     row = ended(attempted(a_hold()), TIMEOUT)._replace(lease_epoch=9, lease_expire_time=None)
     later = NOW + WINDOW
-    again = follow_up(record(row, 9, 1, TIMEOUT, later, later + SECOND), TIMEOUT, None, later, GRACE)
+    again = update_attempt(record_outcome(row, 9, 1, TIMEOUT, later, later + SECOND), TIMEOUT, None, later, GRACE)
     assert again.due_time == later + SECOND
 
 
@@ -95,7 +103,7 @@ def test_an_answer_closes_the_attempt_and_puts_it_on_the_watch_list() -> None:
 
 def test_the_answer_to_another_attempt_closes_nothing() -> None:
     row = attempted(a_hold())
-    late = follow_up(row, held_for_good(row), NOW + WINDOW - 1, NOW, GRACE)
+    late = update_attempt(row, held_for_good(row), NOW + WINDOW - 1, NOW, GRACE)
     assert late.uncertain_until == NOW + WINDOW
 
 
@@ -103,7 +111,9 @@ def test_removal_keeps_the_attempt_open_and_waits_no_longer_once_it_is_answered(
     sent = attempted(a_hold())
     removed = release(sent, NOW)
     assert removed.uncertain_until == NOW + WINDOW
-    waiting = follow_up(record(removed, removed.lease_epoch, 2, TIMEOUT, NOW, RETRY), TIMEOUT, None, NOW, GRACE)
+    waiting = update_attempt(
+        record_outcome(removed, removed.lease_epoch, 2, TIMEOUT, NOW, RETRY), TIMEOUT, None, NOW, GRACE
+    )
     assert waiting.due_time == NOW + WINDOW
     answered = ended(waiting, held_for_good(sent), sent=sent)
     assert (answered.uncertain_until, answered.due_time) == (NOW, NOW)
@@ -115,18 +125,22 @@ def test_what_is_settled_is_looked_up_again_after_the_grace_ten_times_that_and_a
         checks.append(row.due_time - NOW)
         again = row._replace(revision=row.revision + 1)
         answer = replace(held_for_good(again), revision=again.revision)
-        row = follow_up(record(again, 1, again.revision, answer, row.due_time, 0), answer, None, row.due_time, GRACE)
+        row = update_attempt(
+            record_outcome(again, 1, again.revision, answer, row.due_time, 0), answer, None, row.due_time, GRACE
+        )
     assert checks == [GRACE, 10 * GRACE, DAY]
 
 
 def test_what_is_released_is_not_finished_before_the_watch_is_over() -> None:
     row = release(a_basic_held(), NOW)
     answer = decided(row, Observed.RELEASED)
-    watched = follow_up(record(row, 0, row.revision, answer, NOW, RETRY), answer, None, NOW, GRACE)
+    watched = update_attempt(record_outcome(row, 0, row.revision, answer, NOW, RETRY), answer, None, NOW, GRACE)
     assert (watched.finish_time, watched.due_time) == (None, NOW + GRACE)
     again = watched._replace(revision=watched.revision + 1)
     last = replace(answer, revision=again.revision)
-    over = follow_up(record(again, 0, again.revision, last, NOW + DAY, RETRY), last, None, NOW + DAY, GRACE)
+    over = update_attempt(
+        record_outcome(again, 0, again.revision, last, NOW + DAY, RETRY), last, None, NOW + DAY, GRACE
+    )
     assert (over.finish_time, over.due_time) == (NOW + DAY, None)
 
 
@@ -137,8 +151,8 @@ def test_what_was_rejected_is_not_asked_for_again_by_the_watch() -> None:
 
 def test_the_other_contracts_are_not_watched() -> None:
     row = claimed(a_hold())
-    after = record(row, row.lease_epoch, 1, held(row), NOW, RETRY)
-    assert follow_up(after, held(row), None, NOW, GRACE) is after
+    after = record_outcome(row, row.lease_epoch, 1, held(row), NOW, RETRY)
+    assert update_attempt(after, held(row), None, NOW, GRACE) is after
 
 
 def test_a_lookup_under_the_watch_keeps_no_new_hold_waiting() -> None:
@@ -156,7 +170,7 @@ def test_an_attempt_that_was_not_answered_is_shown_as_uncertain() -> None:
 
 def test_a_failed_look_up_before_any_attempt_is_pending() -> None:
     row = claimed(hold(a_basic_held(), 3, NOW))
-    failed = follow_up(record(row, 2, row.revision, TIMEOUT, NOW, RETRY), TIMEOUT, None, NOW, GRACE)
+    failed = update_attempt(record_outcome(row, 2, row.revision, TIMEOUT, NOW, RETRY), TIMEOUT, None, NOW, GRACE)
     assert (seen(failed).state, seen(failed).reserved_quantity) == (ProgressState.PENDING, 2)
 
 
@@ -189,7 +203,7 @@ def test_the_answer_for_an_older_quantity_is_certainly_held() -> None:
 
 def test_a_refused_change_asks_again_for_what_was_held_before() -> None:
     growing = attempted(hold(a_basic_held(2), 5, NOW))
-    sealing = ended(growing, Refusal("OUT_OF_STOCK", ""))
+    sealing = ended(growing, PermanentFailure("OUT_OF_STOCK", ""))
     assert (sealing.disposition, sealing.quantity, sealing.due_time) == (Disposition.HOLD, 2, NOW)
     assert seen(sealing).reserved_quantity == 0
     restored = ended(attempted(sealing), held_for_good(sealing))

@@ -7,13 +7,13 @@ from cart_grpc.protocol.reservation import (
     RELEASED_BY_OPERATOR,
     Answer,
     Disposition,
+    NoAnswer,
     Observed,
-    Overtaken,
-    Refusal,
+    PermanentFailure,
     Reservation,
-    Silence,
+    StaleRevision,
 )
-from cart_grpc.protocol.transitions import find_alarm, force_release, record, release, retry_now
+from cart_grpc.protocol.transitions import find_alarm, force_release, record_outcome, release, retry_now
 from tests.carts.examples import LATER, NOW, SECOND, a_held, a_hold, decided, held, line_of
 
 BACKING_OFF = a_hold(attempt_count=7, due_time=LATER, last_error="UNAVAILABLE: down", lease_epoch=7)
@@ -29,9 +29,9 @@ def test_what_is_hurried_is_due_at_once_with_its_attempts_forgotten_and_the_same
 
 def test_a_call_that_is_overtaken_by_a_hurry_delays_nothing_and_its_answer_counts() -> None:
     hurried = retry_now(CALLING, NOW)
-    late = Silence("DEADLINE_EXCEEDED", "")
-    assert record(hurried, CALLING.lease_epoch, CALLING.revision, late, NOW, LATER).due_time == NOW
-    assert record(hurried, CALLING.lease_epoch, CALLING.revision, held(CALLING), NOW, LATER).settled
+    late = NoAnswer("DEADLINE_EXCEEDED", "")
+    assert record_outcome(hurried, CALLING.lease_epoch, CALLING.revision, late, NOW, LATER).due_time == NOW
+    assert record_outcome(hurried, CALLING.lease_epoch, CALLING.revision, held(CALLING), NOW, LATER).settled
 
 
 @pytest.mark.parametrize("row", [a_held(), a_hold(waiting=True, due_time=None)], ids=["settled", "waiting"])
@@ -42,7 +42,7 @@ def test_what_has_nothing_to_say_or_must_wait_is_not_hurried(row: Reservation) -
 HELD_AND_RELEASING = release(a_held(), NOW)
 
 
-def late_answers(row: Reservation) -> list[Answer | Silence]:
+def late_answers(row: Reservation) -> list[Answer | NoAnswer]:
     """Whatever the calls that were under way may bring."""
     return [
         held(row),
@@ -50,9 +50,9 @@ def late_answers(row: Reservation) -> list[Answer | Silence]:
         decided(row, Observed.COMMITTED, row.quantity),
         decided(row, Observed.REJECTED),
         decided(row, Observed.HELD, row.quantity, revision=row.revision + 5),
-        Overtaken(decided(row, Observed.HELD, row.quantity, revision=row.revision + 5)),
-        Refusal("INVALID", "never"),
-        Silence("DEADLINE_EXCEEDED", ""),
+        StaleRevision(decided(row, Observed.HELD, row.quantity, revision=row.revision + 5)),
+        PermanentFailure("INVALID", "never"),
+        NoAnswer("DEADLINE_EXCEEDED", ""),
     ]
 
 
@@ -64,7 +64,7 @@ def test_what_is_abandoned_is_finished_and_no_late_answer_changes_it(row: Reserv
     assert (abandoned.due_time, abandoned.lease_expire_time, abandoned.finish_time) == (None, None, NOW)
     for outcome in late_answers(row):
         for epoch in (row.lease_epoch, abandoned.lease_epoch):
-            assert record(abandoned, epoch, row.revision, outcome, NOW + SECOND, LATER) == abandoned
+            assert record_outcome(abandoned, epoch, row.revision, outcome, NOW + SECOND, LATER) == abandoned
     assert force_release(abandoned, LATER) is abandoned
 
 
@@ -79,10 +79,10 @@ def test_what_is_being_committed_cannot_be_abandoned() -> None:
 
 
 def test_an_item_whose_hold_an_operator_gave_back_is_pending_until_that_is_known_and_then_rejected() -> None:
-    released = release(a_held(), NOW)._replace(refused_reason=RELEASED_BY_OPERATOR)
+    released = release(a_held(), NOW)._replace(seal_reason=RELEASED_BY_OPERATOR)
     assert progress(line_of(released), NOW).state is ProgressState.PENDING
     assert progress(line_of(released), NOW).reserved_quantity == 0
-    after = record(released, 0, released.revision, decided(released, Observed.RELEASED), NOW, NOW)
+    after = record_outcome(released, 0, released.revision, decided(released, Observed.RELEASED), NOW, NOW)
     for known in (after, force_release(released, NOW)):
         seen = progress(line_of(known), NOW)
         assert (seen.state, seen.reason) == (ProgressState.REJECTED, RELEASED_BY_OPERATOR)

@@ -5,12 +5,21 @@ from dataclasses import replace
 import pytest
 
 from cart_grpc.carts.progress import ProgressState, progress
-from cart_grpc.protocol.reservation import Disposition, Observed, Overtaken, Refusal, Reservation, Silence
-from cart_grpc.protocol.transitions import commit, find_alarm, hold, next_intent, observe, record, release, unblock
+from cart_grpc.protocol.reservation import Disposition, NoAnswer, Observed, PermanentFailure, Reservation, StaleRevision
+from cart_grpc.protocol.transitions import (
+    commit,
+    find_alarm,
+    hold,
+    merge_decision,
+    next_intent,
+    record_outcome,
+    release,
+    stop_waiting,
+)
 from tests.carts.examples import LATER, NOW, SECOND, a_held, a_hold, decided, held, line_of
 
 RETRY = NOW + 7 * SECOND
-TIMEOUT = Silence("DEADLINE_EXCEEDED", "no answer")
+TIMEOUT = NoAnswer("DEADLINE_EXCEEDED", "no answer")
 
 
 def test_a_new_reservation_says_its_intent_as_it_is() -> None:
@@ -34,9 +43,9 @@ def test_five_changes_are_one_message_with_the_last_quantity() -> None:
 
 
 def test_a_change_of_quantity_raises_the_revision_is_due_at_once_and_begins_to_count_anew() -> None:
-    changed = hold(a_held(2)._replace(attempt_count=9, refused_reason="NOT_FOUND"), 5, NOW)
+    changed = hold(a_held(2)._replace(attempt_count=9, seal_reason="NOT_FOUND"), 5, NOW)
     assert (changed.revision, changed.quantity, changed.due_time) == (2, 5, NOW)
-    assert (changed.attempt_count, changed.refused_reason) == (0, "")
+    assert (changed.attempt_count, changed.seal_reason) == (0, "")
     assert (changed.state, changed.granted_quantity, changed.observed_revision) == (Observed.HELD, 2, 1)
 
 
@@ -56,7 +65,7 @@ def test_a_change_of_what_waits_for_an_older_release_goes_on_waiting() -> None:
 
 
 def test_what_waited_is_due_once_it_is_unblocked() -> None:
-    unblocked = unblock(a_hold(waiting=True, due_time=None), NOW)
+    unblocked = stop_waiting(a_hold(waiting=True, due_time=None), NOW)
     assert (unblocked.waiting, unblocked.due_time) == (False, NOW)
 
 
@@ -102,20 +111,20 @@ def test_a_reservation_that_is_being_committed_cannot_be_released() -> None:
 
 def test_a_commit_is_due_at_once_even_while_a_call_hangs_and_takes_its_claim_away() -> None:
     leased = a_held(2)._replace(
-        lease_epoch=4, lease_expire_time=LATER, due_time=LATER, attempt_count=3, refused_reason="NOT_FOUND"
+        lease_epoch=4, lease_expire_time=LATER, due_time=LATER, attempt_count=3, seal_reason="NOT_FOUND"
     )
     committing = commit(leased, NOW)
     intent = next_intent(committing)
     assert intent is not None
     assert (intent.disposition, intent.quantity, intent.revision) == (Disposition.COMMIT, 2, 2)
     assert (committing.due_time, committing.lease_expire_time, committing.lease_epoch) == (NOW, None, 5)
-    assert (committing.attempt_count, committing.refused_reason, committing.reconciling) == (0, "", True)
+    assert (committing.attempt_count, committing.seal_reason, committing.reconciling) == (0, "", True)
 
 
 def test_what_is_being_committed_already_stays_as_it_is() -> None:
     committing = commit(a_held(), NOW)
     assert commit(committing, NOW + SECOND) is committing
-    assert record(committing, committing.lease_epoch, 2, TIMEOUT, NOW, RETRY).frozen
+    assert record_outcome(committing, committing.lease_epoch, 2, TIMEOUT, NOW, RETRY).frozen
 
 
 @pytest.mark.parametrize(
@@ -128,7 +137,7 @@ def test_what_is_over_or_waits_for_an_older_release_is_not_committed(over: Reser
 
 def test_a_commit_that_was_rejected_can_be_held_or_committed_again() -> None:
     committing = commit(a_held(2), NOW)
-    rejected = observe(committing, decided(committing, Observed.REJECTED))
+    rejected = merge_decision(committing, decided(committing, Observed.REJECTED))
     assert hold(rejected, 1, NOW).disposition is Disposition.HOLD
     assert commit(rejected, NOW).revision == 3
 
@@ -136,40 +145,40 @@ def test_a_commit_that_was_rejected_can_be_held_or_committed_again() -> None:
 def test_what_was_decided_for_a_revision_that_we_never_issued_is_not_shown_as_reserved() -> None:
     row = a_held(2)
     forgotten = decided(row, Observed.HELD, 2, revision=5)
-    raised = record(row, row.lease_epoch, 1, Overtaken(forgotten), NOW, RETRY)
+    raised = record_outcome(row, row.lease_epoch, 1, StaleRevision(forgotten), NOW, RETRY)
     assert (raised.revision, raised.due_time) == (6, NOW)
-    for seen in (raised, observe(raised, forgotten)):
+    for seen in (raised, merge_decision(raised, forgotten)):
         assert progress(line_of(seen), NOW).state is ProgressState.PENDING
 
 
 def test_a_commit_that_was_rejected_can_be_released() -> None:
     committing = a_held()._replace(disposition=Disposition.COMMIT, revision=2)
-    rejected = observe(committing, decided(committing, Observed.REJECTED))
+    rejected = merge_decision(committing, decided(committing, Observed.REJECTED))
     assert release(rejected, NOW).disposition is Disposition.RELEASE
 
 
 def test_a_decision_is_observed_at_the_revision_it_answers() -> None:
     row = hold(a_hold(2), 5, NOW)
-    seen = observe(row, decided(row, Observed.HELD, 2, revision=1))
+    seen = merge_decision(row, decided(row, Observed.HELD, 2, revision=1))
     assert (seen.observed_revision, seen.granted_quantity, seen.settled) == (1, 2, False)
     assert next_intent(seen) == next_intent(row)
 
 
 def test_an_answer_for_an_old_quantity_that_arrives_late_changes_nothing() -> None:
     row = hold(a_hold(2), 5, NOW)
-    seen = observe(row, held(row))
-    assert observe(seen, decided(row, Observed.HELD, 2, revision=1)) is seen
+    seen = merge_decision(row, held(row))
+    assert merge_decision(seen, decided(row, Observed.HELD, 2, revision=1)) is seen
 
 
 def test_the_same_answer_twice_changes_nothing() -> None:
     row = a_held()
-    assert observe(row, held(row)) is row
+    assert merge_decision(row, held(row)) is row
 
 
 def test_an_answer_for_a_revision_never_issued_is_not_believed_and_alarms() -> None:
     row = a_hold()
     future = decided(row, Observed.HELD, 2, revision=2)
-    assert observe(row, future) is row
+    assert merge_decision(row, future) is row
     assert "only 1 was ever issued" in (find_alarm(row, future) or "")
 
 
@@ -185,21 +194,21 @@ def test_a_hold_that_is_answered_committed_alarms_and_a_commit_does_not() -> Non
     assert find_alarm(committing, decided(committing, Observed.COMMITTED, 2)) is None
 
 
-@pytest.mark.parametrize("outcome", [held(a_hold()), Refusal("NOT_FOUND", ""), TIMEOUT])
+@pytest.mark.parametrize("outcome", [held(a_hold()), PermanentFailure("NOT_FOUND", ""), TIMEOUT])
 def test_what_can_happen_does_not_alarm(outcome: object) -> None:
     assert find_alarm(a_hold(), outcome) is None  # type: ignore[arg-type]
 
 
 def test_an_answer_settles_the_row_and_ends_its_claim() -> None:
     claimed = a_hold()._replace(lease_epoch=1, lease_expire_time=LATER, due_time=LATER, last_error="UNAVAILABLE: ")
-    after = record(claimed, 1, 1, held(claimed), NOW, RETRY)
+    after = record_outcome(claimed, 1, 1, held(claimed), NOW, RETRY)
     assert after.settled
     assert (after.lease_expire_time, after.last_error) == (None, "")
 
 
 def test_no_answer_concludes_nothing_and_is_tried_again_later() -> None:
     claimed = a_hold()._replace(lease_epoch=1, lease_expire_time=LATER, due_time=LATER)
-    after = record(claimed, 1, 1, TIMEOUT, NOW, RETRY)
+    after = record_outcome(claimed, 1, 1, TIMEOUT, NOW, RETRY)
     assert next_intent(after) == next_intent(claimed)
     assert (after.due_time, after.lease_expire_time, after.observed_revision) == (RETRY, None, 0)
     assert after.last_error == "DEADLINE_EXCEEDED: no answer"
@@ -208,32 +217,32 @@ def test_no_answer_concludes_nothing_and_is_tried_again_later() -> None:
 def test_after_an_answer_to_an_older_intent_the_newer_one_is_due_at_once() -> None:
     claimed = a_hold(2)._replace(lease_epoch=1, lease_expire_time=LATER, due_time=LATER)
     changed = hold(claimed, 5, NOW)
-    after = record(changed, 1, 1, held(claimed), NOW, RETRY)
+    after = record_outcome(changed, 1, 1, held(claimed), NOW, RETRY)
     assert (after.observed_revision, after.due_time, after.lease_expire_time) == (1, NOW, None)
 
 
 def test_an_overtaken_claim_cannot_touch_the_bookkeeping_but_its_decision_is_joined() -> None:
     row = hold(a_hold(2)._replace(lease_epoch=2, lease_expire_time=LATER, due_time=LATER, attempt_count=2), 5, NOW)
-    after = record(row, 1, 1, decided(row, Observed.HELD, 2, revision=1), NOW, RETRY)
+    after = record_outcome(row, 1, 1, decided(row, Observed.HELD, 2, revision=1), NOW, RETRY)
     assert (after.observed_revision, after.granted_quantity) == (1, 2)
     assert (after.due_time, after.lease_expire_time, after.lease_epoch) == (LATER, LATER, 2)
 
 
 def test_the_silence_of_an_overtaken_claim_changes_nothing() -> None:
     row = a_hold()._replace(lease_epoch=2, lease_expire_time=LATER, due_time=LATER)
-    assert record(row, 1, 1, TIMEOUT, NOW, RETRY) == row
+    assert record_outcome(row, 1, 1, TIMEOUT, NOW, RETRY) == row
 
 
 def test_an_overtaken_claim_that_brings_the_last_answer_settles_the_row() -> None:
     row = a_hold()._replace(lease_epoch=2, lease_expire_time=LATER, due_time=LATER)
-    after = record(row, 1, 1, held(row), NOW, RETRY)
+    after = record_outcome(row, 1, 1, held(row), NOW, RETRY)
     assert (after.settled, after.lease_expire_time) == (True, None)
 
 
 def test_aborted_because_our_own_newer_revision_was_first_records_nothing() -> None:
     row = hold(a_hold(2)._replace(lease_epoch=1), 5, NOW)
-    outcome = Overtaken(held(row))
-    after = record(row, 1, 1, outcome, NOW, RETRY)
+    outcome = StaleRevision(held(row))
+    after = record_outcome(row, 1, 1, outcome, NOW, RETRY)
     assert (after.revision, after.observed_revision, after.state) == (2, 0, Observed.NOTHING)
     assert after.due_time == NOW
     assert find_alarm(row, outcome) is None
@@ -241,15 +250,15 @@ def test_aborted_because_our_own_newer_revision_was_first_records_nothing() -> N
 
 def test_aborted_with_a_revision_above_ours_is_raised_past_and_alarms() -> None:
     row = a_hold()._replace(lease_epoch=1)
-    outcome = Overtaken(decided(row, Observed.HELD, 9, revision=41))
-    after = record(row, 1, 1, outcome, NOW, RETRY)
+    outcome = StaleRevision(decided(row, Observed.HELD, 9, revision=41))
+    after = record_outcome(row, 1, 1, outcome, NOW, RETRY)
     assert (after.revision, after.observed_revision, after.due_time) == (42, 0, NOW)
     assert find_alarm(row, outcome) is not None
 
 
 def test_a_settled_row_that_is_raised_past_a_revision_of_the_api_is_due_whoever_brings_it() -> None:
     row = a_held()._replace(lease_epoch=2)
-    after = record(row, 1, 1, Overtaken(decided(row, Observed.HELD, 9, revision=41)), NOW, RETRY)
+    after = record_outcome(row, 1, 1, StaleRevision(decided(row, Observed.HELD, 9, revision=41)), NOW, RETRY)
     assert (after.revision, after.settled) == (42, False)
     assert after.due_time == NOW
 
@@ -258,14 +267,14 @@ def test_a_hold_is_renewed_half_to_three_quarters_into_what_is_left_of_it() -> N
     claimed = a_hold()._replace(lease_epoch=1, lease_expire_time=LATER, due_time=LATER)
     left = LATER - NOW
     for jitter, share in ((0.0, 0.5), (1.0, 0.75)):
-        after = record(claimed, 1, 1, held(claimed), NOW, RETRY, jitter)
+        after = record_outcome(claimed, 1, 1, held(claimed), NOW, RETRY, jitter)
         assert after.due_time == NOW + int(left * share)
 
 
 @pytest.mark.parametrize("state", [Observed.REJECTED, Observed.RELEASED])
 def test_what_holds_nothing_is_not_asked_for_again_by_itself(state: Observed) -> None:
     claimed = a_hold()._replace(lease_epoch=1, lease_expire_time=LATER, due_time=LATER)
-    after = record(claimed, 1, 1, decided(claimed, state), NOW, RETRY)
+    after = record_outcome(claimed, 1, 1, decided(claimed, state), NOW, RETRY)
     assert (after.settled, after.due_time) == (True, None)
 
 
@@ -273,7 +282,7 @@ def test_a_hold_that_has_run_out_already_when_it_is_answered_is_asked_for_again_
     claimed = a_hold()._replace(lease_epoch=1, lease_expire_time=LATER, due_time=LATER)
     answers = (replace(held(claimed), expire_time=NOW - SECOND), decided(claimed, Observed.EXPIRED))
     for answer in answers:
-        assert record(claimed, 1, 1, answer, NOW, RETRY).due_time == RETRY
+        assert record_outcome(claimed, 1, 1, answer, NOW, RETRY).due_time == RETRY
 
 
 def test_a_renewal_is_no_change_of_intent() -> None:
@@ -284,12 +293,12 @@ def test_a_renewal_is_no_change_of_intent() -> None:
 
 def test_what_is_over_has_a_finish_time_and_what_is_held_has_none() -> None:
     claimed = a_hold()._replace(lease_epoch=1, lease_expire_time=LATER, due_time=LATER)
-    assert record(claimed, 1, 1, held(claimed), NOW, RETRY).finish_time is None
+    assert record_outcome(claimed, 1, 1, held(claimed), NOW, RETRY).finish_time is None
     going = release(claimed, NOW)
-    assert record(going, 2, 2, decided(going, Observed.RELEASED), NOW, RETRY).finish_time == NOW
+    assert record_outcome(going, 2, 2, decided(going, Observed.RELEASED), NOW, RETRY).finish_time == NOW
 
 
 def test_a_release_or_a_commit_that_the_api_refuses_is_an_alarm() -> None:
-    assert find_alarm(release(a_held(), NOW), Refusal("NOT_FOUND", "")) is not None
-    assert "refuses to commit" in (find_alarm(commit(a_held(), NOW), Refusal("NOT_FOUND", "")) or "")
-    assert find_alarm(a_held(), Refusal("NOT_FOUND", "")) is None
+    assert find_alarm(release(a_held(), NOW), PermanentFailure("NOT_FOUND", "")) is not None
+    assert "refuses to commit" in (find_alarm(commit(a_held(), NOW), PermanentFailure("NOT_FOUND", "")) or "")
+    assert find_alarm(a_held(), PermanentFailure("NOT_FOUND", "")) is None

@@ -10,13 +10,13 @@ from cart_grpc.protocol.reservation import (
     Answer,
     Decision,
     Disposition,
+    NoAnswer,
     Observed,
-    Overtaken,
-    Refusal,
+    PermanentFailure,
     Reservation,
-    Silence,
+    StaleRevision,
 )
-from cart_grpc.protocol.transitions import hold, observe, record, release
+from cart_grpc.protocol.transitions import hold, merge_decision, record_outcome, release
 from tests.carts.examples import LATER, NOW, SECOND, a_hold, line_of
 
 QUANTITIES = st.integers(1, 6)
@@ -32,7 +32,7 @@ def decisions(draw: st.DrawFn) -> Decision:
     )
 
 
-def about(row: Reservation, behind: int, answer: Answer | Silence) -> Answer | Silence:
+def about(row: Reservation, behind: int, answer: Answer | NoAnswer) -> Answer | NoAnswer:
     """`answer` as if it were about the revision so much older than the latest, or newer where that is negative.
 
     To the RELEASE itself no transport lets anything but RELEASED and COMMITTED through.
@@ -43,16 +43,16 @@ def about(row: Reservation, behind: int, answer: Answer | Silence) -> Answer | S
             return replace(answer, revision=revision, state=Observed.RELEASED, granted_quantity=0, expire_time=None)
         case Decision():
             return replace(answer, revision=revision)
-        case Overtaken(current):
-            return Overtaken(replace(current, revision=revision))
+        case StaleRevision(current):
+            return StaleRevision(replace(current, revision=revision))
     return answer
 
 
-ANSWERS: st.SearchStrategy[Answer | Silence] = st.one_of(
+ANSWERS: st.SearchStrategy[Answer | NoAnswer] = st.one_of(
     decisions(),
-    decisions().map(Overtaken),
-    st.just(Refusal("NOT_FOUND", "")),
-    st.just(Silence("UNAVAILABLE", "")),
+    decisions().map(StaleRevision),
+    st.just(PermanentFailure("NOT_FOUND", "")),
+    st.just(NoAnswer("UNAVAILABLE", "")),
 )
 # A change of quantity, a removal, a claim, or the end of a call: how much older than the latest the revision that was
 # sent, the claim's epoch and the revision that was answered are, and the answer.
@@ -78,9 +78,9 @@ def take(row: Reservation, step: tuple[object, ...]) -> Reservation:
             lease = NOW + SECOND
             return row._replace(lease_epoch=row.lease_epoch + 1, lease_expire_time=lease, due_time=lease)
         case ("record", int(sent), int(epoch), int(behind), answer) if sent < row.revision:
-            assert isinstance(answer, Decision | Refusal | Overtaken | Silence)
+            assert isinstance(answer, Decision | PermanentFailure | StaleRevision | NoAnswer)
             outcome = about(row, behind, answer)
-            return record(row, row.lease_epoch - epoch, row.revision - sent, outcome, NOW, LATER)
+            return record_outcome(row, row.lease_epoch - epoch, row.revision - sent, outcome, NOW, LATER)
     return row
 
 
@@ -144,7 +144,7 @@ def test_answers_that_are_late_doubled_or_out_of_order_change_nothing_observed(
     arrivals = data.draw(st.lists(st.sampled_from(answers), min_size=1, max_size=15))
     highest = 0
     for answer in arrivals:
-        before, row = row, observe(row, answer)
+        before, row = row, merge_decision(row, answer)
         if answer.revision <= highest:
             assert row is before
         highest = max(highest, answer.revision)
@@ -154,11 +154,11 @@ def test_answers_that_are_late_doubled_or_out_of_order_change_nothing_observed(
 @settings(max_examples=200)
 @given(STEPS, st.integers(1, 9), ANSWERS)
 def test_who_brings_an_answer_makes_no_difference_to_what_is_observed_or_intended(
-    steps: list[tuple[object, ...]], sent: int, answer: Answer | Silence
+    steps: list[tuple[object, ...]], sent: int, answer: Answer | NoAnswer
 ) -> None:
     row = a_hold()
     for step in steps:
         row = take(row, step)
-    ours, overtaken = (record(row, epoch, sent, answer, NOW, LATER) for epoch in (row.lease_epoch, -1))
+    ours, overtaken = (record_outcome(row, epoch, sent, answer, NOW, LATER) for epoch in (row.lease_epoch, -1))
     bookkeeping = {"due_time": None, "lease_expire_time": None, "last_error": "", "finish_time": None}
     assert ours._replace(**bookkeeping) == overtaken._replace(**bookkeeping)  # type: ignore[arg-type]

@@ -3,17 +3,17 @@
 import pytest
 
 from cart_grpc.carts.progress import ProgressState, progress
-from cart_grpc.protocol.reservation import Disposition, Observed, Refusal, Reservation
-from cart_grpc.protocol.transitions import hold, next_intent, observe, record, release, seal
+from cart_grpc.protocol.reservation import Disposition, Observed, PermanentFailure, Reservation
+from cart_grpc.protocol.transitions import hold, merge_decision, next_intent, record_outcome, release, seal
 from tests.carts.examples import LATER, NOW, SECOND, a_held, a_hold, decided, held, line_of
 
-REFUSED = Refusal("NOT_FOUND", "no such sku")
+REFUSED = PermanentFailure("NOT_FOUND", "no such sku")
 RETRY = NOW + 7 * SECOND
 
 
 def refuse(row: Reservation, sent: int | None = None) -> Reservation:
     """The row once a call for revision `sent`, or its latest, was refused."""
-    return record(row, row.lease_epoch, row.revision if sent is None else sent, REFUSED, NOW, RETRY)
+    return record_outcome(row, row.lease_epoch, row.revision if sent is None else sent, REFUSED, NOW, RETRY)
 
 
 def shown(row: Reservation, quantity: int) -> ProgressState:
@@ -24,7 +24,7 @@ def test_without_a_grant_a_refusal_is_sealed_with_a_release_and_shown_only_once_
     sealed = refuse(a_hold(2))
     assert (sealed.disposition, sealed.revision, sealed.due_time) == (Disposition.RELEASE, 2, NOW)
     assert shown(sealed, 2) is ProgressState.PENDING
-    after = record(sealed, sealed.lease_epoch, 2, decided(sealed, Observed.RELEASED), NOW, RETRY)
+    after = record_outcome(sealed, sealed.lease_epoch, 2, decided(sealed, Observed.RELEASED), NOW, RETRY)
     seen = progress(line_of(after, 2), NOW)
     assert (seen.state, seen.reason, seen.reserved_quantity) == (ProgressState.REJECTED, "NOT_FOUND", 0)
 
@@ -35,13 +35,13 @@ def test_with_a_grant_a_refusal_is_sealed_with_a_hold_of_what_is_granted() -> No
     assert intent is not None
     assert (intent.disposition, intent.quantity, intent.revision) == (Disposition.HOLD, 2, 3)
     assert (shown(sealed, 5), sealed.due_time) == (ProgressState.PENDING, NOW)
-    seen = progress(line_of(observe(sealed, held(sealed)), 5), NOW)
+    seen = progress(line_of(merge_decision(sealed, held(sealed)), 5), NOW)
     assert (seen.state, seen.reason, seen.reserved_quantity) == (ProgressState.REJECTED, "NOT_FOUND", 2)
 
 
 def test_a_grant_that_a_rejection_left_is_kept_by_the_seal() -> None:
     grown = hold(a_held(3), 5, NOW)
-    rejected = observe(grown, decided(grown, Observed.REJECTED, 3, reason="OUT_OF_STOCK"))
+    rejected = merge_decision(grown, decided(grown, Observed.REJECTED, 3, reason="OUT_OF_STOCK"))
     sealed = refuse(hold(rejected, 6, NOW))
     assert (sealed.disposition, sealed.quantity) == (Disposition.HOLD, 3)
 
@@ -53,8 +53,8 @@ def test_a_grant_that_has_lapsed_is_sealed_with_a_release() -> None:
 
 def test_a_seal_that_is_refused_itself_ends_in_release_and_keeps_the_first_reason() -> None:
     sealed = refuse(hold(a_held(2), 5, NOW))
-    again = record(sealed, sealed.lease_epoch, 3, Refusal("INVALID_ARGUMENT", ""), NOW, RETRY)
-    assert (again.disposition, again.revision, again.refused_reason) == (Disposition.RELEASE, 4, "NOT_FOUND")
+    again = record_outcome(sealed, sealed.lease_epoch, 3, PermanentFailure("INVALID_ARGUMENT", ""), NOW, RETRY)
+    assert (again.disposition, again.revision, again.seal_reason) == (Disposition.RELEASE, 4, "NOT_FOUND")
     assert shown(again, 5) is ProgressState.PENDING
 
 
@@ -70,7 +70,7 @@ def test_a_refusal_of_an_old_revision_seals_nothing_and_the_new_one_is_due_at_on
     changed = hold(a_hold(2), 5, NOW)
     after = refuse(changed, sent=1)
     assert next_intent(after) == next_intent(changed)
-    assert (after.refused_reason, after.due_time) == ("", NOW)
+    assert (after.seal_reason, after.due_time) == ("", NOW)
 
 
 def test_a_refusal_that_arrives_after_the_decision_seals_nothing() -> None:
@@ -92,22 +92,22 @@ def test_a_seal_ends_the_lease_of_the_call_that_was_refused() -> None:
 
 def test_a_caller_who_changes_the_quantity_again_gets_a_new_chance() -> None:
     sealed = refuse(hold(a_held(2), 5, NOW))
-    again = hold(observe(sealed, held(sealed)), 4, NOW)
-    assert again.refused_reason == ""
-    assert shown(observe(again, held(again)), 4) is ProgressState.RESERVED
+    again = hold(merge_decision(sealed, held(sealed)), 4, NOW)
+    assert again.seal_reason == ""
+    assert shown(merge_decision(again, held(again)), 4) is ProgressState.RESERVED
 
 
 @pytest.mark.parametrize("quantity", [1, 2])
 def test_a_refused_shrink_goes_on_covering_the_smaller_quantity(quantity: int) -> None:
     sealed = refuse(hold(a_held(5), quantity, NOW))
     assert progress(line_of(sealed, quantity), NOW).reserved_quantity == quantity
-    assert shown(observe(sealed, held(sealed)), quantity) is ProgressState.RESERVED
+    assert shown(merge_decision(sealed, held(sealed)), quantity) is ProgressState.RESERVED
 
 
 def test_a_refused_renewal_of_what_was_sealed_keeps_what_is_held() -> None:
     wanted = hold(a_held(2), 5, NOW)
     sealed = refuse(wanted)
-    settled = observe(sealed, held(sealed))
+    settled = merge_decision(sealed, held(sealed))
     renewing = settled._replace(revision=settled.revision + 1)
     again = refuse(renewing)
     assert (again.disposition, again.quantity) == (Disposition.HOLD, 2)

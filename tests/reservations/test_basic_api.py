@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed
-from cart_grpc.reservation_api.api import UNRECORDED, NoAnswer, Refusal, ReservationApi
+from cart_grpc.reservation_api.api import UNRECORDED, NoAnswerError, PermanentFailure, ReservationApi
 from cart_grpc.reservation_api.basic_api import BasicReservationApi
 from cart_grpc.reservation_api.http_client import HttpAnswer, HttpClient
 from cart_grpc.reservation_api.transports import connect
@@ -68,8 +68,8 @@ async def posted(simulator: Simulator, intent: Intent, *quantities: int) -> None
 
 async def no_answer(
     api: ReservationApi, intent: Intent, attempt: Noted | None = None, *, timeout: float = 5
-) -> NoAnswer:
-    with pytest.raises(NoAnswer) as caught:
+) -> NoAnswerError:
+    with pytest.raises(NoAnswerError) as caught:
         await api.apply(intent, timeout=timeout, attempt=attempt or UNRECORDED)
     return caught.value
 
@@ -139,7 +139,7 @@ async def test_an_attempt_that_may_not_be_opened_changes_nothing(
 
 async def test_a_refusal_took_nothing_and_is_an_answer(api: ReservationApi, simulator: Simulator) -> None:
     intent = hold(11)
-    assert await api.apply(intent, timeout=5) == Refusal("OUT_OF_STOCK", "nothing was reserved")
+    assert await api.apply(intent, timeout=5) == PermanentFailure("OUT_OF_STOCK", "nothing was reserved")
     assert live(simulator, intent) == []
 
 
@@ -337,7 +337,7 @@ async def test_a_page_of_some_other_server_refuses_nothing(scripted: Scripted, s
     scripted.answers["POST"] = (404, {"detail": "Not Found"})
     assert (await no_answer(scripted_api, hold())).code == "INVALID_ANSWER"
     scripted.answers["POST"] = (404, {"error": {"reason": "no such item"}})
-    assert await scripted_api.apply(hold(), timeout=5) == Refusal("NO_SUCH_ITEM", "")
+    assert await scripted_api.apply(hold(), timeout=5) == PermanentFailure("NO_SUCH_ITEM", "")
 
 
 async def test_ids_are_quoted_where_they_are_part_of_a_path(scripted: Scripted, scripted_api: ReservationApi) -> None:
@@ -362,7 +362,7 @@ async def test_a_delete_that_fails_releases_nothing(
     scripted.answers["DELETE"] = (status, {"error": {"reason": "SOLD"}})
     release = hold(disposition=Disposition.RELEASE)
     if answered:
-        assert await scripted_api.apply(release, timeout=5) == Refusal("SOLD", "")
+        assert await scripted_api.apply(release, timeout=5) == PermanentFailure("SOLD", "")
     else:
         await no_answer(scripted_api, release)
     # Nothing is taken while what was there before is not known to be gone.

@@ -15,10 +15,10 @@ from typing import Any, cast
 import pytest
 
 from cart_grpc.carts.progress import progress
-from cart_grpc.protocol.attempts import follow_up, open_attempt
-from cart_grpc.protocol.reservation import Answer, Disposition, Observed, Reservation, Silence
-from cart_grpc.protocol.transitions import hold, next_intent, record, release
-from cart_grpc.reservation_api.api import NoAnswer
+from cart_grpc.protocol.attempts import open_attempt, update_attempt
+from cart_grpc.protocol.reservation import Answer, Disposition, NoAnswer, Observed, Reservation
+from cart_grpc.protocol.transitions import hold, next_intent, record_outcome, release
+from cart_grpc.reservation_api.api import NoAnswerError
 from cart_grpc.reservation_api.basic_api import BasicReservationApi
 from cart_grpc.reservation_api.http_client import HttpAnswer, HttpClient
 from cart_grpc.simulator.stock import Stock
@@ -113,7 +113,7 @@ class World:
             async with asyncio.timeout(timeout):
                 return await answer
         except TimeoutError:
-            raise NoAnswer("DEADLINE_EXCEEDED", "") from None
+            raise NoAnswerError("DEADLINE_EXCEEDED", "") from None
 
     def take_effect(self, method: str, url: str, body: Any) -> HttpAnswer:
         status, told = 200, cast("object", {})
@@ -169,15 +169,15 @@ class World:
         intent = next_intent(claimed)
         assert intent is not None
         attempt = WorldAttempt(self, claimed)
-        outcome: Answer | Silence
+        outcome: Answer | NoAnswer
         deadline = self.loop.time() + TIMEOUT
         await self.pause()
         try:
             outcome = await self.api.apply(intent, timeout=deadline - self.loop.time(), attempt=attempt)
-        except NoAnswer as silence:
-            outcome = Silence(silence.code, "")
+        except NoAnswerError as silence:
+            outcome = NoAnswer(silence.code, "")
         await self.pause()
-        after = record(
+        after = record_outcome(
             self.row,
             claimed.lease_epoch,
             claimed.revision,
@@ -185,7 +185,7 @@ class World:
             self.now,
             self.now + int(self.numbers.random() * SECOND),
         )
-        self.put(follow_up(after, outcome, attempt.opened, self.now, int(GRACE * SECOND)))
+        self.put(update_attempt(after, outcome, attempt.opened, self.now, int(GRACE * SECOND)))
 
     async def change_mind(self, times: int) -> None:
         for _ in range(times):

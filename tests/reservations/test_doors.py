@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cart_grpc.protocol.reservation import Decision, Observed
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import NoAnswer, Refusal, ReservationApi
+from cart_grpc.reservation_api.api import NoAnswerError, PermanentFailure, ReservationApi
 from cart_grpc.reservation_api.transports import connect
 from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.server import (
@@ -118,7 +118,7 @@ async def test_a_bad_request_is_refused_without_effect(
     simulator: Simulator, api: ReservationApi, change: dict[str, Any]
 ) -> None:
     answer = await api.apply(replace(hold(2), **change), timeout=5)
-    assert isinstance(answer, Refusal)
+    assert isinstance(answer, PermanentFailure)
     assert answer.reason == "INVALID_FIELD"
     assert simulator.effects() == []
 
@@ -210,7 +210,7 @@ async def test_served_with_a_journal_it_remembers_after_a_restart(tmp_path: Path
         assert answer.state is Observed.HELD
         stopped.set()
         await served
-        with pytest.raises(NoAnswer):
+        with pytest.raises(NoAnswerError):
             await api.apply(first, timeout=5)
         await api.close()
     assert len((tmp_path / "journal").read_bytes().splitlines()) == 1

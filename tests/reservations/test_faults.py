@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cart_grpc.protocol.reservation import Decision, Disposition, Observed
-from cart_grpc.reservation_api.api import Refusal, ReservationApi
+from cart_grpc.reservation_api.api import PermanentFailure, ReservationApi
 from cart_grpc.reservation_api.transports import connect
 from cart_grpc.simulator.errors import Unavailable
 from cart_grpc.simulator.faults import Faults, draw
@@ -101,7 +101,7 @@ async def test_a_hold_that_arrives_again_after_its_release_takes_nothing(
 async def test_refused(simulator: Simulator, api: ReservationApi) -> None:
     simulator.faults = Faults(refused=1)
     answer = await api.apply(hold(2), timeout=5)
-    assert isinstance(answer, Refusal)
+    assert isinstance(answer, PermanentFailure)
     assert answer.reason == "SIMULATED_REFUSAL"
     assert simulator.effects() == []
 

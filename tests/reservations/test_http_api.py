@@ -13,7 +13,7 @@ from google.protobuf import json_format
 
 from cart_grpc.protocol.reservation import Decision
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import NoAnswer, Refusal
+from cart_grpc.reservation_api.api import NoAnswerError, PermanentFailure
 from cart_grpc.reservation_api.http_api import HttpReservationApi
 from cart_grpc.reservation_api.http_client import HttpClient
 from cart_grpc.reservation_api.transports import connect
@@ -36,9 +36,9 @@ async def api(hostile: Hostile) -> AsyncIterator[HttpReservationApi]:
     await client.close()
 
 
-async def no_answer(api: Any, timeout: float = 5) -> NoAnswer:
-    """Apply a hold and return the NoAnswer that must come of it."""
-    with pytest.raises(NoAnswer) as caught:
+async def no_answer(api: Any, timeout: float = 5) -> NoAnswerError:
+    """Apply a hold and return the NoAnswerError that must come of it."""
+    with pytest.raises(NoAnswerError) as caught:
         await api.apply(hold(), timeout=timeout)
     return caught.value
 
@@ -74,7 +74,7 @@ async def test_a_wrong_prefix_rejects_nothing(hostile: Hostile, api: HttpReserva
     hostile.script = Script(raw=b'{"detail": "Not Found"}', http_status=404)
     assert (await no_answer(api)).code == "INVALID_ANSWER"
     hostile.script.http_status = 422
-    assert await api.apply(hold(), timeout=5) == Refusal("INVALID_ARGUMENT", "")
+    assert await api.apply(hold(), timeout=5) == PermanentFailure("INVALID_ARGUMENT", "")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ async def test_an_answer_is_neither_read_without_end_nor_unfolded(hostile: Hosti
     padded, packed = raw + b" " * wire.MAX_ANSWER_BYTES, gzip.compress(raw)
     for script in (Script(raw=padded), Script(raw=packed, headers={"Content-Encoding": "gzip"})):
         hostile.script = script
-        with pytest.raises(NoAnswer, match="INVALID_ANSWER"):
+        with pytest.raises(NoAnswerError, match="INVALID_ANSWER"):
             await api.apply(intent, timeout=5)
 
 

@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import NoAnswer, Overtaken, Refusal, ReservationApi
+from cart_grpc.reservation_api.api import NoAnswerError, PermanentFailure, ReservationApi, StaleRevision
 from cart_grpc.reservation_api.grpc_api import GrpcReservationApi
 from cart_grpc.reservation_api.http_api import HttpReservationApi
 from cart_grpc.reservation_api.transports import connect
@@ -23,9 +23,9 @@ from tests.reservations.intents import SECOND, START, Clock, Message, after, ans
 Code = grpc.StatusCode
 
 
-async def no_answer(api: ReservationApi, intent: Intent, *, timeout: float = 5) -> NoAnswer:
-    """Apply `intent` and return the NoAnswer that must come of it."""
-    with pytest.raises(NoAnswer) as caught:
+async def no_answer(api: ReservationApi, intent: Intent, *, timeout: float = 5) -> NoAnswerError:
+    """Apply `intent` and return the NoAnswerError that must come of it."""
+    with pytest.raises(NoAnswerError) as caught:
         await api.apply(intent, timeout=timeout)
     return caught.value
 
@@ -61,14 +61,14 @@ async def test_a_higher_revision_that_was_decided_first_overtakes(api: Reservati
     newer = replace(first, revision=5, quantity=4)
     await api.apply(newer, timeout=5)
     current = Decision(first.reservation_id, 5, Observed.HELD, 4, clock.now + 600 * SECOND, "")
-    assert await api.apply(first, timeout=5) == Overtaken(current)
+    assert await api.apply(first, timeout=5) == StaleRevision(current)
 
 
 async def test_the_same_revision_with_another_body_is_refused(api: ReservationApi) -> None:
     first = hold(2)
     await api.apply(first, timeout=5)
     answer = await api.apply(replace(first, quantity=3), timeout=5)
-    assert isinstance(answer, Refusal)
+    assert isinstance(answer, PermanentFailure)
     assert answer.reason == "REVISION_BODY_MISMATCH"
 
 
@@ -161,13 +161,13 @@ async def test_an_error_that_will_never_change_is_a_refusal(
 ) -> None:
     hostile.script = Script(code=code, text="no\x00\n\x1b[31m " + "x" * 1000)
     answer = await hostile_api.apply(hold(), timeout=5)
-    assert isinstance(answer, Refusal)
+    assert isinstance(answer, PermanentFailure)
     assert answer.reason == code.name
     assert answer.message.startswith("no [31m xxx")
     assert len(answer.message) == 500
     hostile.script.reason = "sku is discontinued!"
     answer = await hostile_api.apply(hold(), timeout=5)
-    assert isinstance(answer, Refusal)
+    assert isinstance(answer, PermanentFailure)
     assert answer.reason == "SKU_IS_DISCONTINUED"
 
 
@@ -208,7 +208,7 @@ async def test_aborted_is_believed_only_with_a_newer_reservation(hostile: Hostil
     newer = replace(intent, revision=9, quantity=7)
     hostile.script = Script(code=Code.ABORTED, current=answered(newer, Message.STATE_HELD, 7), reason="OVERTAKEN")
     answer = await hostile_api.apply(intent, timeout=5)
-    assert answer == Overtaken(Decision(intent.reservation_id, 9, Observed.HELD, 7, START, ""))
+    assert answer == StaleRevision(Decision(intent.reservation_id, 9, Observed.HELD, 7, START, ""))
     hostile.script.current = answered(intent, Message.STATE_HELD, 2)
     assert (await no_answer(hostile_api, intent)).code == "INVALID_ANSWER"
     hostile.script.current = answered(hold(7, revision=9), Message.STATE_HELD, 7)
@@ -283,7 +283,7 @@ async def test_an_api_that_comes_back_is_found_again(transport: str) -> None:
         while answer is None:
             try:
                 answer = await api.apply(hold(), timeout=1)
-            except NoAnswer:
+            except NoAnswerError:
                 continue
     assert answer.state is Observed.HELD
     await api.close()
@@ -301,9 +301,9 @@ async def test_what_was_decided_can_be_read_and_what_was_not_is_missing(api: Res
 
 async def test_a_read_that_is_not_offered_is_no_answer(hostile_api: ReservationApi, transport: str) -> None:
     assert isinstance(hostile_api, GrpcReservationApi | HttpReservationApi)
-    with pytest.raises(NoAnswer) as found:
+    with pytest.raises(NoAnswerError) as found:
         await hostile_api.find(hold().reservation_id, timeout=5)
-    with pytest.raises(NoAnswer) as looked_up:
+    with pytest.raises(NoAnswerError) as looked_up:
         await hostile_api.look_up([hold().reservation_id], timeout=5)
     codes = ("UNIMPLEMENTED", "UNIMPLEMENTED") if transport == "grpc" else ("HTTP_405", "HTTP_404")
     assert (found.value.code, looked_up.value.code) == codes
@@ -313,5 +313,5 @@ def test_a_look_up_that_leaves_an_id_out_is_no_answer() -> None:
     intent = hold(2)
     told = reservation_pb2.LookupReservationsResponse(found=[answered(intent, Message.STATE_HELD, 2)])
     assert wire.to_looked_up(told, [intent.reservation_id])[1] == []
-    with pytest.raises(NoAnswer, match="INVALID_ANSWER"):
+    with pytest.raises(NoAnswerError, match="INVALID_ANSWER"):
         wire.to_looked_up(told, [intent.reservation_id, hold().reservation_id])

@@ -5,7 +5,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from cart_grpc.protocol.reservation import Decision
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import NoAnswer
+from cart_grpc.reservation_api.api import NoAnswerError
 from tests.reservations.intents import START, Message, answered, hold
 
 
@@ -17,7 +17,7 @@ def test_a_time_that_does_not_exist_is_no_answer(time: Timestamp) -> None:
     intent = hold()
     message = answered(intent, Message.STATE_HELD, 2)
     message.expire_time.CopyFrom(time)
-    with pytest.raises(NoAnswer, match="expire_time out of range"):
+    with pytest.raises(NoAnswerError, match="expire_time out of range"):
         wire.to_decision(message, intent)
 
 

@@ -17,8 +17,8 @@ from tests.simulation.operations import Operation
 State = cart_pb2.Reservation.State
 _ROWS = (
     "SELECT reservation_id, revision, intent_revision, observed_revision, lease_epoch, state, disposition, quantity, "
-    "granted_quantity, due_time, lease_expire_time, attempt_count, least_quantity, expire_time, waiting, last_error, reason, "
-    "refused_reason, finish_time, uncertain_until FROM reservations"
+    "granted_quantity, due_time, lease_expire_time, attempt_count, reserved_cap, expire_time, waiting, last_error, "
+    "reason, seal_reason, finish_time, uncertain_until FROM reservations"
 )
 _RISING = (1, 2, 3, 4)
 Row = tuple[Any, ...]
@@ -222,7 +222,7 @@ class Checks:
         live = {name: record.granted for name, record in self._records.items() if record.granted}
         query = (
             "SELECT i.cart_id, i.user_id, i.sku, i.quantity, r.reservation_id, r.state, r.granted_quantity, "
-            "r.expire_time, r.refused_reason, r.reason, r.sku, r.disposition FROM items i "
+            "r.expire_time, r.seal_reason, r.reason, r.sku, r.disposition FROM items i "
             "LEFT JOIN reservations r USING (slice, reservation_id)"
         )
         for row in self._raw.execute(query):

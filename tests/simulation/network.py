@@ -12,7 +12,7 @@ from typing import Any
 
 from cart_grpc.protocol.reservation import Intent
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswer
+from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerError
 from cart_grpc.simulator import codec
 from cart_grpc.simulator.errors import BodyMismatch, SimulatorError, Stale
 from cart_grpc.simulator.faults import Nonsense
@@ -110,10 +110,14 @@ class Network:
             return
         if chances[4] < faults.throttled:
             wait = int(faults.retry_after * self._numbers.random() * 1_000_000)
-            self._answer(process, reply, NoAnswer("RESOURCE_EXHAUSTED", "slowly", retry_after_us=wait, reached=True))
+            self._answer(
+                process, reply, NoAnswerError("RESOURCE_EXHAUSTED", "slowly", retry_after_us=wait, reached=True)
+            )
             return
         if chances[5] < faults.refused:
-            self._answer(process, reply, wire.to_refusal("SIMULATED", "INVALID_ARGUMENT", "was told to refuse"))
+            self._answer(
+                process, reply, wire.to_permanent_failure("SIMULATED", "INVALID_ARGUMENT", "was told to refuse")
+            )
             return
         answer = self._decide(intent, chances)
         if chances[8] < faults.lost_after:
@@ -126,33 +130,33 @@ class Network:
             self._told("repeat", intent.reservation_id, intent.revision)
             self._decide(intent, [1.0] * 9)
 
-    def _decide(self, intent: Intent, chances: list[float]) -> "Answer | NoAnswer":
+    def _decide(self, intent: Intent, chances: list[float]) -> "Answer | NoAnswerError":
         try:
             record = self._stock.apply(intent, self._clock(), sold_out=chances[6] < self.faults.sold_out)
             return _translate(record, intent, chances[7] < self.faults.garbage and self._numbers.choice(list(Nonsense)))
         except BodyMismatch:
             self._violated(f"{intent.reservation_id} revision {intent.revision} was sent with two bodies")
-            return wire.to_refusal("REVISION_BODY_MISMATCH", "INVALID_ARGUMENT", "")
+            return wire.to_permanent_failure("REVISION_BODY_MISMATCH", "INVALID_ARGUMENT", "")
         except Stale as stale:
-            return wire.to_overtaken(codec.to_reservation(stale.current), intent)
+            return wire.to_stale_revision(codec.to_reservation(stale.current), intent)
         except SimulatorError as error:
             self._violated(f"{intent}: {error}")
-            return NoAnswer("INTERNAL", str(error))
-        except NoAnswer as nonsense:
+            return NoAnswerError("INTERNAL", str(error))
+        except NoAnswerError as nonsense:
             return nonsense
 
-    def _answer(self, process: Process, reply: "asyncio.Future[Answer]", answer: "Answer | NoAnswer") -> None:
+    def _answer(self, process: Process, reply: "asyncio.Future[Answer]", answer: "Answer | NoAnswerError") -> None:
         delay = self.faults.latency * self._numbers.random()
         if self._numbers.random() < self.faults.slow:
             delay = self.faults.slowest * self._numbers.random()
         self._later(delay, self._hear, process, reply, answer)
 
-    def _hear(self, process: Process, reply: "asyncio.Future[Answer]", answer: "Answer | NoAnswer") -> None:
+    def _hear(self, process: Process, reply: "asyncio.Future[Answer]", answer: "Answer | NoAnswerError") -> None:
         if process.name in self._cut:
             self._lose(reply, "cut off from the answer", is_silent=True)
         elif reply.done():
             return
-        elif isinstance(answer, NoAnswer):
+        elif isinstance(answer, NoAnswerError):
             reply.set_exception(answer)
         else:
             reply.set_result(answer)
@@ -160,7 +164,7 @@ class Network:
     def _lose(self, reply: "asyncio.Future[Answer]", why: str, *, is_silent: bool) -> None:
         """Either the sender is told that the connection broke, or it hears nothing, until its deadline."""
         if not is_silent and not reply.done():
-            reply.set_exception(NoAnswer("UNAVAILABLE", why))
+            reply.set_exception(NoAnswerError("UNAVAILABLE", why))
 
 
 def _translate(record: Record, intent: Intent, nonsense: "Nonsense | bool") -> Answer:
@@ -184,7 +188,7 @@ class SimulatedApi:
             async with asyncio.timeout(timeout):
                 return await reply
         except TimeoutError:
-            raise NoAnswer("DEADLINE_EXCEEDED", "no answer in time") from None
+            raise NoAnswerError("DEADLINE_EXCEEDED", "no answer in time") from None
 
     async def close(self) -> None:
         """Nothing of its own to close."""

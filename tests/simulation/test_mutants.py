@@ -18,7 +18,7 @@ from cart_grpc.commands import record as record_command
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.unit_of_work import Reply, UnitOfWork
 from cart_grpc.protocol import transitions
-from cart_grpc.protocol.reservation import Decision, Disposition, Observed, Refusal, Reservation, Silence
+from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Observed, PermanentFailure, Reservation
 from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.read import cart_json
 from cart_grpc.store.read.cart_json import STAMP_AGE, CacheValidator, CartJson, Found
@@ -28,11 +28,11 @@ from tests.simulation.seeds import run
 Patch = pytest.MonkeyPatch
 Mutant = Callable[[Patch], None]
 MOST_SEEDS = 50
-real_hold, real_release, real_record = transitions.hold, transitions.release, transitions.record
+real_hold, real_release, real_record = transitions.hold, transitions.release, transitions.record_outcome
 
 
 def late_answers_overwrite(patch: Patch) -> None:
-    def observe(row: Reservation, decision: Decision) -> Reservation:
+    def merge_decision(row: Reservation, decision: Decision) -> Reservation:
         seen = max(row.observed_revision, min(decision.revision, row.revision))
         return row._replace(
             state=decision.state,
@@ -42,7 +42,7 @@ def late_answers_overwrite(patch: Patch) -> None:
             reason=decision.reason,
         )
 
-    patch.setattr(transitions, "observe", observe)
+    patch.setattr(transitions, "merge_decision", merge_decision)
 
 
 def intent_changes_without_a_revision(patch: Patch) -> None:
@@ -62,36 +62,36 @@ def release_does_not_raise(patch: Patch) -> None:
 
 def refusal_is_not_sealed(patch: Patch) -> None:
     def seal(row: Reservation, reason: str, now: int) -> Reservation:
-        return row._replace(state=Observed.REJECTED, observed_revision=row.revision, refused_reason=reason)
+        return row._replace(state=Observed.REJECTED, observed_revision=row.revision, seal_reason=reason)
 
     patch.setattr(transitions, "seal", seal)
 
 
 def silence_means_not_sent(patch: Patch) -> None:
-    def record(row: Reservation, epoch: int, sent: int, outcome: Any, *rest: Any) -> Reservation:
-        if isinstance(outcome, Silence) and row.disposition is Disposition.RELEASE and not row.observed_revision:
+    def record_outcome(row: Reservation, epoch: int, sent: int, outcome: Any, *rest: Any) -> Reservation:
+        if isinstance(outcome, NoAnswer) and row.disposition is Disposition.RELEASE and not row.observed_revision:
             outcome = Decision(row.reservation_id, row.revision, Observed.RELEASED, 0, None, "")
         return real_record(row, epoch, sent, outcome, *rest)
 
-    patch.setattr(record_command, "record", record)
+    patch.setattr(record_command, "record_outcome", record_outcome)
 
 
 def time_out_is_taken_for_a_refusal(patch: Patch) -> None:
-    def record(row: Reservation, epoch: int, sent: int, outcome: Any, *rest: Any) -> Reservation:
-        if isinstance(outcome, Silence) and outcome.code == "DEADLINE_EXCEEDED":
-            outcome = Refusal("TIMED_OUT", "")
+    def record_outcome(row: Reservation, epoch: int, sent: int, outcome: Any, *rest: Any) -> Reservation:
+        if isinstance(outcome, NoAnswer) and outcome.code == "DEADLINE_EXCEEDED":
+            outcome = PermanentFailure("TIMED_OUT", "")
         return real_record(row, epoch, sent, outcome, *rest)
 
-    patch.setattr(record_command, "record", record)
+    patch.setattr(record_command, "record_outcome", record_outcome)
 
 
 def nonsense_is_taken_for_done(patch: Patch) -> None:
-    def record(row: Reservation, epoch: int, sent: int, outcome: Any, *rest: Any) -> Reservation:
-        if isinstance(outcome, Silence) and outcome.code == "INVALID_ANSWER":
+    def record_outcome(row: Reservation, epoch: int, sent: int, outcome: Any, *rest: Any) -> Reservation:
+        if isinstance(outcome, NoAnswer) and outcome.code == "INVALID_ANSWER":
             outcome = Decision(row.reservation_id, row.revision, Observed.RELEASED, 0, None, "")
         return real_record(row, epoch, sent, outcome, *rest)
 
-    patch.setattr(record_command, "record", record)
+    patch.setattr(record_command, "record_outcome", record_outcome)
 
 
 def id_is_used_again(patch: Patch) -> None:
@@ -114,14 +114,14 @@ def new_hold_does_not_wait_for_the_old(patch: Patch) -> None:
 
 
 def what_waits_is_forgotten(patch: Patch) -> None:
-    patch.setattr(apply_transition, "_unblock_waiting", lambda *_: None)
+    patch.setattr(apply_transition, "_stop_waiting", lambda *_: None)
 
 
 def zombies_keep_the_books(patch: Patch) -> None:
-    def record(row: Reservation, epoch: int, *rest: Any) -> Reservation:
+    def record_outcome(row: Reservation, epoch: int, *rest: Any) -> Reservation:
         return real_record(row, row.lease_epoch, *rest)
 
-    patch.setattr(record_command, "record", record)
+    patch.setattr(record_command, "record_outcome", record_outcome)
 
 
 def claim_is_not_written(patch: Patch) -> None:
@@ -194,18 +194,18 @@ def expiry_forgets_the_items(patch: Patch) -> None:
 
 def shrinking_item_shows_the_last_grant(patch: Patch) -> None:
     def hold(row: Reservation, quantity: int, now: int) -> Reservation:
-        return real_hold(row, quantity, now)._replace(least_quantity=row.least_quantity)
+        return real_hold(row, quantity, now)._replace(reserved_cap=row.reserved_cap)
 
     patch.setattr(rules, "hold", hold)
 
 
 def answer_settles_the_newest_revision(patch: Patch) -> None:
-    real = transitions.observe
+    real = transitions.merge_decision
 
-    def observe(row: Reservation, decision: Decision) -> Reservation:
+    def merge_decision(row: Reservation, decision: Decision) -> Reservation:
         return real(row, replace(decision, revision=row.revision))
 
-    patch.setattr(transitions, "observe", observe)
+    patch.setattr(transitions, "merge_decision", merge_decision)
 
 
 def what_may_be_claimed_is_remembered(patch: Patch) -> None:

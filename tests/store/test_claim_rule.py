@@ -44,7 +44,7 @@ def every_state() -> Iterator[Reservation]:
     """Due and settled rows in every state, waiting or not: none of it makes a difference."""
     for state, waiting, refused in itertools.product(Observed, (False, True), ("", "NOT_FOUND")):
         name = f"r-{state.name}-{waiting}-{refused}"
-        row = a_hold(reservation_id=name, state=state, waiting=waiting, refused_reason=refused, observed_revision=1)
+        row = a_hold(reservation_id=name, state=state, waiting=waiting, seal_reason=refused, observed_revision=1)
         yield row._replace(granted_quantity=2, expire_time=FUTURE, last_error="UNAVAILABLE: gone", finish_time=PAST)
 
 

@@ -207,10 +207,8 @@ def insert_a_cart(connection: Connection) -> None:
 
 
 def insert_a_reservation(connection: Connection) -> None:
-    texts = dict.fromkeys(("user_id", "cart_id", "item_id", "sku", "reason", "refused_reason", "last_error"), "x")
-    numbers = dict.fromkeys(
-        ("ttl_us", "least_quantity", "create_time", "state", "granted_quantity", "attempt_count"), 0
-    )
+    texts = dict.fromkeys(("user_id", "cart_id", "item_id", "sku", "reason", "seal_reason", "last_error"), "x")
+    numbers = dict.fromkeys(("ttl_us", "reserved_cap", "create_time", "state", "granted_quantity", "attempt_count"), 0)
     connection.execute(
         schema.reservations.insert().values(
             slice=0, reservation_id="r", quantity=1, disposition=1,

@@ -14,7 +14,7 @@ from cart_grpc.commands.bulk import Extend
 from cart_grpc.commands.record import Record
 from cart_grpc.names import cart_key, item_id_of, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
-from cart_grpc.protocol.reservation import RELEASED_BY_OPERATOR, Observed, Refusal, Reservation
+from cart_grpc.protocol.reservation import RELEASED_BY_OPERATOR, Observed, PermanentFailure, Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.read.operator import BACKLOG, ReservationPage, Seen, WorkState
@@ -124,7 +124,7 @@ async def test_an_error_that_was_sealed_with_a_release_is_listed_as_rejected_unt
     store: Store, operator: Operator
 ) -> None:
     await store.mutate(add())
-    await store.record(Record(await claim_one(store), Refusal("INVALID_SKU", "no such thing"), 0))
+    await store.record(Record(await claim_one(store), PermanentFailure("INVALID_SKU", "no such thing"), 0))
     await store.record(answered(await claim_one(store, RELEASE_LANE)))
     assert (await only(operator)).state is WorkState.REJECTED
     await store.mutate(remove())
@@ -266,7 +266,7 @@ async def test_a_waiting_hold_goes_on_once_the_release_before_it_is_given_up(sto
     old, new = await behind_an_old_release(store)
     assert (await operator.retry(new)).state is WorkState.WAITING
     assert (await operator.get(old.reservation_id)).state is WorkState.DUE
-    await store.record(Record(await claim_one(store, RELEASE_LANE), Refusal("NOT_ALLOWED", "never"), HOUR))
+    await store.record(Record(await claim_one(store, RELEASE_LANE), PermanentFailure("NOT_ALLOWED", "never"), HOUR))
     assert (await operator.get(old.reservation_id)).state is WorkState.BACKING_OFF
     revision = (await snapshot(store)).cart.revision
     assert (await operator.release(old.reservation_id, "it is gone", force=True)).state is WorkState.RELEASED
@@ -290,7 +290,7 @@ async def test_a_hold_of_an_item_is_given_back_and_the_item_is_rejected_until_a_
     await store.record(answered(await claim_one(store, RELEASE_LANE)))
     assert await shown(store) is ProgressState.REJECTED
     [line] = (await snapshot(store)).lines
-    assert line.reservation.refused_reason == RELEASED_BY_OPERATOR
+    assert line.reservation.seal_reason == RELEASED_BY_OPERATOR
     assert (await snapshot(store)).cart.etag == before.etag
     again = await operator.retry(claimed.reservation_id)
     assert again.reservation.reservation_id != claimed.reservation_id

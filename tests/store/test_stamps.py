@@ -15,7 +15,7 @@ from cart_grpc.commands.bulk import HandBack, Purge
 from cart_grpc.commands.operator import Release, Retry
 from cart_grpc.commands.record import Record
 from cart_grpc.names import CartKey, cart_key, user_key
-from cart_grpc.protocol.reservation import Decision, Observed, Overtaken
+from cart_grpc.protocol.reservation import Decision, Observed, StaleRevision
 from cart_grpc.rpc.replies import Replies
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
@@ -160,7 +160,7 @@ async def test_what_somebody_else_has_said_of_a_hold_is_noticed_though_nobody_ha
     renewal = await renewed_in_vain(store, engine)
     stamp = await stamp_of(store)
     current = Decision(renewal.reservation_id, renewal.revision + 5, Observed.HELD, 1, app.clock() + HOUR, "")
-    await store.record(Record(renewal, Overtaken(current), 0))
+    await store.record(Record(renewal, StaleRevision(current), 0))
     assert await store.reads.find_json(KEY, stamp) is not UNCHANGED
 
 

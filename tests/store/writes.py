@@ -14,7 +14,7 @@ from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.record import Record
 from cart_grpc.names import CartKey, cart_key, item_id_of, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
-from cart_grpc.protocol.reservation import Decision, Disposition, Observed, Reservation, Silence
+from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Observed, Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine
 from cart_grpc.store.read.carts import Snapshot
@@ -110,7 +110,7 @@ def answered(claimed: Reservation, **changes: Any) -> Record:
 
 def silent(claimed: Reservation, retry_delay: int = 0) -> Record:
     """The end of a call that got no answer."""
-    return Record(claimed, Silence("UNAVAILABLE", "no answer"), retry_delay)
+    return Record(claimed, NoAnswer("UNAVAILABLE", "no answer"), retry_delay)
 
 
 async def decided(store: Store, state: Observed = Observed.HELD, sku: str = SKU, /, **changes: object) -> Reservation:

@@ -119,7 +119,7 @@ def a_refused_item_is_held_nevertheless(run: Run, numbers: random.Random) -> Run
 @says("RESERVED are")
 def an_item_is_reserved_in_part(run: Run, numbers: random.Random) -> Run:
     found = _held(run, numbers)
-    changes = {"granted_quantity": 1_000, "least_quantity": 1_000}
+    changes = {"granted_quantity": 1_000, "reserved_cap": 1_000}
     return with_row(run, found[0], **changes)
 
 

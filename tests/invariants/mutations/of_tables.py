@@ -24,9 +24,7 @@ def an_item_has_no_reservation(run: Run, numbers: random.Random) -> Run:
 
 def _of_item(run: Run, numbers: random.Random) -> Reservation:
     names = {item.reservation_id for item in run.dump.items}
-    return pick(
-        numbers, (row for row in run.dump.reservations if row.reservation_id in names and not row.refused_reason)
-    )
+    return pick(numbers, (row for row in run.dump.reservations if row.reservation_id in names and not row.seal_reason))
 
 
 def _of_nobody(run: Run, numbers: random.Random) -> Reservation:
@@ -55,7 +53,7 @@ def another_quantity_is_intended(run: Run, numbers: random.Random) -> Run:
 @says("are kept for it")
 def more_is_kept_than_wanted(run: Run, numbers: random.Random) -> Run:
     row = _of_item(run, numbers)
-    return with_row(run, row, quantity=row.quantity + 1, refused_reason="NOT_TODAY")
+    return with_row(run, row, quantity=row.quantity + 1, seal_reason="NOT_TODAY")
 
 
 @says("is no item's, and is to be kept")
