@@ -1,4 +1,4 @@
-"""The reservation protocol: intent, observation and the pure rules between them. Standard library only.
+"""The reservation protocol: values and pure functions. It imports the standard library and `names` only.
 
-Nothing here knows carts, SQL or a network.
+The rules of carts are in `carts`, SQL is in `store`, and calls to the Reservation API are in `reservation_api`.
 """

@@ -1,12 +1,14 @@
-"""Attempts: what the `basic` contract needs of a row beyond the protocol, as pure rules.
+"""Attempts: the additional rules of the `basic` contract.
 
-Under that contract a request to reserve can take effect after it was given up, and takes effect twice if it is sent
-twice. So there is one open attempt per reservation at most, recorded before anything is sent: `uncertain_until` is
-when what was attempted last can take effect no more. Until then nothing else is attempted, and afterwards the id is
-looked up before it is believed to hold nothing. Because even that rests on a promise about how late a request can
-be, whatever was ever attempted stays on a watch list and is looked up again.
+Under that contract a request can take effect after it timed out, and a repeated request reserves twice. Therefore:
 
-Times and durations are int microseconds, times since the Unix epoch in UTC.
+- A reservation has at most one open attempt, recorded before the request is sent. `uncertain_until` is the time after
+  which the request can no longer take effect. Until then nothing else is sent.
+- After that time the id is looked up, and only the look-up can show that nothing is held.
+- That time rests on an assumption about how late a request can take effect. So a reservation that was ever attempted is
+  looked up again later, even after it is settled.
+
+All functions are pure. Times are int microseconds since the Unix epoch in UTC; durations are int microseconds.
 """
 
 from cart_grpc.protocol.reservation import Answer, Decision, Disposition, NoAnswer, Observed, Reservation
@@ -15,31 +17,32 @@ DAY = 24 * 3600 * 1_000_000
 
 
 def is_uncertain(reservation: Reservation) -> bool:
-    """Whether an attempt for what a caller intends was opened, and nobody knows what became of it."""
+    """Whether an attempt for the current intent was opened and its result is unknown."""
     attempted = reservation.uncertain_until is not None and reservation.reserved_cap == 0
     return attempted and reservation.reconciling and reservation.disposition is not Disposition.RELEASE
 
 
 def open_attempt(reservation: Reservation, claimed: Reservation, window_us: int, now: int) -> Reservation | None:
-    """The row with an attempt open until `window_us` from now, made under the claim that returned `claimed`.
+    """The row with an attempt open until `window_us` from now. `claimed` is the row that the claim returned.
 
-    None where the claim was taken over, the intent has changed, or another attempt may still be open: then nothing
-    may be sent. What was held may be given back on the way, so nothing is shown as reserved until there is an answer.
+    Returns None, and then nothing may be sent, if the claim was overtaken, the intent changed, or another attempt may
+    still be open. A change of quantity may release the old hold first, so callers see nothing as reserved until an
+    answer comes.
     """
     ours = reservation.lease_epoch == claimed.lease_epoch and reservation.revision == claimed.revision
     if not ours or (reservation.uncertain_until or 0) > now:
         return None
-    least = 0 if reservation.reconciling else reservation.reserved_cap
-    return reservation._replace(uncertain_until=now + window_us, reserved_cap=least)
+    cap = 0 if reservation.reconciling else reservation.reserved_cap
+    return reservation._replace(uncertain_until=now + window_us, reserved_cap=cap)
 
 
 def update_attempt(
     reservation: Reservation, outcome: Answer | NoAnswer, opened: int | None, now: int, grace_us: int
 ) -> Reservation:
-    """The row, `outcome` recorded, with its attempt closed if that is the answer to it, and due when it must be.
+    """Close the attempt if `outcome` answers it, and set `due_time`. `outcome` is already recorded in the row.
 
-    `opened` is the `uncertain_until` that the call opened its attempt with, None if it opened none: it tells the
-    attempt from any other, so that the answer counts even where the claim was taken over, by a release above all.
+    `opened` is the `uncertain_until` of the attempt that the call opened, or None. It identifies the attempt, so that
+    the answer closes it even if the claim was overtaken, as a release does. `grace_us` spaces the later look-ups.
     """
     if opened is not None and opened == reservation.uncertain_until and not isinstance(outcome, NoAnswer):
         reservation = _close(reservation, outcome, now)
@@ -56,20 +59,20 @@ def update_attempt(
 
 
 def _close(reservation: Reservation, outcome: Answer, now: int) -> Reservation:
-    # An older quantity than the one intended now is certainly held, again.
+    # The attempt lowered `reserved_cap` to 0. Once it is decided, callers may see the grant again.
     known = isinstance(outcome, Decision) and reservation.disposition is not Disposition.RELEASE
     return reservation._replace(
         uncertain_until=now,
         reserved_cap=reservation.quantity if known else reservation.reserved_cap,
-        # A release that waits for this has nothing left to wait for.
+        # A release may have been postponed until the attempt ends: it is due now.
         due_time=reservation.due_time if reservation.settled or reservation.lease_expire_time is not None else now,
     )
 
 
 def _find_next_check(reservation: Reservation, now: int, grace_us: int) -> int | None:
-    """When to look up again what is settled: `grace_us`, ten times that, and a day after the last attempt was over.
+    """When to look up a settled reservation again: `grace_us`, ten times `grace_us` and one day after the last attempt.
 
-    Not what was rejected: looking would ask for it again.
+    Returns None for a rejected hold, because its look-up would also try to reserve again, and after the last look-up.
     """
     if reservation.state is Observed.REJECTED or reservation.uncertain_until is None:
         return None
@@ -78,7 +81,7 @@ def _find_next_check(reservation: Reservation, now: int, grace_us: int) -> int |
 
 
 def count_duplicates(before: Reservation, outcome: Answer | NoAnswer) -> int:
-    """How many reservations too many `outcome` tells of, found and undone: none should ever be live."""
+    """The number of surplus live reservations that the call found and deleted. It should always be 0."""
     if not isinstance(outcome, Decision):
         return 0
     expected = 0 if before.state is Observed.RELEASED else 1

@@ -1,6 +1,6 @@
-"""Lanes: which reservations are claimed together.
+"""Lanes: the two groups in which a reconciler claims reservations.
 
-Releases have a lane of their own, so that holds whose calls hang cannot keep stock from being released.
+Releases have their own lane, so that holds whose calls hang cannot delay the release of stock.
 """
 
 from typing import Literal

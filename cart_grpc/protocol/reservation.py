@@ -1,7 +1,7 @@
-"""A reservation: what is intended, what was observed, and what is said to and by the Reservation API.
+"""The values of the protocol: a reservation (intent, observation, work) and the messages to and from the API.
 
-The rules that lead from one to the other are in `protocol`. Times and durations are int microseconds, times since the
-Unix epoch in UTC.
+The rules that change a reservation are in `transitions`. Times are int microseconds since the Unix epoch in UTC;
+durations are int microseconds.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from cart_grpc.names import CartKey
 
 
 class Disposition(IntEnum):
-    """What should become of the stock. The numbers are those of `cartgrpc.reservation.v1` and of the database."""
+    """What we ask the API to do with the stock. `cartgrpc.reservation.v1` and the database use the same numbers."""
 
     HOLD = 1
     COMMIT = 2
@@ -21,7 +21,7 @@ class Disposition(IntEnum):
 
 
 class Observed(IntEnum):
-    """What the Reservation API last decided. The numbers are those of `cartgrpc.reservation.v1` and of the database."""
+    """The last decision of the API that we know. `cartgrpc.reservation.v1` and the database use the same numbers."""
 
     NOTHING = 0
     HELD = 1
@@ -31,14 +31,19 @@ class Observed(IntEnum):
     EXPIRED = 5
 
 
+# Once in one of these states, a reservation never leaves it.
 FINAL = frozenset({Observed.COMMITTED, Observed.RELEASED})
-# The `seal_reason` of a hold that an operator has given back, while its item is still in the cart.
+# The `seal_reason` of a hold that an operator released while its item was still in the cart.
 RELEASED_BY_OPERATOR = "RELEASED_BY_OPERATOR"
 
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """One message to the Reservation API: make the reservation this. `ttl` in microseconds."""
+    """One message to the Reservation API: the state that the reservation should have.
+
+    `ttl_us` is how long the hold should last. `labels` is set by the probe only, and is no part of the body that the
+    API compares.
+    """
 
     reservation_id: str
     revision: int
@@ -51,10 +56,10 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the Reservation API decided for one revision.
+    """The API's decision for one revision.
 
-    `expire_time` in microseconds, None where nothing is held, or for good. `live_count` is how many live reservations
-    were found under the id, where the contract lets there be several.
+    `expire_time` is None if nothing is held or the hold never expires. `live_count` is the number of live reservations
+    found under the id; only the `basic` contract allows more than one.
     """
 
     reservation_id: str
@@ -68,9 +73,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class PermanentFailure:
-    """An error that says the request can never succeed. The API does not remember it, so it must be sealed.
+    """An error answer that a retry cannot mend, such as INVALID_ARGUMENT or HTTP 422.
 
-    `reason` is UPPER_SNAKE_CASE, at most 63 characters; `message` is for the operator's eyes.
+    The API does not remember it, so the reservation must be sealed: see `transitions.seal`. `reason` is
+    UPPER_SNAKE_CASE, at most 63 characters; operators see `message`, callers do not.
     """
 
     reason: str
@@ -82,12 +88,12 @@ class PermanentFailure:
 
 @dataclass(frozen=True, slots=True)
 class StaleRevision:
-    """The API has decided a higher revision already; `current` is that decision."""
+    """The API already decided a higher revision than the one we sent; `current` is that decision."""
 
     current: Decision
 
     def __str__(self) -> str:
-        return f"ABORTED: revision {self.current.revision} was decided already"
+        return f"ABORTED: the Reservation API already decided revision {self.current.revision}"
 
 
 Answer = Decision | PermanentFailure | StaleRevision
@@ -95,7 +101,7 @@ Answer = Decision | PermanentFailure | StaleRevision
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """There was no answer: the message may or may not have taken effect. `code` says how the call ended."""
+    """No answer came, or none that can be trusted: the message may or may not have taken effect. `code` says why."""
 
     code: str
     message: str
@@ -105,15 +111,17 @@ class NoAnswer:
 
 
 class Reservation(NamedTuple):
-    """One row: intent, what was observed, and the work between them.
+    """One database row: the intent, the last observation, and the reconciler's work.
 
-    `intent_revision` is the revision at which the intent last changed in substance: a renewal raises `revision` alone,
-    and nobody need see it. `reserved_cap` is the least quantity intended since the last grant observed: what is shown
-    as reserved never exceeds it, since a smaller intent may have been decided already. `seal_reason` is set while an
-    error that can never succeed is being sealed, and after; an operator's release sets it, too. `waiting` rows are not
-    due until the older reservations of the same cart and sku are released. `due_time` is None when there is nothing to
-    do. `uncertain_until` is when what was last attempted under the `basic` contract can take effect no more, None where
-    nothing was: see `attempts`.
+    - `revision` rises with every new message. `intent_revision` is the revision of the last change of intent: a renewal
+      raises `revision` only, and callers do not see it.
+    - `reserved_cap` is the smallest quantity intended since the last observed grant. Callers never see more than this
+      as reserved, because the API may already have decided the smaller quantity.
+    - `seal_reason` is set when a PermanentFailure is sealed, and when an operator releases a hold; else it is "".
+    - A `waiting` row is not due until the cart's older reservations of the same sku are released.
+    - `due_time` is None if there is nothing to do.
+    - `uncertain_until` is the time after which the last attempt under the `basic` contract can no longer take effect,
+      or None if there was no attempt: see `attempts`.
     """
 
     reservation_id: str
@@ -148,27 +156,27 @@ class Reservation(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """Whether the Reservation API has answered for the latest revision."""
+        """Whether the API's decision on the latest revision was observed."""
         return self.observed_revision >= self.revision
 
     @property
     def reconciling(self) -> bool:
-        """Whether the Reservation API has not answered yet for what a caller intends."""
+        """Whether the API's decision on the latest change of intent is still to come. Renewals do not count."""
         return self.observed_revision < self.intent_revision
 
     @property
     def releasing(self) -> bool:
-        """Whether it may still hold stock that it is to give back."""
+        """Whether it should be released and may still hold stock."""
         released = self.settled or self.state is Observed.RELEASED
         return self.disposition is Disposition.RELEASE and not released
 
     @property
     def is_closed(self) -> bool:
-        """Whether the id can hold nothing any more: final states absorb whatever is asked later."""
+        """Whether nothing can be held under this id again: it is released or sold, or should be released."""
         return self.disposition is Disposition.RELEASE or self.state in FINAL
 
     @property
     def frozen(self) -> bool:
-        """Whether no other intent may follow: it is to be committed, and the answer was not, or not yet, REJECTED."""
+        """Whether the intent may not change: it is COMMIT, and the commit was not observed to be REJECTED."""
         rejected = self.settled and self.state is Observed.REJECTED
         return self.disposition is Disposition.COMMIT and not rejected

@@ -1,11 +1,12 @@
-"""The reservation protocol: the pure rules that lead from what is intended to what is observed.
+"""The rules of the protocol: how a reservation's row changes with intent, time and the API's answers.
 
-One declarative, idempotent message with a rising revision. Any change of intent raises `revision`; an answer for
-revision r moves `observed_revision` to r; the next message is a pure function of the row. So a lost reply, a crash
-and a call that hangs are all the same case: `observed_revision < revision`, send the intent as it is now. Nothing is
-ever concluded from the absence of an answer. Leases only save work: none of the rules below needs one to be safe.
+There is one declarative, idempotent message with a rising revision. A change of intent raises `revision`. An answer for
+revision r raises `observed_revision` to r. The next message is a pure function of the row. So a lost reply, a crash and
+a hanging call are the same case: `observed_revision < revision`, and the reconciler sends the current intent. A missing
+answer proves nothing: the message may have taken effect, or may still do so. Leases only save work; no rule needs one
+to be safe. `tests/protocol` explores every interleaving and shows which failure each rule prevents.
 
-Times and durations are int microseconds, times since the Unix epoch in UTC.
+All functions are pure. Times are int microseconds since the Unix epoch in UTC; durations are int microseconds.
 """
 
 from cart_grpc.protocol.reservation import (
@@ -23,7 +24,7 @@ from cart_grpc.protocol.reservation import (
 
 
 def next_intent(reservation: Reservation) -> Intent | None:
-    """The message to send now, or None where nothing is left to say."""
+    """The message to send now, or None if the latest revision was already answered."""
     if reservation.settled:
         return None
     return Intent(
@@ -37,12 +38,13 @@ def next_intent(reservation: Reservation) -> Intent | None:
 
 
 def hold(reservation: Reservation, quantity: int, now: int) -> Reservation:
-    """Intend to hold `quantity`: one revision more, due now unless a call is under way or an older id must go first.
+    """Change the intent to HOLD `quantity`.
 
-    A call under way is left alone: its answer makes the row due, so five changes while it hangs are one call.
+    The row is due now, unless it is waiting or claimed. If a call is under way, its outcome makes the row due, so five
+    changes during one hanging call cost one more call. Raises ValueError if the reservation is closed or frozen.
     """
     if reservation.is_closed or reservation.frozen:
-        raise ValueError("nothing can be held again under this id")
+        raise ValueError("a closed or frozen reservation cannot be held again")
     leased = reservation.lease_expire_time is not None and reservation.lease_expire_time > now
     return reservation._replace(
         disposition=Disposition.HOLD,
@@ -57,14 +59,15 @@ def hold(reservation: Reservation, quantity: int, now: int) -> Reservation:
 
 
 def release(reservation: Reservation, now: int) -> Reservation:
-    """Intend to hold nothing: due now, even while a call hangs, whose epoch is overtaken so that it delays nothing.
+    """Change the intent to RELEASE, due now. A closed reservation is returned unchanged.
 
-    From COMMIT no other intent follows, except where the commit was REJECTED.
+    A new lease epoch ends the claim of a hanging call, so that the call cannot delay the release. Raises ValueError if
+    the reservation is frozen.
     """
     if reservation.is_closed:
         return reservation
     if reservation.frozen:
-        raise ValueError("a reservation that is being committed cannot be released")
+        raise ValueError("a reservation cannot be released while it is being committed")
     return reservation._replace(
         disposition=Disposition.RELEASE,
         revision=reservation.revision + 1,
@@ -79,15 +82,15 @@ def release(reservation: Reservation, now: int) -> Reservation:
 
 
 def commit(reservation: Reservation, now: int) -> Reservation:
-    """Intend to take the quantity for good: due now, even while a call hangs, whose epoch is overtaken.
+    """Change the intent to COMMIT, due now: the held stock is sold. A frozen reservation is returned unchanged.
 
-    From then on no other intent follows, for any writer, until the commit is observed to be REJECTED: a time-out thaws
-    nothing. What is being committed stays as it is. Raises ValueError where it is over, or waits for an older id.
+    From then on no writer may change the intent until the commit is observed to be REJECTED; a time-out does not end
+    this. A new lease epoch ends the claim of a hanging call. Raises ValueError if the reservation is closed or waiting.
     """
     if reservation.frozen:
         return reservation
     if reservation.is_closed or reservation.waiting:
-        raise ValueError("nothing can be committed under this id")
+        raise ValueError("a closed or waiting reservation cannot be committed")
     return reservation._replace(
         disposition=Disposition.COMMIT,
         revision=reservation.revision + 1,
@@ -101,12 +104,12 @@ def commit(reservation: Reservation, now: int) -> Reservation:
 
 
 def stop_waiting(reservation: Reservation, now: int) -> Reservation:
-    """The older reservations of the cart and sku are gone: a waiting hold is due."""
+    """Make a waiting row due: the cart's older reservations of the same sku are released."""
     return reservation._replace(waiting=False, due_time=now)
 
 
 def retry_now(reservation: Reservation, now: int) -> Reservation:
-    """What is still to be said is due now, as if it had never been tried; a call under way is overtaken."""
+    """Make an unsettled row due now with a fresh attempt count, and end the claim of a call under way."""
     if reservation.settled or reservation.waiting:
         return reservation
     return reservation._replace(
@@ -115,9 +118,9 @@ def retry_now(reservation: Reservation, now: int) -> Reservation:
 
 
 def force_release(reservation: Reservation, now: int) -> Reservation:
-    """Regard it as released although the Reservation API has not said so: for an operator alone to decide.
+    """Mark the row as RELEASED without an answer of the Reservation API. Only an operator may decide this.
 
-    Answers that come later change nothing. Raises ValueError where it is being committed.
+    Later answers change nothing. A finished row is returned unchanged. Raises ValueError if the reservation is frozen.
     """
     if reservation.finish_time is not None:
         return reservation
@@ -134,7 +137,11 @@ def force_release(reservation: Reservation, now: int) -> Reservation:
 
 
 def merge_decision(reservation: Reservation, decision: Decision) -> Reservation:
-    """Join a decision in, whoever brings it: what was observed only rises, so a late or double one changes nothing."""
+    """Merge a decision into the row, whichever claim obtained it.
+
+    `observed_revision` only rises, so a late or repeated decision changes nothing. Neither does a decision on a revision
+    that we never issued.
+    """
     if decision.revision <= reservation.observed_revision or decision.revision > reservation.revision:
         return reservation
     latest = decision.revision >= reservation.intent_revision
@@ -149,11 +156,11 @@ def merge_decision(reservation: Reservation, decision: Decision) -> Reservation:
 
 
 def seal(reservation: Reservation, reason: str, now: int) -> Reservation:
-    """Close an error that can never succeed: hold what is granted, or release, under the next revision.
+    """Follow a permanent failure with one more revision: HOLD the granted quantity, or RELEASE if there is none.
 
-    The API does not remember an error, so a late copy of the message could still take effect; the next revision
-    makes that harmless. Only once it is observed is the item shown as REJECTED. A seal that is refused itself ends in
-    RELEASE; a renewal of what was sealed is no seal.
+    The API does not remember an error, so a late copy of the failed message could still take effect. The higher
+    revision makes that copy harmless. Callers see REJECTED only once the seal is observed. If the seal itself fails,
+    RELEASE follows; a failed renewal of a sealed hold counts as a new failure, not as a failed seal.
     """
     granted = reservation.granted_quantity if reservation.state in (Observed.HELD, Observed.REJECTED) else 0
     keep = min(granted, reservation.quantity)
@@ -174,19 +181,19 @@ def record_outcome(
     retry_at: int,
     jitter: float = 0.5,
 ) -> Reservation:
-    """The row after a call for `sent_revision`, made under the claim `epoch`, ended with `outcome`.
+    """The row after a call ended with `outcome`. The call sent `sent_revision` under the claim with lease epoch `epoch`.
 
-    What was decided is joined in whoever brings it; the bookkeeping is only touched where the claim is still ours.
-    `retry_at` is when to try again where there was no answer; `spread`, 0 to 1, is drawn anew each time, so that
-    what was held together is not renewed together.
+    A decision is merged even if the claim was overtaken. `due_time`, `lease_expire_time` and `last_error` of an
+    unsettled row change only if the claim is still ours. `retry_at` is the earliest time of the next call if no decision
+    on the latest revision came. `jitter`, random from 0 to 1, spreads renewals of holds that were granted together.
     """
     after = reservation
     match outcome:
         case Decision():
             after = merge_decision(after, outcome)
         case StaleRevision(current) if current.revision > after.revision and after.finish_time is None:
-            # Due whoever brings it: a row that was settled had nobody left to send it. What was decided for a revision
-            # that we know nothing of answers no intent of ours, and nothing is certainly held until this one is.
+            # Due even if our claim was overtaken: a settled row has no claim that would resend it. The decision answers
+            # no intent of ours, so nothing counts as held until the new revision is answered.
             raised = current.revision + 1
             after = after._replace(revision=raised, intent_revision=raised, reserved_cap=0, due_time=now)
         case PermanentFailure(reason) if _can_seal(after, sent_revision):
@@ -195,19 +202,19 @@ def record_outcome(
         return reservation
     if after.settled:
         finish_time = now if after.state in FINAL else None
-        due_time = _renewal(after, now, retry_at, jitter)
+        due_time = _find_renewal_time(after, now, retry_at, jitter)
         return after._replace(due_time=due_time, lease_expire_time=None, last_error="", finish_time=finish_time)
     if after.lease_epoch != epoch:
         return after
-    more_to_say = after.revision > sent_revision and not isinstance(outcome, NoAnswer)
+    has_newer_intent = after.revision > sent_revision and not isinstance(outcome, NoAnswer)
     last_error = "" if isinstance(outcome, Decision) else str(outcome)
-    return after._replace(due_time=now if more_to_say else retry_at, lease_expire_time=None, last_error=last_error)
+    return after._replace(due_time=now if has_newer_intent else retry_at, lease_expire_time=None, last_error=last_error)
 
 
-def _renewal(reservation: Reservation, now: int, retry_at: int, jitter: float) -> int | None:
-    """When to ask again for what is settled: half to three quarters into what is left of a hold.
+def _find_renewal_time(reservation: Reservation, now: int, retry_at: int, jitter: float) -> int | None:
+    """When to renew a settled hold: after half to three quarters of the time that it has left.
 
-    A hold that ran out is asked for again at once; what was refused, released or sold, and holds nothing, never.
+    An expired hold is due again at `retry_at`. Returns None if nothing is held, and for a released or sold reservation.
     """
     if reservation.disposition is not Disposition.HOLD or reservation.state in FINAL:
         return None
@@ -224,16 +231,16 @@ def _can_seal(reservation: Reservation, sent_revision: int) -> bool:
 
 
 def find_alarm(reservation: Reservation, outcome: Answer | NoAnswer) -> str | None:
-    """What an operator must hear about: something that the rules say cannot happen did."""
+    """A message for the operator if the outcome breaks the protocol's rules, else None."""
     match outcome:
         case Decision(state=Observed.COMMITTED) if reservation.disposition is Disposition.RELEASE:
-            return "a reservation that was to be released is COMMITTED"
+            return "the Reservation API says COMMITTED, but the reservation should be RELEASED"
         case Decision(state=Observed.COMMITTED) if reservation.disposition is Disposition.HOLD:
-            return "a reservation that was never to be sold, or not any more, is COMMITTED"
+            return "the Reservation API says COMMITTED, but the reservation should be HELD"
         case PermanentFailure() if reservation.disposition is not Disposition.HOLD and reservation.attempt_count <= 1:
             return f"the Reservation API refuses to {reservation.disposition.name.lower()}: {outcome}"
         case Decision(revision=revision) if revision > reservation.revision:
-            return f"revision {revision} was answered, but only {reservation.revision} was ever issued"
+            return f"the Reservation API answered revision {revision}, but our latest is {reservation.revision}"
         case StaleRevision(current) if current.revision > reservation.revision:
-            return f"revision {current.revision} is known to the Reservation API, but {reservation.revision} is ours"
+            return f"the Reservation API already decided revision {current.revision}, but our latest is {reservation.revision}"
     return None

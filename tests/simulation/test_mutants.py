@@ -168,7 +168,7 @@ def reply_is_not_kept(patch: Patch) -> None:
 
 
 def hold_is_not_renewed(patch: Patch) -> None:
-    patch.setattr(transitions, "_renewal", lambda *_: None)
+    patch.setattr(transitions, "_find_renewal_time", lambda *_: None)
 
 
 def housekeeping_drops_what_is_not_over(patch: Patch) -> None:
