@@ -139,8 +139,8 @@ def force_release(reservation: Reservation, now: int) -> Reservation:
 def merge_decision(reservation: Reservation, decision: Decision) -> Reservation:
     """Merge a decision into the row, whichever claim obtained it.
 
-    `observed_revision` only rises, so a late or repeated decision changes nothing. Neither does a decision on a revision
-    that we never issued.
+    `observed_revision` only rises, so a late or repeated decision changes nothing. A decision on a revision that we
+    never issued changes nothing either.
     """
     if decision.revision <= reservation.observed_revision or decision.revision > reservation.revision:
         return reservation
@@ -181,11 +181,11 @@ def record_outcome(
     retry_at: int,
     jitter: float = 0.5,
 ) -> Reservation:
-    """The row after a call ended with `outcome`. The call sent `sent_revision` under the claim with lease epoch `epoch`.
+    """The row after a call for `sent_revision` ended with `outcome`. `epoch` is the lease epoch of the call's claim.
 
     A decision is merged even if the claim was overtaken. `due_time`, `lease_expire_time` and `last_error` of an
-    unsettled row change only if the claim is still ours. `retry_at` is the earliest time of the next call if no decision
-    on the latest revision came. `jitter`, random from 0 to 1, spreads renewals of holds that were granted together.
+    unsettled row change only if the claim is still ours. `retry_at` is the time of the next call if the row is not
+    settled. `jitter`, random from 0 to 1, spreads the renewals of holds that were granted together.
     """
     after = reservation
     match outcome:
@@ -242,5 +242,5 @@ def find_alarm(reservation: Reservation, outcome: Answer | NoAnswer) -> str | No
         case Decision(revision=revision) if revision > reservation.revision:
             return f"the Reservation API answered revision {revision}, but our latest is {reservation.revision}"
         case StaleRevision(current) if current.revision > reservation.revision:
-            return f"the Reservation API already decided revision {current.revision}, but our latest is {reservation.revision}"
+            return f"the Reservation API decided revision {current.revision}, but our latest is {reservation.revision}"
     return None

@@ -1,4 +1,4 @@
-"""Attempts of the `basic` contract: one at a time, recorded, closed by its own answer, and looked after."""
+"""Attempts of the `basic` contract: one at a time, recorded, closed by their own answer, and looked up again later."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def claimed(row: Reservation) -> Reservation:
 
 
 def attempted(row: Reservation) -> Reservation:
-    """`row`, claimed and with an attempt open."""
+    """`row`, claimed, with an open attempt."""
     opened = open_attempt(claimed(row), claimed(row), WINDOW, NOW)
     assert opened is not None
     return opened
@@ -38,7 +38,7 @@ def attempted(row: Reservation) -> Reservation:
 def ended(
     row: Reservation, outcome: Answer | NoAnswer, *, sent: Reservation | None = None, now: int = NOW
 ) -> Reservation:
-    """`row` after the call that opened its attempt, for the intent of `sent`, has ended with `outcome`."""
+    """`row` after the call that opened its attempt ended with `outcome`. The call sent the intent of `sent`."""
     sent = sent or row
     after = record_outcome(row, sent.lease_epoch, sent.revision, outcome, now, now + SECOND)
     return update_attempt(after, outcome, sent.uncertain_until, now, GRACE)
@@ -61,7 +61,7 @@ def test_an_attempt_is_open_until_its_window_ends() -> None:
     assert attempted(a_hold()).uncertain_until == NOW + WINDOW
 
 
-def test_no_second_attempt_is_opened_while_one_may_be_open() -> None:
+def test_no_second_attempt_opens_while_the_first_may_be_open() -> None:
     first = attempted(a_hold())
     again = claimed(first)
     assert open_attempt(again, again, WINDOW, NOW + WINDOW - 1) is None
@@ -70,31 +70,31 @@ def test_no_second_attempt_is_opened_while_one_may_be_open() -> None:
     assert second.uncertain_until == NOW + 2 * WINDOW
 
 
-def test_a_claim_that_was_taken_over_opens_nothing() -> None:
+def test_an_overtaken_claim_cannot_open_an_attempt() -> None:
     zombie = claimed(a_hold())
     assert open_attempt(claimed(zombie), zombie, WINDOW, NOW) is None
 
 
 @pytest.mark.parametrize("change", ["another quantity", "removal"])
-def test_an_attempt_is_not_opened_for_what_nobody_intends_any_more(change: str) -> None:
+def test_an_attempt_is_not_opened_for_an_old_intent(change: str) -> None:
     before = claimed(a_hold(2))
     after = hold(before, 3, NOW) if change == "another quantity" else release(before, NOW)
     assert open_attempt(after, before, WINDOW, NOW) is None
 
 
-def test_an_attempt_without_an_answer_stays_open_and_nothing_is_due_before_its_end() -> None:
+def test_an_attempt_without_an_answer_stays_open_and_the_row_is_not_due_before_its_end() -> None:
     row = ended(attempted(a_hold()), TIMEOUT)
     assert (row.uncertain_until, row.due_time, row.lease_expire_time) == (NOW + WINDOW, NOW + WINDOW, None)
 
 
-def test_once_the_window_is_over_what_is_due_is_due() -> None:
+def test_after_the_window_the_row_is_due_at_its_retry_time() -> None:
     row = ended(attempted(a_hold()), TIMEOUT)._replace(lease_epoch=9, lease_expire_time=None)
     later = NOW + WINDOW
     again = update_attempt(record_outcome(row, 9, 1, TIMEOUT, later, later + SECOND), TIMEOUT, None, later, GRACE)
     assert again.due_time == later + SECOND
 
 
-def test_an_answer_closes_the_attempt_and_puts_it_on_the_watch_list() -> None:
+def test_an_answer_closes_the_attempt_and_schedules_a_look_up() -> None:
     row = attempted(a_hold())
     after = ended(row, held_for_good(row))
     assert (after.state, after.settled) == (Observed.HELD, True)
@@ -107,7 +107,7 @@ def test_the_answer_to_another_attempt_closes_nothing() -> None:
     assert late.uncertain_until == NOW + WINDOW
 
 
-def test_removal_keeps_the_attempt_open_and_waits_no_longer_once_it_is_answered() -> None:
+def test_a_removal_keeps_the_attempt_open_and_is_due_once_the_attempt_is_answered() -> None:
     sent = attempted(a_hold())
     removed = release(sent, NOW)
     assert removed.uncertain_until == NOW + WINDOW
@@ -119,7 +119,7 @@ def test_removal_keeps_the_attempt_open_and_waits_no_longer_once_it_is_answered(
     assert (answered.uncertain_until, answered.due_time) == (NOW, NOW)
 
 
-def test_what_is_settled_is_looked_up_again_after_the_grace_ten_times_that_and_a_day() -> None:
+def test_a_settled_row_is_looked_up_after_the_grace_ten_times_the_grace_and_a_day() -> None:
     row, checks = a_basic_held(), []
     while row.due_time is not None:
         checks.append(row.due_time - NOW)
@@ -131,7 +131,7 @@ def test_what_is_settled_is_looked_up_again_after_the_grace_ten_times_that_and_a
     assert checks == [GRACE, 10 * GRACE, DAY]
 
 
-def test_what_is_released_is_not_finished_before_the_watch_is_over() -> None:
+def test_a_released_row_is_not_finished_before_its_last_look_up() -> None:
     row = release(a_basic_held(), NOW)
     answer = decided(row, Observed.RELEASED)
     watched = update_attempt(record_outcome(row, 0, row.revision, answer, NOW, RETRY), answer, None, NOW, GRACE)
@@ -144,23 +144,23 @@ def test_what_is_released_is_not_finished_before_the_watch_is_over() -> None:
     assert (over.finish_time, over.due_time) == (NOW + DAY, None)
 
 
-def test_what_was_rejected_is_not_asked_for_again_by_the_watch() -> None:
+def test_a_rejected_row_is_not_looked_up_again() -> None:
     row = attempted(a_hold())._replace(disposition=Disposition.COMMIT)
     assert ended(row, decided(row, Observed.REJECTED)).due_time is None
 
 
-def test_the_other_contracts_are_not_watched() -> None:
+def test_other_contracts_schedule_no_look_up() -> None:
     row = claimed(a_hold())
     after = record_outcome(row, row.lease_epoch, 1, held(row), NOW, RETRY)
     assert update_attempt(after, held(row), None, NOW, GRACE) is after
 
 
-def test_a_lookup_under_the_watch_keeps_no_new_hold_waiting() -> None:
+def test_a_later_look_up_keeps_no_new_hold_waiting() -> None:
     released = release(a_basic_held(), NOW)._replace(state=Observed.RELEASED)
     assert not released._replace(observed_revision=released.revision, revision=released.revision + 1).releasing
 
 
-def test_an_attempt_that_was_not_answered_is_shown_as_uncertain() -> None:
+def test_an_unanswered_attempt_is_shown_as_uncertain() -> None:
     row = attempted(a_hold())
     assert seen(row).state is ProgressState.PENDING
     told = seen(ended(row, TIMEOUT))
@@ -174,18 +174,18 @@ def test_a_failed_look_up_before_any_attempt_is_pending() -> None:
     assert (seen(failed).state, seen(failed).reserved_quantity) == (ProgressState.PENDING, 2)
 
 
-def test_what_is_held_for_good_is_reserved_without_an_end() -> None:
+def test_a_hold_that_never_expires_is_reserved_without_an_expire_time() -> None:
     assert seen(a_basic_held(2)) == Progress(ProgressState.RESERVED, 2, None, "", "")
 
 
-def test_nothing_is_shown_as_held_while_an_attempt_may_have_given_it_back() -> None:
+def test_nothing_is_shown_as_reserved_while_an_attempt_may_have_released_it() -> None:
     growing = attempted(hold(a_basic_held(2), 3, NOW))
     assert seen(growing).reserved_quantity == 0
     shrinking = attempted(hold(a_basic_held(2), 1, NOW))
     assert seen(shrinking).reserved_quantity == 0
 
 
-def test_a_repair_behind_a_settled_hold_shows_nowhere() -> None:
+def test_callers_do_not_see_a_repair_of_a_settled_hold() -> None:
     again = a_basic_held(2)._replace(revision=2)
     repairing = attempted(again)
     assert seen(repairing) == seen(again)
@@ -193,7 +193,7 @@ def test_a_repair_behind_a_settled_hold_shows_nowhere() -> None:
     assert seen(ended(repairing, TIMEOUT)).state is ProgressState.RESERVED
 
 
-def test_the_answer_for_an_older_quantity_is_certainly_held() -> None:
+def test_an_answer_for_an_older_quantity_is_shown_as_reserved() -> None:
     sent = attempted(a_hold(2))
     grown = hold(sent, 5, NOW)
     after = ended(grown, held_for_good(sent), sent=sent)
@@ -201,7 +201,7 @@ def test_the_answer_for_an_older_quantity_is_certainly_held() -> None:
     assert after.last_error == ""
 
 
-def test_a_refused_change_asks_again_for_what_was_held_before() -> None:
+def test_after_a_permanent_failure_the_granted_quantity_is_held_again() -> None:
     growing = attempted(hold(a_basic_held(2), 5, NOW))
     sealing = ended(growing, PermanentFailure("OUT_OF_STOCK", ""))
     assert (sealing.disposition, sealing.quantity, sealing.due_time) == (Disposition.HOLD, 2, NOW)
@@ -223,9 +223,9 @@ def test_a_refused_change_asks_again_for_what_was_held_before() -> None:
         (release(a_held(), NOW)._replace(state=Observed.RELEASED), 0, 0),
     ],
 )
-def test_what_was_live_beyond_what_was_wanted_is_counted(before: Reservation, live_count: int, duplicates: int) -> None:
+def test_surplus_live_reservations_are_counted(before: Reservation, live_count: int, duplicates: int) -> None:
     assert count_duplicates(before, replace(decided(before, Observed.HELD), live_count=live_count)) == duplicates
 
 
-def test_no_answer_tells_of_no_duplicates() -> None:
+def test_no_answer_counts_no_duplicates() -> None:
     assert count_duplicates(a_hold(), TIMEOUT) == 0

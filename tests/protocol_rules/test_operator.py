@@ -1,4 +1,4 @@
-"""What an operator may do to a reservation, and what no late answer can undo."""
+"""An operator can retry a reservation now or force its release; no late answer undoes that."""
 
 import pytest
 
@@ -20,22 +20,24 @@ BACKING_OFF = a_hold(attempt_count=7, due_time=LATER, last_error="UNAVAILABLE: d
 CALLING = a_hold(attempt_count=1, due_time=NOW + 15 * SECOND, lease_epoch=1, lease_expire_time=NOW + 15 * SECOND)
 
 
-@pytest.mark.parametrize("row", [BACKING_OFF, CALLING, release(a_held(), NOW)], ids=["put off", "calling", "releasing"])
-def test_what_is_hurried_is_due_at_once_with_its_attempts_forgotten_and_the_same_thing_to_say(row: Reservation) -> None:
-    hurried = retry_now(row, NOW)
-    assert (hurried.due_time, hurried.attempt_count, hurried.lease_expire_time) == (NOW, 0, None)
-    assert (hurried.revision, hurried.disposition) == (row.revision, row.disposition)
+@pytest.mark.parametrize(
+    "row", [BACKING_OFF, CALLING, release(a_held(), NOW)], ids=["backing off", "calling", "releasing"]
+)
+def test_retry_now_makes_the_row_due_resets_its_attempts_and_keeps_its_intent(row: Reservation) -> None:
+    retried = retry_now(row, NOW)
+    assert (retried.due_time, retried.attempt_count, retried.lease_expire_time) == (NOW, 0, None)
+    assert (retried.revision, retried.disposition) == (row.revision, row.disposition)
 
 
-def test_a_call_that_is_overtaken_by_a_hurry_delays_nothing_and_its_answer_counts() -> None:
-    hurried = retry_now(CALLING, NOW)
+def test_a_call_overtaken_by_retry_now_delays_nothing_and_its_answer_counts() -> None:
+    retried = retry_now(CALLING, NOW)
     late = NoAnswer("DEADLINE_EXCEEDED", "")
-    assert record_outcome(hurried, CALLING.lease_epoch, CALLING.revision, late, NOW, LATER).due_time == NOW
-    assert record_outcome(hurried, CALLING.lease_epoch, CALLING.revision, held(CALLING), NOW, LATER).settled
+    assert record_outcome(retried, CALLING.lease_epoch, CALLING.revision, late, NOW, LATER).due_time == NOW
+    assert record_outcome(retried, CALLING.lease_epoch, CALLING.revision, held(CALLING), NOW, LATER).settled
 
 
 @pytest.mark.parametrize("row", [a_held(), a_hold(waiting=True, due_time=None)], ids=["settled", "waiting"])
-def test_what_has_nothing_to_say_or_must_wait_is_not_hurried(row: Reservation) -> None:
+def test_retry_now_leaves_settled_and_waiting_rows_alone(row: Reservation) -> None:
     assert retry_now(row, NOW) is row
 
 
@@ -43,7 +45,7 @@ HELD_AND_RELEASING = release(a_held(), NOW)
 
 
 def late_answers(row: Reservation) -> list[Answer | NoAnswer]:
-    """Whatever the calls that were under way may bring."""
+    """All outcomes that calls under way can have."""
     return [
         held(row),
         decided(row, Observed.RELEASED),
@@ -57,28 +59,28 @@ def late_answers(row: Reservation) -> list[Answer | NoAnswer]:
 
 
 @pytest.mark.parametrize("row", [a_hold(), CALLING, a_held(), HELD_AND_RELEASING, BACKING_OFF])
-def test_what_is_abandoned_is_finished_and_no_late_answer_changes_it(row: Reservation) -> None:
-    abandoned = force_release(row, NOW)
-    assert abandoned.settled
-    assert (abandoned.state, abandoned.granted_quantity) == (Observed.RELEASED, 0)
-    assert (abandoned.due_time, abandoned.lease_expire_time, abandoned.finish_time) == (None, None, NOW)
+def test_a_forced_release_is_finished_and_no_late_answer_changes_it(row: Reservation) -> None:
+    forced = force_release(row, NOW)
+    assert forced.settled
+    assert (forced.state, forced.granted_quantity) == (Observed.RELEASED, 0)
+    assert (forced.due_time, forced.lease_expire_time, forced.finish_time) == (None, None, NOW)
     for outcome in late_answers(row):
-        for epoch in (row.lease_epoch, abandoned.lease_epoch):
-            assert record_outcome(abandoned, epoch, row.revision, outcome, NOW + SECOND, LATER) == abandoned
-    assert force_release(abandoned, LATER) is abandoned
+        for epoch in (row.lease_epoch, forced.lease_epoch):
+            assert record_outcome(forced, epoch, row.revision, outcome, NOW + SECOND, LATER) == forced
+    assert force_release(forced, LATER) is forced
 
 
-def test_a_sale_that_is_answered_after_an_abandonment_is_alarmed() -> None:
+def test_a_sale_answered_after_a_forced_release_raises_an_alarm() -> None:
     assert find_alarm(force_release(a_held(), NOW), decided(a_held(), Observed.COMMITTED, 2))
 
 
-def test_what_is_being_committed_cannot_be_abandoned() -> None:
+def test_a_frozen_reservation_cannot_be_force_released() -> None:
     committing = a_held()._replace(disposition=Disposition.COMMIT, revision=2, intent_revision=2)
     with pytest.raises(ValueError, match="committed"):
         force_release(committing, NOW)
 
 
-def test_an_item_whose_hold_an_operator_gave_back_is_pending_until_that_is_known_and_then_rejected() -> None:
+def test_an_item_whose_hold_an_operator_released_is_pending_until_the_release_is_observed_and_then_rejected() -> None:
     released = release(a_held(), NOW)._replace(seal_reason=RELEASED_BY_OPERATOR)
     assert progress(line_of(released), NOW).state is ProgressState.PENDING
     assert progress(line_of(released), NOW).reserved_quantity == 0

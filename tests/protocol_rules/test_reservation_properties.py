@@ -1,4 +1,4 @@
-"""What holds of a reservation under any sequence of intents, claims and answers."""
+"""Properties of a reservation under any sequence of intents, claims and answers."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ STATES = st.sampled_from([state for state in Observed if state is not Observed.N
 
 @st.composite
 def decisions(draw: st.DrawFn) -> Decision:
-    """Any decision, even one that a sound API would not take."""
+    """Any decision, even one that a correct API would never make."""
     granted = draw(st.integers(0, 6))
     return Decision(
         "r-1", draw(st.integers(0, 9)), draw(STATES), granted, LATER if granted else None, draw(st.sampled_from("XY"))
@@ -33,9 +33,9 @@ def decisions(draw: st.DrawFn) -> Decision:
 
 
 def about(row: Reservation, behind: int, answer: Answer | NoAnswer) -> Answer | NoAnswer:
-    """`answer` as if it were about the revision so much older than the latest, or newer where that is negative.
+    """`answer`, moved to the revision that is `behind` revisions older than the latest; negative means newer.
 
-    To the RELEASE itself no transport lets anything but RELEASED and COMMITTED through.
+    The transports let only RELEASED and COMMITTED through as a decision on a RELEASE.
     """
     revision = max(0, row.revision - behind)
     match answer:
@@ -54,8 +54,8 @@ ANSWERS: st.SearchStrategy[Answer | NoAnswer] = st.one_of(
     st.just(PermanentFailure("NOT_FOUND", "")),
     st.just(NoAnswer("UNAVAILABLE", "")),
 )
-# A change of quantity, a removal, a claim, or the end of a call: how much older than the latest the revision that was
-# sent, the claim's epoch and the revision that was answered are, and the answer.
+# A change of quantity, a removal, a claim, or the end of a call. The three numbers of the last say how far the sent
+# revision, the claim's epoch and the answered revision are behind the latest.
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("hold"), QUANTITIES),
@@ -68,7 +68,7 @@ STEPS = st.lists(
 
 
 def take(row: Reservation, step: tuple[object, ...]) -> Reservation:
-    """The row after one step; a step that is not allowed leaves it as it is."""
+    """The row after one step. A forbidden step leaves it unchanged."""
     match step:
         case ("hold", int(quantity)) if not row.is_closed and row.disposition is Disposition.HOLD:
             return hold(row, quantity, NOW)
@@ -86,7 +86,7 @@ def take(row: Reservation, step: tuple[object, ...]) -> Reservation:
 
 @settings(max_examples=300)
 @given(STEPS)
-def test_revisions_and_epochs_only_rise_and_no_row_is_stranded(steps: list[tuple[object, ...]]) -> None:
+def test_revisions_and_epochs_only_rise_and_every_unsettled_row_has_a_due_time(steps: list[tuple[object, ...]]) -> None:
     row = a_hold()
     for step in steps:
         before, row = row, take(row, step)
@@ -105,7 +105,7 @@ def test_revisions_and_epochs_only_rise_and_no_row_is_stranded(steps: list[tuple
 
 @settings(max_examples=300)
 @given(STEPS, QUANTITIES)
-def test_an_intent_that_changes_raises_its_revision(steps: list[tuple[object, ...]], quantity: int) -> None:
+def test_every_change_of_intent_raises_the_revision(steps: list[tuple[object, ...]], quantity: int) -> None:
     row = a_hold(quantity)
     for step in steps:
         before, row = row, take(row, step)
@@ -115,7 +115,7 @@ def test_an_intent_that_changes_raises_its_revision(steps: list[tuple[object, ..
 
 @settings(max_examples=300)
 @given(STEPS, QUANTITIES)
-def test_what_is_shown_as_reserved_never_exceeds_the_last_grant_nor_any_quantity_intended_since(
+def test_the_reserved_quantity_never_exceeds_the_last_grant_or_any_quantity_intended_since(
     steps: list[tuple[object, ...]], quantity: int
 ) -> None:
     row = a_hold(quantity)
@@ -132,9 +132,7 @@ def test_what_is_shown_as_reserved_never_exceeds_the_last_grant_nor_any_quantity
 
 @settings(max_examples=200)
 @given(st.lists(QUANTITIES, min_size=1, max_size=6), st.data())
-def test_answers_that_are_late_doubled_or_out_of_order_change_nothing_observed(
-    quantities: list[int], data: st.DataObject
-) -> None:
+def test_late_repeated_and_reordered_answers_change_no_observation(quantities: list[int], data: st.DataObject) -> None:
     row = a_hold(quantities[0])
     for quantity in quantities[1:]:
         row = hold(row, quantity, NOW)
@@ -153,7 +151,7 @@ def test_answers_that_are_late_doubled_or_out_of_order_change_nothing_observed(
 
 @settings(max_examples=200)
 @given(STEPS, st.integers(1, 9), ANSWERS)
-def test_who_brings_an_answer_makes_no_difference_to_what_is_observed_or_intended(
+def test_the_claim_of_an_answer_makes_no_difference_to_observation_or_intent(
     steps: list[tuple[object, ...]], sent: int, answer: Answer | NoAnswer
 ) -> None:
     row = a_hold()
