@@ -55,8 +55,8 @@ def progress(line: Line, now: int) -> Progress:
         return Progress(ProgressState.UNCERTAIN, held, expire_time, "", _why_uncertain(row))
     if row.reconciling:
         return Progress(ProgressState.PENDING, held, expire_time, "", _why_pending(row))
-    if row.refused_reason or row.state in (Observed.REJECTED, Observed.RELEASED):
-        reason = row.refused_reason or row.reason or row.state.name
+    if row.seal_reason or row.state in (Observed.REJECTED, Observed.RELEASED):
+        reason = row.seal_reason or row.reason or row.state.name
         message = f"the Reservation API refused {wanted} of {row.sku}: {reason}; {held} held"
         if reason == RELEASED_BY_OPERATOR:
             message = f"an operator gave back what was reserved of {row.sku}"
@@ -74,7 +74,7 @@ def _held_quantity(row: Reservation, now: int) -> int:
     lapsed = row.expire_time is not None and row.expire_time - HOLD_MARGIN_US <= now
     if lapsed or row.state not in (Observed.HELD, Observed.REJECTED):
         return 0
-    return min(row.granted_quantity, row.least_quantity)
+    return min(row.granted_quantity, row.reserved_cap)
 
 
 def _why_uncertain(row: Reservation) -> str:
