@@ -10,24 +10,18 @@ import pytest
 from cartgrpc.reservation.v1 import reservation_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed
+from cart_grpc.protocol.reservation import Decision, Disposition, Observed
 from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import NoAnswer, Overtaken, Refusal, ReservationApi
 from cart_grpc.reservation_api.grpc_api import GrpcReservationApi
 from cart_grpc.reservation_api.http_api import HttpReservationApi
 from cart_grpc.reservation_api.transports import connect
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
-from tests.reservations.hostile import HTTP_STATUSES, Hostile, Script
-from tests.reservations.intents import SECOND, START, Clock, Message, after, answered, hold
+from tests.intents import SECOND, START, Clock, Message, after, answered, hold
+from tests.reservation_api.hostile import HTTP_STATUSES, Hostile, Script
+from tests.simulated_api import no_answer
 
 Code = grpc.StatusCode
-
-
-async def no_answer(api: ReservationApi, intent: Intent, *, timeout: float = 5) -> NoAnswer:
-    """Apply `intent` and return the NoAnswer that must come of it."""
-    with pytest.raises(NoAnswer) as caught:
-        await api.apply(intent, timeout=timeout)
-    return caught.value
 
 
 async def test_a_hold_is_granted_until_its_time(api: ReservationApi, clock: Clock) -> None:
@@ -73,7 +67,7 @@ async def test_the_same_revision_with_another_body_is_refused(api: ReservationAp
 
 
 async def test_the_message_says_all_of_the_intent(hostile: Hostile, hostile_api: ReservationApi) -> None:
-    intent = hold(2, revision=2**32 + 7, ttl=1_500_001, labels={"größe": "XL", "": "\u2028"})
+    intent = hold(2, revision=2**32 + 7, ttl_us=1_500_001, labels={"größe": "XL", "": "\u2028"})
     hostile.script.reservation = answered(intent, Message.STATE_HELD, 2)
     await hostile_api.apply(intent, timeout=5)
     [received] = hostile.received
