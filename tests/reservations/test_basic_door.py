@@ -12,7 +12,7 @@ from cart_grpc.simulator.journal import Journal
 from cart_grpc.simulator.server import SimulatorServer
 from cart_grpc.simulator.simulator import Simulator
 from cart_grpc.simulator.stock import Stock
-from tests.reservations.intents import START, hold
+from tests.intents import START, hold
 
 SKU = "espresso-beans"
 

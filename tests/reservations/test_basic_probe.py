@@ -15,7 +15,7 @@ from cart_grpc.probe.report import Report
 from cart_grpc.probe.session import ProbeConfig
 from cart_grpc.simulator.server import SimulatorServer
 from cart_grpc.simulator.simulator import Simulator
-from tests.reservations import basic_doors as doors
+from tests.reservation_api import basic_doors as doors
 from tests.reservations import broken_basic as broken
 from tests.reservations.test_probe import make, rules
 

@@ -28,7 +28,7 @@ from cart_grpc.simulator.server import (
     serve_simulator,
 )
 from cart_grpc.simulator.simulator import Simulator
-from tests.reservations.intents import Clock, hold
+from tests.intents import Clock, hold
 
 SKU = "espresso-beans"
 

@@ -16,8 +16,8 @@ from cart_grpc.simulator.server import (
 )
 from cart_grpc.simulator.simulator import Simulator
 from tests.gate import Gate
-from tests.reservations.intents import SECOND, after, hold
-from tests.reservations.test_transports import no_answer
+from tests.intents import SECOND, after, hold
+from tests.simulated_api import no_answer
 
 SKU = "espresso-beans"
 

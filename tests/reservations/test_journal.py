@@ -14,7 +14,7 @@ from cart_grpc.protocol.reservation import Disposition, Observed
 from cart_grpc.simulator.errors import BodyMismatch, Stale
 from cart_grpc.simulator.journal import Journal
 from cart_grpc.simulator.stock import Levels, Stock
-from tests.reservations.intents import SECOND, START, after, hold
+from tests.intents import SECOND, START, after, hold
 from tests.reservations.test_simulator import SKU, told
 
 

@@ -19,7 +19,7 @@ from cart_grpc.reservation_api import wire
 from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.server import BoundPorts, SimulatorServer
 from cart_grpc.simulator.simulator import Simulator
-from tests.reservations.intents import SECOND, Clock, after, hold
+from tests.intents import SECOND, Clock, after, hold
 
 PATH = Path(__file__).parents[2] / "protos/cartgrpc/reservation/v1/reservation.openapi.yaml"
 DOCUMENT: dict[str, Any] = yaml.safe_load(PATH.read_text())

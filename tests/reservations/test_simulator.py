@@ -10,7 +10,7 @@ from cart_grpc.protocol.reservation import Disposition, Intent, Observed
 from cart_grpc.simulator.errors import BodyMismatch, SimulatorError, Stale
 from cart_grpc.simulator.rules import Record
 from cart_grpc.simulator.stock import Levels, Stock
-from tests.reservations.intents import SECOND, START, after, hold, new_id
+from tests.intents import SECOND, START, after, hold, new_id
 
 SKU = "espresso-beans"
 MINUTE = 60 * SECOND

@@ -10,24 +10,18 @@ import pytest
 from cartgrpc.reservation.v1 import reservation_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed
+from cart_grpc.protocol.reservation import Decision, Disposition, Observed
 from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import NoAnswerError, PermanentFailure, ReservationApi, StaleRevision
 from cart_grpc.reservation_api.grpc_api import GrpcReservationApi
 from cart_grpc.reservation_api.http_api import HttpReservationApi
 from cart_grpc.reservation_api.transports import connect
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
-from tests.reservations.hostile import HTTP_STATUSES, Hostile, Script
-from tests.reservations.intents import SECOND, START, Clock, Message, after, answered, hold
+from tests.intents import SECOND, START, Clock, Message, after, answered, hold
+from tests.reservation_api.hostile import HTTP_STATUSES, Hostile, Script
+from tests.simulated_api import no_answer
 
 Code = grpc.StatusCode
-
-
-async def no_answer(api: ReservationApi, intent: Intent, *, timeout: float = 5) -> NoAnswerError:
-    """Apply `intent` and return the NoAnswerError that must come of it."""
-    with pytest.raises(NoAnswerError) as caught:
-        await api.apply(intent, timeout=timeout)
-    return caught.value
 
 
 async def test_a_hold_is_granted_until_its_time(api: ReservationApi, clock: Clock) -> None:

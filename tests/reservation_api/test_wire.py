@@ -6,7 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from cart_grpc.protocol.reservation import Decision
 from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import NoAnswerError
-from tests.reservations.intents import START, Message, answered, hold
+from tests.intents import START, Message, answered, hold
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.server import SimulatorServer
 from cart_grpc.simulator.simulator import Simulator
 from tests.gate import Gate
-from tests.reservations.intents import SECOND, after, hold
+from tests.intents import SECOND, after, hold
 
 SKU = "espresso-beans"
 

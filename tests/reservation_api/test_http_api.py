@@ -17,8 +17,8 @@ from cart_grpc.reservation_api.api import NoAnswerError, PermanentFailure
 from cart_grpc.reservation_api.http_api import HttpReservationApi
 from cart_grpc.reservation_api.http_client import HttpClient
 from cart_grpc.reservation_api.transports import connect
-from tests.reservations.hostile import Hostile, Script, hostile_http
-from tests.reservations.intents import SECOND, START, Clock, Message, answered, hold
+from tests.intents import SECOND, START, Clock, Message, answered, hold
+from tests.reservation_api.hostile import Hostile, Script, hostile_http
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""The loops: the reconciler with its breaker and backoff, and the sweeper."""

@@ -1,0 +1,1 @@
+"""The client side of the Reservation API: every transport, for both contracts."""
