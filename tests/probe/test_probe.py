@@ -23,7 +23,7 @@ from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.server import SimulatorServer
 from cart_grpc.simulator.simulator import Simulator, Told
 from cart_grpc.simulator.stock import Stock
-from tests.reservations import broken
+from tests.probe import broken
 from tests.reservations.hostile import Hostile, Script, hostile_http
 
 COUNTED = ProbeConfig(sku="beans", stock=10, ttl=0, timeout=5)
