@@ -1,5 +1,5 @@
 """The transports that the probe's tests run over."""
 
-from tests.reservations.conftest import transport
+from tests.reservations.conftest import hostile, transport
 
-__all__ = ["transport"]
+__all__ = ["hostile", "transport"]
