@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cart_grpc.protocol.reservation import Intent
-from cart_grpc.reservation_api.api import NoAnswer, ReservationApi
+from cart_grpc.reservation_api.api import NoAnswerError, ReservationApi
 from cart_grpc.reservation_api.transports import connect
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from cart_grpc.simulator.simulator import Simulator
@@ -57,8 +57,8 @@ async def api(simulator_url: str) -> AsyncIterator[ReservationApi]:
     await client.close()
 
 
-async def no_answer(api: ReservationApi, intent: Intent, *, timeout: float = 5) -> NoAnswer:
-    """Apply `intent` and return the NoAnswer that the call must raise. `timeout` in seconds."""
-    with pytest.raises(NoAnswer) as caught:
+async def no_answer(api: ReservationApi, intent: Intent, *, timeout: float = 5) -> NoAnswerError:
+    """Apply `intent` and return the NoAnswerError that the call must raise. `timeout` in seconds."""
+    with pytest.raises(NoAnswerError) as caught:
         await api.apply(intent, timeout=timeout)
     return caught.value

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class CartAdminServiceStub(object):
-    """Reservations, for those who run the service.
+    """Shows and repairs reservations.
     """
 
     def __init__(self, channel):
@@ -73,57 +73,64 @@ class CartAdminServiceStub(object):
 
 
 class CartAdminServiceServicer(object):
-    """Reservations, for those who run the service.
+    """Shows and repairs reservations.
     """
 
     def ListReservations(self, request, context):
-        """Reads reservations, the oldest first; without a filter those that the Reservation API has not answered for.
+        """Lists reservations, the oldest first. Without a filter: those that the Reservation API has not answered for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetReservation(self, request, context):
-        """Reads one reservation, finished or not.
+        """Reads a reservation, even a finished one until it is purged (after 8 days by default).
+
+        Errors: NOT_FOUND / RESERVATION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryReservation(self, request, context):
-        """Says what is still to be said to the Reservation API at once, as if it had never been tried. A rejected or expired
-        item is asked for again, if need be under a new reservation. Changes nothing where nothing is left to say, and
-        where an older reservation of the same sku must be released first.
+        """Makes the next call to the Reservation API due now and resets attempt_count. If the item of the reservation is
+        REJECTED or EXPIRED, the server reserves it again, under a new reservation if necessary. Changes nothing if the
+        Reservation API has answered for everything, or if an older reservation of the same sku must be released first.
+
+        Errors: NOT_FOUND / RESERVATION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseReservation(self, request, context):
-        """Gives a reservation back. An item that is still in its cart stays there, rejected as RELEASED_BY_OPERATOR, until a
-        caller retries it. What is being committed is refused as FAILED_PRECONDITION / RESERVATION_COMMITTED.
+        """Releases a reservation. If its item is still in the cart, the item stays there, and its reservation is REJECTED
+        with reason RELEASED_BY_OPERATOR until a caller retries it.
+
+        Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_COMMITTED if the stock is sold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetReservationStats(self, request, context):
-        """Reads how much is waiting, and whether the Reservation API answers.
+        """Reads how many reservations are waiting, and whether the Reservation API answers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseReservations(self, request, context):
-        """Stops calling the Reservation API, on every replica and through restarts, until ResumeReservations. Calls under way
-        end and are recorded; carts are served as before, and what they intend waits. Holds are not renewed meanwhile.
+        """Stops all calls to the Reservation API until ResumeReservations: on every replica, and through restarts. Calls in
+        flight end, and their answers are recorded. Carts stay available. Their reservations wait, and holds are not
+        renewed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeReservations(self, request, context):
-        """Goes on where PauseReservations stopped.
+        """Ends the pause. Has no effect if the calls are not paused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,7 +183,7 @@ def add_CartAdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CartAdminService(object):
-    """Reservations, for those who run the service.
+    """Shows and repairs reservations.
     """
 
     @staticmethod

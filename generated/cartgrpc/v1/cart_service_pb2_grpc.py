@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class CartServiceStub(object):
-    """Carts and their items. The items' reservations follow by themselves.
+    """Manages carts and their items. The server reserves every item at the Reservation API in the background.
     """
 
     def __init__(self, channel):
@@ -93,82 +93,105 @@ class CartServiceStub(object):
 
 
 class CartServiceServicer(object):
-    """Carts and their items. The items' reservations follow by themselves.
+    """Manages carts and their items. The server reserves every item at the Reservation API in the background.
     """
 
     def AddItem(self, request, context):
-        """Adds to the item with the same sku and equal options, or makes it; makes the cart, if need be. Answers as
-        soon as the item, and the intent to reserve it, are durable.
+        """Adds to the item with the same sku and equal options, or creates it. Creates the cart if it does not exist or has
+        ended. Responds as soon as the item and the intent to reserve it are durable.
+
+        Errors: RESOURCE_EXHAUSTED / LIMIT_EXCEEDED (with QuotaFailure) if the item, the cart or its subtotal would become
+        too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than the cart.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchAddItems(self, request, context):
-        """Adds several items: all of them or none.
+        """Adds several items atomically: all of them or none.
+
+        Errors: those of AddItem.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateItem(self, request, context):
-        """Sets an item's quantity, unit_price or labels.
+        """Sets the quantity, unit_price or labels of an item. Changes nothing if the item has these values already.
+
+        Errors: those of AddItem; NOT_FOUND / CART_NOT_FOUND or ITEM_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the
+        cart has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveItem(self, request, context):
-        """Takes an item out of the cart. Its reservation is released behind it, however far it had got.
+        """Removes an item from the cart. The server then releases its reservation, even one that was still pending.
+
+        Errors: NOT_FOUND / CART_NOT_FOUND or ITEM_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClearCart(self, request, context):
-        """Takes every item out of the cart, which stays ACTIVE.
+        """Removes all items from the cart and releases their reservations. The cart stays ACTIVE.
+
+        Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateCart(self, request, context):
-        """Makes a cart, for those who want labels, a currency or a ttl before the first item.
+        """Creates a cart. Needed only to set labels, a currency or a ttl before the first item: AddItem creates a cart, too.
+
+        Errors: ALREADY_EXISTS / CART_EXISTS unless the cart of that name has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateCart(self, request, context):
-        """Sets a cart's labels, currency_code or ttl.
+        """Sets the labels, currency_code or ttl of a cart. Changes nothing if the cart has these values already.
+
+        Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended; FAILED_PRECONDITION /
+        CURRENCY_MISMATCH if an item has a price in the previous currency.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCart(self, request, context):
-        """Ends a cart and takes its items out.
+        """Ends a cart, removes its items and releases their reservations.
+
+        Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetCart(self, request, context):
-        """Reads a cart with its items. Changes nothing.
+        """Reads a cart with its items. An ended cart can be read for 30 days by default.
+
+        Errors: NOT_FOUND / CART_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListCarts(self, request, context):
-        """Reads a user's carts, without their items. Changes nothing.
+        """Lists the carts of a user without their items. An unknown user has none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryReservation(self, request, context):
-        """Asks again, at once, for an item whose reservation was rejected or has expired; otherwise changes nothing.
+        """Reserves an item again if its reservation is REJECTED or EXPIRED. Otherwise changes nothing.
+
+        Errors: NOT_FOUND / CART_NOT_FOUND or ITEM_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -241,7 +264,7 @@ def add_CartServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CartService(object):
-    """Carts and their items. The items' reservations follow by themselves.
+    """Manages carts and their items. The server reserves every item at the Reservation API in the background.
     """
 
     @staticmethod

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ReservationServiceStub(object):
-    """Holds stock for carts.
+    """Holds, sells and releases stock.
     """
 
     def __init__(self, channel):
@@ -53,25 +53,33 @@ class ReservationServiceStub(object):
 
 
 class ReservationServiceServicer(object):
-    """Holds stock for carts.
+    """Holds, sells and releases stock.
     """
 
     def ApplyReservation(self, request, context):
-        """Makes the reservation what the message says. HTTP: PUT /v1/reservations/{reservation_id}.
+        """Decides a revision of a reservation, or returns the decision if it was decided before. HTTP: PUT
+        /v1/reservations/{reservation_id}.
+
+        A refusal for business reasons is a decision: state REJECTED. Errors: ABORTED with the current Reservation in the
+        details if a higher revision was decided; INVALID_ARGUMENT, NOT_FOUND or FAILED_PRECONDITION if this message can
+        never succeed; RESOURCE_EXHAUSTED or UNAVAILABLE, optionally with RetryInfo, to be called again later. After any
+        other error the message may or may not have taken effect, and the client repeats it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetReservation(self, request, context):
-        """Reads one reservation, for audits. HTTP: GET /v1/reservations/{reservation_id}.
+        """Reads a reservation. For audits only. HTTP: GET /v1/reservations/{reservation_id}.
+
+        Errors: NOT_FOUND if the id is unknown.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LookupReservations(self, request, context):
-        """Reads up to 1,000 reservations, for audits. HTTP: POST /v1/reservations:lookup.
+        """Reads up to 1,000 reservations. For audits only. HTTP: POST /v1/reservations:lookup.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,7 +112,7 @@ def add_ReservationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ReservationService(object):
-    """Holds stock for carts.
+    """Holds, sells and releases stock.
     """
 
     @staticmethod

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SimulatorServiceStub(object):
-    """Controls of the simulator.
+    """Controls a simulator. Invalid requests fail with INVALID_ARGUMENT.
     """
 
     def __init__(self, channel):
@@ -63,39 +63,39 @@ class SimulatorServiceStub(object):
 
 
 class SimulatorServiceServicer(object):
-    """Controls of the simulator.
+    """Controls a simulator. Invalid requests fail with INVALID_ARGUMENT.
     """
 
     def SetStock(self, request, context):
-        """Sets how much there is of a sku, held and sold pieces not counted.
+        """Sets how many units of a sku are available, in addition to those held and sold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStock(self, request, context):
-        """Reads how much there is of a sku.
+        """Reads the stock of a sku.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetFaults(self, request, context):
-        """Replaces the faults that are in force.
+        """Replaces all faults.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetFaults(self, request, context):
-        """Reads the faults that are in force.
+        """Reads the current faults.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListEffects(self, request, context):
-        """Reads what the simulator really did, whatever its callers were told.
+        """Lists what the simulator really did, even if the response to its client was lost or garbage.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,7 +138,7 @@ def add_SimulatorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SimulatorService(object):
-    """Controls of the simulator.
+    """Controls a simulator. Invalid requests fail with INVALID_ARGUMENT.
     """
 
     @staticmethod

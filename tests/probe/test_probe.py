@@ -23,8 +23,8 @@ from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.server import SimulatorServer
 from cart_grpc.simulator.simulator import Simulator, Told
 from cart_grpc.simulator.stock import Stock
+from tests.probe import broken
 from tests.reservation_api.hostile import Hostile, Script, hostile_http
-from tests.reservations import broken
 
 COUNTED = ProbeConfig(sku="beans", stock=10, ttl=0, timeout=5)
 

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from cart_grpc.simulator.errors import BadRequest, Refused, UnknownReservation
 from cart_grpc.simulator.simulator import Simulator
-from tests.reservation_api.basic_doors import Door
+from tests.probe.basic_endpoints import Door
 
 
 class AnswersNoId(Door):

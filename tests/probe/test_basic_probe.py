@@ -15,9 +15,9 @@ from cart_grpc.probe.report import Report
 from cart_grpc.probe.session import ProbeConfig
 from cart_grpc.simulator.server import SimulatorServer
 from cart_grpc.simulator.simulator import Simulator
-from tests.reservation_api import basic_doors as doors
-from tests.reservations import broken_basic as broken
-from tests.reservations.test_probe import make, rules
+from tests.probe import basic_endpoints as endpoints
+from tests.probe import broken_basic as broken
+from tests.probe.test_probe import make, rules
 
 COUNTED = ProbeConfig(sku="beans", stock=10, timeout=5)
 UNCOUNTED = ProbeConfig(sku="beans", timeout=5)
@@ -30,10 +30,10 @@ async def ask(url: str, config: ProbeConfig = COUNTED) -> Report:
         return await one.run(asyncio.Event())
 
 
-async def probe(kind: type[doors.Door], config: ProbeConfig = COUNTED, **faults: Any) -> tuple[Report, Simulator]:
+async def probe(kind: type[endpoints.Door], config: ProbeConfig = COUNTED, **faults: Any) -> tuple[Report, Simulator]:
     """Probe such a door of a simulator that has 10 pieces of `beans`."""
     simulator = make(**faults)
-    async with doors.serving(simulator, kind) as (url, _):
+    async with endpoints.serving(simulator, kind) as (url, _):
         return await ask(url, config), simulator
 
 
@@ -67,21 +67,21 @@ async def test_the_simulator_keeps_all_of_it_and_gets_everything_back(config: Pr
     ("kind", "said"),
     [
         (
-            doors.Idempotent,
+            endpoints.Idempotent,
             "one reservation, and the same answer: POST is idempotent, and a stronger contract is near",
         ),
-        (doors.RefusesRepeats, "one reservation, and then EXISTS: nothing was reserved"),
-        (doors.Numbers, "2 reservations, as `basic` has it: "),
+        (endpoints.RefusesRepeats, "one reservation, and then EXISTS: nothing was reserved"),
+        (endpoints.Numbers, "2 reservations, as `basic` has it: "),
     ],
 )
-async def test_what_basic_leaves_open_is_told_and_not_called_broken(kind: type[doors.Door], said: str) -> None:
+async def test_what_basic_leaves_open_is_told_and_not_called_broken(kind: type[endpoints.Door], said: str) -> None:
     report, simulator = await probe(kind)
     assert report.kept, str(report)
     assert answered(report, "POST of 2, and the same again").startswith(said)
     assert simulator.levels("beans").held == 0
 
 
-BROKEN: list[tuple[type[doors.Door], set[str]]] = [
+BROKEN: list[tuple[type[endpoints.Door], set[str]]] = [
     (broken.AnswersNoId, {"post"}),
     (broken.TakesNothing, {"post"}),
     (broken.Lags, {"look-up"}),
@@ -109,7 +109,7 @@ KEEP_STOCK = (broken.DeletesNothing, broken.HidesDeleted, broken.HasNoDelete)
 
 @pytest.mark.parametrize(("kind", "expected"), BROKEN, ids=lambda value: getattr(value, "__name__", ""))
 async def test_an_api_that_breaks_a_point_is_told_which_and_gets_everything_back(
-    kind: type[doors.Door], expected: set[str]
+    kind: type[endpoints.Door], expected: set[str]
 ) -> None:
     config = ProbeConfig("beans", 10, timeout=0.3 if kind is broken.SoldOutHangs else 5)
     report, simulator = await probe(kind, config)
@@ -125,10 +125,10 @@ async def test_an_api_that_breaks_a_point_is_told_which_and_gets_everything_back
     ("kind", "expected"),
     [(broken.DeletesNothing, {"delete"}), (broken.HasNoDelete, {"delete", "gone"}), (broken.DeletesAll, {"delete"})],
 )
-async def test_much_is_found_without_counting(kind: type[doors.Door], expected: set[str]) -> None:
+async def test_much_is_found_without_counting(kind: type[endpoints.Door], expected: set[str]) -> None:
     simulator = make()
     simulator.set_stock("beans", 30)
-    async with doors.serving(simulator, kind) as (url, _):
+    async with endpoints.serving(simulator, kind) as (url, _):
         report = await ask(url, UNCOUNTED)
     assert rules(report, Verdict.BROKEN) == expected, str(report)
 
@@ -141,7 +141,7 @@ async def test_much_is_found_without_counting(kind: type[doors.Door], expected: 
         (broken.FindsAndDeletesNothing, "HTTP_405: "),
     ],
 )
-async def test_what_cannot_be_given_back_is_told(kind: type[doors.Door], why: str) -> None:
+async def test_what_cannot_be_given_back_is_told(kind: type[endpoints.Door], why: str) -> None:
     report, _ = await probe(kind)
     assert report.log.stuck
     assert all(why in each for each in report.log.stuck), report.log.stuck
@@ -151,7 +151,7 @@ async def test_what_cannot_be_given_back_is_told(kind: type[doors.Door], why: st
 async def test_what_others_have_reserved_is_not_given_back_where_look_ups_find_it() -> None:
     simulator = make()
     await simulator.reserve(lambda: ("somebody's", "beans", 3))
-    async with doors.serving(simulator, broken.FindsAll) as (url, _):
+    async with endpoints.serving(simulator, broken.FindsAll) as (url, _):
         report = await ask(url)
     assert rules(report, Verdict.BROKEN) == {"unknown"}, str(report)
     assert simulator.levels("beans").held == 3
@@ -160,14 +160,14 @@ async def test_what_others_have_reserved_is_not_given_back_where_look_ups_find_i
 
 async def test_nobody_there_is_told_at_once() -> None:
     with pytest.raises(NobodyThere, match="HTTP_503"):
-        await probe(doors.Door, down=True)
+        await probe(endpoints.Door, down=True)
     with pytest.raises(NobodyThere, match="UNAVAILABLE"):
         await ask("basic+http://127.0.0.1:1/shop")
 
 
 async def test_nothing_is_reserved_where_every_look_up_fails() -> None:
     simulator = make()
-    async with doors.serving(simulator, doors.LooksNothingUp) as (url, _):
+    async with endpoints.serving(simulator, endpoints.LooksNothingUp) as (url, _):
         with pytest.raises(NobodyThere, match="HTTP_503"):
             await ask(url)
     assert simulator.effects() == []
@@ -179,13 +179,13 @@ async def test_what_is_not_found_is_not_looked_up_again() -> None:
 
 
 async def test_a_path_that_a_web_server_does_not_have_is_told() -> None:
-    async with doors.serving(make()) as (url, _):
+    async with endpoints.serving(make()) as (url, _):
         with pytest.raises(NobodyThere, match="HTTP_404"):
             await ask(url.replace("/shop", "/shopp"))
 
 
 async def test_an_api_that_goes_down_is_not_called_broken_and_what_it_keeps_is_told() -> None:
-    report, simulator = await probe(doors.Dies)
+    report, simulator = await probe(endpoints.Dies)
     assert rules(report, Verdict.BROKEN) == set(), str(report)
     assert "\nbasic: not known: " in str(report)
     assert simulator.levels("beans").held > 0
@@ -193,27 +193,27 @@ async def test_an_api_that_goes_down_is_not_called_broken_and_what_it_keeps_is_t
 
 
 async def test_an_api_that_loses_messages_and_answers_is_not_called_broken() -> None:
-    report, simulator = await probe(doors.Door, UNCOUNTED, lost_before_effect=0.05, lost_after_effect=0.05)
+    report, simulator = await probe(endpoints.Door, UNCOUNTED, lost_before_effect=0.05, lost_after_effect=0.05)
     assert rules(report, Verdict.BROKEN) == set(), str(report)
     assert report.log.unanswered > 3
     assert simulator.levels("beans").held == 0
 
 
 async def test_what_came_of_posts_that_were_not_answered_is_given_back() -> None:
-    report, simulator = await probe(doors.ReservesAndFails, UNCOUNTED)
+    report, simulator = await probe(endpoints.ReservesAndFails, UNCOUNTED)
     assert rules(report, Verdict.BROKEN) == set(), str(report)
     assert simulator.effects()
     assert (simulator.levels("beans").held, report.log.stuck) == (0, [])
 
 
 async def test_an_api_that_takes_no_posts_at_all_is_not_called_broken() -> None:
-    report, _ = await probe(doors.TakesNoPosts)
+    report, _ = await probe(endpoints.TakesNoPosts)
     assert rules(report, Verdict.BROKEN) == set(), str(report)
     assert "\nbasic: not known: post, look-up, apart, repeat, delete, gone, refusal, text\n" in str(report)
 
 
 async def test_an_api_that_is_too_slow_is_not_called_broken() -> None:
-    report, _ = await probe(doors.Door, ProbeConfig("beans", timeout=0.05), latency=60 * SECOND)
+    report, _ = await probe(endpoints.Door, ProbeConfig("beans", timeout=0.05), latency=60 * SECOND)
     assert rules(report, Verdict.BROKEN) == set(), str(report)
     assert not rules(report, Verdict.KEPT)
     assert not report.kept
@@ -228,24 +228,24 @@ async def test_a_post_that_is_not_answered_and_not_found_is_told() -> None:
 
 
 async def test_an_item_of_which_there_is_none_breaks_nothing() -> None:
-    report, _ = await probe(doors.Door, ProbeConfig("tea", timeout=5))
+    report, _ = await probe(endpoints.Door, ProbeConfig("tea", timeout=5))
     assert rules(report, Verdict.BROKEN) == set(), str(report)
     assert not report.kept
     assert "UNKNOWN_SKU: nothing was reserved; --sku should name one" in str(report)
 
 
-@pytest.mark.parametrize(("kind", "drops"), [(doors.Told, False), (doors.ToldOfDelete, True)])
+@pytest.mark.parametrize(("kind", "drops"), [(endpoints.Told, False), (endpoints.ToldOfDelete, True)])
 async def test_a_probe_that_is_interrupted_leaves_nothing_reserved(
-    kind: Callable[[Simulator], doors.Told], drops: bool
+    kind: Callable[[Simulator], endpoints.Told], drops: bool
 ) -> None:
     simulator = make()
     async with (
-        doors.serving(simulator, kind, drops=drops) as (url, door),
+        endpoints.serving(simulator, kind, drops=drops) as (url, door),
         connect(url, COUNTED, clock=app.clock, new_id=app.new_id) as one,
     ):
         stopped = asyncio.Event()
         running = asyncio.create_task(one.run(stopped))
-        assert isinstance(door, doors.Told)
+        assert isinstance(door, endpoints.Told)
         async with asyncio.timeout(20):
             await door.arrived.wait()
         stopped.set()

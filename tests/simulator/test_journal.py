@@ -15,7 +15,7 @@ from cart_grpc.simulator.errors import BodyMismatch, Stale
 from cart_grpc.simulator.journal import Journal
 from cart_grpc.simulator.stock import Levels, Stock
 from tests.intents import SECOND, START, after, hold
-from tests.reservations.test_simulator import SKU, told
+from tests.simulator.test_rules import SKU, told
 
 
 def reopened(path: Path) -> tuple[Journal, Stock]:

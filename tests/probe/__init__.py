@@ -1,0 +1,1 @@
+"""The probe: it finds out which rules of its contract a Reservation API keeps."""

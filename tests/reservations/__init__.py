@@ -1,1 +1,0 @@
-"""The Reservation API: its clients and its simulator."""
