@@ -4,7 +4,7 @@ import logging
 from typing import Protocol
 
 from cart_grpc.carts.calls import Limits
-from cart_grpc.commands.bulk import Pause, Resume
+from cart_grpc.commands.direct import Pause, Resume
 from cart_grpc.commands.operator import Release, Retry
 from cart_grpc.store.read.operator import PauseSeen, ReservationPage, Seen, Stats
 from cart_grpc.store.store import Store

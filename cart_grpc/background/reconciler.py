@@ -15,8 +15,8 @@ from cart_grpc.background.backoff import Backoff
 from cart_grpc.background.breaker import Breaker
 from cart_grpc.background.recorded_attempt import RecordedAttempt
 from cart_grpc.carts.refusals import Unavailable
-from cart_grpc.commands.bulk import Claim, Extend, HandBack
-from cart_grpc.commands.record import Record
+from cart_grpc.commands.direct import Claim, ExtendLeases, ReturnClaims
+from cart_grpc.commands.record import RecordOutcome
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
 from cart_grpc.protocol.reservation import Answer, Intent, NoAnswer, PermanentFailure, Reservation
 from cart_grpc.protocol.transitions import next_intent
@@ -196,7 +196,9 @@ class Reconciler:
             self._count(answered=True, error="")
         counts_as_attempt = called and not (isinstance(outcome, NoAnswer) and self._breaker.is_open)
         jitter = random.random()  # noqa: S311 - spreads load, hides nothing
-        await self._record(Record(claimed, outcome, retry_delay, counts_as_attempt, jitter, attempt.opened, grace))
+        await self._record(
+            RecordOutcome(claimed, outcome, retry_delay, counts_as_attempt, jitter, attempt.opened, grace)
+        )
 
     async def _call(self, intent: Intent, attempt: RecordedAttempt) -> Answer:
         """At most two quick tries and one deadline. While the breaker is open, or once an attempt is, a single try."""
@@ -210,7 +212,7 @@ class Reconciler:
         await asyncio.sleep(self._pauses.second_try())
         return await self._api.apply(intent, timeout=max(0.001, deadline - clock()), attempt=attempt)
 
-    async def _record(self, record: Record) -> None:
+    async def _record(self, record: RecordOutcome) -> None:
         claimed = record.claimed
         try:
             recorded = await self._store.record(record)
@@ -249,7 +251,7 @@ class Reconciler:
             claims = [reservation for lane in self._lanes for reservation in lane.calls.values()]
             try:
                 for some in _in_parts(claims):
-                    await self._store.lease(Extend(some, int(self._config.lease * MICROSECONDS)))
+                    await self._store.update_leases(ExtendLeases(some, int(self._config.lease * MICROSECONDS)))
             except Unavailable as refusal:
                 log.warning("leases were not extended: %s", refusal.reason)
             except Exception:
@@ -273,7 +275,7 @@ class Reconciler:
         await asyncio.gather(*pending, return_exceptions=True)
         try:
             for some in _in_parts([calls[task] for task in pending]):
-                await self._store.lease(HandBack(some))
+                await self._store.update_leases(ReturnClaims(some))
         except Unavailable as refusal:
             log.warning("claims were not handed back, and run out by themselves: %s", refusal.reason)
 

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from cart_grpc.carts.refusals import Unavailable
-from cart_grpc.commands.bulk import Purge
+from cart_grpc.commands.direct import Purge
 from cart_grpc.store.store import Store
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RecordOutcome:
     """The outcome of one call to the Reservation API, for the claim it was made under.
 
     `retry_delay_us` is how long, in microseconds, to leave it alone where there was no answer. `counts_as_attempt` is False where

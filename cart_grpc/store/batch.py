@@ -10,15 +10,15 @@ from typing import Any
 from sqlalchemy import Connection
 
 from cart_grpc.carts.calls import NewId
-from cart_grpc.commands.bulk import BulkCommand, Claim, Extend, HandBack, Pause, Purge, Resume
 from cart_grpc.commands.command import Command
+from cart_grpc.commands.direct import Claim, DirectCommand, ExtendLeases, Pause, Purge, Resume, ReturnClaims
 from cart_grpc.commands.unit_of_work import ReadSet, Reply, UnitOfWork
 from cart_grpc.names import CartKey, UserKey
 from cart_grpc.store.prepared import Rows
 from cart_grpc.store.rows import cart_row, item_row, reservation_row, to_cart, to_item, to_reservation
 from cart_grpc.store.statements import Statements, mark_row
 
-AnyCommand = Command[object] | BulkCommand
+AnyCommand = Command[object] | DirectCommand
 # Who writes, and the number of its batch.
 Mark = tuple[str, int]
 
@@ -45,7 +45,7 @@ def run_batch(
     A command that is refused, or has a bug, is answered with its exception and changes nothing; the others go on.
     Raises what the database raises.
     """
-    folded = [command for command in commands if not isinstance(command, BulkCommand)]
+    folded = [command for command in commands if not isinstance(command, DirectCommand)]
     reads = ReadSet()
     for command in folded:
         command.add_reads(reads)
@@ -55,7 +55,7 @@ def run_batch(
     _write(statements, connection, working, now, mark)
     # Claims come last: they wait for nobody, and nobody who waits for their rows holds what they need.
     answers = [
-        _work(statements, connection, command, now) if isinstance(command, BulkCommand) else next(folded_answers)
+        _work(statements, connection, command, now) if isinstance(command, DirectCommand) else next(folded_answers)
         for command in commands
     ]
     changed = working.changed_carts | {working.reservations[name].cart for name in working.changed_reservations}
@@ -104,13 +104,13 @@ def _write(statements: Statements, connection: Connection, working: UnitOfWork, 
     statements.write(connection, rows)
 
 
-def _work(statements: Statements, connection: Connection, command: BulkCommand, now: int) -> object:
+def _work(statements: Statements, connection: Connection, command: DirectCommand, now: int) -> object:
     match command:
         case Claim(lane, limit, lease):
             return statements.claim(connection, lane, limit, now, lease)
-        case Extend(claims, lease):
+        case ExtendLeases(claims, lease):
             statements.set_lease(connection, _keys(claims), now + lease, now + lease)
-        case HandBack(claims):
+        case ReturnClaims(claims):
             statements.set_lease(connection, _keys(claims), None, now)
         case Purge(replies, reservations, carts, limit):
             return statements.purge(connection, now - replies, now - reservations, now - carts, limit)

@@ -1,7 +1,7 @@
-"""All that differs between SQLite and PostgreSQL in what is said to them; `engine` has what differs in connecting.
+"""All that differs between SQLite and PostgreSQL in SQL. `sqlite` and `postgresql` have what differs in connecting.
 
-A statement that takes many rows takes them so that its text, and the work of preparing it, are the same for one row
-and for five hundred: a JSON array or `executemany` on SQLite, one array a column on PostgreSQL.
+A statement over many rows has the same text for one row and for five hundred, so the database prepares it once: its
+parameter is one JSON array on SQLite, one array for each column on PostgreSQL.
 """
 
 import json
@@ -34,109 +34,109 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
 
-from cart_grpc.store.prepared import OneByOne, Prepared, Rows, Together
+from cart_grpc.store.prepared import PerTable, Prepared, Rows, SingleStatement
 
 Key = Sequence[Any]
 Values = dict[str, Any]
-Writer = OneByOne | Together
+RowWriter = PerTable | SingleStatement
 KEYS: Final = "keys"
 Insert = sqlite.Insert | postgresql.Insert
 Condition = TextClause | None
-Lookup = tuple[FromClause, ColumnElement[bool]]
+# A FROM clause to join, and the ON condition.
+Join = tuple[FromClause, ColumnElement[bool]]
 Types = Mapping[str, TypeEngine[Any]]
 
 
 class Dialect(Protocol):
-    """How one database is spoken to."""
+    """How to say the same in one database's SQL."""
 
-    def identity(self, table: FromClause) -> Sequence[ColumnElement[Any]]:
-        """The columns that tell a row of `table` from the others, as the database finds it fastest."""
+    def row_id(self, table: FromClause) -> Sequence[ColumnElement[Any]]:
+        """The columns that identify a row of `table`: those by which the database finds it fastest."""
         ...
 
-    def matches(self, table: Table, columns: Sequence[str], among: Condition = None) -> ColumnElement[bool]:
-        """Whether `columns` of a row of `table` equal one of the keys given to `bind_keys`, and it is `among`."""
+    def in_keys(self, table: Table, columns: Sequence[str]) -> ColumnElement[bool]:
+        """A condition: `columns` equal one of the keys that `bind_keys` binds."""
         ...
 
     def numbered_keys(self, columns: Types) -> FromClause:
-        """The keys given to `bind_keys`: `columns`, each of its type, and their `number` in the order given."""
+        """The keys that `bind_keys` binds, as rows of `columns`, with their position in the column `number`."""
         ...
 
     def bind_keys(self, columns: Sequence[str], keys: Collection[Key], name: str = KEYS) -> Mapping[str, Any]:
-        """The parameters of a statement that contains keys under `name`."""
+        """The parameters of a statement that uses keys under `name`."""
         ...
 
-    def keyed(self, table: Table, columns: Sequence[str], name: str, among: Condition = None) -> Select[Any]:
-        """The rows of `table`, those that are `among`, whose `columns` equal one of the keys given to `bind_keys` under
-        `name`.
-        """
+    def select_by_keys(self, table: Table, columns: Sequence[str], name: str, where: Condition = None) -> Select[Any]:
+        """The rows of `table` whose `columns` equal one of the keys bound under `name`, and that fulfil `where`."""
         ...
 
-    def lookup(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False) -> Lookup:
-        """What to join to `keys`, and on what, for the rows of `table` with the same `columns`; `lock` locks them."""
+    def join_by_index(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False) -> Join:
+        """The rows of `table` with the same `columns` as `keys`, to be joined to `keys`. `lock` locks them."""
         ...
 
-    def by_index(self, rows: Select[Any]) -> Select[Any]:
-        """`rows`, a part of a statement, looked for anew for each row around it, and so by an index."""
+    def fenced(self, rows: Select[Any]) -> Select[Any]:
+        """`rows`, a correlated subquery, as an optimization fence: the planner runs it by index for each outer row."""
         ...
 
     def json_rows(self, rows: FromClause, columns: Sequence[ColumnElement[Any]]) -> ScalarSelect[str]:
-        """All of `rows` as one JSON text, an array of arrays of `columns`; bytes are in hexadecimal."""
+        """All of `rows` as one JSON text, an array of arrays of `columns`. Bytes are in hexadecimal."""
         ...
 
     def json_array(self, *columns: ColumnElement[Any]) -> ColumnElement[str]:
-        """The text of a JSON array of `columns`."""
+        """A JSON array of `columns`, as text."""
         ...
 
-    def joined(self, texts: ColumnElement[str], separator: str) -> ColumnElement[str]:
-        """All of `texts` as one, in the order of the subquery that they are from; NULL where there are none."""
+    def string_agg(self, texts: ColumnElement[str], separator: str) -> ColumnElement[str]:
+        """All of `texts` as one, in the order of their subquery. NULL if there are none."""
         ...
 
     def insert(self, table: Table) -> Insert:
-        """An INSERT of the rows given to `bind_rows`, every column of `table` in each."""
+        """An INSERT of the rows that `bind_rows` binds, with every column of `table`."""
         ...
 
     def bind_rows(self, table: Table, rows: Rows) -> Mapping[str, Any] | Sequence[Values]:
-        """The parameters of an `insert`; the values of a row are in the order of the table's columns."""
+        """The parameters of an `insert`. The values of a row are in the order of the table's columns."""
         ...
 
-    def together(self, upserts: Mapping[str, Insert]) -> Writer:
-        """What writes the rows of many tables, with an upsert for each."""
+    def row_writer(self, upserts: Mapping[str, Insert]) -> RowWriter:
+        """Writes rows of many tables, with one upsert for each table."""
         ...
 
-    def plan_anew(self, connection: Connection) -> None:
-        """Plan what is said in this transaction from here on for the tables as they are.
+    def force_custom_plan(self, connection: Connection) -> None:
+        """From here to the end of the transaction, plan each statement for the tables as they are now.
 
-        Before, plans are kept, which suits what `keyed` and `lookup` find and what `together` writes, and nothing else.
+        By default plans are kept. That is right only for `select_by_keys`, `join_by_index` and `row_writer`, which use
+        an index in any case.
         """
         ...
 
     def is_writable(self, connection: Connection) -> bool:
-        """Whether the database takes writes: a PostgreSQL in recovery, or told not to, answers and takes none."""
+        """Whether the database accepts writes. A PostgreSQL standby, or one that is set read-only, does not."""
         ...
 
     def now(self) -> ColumnElement[int]:
-        """The database's time, in microseconds since the Unix epoch."""
+        """The database's time in microseconds since the Unix epoch, as SQL."""
         ...
 
     def read_now(self, connection: Connection) -> int:
-        """The same, asked for."""
+        """Read the database's time in microseconds since the Unix epoch."""
         ...
 
 
 class SqliteDialect:
-    """SQLite runs in this process, so this process's `clock` is the database's."""
+    """SQLite runs in this process, so the database's time is this process's `clock`, in microseconds."""
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
 
-    def identity(self, table: FromClause) -> Sequence[ColumnElement[Any]]:
+    def row_id(self, table: FromClause) -> Sequence[ColumnElement[Any]]:
         return [column("rowid", _selectable=table)]
 
-    def matches(self, table: Table, columns: Sequence[str], among: Condition = None) -> ColumnElement[bool]:
-        # `(a, b) IN (SELECT ...)` makes SQLite search an index by its first column only: so, a join, and the rowids.
+    def in_keys(self, table: Table, columns: Sequence[str]) -> ColumnElement[bool]:
+        # For `(a, b) IN (SELECT ...)` SQLite searches an index by its first column only. A join uses all columns.
         wanted = table.alias("wanted")
-        rowids = self._join(select(*self.identity(wanted)), wanted, columns, KEYS)
-        return tuple_(*self.identity(table)).in_(rowids if among is None else rowids.where(among))
+        rowids = self._join(select(*self.row_id(wanted)), wanted, columns, KEYS)
+        return tuple_(*self.row_id(table)).in_(rowids)
 
     def numbered_keys(self, columns: Types) -> FromClause:
         each = func.json_each(bindparam(KEYS, type_=Text)).table_valued("key", "value", name="k")
@@ -146,14 +146,14 @@ class SqliteDialect:
         )
         return select(each.c.key.label("number"), *parts).subquery("wanted")
 
-    def keyed(self, table: Table, columns: Sequence[str], name: str, among: Condition = None) -> Select[Any]:
+    def select_by_keys(self, table: Table, columns: Sequence[str], name: str, where: Condition = None) -> Select[Any]:
         rows = self._join(select(table), table, columns, name)
-        return rows if among is None else rows.where(among)
+        return rows if where is None else rows.where(where)
 
-    def lookup(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False) -> Lookup:
-        return table, _same(table, columns, keys)
+    def join_by_index(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False) -> Join:
+        return table, _equal(table, columns, keys)
 
-    def by_index(self, rows: Select[Any]) -> Select[Any]:
+    def fenced(self, rows: Select[Any]) -> Select[Any]:
         return rows
 
     def _join(self, rows: Select[Any], table: FromClause, columns: Sequence[str], name: str) -> Select[Any]:
@@ -174,7 +174,7 @@ class SqliteDialect:
     def json_array(self, *columns: ColumnElement[Any]) -> ColumnElement[str]:
         return func.json_array(*columns, type_=Text)
 
-    def joined(self, texts: ColumnElement[str], separator: str) -> ColumnElement[str]:
+    def string_agg(self, texts: ColumnElement[str], separator: str) -> ColumnElement[str]:
         return func.group_concat(texts, literal_column(f"'{separator}'"), type_=Text)
 
     def insert(self, table: Table) -> Insert:
@@ -184,11 +184,11 @@ class SqliteDialect:
         names = table.columns.keys()
         return [dict(zip(names, row, strict=True)) for row in rows]
 
-    def together(self, upserts: Mapping[str, Insert]) -> Writer:
-        return OneByOne(upserts)
+    def row_writer(self, upserts: Mapping[str, Insert]) -> RowWriter:
+        return PerTable(upserts)
 
-    def plan_anew(self, connection: Connection) -> None:
-        """Its plans are made of what is said alone."""
+    def force_custom_plan(self, connection: Connection) -> None:
+        """Nothing to do: without ANALYZE, SQLite plans from a statement's text alone."""
 
     def is_writable(self, connection: Connection) -> bool:
         return bool(connection.exec_driver_sql("SELECT 1").scalar_one())
@@ -201,33 +201,32 @@ class SqliteDialect:
 
 
 class PostgresqlDialect:
-    """PostgreSQL's clock is asked each time: its `now()` is the transaction's start, before its locks."""
+    """Time is `clock_timestamp()`: PostgreSQL's `now()` is the start of the transaction, before it took its locks."""
 
     def __init__(self) -> None:
         self._now = Prepared(select(self.now()))
-        self._plan_anew = Prepared(text("SET LOCAL plan_cache_mode = force_custom_plan"))
+        self._force_custom_plan = Prepared(text("SET LOCAL plan_cache_mode = force_custom_plan"))
 
-    def identity(self, table: FromClause) -> Sequence[ColumnElement[Any]]:
+    def row_id(self, table: FromClause) -> Sequence[ColumnElement[Any]]:
         return list(table.primary_key)
 
-    def matches(self, table: Table, columns: Sequence[str], among: Condition = None) -> ColumnElement[bool]:
-        found = tuple_(*(table.c[name] for name in columns)).in_(select(_unnest(table, columns, KEYS)))
-        return found if among is None else and_(found, among)
+    def in_keys(self, table: Table, columns: Sequence[str]) -> ColumnElement[bool]:
+        return tuple_(*(table.c[name] for name in columns)).in_(select(_unnest(table, columns, KEYS)))
 
-    def keyed(self, table: Table, columns: Sequence[str], name: str, among: Condition = None) -> Select[Any]:
+    def select_by_keys(self, table: Table, columns: Sequence[str], name: str, where: Condition = None) -> Select[Any]:
         keys = _unnest(table, columns, name)
-        found, on = self._lookup(select(table) if among is None else select(table).where(among), table, columns, keys)
+        found, on = self._join(select(table) if where is None else select(table).where(where), table, columns, keys)
         return select(found).select_from(keys.join(found, on))
 
-    def lookup(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False) -> Lookup:
+    def join_by_index(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False) -> Join:
         rows = select(table)
-        return self._lookup(rows.with_for_update() if lock else rows, table, columns, keys)
+        return self._join(rows.with_for_update() if lock else rows, table, columns, keys)
 
-    def _lookup(self, rows: Select[Any], table: Table, columns: Sequence[str], keys: FromClause) -> Lookup:
-        return self.by_index(rows.where(_same(table, columns, keys))).lateral(f"found_{table.name}"), true()
+    def _join(self, rows: Select[Any], table: Table, columns: Sequence[str], keys: FromClause) -> Join:
+        return self.fenced(rows.where(_equal(table, columns, keys))).lateral(f"found_{table.name}"), true()
 
-    def by_index(self, rows: Select[Any]) -> Select[Any]:
-        # OFFSET keeps it from becoming a join, which reads all of an index that was small when that was planned.
+    def fenced(self, rows: Select[Any]) -> Select[Any]:
+        # OFFSET 0 keeps the planner from making it a join. A join that was planned for a small index reads all of it.
         return rows.offset(literal_column("0"))
 
     def bind_keys(self, columns: Sequence[str], keys: Collection[Key], name: str = KEYS) -> Mapping[str, Any]:
@@ -247,7 +246,7 @@ class PostgresqlDialect:
     def json_array(self, *columns: ColumnElement[Any]) -> ColumnElement[str]:
         return cast(func.json_build_array(*columns), Text)
 
-    def joined(self, texts: ColumnElement[str], separator: str) -> ColumnElement[str]:
+    def string_agg(self, texts: ColumnElement[str], separator: str) -> ColumnElement[str]:
         return func.string_agg(texts, literal_column(f"'{separator}'"), type_=Text)
 
     def insert(self, table: Table) -> Insert:
@@ -257,31 +256,31 @@ class PostgresqlDialect:
     def bind_rows(self, table: Table, rows: Rows) -> Mapping[str, Any] | Sequence[Values]:
         return self.bind_keys(table.columns.keys(), rows, table.name)
 
-    def together(self, upserts: Mapping[str, Insert]) -> Writer:
+    def row_writer(self, upserts: Mapping[str, Insert]) -> RowWriter:
         written = [upsert.returning(literal_column("1")).cte(f"written_{name}") for name, upsert in upserts.items()]
         everything = select(*(select(func.count()).select_from(one).scalar_subquery() for one in written))
         columns = {
             name: [_array(name, column.name) for column in upsert.table.columns] for name, upsert in upserts.items()
         }
-        return Together(everything, columns)
+        return SingleStatement(everything, columns)
 
-    def plan_anew(self, connection: Connection) -> None:
-        self._plan_anew.fetch(connection, {})
+    def force_custom_plan(self, connection: Connection) -> None:
+        self._force_custom_plan.fetch(connection, {})
 
     def is_writable(self, connection: Connection) -> bool:
         return bool(connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "off")
 
     def now(self) -> ColumnElement[int]:
-        # As a subquery it is asked once a statement; a volatile function cannot be searched for in an index.
-        asked = cast(func.floor(extract("epoch", func.clock_timestamp()) * 1_000_000), BigInteger)
-        return select(asked).scalar_subquery()
+        # A subquery runs once for each statement. A volatile function by itself cannot be used to search an index.
+        clock = cast(func.floor(extract("epoch", func.clock_timestamp()) * 1_000_000), BigInteger)
+        return select(clock).scalar_subquery()
 
     def read_now(self, connection: Connection) -> int:
         ((now,),) = self._now.fetch(connection, {})
         return int(now)
 
 
-def _same(table: FromClause, columns: Sequence[str], keys: FromClause) -> ColumnElement[bool]:
+def _equal(table: FromClause, columns: Sequence[str], keys: FromClause) -> ColumnElement[bool]:
     return and_(*(table.c[each] == keys.c[each] for each in columns))
 
 
@@ -291,5 +290,5 @@ def _unnest(table: Table, columns: Sequence[str], name: str) -> Any:
 
 
 def _array(name: str, column: str) -> str:
-    """A parameter may not have a column's own name where that column could be set."""
+    """The name of the parameter for a column. It differs from the column's: SQLAlchemy reserves that for SET."""
     return f"{name}_{column}_array"

@@ -20,7 +20,8 @@ from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
 from cart_grpc.store.batch import AnyCommand, Mark, Outcome, run_batch
 from cart_grpc.store.change_notifier import ChangeNotifier
-from cart_grpc.store.engine import CommitFailed, Engine, find_refusal
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.failures import CommitFailed, find_refusal
 from cart_grpc.store.statements import Statements
 
 log = logging.getLogger(__name__)

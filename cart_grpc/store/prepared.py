@@ -1,7 +1,7 @@
-"""Statements that are run on the driver itself; their text is still SQLAlchemy's, written once.
+"""Statements that run on the driver itself, past SQLAlchemy's execution. SQLAlchemy still writes their text, once.
 
-Every write of a caller passes here, and through SQLAlchemy each statement costs about as much as all the rest of a
-batch: see docs/performance.md.
+Every write of a caller passes here. Through SQLAlchemy each statement costs about as much as the rest of a batch:
+see docs/performance.md.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ Rows = Sequence[Sequence[Any]]
 
 
 class Prepared:
-    """One statement, for one dialect."""
+    """One statement for one dialect, compiled when it first runs."""
 
     def __init__(self, statement: Executable) -> None:
         self._statement = statement
@@ -25,25 +25,25 @@ class Prepared:
         self._callables: Mapping[str, Callable[[], Any]] = {}
 
     def text(self, connection: Connection) -> str:
-        """What is said to the database."""
+        """The SQL that the driver gets."""
         if not self._text:
             compiled: Any = self._statement.compile(dialect=connection.dialect)  # type: ignore[attr-defined]
             self._names = compiled.positiontup or ()
-            # What has to be given is missed if it is not, and not taken for NULL.
+            # Without required parameters: if the caller forgets one, `fetch` raises KeyError instead of binding NULL.
             self._constants = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
             self._callables = {name: bind.callable for name, bind in compiled.binds.items() if bind.callable}
             self._text = str(compiled)
         return self._text
 
     def fetch(self, connection: Connection, parameters: Mapping[str, Any]) -> Rows:
-        """Run it in the transaction that `connection` has open. Returns its rows; raises what the driver raises."""
+        """Run the statement in the open transaction of `connection` and return its rows. Raises the driver's errors."""
         text = self.text(connection)
         known = {**self._constants, **{name: call() for name, call in self._callables.items()}, **parameters}
         return fetch(connection, text, [known[name] for name in self._names])
 
 
 def fetch(connection: Connection, text: str, values: Sequence[Any]) -> Rows:
-    """The rows that `text` brings on the driver's own connection. Raises what the driver raises."""
+    """Run `text` on the driver's own connection and return its rows. Raises the driver's errors."""
     driver: Any = connection.connection.driver_connection
     if isinstance(driver, asyncpg.Connection):
         found: Rows = await_only(driver.fetch(text, *values))
@@ -52,10 +52,10 @@ def fetch(connection: Connection, text: str, values: Sequence[Any]) -> Rows:
     return rows
 
 
-class OneByOne:
-    """Upserts of SQLite: one statement a table, prepared once for each number of rows.
+class PerTable:
+    """Upserts for SQLite: one statement for each table, prepared once for each number of rows.
 
-    One statement of 32 rows lets go of the interpreter once; `executemany` would 32 times, and wait for it each time.
+    One statement of 32 rows releases the GIL once. `executemany` releases it 32 times, and waits for it each time.
     """
 
     LARGEST = 64
@@ -65,10 +65,10 @@ class OneByOne:
         self._texts: dict[tuple[str, int], str] = {}
 
     def write(self, connection: Connection, rows: Mapping[str, Rows]) -> Mapping[str, int]:
-        """Write `rows`, each in the order of its table's columns. Returns how many were, by table."""
-        return {name: self._write(connection, name, wanted) for name, wanted in rows.items() if wanted}
+        """Write `rows`, by table, each in the order of the table's columns. Return how many were written, by table."""
+        return {name: self._write_table(connection, name, wanted) for name, wanted in rows.items() if wanted}
 
-    def _write(self, connection: Connection, name: str, rows: Rows) -> int:
+    def _write_table(self, connection: Connection, name: str, rows: Rows) -> int:
         driver: Any = connection.connection.driver_connection
         written = start = 0
         while start < len(rows):
@@ -87,18 +87,18 @@ class OneByOne:
         return text
 
 
-class Together:
-    """Upserts of PostgreSQL: one statement for all tables, since each would be a round trip."""
+class SingleStatement:
+    """Upserts for PostgreSQL: one statement for all tables, because each statement is a round trip."""
 
-    def __init__(self, everything: Executable, columns: Mapping[str, Sequence[str]]) -> None:
-        self._everything = Prepared(everything)
+    def __init__(self, statement: Executable, columns: Mapping[str, Sequence[str]]) -> None:
+        self._statement = Prepared(statement)
         self._columns = columns
 
     def write(self, connection: Connection, rows: Mapping[str, Rows]) -> Mapping[str, int]:
-        """As OneByOne does."""
+        """Write `rows`, by table, each in the order of the table's columns. Return how many were written, by table."""
         parameters: dict[str, Any] = {}
         for name, columns in self._columns.items():
             wanted = rows.get(name) or ()
             parameters.update(zip(columns, zip(*wanted, strict=True) if wanted else [()] * len(columns), strict=True))
-        (counts,) = self._everything.fetch(connection, parameters)
+        (counts,) = self._statement.fetch(connection, parameters)
         return dict(zip(self._columns, counts, strict=True))

@@ -83,8 +83,8 @@ class Statements:
         self._lock = Prepared(_lock(dialect))
         self._load = Prepared(_load(dialect))
         self._load_skus = Prepared(_load_skus(dialect))
-        self._delete_items = Prepared(delete(schema.items).where(dialect.matches(schema.items, ITEM)))
-        self._writer = dialect.together({table.name: _upsert(dialect, table) for table in WRITTEN})
+        self._delete_items = Prepared(delete(schema.items).where(dialect.in_keys(schema.items, ITEM)))
+        self._writer = dialect.row_writer({table.name: _upsert(dialect, table) for table in WRITTEN})
         self._claims: dict[Lane, Executable] = {
             HOLD_LANE: _claim(dialect, schema.due),
             RELEASE_LANE: _claim(dialect, schema.due_release),
@@ -144,12 +144,12 @@ class Statements:
 
     def delete_items(self, connection: Connection, keys: Sequence[Key]) -> None:
         if keys:
-            self._dialect.plan_anew(connection)
+            self._dialect.force_custom_plan(connection)
             self._delete_items.fetch(connection, self._dialect.bind_keys(ITEM, keys))
 
     def claim(self, connection: Connection, lane: Lane, limit: int, now: int, lease: int) -> list[Reservation]:
         """Claim up to `limit` due reservations of `lane` for `lease` microseconds, raising epoch and attempt."""
-        self._dialect.plan_anew(connection)
+        self._dialect.force_custom_plan(connection)
         rows = connection.execute(self._claims[lane], {"now": now, "until": now + lease, "most": limit}).all()
         return [to_reservation(row) for row in rows]
 
@@ -160,7 +160,7 @@ class Statements:
 
         With its last cart and reply a user's row goes, too.
         """
-        self._dialect.plan_anew(connection)
+        self._dialect.force_custom_plan(connection)
         deleted = 0
         purges = zip(self._purges, (replies_before, reservations_before, carts_before), strict=True)
         for statement, before in purges:
@@ -196,13 +196,13 @@ class Statements:
     def set_lease(
         self, connection: Connection, claims: Sequence[Key], lease_expire_time: int | None, due_time: int
     ) -> None:
-        """Extend or hand back claims (slice, reservation_id, lease_epoch) that are still ours.
+        """ExtendLeases or hand back claims (slice, reservation_id, lease_epoch) that are still ours.
 
         Rows that somebody else has locked are passed over: waiting for them could deadlock, and a lease only
         saves work.
         """
         if claims:
-            self._dialect.plan_anew(connection)
+            self._dialect.force_custom_plan(connection)
             keys = self._dialect.bind_keys(CLAIM, claims)
             connection.execute(self._lease, {**keys, "until": lease_expire_time, "due": due_time})
 
@@ -231,12 +231,12 @@ def _purge_users(dialect: Dialect) -> Executable:
     table = schema.users
     kept = or_(_has(schema.carts, table, USER), _has(schema.replies, table, USER))
     gone = (
-        select(*dialect.identity(table))
-        .where(dialect.matches(table, USER), not_(kept))
+        select(*dialect.row_id(table))
+        .where(dialect.in_keys(table, USER), not_(kept))
         .with_for_update(skip_locked=True, of=table)
         .cte("gone")
     )
-    return delete(table).where(tuple_(*dialect.identity(table)).in_(select(gone)))
+    return delete(table).where(tuple_(*dialect.row_id(table)).in_(select(gone)))
 
 
 def _has(other: Table, table: Table, columns: Sequence[str], among: Any = None) -> Exists:
@@ -252,7 +252,7 @@ def _purge(dialect: Dialect, time: Column[Any], *over: Any) -> Executable:
     """
     table = time.table
     chosen = (
-        select(*dialect.identity(table))
+        select(*dialect.row_id(table))
         .where(*over, time < bindparam("before", type_=BigInteger))
         .order_by(time)
         .limit(bindparam("most", type_=BigInteger))
@@ -260,7 +260,7 @@ def _purge(dialect: Dialect, time: Column[Any], *over: Any) -> Executable:
         .cte("over")
     )
     owners = (table.c[name] for name in USER)
-    return delete(table).where(tuple_(*dialect.identity(table)).in_(select(chosen))).returning(*owners)
+    return delete(table).where(tuple_(*dialect.row_id(table)).in_(select(chosen))).returning(*owners)
 
 
 def _lock(dialect: Dialect) -> Executable:
@@ -274,16 +274,18 @@ def _lock(dialect: Dialect) -> Executable:
 def _load(dialect: Dialect) -> Executable:
     """All that a batch needs in one statement, a JSON text a table."""
     items, reservations = schema.items, schema.reservations
-    touched = union_all(dialect.keyed(items, ITEM, "items"), dialect.keyed(items, CART, "whole_carts")).cte("touched")
+    touched = union_all(
+        dialect.select_by_keys(items, ITEM, "items"), dialect.select_by_keys(items, CART, "whole_carts")
+    ).cte("touched")
     named = union(
-        _only(RESERVATION, dialect.keyed(reservations, RESERVATION, "reservations")),
+        _only(RESERVATION, dialect.select_by_keys(reservations, RESERVATION, "reservations")),
         select(touched.c.slice, touched.c.reservation_id),
-        _only(RESERVATION, dialect.keyed(reservations, SKU, "skus", schema.reconciling)),
-        _only(RESERVATION, dialect.keyed(reservations, CART, "whole_carts", schema.reconciling)),
+        _only(RESERVATION, dialect.select_by_keys(reservations, SKU, "skus", schema.reconciling)),
+        _only(RESERVATION, dialect.select_by_keys(reservations, CART, "whole_carts", schema.reconciling)),
     ).cte("named")
     found = (
-        dialect.keyed(schema.replies, REPLY, "replies").subquery(),
-        dialect.keyed(schema.carts, CART, "carts").subquery(),
+        dialect.select_by_keys(schema.replies, REPLY, "replies").subquery(),
+        dialect.select_by_keys(schema.carts, CART, "carts").subquery(),
         touched,
         _locked(dialect, named),
     )
@@ -291,7 +293,7 @@ def _load(dialect: Dialect) -> Executable:
 
 
 def _locked(dialect: Dialect, named: FromClause) -> FromClause:
-    found, on = dialect.lookup(schema.reservations, RESERVATION, named, lock=True)
+    found, on = dialect.join_by_index(schema.reservations, RESERVATION, named, lock=True)
     return select(found).select_from(named.join(found, on)).subquery()
 
 
@@ -301,7 +303,7 @@ def _only(columns: Sequence[str], rows: Select[Any]) -> Select[Any]:
 
 def _load_skus(dialect: Dialect) -> Executable:
     """Joined to the items in `_load`, SQLite would read all that is reconciling to filter it."""
-    named = _only(RESERVATION, dialect.keyed(schema.reservations, SKU, KEYS, schema.reconciling)).cte("named")
+    named = _only(RESERVATION, dialect.select_by_keys(schema.reservations, SKU, KEYS, schema.reconciling)).cte("named")
     rows = _locked(dialect, named)
     return select(dialect.json_rows(rows, list(rows.c)))
 
@@ -326,14 +328,14 @@ def _claim(dialect: Dialect, due: Any) -> Executable:
     table = schema.reservations
     now, until = bindparam("now", type_=BigInteger), bindparam("until", type_=BigInteger)
     candidates = (
-        select(*dialect.identity(table))
+        select(*dialect.row_id(table))
         .where(due, table.c.due_time <= now, schema.is_not_paused)
         .order_by(table.c.due_time)
         .limit(bindparam("most", type_=BigInteger))
         .with_for_update(skip_locked=True)
         .cte("candidates")
     )
-    chosen = tuple_(*dialect.identity(table)).in_(select(candidates))
+    chosen = tuple_(*dialect.row_id(table)).in_(select(candidates))
     # What is due though it is settled is a hold to renew: the same intent, one revision later. Attempts begin anew
     # only where it still holds, so that an API that grants what has run out already is asked ever less often.
     settled = table.c.observed_revision == table.c.revision
@@ -351,11 +353,11 @@ def _claim(dialect: Dialect, due: Any) -> Executable:
 def _lease(dialect: Dialect) -> Executable:
     table = schema.reservations
     mine = (
-        select(*dialect.identity(table))
-        .where(dialect.matches(table, CLAIM), table.c.lease_expire_time.is_not(None))
+        select(*dialect.row_id(table))
+        .where(dialect.in_keys(table, CLAIM), table.c.lease_expire_time.is_not(None))
         .with_for_update(skip_locked=True)
         .cte("mine")
     )
-    chosen = tuple_(*dialect.identity(table)).in_(select(mine))
+    chosen = tuple_(*dialect.row_id(table)).in_(select(mine))
     values = {"lease_expire_time": bindparam("until", type_=BigInteger), "due_time": bindparam("due", type_=BigInteger)}
     return update(table).where(chosen).values(values)

@@ -6,15 +6,16 @@ from typing import TypeVar
 
 from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable
-from cart_grpc.commands.bulk import Claim, Extend, HandBack, Pause, Ping, Purge, Resume
 from cart_grpc.commands.command import Command
+from cart_grpc.commands.direct import Claim, ExtendLeases, Pause, Ping, Purge, Resume, ReturnClaims
 from cart_grpc.commands.expire import Expire
 from cart_grpc.commands.mutation import Mutation
-from cart_grpc.commands.record import OpenAttempt, Record, Recorded
+from cart_grpc.commands.record import OpenAttempt, Recorded, RecordOutcome
 from cart_grpc.names import CartKey
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.change_notifier import ChangeNotifier
-from cart_grpc.store.engine import CommitFailed, Engine, refusing
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.failures import CommitFailed, translate_failures
 from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.read.carts import Reads
 from cart_grpc.store.read.operator import AdminReads
@@ -63,7 +64,7 @@ class Store:
         until: int | None = await self._writer.work(attempt)
         return until
 
-    async def record(self, record: Record) -> Recorded:
+    async def record(self, record: RecordOutcome) -> Recorded:
         """Record how a call ended."""
         recorded: Recorded = await self._writer.work(record)
         return recorded
@@ -87,14 +88,14 @@ class Store:
         """Stop claims, by whatever process, or let them go on."""
         await self._writer.work(command)
 
-    async def lease(self, command: Extend | HandBack) -> None:
-        """Extend claims or hand them back."""
+    async def update_leases(self, command: ExtendLeases | ReturnClaims) -> None:
+        """ExtendLeases claims or hand them back."""
         await self._writer.work(command)
 
     async def ping(self) -> None:
         """Raises DatabaseUnavailable where the database does not answer the writer, or takes no writes."""
         try:
-            with refusing():
+            with translate_failures():
                 writable = await self._engine.transact(self._engine.dialect.is_writable)
         except CommitFailed as failure:
             # There was nothing to commit, but the connection has broken.

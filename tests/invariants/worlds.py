@@ -12,7 +12,7 @@ from cart_grpc.carts.model import Cart
 from cart_grpc.carts.refusals import CallRefused
 from cart_grpc.commands.expire import Expire
 from cart_grpc.commands.mutation import Mutation
-from cart_grpc.commands.record import Record
+from cart_grpc.commands.record import RecordOutcome
 from cart_grpc.commands.unit_of_work import UnitOfWork
 from cart_grpc.names import CartKey, find_cart, item_id_of
 from cart_grpc.protocol.reservation import Decision, NoAnswer, PermanentFailure, Reservation, StaleRevision
@@ -76,11 +76,11 @@ class World:
         for reservation_id in sorted(working.changed_reservations):
             after, old = working.reservations[reservation_id], before.get(reservation_id)
             rows.append(after)
-            if old is None or isinstance(command, Record):
+            if old is None or isinstance(command, RecordOutcome):
                 continue
             if after.lease_epoch > old.lease_epoch:
                 self._claim_event(after, ClaimAction.OVERTAKEN, "")
-        if isinstance(command, Record):
+        if isinstance(command, RecordOutcome):
             claimed = command.claimed
             old = before[claimed.reservation_id]
             event = find_record(old, working.reservations[claimed.reservation_id], claimed, self.now, "")
@@ -208,7 +208,7 @@ class World:
             return
         if kind < 0.2 and row.lease_epoch == claimed.lease_epoch and row.lease_expire_time is not None:
             self._put(row._replace(lease_expire_time=self.now + LEASE, due_time=self.now + LEASE), ClaimAction.EXTENDED)
-        self._write(Record(claimed, self._answer(claimed), retry_delay_us=self.numbers.randint(0, SECOND)))
+        self._write(RecordOutcome(claimed, self._answer(claimed), retry_delay_us=self.numbers.randint(0, SECOND)))
 
     def _answer(self, claimed: Reservation) -> Decision | StaleRevision | PermanentFailure | NoAnswer:
         intent = next_intent(claimed)

@@ -17,23 +17,24 @@ from typing import Any
 from sqlalchemy import Connection
 
 from cart_grpc import cli
-from cart_grpc.commands.bulk import Claim, Extend, HandBack, Purge
+from cart_grpc.commands.direct import Claim, ExtendLeases, Purge, ReturnClaims
 from cart_grpc.commands.expire import Expire
 from cart_grpc.commands.mutation import Mutation
-from cart_grpc.commands.record import Record
+from cart_grpc.commands.record import RecordOutcome
 from cart_grpc.reservation_api.grpc_api import GrpcReservationApi
-from cart_grpc.store.engine import PostgresqlEngine, SqliteEngine
 from cart_grpc.store.group_commit import GroupCommit
+from cart_grpc.store.postgresql import PostgresqlEngine
+from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
 
 BATCHES: dict[type, str] = {
     Mutation: "mutation",
     Claim: "claim",
-    Record: "record",
-    Extend: "extension",
+    RecordOutcome: "record",
+    ExtendLeases: "extension",
     Purge: "purge",
     Expire: "expiry",
-    HandBack: "hand-back",
+    ReturnClaims: "hand-back",
 }
 POINTS = (
     *(f"{batch} {moment}" for batch in BATCHES.values() for moment in ("begun", "written", "committed")),

@@ -21,7 +21,7 @@ from sqlalchemy.pool import StaticPool
 
 from cart_grpc.store import schema
 from cart_grpc.store.dialects import Dialect, SqliteDialect
-from cart_grpc.store.engine import CommitFailed
+from cart_grpc.store.failures import CommitFailed
 from cart_grpc.store.read.carts import Reads
 from cart_grpc.store.statements import Statements
 from tests.simulation.loop import OUTSIDE, Process
@@ -250,7 +250,7 @@ class SimulatedEngine:
         self._database.submit(self._process, work, reply)
         return await asyncio.shield(reply)
 
-    async def look(self, work: Callable[[Connection], T]) -> T:
+    async def read(self, work: Callable[[Connection], T]) -> T:
         database = self._database
         if database.chance() < 0.3:
             await asyncio.sleep(database.delay(database.faults.slowest_reply))

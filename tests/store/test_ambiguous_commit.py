@@ -16,8 +16,10 @@ from cart_grpc import app
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.store import group_commit, schema
 from cart_grpc.store.change_notifier import ChangeNotifier
-from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine
+from cart_grpc.store.engine import Engine
 from cart_grpc.store.group_commit import GroupCommit
+from cart_grpc.store.postgresql import PostgresqlEngine
+from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
 from tests.store.writes import SKU, add, answered, before_commit, claim_one, count, decode, snapshot
 

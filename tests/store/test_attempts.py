@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import replace
 
-from cart_grpc.commands.bulk import HandBack
+from cart_grpc.commands.direct import ReturnClaims
 from cart_grpc.commands.record import OpenAttempt
 from cart_grpc.protocol.lanes import RELEASE_LANE
 from cart_grpc.protocol.reservation import Reservation
@@ -65,7 +65,7 @@ async def test_a_claim_that_is_handed_back_leaves_its_attempt_open(store: Store)
     await store.mutate(add())
     claimed = await claim_one(store)
     until = await store.open_attempt(attempt(claimed))
-    await store.lease(HandBack([claimed]))
+    await store.update_leases(ReturnClaims([claimed]))
     assert (await claim_one(store)).uncertain_until == until
 
 

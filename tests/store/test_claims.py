@@ -7,7 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cart_grpc import app
-from cart_grpc.commands.bulk import Extend, HandBack
+from cart_grpc.commands.direct import ExtendLeases, ReturnClaims
 from cart_grpc.names import cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.protocol.reservation import Observed
@@ -144,9 +144,9 @@ async def test_only_claims_that_are_still_ours_are_extended(store: Store, engine
     await store.mutate(add())
     overtaken = await claim_one(store, lease=NO_TIME)
     current = await claim_one(store)
-    await store.lease(Extend([overtaken], 100 * LEASE))
+    await store.update_leases(ExtendLeases([overtaken], 100 * LEASE))
     assert (await row_of(engine, current.reservation_id)).lease_expire_time == current.lease_expire_time
-    await store.lease(Extend([current], 100 * LEASE))
+    await store.update_leases(ExtendLeases([current], 100 * LEASE))
     row = await row_of(engine, current.reservation_id)
     assert row.lease_expire_time == row.due_time > (current.lease_expire_time or 0)
 
@@ -155,9 +155,9 @@ async def test_only_claims_that_are_still_ours_are_handed_back(store: Store) -> 
     await store.mutate(add())
     overtaken = await claim_one(store, lease=NO_TIME)
     current = await claim_one(store)
-    await store.lease(HandBack([overtaken]))
+    await store.update_leases(ReturnClaims([overtaken]))
     assert await claim(store) == []
-    await store.lease(HandBack([current]))
+    await store.update_leases(ReturnClaims([current]))
     assert (await claim_one(store)).lease_epoch == 3
 
 
@@ -165,8 +165,8 @@ async def test_what_is_settled_is_neither_extended_nor_handed_back(store: Store)
     await store.mutate(add())
     claimed = await claim_one(store)
     await store.record(answered(claimed))
-    await store.lease(Extend([claimed], LEASE))
-    await store.lease(HandBack([claimed]))
+    await store.update_leases(ExtendLeases([claimed], LEASE))
+    await store.update_leases(ReturnClaims([claimed]))
     assert await claim(store) == []
 
 

@@ -9,7 +9,8 @@ from sqlalchemy import Connection
 from cart_grpc import app
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown
 from cart_grpc.store import group_commit, migrate
-from cart_grpc.store.engine import PostgresqlEngine, connect
+from cart_grpc.store.engine import connect
+from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.store import Store
 from tests.postgres import PostgresServer, running_postgres
 from tests.store.writes import SKU, add, before_commit, claim, decode, snapshot

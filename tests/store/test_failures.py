@@ -8,7 +8,7 @@ from asyncpg import IntegrityConstraintViolationError
 
 from cart_grpc import app
 from cart_grpc.carts.refusals import ItemNotFound, Overloaded, ShuttingDown
-from cart_grpc.commands.bulk import Claim
+from cart_grpc.commands.direct import Claim
 from cart_grpc.names import cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE
 from cart_grpc.store.change_notifier import ChangeNotifier

@@ -34,10 +34,10 @@ class Held(Wrapped):
         self.go_on = asyncio.Event()
         self.count = 0
 
-    async def look(self, work: Callable[[Connection], T]) -> T:
+    async def read(self, work: Callable[[Connection], T]) -> T:
         self.count += 1
         await self.go_on.wait()
-        return await self.inner.look(work)
+        return await self.inner.read(work)
 
 
 async def until_reading(engine: Held) -> None:
@@ -131,9 +131,9 @@ class Failing(Wrapped):
         self.error = error
         self.count = 0
 
-    async def look(self, work: Callable[[Connection], T]) -> T:
+    async def read(self, work: Callable[[Connection], T]) -> T:
         self.count += 1
-        found: Any = await self.inner.look(work)
+        found: Any = await self.inner.read(work)
         # Of the carts asked for, only this one was never made.
         if None in found:
             raise self.error

@@ -10,8 +10,8 @@ from cart_grpc import app
 from cart_grpc.admin import Operator
 from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.carts.refusals import CartClosed, ReservationCommitted, ReservationNotFound
-from cart_grpc.commands.bulk import Extend
-from cart_grpc.commands.record import Record
+from cart_grpc.commands.direct import ExtendLeases
+from cart_grpc.commands.record import RecordOutcome
 from cart_grpc.names import cart_key, item_id_of, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.protocol.reservation import RELEASED_BY_OPERATOR, Observed, PermanentFailure, Reservation
@@ -124,7 +124,7 @@ async def test_an_error_that_was_sealed_with_a_release_is_listed_as_rejected_unt
     store: Store, operator: Operator
 ) -> None:
     await store.mutate(add())
-    await store.record(Record(await claim_one(store), PermanentFailure("INVALID_SKU", "no such thing"), 0))
+    await store.record(RecordOutcome(await claim_one(store), PermanentFailure("INVALID_SKU", "no such thing"), 0))
     await store.record(answered(await claim_one(store, RELEASE_LANE)))
     assert (await only(operator)).state is WorkState.REJECTED
     await store.mutate(remove())
@@ -266,7 +266,9 @@ async def test_a_waiting_hold_goes_on_once_the_release_before_it_is_given_up(sto
     old, new = await behind_an_old_release(store)
     assert (await operator.retry(new)).state is WorkState.WAITING
     assert (await operator.get(old.reservation_id)).state is WorkState.DUE
-    await store.record(Record(await claim_one(store, RELEASE_LANE), PermanentFailure("NOT_ALLOWED", "never"), HOUR))
+    await store.record(
+        RecordOutcome(await claim_one(store, RELEASE_LANE), PermanentFailure("NOT_ALLOWED", "never"), HOUR)
+    )
     assert (await operator.get(old.reservation_id)).state is WorkState.BACKING_OFF
     revision = (await snapshot(store)).cart.revision
     assert (await operator.release(old.reservation_id, "it is gone", force=True)).state is WorkState.RELEASED
@@ -319,7 +321,7 @@ async def test_a_call_under_way_cannot_undo_a_forced_release(store: Store, opera
     claimed = await claim_one(store)
     finished = await operator.release(claimed.reservation_id, "never mind", force=True)
     await store.record(answered(claimed))
-    await store.lease(Extend([claimed], LEASE))
+    await store.update_leases(ExtendLeases([claimed], LEASE))
     assert (await operator.get(claimed.reservation_id)).reservation == finished.reservation
     assert await shown(store) is ProgressState.REJECTED
 
@@ -385,7 +387,7 @@ async def test_while_paused_nothing_is_claimed_what_is_claimed_goes_on_and_calle
         assert not await store.reads.has_due(lane)
         assert await claim(store, lane) == []
     before = (await row_of(engine, claimed.reservation_id)).lease_expire_time
-    await store.lease(Extend([claimed], 2 * LEASE))
+    await store.update_leases(ExtendLeases([claimed], 2 * LEASE))
     assert (await row_of(engine, claimed.reservation_id)).lease_expire_time > before
     await store.record(answered(claimed))
     assert len(await rows(operator, frozenset({WorkState.HELD}))) == 1

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection
 
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
-from cart_grpc.store.engine import PostgresqlEngine
+from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.prepared import fetch
 from cart_grpc.store.read.cart_json import UNCHANGED, CartJson
 from cart_grpc.store.store import Store
@@ -116,7 +116,7 @@ def rows_read(engine: PostgresqlEngine) -> Iterator[list[int]]:
         return looked
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, around in (("transact", counting), ("look", looking)):
+        for name, around in (("transact", counting), ("read", looking)):
             patch.setattr(engine, name, _around(getattr(engine, name), around))
         yield read
 

@@ -3,7 +3,7 @@
 from sqlalchemy import text
 
 from cart_grpc.carts import rules
-from cart_grpc.commands.bulk import Purge
+from cart_grpc.commands.direct import Purge
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine

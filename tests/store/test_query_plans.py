@@ -12,13 +12,15 @@ from sqlalchemy.engine import Engine as SyncEngine
 
 from cart_grpc import app
 from cart_grpc.carts.model import CartState
-from cart_grpc.commands.bulk import Extend, HandBack, Purge
+from cart_grpc.commands.direct import ExtendLeases, Purge, ReturnClaims
 from cart_grpc.commands.operator import Release, Retry
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.store import migrate, prepared
-from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine, connect
+from cart_grpc.store.engine import Engine, connect
+from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.read.carts import Page
 from cart_grpc.store.read.operator import BACKLOG, ReservationPage
+from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
 from tests.postgres import PostgresServer
 from tests.store.writes import KEY, SECOND, TERMS, add, answered, claim, clear, remove, snapshot
@@ -97,7 +99,9 @@ class Planned:
 
     @property
     def looker(self) -> SyncEngine:
-        return self.engine._looker if isinstance(self.engine, SqliteEngine) else self.engine._looker.sync_engine
+        return (
+            self.engine._read_engine if isinstance(self.engine, SqliteEngine) else self.engine._read_engine.sync_engine
+        )
 
     async def plans(self, said: list[tuple[str, Any]]) -> dict[str, str]:
         """Each statement that reads or changes rows, with its plan."""
@@ -164,8 +168,8 @@ async def test_claims_and_records_find_their_rows_by_the_partial_indexes(planned
     with heard(planned.writer) as said:
         for lane in (HOLD_LANE, RELEASE_LANE):
             first, *_ = claimed = await claim(store, lane)
-            await store.lease(Extend(claimed, 1))
-            await store.lease(HandBack(claimed))
+            await store.update_leases(ExtendLeases(claimed, 1))
+            await store.update_leases(ReturnClaims(claimed))
             await store.record(answered(first))
     plans = await planned.plans(said)
     assert_no_scan(plans)

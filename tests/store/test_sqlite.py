@@ -11,10 +11,11 @@ from sqlalchemy import Connection, text
 
 from cart_grpc import app
 from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseUnavailable
-from cart_grpc.commands.bulk import Pause
+from cart_grpc.commands.direct import Pause
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
 from cart_grpc.store import migrate
-from cart_grpc.store.engine import SqliteEngine, connect
+from cart_grpc.store.engine import connect
+from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
 from tests.store.writes import SKU, add, clear, decode, snapshot
 
@@ -99,10 +100,10 @@ async def test_readers_can_neither_write_nor_checkpoint(engine: SqliteEngine) ->
         assert (await connection.execute(text("PRAGMA wal_autocheckpoint"))).scalar_one() == 0
         with pytest.raises(Exception, match="readonly"):
             await connection.execute(text("DELETE FROM carts"))
-    looked = await engine.look(lambda connection: connection.execute(text("PRAGMA wal_autocheckpoint")).scalar_one())
+    looked = await engine.read(lambda connection: connection.execute(text("PRAGMA wal_autocheckpoint")).scalar_one())
     assert looked == 0
     with pytest.raises(Exception, match="readonly"):
-        await engine.look(lambda connection: connection.execute(text("DELETE FROM carts")))
+        await engine.read(lambda connection: connection.execute(text("DELETE FROM carts")))
 
 
 async def test_a_read_under_way_neither_stops_a_write_nor_sees_it(store: Store, tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ async def test_a_pause_is_seen_without_reading_all_that_has_become_due(
 
     # The first one reads the schema.
     assert not await store.reads.has_due(lane)
-    await engine.look(watch)
+    await engine.read(watch)
     assert not await store.reads.has_due(lane)
     assert 0 < steps < 200
 

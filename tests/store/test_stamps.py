@@ -11,9 +11,9 @@ from cartgrpc.v1 import cart_service_pb2
 from cart_grpc import app
 from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.carts.refusals import CartNotFound
-from cart_grpc.commands.bulk import HandBack, Purge
+from cart_grpc.commands.direct import Purge, ReturnClaims
 from cart_grpc.commands.operator import Release, Retry
-from cart_grpc.commands.record import Record
+from cart_grpc.commands.record import RecordOutcome
 from cart_grpc.names import CartKey, cart_key, user_key
 from cart_grpc.protocol.reservation import Decision, Observed, StaleRevision
 from cart_grpc.rpc.replies import Replies
@@ -160,7 +160,7 @@ async def test_what_somebody_else_has_said_of_a_hold_is_noticed_though_nobody_ha
     renewal = await renewed_in_vain(store, engine)
     stamp = await stamp_of(store)
     current = Decision(renewal.reservation_id, renewal.revision + 5, Observed.HELD, 1, app.clock() + HOUR, "")
-    await store.record(Record(renewal, StaleRevision(current), 0))
+    await store.record(RecordOutcome(renewal, StaleRevision(current), 0))
     assert await store.reads.find_json(KEY, stamp) is not UNCHANGED
 
 
@@ -229,7 +229,7 @@ async def test_what_can_be_claimed_or_is_has_no_stamp(store: Store) -> None:
     assert (await read(store)).stamp is None
     claimed = await claim_one(store)
     assert (await read(store)).stamp is None
-    await store.lease(HandBack([claimed]))
+    await store.update_leases(ReturnClaims([claimed]))
     assert (await read(store)).stamp is None
     await store.record(silent(await claim_one(store), HOUR))
     assert await stamp_of(store)

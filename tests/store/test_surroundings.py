@@ -17,7 +17,10 @@ from cart_grpc import app
 from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseFull, DatabaseUnavailable, OutcomeUnknown
 from cart_grpc.names import cart_key, user_key
 from cart_grpc.store import group_commit
-from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine, connect, find_refusal
+from cart_grpc.store.engine import Engine, connect
+from cart_grpc.store.failures import find_refusal
+from cart_grpc.store.postgresql import PostgresqlEngine
+from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
 from tests.processes.proxy import wired
 from tests.store.test_ambiguous_commit import Breaking
@@ -222,7 +225,7 @@ async def test_a_wire_that_swallows_everything_is_given_up_after_half_a_minute(d
         url = make_url(database_url).set(query={}, host="127.0.0.1", port=wire.port)
         engine = connect(url.render_as_string(hide_password=False), app.clock)
         assert isinstance(engine, PostgresqlEngine)
-        for end in (engine._writer, engine._looker, engine.reader):
+        for end in (engine._writer, engine._read_engine, engine.reader):
             async with end.connect() as connection:
                 raw = await connection.get_raw_connection()
                 sock = raw.driver_connection._transport.get_extra_info("socket")  # type: ignore[union-attr]

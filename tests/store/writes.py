@@ -9,15 +9,17 @@ from sqlalchemy import Connection, func, select, update
 
 from cart_grpc.carts import rules
 from cart_grpc.carts.calls import Change, Limits, LoadedCart, NewId, addition
-from cart_grpc.commands.bulk import Claim
+from cart_grpc.commands.direct import Claim
 from cart_grpc.commands.mutation import Mutation
-from cart_grpc.commands.record import Record
+from cart_grpc.commands.record import RecordOutcome
 from cart_grpc.names import CartKey, cart_key, item_id_of, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
 from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Observed, Reservation
 from cart_grpc.store import schema
-from cart_grpc.store.engine import Engine, PostgresqlEngine, SqliteEngine
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.read.carts import Snapshot
+from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
 
 T = TypeVar("T")
@@ -94,7 +96,7 @@ async def claim_one(store: Store, lane: Lane = HOLD_LANE, lease: int = LEASE) ->
     return claimed
 
 
-def answered(claimed: Reservation, **changes: Any) -> Record:
+def answered(claimed: Reservation, **changes: Any) -> RecordOutcome:
     """The end of a call that gave what was asked for, the decision changed by `changes`."""
     releasing = claimed.disposition is Disposition.RELEASE
     decision = Decision(
@@ -105,12 +107,12 @@ def answered(claimed: Reservation, **changes: Any) -> Record:
         None if releasing else claimed.create_time + HOUR,
         "",
     )
-    return Record(claimed, replace(decision, **changes), 0)
+    return RecordOutcome(claimed, replace(decision, **changes), 0)
 
 
-def silent(claimed: Reservation, retry_delay: int = 0) -> Record:
+def silent(claimed: Reservation, retry_delay: int = 0) -> RecordOutcome:
     """The end of a call that got no answer."""
-    return Record(claimed, NoAnswer("UNAVAILABLE", "no answer"), retry_delay)
+    return RecordOutcome(claimed, NoAnswer("UNAVAILABLE", "no answer"), retry_delay)
 
 
 async def decided(store: Store, state: Observed = Observed.HELD, sku: str = SKU, /, **changes: object) -> Reservation:
@@ -174,8 +176,8 @@ class Wrapped:
         await self.committed()
         return result
 
-    async def look(self, work: Callable[[Connection], T]) -> T:
-        return await self.inner.look(work)
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        return await self.inner.read(work)
 
     async def committed(self) -> None:
         """What happens between a commit and its answers."""

@@ -140,7 +140,7 @@ def select_carts(dialect: Dialect) -> Select[str, int]:
     """
     now = dialect.now()
     keys = dialect.numbered_keys(_WANTED)
-    cart, on = dialect.lookup(carts, CART, keys)
+    cart, on = dialect.join_by_index(carts, CART, keys)
     # With the uid: an ended cart is purged, and the next one's revisions begin anew.
     version = cart.c.uid + ":" + cast(cart.c.revision, Text)
     head = dialect.json_array(*cart.c, is_reconciling(dialect, cart))
@@ -152,7 +152,7 @@ def select_carts(dialect: Dialect) -> Select[str, int]:
         .order_by(keys.c.number)
         .subquery("each_cart")
     )
-    return select(dialect.joined(each.c.text, _NEXT_CART), now)
+    return select(dialect.string_agg(each.c.text, _NEXT_CART), now)
 
 
 def _lines(dialect: Dialect, cart: FromClause, now: ColumnElement[int]) -> ColumnElement[str]:
@@ -160,7 +160,7 @@ def _lines(dialect: Dialect, cart: FromClause, now: ColumnElement[int]) -> Colum
 
     Before them, the first time at which one of them may change with the cart's revision as it is, if any.
     """
-    reservation, on = dialect.lookup(reservations, RESERVATION, items)
+    reservation, on = dialect.join_by_index(reservations, RESERVATION, items)
     lapse, due_time = reservation.c.expire_time - HOLD_MARGIN_US, reservation.c.due_time
     until = case(
         (reservation.c.lease_expire_time.is_not(None), 0),
@@ -178,10 +178,10 @@ def _lines(dialect: Dialect, cart: FromClause, now: ColumnElement[int]) -> Colum
         .subquery("each_line")
     )
     first = func.coalesce(cast(func.min(each.c.until), Text), "")
-    return select(first + _NEXT_LINE + dialect.joined(each.c.line, _NEXT_LINE)).scalar_subquery()
+    return select(first + _NEXT_LINE + dialect.string_agg(each.c.line, _NEXT_LINE)).scalar_subquery()
 
 
 def is_reconciling(dialect: Dialect, cart: FromClause = carts) -> ColumnElement[bool]:
     """Whether anything of the `cart` in the statement around this is reconciling."""
     same_cart = (reservations.c[name] == cart.c[name] for name in CART)
-    return exists(dialect.by_index(select(literal_column("1")).where(*same_cart, reconciling).correlate(cart)))
+    return exists(dialect.fenced(select(literal_column("1")).where(*same_cart, reconciling).correlate(cart)))

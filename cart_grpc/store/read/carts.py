@@ -25,7 +25,8 @@ from cart_grpc.names import CartKey, UserKey
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
 from cart_grpc.protocol.reservation import Disposition
 from cart_grpc.store.dialects import Dialect
-from cart_grpc.store.engine import Engine, refusing
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.failures import translate_failures
 from cart_grpc.store.prepared import Prepared
 from cart_grpc.store.read.cart_json import CacheValidator, CartJson, Found, is_reconciling, read_head, read_line
 from cart_grpc.store.read.grouped_reads import GroupRead
@@ -110,13 +111,13 @@ class Reads:
 
     async def has_due(self, lane: Lane) -> bool:
         """Whether a claim of `lane` would find anything. Raises DatabaseUnavailable."""
-        with refusing():
-            return bool(await self._engine.look(lambda connection: self._due[lane].fetch(connection, {})))
+        with translate_failures():
+            return bool(await self._engine.read(lambda connection: self._due[lane].fetch(connection, {})))
 
 
 async def fetch(reader: AsyncEngine, statement: Select[Any], parameters: dict[str, Any]) -> Sequence[Row[Any]]:
     """All rows that a read finds. Raises DatabaseUnavailable."""
-    with refusing():
+    with translate_failures():
         async with reader.connect() as connection:
             rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
             return rows

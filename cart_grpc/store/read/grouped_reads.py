@@ -14,7 +14,8 @@ from sqlalchemy import Connection
 
 from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseUnavailable, Overloaded
 from cart_grpc.names import CartKey
-from cart_grpc.store.engine import Engine, find_refusal
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.failures import find_refusal
 from cart_grpc.store.prepared import Prepared
 from cart_grpc.store.read.cart_json import CacheValidator, Found, bind_carts, read_carts, select_carts
 
@@ -106,4 +107,4 @@ class GroupRead:
             (row,) = self._statement.fetch(connection, parameters)
             return read_carts(row)
 
-        return dict(zip(wanted, await self._engine.look(read), strict=True))
+        return dict(zip(wanted, await self._engine.read(read), strict=True))

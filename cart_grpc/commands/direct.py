@@ -17,15 +17,15 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Extend:
-    """Extend the claims that are still ours to `lease_us` microseconds from now."""
+class ExtendLeases:
+    """ExtendLeases the claims that are still ours to `lease_us` microseconds from now."""
 
     claims: Sequence[Reservation]
     lease_us: int
 
 
 @dataclass(frozen=True, slots=True)
-class HandBack:
+class ReturnClaims:
     """Give claims back, due at once for whoever comes first."""
 
     claims: Sequence[Reservation]
@@ -61,4 +61,4 @@ class Ping:
     """Write what every batch writes, and nothing else: does the database take it?"""
 
 
-BulkCommand = Claim | Extend | HandBack | Ping | Purge | Pause | Resume
+DirectCommand = Claim | ExtendLeases | ReturnClaims | Ping | Purge | Pause | Resume

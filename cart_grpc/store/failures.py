@@ -1,0 +1,93 @@
+"""Which errors mean that the database is the problem: one table of codes for each driver, and the refusal for each.
+
+A refusal says that nothing was done. An error without a refusal is a bug, or one command's fault.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseFull, DatabaseUnavailable
+
+READ_ONLY: Final = "25006"
+# SQLSTATE classes: connection, authorisation, no such database, out of resources, operator intervention, system error.
+_UNAVAILABLE_CLASSES = ("08", "28", "3D", "53", "57", "58")
+# Serialisation failure, deadlock, lock timeout, idle-in-transaction timeout, read-only.
+_TRANSIENT = {"40001", "40P01", "55P03", "25P03", READ_ONLY}
+_FULL = "53100"
+_DAMAGED = {"XX001", "XX002"}
+# InternalClientError: the connection was cut in the middle of an answer, and the driver has not noticed yet.
+_ASYNCPG_BROKEN = asyncpg.InterfaceError | asyncpg.InternalClientError
+_SQLITE_UNWRITTEN = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
+_SQLITE_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+class CommitFailed(Exception):
+    """COMMIT itself failed, so the transaction may or may not be durable. `result` is its function's return value."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__("COMMIT failed")
+        self.result = result
+
+
+def find_refusal(error: BaseException) -> DatabaseUnavailable | None:
+    """Return the refusal for `error` if the database caused it, None if the statement or our code did.
+
+    A plain DatabaseUnavailable (no subclass) is transient: the same transaction may succeed if it runs again.
+    """
+    if isinstance(error, DatabaseUnavailable):
+        return error
+    if isinstance(error, OSError | TimeoutError | PoolTimeout):
+        return DatabaseUnavailable()
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(origin, sqlite3.Error):
+        return _find_sqlite_refusal(origin)
+    state = get_sqlstate(error)
+    if not state and not isinstance(error, DBAPIError | _ASYNCPG_BROKEN):
+        return None
+    if state == _FULL:
+        return DatabaseFull()
+    if state in _DAMAGED:
+        return DatabaseDamaged()
+    if state in _TRANSIENT or state.startswith(_UNAVAILABLE_CLASSES) or getattr(error, "connection_invalidated", False):
+        return DatabaseUnavailable()
+    if not state and isinstance(error, OperationalError | InterfaceError | _ASYNCPG_BROKEN):
+        return DatabaseUnavailable()
+    return None
+
+
+@contextmanager
+def translate_failures() -> Iterator[None]:
+    """Raise the refusal instead of an error that the database caused. Other errors pass unchanged."""
+    try:
+        yield
+    except Exception as error:
+        if refusal := find_refusal(error):
+            raise refusal from error
+        raise
+
+
+def is_unwritten(error: BaseException) -> bool:
+    """Whether SQLite failed to write the transaction. It writes the commit record last, so nothing is committed."""
+    return getattr(error, "sqlite_errorcode", 0) in _SQLITE_UNWRITTEN
+
+
+def get_sqlstate(error: BaseException) -> str:
+    """Return the SQLSTATE that PostgreSQL sent with `error`, or "" if it sent none."""
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    return str(getattr(origin, "sqlstate", None) or "")
+
+
+def _find_sqlite_refusal(error: sqlite3.Error) -> DatabaseUnavailable | None:
+    # The lowest byte is the primary result code; the bytes above it are the extended code.
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return DatabaseFull()
+    if code in _SQLITE_DAMAGED:
+        return DatabaseDamaged()
+    return DatabaseUnavailable() if isinstance(error, sqlite3.OperationalError | sqlite3.InterfaceError) else None

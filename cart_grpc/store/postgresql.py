@@ -1,0 +1,131 @@
+"""PostgreSQL: a database that several replicas share, through asyncpg."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import asyncpg
+from sqlalchemy import URL, Connection, event
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.util import await_only
+
+from cart_grpc.store.dialects import Dialect, PostgresqlDialect
+from cart_grpc.store.failures import READ_ONLY, CommitFailed, find_refusal, get_sqlstate
+
+T = TypeVar("T")
+
+_SETTINGS: Final = {
+    "application_name": "cart-grpc",
+    "statement_timeout": "30s",
+    "lock_timeout": "10s",
+    "idle_in_transaction_session_timeout": "30s",
+    # Compiling takes longer than these statements run.
+    "jit": "off",
+}
+# To plan a batch takes 1 ms, half of what one call takes, so plans are kept. A kept plan stays as it is until somebody
+# runs ANALYZE, and it may have been made for empty tables. So every kept plan must find its rows by an index, whatever
+# the statistics said when it was made. Other statements run after `Dialect.force_custom_plan`.
+_KEEP_PLANS: Final = {**_SETTINGS, "plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
+_READ_ONLY_SESSION: Final = {"default_transaction_read_only": "on"}
+# TCP probes an idle connection after 10 s, three times; data that stays unacknowledged for 30 s breaks it.
+# The names are those of the socket options, as in libpq.
+_KEEPALIVE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
+
+
+class PostgresqlEngine:
+    """One writer connection, up to four for `read`, up to four for other reads."""
+
+    locks_users = True
+    is_shared = True
+
+    def __init__(self, url: URL) -> None:
+        self.name = url.set(query={}).render_as_string(hide_password=True)
+        self.dialect: Dialect = PostgresqlDialect()
+        async_url = url.set(drivername="postgresql+asyncpg")
+        if "sslmode" in url.query:
+            # Users write libpq's parameter; asyncpg calls it `ssl`.
+            async_url = async_url.difference_update_query(["sslmode"]).update_query_dict({"ssl": url.query["sslmode"]})
+        self._writer = _create_engine(async_url, 1, _KEEP_PLANS)
+        self._read_engine = _create_engine(async_url, 4, {**_KEEP_PLANS, **_READ_ONLY_SESSION})
+        self.reader = _create_engine(
+            async_url, 4, {**_SETTINGS, **_READ_ONLY_SESSION, "plan_cache_mode": "force_custom_plan"}
+        )
+
+    async def transact(self, work: Callable[[Connection], T]) -> T:
+        # A separate task: cancelling the driver in the middle of a statement makes the connection unusable.
+        return await asyncio.shield(asyncio.create_task(self._transact(work)))
+
+    async def _transact(self, work: Callable[[Connection], T]) -> T:
+        async with self._writer.connect() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            try:
+                await driver.execute("BEGIN")
+                result = await connection.run_sync(work)
+            except BaseException as error:
+                await _roll_back(connection, driver, error)
+                raise
+            try:
+                await connection.run_sync(self._commit)
+            except Exception as error:
+                await connection.invalidate()
+                raise CommitFailed(result) from error
+            return result
+
+    def _commit(self, connection: Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        await_only(driver.execute("COMMIT"))
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        async with self._read_engine.connect() as connection:
+            try:
+                return await connection.run_sync(work)
+            except Exception as error:
+                if find_refusal(error):
+                    # SQLAlchemy does not see errors of statements that `prepared` runs on the driver. It would hand out
+                    # the broken connection again.
+                    await connection.invalidate()
+                raise
+
+    async def close(self) -> None:
+        await self.reader.dispose()
+        await self._read_engine.dispose()
+        await self._writer.dispose()
+
+
+def _create_engine(url: URL, size: int, settings: dict[str, str]) -> AsyncEngine:
+    """Return a pool of up to `size` connections, each with `settings`, in AUTOCOMMIT mode.
+
+    We send BEGIN and COMMIT: SQLAlchemy would not begin a transaction for statements that `prepared` runs on the driver.
+    Each read is one statement, so a transaction around it would only add two round trips.
+    """
+    connect_args = {"server_settings": settings, "timeout": 5}
+    engine = create_async_engine(
+        url, isolation_level="AUTOCOMMIT", pool_size=size, max_overflow=0, connect_args=connect_args
+    )
+    event.listen(engine.sync_engine, "connect", _set_keepalive)
+    return engine
+
+
+async def _roll_back(connection: AsyncConnection, driver: asyncpg.Connection, error: BaseException) -> None:
+    # A primary that became a standby keeps its connections; a new connection may find the new primary.
+    if driver.is_closed() or get_sqlstate(error) == READ_ONLY:
+        await connection.invalidate()
+        return
+    try:
+        await driver.execute("ROLLBACK")
+    except Exception:  # noqa: BLE001 - the caller raises the first error, not this one
+        await connection.invalidate()
+
+
+def _set_keepalive(connection: Any, _: Any) -> None:
+    """Make the kernel break a connection whose packets vanish: asyncpg would wait for an answer for ever."""
+    transport = connection.driver_connection._transport  # noqa: SLF001 - asyncpg has no public way
+    sock = transport.get_extra_info("socket")
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        # Not every operating system has all of them.
+        if option := getattr(socket, name, None):
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)

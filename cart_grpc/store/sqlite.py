@@ -1,0 +1,155 @@
+"""SQLite: one file that belongs to one process, with one writer connection in a thread of its own."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Connection, ExceptionContext, create_engine, event
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import QueuePool
+
+from cart_grpc.carts.refusals import DatabaseDamaged
+from cart_grpc.store.dialects import Dialect, SqliteDialect
+from cart_grpc.store.failures import CommitFailed, find_refusal, is_unwritten
+
+T = TypeVar("T")
+
+
+class SqliteEngine:
+    """One writer connection in its own thread, and readers beside it.
+
+    Only the writer checkpoints, and it closes last: SQLite before 3.51.3 can corrupt a WAL that two connections reset.
+    """
+
+    locks_users = False
+    is_shared = False
+
+    def __init__(self, url: URL, clock: Callable[[], int]) -> None:
+        self.name = url.render_as_string(hide_password=True)
+        self.dialect: Dialect = SqliteDialect(clock)
+        # A separate thread, because fdatasync would block the event loop. Both threads release the GIL while they wait.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
+        # We send BEGIN and COMMIT: SQLAlchemy would not begin a transaction for statements that `prepared` runs on the
+        # driver.
+        self._writer = create_engine(
+            url.set(drivername="sqlite+pysqlite"),
+            isolation_level="AUTOCOMMIT",
+            poolclass=QueuePool,
+            pool_size=1,
+            max_overflow=0,
+            # `prepared.PerTable` has one upsert for each table and number of rows.
+            connect_args={"cached_statements": 512},
+        )
+        self._connection: Connection | None = None
+        self.reader = create_async_engine(url.set(drivername="sqlite+aiosqlite"), pool_size=4, max_overflow=0)
+        # `read` does not use aiosqlite, which switches threads several times for each statement.
+        self._read_thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-reader")
+        self._read_engine = create_engine(
+            url.set(drivername="sqlite+pysqlite"), poolclass=QueuePool, pool_size=1, max_overflow=0
+        )
+        self._damaged = False
+        for engine in (self._writer, self._read_engine, self.reader.sync_engine):
+            event.listen(engine, "handle_error", self._on_error)
+        event.listen(self._writer, "connect", _prepare_writer)
+        for engine in (self._read_engine, self.reader.sync_engine):
+            event.listen(engine, "connect", _prepare_reader)
+
+    def _on_error(self, context: ExceptionContext) -> None:
+        self._note_damage(context.original_exception)
+
+    def _note_damage(self, error: BaseException) -> None:
+        """Stop all writes once the file is damaged: a later write could be lost with it."""
+        if isinstance(find_refusal(error), DatabaseDamaged):
+            self._damaged = True
+
+    async def transact(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work)
+
+    def _transact(self, work: Callable[[Connection], T]) -> T:
+        # Check in the writer's thread: the transaction before this one may have met the damage while this one waited.
+        if self._damaged:
+            raise DatabaseDamaged
+        if self._connection is None or self._connection.closed:
+            self._connection = self._writer.connect()
+        connection = self._connection
+        driver: Any = connection.connection.driver_connection
+        try:
+            # A deferred BEGIN that reads first and then writes fails with BUSY_SNAPSHOT, which no timeout prevents.
+            driver.execute("BEGIN IMMEDIATE")
+            result = work(connection)
+        except BaseException as error:
+            # SQLAlchemy's `handle_error` does not see the statements that `prepared` runs on the driver.
+            self._note_damage(error)
+            driver.rollback()
+            connection.close()
+            raise
+        try:
+            self._commit(connection)
+        except Exception as error:
+            self._note_damage(error)
+            connection.invalidate()
+            connection.close()
+            if is_unwritten(error):
+                raise
+            raise CommitFailed(result) from error
+        return result
+
+    def _commit(self, connection: Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        driver.commit()
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._read_thread, self._read, work)
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        with self._read_engine.connect() as connection:
+            try:
+                return work(connection)
+            except Exception as error:
+                self._note_damage(error)
+                raise
+
+    async def close(self) -> None:
+        await self.reader.dispose()
+        await asyncio.get_running_loop().run_in_executor(self._read_thread, self._read_engine.dispose)
+        self._read_thread.shutdown()
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close_writer)
+        self._thread.shutdown()
+
+    def _close_writer(self) -> None:
+        if self._connection:
+            self._connection.close()
+        self._writer.dispose()
+
+
+def _prepare_writer(connection: sqlite3.Connection, _: Any) -> None:
+    _prepare(connection)
+    connection.execute("PRAGMA journal_mode = WAL")
+    # NORMAL loses acknowledged commits in a power failure.
+    connection.execute("PRAGMA synchronous = FULL")
+    # 40 MB instead of 4: a page that a hundred batches have written is copied into the file once.
+    connection.execute("PRAGMA wal_autocheckpoint = 10000")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    # 64 MB instead of 2: the pages that every batch touches stay in memory.
+    connection.execute("PRAGMA cache_size = -65536")
+
+
+def _prepare_reader(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    _prepare(cursor)
+    cursor.execute("PRAGMA wal_autocheckpoint = 0")
+    cursor.execute("PRAGMA query_only = ON")
+    cursor.close()
+    connection.isolation_level = None
+
+
+def _prepare(connection: Any) -> None:
+    """Set what every connection needs. No isolation level: the driver would begin transactions by itself."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.isolation_level = None
+    # A write and then a readiness check must both fit into the deadline of one call.
+    connection.execute("PRAGMA busy_timeout = 2000")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
