@@ -6,12 +6,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from cart_grpc.admin import Calls
 from cart_grpc.carts.progress import progress
-from cart_grpc.store.read.operator import PauseSeen, Seen, Stats
+from cart_grpc.store.read.operator_reads import PauseSnapshot, ReservationSnapshot, Stats
 
 Record = pb.ReservationRecord
 
 
-def reservation_message(seen: Seen) -> pb.ReservationRecord:
+def reservation_message(seen: ReservationSnapshot) -> pb.ReservationRecord:
     """A reservation with all that is known of it."""
     row = seen.reservation
     leased = row.lease_expire_time is not None and row.lease_expire_time > seen.now
@@ -38,7 +38,7 @@ def reservation_message(seen: Seen) -> pb.ReservationRecord:
     )
 
 
-def _shown(seen: Seen) -> cart_pb2.Reservation.State.ValueType:
+def _shown(seen: ReservationSnapshot) -> cart_pb2.Reservation.State.ValueType:
     """As its item shows it; what was removed is shown only by its cart's `reconciling`."""
     if seen.line:
         return cart_pb2.Reservation.State.ValueType(progress(seen.line, seen.now).state)
@@ -76,7 +76,7 @@ def _reconciler(calls: Calls, now: int) -> pb.GetReservationStatsResponse.Reconc
     )
 
 
-def pause_message(pause: PauseSeen | None) -> pb.Pause | None:
+def pause_message(pause: PauseSnapshot | None) -> pb.Pause | None:
     """Why nothing is claimed, where that is so."""
     return pb.Pause(reason=pause.reason, create_time=_time(pause.create_time)) if pause else None
 

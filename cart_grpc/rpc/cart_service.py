@@ -12,8 +12,8 @@ from cart_grpc.carts.calls import Change, Limits, LoadedCart, NewId
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.names import CartKey
 from cart_grpc.rpc import pages, requests
+from cart_grpc.rpc.get_cart_cache import GetCartCache
 from cart_grpc.rpc.messages import cart_message, item_message
-from cart_grpc.rpc.replies import Replies
 from cart_grpc.rpc.requests import Options
 from cart_grpc.rpc.waiting import Waiting
 from cart_grpc.store.store import Store
@@ -34,7 +34,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         self._store = store
         self._limits = limits
         self._waiting = Waiting(store, rest)
-        self._replies = Replies(store.reads)
+        self._get_cart_cache = GetCartCache(store.reads)
 
     async def AddItem(self, request: cart_service_pb2.AddItemRequest, context: Context) -> Encoded:
         call = requests.add_item(request, self._limits)
@@ -159,10 +159,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
             call.options,
         )
         response = cart_service_pb2.UpdateCartResponse.FromString(reply)
-        if call.options.max_wait:
-            await self._waiting.await_items(call.cart, response.cart.items, call.options.max_wait, context)
-            releasing = await self._store.reads.is_releasing(call.cart)
-            response.cart.reconciling = releasing or any(item.reconciling for item in response.cart.items)
+        await self._waiting.await_cart(call.cart, response.cart, call.options.max_wait, context)
         return response
 
     async def RetryReservation(
@@ -182,10 +179,10 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         await self._waiting.await_items(call.cart, [response.item], call.options.max_wait, context)
         return response
 
-    async def GetCart(  # type: ignore[override]  # the reply's bytes: see `replies`
+    async def GetCart(  # type: ignore[override]  # the reply's bytes: see `get_cart_cache`
         self, request: cart_service_pb2.GetCartRequest, context: Context
     ) -> bytes:
-        return await self._replies.get_cart(requests.get_cart(request))
+        return await self._get_cart_cache.get_reply(requests.get_cart(request))
 
     async def ListCarts(
         self, request: cart_service_pb2.ListCartsRequest, context: Context

@@ -13,7 +13,7 @@ from cartgrpc.v1 import cart_service_pb2
 from cart_grpc.carts.model import Cart, CartState
 from cart_grpc.names import is_id
 from cart_grpc.rpc.fields import Fields
-from cart_grpc.store.read.carts import Page
+from cart_grpc.store.read.reads import Page
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 500

@@ -1,5 +1,6 @@
-"""max_wait: holding a reply back until the reservations that it tells of have settled."""
+"""`max_wait`: hold a reply back until the reservations in it have settled."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,56 +9,93 @@ from cartgrpc.v1 import cart_pb2
 
 from cart_grpc.names import CartKey
 from cart_grpc.rpc.messages import item_message
+from cart_grpc.store.read.snapshot import Snapshot
 from cart_grpc.store.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
-# Kept of the caller's deadline, to read once more and to answer.
+# This much of the caller's deadline is kept for the last read and the reply.
 _ANSWER_SECONDS = 0.1
 
 
 class Waiting:
-    """Waits for the reservations of carts in `store`.
+    """Lets calls wait for the reservations of their carts in `store`.
 
-    `rest` is called before a call waits. It returns whether there is room to wait; without room the reply shows the
+    `park` is called before a call waits. It returns whether there is room to wait; without room the reply shows the
     current state.
     """
 
-    def __init__(self, store: Store, rest: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, store: Store, park: Callable[[], bool] = lambda: True) -> None:
         self._store = store
-        self._rest = rest
+        self._park = park
 
     async def await_items(
         self, cart: CartKey, items: Sequence[cart_pb2.Item], max_wait: float, context: Context
     ) -> None:
-        """Wait up to `max_wait` seconds for the items' reservations to settle, and update `items` in place."""
-        if not max_wait:
-            return
-        by_uid = {item.uid: item for item in items}
-        async for _ in self._store.watch(cart, self._bounded(max_wait, context)):
-            found = await self._store.reads.find_cart(cart)
-            if found is None:
-                return
-            lines = [line for line in found.lines if line.item.uid in by_uid]
-            for line in lines:
-                seen = item_message(found.cart, line, found.now)
-                by_uid[line.item.uid].reservation.CopyFrom(seen.reservation)
-                by_uid[line.item.uid].reconciling = seen.reconciling
-            if not any(item.reconciling for item in by_uid.values()):
-                return
+        """Wait up to `max_wait` seconds for the items' reservations to settle, and update `items` in place.
+
+        An item that was removed meanwhile stays as it is. Raises Overloaded or DatabaseUnavailable.
+        """
+        if max_wait:
+            await self._await_items(cart, items, max_wait, context)
+
+    async def await_cart(self, cart: CartKey, message: cart_pb2.Cart, max_wait: float, context: Context) -> None:
+        """Wait as `await_items` does for all items of a cart, and update its `reconciling`, too."""
+        if max_wait:
+            found = await self._await_items(cart, message.items, max_wait, context)
+            releasing = found is not None and found.is_releasing(None)
+            message.reconciling = releasing or any(item.reconciling for item in message.items)
 
     async def await_release(self, cart: CartKey, item_id: str | None, max_wait: float, context: Context) -> bool:
         """Wait up to `max_wait` seconds for removed items to be released: one, or all of the cart's if None.
 
-        Return whether a release is still not confirmed.
+        Return whether a release is still not confirmed. Raises Overloaded or DatabaseUnavailable.
         """
-        async for _ in self._store.watch(cart, self._bounded(max_wait, context)):
-            if not await self._store.reads.is_releasing(cart, item_id):
+
+        def is_releasing(found: Snapshot | None) -> bool:
+            return found is not None and found.is_releasing(item_id)
+
+        return is_releasing(await self._wait_while(is_releasing, cart, max_wait, context))
+
+    async def _await_items(
+        self, cart: CartKey, items: Sequence[cart_pb2.Item], max_wait: float, context: Context
+    ) -> Snapshot | None:
+        by_uid = {item.uid: item for item in items}
+
+        def is_reconciling(found: Snapshot | None) -> bool:
+            if found is None:
                 return False
-        return True
+            for line in found.lines:
+                if item := by_uid.get(line.item.uid):
+                    current = item_message(found.cart, line, found.now)
+                    item.reservation.CopyFrom(current.reservation)
+                    item.reconciling = current.reconciling
+            return any(item.reconciling for item in by_uid.values())
+
+        found = await self._wait_while(is_reconciling, cart, max_wait, context)
+        is_reconciling(found)
+        return found
+
+    async def _wait_while(
+        self, is_unsettled: Callable[[Snapshot | None], bool], cart: CartKey, max_wait: float, context: Context
+    ) -> Snapshot | None:
+        """Return the cart's first settled state, or its state at the end of the wait. A stop of the process ends it."""
+        seconds = self._bounded(max_wait, context)
+        with self._store.watches.watch(cart) as states:
+            found = await anext(states)
+            if not seconds:
+                return found
+            try:
+                async with asyncio.timeout(seconds):
+                    while is_unsettled(found):
+                        found = await anext(states)
+            except (TimeoutError, StopAsyncIteration):
+                # Attempts that ended without an answer changed the reservation's message, but woke nobody.
+                found = await self._store.reads.find_cart(cart)
+        return found
 
     def _bounded(self, max_wait: float, context: Context) -> float:
-        """How long to wait, in seconds: max_wait, but not past the caller's deadline."""
-        if not self._rest():
+        """How long to wait, in seconds: max_wait, but not past the caller's deadline, and not at all without room."""
+        if not self._park():
             return 0.0
         remaining = context.time_remaining()
         if remaining is None:

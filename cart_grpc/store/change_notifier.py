@@ -1,43 +1,40 @@
-"""Who waits for a change in this process. A hint may be lost; whoever waits looks again by itself."""
+"""Hints of changes within this process. A hint may be lost: its receivers also look for changes by themselves."""
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 from cart_grpc.names import CartKey
 
+OnChange = Callable[[Iterable[CartKey]], None]
+
 
 class ChangeNotifier:
-    """Wakes those who wait for a cart to change, and the reconciler when something is due."""
+    """Sends hints: to the reconciler when a reservation becomes due, and to the watchers when carts change.
+
+    `due` is set when a reservation becomes due. `closed` is set when the process begins to stop; no call may wait for a
+    cart from then on.
+    """
 
     def __init__(self) -> None:
         self.due = asyncio.Event()
         self.closed = False
-        self._waiters: defaultdict[CartKey, set[asyncio.Event]] = defaultdict(set)
+        self._on_change: list[OnChange] = []
+        self._on_close: list[Callable[[], None]] = []
 
-    @contextmanager
-    def subscribe(self, key: CartKey) -> Iterator[asyncio.Event]:
-        """An event that is set after each change of the cart. Subscribe, then read, then wait."""
-        event = asyncio.Event()
-        self._waiters[key].add(event)
-        try:
-            yield event
-        finally:
-            self._waiters[key].discard(event)
-            if not self._waiters[key]:
-                del self._waiters[key]
-
-    def close(self) -> None:
-        """Tell everybody who waits for a cart that nobody may wait any longer."""
-        self.closed = True
-        self.publish(list(self._waiters), due=False)
+    def subscribe(self, on_change: OnChange, on_close: Callable[[], None]) -> None:
+        """Call `on_change` after each commit that changed carts, and `on_close` when the process begins to stop."""
+        self._on_change.append(on_change)
+        self._on_close.append(on_close)
 
     def publish(self, changed: Iterable[CartKey], *, due: bool) -> None:
-        """Tell those who wait for the carts that `changed`, and the reconciler if something is `due`."""
-        if self._waiters:
-            for key in changed:
-                for event in self._waiters.get(key, ()):
-                    event.set()
+        """Report a commit: the carts that it changed, and whether it made a reservation due."""
+        for on_change in self._on_change:
+            on_change(changed)
         if due:
             self.due.set()
+
+    def close(self) -> None:
+        """End every watch: the process is about to stop."""
+        self.closed = True
+        for on_close in self._on_close:
+            on_close()

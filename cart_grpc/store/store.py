@@ -1,7 +1,5 @@
 """The store, as the rest of the house sees it."""
 
-import asyncio
-from collections.abc import AsyncIterator
 from typing import TypeVar
 
 from cart_grpc.carts.calls import NewId
@@ -17,14 +15,11 @@ from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import CommitFailed, translate_failures
 from cart_grpc.store.group_commit import GroupCommit
-from cart_grpc.store.read.carts import Reads
-from cart_grpc.store.read.operator import AdminReads
+from cart_grpc.store.read.cart_watches import CartWatches
+from cart_grpc.store.read.operator_reads import OperatorReads
+from cart_grpc.store.read.reads import Reads
 
 R = TypeVar("R")
-
-# ChangeNotifier come from this process only; another replica's changes are found by looking, ever less often.
-FIRST_POLL_SECONDS = 0.1
-LAST_POLL_SECONDS = 1.0
 
 
 class Store:
@@ -34,7 +29,8 @@ class Store:
         self._engine = engine
         self.notifier = ChangeNotifier()
         self.reads = Reads(engine, queue_size)
-        self.admin_reads = AdminReads(engine)
+        self.operator_reads = OperatorReads(engine)
+        self.watches = CartWatches(self.reads, self.notifier, polls=engine.is_shared)
         self._writer = GroupCommit(engine, self.notifier, new_id, queue_size)
 
     async def start(self) -> None:
@@ -105,30 +101,3 @@ class Store:
         if self._writer.failed:
             # A full disk is only noticed by writing to it.
             await self._writer.work(Ping())
-
-    async def watch(self, key: CartKey, seconds: float) -> AsyncIterator[None]:
-        """Yields at once, and again whenever the cart may have changed, for `seconds` and once more at their end.
-
-        The end comes early where this process is about to stop.
-        """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-        poll = FIRST_POLL_SECONDS
-        with self.notifier.subscribe(key) as changed:
-            while True:
-                changed.clear()
-                ending = self.notifier.closed
-                yield
-                left = deadline - loop.time()
-                if left <= 0 or ending:
-                    return
-                await _wait(changed, min(left, poll) if self._engine.is_shared else left)
-                poll = min(2 * poll, LAST_POLL_SECONDS)
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return

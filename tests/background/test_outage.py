@@ -15,7 +15,7 @@ from cart_grpc.settings import Settings
 from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.simulator import Simulator
 from cart_grpc.store.store import Store
-from tests.store.writes import KEY, add, clear
+from tests.store.writes import KEY, add, clear, snapshot
 
 ITEMS = 20
 UP, DOWN = Faults(latency=30_000_000), Faults(down=True)
@@ -112,7 +112,7 @@ async def test_adding_and_removing_go_on_during_an_outage(outage: Outage) -> Non
     await outage.store.mutate(clear())
     outage.simulator.faults = UP
     outage.seconds.now += 1.0
-    while await outage.store.reads.is_releasing(KEY):
+    while (await snapshot(outage.store)).is_releasing(None):
         await outage.step_until_something_starts()
     assert all(outage.simulator.levels(f"sku-{number}").held == 0 for number in range(ITEMS))
 

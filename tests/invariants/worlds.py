@@ -22,11 +22,12 @@ from cart_grpc.rpc.status import CODES
 from cart_grpc.simulator.errors import Stale
 from cart_grpc.simulator.rules import Record as Decided
 from cart_grpc.simulator.stock import Entry, Stock
-from cart_grpc.store.read.cart_json import CacheValidator, CartJson
+from cart_grpc.store.read.cache_validator import CacheValidator
+from cart_grpc.store.read.cart_json import CartJson
 from tests.invariants.claims import find_record
 from tests.invariants.history import Call, ClaimAction, ClaimEvent, Dump, Outcome, Written, effects_of
 from tests.invariants.run import Run
-from tests.store.texts import cart_json
+from tests.store.cart_json import make_cart_json
 
 SECOND = 1_000_000
 LEASE = 15 * SECOND
@@ -64,8 +65,7 @@ class World:
         if cart is None:
             return None
         lines = list(self._working.contents(key, None, ()).lines.values())
-        reconciling = any(line.reservation.reconciling for line in lines)
-        return cart_json(cart, lines, self.now, reconciling=reconciling)
+        return make_cart_json(cart, lines, self.now)
 
     def _write(self, command: Any) -> Any:
         """Run one command, and note which rows it wrote and whose claims it took away."""

@@ -22,7 +22,7 @@ from sqlalchemy.pool import StaticPool
 from cart_grpc.store import schema
 from cart_grpc.store.dialects import Dialect, SqliteDialect
 from cart_grpc.store.failures import CommitFailed
-from cart_grpc.store.read.carts import Reads
+from cart_grpc.store.read.reads import Reads
 from cart_grpc.store.statements import Statements
 from tests.simulation.loop import OUTSIDE, Process
 
@@ -60,7 +60,7 @@ class Template:
 
     def share_reads(self, reads: Reads) -> None:
         """Give `reads` the statements that are compiled already."""
-        reads._carts._statement, reads._releasing = self._reads._carts._statement, self._reads._releasing
+        reads._carts._statement = self._reads._carts._statement
         reads._idle, reads._due = self._reads._idle, self._reads._due
 
     def clear(self) -> None:

@@ -21,7 +21,8 @@ from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Observed, PermanentFailure, Reservation
 from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.read import cart_json
-from cart_grpc.store.read.cart_json import STAMP_AGE, CacheValidator, CartJson, Found
+from cart_grpc.store.read.cache_validator import MAX_AGE_US, CacheValidator
+from cart_grpc.store.read.cart_json import CartJson, Found
 from cart_grpc.store.statements import Statements
 from tests.simulation.seeds import run
 
@@ -215,8 +216,7 @@ def what_may_be_claimed_is_remembered(patch: Patch) -> None:
         found = real(text, now)
         if not isinstance(found, CartJson):
             return found
-        version, _, _ = text.partition("\n")
-        return found._replace(stamp=CacheValidator(version, now + STAMP_AGE))
+        return found._replace(validator=CacheValidator(found.version, now + MAX_AGE_US))
 
     patch.setattr(cart_json, "_read_cart", read_cart)
 

@@ -14,7 +14,7 @@ from cart_grpc.protocol.lanes import HOLD_LANE
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.group_commit import GroupCommit
-from cart_grpc.store.read.carts import Reads
+from cart_grpc.store.read.reads import Reads
 from tests.store.writes import KEY, LEASE, SKU, Wrapped, add, broken, decode, refused_by_the_database, remove
 
 

@@ -12,7 +12,7 @@ from cart_grpc.store import schema
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.group_commit import MAX_BATCH, GroupCommit
-from cart_grpc.store.read.carts import Reads
+from cart_grpc.store.read.reads import Reads
 from tests.store.writes import KEY, SKU, Wrapped, add, clear, count, decode, remove
 
 

@@ -17,7 +17,7 @@ from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.protocol.reservation import RELEASED_BY_OPERATOR, Observed, PermanentFailure, Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.read.operator import BACKLOG, ReservationPage, Seen, WorkState
+from cart_grpc.store.read.operator_reads import BACKLOG, ReservationPage, ReservationSnapshot, WorkState
 from cart_grpc.store.store import Store
 from tests.store.writes import (
     HOUR,
@@ -46,13 +46,13 @@ def operator(store: Store) -> Operator:
     return Operator(store, TERMS, None)
 
 
-async def rows(operator: Operator, states: frozenset[WorkState] = BACKLOG, **more: int) -> list[Seen]:
+async def rows(operator: Operator, states: frozenset[WorkState] = BACKLOG, **more: int) -> list[ReservationSnapshot]:
     """What a list shows."""
     page = ReservationPage(100, states, more.get("min_age", 0), more.get("min_attempts", 0), None)
     return await operator.list(page)
 
 
-async def only(operator: Operator, states: frozenset[WorkState] = EVERYTHING) -> Seen:
+async def only(operator: Operator, states: frozenset[WorkState] = EVERYTHING) -> ReservationSnapshot:
     """The one reservation there is."""
     [seen] = await rows(operator, states)
     return seen
@@ -366,10 +366,10 @@ async def test_a_reservation_that_was_purged_meanwhile_is_not_found(
     await store.mutate(remove())
     await engine.transact(lambda connection: connection.execute(schema.reservations.delete()))
 
-    async def stale(_: str) -> Seen:
+    async def stale(_: str) -> ReservationSnapshot:
         return found
 
-    monkeypatch.setattr(store.admin_reads, "get", stale)
+    monkeypatch.setattr(store.operator_reads, "get", stale)
     with pytest.raises(ReservationNotFound):
         await operator.release(claimed.reservation_id, "late", force=False)
 

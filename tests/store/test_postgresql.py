@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.prepared import fetch
-from cart_grpc.store.read.cart_json import UNCHANGED, CartJson
+from cart_grpc.store.read.cart_json import NOT_MODIFIED, CartJson
 from cart_grpc.store.store import Store
 from tests.store.test_query_plans import fill, grow
 from tests.store.writes import KEY, add, answered, claim_one, remove
@@ -85,7 +85,7 @@ async def test_of_a_cart_that_is_unchanged_nothing_is_read_but_its_own_row(
     assert isinstance(found, CartJson)
     for _ in range(10):
         with rows_read(engine) as read:
-            assert await store.reads.find_json(KEY, found.stamp) is UNCHANGED
+            assert await store.reads.find_json(KEY, found.validator) is NOT_MODIFIED
         assert read == [1]
     with rows_read(engine) as read:
         await store.reads.find_json(KEY)

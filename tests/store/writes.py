@@ -18,7 +18,7 @@ from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Obse
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.postgresql import PostgresqlEngine
-from cart_grpc.store.read.carts import Snapshot
+from cart_grpc.store.read.snapshot import Snapshot
 from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
 

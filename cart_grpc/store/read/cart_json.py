@@ -1,11 +1,11 @@
-"""A cart with all that is in it as lines of text, made by the database in one piece.
+"""A cart with its lines as JSON texts, made by the database.
 
-Read column by column, a cart of 20 items is 1,100 values to fetch, and takes 5 times as long as finding its rows. As
-text it is one value, and since that says all that a reply is made from, the reply to a text seen before is known.
+Fetching 20 items column by column means 1,100 values and takes 5 times as long as finding the rows. One text is one
+value. The text contains everything that a reply shows, so equal texts have equal replies, and a reply made from one can
+be reused for the other.
 
-To make that text is what such a read costs, so whoever has one already shows its stamp, as with HTTP's If-None-Match.
-A stamp is enough because what nobody has claimed changes with the cart's revision only (`commands.apply_transition`), and can
-be claimed only once it is due.
+Making the text is the main cost of a read. A reader that has the cart already sends its validator (see
+`cache_validator`), and the database answers "not modified" instead of the text.
 """
 
 import json
@@ -13,86 +13,68 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
-    FromClause,
-    Select,
-    Text,
-    and_,
-    case,
-    cast,
-    exists,
-    func,
-    literal_column,
-    or_,
-    select,
-)
+from sqlalchemy import BigInteger, ColumnElement, FromClause, Select, Text, and_, case, cast, func, select
 
 from cart_grpc.carts.model import Cart, Line
 from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.names import CartKey
+from cart_grpc.protocol.reservation import Disposition
 from cart_grpc.store.dialects import Dialect
+from cart_grpc.store.read.cache_validator import NO_VALIDATOR, CacheValidator, reply_valid_until, reply_validator
 from cart_grpc.store.rows import to_cart, to_item, to_reservation
 from cart_grpc.store.schema import carts, items, reconciling, reservations
 from cart_grpc.store.statements import CART, RESERVATION
 
-# JSON has neither of them inside: control characters are escaped there.
+# JSON text contains neither separator: control characters are escaped there.
 _NEXT_LINE = "\n"
 _NEXT_CART = "\x1e"
+_NEXT_ID = ","
 _ITEM_WIDTH = len(items.columns)
-_WANTED: Final = {**{name: carts.c[name].type for name in CART}, "version": Text(), "until": BigInteger()}
-# Whoever changes a row by hand does not raise revisions: after a minute that shows, too.
-STAMP_AGE: Final = 60_000_000
+_KEY_COLUMNS: Final = {**{name: carts.c[name].type for name in CART}, "version": Text(), "until": BigInteger()}
+# A cart that is filled and cleared while the Reservation API is down collects releases without bound. Reading all of
+# them would make GetCart slower with every one.
+MAX_RELEASING: Final = 1_000
 
 
-class CacheValidator(NamedTuple):
-    """Tells whether a cart is still as it was read: its `version` is the same, and it is not `until` yet.
+class NotModified(Enum):
+    """The answer to a read whose validator is still valid, instead of the cart."""
 
-    From `until` on, in microseconds of the database's time, something of it may change with the version as it is.
-    """
-
-    version: str
-    until: int
+    NOT_MODIFIED = "="
 
 
-_NO_STAMP: Final = CacheValidator("", 0)
-
-
-class Unchanged(Enum):
-    """Read of a cart that is as the stamp says, instead of its text."""
-
-    UNCHANGED = "="
-
-
-UNCHANGED: Final = Unchanged.UNCHANGED
+NOT_MODIFIED: Final = NotModified.NOT_MODIFIED
 
 
 class CartJson(NamedTuple):
     """A cart at one moment: `head` for `read_head`, `lines` in the order in which they were added for `read_line`.
 
-    `now` is the database's time. Equal texts stand for equal things, whenever they are read. There is a `stamp` where
-    the cart can be told from what it will be.
+    `now` is the database's time in microseconds. `version` changes with the cart's revision. `validator` is for reading
+    the same texts again; None if they may change at once.
     """
 
     head: str
     lines: Sequence[str]
     now: int
-    stamp: CacheValidator | None = None
+    version: str = ""
+    validator: CacheValidator | None = None
 
 
-Found = CartJson | Unchanged | None
+# None: no cart was ever made under the key.
+Found = CartJson | NotModified | None
 
 
 class Head(NamedTuple):
-    """A cart without its lines, and whether anything of it is reconciling."""
+    """A cart without its lines.
+
+    `releasing` has the item id of each reservation whose release is not confirmed; after MAX_RELEASING of them it ends.
+    """
 
     cart: Cart
-    reconciling: bool
+    releasing: Sequence[str]
 
 
 class TimedLine(NamedTuple):
-    """A line, the currency of its price, and a time: what `progress` shows at `since` is what it shows now."""
+    """A line with the currency of its price. `progress` shows the line at `since` as it shows it now."""
 
     line: Line
     currency_code: str
@@ -100,8 +82,8 @@ class TimedLine(NamedTuple):
 
 
 def read_head(head: str) -> Head:
-    *row, is_reconciling = json.loads(head)
-    return Head(to_cart(row), bool(is_reconciling))
+    *row, item_ids = json.loads(head)
+    return Head(to_cart(row), item_ids.split(_NEXT_ID) if item_ids else ())
 
 
 def read_line(line: str) -> TimedLine:
@@ -111,43 +93,42 @@ def read_line(line: str) -> TimedLine:
 
 
 def bind_carts(dialect: Dialect, wanted: Sequence[tuple[CartKey, CacheValidator | None]]) -> Mapping[str, Any]:
-    """The parameters of `select_carts`: keys, each with the stamp of what is known of it already."""
-    return dialect.bind_keys(tuple(_WANTED), [(*key, *(stamp or _NO_STAMP)) for key, stamp in wanted])
+    """The parameters of `select_carts`: keys, each with the validator of the text that the reader has, if any."""
+    rows = [(*key, *(validator or NO_VALIDATOR)) for key, validator in wanted]
+    return dialect.bind_keys(tuple(_KEY_COLUMNS), rows)
 
 
 def read_carts(row: Sequence[Any]) -> list[Found]:
-    """What `select_carts` found, in the order of its keys: None is a cart that was never made."""
+    """The carts in the row of `select_carts`, in the order of its keys."""
     texts, now = row
     return [_read_cart(text, now) for text in texts.split(_NEXT_CART)]
 
 
 def _read_cart(text: str, now: int) -> Found:
-    if text == UNCHANGED.value:
-        return UNCHANGED
+    if text == NOT_MODIFIED.value:
+        return NOT_MODIFIED
     if not text:
         return None
     version, head, *rest = text.split(_NEXT_LINE)
     until, *lines = rest or ("",)
-    latest = now + STAMP_AGE
-    stamp = CacheValidator(version, min(latest, int(until or latest)))
-    return CartJson(head, lines, now, stamp if stamp.until > now else None)
+    return CartJson(head, lines, now, version, reply_validator(version, int(until) if until else None, now))
 
 
 def select_carts(dialect: Dialect) -> Select[str, int]:
-    """One row for any number of carts, so that a thread that reads it waits for the interpreter once, not row by row.
+    """Any number of carts in one row: a thread that fetches it waits for the interpreter lock once, not once per row.
 
-    Takes `bind_carts`.
+    Takes the parameters of `bind_carts`.
     """
     now = dialect.now()
-    keys = dialect.numbered_keys(_WANTED)
+    keys = dialect.numbered_keys(_KEY_COLUMNS)
     cart, on = dialect.join_by_index(carts, CART, keys)
-    # With the uid: an ended cart is purged, and the next one's revisions begin anew.
+    # The uid is part of the version: after an ended cart is purged, a new cart's revisions begin at 1 again.
     version = cart.c.uid + ":" + cast(cart.c.revision, Text)
-    head = dialect.json_array(*cart.c, is_reconciling(dialect, cart))
+    head = dialect.json_array(*cart.c, _releasing(dialect, cart))
     text = version + _NEXT_LINE + head + func.coalesce(_NEXT_LINE + _lines(dialect, cart, now), "")
-    unchanged = and_(keys.c.version == version, keys.c.until > now)
+    not_modified = and_(keys.c.version == version, keys.c.until > now)
     each = (
-        select(case((cart.c.uid.is_(None), ""), (unchanged, UNCHANGED.value), else_=text).label("text"))
+        select(case((cart.c.uid.is_(None), ""), (not_modified, NOT_MODIFIED.value), else_=text).label("text"))
         .select_from(keys.outerjoin(cart, on))
         .order_by(keys.c.number)
         .subquery("each_cart")
@@ -156,21 +137,16 @@ def select_carts(dialect: Dialect) -> Select[str, int]:
 
 
 def _lines(dialect: Dialect, cart: FromClause, now: ColumnElement[int]) -> ColumnElement[str]:
-    """The lines of the `cart` in the statement around this one, NULL where it has none.
+    """The lines of the enclosing statement's `cart`, NULL if it has none.
 
-    Before them, the first time at which one of them may change with the cart's revision as it is, if any.
+    The first line of the text is the least `reply_valid_until`, empty if no item has one.
     """
     reservation, on = dialect.join_by_index(reservations, RESERVATION, items)
-    lapse, due_time = reservation.c.expire_time - HOLD_MARGIN_US, reservation.c.due_time
-    until = case(
-        (reservation.c.lease_expire_time.is_not(None), 0),
-        (or_(lapse.is_(None), due_time < lapse), due_time),
-        else_=lapse,
-    )
+    lapse = reservation.c.expire_time - HOLD_MARGIN_US
     line = dialect.json_array(*items.c, *reservation.c, cart.c.currency_code, case((lapse <= now, lapse), else_=0))
     same_cart = (items.c[name] == cart.c[name] for name in CART)
     each = (
-        select(line.label("line"), until.label("until"))
+        select(line.label("line"), reply_valid_until(reservation).label("until"))
         .select_from(items.outerjoin(reservation, on))
         .where(*same_cart)
         .order_by(items.c.create_time, items.c.uid)
@@ -181,7 +157,14 @@ def _lines(dialect: Dialect, cart: FromClause, now: ColumnElement[int]) -> Colum
     return select(first + _NEXT_LINE + dialect.string_agg(each.c.line, _NEXT_LINE)).scalar_subquery()
 
 
-def is_reconciling(dialect: Dialect, cart: FromClause = carts) -> ColumnElement[bool]:
-    """Whether anything of the `cart` in the statement around this is reconciling."""
+def _releasing(dialect: Dialect, cart: FromClause) -> ColumnElement[str]:
+    """The item ids of the enclosing statement's `cart` whose release is not confirmed, NULL if there are none."""
     same_cart = (reservations.c[name] == cart.c[name] for name in CART)
-    return exists(dialect.fenced(select(literal_column("1")).where(*same_cart, reconciling).correlate(cart)))
+    each = (
+        select(reservations.c.item_id)
+        .where(*same_cart, reconciling, reservations.c.disposition == int(Disposition.RELEASE))
+        .limit(MAX_RELEASING)
+        .correlate(cart)
+        .subquery("each_release")
+    )
+    return select(dialect.string_agg(each.c.item_id, _NEXT_ID)).scalar_subquery()

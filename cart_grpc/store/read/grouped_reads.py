@@ -1,9 +1,10 @@
-"""Group read: one statement for all carts that are asked for while the one before it runs, as group commit does writes.
+"""Grouped reads: one statement reads all carts that were asked for while the statement before it ran.
 
-A statement costs more than a no-op call does in all, and what is read of each cart a fraction of that. gRPC hands out
-calls one by one, so batches would be of a few; and answers given one by one cost it three times what many at once do.
-So where there are some, the next batch is given a moment to fill: with 64 in flight, 3 ms take GetCart to 0.7 of a
-no-op call and more, where 1 ms takes it to 0.6 (SQLite) and 0.5 (PostgreSQL). A call that comes alone is read at once.
+A statement costs more than an entire no-op call, and each cart in it only a fraction of that. gRPC delivers calls one
+by one, so batches would stay small, and replies sent one by one cost three times as much as replies sent together.
+Therefore, while several calls are in flight, the next batch waits 3 ms to fill. With 64 calls in flight this takes
+GetCart above 0.7 of a no-op call; with 1 ms it stays at 0.6 on SQLite and 0.5 on PostgreSQL. A call that comes alone is
+read at once.
 """
 
 import asyncio
@@ -17,43 +18,47 @@ from cart_grpc.names import CartKey
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import find_refusal
 from cart_grpc.store.prepared import Prepared
-from cart_grpc.store.read.cart_json import CacheValidator, Found, bind_carts, read_carts, select_carts
+from cart_grpc.store.read.cache_validator import CacheValidator
+from cart_grpc.store.read.cart_json import Found, bind_carts, read_carts, select_carts
 
 MAX_BATCH = 64
-# So many at once, those in the last batch included, are enough to wait for more.
-_MANY = 4
+# With this many calls in the queue and the last batch together, it pays to wait for more.
+_LINGER_FROM = 4
 _LINGER_SECONDS = 0.003
 
 _Wanted = tuple[CartKey, CacheValidator | None]
-_Waiting = tuple[_Wanted, "asyncio.Future[Found]"]
+_QueuedRead = tuple[_Wanted, "asyncio.Future[Found]"]
 
 
-class GroupRead:
-    """Reads carts, up to MAX_BATCH at one moment. `queue_size` bounds those that wait."""
+class GroupedReads:
+    """Reads up to MAX_BATCH carts in one statement, and one statement after the other, so answers come in order.
+
+    `queue_size` bounds the reads that wait for a statement.
+    """
 
     def __init__(self, engine: Engine, queue_size: int) -> None:
         self._engine = engine
         self._statement = Prepared(select_carts(engine.dialect))
         self._queue_size = queue_size
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[_QueuedRead] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    async def find(self, key: CartKey, stamp: CacheValidator | None = None) -> Found:
-        """The cart under `key`, UNCHANGED where it is as `stamp` says, None where none was ever made.
+    async def find(self, key: CartKey, validator: CacheValidator | None = None) -> Found:
+        """Return the cart under `key`, NOT_MODIFIED if `validator` is still valid, or None if no cart was ever made.
 
-        Raises Overloaded or DatabaseUnavailable.
+        Raises Overloaded if the queue is full, DatabaseUnavailable if the database does not answer.
         """
         if len(self._queue) >= self._queue_size:
             raise Overloaded
         answer: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
-        self._queue.append(((key, stamp), answer))
-        # A task of its own: whoever gives up neither stops the read nor disturbs the others in it.
+        self._queue.append(((key, validator), answer))
+        # In a task of its own: a cancelled caller must not cancel a statement that others wait for.
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="group-read")
+            self._task = asyncio.create_task(self._run(), name="grouped-reads")
         return await answer
 
     async def close(self) -> None:
-        """Wait until what is being read has been."""
+        """Wait until every queued read is answered."""
         if self._task:
             await self._task
 
@@ -61,7 +66,7 @@ class GroupRead:
         try:
             size = 0
             while self._queue:
-                if size + len(self._queue) >= _MANY:
+                if size + len(self._queue) >= _LINGER_FROM:
                     await asyncio.sleep(_LINGER_SECONDS)
                 batch = self._take()
                 size = len(batch)
@@ -70,24 +75,24 @@ class GroupRead:
         finally:
             self._task = None
 
-    def _take(self) -> list[_Waiting]:
-        """The next batch, without those whose caller has gone."""
-        batch: list[_Waiting] = []
+    def _take(self) -> list[_QueuedRead]:
+        """Take the next batch from the queue; drop the reads whose caller has left."""
+        batch: list[_QueuedRead] = []
         while self._queue and len(batch) < MAX_BATCH:
-            waiting = self._queue.popleft()
-            if not waiting[1].done():
-                batch.append(waiting)
+            queued = self._queue.popleft()
+            if not queued[1].done():
+                batch.append(queued)
         return batch
 
-    async def _read(self, batch: Sequence[_Waiting]) -> None:
-        """Read a batch and answer it; one that fails for a reason of its own is split until it is found."""
+    async def _read(self, batch: Sequence[_QueuedRead]) -> None:
+        """Read a batch and answer it. A batch that fails is split until the cart that makes it fail stands alone."""
         distinct = list(dict.fromkeys(wanted for wanted, _ in batch))
         try:
             found = await self._fetch(distinct)
-        except Exception as error:  # noqa: BLE001 - whatever it is, each caller gets its own answer
+        except Exception as error:  # noqa: BLE001 - each caller gets the error of its own cart
             refusal = find_refusal(error) or error
-            gone = isinstance(refusal, DatabaseUnavailable) and not isinstance(refusal, DatabaseDamaged)
-            if len(batch) > 1 and not gone:
+            is_away = isinstance(refusal, DatabaseUnavailable) and not isinstance(refusal, DatabaseDamaged)
+            if len(batch) > 1 and not is_away:
                 middle = len(batch) // 2
                 await self._read(batch[:middle])
                 await self._read(batch[middle:])

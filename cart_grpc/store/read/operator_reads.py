@@ -1,4 +1,4 @@
-"""What an operator can read: reservations, whoever's they are, and how much is waiting."""
+"""The operator's reads: reservations of all users, and the backlog."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ from cart_grpc.carts.refusals import ReservationNotFound
 from cart_grpc.names import SLICES
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.read.carts import fetch
+from cart_grpc.store.read.reads import fetch
 from cart_grpc.store.rows import to_item, to_reservation
 from cart_grpc.store.schema import due, due_release, is_pause, items, pauses, reconciling, reservations
 
 
 class WorkState(IntEnum):
-    """Where the work on a reservation is, as an operator sees it. The numbers are those of `cartgrpc.v1`."""
+    """How far the work on a reservation is, as an operator sees it. The numbers are those of `cartgrpc.v1`."""
 
     WAITING = 1
     DUE = 2
@@ -46,16 +46,16 @@ class WorkState(IntEnum):
     RELEASED = 9
 
 
-# Those that the Reservation API has not answered for. An index has them, and nothing else.
+# The states of reservations that the Reservation API has not answered. A partial index contains exactly these rows.
 BACKLOG = frozenset({WorkState.WAITING, WorkState.DUE, WorkState.CALLING, WorkState.BACKING_OFF})
 
-# The columns of the reservations' table, or of what was chosen from it.
+# The columns of the reservations table, or of a subquery of it.
 Columns: TypeAlias = "ReadOnlyColumnCollection[str, Any]"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A reservation at one moment. `line` is the item that shows it, None where none does any more."""
+class ReservationSnapshot:
+    """A reservation at one moment. `line` is the item that shows it, None if the item was removed."""
 
     reservation: Reservation
     line: Line | None
@@ -65,9 +65,9 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class ReservationPage:
-    """A page of reservations asked for, the oldest first.
+    """A requested page of reservations, the oldest first.
 
-    `min_age_us` in microseconds. `after` is the last one's (create_time, id), None on the first page.
+    `after` is the (create_time, id) of the last reservation seen, None for the first page.
     """
 
     size: int
@@ -79,7 +79,7 @@ class ReservationPage:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How many reservations of one state and disposition are not answered for, and when the oldest was made."""
+    """The number of unanswered reservations of one state and disposition, and the oldest one's create_time."""
 
     state: WorkState
     disposition: Disposition
@@ -88,8 +88,8 @@ class Backlog:
 
 
 @dataclass(frozen=True, slots=True)
-class PauseSeen:
-    """Why nothing is claimed, and since when."""
+class PauseSnapshot:
+    """A pause of all claims: why, and since when."""
 
     reason: str
     create_time: int
@@ -97,47 +97,47 @@ class PauseSeen:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """How much is waiting. `oldest_due_time` is None where nothing is due, `pause` where nothing is paused."""
+    """The backlog at `now`. `oldest_due_time` is None if nothing is due, `pause` is None if claims are not paused."""
 
     now: int
     backlog: Sequence[Backlog]
     due_count: int
     oldest_due_time: int | None
-    pause: PauseSeen | None
+    pause: PauseSnapshot | None
 
 
-class AdminReads:
-    """The reading side of the store, for operators."""
+class OperatorReads:
+    """The operator's reads of one store."""
 
     def __init__(self, engine: Engine) -> None:
         self._reader: AsyncEngine = engine.reader
         self._now = engine.dialect.now()
-        # The id alone does not tell the slice: 256 searches of the primary key, in one statement.
+        # The slice is not known from the id: one statement searches the primary key 256 times.
         every_slice = reservations.c.slice.in_(bindparam("slices", list(range(SLICES)), literal_execute=True))
         by_id = (every_slice, reservations.c.reservation_id == bindparam("id"))
-        self._one = _select_seen(select(reservations).where(*by_id), self._now)
+        self._one = _select_snapshot(select(reservations).where(*by_id), self._now)
         self._backlog = _select_backlog(self._now)
         self._due = _select_due(self._now)
         self._pause = select(pauses.c.reason, pauses.c.create_time).where(is_pause)
 
-    async def get(self, reservation_id: str) -> Seen:
-        """A reservation, by the id that the Reservation API knows. Raises ReservationNotFound, DatabaseUnavailable."""
+    async def get(self, reservation_id: str) -> ReservationSnapshot:
+        """Return the reservation with this id. Raises ReservationNotFound or DatabaseUnavailable."""
         rows = await fetch(self._reader, self._one, {"id": reservation_id})
         if not rows:
             raise ReservationNotFound(f"reservations/{reservation_id}")
-        return _seen(rows[0])
+        return _snapshot(rows[0])
 
-    async def list(self, page: ReservationPage) -> list[Seen]:
-        """One page of reservations, and one more if there is one. Raises DatabaseUnavailable."""
-        return [_seen(row) for row in await fetch(self._reader, _select_page(page, self._now), {})]
+    async def list(self, page: ReservationPage) -> list[ReservationSnapshot]:
+        """Return one page of reservations, and one more if there is one. Raises DatabaseUnavailable."""
+        return [_snapshot(row) for row in await fetch(self._reader, _select_page(page, self._now), {})]
 
-    async def find_pause(self) -> PauseSeen | None:
-        """Why nothing is claimed, or None where claims are made. Raises DatabaseUnavailable."""
+    async def find_pause(self) -> PauseSnapshot | None:
+        """Return the pause, or None if claims are not paused. Raises DatabaseUnavailable."""
         rows = await fetch(self._reader, self._pause, {})
-        return PauseSeen(rows[0].reason, rows[0].create_time) if rows else None
+        return PauseSnapshot(rows[0].reason, rows[0].create_time) if rows else None
 
     async def get_stats(self) -> Stats:
-        """How much is waiting. Raises DatabaseUnavailable."""
+        """Return the backlog. Raises DatabaseUnavailable."""
         [due_row] = await fetch(self._reader, self._due, {})
         rows = await fetch(self._reader, self._backlog, {})
         backlog = [
@@ -146,10 +146,10 @@ class AdminReads:
         return Stats(due_row.now, backlog, due_row.how_many, due_row.oldest, await self.find_pause())
 
 
-def _seen(row: Row[Any]) -> Seen:
+def _snapshot(row: Row[Any]) -> ReservationSnapshot:
     reservation = to_reservation(_part(row, "reservation"))
     line = None if row.item_item_id is None else Line(to_item(_part(row, "item")), reservation)
-    return Seen(reservation, line, WorkState(row.work_state), row.now)
+    return ReservationSnapshot(reservation, line, WorkState(row.work_state), row.now)
 
 
 def _unanswered_state(row: Columns, now: ColumnElement[int]) -> ColumnElement[int]:
@@ -162,27 +162,27 @@ def _unanswered_state(row: Columns, now: ColumnElement[int]) -> ColumnElement[in
 
 
 def _work_state(row: Columns, is_shown: ColumnElement[bool], now: ColumnElement[int]) -> ColumnElement[int]:
-    """Where the work is. A renewal under way shows as what it renews."""
+    """The WorkState of a row. During a renewal it stays HELD or EXPIRED."""
     lapsed = and_(row.state == int(Observed.HELD), row.expire_time <= now)
     return case(
         (row.observed_revision < row.intent_revision, _unanswered_state(row, now)),
         (or_(row.state == int(Observed.EXPIRED), lapsed), int(WorkState.EXPIRED)),
         (row.state == int(Observed.HELD), int(WorkState.HELD)),
         (row.state == int(Observed.COMMITTED), int(WorkState.COMMITTED)),
-        # An error that can never succeed may be sealed with a release: what its item shows counts.
+        # A permanent error may be sealed with a release. Its item still shows REJECTED.
         (and_(row.state == int(Observed.RELEASED), ~is_shown), int(WorkState.RELEASED)),
         else_=int(WorkState.REJECTED),
     )
 
 
 def _shows(row: Columns) -> ColumnElement[bool]:
-    """Whether an item is the one that shows a reservation."""
+    """Whether the item of the enclosing statement shows the reservation."""
     names = ("slice", "user_id", "cart_id", "item_id", "reservation_id")
     return and_(*(items.c[name] == row[name] for name in names))
 
 
-def _select_seen(chosen: Select[Any], now: ColumnElement[int]) -> Select[Any]:
-    """The reservations that are `chosen`, and only then the items of those few."""
+def _select_snapshot(chosen: Select[Any], now: ColumnElement[int]) -> Select[Any]:
+    """The `chosen` reservations with their items. The subquery comes first, so only the items of these few are read."""
     few = chosen.subquery("few")
     state = _work_state(few.c, items.c.item_id.is_not(None), now).label("work_state")
     columns = (*_labelled("reservation", few), *_labelled("item", items), state, now.label("now"))
@@ -206,7 +206,7 @@ def _select_page(page: ReservationPage, now: ColumnElement[int]) -> Select[Any]:
         time, reservation_id = page.after
         later = and_(row.create_time == time, row.reservation_id > reservation_id)
         chosen = chosen.where(or_(row.create_time > time, later))
-    return _select_seen(chosen.order_by(row.create_time, row.reservation_id).limit(page.size + 1), now)
+    return _select_snapshot(chosen.order_by(row.create_time, row.reservation_id).limit(page.size + 1), now)
 
 
 def _select_backlog(now: ColumnElement[int]) -> Select[Any]:
@@ -228,10 +228,10 @@ def _select_due(now: ColumnElement[int]) -> Select[Any, Any, Any]:
 
 
 def _part(row: Row[Any], prefix: str) -> Sequence[Any]:
-    """The columns that `_labelled` has put into a joined row under `prefix`, as a row of their own."""
+    """The columns that `_labelled` put into a joined row under `prefix`."""
     return [value for name, value in row._mapping.items() if name.startswith(f"{prefix}_")]  # noqa: SLF001
 
 
 def _labelled(prefix: str, table: FromClause) -> list[Any]:
-    """The columns of a table for a joined row, where they must not meet another table's."""
+    """The columns of a table under a prefix, so that two joined tables can have columns of one name."""
     return [column.label(f"{prefix}_{column.name}") for column in table.columns]

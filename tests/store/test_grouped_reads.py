@@ -1,4 +1,4 @@
-"""Many who read at once share a statement, and nobody notices."""
+"""Reads of several callers share a statement, and each caller gets its own cart or error."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,23 +11,36 @@ from sqlalchemy import Connection, select
 from cart_grpc import app
 from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.carts.refusals import DatabaseUnavailable, Overloaded
-from cart_grpc.names import cart_key, user_key
-from cart_grpc.rpc import replies
+from cart_grpc.names import cart_key, item_id_of, user_key
+from cart_grpc.rpc import get_cart_cache
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.read import cart_json
 from cart_grpc.store.read.cart_json import CartJson
-from cart_grpc.store.read.carts import Reads
-from cart_grpc.store.read.grouped_reads import GroupRead
+from cart_grpc.store.read.grouped_reads import GroupedReads
+from cart_grpc.store.read.reads import Reads
 from cart_grpc.store.rows import to_cart, to_item, to_reservation
 from cart_grpc.store.store import Store
-from tests.store.writes import KEY, SECOND, SKU, Wrapped, add, answered, claim_one, overwrite, remove, snapshot
+from tests.store.writes import (
+    KEY,
+    SECOND,
+    SKU,
+    Wrapped,
+    add,
+    answered,
+    claim_one,
+    overwrite,
+    release_all,
+    remove,
+    snapshot,
+)
 
 T = TypeVar("T")
 KEYS = [cart_key(user_key(f"user{number}"), "default") for number in range(5)]
 
 
 class Held(Wrapped):
-    """An engine whose reads wait until they may go on."""
+    """An engine whose reads wait for `go_on`."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
@@ -46,7 +59,7 @@ async def until_reading(engine: Held) -> None:
             await asyncio.sleep(0)
 
 
-async def test_what_is_read_is_what_is_stored(store: Store, engine: Engine) -> None:
+async def test_a_read_shows_the_stored_rows(store: Store, engine: Engine) -> None:
     for sku in ("a", 'b"\\', "ü😀\u2028", "%s ? $1 :x"):
         await store.mutate(add(sku))
     await store.mutate(remove("a"))
@@ -54,7 +67,8 @@ async def test_what_is_read_is_what_is_stored(store: Store, engine: Engine) -> N
     cart, lines = await engine.transact(_read_by_columns)
     assert (found.cart, list(found.lines)) == (cart, lines)
     assert [line.item.sku for line in found.lines] == ['b"\\', "ü😀\u2028", "%s ? $1 :x"]
-    # A release that no line shows is still going.
+    # Only the removed item's release is not confirmed.
+    assert found.releasing == [item_id_of("a", {})]
     assert found.reconciling
     assert abs(found.now - app.clock()) < 10 * SECOND
 
@@ -66,7 +80,33 @@ def _read_by_columns(connection: Connection) -> tuple[Any, Any]:
     return to_cart(cart), [(to_item(row), to_reservation(reservations[row.reservation_id])) for row in rows]
 
 
-async def test_each_is_answered_with_the_cart_it_asked_for(store: Store, engine: Engine) -> None:
+async def test_a_removed_item_is_releasing_until_its_release_is_confirmed(store: Store) -> None:
+    await store.mutate(add("a"))
+    await store.mutate(add("b"))
+    assert not (await snapshot(store)).is_releasing(None)
+    await store.mutate(remove("a"))
+    found = await snapshot(store)
+    assert [found.is_releasing(item_id_of(sku, {})) for sku in "ab"] == [True, False]
+    assert found.is_releasing(None)
+    await release_all(store)
+    assert not (await snapshot(store)).is_releasing(None)
+
+
+async def test_a_cart_with_too_many_releases_shows_each_item_as_being_released(
+    store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cart_json, "MAX_RELEASING", 2)
+    for sku in "abc":
+        await store.mutate(add(sku))
+    for sku, is_releasing_all in (("a", False), ("b", True), ("c", True)):
+        await store.mutate(remove(sku))
+        found = await Reads(engine).find_cart(KEY)
+        assert found
+        assert len(found.releasing) <= 2
+        assert found.is_releasing("another") is is_releasing_all
+
+
+async def test_each_caller_gets_the_cart_that_it_asked_for(store: Store, engine: Engine) -> None:
     for number, key in enumerate(KEYS[:3]):
         await store.mutate(add(quantity=number + 1, key=key))
     await store.mutate(add(key=KEYS[2]))
@@ -80,9 +120,9 @@ async def test_each_is_answered_with_the_cart_it_asked_for(store: Store, engine:
     assert held.count == 1
 
 
-async def test_nothing_is_read_twice_and_all_that_wait_are_read_together(store: Store, engine: Engine) -> None:
+async def test_all_queued_reads_share_the_next_statement(store: Store, engine: Engine) -> None:
     held = Held(engine)
-    reads = GroupRead(held, 100)
+    reads = GroupedReads(held, 100)
     first = asyncio.create_task(reads.find(KEY))
     await until_reading(held)
     others = [asyncio.create_task(reads.find(key)) for key in KEYS]
@@ -92,10 +132,10 @@ async def test_nothing_is_read_twice_and_all_that_wait_are_read_together(store: 
     assert held.count == 2
 
 
-async def test_a_caller_who_gives_up_strands_nobody(store: Store, engine: Engine) -> None:
+async def test_a_cancelled_caller_does_not_disturb_the_others(store: Store, engine: Engine) -> None:
     await store.mutate(add())
     held = Held(engine)
-    reads = GroupRead(held, 100)
+    reads = GroupedReads(held, 100)
     callers = [asyncio.create_task(reads.find(KEY)) for _ in range(3)]
     await until_reading(held)
     late = [asyncio.create_task(reads.find(KEY)) for _ in range(2)]
@@ -109,9 +149,9 @@ async def test_a_caller_who_gives_up_strands_nobody(store: Store, engine: Engine
     assert late[0].cancelled()
 
 
-async def test_what_would_wait_too_long_is_refused_at_once_and_the_rest_is_read(engine: Engine) -> None:
+async def test_a_full_queue_refuses_the_next_read_and_answers_the_others(engine: Engine) -> None:
     held = Held(engine)
-    reads = GroupRead(held, 2)
+    reads = GroupedReads(held, 2)
     first = asyncio.create_task(reads.find(KEY))
     await until_reading(held)
     waiting = [asyncio.create_task(reads.find(KEY)) for _ in range(2)]
@@ -124,7 +164,7 @@ async def test_what_would_wait_too_long_is_refused_at_once_and_the_rest_is_read(
 
 
 class Failing(Wrapped):
-    """An engine that fails every read of KEYS[0], and others' with it."""
+    """An engine that fails each statement that reads KEYS[0]."""
 
     def __init__(self, engine: Engine, error: Exception) -> None:
         super().__init__(engine)
@@ -134,30 +174,30 @@ class Failing(Wrapped):
     async def read(self, work: Callable[[Connection], T]) -> T:
         self.count += 1
         found: Any = await self.inner.read(work)
-        # Of the carts asked for, only this one was never made.
+        # KEYS[0] is the only cart that was never made.
         if None in found:
             raise self.error
         return found  # type: ignore[no-any-return]
 
 
-async def test_a_cart_that_cannot_be_read_fails_alone(store: Store, engine: Engine) -> None:
+async def test_a_cart_that_makes_its_statement_fail_fails_alone(store: Store, engine: Engine) -> None:
     for key in KEYS[1:]:
         await store.mutate(add(key=key))
-    reads = GroupRead(Failing(engine, ZeroDivisionError("bug")), 100)
+    reads = GroupedReads(Failing(engine, ZeroDivisionError("bug")), 100)
     failed, *found = await asyncio.gather(*(reads.find(key) for key in KEYS), return_exceptions=True)
     assert isinstance(failed, ZeroDivisionError)
     assert all(one and not isinstance(one, BaseException) for one in found)
 
 
-async def test_a_database_that_is_away_is_asked_once_for_all(store: Store, engine: Engine) -> None:
+async def test_a_batch_is_not_split_if_the_database_is_away(store: Store, engine: Engine) -> None:
     failing = Failing(engine, OSError("gone"))
-    reads = GroupRead(failing, 100)
+    reads = GroupedReads(failing, 100)
     for refused in await asyncio.gather(*(reads.find(key) for key in KEYS), return_exceptions=True):
         assert isinstance(refused, DatabaseUnavailable)
     assert failing.count == 1
 
 
-async def test_a_cart_is_of_one_moment(store: Store) -> None:
+async def test_a_read_shows_one_moment(store: Store) -> None:
     await store.mutate(add("a"))
     await store.mutate(add("b"))
     writing = True
@@ -181,7 +221,7 @@ async def test_a_cart_is_of_one_moment(store: Store) -> None:
     assert all(counts)
 
 
-async def test_a_hold_is_shown_until_its_margin_by_the_databases_clock(store: Store, engine: Engine) -> None:
+async def test_a_hold_shows_as_reserved_until_its_margin_by_the_databases_clock(store: Store, engine: Engine) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
     await store.record(answered(claimed))
@@ -189,5 +229,5 @@ async def test_a_hold_is_shown_until_its_margin_by_the_databases_clock(store: St
         await overwrite(engine, schema.reservations, expire_time=app.clock() + HOLD_MARGIN_US + left)
         found = await store.reads.find_json(KEY)
         assert isinstance(found, CartJson)
-        (item,) = cart_service_pb2.GetCartResponse.FromString(replies.get_cart(found)).cart.items
+        (item,) = cart_service_pb2.GetCartResponse.FromString(get_cart_cache.encode_get_cart(found)).cart.items
         assert (item.sku, type(item.reservation).State.Name(item.reservation.state)) == (SKU, state)

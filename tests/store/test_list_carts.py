@@ -1,4 +1,4 @@
-"""Pages cut where many carts were made in the same moment."""
+"""Pages of carts that were created at the same time."""
 
 import asyncio
 
@@ -8,14 +8,14 @@ from cart_grpc.carts.model import CartState
 from cart_grpc.names import cart_key, user_key
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.group_commit import GroupCommit
-from cart_grpc.store.read.carts import Page, Reads
+from cart_grpc.store.read.reads import Page, Reads
 from tests.store.writes import add
 
 USER = user_key("alice")
 
 
 @pytest.mark.parametrize("descending", [False, True])
-async def test_carts_of_one_moment_are_told_apart_by_their_ids(
+async def test_carts_with_one_create_time_are_ordered_by_id(
     writer: GroupCommit, engine: Engine, descending: bool
 ) -> None:
     ids = [f"cart-{number}" for number in range(5)]

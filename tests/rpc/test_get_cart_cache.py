@@ -1,5 +1,6 @@
-"""GetCart's reply is put together from remembered parts: it says what one made in one piece would."""
+"""A GetCart reply made of cached parts equals a reply that is encoded as one message."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
@@ -10,9 +11,9 @@ from cart_grpc.carts.model import Cart, CartState, Item, Line
 from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.names import cart_key, user_key
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
-from cart_grpc.rpc import replies
+from cart_grpc.rpc import get_cart_cache
 from cart_grpc.rpc.messages import cart_message
-from tests.store.texts import cart_json
+from tests.store.cart_json import make_cart_json
 
 NOW = 1_800_000_000_000_000
 KEY = cart_key(user_key("alice"), "default")
@@ -20,7 +21,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_siz
 labels = st.dictionaries(texts, texts, max_size=3)
 counts = st.integers(0, 1_000)
 times = st.integers(0, NOW)
-# Around now, and on the very edge of being shown.
+# Around now, and around the end of a hold.
 expiries = (
     st.none() | st.integers(NOW - 10, NOW + 10) | st.integers(-10, 10).map(lambda near: NOW + HOLD_MARGIN_US + near)
 )
@@ -47,7 +48,7 @@ reservations = st.builds(
     sku=texts,
     quantity=counts,
     disposition=st.sampled_from(Disposition),
-    ttl=counts,
+    ttl_us=counts,
     revision=st.integers(1, 3),
     intent_revision=st.integers(1, 3),
     reserved_cap=counts,
@@ -83,26 +84,28 @@ carts = st.builds(
     create_time=times,
     update_time=times,
 )
-whole_carts = st.tuples(carts, st.lists(st.builds(Line, items, reservations), max_size=4), st.booleans())
+whole_carts = st.tuples(
+    carts, st.lists(st.builds(Line, items, reservations), max_size=4), st.lists(st.sampled_from("ab"), max_size=2)
+)
 
 
-def reply(cart: Cart, lines: list[Line], now: int, *, reconciling: bool = False) -> cart_service_pb2.GetCartResponse:
-    data = replies.get_cart(cart_json(cart, lines, now, reconciling=reconciling))
+def reply(cart: Cart, lines: list[Line], now: int, releasing: Sequence[str] = ()) -> cart_service_pb2.GetCartResponse:
+    data = get_cart_cache.encode_get_cart(make_cart_json(cart, lines, now, releasing=releasing))
     return cart_service_pb2.GetCartResponse.FromString(data)
 
 
 @given(whole_carts, st.lists(st.integers(-20, 20).map(lambda near: NOW + near), min_size=1, max_size=4))
-def test_a_reply_says_what_one_made_in_one_piece_would_whenever_it_is_asked_for(
-    whole: tuple[Cart, list[Line], bool], moments: list[int]
+def test_a_reply_made_of_cached_parts_equals_one_encoded_as_a_whole_at_any_time(
+    whole: tuple[Cart, list[Line], list[str]], moments: list[int]
 ) -> None:
-    cart, lines, reconciling = whole
+    cart, lines, releasing = whole
     for now in moments:
-        expected = cart_message(cart, lines, now, reconciling=reconciling)
-        assert reply(cart, lines, now, reconciling=reconciling).cart == expected
+        expected = cart_message(cart, lines, now, reconciling=bool(releasing))
+        assert reply(cart, lines, now, releasing).cart == expected
 
 
 def held(**changes: Any) -> Line:
-    """An item whose reservation holds until a minute from now."""
+    """An item whose hold ends a minute from now."""
     item = Item(KEY, "0" * 32, "u", "beans", {}, 2, 100, {}, "r", NOW, NOW)
     row = Reservation("r", KEY, "0" * 32, "beans", 2, Disposition.HOLD, 60, 1, 1, 2, NOW)
     observed = row._replace(
@@ -114,7 +117,7 @@ def held(**changes: Any) -> Line:
 CART = Cart(KEY, "u" * 8, CartState.ACTIVE, {}, "EUR", None, 1, 2, 200, 1, 1, NOW, NOW)
 
 
-def test_what_is_remembered_of_a_hold_ends_with_it_and_comes_back_where_the_clock_does() -> None:
+def test_a_hold_shows_as_expired_after_its_end_and_as_reserved_again_if_the_clock_is_set_back() -> None:
     end = NOW + 60_000_000 - HOLD_MARGIN_US
     moments = (NOW, end - 1, end, end + 9, NOW)
     states = [reply(CART, [held()], now).cart.items[0].reservation.state for now in moments]
@@ -122,7 +125,7 @@ def test_what_is_remembered_of_a_hold_ends_with_it_and_comes_back_where_the_cloc
     assert states == [reserved, reserved, expired, expired, reserved]
 
 
-def test_another_content_has_another_reply() -> None:
+def test_lines_with_different_contents_have_different_encodings() -> None:
     for attempt in (1, 2, 1):
         assert reply(CART, [held(attempt_count=attempt)], NOW).cart.items[0].reservation.attempt_count == attempt
     for currency in ("EUR", "JPY"):
@@ -130,10 +133,10 @@ def test_another_content_has_another_reply() -> None:
         assert (shown.currency_code, shown.items[0].unit_price.currency_code) == (currency, currency)
 
 
-def test_what_has_not_changed_is_not_encoded_again_and_what_is_long_is_not_remembered() -> None:
-    replies._remembered_line.cache_clear()
-    long = held(last_error="x" * replies._LONGEST_BYTES)
+def test_an_unchanged_line_is_encoded_once_and_a_long_line_is_not_cached() -> None:
+    get_cart_cache._cached_line.cache_clear()
+    long = held(last_error="x" * get_cart_cache._LONGEST_BYTES)
     for _ in range(3):
         assert len(reply(CART, [held(), held(attempt_count=1), long], NOW).cart.items) == 3
-    seen = replies._remembered_line.cache_info()
+    seen = get_cart_cache._cached_line.cache_info()
     assert (seen.misses, seen.hits, seen.currsize) == (2, 4, 2)
