@@ -1,4 +1,4 @@
-"""A whole service over real sockets: server, reconciler, database, and a simulator whose latency a test decides."""
+"""The whole service over real sockets: server, reconciler, database, and a simulator whose latency tests control."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -30,34 +30,34 @@ class Replica:
     async def add(
         self, sku: str = "espresso-beans", quantity: int = 1, cart: str = CART, **more: object
     ) -> cart_pb2.Item:
-        """AddItem, its answer's item."""
+        """Call AddItem; return the item."""
         request = cart_service_pb2.AddItemRequest(parent=cart, item=cart_pb2.Item(sku=sku, quantity=quantity))
         for name, value in more.items():
             setattr(request, name, value)
         return (await self.stub.AddItem(request, timeout=10)).item
 
     async def get(self, cart: str = CART) -> cart_pb2.Cart:
-        """GetCart, its answer's cart."""
+        """Call GetCart; return the cart."""
         return (await self.stub.GetCart(cart_service_pb2.GetCartRequest(name=cart), timeout=10)).cart
 
     async def eventually(self, holds: Callable[[cart_pb2.Cart], bool], cart: str = CART) -> cart_pb2.Cart:
-        """The cart as soon as `holds` of it; fails after 20 seconds with what it was."""
+        """Read the cart until `holds` is true for it, and return it. Fails after 20 seconds."""
         seen = None
         for _ in range(1000):
             seen = await self.get(cart)
             if holds(seen):
                 return seen
             await asyncio.sleep(0.02)
-        raise AssertionError(f"it never came to be; the cart is {seen}")
+        raise AssertionError(f"the condition never became true for {seen}")
 
     async def settled(self, cart: str = CART) -> cart_pb2.Cart:
-        """The cart once nothing in it is reconciling."""
+        """Read the cart until nothing in it is reconciling, and return it."""
         return await self.eventually(lambda seen: not seen.reconciling, cart)
 
 
 @dataclass(frozen=True)
 class Service(Replica):
-    """One replica, the simulator that it reserves at, and a way to start more on the same database."""
+    """One replica with its simulator, and the settings to start more replicas on the same database."""
 
     simulator: Simulator
     simulator_url: str
@@ -67,7 +67,7 @@ class Service(Replica):
 
 @pytest.fixture
 async def gate() -> Gate:
-    """The simulator's latency, none until a test closes the gate."""
+    """The simulator's latency: calls pass at once until a test closes the gate."""
     gate = Gate()
     gate.open()
     return gate
@@ -75,19 +75,19 @@ async def gate() -> Gate:
 
 @pytest.fixture(params=["grpc"])
 def transport(request: pytest.FixtureRequest) -> str:
-    """How the Reservation API is reached; a suite about that overrides it with both."""
+    """The transport to the Reservation API. Suites about transports override it."""
     return str(request.param)
 
 
 @pytest.fixture
 async def simulator(gate: Gate) -> Simulator:
-    """A Reservation API with 10 pieces of each sku, that takes 30 seconds a call, as the gate tells them."""
+    """A Reservation API with 10 units of each sku. Each call takes 30 s by a clock that the gate controls."""
     return make_simulator(SimulatorConfig(default_stock=10, latency=30_000_000, seed=1), sleep=gate.sleep)
 
 
 @pytest.fixture
 async def simulator_url(simulator: Simulator, transport: str) -> AsyncIterator[str]:
-    """Where the simulator listens."""
+    """The URL of the simulator."""
     server = SimulatorServer(simulator)
     ports = await server.start("127.0.0.1:0", "127.0.0.1:0")
     yield {
@@ -100,7 +100,7 @@ async def simulator_url(simulator: Simulator, transport: str) -> AsyncIterator[s
 
 @pytest.fixture
 def settings(database_url: str, simulator_url: str) -> Settings:
-    """Settings that lose no time: what is due is looked for often, and tried again soon."""
+    """Settings for quick tests: short poll intervals and short backoff."""
     return Settings(
         listen="127.0.0.1:0",
         database_url=database_url,
@@ -124,7 +124,7 @@ async def running_replica(settings: Settings, *, reconcile: bool = True) -> Asyn
 
 @pytest.fixture
 async def service(settings: Settings, simulator: Simulator, simulator_url: str, gate: Gate) -> AsyncIterator[Service]:
-    """The service, running."""
+    """The running service."""
     async with running_replica(settings) as replica:
         yield Service(
             replica.stub,

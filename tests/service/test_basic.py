@@ -1,4 +1,4 @@
-"""The whole service on the exercise's API, which reserves twice what it is asked twice, late or not."""
+"""The whole service on the basic contract: a repeated POST reserves twice, and a POST may take effect late."""
 
 import asyncio
 import random
@@ -21,13 +21,13 @@ from tests.service.conftest import CART, Service, running_replica
 
 SKU = "espresso-beans"
 GRACE = 0.4
-# As long as the gate is closed.
+# Each call waits while the gate is closed.
 SLOW = Faults(latency=1)
 State = cart_pb2.Reservation.State
 
 
 class Basic(Simulator):
-    """A simulator whose POSTs alone meet `post_faults`, and that knows when they came, by id."""
+    """A simulator with faults for POSTs only. `posts` has the arrival times of the POSTs by id."""
 
     post_faults = Faults()
 
@@ -45,19 +45,19 @@ class Basic(Simulator):
         self.posts[read()[0]].append(time.monotonic())
         healthy, self.faults = self.faults, self.post_faults
         posting = asyncio.ensure_future(super().reserve(read))
-        # Its fate is drawn as soon as it starts.
+        # The fault is chosen when the task starts.
         await asyncio.sleep(0)
         self.faults = healthy
         return await posting
 
     @property
     def held(self) -> int:
-        """How many pieces are held."""
+        """The number of units held."""
         return self.levels(SKU).held
 
     @property
     def post_count(self) -> int:
-        """How many POSTs have come."""
+        """The number of POSTs that arrived."""
         return sum(map(len, self.posts.values()))
 
 
@@ -76,22 +76,22 @@ def settings(settings: Settings) -> Settings:
     return settings.with_changes(reservation_timeout=0.4, reservation_grace=GRACE)
 
 
-async def shown(service: Service, state: "State.ValueType") -> cart_pb2.Item:
-    """The only item, once it is shown in `state`."""
+async def item_in(service: Service, state: "State.ValueType") -> cart_pb2.Item:
+    """Wait until the only item's reservation is in `state`, and return the item."""
     return (await service.eventually(lambda cart: cart.items[0].reservation.state == state)).items[0]
 
 
 async def assert_reserved_exactly(service: Service, simulator: Basic, quantity: int) -> None:
-    """The item is reserved, and that is all that is held, or comes to be once everything has arrived."""
-    item = await shown(service, State.STATE_RESERVED)
+    """The item is reserved, and exactly that is held, also after every delayed message has arrived."""
+    item = await item_in(service, State.STATE_RESERVED)
     assert item.reservation.reserved_quantity == item.quantity == quantity
     assert not item.reservation.HasField("expire_time")
     await service.eventually(lambda _: simulator.pending_count == 0 and simulator.held == quantity)
-    await shown(service, State.STATE_RESERVED)
+    await item_in(service, State.STATE_RESERVED)
 
 
-async def alarmed(service: Service, log: pytest.LogCaptureFixture) -> None:
-    """Return once an operator has heard of one reservation too many."""
+async def until_alarm(service: Service, log: pytest.LogCaptureFixture) -> None:
+    """Wait until the log has an alarm for one reservation too many."""
     await service.eventually(lambda _: "ALARM" in log.text and "1 reservations too many" in log.text)
 
 
@@ -102,7 +102,7 @@ async def remove(service: Service, item: cart_pb2.Item) -> None:
 async def test_an_item_is_reserved_grows_shrinks_and_is_released(service: Service, simulator: Basic) -> None:
     item = await service.add(quantity=2)
     await assert_reserved_exactly(service, simulator, 2)
-    # Of ten pieces there are not enough for the old quantity and the new one.
+    # Ten units are not enough for the old and the new quantity at the same time.
     await service.add(quantity=6)
     await assert_reserved_exactly(service, simulator, 8)
     request = cart_service_pb2.UpdateItemRequest(
@@ -115,12 +115,12 @@ async def test_an_item_is_reserved_grows_shrinks_and_is_released(service: Servic
     assert simulator.held == 0
 
 
-async def test_a_post_that_is_lost_is_uncertain_until_nothing_is_found_and_is_then_made_again(
+async def test_a_lost_post_is_uncertain_until_a_lookup_finds_nothing_and_is_then_repeated(
     service: Service, simulator: Basic
 ) -> None:
     simulator.post_faults = Faults(lost_before_effect=1)
     await service.add(quantity=2)
-    item = await shown(service, State.STATE_UNCERTAIN)
+    item = await item_in(service, State.STATE_UNCERTAIN)
     assert (item.reservation.reserved_quantity, item.reconciling) == (0, True)
     assert item.reservation.HasField("next_attempt_time")
     simulator.post_faults = Faults()
@@ -129,36 +129,36 @@ async def test_a_post_that_is_lost_is_uncertain_until_nothing_is_found_and_is_th
     assert all(later - earlier > GRACE for earlier, later in pairwise(posts))
 
 
-async def test_a_post_whose_answer_is_lost_is_found_and_adopted(service: Service, simulator: Basic) -> None:
+async def test_a_post_with_a_lost_answer_is_found_and_adopted(service: Service, simulator: Basic) -> None:
     simulator.post_faults = Faults(lost_after_effect=1)
     await service.add(quantity=2)
-    await shown(service, State.STATE_UNCERTAIN)
+    await item_in(service, State.STATE_UNCERTAIN)
     await assert_reserved_exactly(service, simulator, 2)
     assert simulator.post_count == 1
 
 
 @pytest.mark.parametrize("faults", [Faults(garbage=1), Faults(throttled=1)], ids=["garbage", "throttled"])
-async def test_an_answer_that_tells_nothing_is_uncertain(service: Service, simulator: Basic, faults: Faults) -> None:
+async def test_an_unusable_answer_is_uncertain(service: Service, simulator: Basic, faults: Faults) -> None:
     simulator.post_faults = faults
     await service.add(quantity=2)
-    await shown(service, State.STATE_UNCERTAIN)
+    await item_in(service, State.STATE_UNCERTAIN)
     simulator.post_faults = Faults()
     await assert_reserved_exactly(service, simulator, 2)
 
 
-async def test_a_post_that_takes_effect_within_the_grace_is_adopted(
+async def test_a_post_that_takes_effect_within_the_grace_period_is_adopted(
     service: Service, simulator: Basic, gate: Gate
 ) -> None:
     gate.close()
     simulator.post_faults = SLOW
     await service.add(quantity=2)
-    await shown(service, State.STATE_UNCERTAIN)
+    await item_in(service, State.STATE_UNCERTAIN)
     gate.open()
     await assert_reserved_exactly(service, simulator, 2)
     assert simulator.post_count == 1
 
 
-async def test_a_post_that_takes_effect_later_than_promised_is_found_and_undone(
+async def test_a_post_that_takes_effect_after_the_grace_period_is_found_and_undone(
     service: Service, simulator: Basic, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate.close()
@@ -166,28 +166,30 @@ async def test_a_post_that_takes_effect_later_than_promised_is_found_and_undone(
     await service.add(quantity=2)
     await gate.until_waiting(1)
     simulator.post_faults = Faults()
-    await shown(service, State.STATE_RESERVED)
+    await item_in(service, State.STATE_RESERVED)
     assert simulator.held == 2
     gate.open()
     await service.eventually(lambda _: simulator.held == 4)
     await assert_reserved_exactly(service, simulator, 2)
-    await alarmed(service, caplog)
+    await until_alarm(service, caplog)
 
 
-async def test_a_post_that_arrives_again_after_its_answer_is_found_and_undone(
+async def test_a_post_that_arrives_twice_is_found_and_undone(
     service: Service, simulator: Basic, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate.close()
     simulator.post_faults = Faults(duplicated=1, duplicate_delay=1)
     await service.add(quantity=2)
-    await shown(service, State.STATE_RESERVED)
+    await item_in(service, State.STATE_RESERVED)
     gate.open()
     await service.eventually(lambda _: simulator.held == 4)
     await assert_reserved_exactly(service, simulator, 2)
-    await alarmed(service, caplog)
+    await until_alarm(service, caplog)
 
 
-async def test_an_api_that_is_down_is_waited_for_and_nothing_is_uncertain(service: Service, simulator: Basic) -> None:
+async def test_an_item_stays_pending_while_the_api_refuses_connections_and_is_then_reserved_once(
+    service: Service, simulator: Basic
+) -> None:
     simulator.faults = Faults(down=True)
     await service.add(quantity=2)
     await service.eventually(lambda _: simulator.call_count >= 3)
@@ -197,7 +199,7 @@ async def test_an_api_that_is_down_is_waited_for_and_nothing_is_uncertain(servic
     assert simulator.post_count == 1
 
 
-async def test_what_is_removed_while_its_post_hangs_is_released_after_it(
+async def test_an_item_removed_during_its_post_is_released_after_it(
     service: Service, simulator: Basic, gate: Gate
 ) -> None:
     gate.close()
@@ -213,7 +215,7 @@ async def test_what_is_removed_while_its_post_hangs_is_released_after_it(
     assert simulator.held == 0
 
 
-async def test_after_an_answer_nothing_has_to_be_waited_for(settings: Settings, simulator: Basic, gate: Gate) -> None:
+async def test_an_answered_call_needs_no_grace_period(settings: Settings, simulator: Basic, gate: Gate) -> None:
     patient = settings.with_changes(reservation_timeout=60.0, reservation_grace=60.0)
     async with running_replica(patient) as replica:
         await replica.add(quantity=1)
@@ -230,7 +232,7 @@ async def test_after_an_answer_nothing_has_to_be_waited_for(settings: Settings, 
     assert (simulator.held, simulator.post_count) == (0, 3)
 
 
-async def test_what_is_removed_is_looked_up_again_after_its_release(
+async def test_a_removed_item_is_looked_up_again_after_its_release(
     service: Service, simulator: Basic, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate.close()
@@ -243,10 +245,10 @@ async def test_what_is_removed_is_looked_up_again_after_its_release(
     gate.open()
     await service.eventually(lambda _: simulator.pending_count == 0)
     await service.eventually(lambda _: simulator.held == 0)
-    await alarmed(service, caplog)
+    await until_alarm(service, caplog)
 
 
-async def test_an_item_added_again_waits_for_the_release_of_the_first(
+async def test_an_item_added_again_waits_for_the_first_ones_release(
     service: Service, simulator: Basic, gate: Gate
 ) -> None:
     gate.close()
@@ -265,7 +267,7 @@ async def test_a_refused_item_holds_nothing_and_can_be_retried(
 ) -> None:
     simulator.post_faults = faults
     item = await service.add(quantity=2)
-    rejected = await shown(service, State.STATE_REJECTED)
+    rejected = await item_in(service, State.STATE_REJECTED)
     assert rejected.reservation.reason in ("SIMULATED_REFUSAL", "OUT_OF_STOCK")
     assert simulator.held == 0
     simulator.post_faults = Faults()
@@ -273,16 +275,16 @@ async def test_a_refused_item_holds_nothing_and_can_be_retried(
     await assert_reserved_exactly(service, simulator, 2)
 
 
-async def test_a_refused_change_reserves_again_what_was_reserved_before(service: Service, simulator: Basic) -> None:
+async def test_a_refused_change_restores_the_previous_reservation(service: Service, simulator: Basic) -> None:
     await service.add(quantity=2)
     await assert_reserved_exactly(service, simulator, 2)
     await service.add(quantity=9)
-    rejected = await shown(service, State.STATE_REJECTED)
+    rejected = await item_in(service, State.STATE_REJECTED)
     assert (rejected.reservation.reason, rejected.reservation.reserved_quantity) == ("OUT_OF_STOCK", 2)
     assert simulator.held == 2
 
 
-async def test_a_post_that_is_broken_off_by_a_restart_is_waited_for_and_adopted(
+async def test_a_post_interrupted_by_a_restart_is_awaited_and_adopted(
     settings: Settings, simulator: Basic, gate: Gate
 ) -> None:
     gate.close()
@@ -299,7 +301,7 @@ async def test_a_post_that_is_broken_off_by_a_restart_is_waited_for_and_adopted(
     assert (simulator.held, simulator.post_count) == (2, 1)
 
 
-async def test_with_every_fault_at_once_the_end_is_still_exact(service: Service, simulator: Basic) -> None:
+async def test_the_final_quantity_is_exact_in_spite_of_all_faults_at_once(service: Service, simulator: Basic) -> None:
     simulator.faults = Faults(lost_before_effect=0.2, lost_after_effect=0.2, garbage=0.1)
     simulator.post_faults = Faults(lost_before_effect=0.3, lost_after_effect=0.3, garbage=0.2, duplicated=0.3)
     for _ in range(4):
@@ -311,7 +313,7 @@ async def test_with_every_fault_at_once_the_end_is_still_exact(service: Service,
 
 
 class TestTwoReplicas:
-    """On PostgreSQL, where there can be several."""
+    """On PostgreSQL; SQLite allows only one process."""
 
     @pytest.fixture
     def backend(self) -> str:

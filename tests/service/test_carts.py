@@ -1,4 +1,4 @@
-"""Carts as a whole: made, changed, emptied, deleted, made again, and listed page by page."""
+"""Whole carts: create, update, clear, delete, create again, and list in pages."""
 
 import grpc
 import pytest
@@ -22,7 +22,7 @@ async def delete(service: Service, name: str) -> cart_pb2.Cart:
 
 
 async def pages(service: Service, size: int, **more: object) -> list[list[str]]:
-    """The names of a user's carts, page by page to the last."""
+    """Call ListCarts until the last page; return each page's cart ids."""
     found, token = [], ""
     for _ in range(100):
         request = cart_service_pb2.ListCartsRequest(parent=ALICE, page_size=size, page_token=token, **more)  # type: ignore[arg-type]
@@ -31,10 +31,10 @@ async def pages(service: Service, size: int, **more: object) -> list[list[str]]:
         token = response.next_page_token
         if not token:
             return found
-    raise AssertionError(f"it never ends: {found}")
+    raise AssertionError(f"100 pages and no last one: {found}")
 
 
-async def test_a_cart_can_be_made_before_its_first_item(service: Service) -> None:
+async def test_a_cart_can_be_created_before_its_first_item(service: Service) -> None:
     made = await create(service, "gifts", labels={"for": "bob"}, currency_code="EUR", ttl=Duration(seconds=3600))
     assert (made.name, made.state, made.revision) == (f"{ALICE}/carts/gifts", State.STATE_ACTIVE, 1)
     assert (dict(made.labels), made.currency_code, made.ttl.seconds) == ({"for": "bob"}, "EUR", 3600)
@@ -57,7 +57,7 @@ async def test_an_update_sets_quantity_price_and_labels(service: Service) -> Non
     assert cart.items[0].reservation.reserved_quantity == 5
 
 
-async def test_a_cart_update_changes_what_its_mask_names(service: Service) -> None:
+async def test_a_cart_update_changes_only_the_fields_in_its_mask(service: Service) -> None:
     await create(service, "default", labels={"a": "b"}, currency_code="EUR")
     request = cart_service_pb2.UpdateCartRequest(
         cart=cart_pb2.Cart(name=CART, labels={"c": "d"}), update_mask=FieldMask(paths=["labels"])
@@ -66,7 +66,7 @@ async def test_a_cart_update_changes_what_its_mask_names(service: Service) -> No
     assert (dict(updated.labels), updated.currency_code, updated.revision) == ({"c": "d"}, "EUR", 2)
 
 
-async def test_a_cleared_cart_stays_and_holds_nothing(service: Service) -> None:
+async def test_a_cleared_cart_stays_active_and_holds_no_stock(service: Service) -> None:
     for sku in ("a", "b"):
         await service.add(sku)
     await service.settled()
@@ -76,7 +76,7 @@ async def test_a_cleared_cart_stays_and_holds_nothing(service: Service) -> None:
     assert [service.simulator.levels(sku).held for sku in ("a", "b")] == [0, 0]
 
 
-async def test_a_deleted_cart_holds_nothing_and_its_name_can_be_used_again(service: Service) -> None:
+async def test_a_deleted_cart_holds_no_stock_and_its_name_can_be_used_again(service: Service) -> None:
     await service.add()
     before = await service.settled()
     deleted = await delete(service, CART)
@@ -93,7 +93,7 @@ async def test_a_deleted_cart_holds_nothing_and_its_name_can_be_used_again(servi
     assert service.simulator.levels("espresso-beans").held == 3
 
 
-async def test_adding_to_a_deleted_cart_starts_another(service: Service) -> None:
+async def test_adding_to_a_deleted_cart_starts_a_new_cart(service: Service) -> None:
     await service.add("a")
     uid = (await service.get()).uid
     await delete(service, CART)
@@ -103,7 +103,7 @@ async def test_adding_to_a_deleted_cart_starts_another(service: Service) -> None
     assert [item.sku for item in cart.items] == ["b"]
 
 
-async def test_a_batch_is_added_whole_or_not_at_all(service: Service) -> None:
+async def test_a_batch_is_added_completely_or_not_at_all(service: Service) -> None:
     def batch(*quantities: int) -> cart_service_pb2.BatchAddItemsRequest:
         items = [cart_pb2.Item(sku=f"sku-{index}", quantity=quantity) for index, quantity in enumerate(quantities)]
         return cart_service_pb2.BatchAddItemsRequest(
@@ -119,7 +119,7 @@ async def test_a_batch_is_added_whole_or_not_at_all(service: Service) -> None:
     assert [item.reservation.reserved_quantity for item in cart.items] == [1, 2, 3]
 
 
-async def test_pages_hold_every_cart_once_and_in_every_order(service: Service) -> None:
+async def test_pages_contain_each_cart_once_in_each_order(service: Service) -> None:
     ids = [f"cart-{number:02}" for number in (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)]
     for cart_id in ids:
         await create(service, cart_id)
@@ -131,7 +131,7 @@ async def test_pages_hold_every_cart_once_and_in_every_order(service: Service) -
 
 
 @pytest.mark.parametrize(("order", "seen"), [("create_time", True), ("create_time desc", False)])
-async def test_carts_made_in_between_repeat_and_lose_none_that_was_there(
+async def test_a_cart_created_between_two_pages_neither_repeats_nor_hides_another(
     service: Service, order: str, seen: bool
 ) -> None:
     for number in range(5):
@@ -147,7 +147,7 @@ async def test_carts_made_in_between_repeat_and_lose_none_that_was_there(
     assert names.count("new") == seen
 
 
-async def test_deleted_carts_are_listed_only_where_they_are_asked_for(service: Service) -> None:
+async def test_deleted_carts_are_listed_only_if_the_filter_names_them(service: Service) -> None:
     for cart_id in ("kept", "gone"):
         await create(service, cart_id)
     await delete(service, f"{ALICE}/carts/gone")
@@ -156,7 +156,7 @@ async def test_deleted_carts_are_listed_only_where_they_are_asked_for(service: S
     assert await pages(service, 10, filter="state = ACTIVE OR state = DELETED") == [["gone", "kept"]]
 
 
-async def test_a_page_token_belongs_to_its_query(service: Service) -> None:
+async def test_a_page_token_is_refused_with_another_query(service: Service) -> None:
     for number in range(3):
         await create(service, f"cart-{number}")
     request = cart_service_pb2.ListCartsRequest(parent=ALICE, page_size=1)

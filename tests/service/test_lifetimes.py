@@ -1,4 +1,4 @@
-"""Holds are renewed while the cart lives, carts that are left alone expire, and what is over is purged."""
+"""Holds are renewed, idle carts expire, and finished rows are purged."""
 
 import asyncio
 from typing import Protocol
@@ -19,21 +19,21 @@ State = cart_pb2.Reservation.State
 DAY = 24 * 3600 * 1_000_000
 
 
-class Run(Protocol):
-    """Runs one statement in the service's database and returns how many rows it touched."""
+class RunSql(Protocol):
+    """Runs one statement in the service's database and returns the number of rows that it changed."""
 
     async def __call__(self, sql: str, **values: int) -> int: ...
 
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Sweeper that loses no time."""
+    """Settings with a short housekeeping interval."""
     return settings.with_changes(housekeeping_interval=0.05)
 
 
 @pytest.fixture
-def run(service: Service) -> Run:
-    """Runs one statement in the service's database, to move what it holds in time; raises each cart's revision."""
+def run_sql(service: Service) -> RunSql:
+    """Runs one statement in the service's database, for example to move times, and raises each cart's revision."""
     url = service.settings.database_url
 
     async def statement(sql: str, **values: int) -> int:
@@ -41,7 +41,7 @@ def run(service: Service) -> Run:
         engine = create_async_engine(f"{scheme}{url[url.index(':') :]}")
         async with engine.begin() as connection:
             count = (await connection.execute(text(sql), values)).rowcount
-            # Or what was read before would be given again for a while.
+            # Otherwise cached replies stay valid for up to a minute.
             await connection.execute(text("UPDATE carts SET revision = revision + 1"))
         await engine.dispose()
         return count
@@ -49,10 +49,10 @@ def run(service: Service) -> Run:
     return statement
 
 
-async def test_a_hold_is_renewed_before_it_runs_out_and_nobody_sees_it_happen(service: Service, run: Run) -> None:
+async def test_a_hold_is_renewed_before_its_end_and_stays_reserved_meanwhile(service: Service, run_sql: RunSql) -> None:
     await service.add(quantity=2)
     before = await service.settled()
-    assert await run("UPDATE reservations SET due_time = 1") == 1
+    assert await run_sql("UPDATE reservations SET due_time = 1") == 1
     seen = [before]
 
     def renewed(cart: cart_pb2.Cart) -> bool:
@@ -67,19 +67,19 @@ async def test_a_hold_is_renewed_before_it_runs_out_and_nobody_sees_it_happen(se
     assert service.simulator.levels("espresso-beans").held == 2
 
 
-async def test_a_renewal_is_due_within_the_second_half_of_the_hold(service: Service, run: Run) -> None:
+async def test_a_renewal_is_due_in_the_second_half_of_the_hold(service: Service, run_sql: RunSql) -> None:
     await service.add()
     expires = (await service.settled()).items[0].reservation.expire_time.ToMicroseconds()
     early, late = expires - int(0.51 * 900_000_000), expires - int(0.25 * 900_000_000)
     sql = "UPDATE reservations SET last_error = '' WHERE due_time BETWEEN :early AND :late"
-    assert await run(sql, early=early, late=late) == 1
+    assert await run_sql(sql, early=early, late=late) == 1
 
 
-async def test_a_hold_that_ran_out_is_shown_as_expired_and_held_again(service: Service, run: Run) -> None:
+async def test_an_expired_hold_shows_as_expired_and_is_reserved_again(service: Service, run_sql: RunSql) -> None:
     await service.add()
     before = await service.settled()
     service.simulator.faults = Faults(down=True)
-    await run("UPDATE reservations SET expire_time = 1, due_time = 1")
+    await run_sql("UPDATE reservations SET expire_time = 1, due_time = 1")
     lapsed = await service.eventually(lambda cart: cart.items[0].reservation.state == State.STATE_EXPIRED)
     assert lapsed.items[0].reservation.reserved_quantity == 0
     service.simulator.faults = Faults(latency=30_000_000)
@@ -88,12 +88,12 @@ async def test_a_hold_that_ran_out_is_shown_as_expired_and_held_again(service: S
     assert held.etag == before.etag
 
 
-async def test_a_cart_that_is_left_alone_expires_and_its_stock_is_released(service: Service, run: Run) -> None:
+async def test_an_idle_cart_expires_and_its_stock_is_released(service: Service, run_sql: RunSql) -> None:
     await service.add(quantity=3)
     before = await service.settled()
     assert before.ttl.ToMicroseconds() == 7 * DAY
     sql = "UPDATE carts SET update_time = update_time - :gone, expire_time = expire_time - :gone"
-    await run(sql, gone=8 * DAY)
+    await run_sql(sql, gone=8 * DAY)
     expired = await service.eventually(lambda cart: cart.state == cart_pb2.Cart.STATE_EXPIRED)
     assert (expired.item_count, list(expired.items)) == (0, [])
     await service.settled()
@@ -105,8 +105,8 @@ async def test_a_cart_that_is_left_alone_expires_and_its_stock_is_released(servi
     assert fresh.revision > expired.revision
 
 
-async def test_finished_reservations_and_old_replies_are_purged_and_what_is_shown_is_kept(
-    service: Service, run: Run
+async def test_finished_reservations_and_old_replies_are_purged_and_shown_reservations_are_kept(
+    service: Service, run_sql: RunSql
 ) -> None:
     removed = await service.add("filters", request_id="first")
     kept = await service.add("kettle")
@@ -114,21 +114,21 @@ async def test_finished_reservations_and_old_replies_are_purged_and_what_is_show
     await service.stub.RemoveItem(cart_service_pb2.RemoveItemRequest(name=removed.name))
     await service.settled()
     long_ago = clock() - 9 * DAY
-    await run("UPDATE reservations SET finish_time = :then WHERE sku = 'filters'", then=long_ago)
-    await run("UPDATE replies SET create_time = :then", then=long_ago)
+    await run_sql("UPDATE reservations SET finish_time = :then WHERE sku = 'filters'", then=long_ago)
+    await run_sql("UPDATE replies SET create_time = :then", then=long_ago)
     async with asyncio.timeout(20):
-        while await run("UPDATE reservations SET last_error = '' WHERE sku = 'filters'"):
+        while await run_sql("UPDATE reservations SET last_error = '' WHERE sku = 'filters'"):
             await asyncio.sleep(0.01)
-        while await run("UPDATE replies SET create_time = create_time"):
+        while await run_sql("UPDATE replies SET create_time = create_time"):
             await asyncio.sleep(0.01)
-    assert await run("UPDATE reservations SET last_error = '' WHERE sku = 'kettle'") == 1
+    assert await run_sql("UPDATE reservations SET last_error = '' WHERE sku = 'kettle'") == 1
     assert (await service.get()).items[0].uid == kept.uid
-    # The reply is forgotten with its retention, so the same id is a new call.
+    # The reply is purged, so the same request_id is a new call.
     again = await service.add("filters", request_id="first")
     assert again.uid != removed.uid
 
 
-async def test_a_cart_with_a_ttl_of_its_own_lives_from_its_latest_change(service: Service) -> None:
+async def test_a_carts_own_ttl_counts_from_its_latest_change(service: Service) -> None:
     request = cart_service_pb2.CreateCartRequest(parent="users/alice", cart_id="default")
     request.cart.ttl.FromSeconds(3600)
     await service.stub.CreateCart(request)
@@ -137,7 +137,7 @@ async def test_a_cart_with_a_ttl_of_its_own_lives_from_its_latest_change(service
     assert cart.expire_time.ToMicroseconds() == cart.update_time.ToMicroseconds() + 3_600_000_000
 
 
-async def test_what_is_unfinished_in_a_restored_database_is_raised_above_all_that_was_said(
+async def test_after_restore_unfinished_reservations_get_a_revision_above_any_sent_before(
     settings: Settings, simulator: Simulator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CART_DATABASE_URL", settings.database_url)
@@ -154,7 +154,7 @@ async def test_what_is_unfinished_in_a_restored_database_is_raised_above_all_tha
     assert capsys.readouterr().out == "1 unfinished reservations will be said anew to the Reservation API\n"
     simulator.faults, usual = Faults(down=True), simulator.faults
     async with running_replica(settings) as replica:
-        # What is held may have been changed after the backup: until the API has answered anew, nothing is certain.
+        # The hold may have changed after the backup, so it is pending until the API has answered again.
         assert (await replica.get()).items[0].reservation.state == State.STATE_PENDING
         simulator.faults = usual
         cart = await replica.settled()

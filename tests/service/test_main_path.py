@@ -1,4 +1,4 @@
-"""An item goes into a cart, and its reservation follows: what the README promises, on both databases."""
+"""The README's promises on both databases: an item is added at once, and its reservation follows."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ from tests.service.conftest import CART, Service
 State = cart_pb2.Reservation.State
 
 
-async def test_an_add_answers_while_a_reservation_that_takes_30_seconds_is_under_way(service: Service) -> None:
+async def test_adds_answer_at_once_while_a_reservation_takes_30_seconds(service: Service) -> None:
     service.gate.close()
     item = await service.add(quantity=2)
     assert item.reservation.state == State.STATE_PENDING
@@ -32,7 +32,7 @@ async def test_an_add_answers_while_a_reservation_that_takes_30_seconds_is_under
     assert cart.items[0].reservation.HasField("expire_time")
 
 
-async def test_adding_the_same_sku_again_makes_one_item_whose_reservation_grows(service: Service) -> None:
+async def test_adding_a_sku_again_grows_its_item_and_reservation(service: Service) -> None:
     first = await service.add(quantity=2)
     await service.settled()
     again = await service.add(quantity=2)
@@ -44,7 +44,7 @@ async def test_adding_the_same_sku_again_makes_one_item_whose_reservation_grows(
     assert service.simulator.levels("espresso-beans").held == 4
 
 
-async def test_different_options_make_different_items(service: Service) -> None:
+async def test_items_with_different_options_are_different_items(service: Service) -> None:
     for ground in ("coarse", "fine", "coarse"):
         item = cart_pb2.Item(sku="espresso-beans", options={"ground": ground})
         await service.stub.AddItem(cart_service_pb2.AddItemRequest(parent=CART, item=item))
@@ -52,7 +52,7 @@ async def test_different_options_make_different_items(service: Service) -> None:
     assert sorted((item.options["ground"], item.quantity) for item in cart.items) == [("coarse", 2), ("fine", 1)]
 
 
-async def test_quantity_changes_while_a_call_hangs_are_one_more_call(service: Service) -> None:
+async def test_all_quantity_changes_during_a_hanging_call_become_one_more_call(service: Service) -> None:
     service.gate.close()
     await service.add()
     await service.gate.until_waiting(1)
@@ -64,13 +64,13 @@ async def test_quantity_changes_while_a_call_hangs_are_one_more_call(service: Se
     assert service.simulator.call_count == 2
 
 
-async def test_an_item_removed_while_its_reservation_is_in_flight_ends_with_nothing_reserved(service: Service) -> None:
+async def test_an_item_removed_during_its_reservation_call_holds_no_stock_in_the_end(service: Service) -> None:
     service.gate.close()
     item = await service.add(quantity=3)
     await service.gate.until_waiting(1)
     removed = await service.stub.RemoveItem(cart_service_pb2.RemoveItemRequest(name=item.name))
     assert removed.reconciling
-    # The release does not wait for the hold that hangs.
+    # The release does not wait for the hanging hold.
     await service.gate.until_waiting(2)
     service.gate.open()
     await service.settled()
@@ -79,7 +79,7 @@ async def test_an_item_removed_while_its_reservation_is_in_flight_ends_with_noth
     assert service.simulator.get(item.reservation.reservation_id).state is Observed.RELEASED
 
 
-async def test_while_the_reservation_api_is_down_items_stay_pending_and_then_reserve_by_themselves(
+async def test_items_stay_pending_while_the_reservation_api_is_down_and_are_reserved_after_it(
     service: Service,
 ) -> None:
     service.simulator.faults = Faults(latency=30_000_000, down=True)
@@ -92,7 +92,7 @@ async def test_while_the_reservation_api_is_down_items_stay_pending_and_then_res
     assert cart.items[0].reservation.state == State.STATE_RESERVED
 
 
-async def test_out_of_stock_is_rejected_with_the_reason_and_a_retry_asks_again(service: Service) -> None:
+async def test_an_item_out_of_stock_is_rejected_with_a_reason_and_can_be_retried(service: Service) -> None:
     item = await service.add(quantity=11)
     cart = await service.settled()
     rejected = cart.items[0].reservation
@@ -103,7 +103,7 @@ async def test_out_of_stock_is_rejected_with_the_reason_and_a_retry_asks_again(s
     assert retried.item.reservation.state == State.STATE_RESERVED
 
 
-async def test_a_retry_of_what_is_reserved_changes_nothing(service: Service) -> None:
+async def test_a_retry_of_a_reserved_item_changes_nothing(service: Service) -> None:
     item = await service.add()
     before = await service.settled()
     await service.stub.RetryReservation(cart_service_pb2.RetryReservationRequest(name=item.name))
@@ -119,7 +119,7 @@ async def test_max_wait_answers_with_the_settled_reservation(service: Service) -
     assert not response.item.reconciling
 
 
-async def test_max_wait_running_out_is_no_error(service: Service) -> None:
+async def test_the_end_of_max_wait_is_no_error(service: Service) -> None:
     service.gate.close()
     request = cart_service_pb2.AddItemRequest(
         parent=CART, item=cart_pb2.Item(sku="espresso-beans"), max_wait=Duration(nanos=100_000_000)
@@ -128,7 +128,7 @@ async def test_max_wait_running_out_is_no_error(service: Service) -> None:
     assert response.item.reservation.state == State.STATE_PENDING
 
 
-async def test_one_user_sees_nothing_of_another(service: Service) -> None:
+async def test_a_user_cannot_see_another_users_carts(service: Service) -> None:
     await service.add()
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await service.get("users/bob/carts/default")
@@ -137,9 +137,7 @@ async def test_one_user_sees_nothing_of_another(service: Service) -> None:
     assert not listed.carts
 
 
-async def test_a_call_in_max_wait_answers_at_once_when_the_server_is_asked_to_stop(
-    settings: Settings, gate: Gate
-) -> None:
+async def test_a_call_in_max_wait_is_answered_when_the_server_begins_to_stop(settings: Settings, gate: Gate) -> None:
     gate.close()
     async with app.running(settings.with_changes(shutdown_grace=10), serve=True, reconcile=True) as server:
         assert server is not None
@@ -150,7 +148,7 @@ async def test_a_call_in_max_wait_answers_at_once_when_the_server_is_asked_to_st
         stub: cart_service_pb2_grpc.CartServiceAsyncStub = cart_service_pb2_grpc.CartServiceStub(channel)
         waiting = asyncio.ensure_future(stub.AddItem(request))
         await gate.until_waiting(1)
-    # Held until the grace is over, it would have been cut off.
+    # At the end of the grace period, the server would cancel a call that still waits.
     assert (await waiting).item.reservation.state == State.STATE_PENDING
     await channel.close()
     gate.open()

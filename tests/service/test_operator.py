@@ -1,4 +1,4 @@
-"""Every way in which a reservation can be stuck: an operator sees it, and can end it. Through real sockets."""
+"""An operator sees each kind of stuck reservation and can end it. Over real sockets."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -26,13 +26,13 @@ def settings(settings: Settings) -> Settings:
 
 
 class Admin:
-    """An operator."""
+    """An operator's client of CartAdminService."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.stub: Any = cart_admin_service_pb2_grpc.CartAdminServiceStub(channel)
 
     async def list(self, *states: "State.ValueType") -> Sequence[pb.ReservationRecord]:
-        """What is stuck, or is in these states."""
+        """The reservations in `states`; without states, the unanswered ones."""
         response = await self.stub.ListReservations(pb.ListReservationsRequest(states=states), timeout=10)
         found: Sequence[pb.ReservationRecord] = response.reservations
         return found
@@ -40,14 +40,14 @@ class Admin:
     async def until(
         self, holds: Callable[[Sequence[pb.ReservationRecord]], bool], *states: "State.ValueType"
     ) -> Sequence[pb.ReservationRecord]:
-        """What is listed as soon as `holds` of it."""
+        """List reservations until `holds` is true for the list, and return it."""
         seen: Sequence[pb.ReservationRecord] = ()
         for _ in range(1000):
             seen = await self.list(*states)
             if holds(seen):
                 return seen
             await asyncio.sleep(0.02)
-        raise AssertionError(f"it never came to be: {seen}")
+        raise AssertionError(f"the condition never became true for {seen}")
 
     async def stats(self) -> pb.GetReservationStatsResponse:
         response: pb.GetReservationStatsResponse = await self.stub.GetReservationStats(
@@ -58,13 +58,13 @@ class Admin:
     async def until_stats(
         self, holds: Callable[[pb.GetReservationStatsResponse], bool]
     ) -> pb.GetReservationStatsResponse:
-        """The figures as soon as `holds` of them."""
+        """Read the statistics until `holds` is true for them, and return them."""
         for _ in range(1000):
             seen = await self.stats()
             if holds(seen):
                 return seen
             await asyncio.sleep(0.02)
-        raise AssertionError("it never came to be")
+        raise AssertionError("the condition never became true")
 
     async def retry(self, name: str) -> pb.ReservationRecord:
         request = pb.CartAdminServiceRetryReservationRequest(name=name)
@@ -83,8 +83,8 @@ async def admin(service: Service) -> AsyncIterator[Admin]:
         yield Admin(channel)
 
 
-async def run(service: Service, sql: str) -> None:
-    """Change what the database holds behind the service's back."""
+async def run_sql(service: Service, sql: str) -> None:
+    """Run one statement in the service's database."""
     url = service.settings.database_url
     scheme = "sqlite+aiosqlite" if service.settings.is_embedded else "postgresql+asyncpg"
     engine = create_async_engine(f"{scheme}{url[url.index(':') :]}")
@@ -97,7 +97,7 @@ def name_of(item: cart_pb2.Item) -> str:
     return f"reservations/{item.reservation.reservation_id}"
 
 
-async def test_an_outage_is_seen_with_its_backlog_and_ends_by_itself(service: Service, admin: Admin) -> None:
+async def test_an_outage_shows_in_the_backlog_which_drains_after_it(service: Service, admin: Admin) -> None:
     service.simulator.faults = Faults(down=True)
     for number in range(8):
         await service.add(f"sku-{number}")
@@ -115,9 +115,7 @@ async def test_an_outage_is_seen_with_its_backlog_and_ends_by_itself(service: Se
     assert (len(stats.backlog), stats.due_count, stats.reconciler.breaker_open) == (0, 0, False)
 
 
-async def test_a_poison_row_is_seen_with_its_attempts_and_can_be_given_back_for_good(
-    service: Service, admin: Admin
-) -> None:
+async def test_a_row_with_failing_attempts_is_listed_and_can_be_released(service: Service, admin: Admin) -> None:
     service.simulator.faults = Faults(garbage=1.0)
     item = await service.add()
     [poison] = await admin.until(lambda listed: bool(listed) and listed[0].attempt_count >= 3)
@@ -137,7 +135,7 @@ async def test_a_poison_row_is_seen_with_its_attempts_and_can_be_given_back_for_
     assert name_of(cart.items[0]) != poison.name
 
 
-async def test_a_hold_is_given_back_at_the_reservation_api_while_its_item_stays(service: Service, admin: Admin) -> None:
+async def test_an_operators_release_frees_the_stock_and_keeps_the_item(service: Service, admin: Admin) -> None:
     item = await service.add(quantity=3)
     before = await service.settled()
     await admin.release(name_of(item))
@@ -147,7 +145,7 @@ async def test_a_hold_is_given_back_at_the_reservation_api_while_its_item_stays(
     assert service.simulator.levels(item.sku).held == 0
 
 
-async def test_a_release_that_is_refused_for_ever_is_seen_and_ended_and_what_waits_behind_it_goes_on(
+async def test_a_release_that_is_always_refused_can_be_forced_and_the_waiting_hold_goes_on(
     service: Service, admin: Admin, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = await service.add()
@@ -174,7 +172,7 @@ async def test_a_release_that_is_refused_for_ever_is_seen_and_ended_and_what_wai
     assert cart.items[0].reservation.state == Shown.STATE_RESERVED
 
 
-async def test_a_rejected_item_is_seen_and_asked_for_again(service: Service, admin: Admin) -> None:
+async def test_a_rejected_item_is_listed_and_can_be_retried(service: Service, admin: Admin) -> None:
     service.simulator.set_stock("rare", 0)
     item = await service.add("rare")
     await service.settled()
@@ -188,11 +186,11 @@ async def test_a_rejected_item_is_seen_and_asked_for_again(service: Service, adm
     assert cart.items[0].reservation.reserved_quantity == 1
 
 
-async def test_a_hold_that_ran_out_is_seen_and_asked_for_again_at_once(service: Service, admin: Admin) -> None:
+async def test_an_expired_hold_is_listed_and_can_be_retried(service: Service, admin: Admin) -> None:
     item = await service.add()
     await service.settled()
     await admin.stub.PauseReservations(pb.PauseReservationsRequest(reason="nothing is to be renewed"))
-    await run(service, "UPDATE reservations SET expire_time = 1, due_time = 9000000000000000")
+    await run_sql(service, "UPDATE reservations SET expire_time = 1, due_time = 9000000000000000")
     [expired] = await admin.list(State.STATE_EXPIRED)
     assert (expired.name, expired.shown_state) == (name_of(item), Shown.STATE_EXPIRED)
     retried = await admin.retry(expired.name)
@@ -201,7 +199,7 @@ async def test_a_hold_that_ran_out_is_seen_and_asked_for_again_at_once(service: 
     await service.eventually(lambda seen: seen.items[0].reservation.state == Shown.STATE_RESERVED)
 
 
-async def test_a_call_that_hangs_is_seen_and_made_again(service: Service, admin: Admin) -> None:
+async def test_a_hanging_call_is_listed_and_can_be_repeated(service: Service, admin: Admin) -> None:
     service.gate.close()
     item = await service.add()
     await service.gate.until_waiting(1)
@@ -217,9 +215,7 @@ async def test_a_call_that_hangs_is_seen_and_made_again(service: Service, admin:
     assert service.simulator.levels(item.sku).held == 1
 
 
-async def test_a_pause_holds_for_every_replica_and_restart_and_callers_notice_nothing_else(
-    service: Service, admin: Admin
-) -> None:
+async def test_a_pause_stops_the_calls_of_every_replica_while_callers_go_on(service: Service, admin: Admin) -> None:
     await service.add("under-way")
     await service.settled()
     before = service.simulator.call_count
@@ -232,7 +228,7 @@ async def test_a_pause_holds_for_every_replica_and_restart_and_callers_notice_no
     if not service.settings.is_embedded:
         async with running_replica(service.settings) as other:
             await other.add("kettle")
-            # Both have looked for it several times by then.
+            # Both replicas have polled several times by then.
             await admin.until_stats(lambda seen: clock() - seen.oldest_due_time.ToMicroseconds() > 500_000)
     assert service.simulator.call_count == before
     await admin.stub.ResumeReservations(pb.ResumeReservationsRequest())
@@ -240,11 +236,11 @@ async def test_a_pause_holds_for_every_replica_and_restart_and_callers_notice_no
     assert not (await admin.stats()).HasField("pause")
 
 
-async def test_what_is_being_committed_cannot_be_ended_by_an_operator(service: Service, admin: Admin) -> None:
+async def test_a_committing_reservation_cannot_be_released_by_an_operator(service: Service, admin: Admin) -> None:
     item = await service.add()
     await service.settled()
     committing = "UPDATE reservations SET disposition = 2, revision = revision + 1, intent_revision = revision + 1, "
-    await run(service, committing + "due_time = 9000000000000000")
+    await run_sql(service, committing + "due_time = 9000000000000000")
     for force in (False, True):
         with pytest.raises(grpc.aio.AioRpcError, match="COMMITTING") as caught:
             await admin.release(name_of(item), force=force)

@@ -1,4 +1,4 @@
-"""Callers, replicas and answers that get in each other's way."""
+"""Races between callers, restarts and late answers."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ SKU = "espresso-beans"
 
 
 async def add_bytes(replica: Replica, request_id: str, quantity: int = 1) -> bytes:
-    """AddItem, the answer exactly as it came over the wire."""
+    """Call AddItem; return the reply's bytes."""
     call = replica.channel.unary_unary(
         "/cartgrpc.v1.CartService/AddItem",
         request_serializer=cart_service_pb2.AddItemRequest.SerializeToString,
@@ -31,7 +31,7 @@ def revision_of(reply: bytes) -> int:
     return cart_service_pb2.AddItemResponse.FromString(reply).revision
 
 
-async def test_fifty_concurrent_adds_of_one_item_sum_exactly(service: Service) -> None:
+async def test_fifty_concurrent_adds_sum_exactly(service: Service) -> None:
     items = await asyncio.gather(*(service.add() for _ in range(50)))
     assert sorted(item.quantity for item in items) == list(range(1, 51))
     cart = await service.get()
@@ -39,7 +39,7 @@ async def test_fifty_concurrent_adds_of_one_item_sum_exactly(service: Service) -
     assert len({item.uid for item in items}) == 1
 
 
-async def test_fifty_concurrent_adds_end_with_one_reservation_of_their_sum(service: Service) -> None:
+async def test_fifty_concurrent_adds_lead_to_one_reservation_of_their_sum(service: Service) -> None:
     service.simulator.set_stock(SKU, 100)
     await asyncio.gather(*(service.add() for _ in range(50)))
     cart = await service.settled()
@@ -47,7 +47,7 @@ async def test_fifty_concurrent_adds_end_with_one_reservation_of_their_sum(servi
     assert service.simulator.levels(SKU).held == 50
 
 
-async def test_the_same_request_id_fifty_times_at_once_is_one_effect_and_fifty_equal_answers(
+async def test_fifty_concurrent_calls_with_one_request_id_have_one_effect_and_equal_replies(
     service: Service,
 ) -> None:
     replies = await asyncio.gather(*(add_bytes(service, "r1") for _ in range(50)))
@@ -55,7 +55,7 @@ async def test_the_same_request_id_fifty_times_at_once_is_one_effect_and_fifty_e
     assert (await service.get()).total_quantity == 1
 
 
-async def test_a_replay_after_a_restart_gives_the_same_bytes(settings: Settings) -> None:
+async def test_a_repeated_call_after_a_restart_gets_the_same_bytes(settings: Settings) -> None:
     async with running_replica(settings) as replica:
         first = await add_bytes(replica, "r1")
         await replica.settled()
@@ -73,7 +73,7 @@ async def test_a_request_id_with_another_body_is_refused(service: Service) -> No
     assert (await service.get()).total_quantity == 1
 
 
-async def test_of_two_read_modify_writes_at_once_one_wins_and_the_other_is_aborted(service: Service) -> None:
+async def test_one_of_two_concurrent_writes_with_one_etag_is_aborted(service: Service) -> None:
     await service.add()
     etag = (await service.get()).etag
     attempts = await asyncio.gather(*(service.add(etag=etag) for _ in range(2)), return_exceptions=True)
@@ -82,7 +82,7 @@ async def test_of_two_read_modify_writes_at_once_one_wins_and_the_other_is_abort
     assert (await service.get()).total_quantity == 2
 
 
-async def test_the_reconciler_never_makes_an_etag_fail(service: Service) -> None:
+async def test_the_reconciler_does_not_change_the_etag(service: Service) -> None:
     service.gate.close()
     await service.add()
     etag = (await service.get()).etag
@@ -92,7 +92,7 @@ async def test_the_reconciler_never_makes_an_etag_fail(service: Service) -> None
     assert (await service.add(etag=etag)).quantity == 2
 
 
-async def test_an_answer_for_an_old_quantity_that_arrives_late_changes_nothing(service: Service) -> None:
+async def test_a_late_answer_for_an_old_quantity_changes_nothing(service: Service) -> None:
     service.gate.close()
     item = await service.add(quantity=5)
     await service.gate.until_waiting(1)
@@ -105,7 +105,7 @@ async def test_an_answer_for_an_old_quantity_that_arrives_late_changes_nothing(s
     assert service.simulator.levels(SKU).held == 2
 
 
-async def test_the_carts_revision_strictly_rises_with_each_visible_change(service: Service) -> None:
+async def test_each_visible_change_raises_the_carts_revision(service: Service) -> None:
     seen: dict[int, bytes] = {}
     done = asyncio.Event()
 
@@ -116,8 +116,7 @@ async def test_the_carts_revision_strictly_rises_with_each_visible_change(servic
             assert cart.revision >= last
             last = cart.revision
             for item in cart.items:
-                # Not part of what a revision stands for: they tell of the work, not of its result; nor does a hold that
-                # lasts longer than before, as renewals make it.
+                # These fields change without a new revision: the work's progress, and a renewal's later expire_time.
                 for field in ("attempt_count", "next_attempt_time", "message", "expire_time"):
                     item.reservation.ClearField(field)
             shown = cart.SerializeToString(deterministic=True)
@@ -134,7 +133,7 @@ async def test_the_carts_revision_strictly_rises_with_each_visible_change(servic
     assert len(seen) > 1
 
 
-async def test_a_caller_that_gives_up_loses_nothing_and_breaks_nobody_elses_answer(service: Service) -> None:
+async def test_calls_that_are_cancelled_or_time_out_do_not_disturb_others_and_can_be_repeated(service: Service) -> None:
     async def give_up(number: int) -> None:
         request = cart_service_pb2.AddItemRequest(
             parent=CART, item=cart_pb2.Item(sku=SKU, quantity=1), request_id=f"gone-{number}"
@@ -157,7 +156,7 @@ async def test_a_caller_that_gives_up_loses_nothing_and_breaks_nobody_elses_answ
     await asyncio.gather(*map(give_up, range(15)), *map(run_out_of_time, range(1, 16)))
     quantities = [item.quantity for item in await asyncio.gather(*stayed)]
     assert len(set(quantities)) == 30
-    # Whether it was done or not, the same request_id settles it: one effect for each.
+    # Each cancelled call may or may not have had its effect. Repeated with its request_id, it has exactly one.
     for request_id in [f"gone-{n}" for n in range(15)] + [f"late-{n}" for n in range(1, 16)]:
         await add_bytes(service, request_id)
     cart = await service.get()

@@ -1,4 +1,4 @@
-"""Two replicas on one PostgreSQL need nothing but the database to agree."""
+"""Two replicas agree through one PostgreSQL database and need nothing else."""
 
 import asyncio
 from collections import Counter
@@ -16,7 +16,7 @@ from tests.service.test_races import SKU, add_bytes
 
 @pytest.fixture
 def backend() -> str:
-    """SQLite is for one process."""
+    """PostgreSQL: SQLite allows only one process."""
     return "postgresql"
 
 
@@ -27,7 +27,7 @@ async def replicas(settings: Settings, simulator: Simulator) -> AsyncIterator[tu
         yield first, second
 
 
-async def test_concurrent_adds_through_both_sum_exactly_and_are_reserved_once(
+async def test_concurrent_adds_through_two_replicas_sum_exactly_and_are_reserved_once(
     replicas: tuple[Replica, Replica], simulator: Simulator
 ) -> None:
     items = await asyncio.gather(*(replica.add() for replica in replicas for _ in range(25)))
@@ -38,7 +38,7 @@ async def test_concurrent_adds_through_both_sum_exactly_and_are_reserved_once(
     assert simulator.levels(SKU).held == 50
 
 
-async def test_what_is_read_again_through_one_shows_at_once_what_was_done_through_the_other(
+async def test_a_repeated_read_through_one_replica_shows_the_others_changes_at_once(
     replicas: tuple[Replica, Replica],
 ) -> None:
     first, second = replicas
@@ -49,7 +49,7 @@ async def test_what_is_read_again_through_one_shows_at_once_what_was_done_throug
         assert await first.get() == settled
 
 
-async def test_one_request_id_through_both_at_once_is_one_effect_and_equal_bytes(
+async def test_one_request_id_through_both_replicas_has_one_effect_and_equal_replies(
     replicas: tuple[Replica, Replica],
 ) -> None:
     replies = await asyncio.gather(*(add_bytes(replica, "r1") for replica in replicas for _ in range(25)))
@@ -57,7 +57,7 @@ async def test_one_request_id_through_both_at_once_is_one_effect_and_equal_bytes
     assert (await replicas[0].get()).total_quantity == 1
 
 
-async def test_adds_and_removals_through_both_end_with_what_the_cart_says(
+async def test_adds_and_removals_through_both_replicas_end_with_stock_that_matches_the_carts(
     replicas: tuple[Replica, Replica], simulator: Simulator
 ) -> None:
     async def shop(replica: Replica, cart: str) -> None:
@@ -69,7 +69,7 @@ async def test_adds_and_removals_through_both_end_with_what_the_cart_says(
                     await replica.add(f"sku-{number}", quantity=2, cart=cart)
 
     carts = [f"users/user-{number}/carts/default" for number in range(4)]
-    # Two replicas, two shoppers each in a cart of their own: what they lock must not tie them together.
+    # Four shoppers with carts of their own: their locks must not block each other.
     await asyncio.gather(*(shop(replicas[index % 2], cart) for index, cart in enumerate(carts)))
     wanted: Counter[str] = Counter()
     for cart in carts:
@@ -88,7 +88,9 @@ async def test_adds_and_removals_through_both_end_with_what_the_cart_says(
     }
 
 
-async def test_what_both_reconcile_is_decided_once(replicas: tuple[Replica, Replica], simulator: Simulator) -> None:
+async def test_a_reservation_is_decided_once_although_both_replicas_reconcile(
+    replicas: tuple[Replica, Replica], simulator: Simulator
+) -> None:
     items = await asyncio.gather(*(replicas[n % 2].add(f"sku-{n}") for n in range(20)))
     await replicas[1].settled(CART)
     effects = simulator.effects()
