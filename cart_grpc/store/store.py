@@ -14,10 +14,10 @@ from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import CommitFailed, translate_failures
-from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.read.cart_watches import CartWatches
 from cart_grpc.store.read.operator_reads import OperatorReads
 from cart_grpc.store.read.reads import Reads
+from cart_grpc.store.write_queue import WriteQueue
 
 R = TypeVar("R")
 
@@ -31,62 +31,62 @@ class Store:
         self.reads = Reads(engine, queue_size)
         self.operator_reads = OperatorReads(engine)
         self.watches = CartWatches(self.reads, self.notifier, polls=engine.is_shared)
-        self._writer = GroupCommit(engine, self.notifier, new_id, queue_size)
+        self._write_queue = WriteQueue(engine, self.notifier, new_id, queue_size)
 
     async def start(self) -> None:
         """Open the database for writing. Raises what the database raises."""
-        await self._writer.start()
+        await self._write_queue.start()
 
     async def close(self) -> None:
         """Refuse new writes and make those that wait durable. The engine stays its owner's to close."""
         await self.reads.close()
-        await self._writer.close()
+        await self._write_queue.close()
 
     async def mutate(self, mutation: Mutation) -> bytes:
         """The reply's bytes, once the change is durable. Raises CallRefused.
 
         A caller who is cancelled leaves a commit that is under way untouched.
         """
-        reply: bytes = await self._writer.write(mutation)
+        reply: bytes = await self._write_queue.submit(mutation)
         return reply
 
     async def claim(self, claim: Claim) -> list[Reservation]:
         """The reservations that are now ours, their claim durable."""
-        claimed: list[Reservation] = await self._writer.work(claim)
+        claimed: list[Reservation] = await self._write_queue.submit_background(claim)
         return claimed
 
     async def open_attempt(self, attempt: OpenAttempt) -> int | None:
         """Until when the attempt that is now open, durably, can take effect; None where none may be made."""
-        until: int | None = await self._writer.work(attempt)
+        until: int | None = await self._write_queue.submit_background(attempt)
         return until
 
     async def record(self, record: RecordOutcome) -> Recorded:
         """Record how a call ended."""
-        recorded: Recorded = await self._writer.work(record)
+        recorded: Recorded = await self._write_queue.submit_background(record)
         return recorded
 
     async def expire(self, cart: CartKey) -> bool:
         """End the cart if it was left alone for longer than its ttl. Returns whether it was."""
-        expired: bool = await self._writer.work(Expire(cart))
+        expired: bool = await self._write_queue.submit_background(Expire(cart))
         return expired
 
     async def purge(self, purge: Purge) -> int:
         """Delete what nobody needs any more. Returns how many rows went."""
-        deleted: int = await self._writer.work(purge)
+        deleted: int = await self._write_queue.submit_background(purge)
         return deleted
 
     async def intervene(self, command: Command[R]) -> R:
         """What an operator has decided; it does not queue behind the callers. Raises CallRefused."""
-        answer: R = await self._writer.work(command)
+        answer: R = await self._write_queue.submit_background(command)
         return answer
 
     async def pause(self, command: Pause | Resume) -> None:
         """Stop claims, by whatever process, or let them go on."""
-        await self._writer.work(command)
+        await self._write_queue.submit_background(command)
 
     async def update_leases(self, command: ExtendLeases | ReturnClaims) -> None:
         """ExtendLeases claims or hand them back."""
-        await self._writer.work(command)
+        await self._write_queue.submit_background(command)
 
     async def ping(self) -> None:
         """Raises DatabaseUnavailable where the database does not answer the writer, or takes no writes."""
@@ -98,6 +98,6 @@ class Store:
             raise DatabaseUnavailable from failure
         if not writable:
             raise DatabaseUnavailable
-        if self._writer.failed:
+        if self._write_queue.failed:
             # A full disk is only noticed by writing to it.
-            await self._writer.work(Ping())
+            await self._write_queue.submit_background(Ping())
