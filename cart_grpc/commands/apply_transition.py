@@ -1,4 +1,6 @@
-"""The one way in which a reservation changes without its caller."""
+"""How a reservation changes without a call of its cart's owner, and the invariant that readers rely on."""
+
+from collections.abc import Iterable
 
 from cart_grpc.carts.progress import progress
 from cart_grpc.commands.unit_of_work import UnitOfWork
@@ -6,45 +8,66 @@ from cart_grpc.protocol.reservation import Disposition, Reservation
 from cart_grpc.protocol.transitions import stop_waiting
 
 
-def apply_transition(working: UnitOfWork, before: Reservation, after: Reservation, now: int) -> None:
-    """Put `after` in the place of `before`: callers see that the cart changed, and what waited for a release goes on.
+def apply_transition(unit: UnitOfWork, before: Reservation, after: Reservation, now: int) -> None:
+    """Replace `before` by `after`, unblock the holds that waited for it, and raise the cart's revision if it must rise.
 
-    `working` has the cart, the item and, where `after` is a release, the sku. What nobody has claimed changes with its
-    cart's revision only, whatever of it does: `cart_json` counts on that.
+    `unit` must have loaded the cart, the item and, if `after` is a release, the reservations of its sku.
+
+    Invariant: an unclaimed reservation never changes without raising its cart's revision.
+
+    A reader that knows a cart's revision relies on it: while no reservation of the cart is claimed or due, the same
+    revision means the same cart (see `store.read`). `must_raise_revision` decides for every command that goes through
+    here. The other writers keep the invariant as follows:
+    - a caller's change always raises the revision (`carts.rules`);
+    - claiming makes a reservation claimed, and it is due before that; returning a claim leaves it due;
+    - extending a lease needs a claim;
+    - purging deletes only reservations of no item, which no reader shows;
+    - a restore runs while no server does, so no reader remembers a revision.
     """
     if after == before:
         return
-    # At 0, too: what has run out has not, once the database's clock is set back.
-    shows = before.lease_expire_time is None or any(
-        _visible(working, before, time) != _visible(working, after, time) for time in (now, 0)
-    )
-    working.put_reservation(after)
+    unit.put_reservation(after)
+    changes = [(before, after)]
     if after.settled and not before.settled and after.disposition is Disposition.RELEASE:
-        shows = _stop_waiting(working, after, now) or shows
-    # An ended cart is purged once nothing of it is reconciling; an operator may set that going again.
-    cart = working.carts.get(after.cart)
-    if shows and cart:
-        working.put_cart(cart._replace(revision=cart.revision + 1))
+        changes += _stop_waiting(unit, after, now)
+    # The cart may be gone: an ended cart is purged once none of its reservations is reconciling, and an operator can
+    # start one of those again.
+    cart = unit.carts.get(after.cart)
+    if cart and must_raise_revision(unit, changes, now):
+        unit.put_cart(cart._replace(revision=cart.revision + 1))
 
 
-def _visible(working: UnitOfWork, reservation: Reservation, now: int) -> object:
-    """What a caller can see of a reservation: its item's progress, or whether it is still going once removed."""
-    line = working.find_line(reservation.cart, reservation.item_id)
+def must_raise_revision(unit: UnitOfWork, changes: Iterable[tuple[Reservation, Reservation]], now: int) -> bool:
+    """Whether the cart's revision must rise for `changes` (before, after) of its reservations.
+
+    It must if a change is visible to callers, and, for the invariant of `apply_transition`, if the reservation was
+    unclaimed. Also compare at time 0: if the clock is set back, an expired hold counts as live again.
+    """
+    return any(
+        before.lease_expire_time is None
+        or any(_view(unit, before, time) != _view(unit, after, time) for time in (now, 0))
+        for before, after in changes
+    )
+
+
+def _view(unit: UnitOfWork, reservation: Reservation, now: int) -> object:
+    """Return what callers can see of a reservation: its item's progress, or whether it is still being released."""
+    line = unit.find_line(reservation.cart, reservation.item_id)
     if line is None or line.item.reservation_id != reservation.reservation_id:
         return reservation.reconciling
     seen = progress(line._replace(reservation=reservation), now)
     return (seen.state, seen.reserved_quantity, seen.reason, reservation.reconciling)
 
 
-def _stop_waiting(working: UnitOfWork, released: Reservation, now: int) -> bool:
-    """Make due what waited for this release, unless another old reservation of the sku is still going.
+def _stop_waiting(unit: UnitOfWork, released: Reservation, now: int) -> list[tuple[Reservation, Reservation]]:
+    """Make the holds due that waited for `released`, unless an older reservation of the sku is still being released.
 
-    Returns whether there was anything.
+    Returns each before and after.
     """
-    same_sku = working.of_sku(released.cart, released.sku)
+    same_sku = unit.of_sku(released.cart, released.sku)
     if any(other.releasing for other in same_sku):
-        return False
-    waiting = [other for other in same_sku if other.waiting]
-    for other in waiting:
-        working.put_reservation(stop_waiting(other, now))
-    return bool(waiting)
+        return []
+    changes = [(other, stop_waiting(other, now)) for other in same_sku if other.waiting]
+    for _, after in changes:
+        unit.put_reservation(after)
+    return changes

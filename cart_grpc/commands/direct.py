@@ -1,4 +1,7 @@
-"""Commands that are one statement over many rows, whose carts nobody has to read: claims, leases, purges, pauses."""
+"""Direct commands: the store runs each as one statement over many rows, and loads no cart for it.
+
+All others are folded: see `commands.command`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +12,7 @@ from cart_grpc.protocol.reservation import Reservation
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Claim up to `limit` due reservations of a lane for `lease_us` microseconds. Answered with their rows."""
+    """Claim up to `limit` due reservations of a lane for `lease_us`. Its answer: their rows, as claimed."""
 
     lane: Lane
     limit: int
@@ -18,7 +21,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class ExtendLeases:
-    """ExtendLeases the claims that are still ours to `lease_us` microseconds from now."""
+    """Extend the leases of claims to `lease_us` from now. Skips claims that another worker has taken over."""
 
     claims: Sequence[Reservation]
     lease_us: int
@@ -26,16 +29,16 @@ class ExtendLeases:
 
 @dataclass(frozen=True, slots=True)
 class ReturnClaims:
-    """Give claims back, due at once for whoever comes first."""
+    """Give up claims: their reservations are due now, for any worker. Skips claims that were taken over."""
 
     claims: Sequence[Reservation]
 
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """Delete up to `limit` rows of each kind that ended longer ago than its retention, in microseconds.
+    """Delete up to `limit` rows of each kind that ended longer ago than its retention.
 
-    Answered with how many were deleted.
+    Its answer: how many rows were deleted.
     """
 
     replies_us: int
@@ -46,19 +49,19 @@ class Purge:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Let nothing be claimed by anybody until Resume. Once paused, only the reason is replaced."""
+    """Stop all claims, in every process, until Resume. If they are stopped already, replace only the reason."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Let claims be made again."""
+    """Allow claims again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Write what every batch writes, and nothing else: does the database take it?"""
+    """Write a batch's commit marker and nothing else, to see whether the database accepts writes."""
 
 
 DirectCommand = Claim | ExtendLeases | ReturnClaims | Ping | Purge | Pause | Resume

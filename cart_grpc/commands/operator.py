@@ -1,4 +1,4 @@
-"""What an operator can write: a reservation that is stuck is tried again, or given back."""
+"""An operator's commands for a stuck reservation: retry it, or release it."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,10 @@ from cart_grpc.protocol.transitions import force_release, release, retry_now
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Say at once what is still to be said; ask again for an item that was rejected or has expired.
+    """Make the next message due now. If the item was rejected or its hold expired, ask for it again.
 
-    `found` is the reservation as it was read, to know whose it is. Answered with the id of what is pursued now.
+    `found`: the reservation as it was read, which tells its cart and item. Its answer: the id of the reservation that
+    the item has now. Raises ReservationNotFound if it was purged, CartClosed if its cart has ended.
     """
 
     found: Reservation
@@ -25,26 +26,30 @@ class Retry:
     def add_reads(self, reads: ReadSet) -> None:
         _add_reads(reads, self.found)
 
-    def run(self, working: UnitOfWork, now: int, new_id: NewId) -> str:
-        reservation = _get(working, self.found)
-        line = working.find_line(reservation.cart, reservation.item_id)
-        shown = line is not None and line.reservation is reservation
-        if line and shown and progress(line, now).state in (ProgressState.REJECTED, ProgressState.EXPIRED):
-            contents = working.contents(reservation.cart, [reservation.item_id], ())
-            change = retry_reservation(contents, reservation.item_id, "", self.limits, now, new_id)
-            # No caller has changed anything: the etag stays, and so does the time of the latest change.
-            cart = working.carts[reservation.cart]
-            working.apply(change._replace(cart=cart._replace(revision=cart.revision + 1)))
+    def run(self, unit: UnitOfWork, now: int, new_id: NewId) -> str:
+        reservation = _get_reservation(unit, self.found)
+        line = unit.find_line(reservation.cart, reservation.item_id)
+        is_current = line is not None and line.reservation is reservation
+        if line and is_current and progress(line, now).state in (ProgressState.REJECTED, ProgressState.EXPIRED):
+            loaded = unit.contents(reservation.cart, [reservation.item_id], ())
+            change = retry_reservation(loaded, reservation.item_id, "", self.limits, now, new_id)
+            # No caller changed the cart, so its etag and update_time stay as they are.
+            cart = unit.carts[reservation.cart]
+            unit.apply(change._replace(cart=cart._replace(revision=cart.revision + 1)))
             reservation = change.lines[0].reservation
-            working.put_reservation(retry_now(reservation, now))
+            unit.put_reservation(retry_now(reservation, now))
         else:
-            apply_transition(working, reservation, retry_now(reservation, now), now)
+            apply_transition(unit, reservation, retry_now(reservation, now), now)
         return reservation.reservation_id
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give a reservation back; with `force`, regard that as done. Answered with an alarm where it may not be."""
+    """Release a reservation. With `force`, count it as released at once, without an answer of the Reservation API.
+
+    Its answer: with `force`, an alarm that says how much stock may still be held; otherwise None. Raises
+    ReservationCommitted if it is committed or being committed, ReservationNotFound if it was purged.
+    """
 
     found: Reservation
     reason: str
@@ -53,28 +58,28 @@ class Release:
     def add_reads(self, reads: ReadSet) -> None:
         _add_reads(reads, self.found)
 
-    def run(self, working: UnitOfWork, now: int, new_id: NewId) -> str | None:
-        before = _get(working, self.found)
+    def run(self, unit: UnitOfWork, now: int, new_id: NewId) -> str | None:
+        before = _get_reservation(unit, self.found)
         if before.state is Observed.COMMITTED:
             raise ReservationCommitted(before.name, "COMMITTED")
-        refused = before.settled and before.state is Observed.REJECTED
-        if before.disposition is Disposition.COMMIT and not refused:
+        commit_was_rejected = before.settled and before.state is Observed.REJECTED
+        if before.disposition is Disposition.COMMIT and not commit_was_rejected:
             raise ReservationCommitted(before.name, "COMMITTING")
         after = force_release(before, now) if self.force else release(before, now)
         if after is before:
             return None
-        because = f"{RELEASED_BY_OPERATOR}: {self.reason}"
+        last_error = f"{RELEASED_BY_OPERATOR}: {self.reason}"
         seal_reason = before.seal_reason or RELEASED_BY_OPERATOR
-        apply_transition(working, before, after._replace(seal_reason=seal_reason, last_error=because), now)
-        return _alarm(before) if self.force else None
+        apply_transition(unit, before, after._replace(seal_reason=seal_reason, last_error=last_error), now)
+        return _describe_forced_release(before) if self.force else None
 
 
-def _alarm(before: Reservation) -> str:
+def _describe_forced_release(before: Reservation) -> str:
     most = max(before.quantity, before.granted_quantity)
     return (
-        f"an operator regards it as released, which the Reservation API has not said: up to {most} of {before.sku} may "
-        f"still be held there; revision {before.observed_revision} of {before.revision} was answered, with "
-        f"{before.state.name}"
+        f"an operator forced its release, which the Reservation API has not confirmed: up to {most} of {before.sku} may "
+        f"still be held there; the last answer was {before.state.name} for revision {before.observed_revision} of "
+        f"{before.revision}"
     )
 
 
@@ -86,8 +91,8 @@ def _add_reads(reads: ReadSet, found: Reservation) -> None:
     reads.skus.add((found.cart, found.sku))
 
 
-def _get(working: UnitOfWork, found: Reservation) -> Reservation:
-    current = working.reservations.get(found.reservation_id)
+def _get_reservation(unit: UnitOfWork, found: Reservation) -> Reservation:
+    current = unit.reservations.get(found.reservation_id)
     if current is None:
         raise ReservationNotFound(found.name)
     return current

@@ -1,4 +1,4 @@
-"""How the reconciler records what a call to the Reservation API came to."""
+"""Recording the outcome of a call to the Reservation API, and, under the `basic` contract, opening an attempt first."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ from cart_grpc.protocol.transitions import find_alarm, record_outcome
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What became of a record: the row as it is now, and what an operator must hear of, if anything.
+    """The reservation after a RecordOutcome, and an alarm for operators if there is one.
 
-    `duplicates` is how many reservations too many were found and undone.
+    `duplicates`: how many reservations too many the Reservation API had, which were found and undone.
     """
 
     reservation: Reservation
@@ -24,13 +24,13 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class RecordOutcome:
-    """The outcome of one call to the Reservation API, for the claim it was made under.
+    """Record the outcome of one call to the Reservation API, made under the claim `claimed`.
 
-    `retry_delay_us` is how long, in microseconds, to leave it alone where there was no answer. `counts_as_attempt` is False where
-    the API is known to be down, or was not even called: the attempt says nothing about this reservation, and is not
-    counted. `spread`, 0 to 1 and random, keeps what was held together from being renewed together. `opened` is what
-    `OpenAttempt` answered under this claim, if it was asked; `grace_us`, in microseconds, spaces the watch over what was
-    attempted.
+    `retry_delay_us`: how long to wait before the next attempt if there was no answer. `counts_as_attempt`: False if the
+    API is known to be down or was not called, because that says nothing about this reservation. `jitter`: a random
+    number from 0 to 1, so that holds that were made together are not renewed together. `opened`: the answer of
+    OpenAttempt under this claim, None if there was none. `grace_us`: the unit of the intervals at which attempts are
+    looked up again.
     """
 
     claimed: Reservation
@@ -42,25 +42,22 @@ class RecordOutcome:
     grace_us: int = 0
 
     def add_reads(self, reads: ReadSet) -> None:
-        claimed = self.claimed
-        reads.users.add(claimed.cart.user)
-        reads.carts.add(claimed.cart)
-        reads.items.add((claimed.cart, claimed.item_id))
-        reads.reservations.add((claimed.cart, claimed.reservation_id))
-        if claimed.disposition is Disposition.RELEASE:
-            reads.skus.add((claimed.cart, claimed.sku))
+        _add_reads(reads, self.claimed)
+        if self.claimed.disposition is Disposition.RELEASE:
+            # Holds of the same sku may wait for this release.
+            reads.skus.add((self.claimed.cart, self.claimed.sku))
 
-    def run(self, working: UnitOfWork, now: int, new_id: NewId) -> Recorded:
-        before = working.reservations.get(self.claimed.reservation_id)
+    def run(self, unit: UnitOfWork, now: int, new_id: NewId) -> Recorded:
+        before = unit.reservations.get(self.claimed.reservation_id)
         if before is None:
-            # Over for so long that it was purged: a late answer has nothing to change.
+            # It was finished and has been purged: a late answer changes nothing.
             return Recorded(self.claimed, None)
         epoch, sent = self.claimed.lease_epoch, self.claimed.revision
         after = record_outcome(before, epoch, sent, self.outcome, now, now + self.retry_delay_us, self.jitter)
         after = update_attempt(after, self.outcome, self.opened, now, self.grace_us)
         if not self.counts_as_attempt and after.lease_epoch == epoch and after.attempt_count:
             after = after._replace(attempt_count=after.attempt_count - 1)
-        apply_transition(working, before, after, now)
+        apply_transition(unit, before, after, now)
         duplicates = count_duplicates(before, self.outcome)
         alarm = f"{duplicates} reservations too many were found and undone" if duplicates else None
         return Recorded(after, alarm or find_alarm(before, self.outcome), duplicates)
@@ -68,25 +65,29 @@ class RecordOutcome:
 
 @dataclass(frozen=True, slots=True)
 class OpenAttempt:
-    """Note, before anything is sent, that an attempt is open for `window_us` microseconds from now.
+    """Write down, before a request is sent, that it may take effect until `window_us` from now.
 
-    Answered with the time at which that ends, or None where nothing may be sent.
+    Its answer: the end of that window, or None if nothing may be sent.
     """
 
     claimed: Reservation
     window_us: int
 
     def add_reads(self, reads: ReadSet) -> None:
-        claimed = self.claimed
-        reads.users.add(claimed.cart.user)
-        reads.carts.add(claimed.cart)
-        reads.items.add((claimed.cart, claimed.item_id))
-        reads.reservations.add((claimed.cart, claimed.reservation_id))
+        _add_reads(reads, self.claimed)
 
-    def run(self, working: UnitOfWork, now: int, new_id: NewId) -> int | None:
-        before = working.reservations.get(self.claimed.reservation_id)
+    def run(self, unit: UnitOfWork, now: int, new_id: NewId) -> int | None:
+        before = unit.reservations.get(self.claimed.reservation_id)
         after = open_attempt(before, self.claimed, self.window_us, now) if before else None
         if before is None or after is None:
             return None
-        apply_transition(working, before, after, now)
+        apply_transition(unit, before, after, now)
         return after.uncertain_until
+
+
+def _add_reads(reads: ReadSet, claimed: Reservation) -> None:
+    """Add what `apply_transition` needs for a reservation that is not released by this command."""
+    reads.users.add(claimed.cart.user)
+    reads.carts.add(claimed.cart)
+    reads.items.add((claimed.cart, claimed.item_id))
+    reads.reservations.add((claimed.cart, claimed.reservation_id))

@@ -1,6 +1,6 @@
-"""One transaction for many commands: lock, read what they need, fold them in order, write each row once, claim.
+"""One transaction for many commands: lock, load what they need, fold them in order, write each row once, claim.
 
-A batch is synchronous and takes any SQLAlchemy connection, so it runs in a thread, under `run_sync`, or inline.
+It is synchronous and takes any SQLAlchemy connection, so it runs in a thread, under `run_sync`, or inline.
 """
 
 from collections.abc import Sequence
@@ -11,24 +11,34 @@ from sqlalchemy import Connection
 
 from cart_grpc.carts.calls import NewId
 from cart_grpc.commands.command import Command
-from cart_grpc.commands.direct import Claim, DirectCommand, ExtendLeases, Pause, Purge, Resume, ReturnClaims
-from cart_grpc.commands.unit_of_work import ReadSet, Reply, UnitOfWork
-from cart_grpc.names import CartKey, UserKey
+from cart_grpc.commands.direct import Claim, DirectCommand, ExtendLeases, Pause, Ping, Purge, Resume, ReturnClaims
+from cart_grpc.commands.unit_of_work import ReadSet, Reply, ReplyKey, UnitOfWork
+from cart_grpc.names import CartKey
 from cart_grpc.store.prepared import Rows
-from cart_grpc.store.rows import cart_row, item_row, reservation_row, to_cart, to_item, to_reservation
-from cart_grpc.store.statements import Statements, mark_row
+from cart_grpc.store.queries import WriteQueries
+from cart_grpc.store.rows import (
+    COMMIT_MARKERS,
+    REPLIES,
+    CommitMarker,
+    CommitMarkerRow,
+    StoredReply,
+    cart_row,
+    item_row,
+    reservation_row,
+    to_cart,
+    to_item,
+    to_reservation,
+)
 
 AnyCommand = Command[object] | DirectCommand
-# Who writes, and the number of its batch.
-Mark = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a batch came to: an answer or an exception for each command, and hints for who waits.
+    """The result of a batch: an answer or an exception for each command, and whom to notify.
 
-    `changed` are the carts in which something that a caller could see has changed; `due` says that a reservation
-    has become due; `now` is the database's time at which all of it happened.
+    `changed`: the carts in which a change is visible to callers. `due`: a reservation has become due. `now`: the
+    database's time for the whole batch, in microseconds.
     """
 
     now: int
@@ -38,93 +48,102 @@ class Outcome:
 
 
 def run_batch(
-    statements: Statements, connection: Connection, commands: Sequence[AnyCommand], new_id: NewId, mark: Mark
+    queries: WriteQueries,
+    connection: Connection,
+    commands: Sequence[AnyCommand],
+    new_id: NewId,
+    marker: CommitMarker,
 ) -> Outcome:
-    """Run `commands` in the transaction that `connection` has open; the caller commits.
+    """Run `commands` in the open transaction of `connection`; the caller commits.
 
-    A command that is refused, or has a bug, is answered with its exception and changes nothing; the others go on.
-    Raises what the database raises.
+    The answer of a command that is refused, or has a bug, is its exception: it changes nothing, and the others go on.
+    Raises the database's errors.
     """
     folded = [command for command in commands if not isinstance(command, DirectCommand)]
     reads = ReadSet()
     for command in folded:
         command.add_reads(reads)
-    now = statements.lock_users(connection, reads.users)
-    working = _load(statements, connection, reads) if folded else UnitOfWork()
-    folded_answers = iter([_answer(command, working, now, new_id) for command in folded])
-    _write(statements, connection, working, now, mark)
-    # Claims come last: they wait for nobody, and nobody who waits for their rows holds what they need.
+    now = queries.lock_users(connection, reads.users)
+    unit = _load(queries, connection, reads) if folded else UnitOfWork()
+    folded_answers = iter([_run_folded(command, unit, now, new_id) for command in folded])
+    _write(queries, connection, unit, now, marker)
+    # Direct commands come last: they skip locked rows, so they wait for nobody, and nobody who waits for their rows
+    # holds a lock that this batch needs.
     answers = [
-        _work(statements, connection, command, now) if isinstance(command, DirectCommand) else next(folded_answers)
+        _run_direct(queries, connection, command, now) if isinstance(command, DirectCommand) else next(folded_answers)
         for command in commands
     ]
-    changed = working.changed_carts | {working.reservations[name].cart for name in working.changed_reservations}
-    return Outcome(now, answers, frozenset(changed), _has_due(working, now))
+    changed = unit.changed_carts | {unit.reservations[name].cart for name in unit.changed_reservations}
+    return Outcome(now, answers, frozenset(changed), _has_due(unit, now))
 
 
-def _load(statements: Statements, connection: Connection, reads: ReadSet) -> UnitOfWork:
-    working, found = UnitOfWork(), statements.load(connection, reads)
-    for slice_, user_id, request_id, fingerprint, reply, _ in found["replies"]:
-        stored = Reply(bytes.fromhex(fingerprint), bytes.fromhex(reply))
-        working.replies[UserKey(slice_, user_id), request_id] = stored
+def _load(queries: WriteQueries, connection: Connection, reads: ReadSet) -> UnitOfWork:
+    unit, found = UnitOfWork(), queries.load(connection, reads)
+    for row in found["replies"]:
+        stored = REPLIES.to_value(row)
+        unit.replies[stored.user, stored.request_id] = Reply(stored.fingerprint, stored.reply)
     for row in found["carts"]:
         cart = to_cart(row)
-        working.carts[cart.key] = cart
+        unit.carts[cart.key] = cart
     for row in found["items"]:
-        working.load_item(to_item(row))
+        unit.load_item(to_item(row))
     for row in found["reservations"]:
-        working.load_reservation(to_reservation(row))
-    return working
+        unit.load_reservation(to_reservation(row))
+    return unit
 
 
-def _answer(command: Command[object], working: UnitOfWork, now: int, new_id: NewId) -> object:
+def _run_folded(command: Command[object], unit: UnitOfWork, now: int, new_id: NewId) -> object:
     try:
-        return command.run(working, now, new_id)
-    except Exception as refusal:  # noqa: BLE001 - a bug in one command must not fail its neighbours
-        return refusal
+        return command.run(unit, now, new_id)
+    except Exception as error:  # noqa: BLE001 - a bug in one command must not fail the others
+        return error
 
 
-def _write(statements: Statements, connection: Connection, working: UnitOfWork, now: int, mark: Mark) -> None:
-    present, gone = [], []
-    for key, item_id in sorted(working.changed_items):
-        item = working.items[key].get(item_id)
+def _write(queries: WriteQueries, connection: Connection, unit: UnitOfWork, now: int, marker: CommitMarker) -> None:
+    present, removed = [], []
+    for key, item_id in sorted(unit.changed_items):
+        item = unit.items[key].get(item_id)
         if item:
             present.append(item_row(item))
         else:
-            gone.append((*key, item_id))
-    statements.delete_items(connection, gone)
-    replies = [(user, name, working.replies[user, name]) for user, name in sorted(working.new_replies)]
+            removed.append((*key, item_id))
+    queries.delete_items(connection, removed)
     rows: dict[str, Rows] = {
-        "carts": [cart_row(working.carts[key]) for key in sorted(working.changed_carts)],
+        "carts": [cart_row(unit.carts[key]) for key in sorted(unit.changed_carts)],
         "items": present,
-        "reservations": [reservation_row(working.reservations[name]) for name in sorted(working.changed_reservations)],
-        "replies": [(*user, name, stored.fingerprint, stored.reply, now) for user, name, stored in replies],
-        "writers": [mark_row(*mark, now)],
+        "reservations": [reservation_row(unit.reservations[name]) for name in sorted(unit.changed_reservations)],
+        "replies": [_reply_row(unit, key, now) for key in sorted(unit.new_replies)],
+        "commit_markers": [COMMIT_MARKERS.to_row(CommitMarkerRow(0, marker, now))],
     }
-    statements.write(connection, rows)
+    queries.write(connection, rows)
 
 
-def _work(statements: Statements, connection: Connection, command: DirectCommand, now: int) -> object:
+def _reply_row(unit: UnitOfWork, key: ReplyKey, now: int) -> Sequence[Any]:
+    user, request_id = key
+    reply = unit.replies[key]
+    return REPLIES.to_row(StoredReply(user, request_id, reply.fingerprint, reply.reply, now))
+
+
+def _run_direct(queries: WriteQueries, connection: Connection, command: DirectCommand, now: int) -> object:
     match command:
-        case Claim(lane, limit, lease):
-            return statements.claim(connection, lane, limit, now, lease)
-        case ExtendLeases(claims, lease):
-            statements.set_lease(connection, _keys(claims), now + lease, now + lease)
+        case Claim(lane, limit, lease_us):
+            return queries.claim(connection, lane, limit, now, lease_us)
+        case ExtendLeases(claims, lease_us):
+            queries.set_lease(connection, claims, now + lease_us, now + lease_us)
         case ReturnClaims(claims):
-            statements.set_lease(connection, _keys(claims), None, now)
-        case Purge(replies, reservations, carts, limit):
-            return statements.purge(connection, now - replies, now - reservations, now - carts, limit)
+            queries.set_lease(connection, claims, None, now)
+        case Purge(replies_us, reservations_us, carts_us, limit):
+            return queries.purge(connection, now - replies_us, now - reservations_us, now - carts_us, limit)
         case Pause(reason):
-            statements.pause(connection, reason, now)
+            queries.pause(connection, reason, now)
         case Resume():
-            statements.resume(connection)
+            queries.resume(connection)
+        case Ping():
+            # The commit marker that every batch writes is enough.
+            pass
     return None
 
 
-def _keys(claims: Sequence[Any]) -> list[tuple[int, str, int]]:
-    return [(claim.cart.slice, claim.reservation_id, claim.lease_epoch) for claim in claims]
-
-
-def _has_due(working: UnitOfWork, now: int) -> bool:
-    changed = (working.reservations[name] for name in working.changed_reservations)
+def _has_due(unit: UnitOfWork, now: int) -> bool:
+    changed = (unit.reservations[name] for name in unit.changed_reservations)
     return any(row.due_time is not None and row.due_time <= now for row in changed)

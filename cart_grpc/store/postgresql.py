@@ -96,8 +96,8 @@ class PostgresqlEngine:
 def _create_engine(url: URL, size: int, settings: dict[str, str]) -> AsyncEngine:
     """Return a pool of up to `size` connections, each with `settings`, in AUTOCOMMIT mode.
 
-    We send BEGIN and COMMIT: SQLAlchemy would not begin a transaction for statements that `prepared` runs on the driver.
-    Each read is one statement, so a transaction around it would only add two round trips.
+    We send BEGIN and COMMIT: SQLAlchemy would not begin a transaction for statements that `prepared` runs on the
+    driver. Each read is one statement, so a transaction around it would only add two round trips.
     """
     connect_args = {"server_settings": settings, "timeout": 5}
     engine = create_async_engine(

@@ -43,14 +43,14 @@ users = Table(
     PrimaryKeyConstraint("slice", "user_id", name="users_pkey"),
 )
 
-writers = Table(
-    "writers",
+commit_markers = Table(
+    "commit_markers",
     metadata,
     Column("slice", SmallInteger, nullable=False),
     Column("writer_id", Name, nullable=False),
-    Column("batch", Int64, nullable=False),
+    Column("batch_number", Int64, nullable=False),
     Column("update_time", Int64, nullable=False),
-    PrimaryKeyConstraint("slice", "writer_id", name="writers_pkey"),
+    PrimaryKeyConstraint("slice", "writer_id", name="commit_markers_pkey"),
 )
 
 replies = Table(

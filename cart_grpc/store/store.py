@@ -1,4 +1,4 @@
-"""The store, as the rest of the house sees it."""
+"""The store's interface to the other rooms: one method for each kind of write, and the objects that read."""
 
 from typing import TypeVar
 
@@ -14,16 +14,23 @@ from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import CommitFailed, translate_failures
-from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.read.cart_watches import CartWatches
 from cart_grpc.store.read.operator_reads import OperatorReads
 from cart_grpc.store.read.reads import Reads
+from cart_grpc.store.write_queue import WriteQueue
 
 R = TypeVar("R")
 
 
 class Store:
-    """Carts and reservations in one database: grouped writes, reads beside them, and hints of changes."""
+    """Carts and reservations in one database.
+
+    Every write returns once it is durable. Every write may raise DatabaseUnavailable (nothing was done), OutcomeUnknown
+    (it may have been done) or ShuttingDown. A caller that is cancelled does not stop a commit that has begun.
+
+    `notifier` says which carts this process has changed, `watches` waits for changes of a cart, `reads` and
+    `operator_reads` read.
+    """
 
     def __init__(self, engine: Engine, new_id: NewId, *, queue_size: int) -> None:
         self._engine = engine
@@ -31,73 +38,73 @@ class Store:
         self.reads = Reads(engine, queue_size)
         self.operator_reads = OperatorReads(engine)
         self.watches = CartWatches(self.reads, self.notifier, polls=engine.is_shared)
-        self._writer = GroupCommit(engine, self.notifier, new_id, queue_size)
+        self._write_queue = WriteQueue(engine, self.notifier, new_id, queue_size)
 
     async def start(self) -> None:
-        """Open the database for writing. Raises what the database raises."""
-        await self._writer.start()
+        """Open the database for writing. Raises the database's errors."""
+        await self._write_queue.start()
 
     async def close(self) -> None:
-        """Refuse new writes and make those that wait durable. The engine stays its owner's to close."""
+        """Refuse new writes, and wait until the queued ones are durable. Does not close the engine."""
         await self.reads.close()
-        await self._writer.close()
+        await self._write_queue.close()
 
     async def mutate(self, mutation: Mutation) -> bytes:
-        """The reply's bytes, once the change is durable. Raises CallRefused.
+        """Make a caller's change and return the bytes of its reply.
 
-        A caller who is cancelled leaves a commit that is under way untouched.
+        Raises Overloaded if too many calls wait, and the refusals of its rule.
         """
-        reply: bytes = await self._writer.write(mutation)
+        reply: bytes = await self._write_queue.submit(mutation)
         return reply
 
     async def claim(self, claim: Claim) -> list[Reservation]:
-        """The reservations that are now ours, their claim durable."""
-        claimed: list[Reservation] = await self._writer.work(claim)
+        """Claim due reservations and return them as claimed."""
+        claimed: list[Reservation] = await self._write_queue.submit_background(claim)
         return claimed
 
     async def open_attempt(self, attempt: OpenAttempt) -> int | None:
-        """Until when the attempt that is now open, durably, can take effect; None where none may be made."""
-        until: int | None = await self._writer.work(attempt)
+        """Open an attempt. Return until when it can take effect, or None if nothing may be sent."""
+        until: int | None = await self._write_queue.submit_background(attempt)
         return until
 
     async def record(self, record: RecordOutcome) -> Recorded:
-        """Record how a call ended."""
-        recorded: Recorded = await self._writer.work(record)
+        """Record the outcome of a call to the Reservation API."""
+        recorded: Recorded = await self._write_queue.submit_background(record)
         return recorded
 
     async def expire(self, cart: CartKey) -> bool:
-        """End the cart if it was left alone for longer than its ttl. Returns whether it was."""
-        expired: bool = await self._writer.work(Expire(cart))
+        """End the cart if its expire_time has passed. Return whether it had."""
+        expired: bool = await self._write_queue.submit_background(Expire(cart))
         return expired
 
     async def purge(self, purge: Purge) -> int:
-        """Delete what nobody needs any more. Returns how many rows went."""
-        deleted: int = await self._writer.work(purge)
+        """Delete rows whose retention is over. Return how many."""
+        deleted: int = await self._write_queue.submit_background(purge)
         return deleted
 
     async def intervene(self, command: Command[R]) -> R:
-        """What an operator has decided; it does not queue behind the callers. Raises CallRefused."""
-        answer: R = await self._writer.work(command)
+        """Run an operator's command. It does not wait behind callers. Raises the refusals of the command."""
+        answer: R = await self._write_queue.submit_background(command)
         return answer
 
     async def pause(self, command: Pause | Resume) -> None:
-        """Stop claims, by whatever process, or let them go on."""
-        await self._writer.work(command)
+        """Stop all claims, in every process, or allow them again."""
+        await self._write_queue.submit_background(command)
 
     async def update_leases(self, command: ExtendLeases | ReturnClaims) -> None:
-        """ExtendLeases claims or hand them back."""
-        await self._writer.work(command)
+        """Extend the leases of claims, or return the claims."""
+        await self._write_queue.submit_background(command)
 
     async def ping(self) -> None:
-        """Raises DatabaseUnavailable where the database does not answer the writer, or takes no writes."""
+        """Raise DatabaseUnavailable if the database does not answer the writer or does not accept writes."""
         try:
             with translate_failures():
                 writable = await self._engine.transact(self._engine.dialect.is_writable)
         except CommitFailed as failure:
-            # There was nothing to commit, but the connection has broken.
+            # There was nothing to commit, but the connection is broken.
             raise DatabaseUnavailable from failure
         if not writable:
             raise DatabaseUnavailable
-        if self._writer.failed:
-            # A full disk is only noticed by writing to it.
-            await self._writer.work(Ping())
+        if self._write_queue.failed:
+            # Only a write shows whether a full disk has room again.
+            await self._write_queue.submit_background(Ping())

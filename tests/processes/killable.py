@@ -22,10 +22,10 @@ from cart_grpc.commands.expire import Expire
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.record import RecordOutcome
 from cart_grpc.reservation_api.grpc_api import GrpcReservationApi
-from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
+from cart_grpc.store.write_queue import Handover
 
 BATCHES: dict[type, str] = {
     Mutation: "mutation",
@@ -67,10 +67,10 @@ def _pass(point: str) -> None:
 
 def _around_take(take: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(take)
-    def around(self: GroupCommit) -> Any:
+    def around(self: Handover) -> Any:
         taken = take(self)
         batches = _batches.get()
-        batches.extend(sorted({BATCHES[type(waiting.command)] for waiting in taken}))
+        batches.extend(sorted({BATCHES[type(queued.command)] for queued in taken}))
         _pass_batches(batches, "begun")
         return taken
 
@@ -118,8 +118,8 @@ def main() -> int:
     seams: Any
     for seams in (SqliteEngine, PostgresqlEngine):
         seams.transact = _around_transaction(seams.transact)
-    seams = GroupCommit
-    seams._take = _around_take(seams._take)
+    seams = Handover
+    seams.take = _around_take(seams.take)
     seams = GrpcReservationApi
     seams.apply = _between("call unsent", "call answered", seams.apply)
     seams = Store

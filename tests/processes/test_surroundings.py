@@ -126,7 +126,7 @@ def _page_of(file: Path, table: str) -> int:
         return int(connection.execute(select, (table,)).fetchone()[0])
 
 
-@pytest.mark.parametrize("table", ["", "alembic_version", "writers"])
+@pytest.mark.parametrize("table", ["", "alembic_version", "commit_markers"])
 async def test_a_damaged_file_that_a_start_meets_ends_it_with_one_line(programs: Programs, table: str) -> None:
     file = await _abandoned(programs, adds=1)
     page = _page_of(file, table) if table else 1

@@ -22,8 +22,8 @@ from sqlalchemy.pool import StaticPool
 from cart_grpc.store import schema
 from cart_grpc.store.dialects import Dialect, SqliteDialect
 from cart_grpc.store.failures import CommitFailed
+from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.read.reads import Reads
-from cart_grpc.store.statements import Statements
 from tests.simulation.loop import OUTSIDE, Process
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class Template:
         schema.metadata.create_all(self.connection)
         self.connection.commit()
         # Built once: SQLAlchemy knows by the object what it has compiled already.
-        self.statements = Statements(self.dialect, lock_users=False)
+        self.queries = WriteQueries(self.dialect, lock_users=False)
         self._reads = Reads(SimpleNamespace(reader=None, dialect=self.dialect))
         # Otherwise every collection would go through all that was ever imported.
         gc.freeze()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import tenacity
 
-from cart_grpc.store import group_commit
+from cart_grpc.store import write_queue
 from tests.simulation.database import template
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.world import World
@@ -98,7 +98,7 @@ def _deterministic(seed: int, loop: VirtualLoop, violate: Callable[[str], None])
     loop.set_exception_handler(lambda _, context: violate(f"in the loop: {context}"))
     replaced = pytest.MonkeyPatch()
     replaced.setattr(tenacity, "time", SimpleNamespace(monotonic=loop.time))
-    replaced.setattr(group_commit, "Statements", lambda *_, **__: template().statements)
+    replaced.setattr(write_queue, "WriteQueries", lambda *_, **__: template().queries)
     log = logging.getLogger("cart_grpc")
     level, alarms = log.level, _Alarms(violate)
     log.addHandler(alarms)

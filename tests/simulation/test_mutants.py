@@ -19,11 +19,12 @@ from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.unit_of_work import Reply, UnitOfWork
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Observed, PermanentFailure, Reservation
-from cart_grpc.store.group_commit import GroupCommit
+from cart_grpc.store.batch_writer import BatchWriter
+from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.read import cart_json
 from cart_grpc.store.read.cache_validator import MAX_AGE_US, CacheValidator
 from cart_grpc.store.read.cart_json import CartJson, Found
-from cart_grpc.store.statements import Statements
+from cart_grpc.store.rows import CommitMarker
 from tests.simulation.seeds import run
 
 Patch = pytest.MonkeyPatch
@@ -115,7 +116,7 @@ def new_hold_does_not_wait_for_the_old(patch: Patch) -> None:
 
 
 def what_waits_is_forgotten(patch: Patch) -> None:
-    patch.setattr(apply_transition, "_stop_waiting", lambda *_: None)
+    patch.setattr(apply_transition, "_stop_waiting", lambda *_: [])
 
 
 def zombies_keep_the_books(patch: Patch) -> None:
@@ -126,29 +127,29 @@ def zombies_keep_the_books(patch: Patch) -> None:
 
 
 def claim_is_not_written(patch: Patch) -> None:
-    real = Statements.claim
+    real = WriteQueries.claim
 
-    def claim(self: Statements, connection: Connection, *rest: Any) -> list[Reservation]:
+    def claim(self: WriteQueries, connection: Connection, *rest: Any) -> list[Reservation]:
         with connection.begin_nested() as nested:
             claimed = real(self, connection, *rest)
             nested.rollback()
         return claimed
 
-    patch.setattr(Statements, "claim", claim)
+    patch.setattr(WriteQueries, "claim", claim)
 
 
 def failed_commit_is_reported_as_done(patch: Patch) -> None:
-    async def was_committed(self: GroupCommit, number: int) -> bool:
+    async def was_committed(self: BatchWriter, marker: CommitMarker) -> bool:
         return True
 
-    patch.setattr(GroupCommit, "_was_committed", was_committed)
+    patch.setattr(BatchWriter, "_was_committed", was_committed)
 
 
 def failed_commit_is_reported_as_not_done(patch: Patch) -> None:
-    async def was_committed(self: GroupCommit, number: int) -> bool:
+    async def was_committed(self: BatchWriter, marker: CommitMarker) -> bool:
         return False
 
-    patch.setattr(GroupCommit, "_was_committed", was_committed)
+    patch.setattr(BatchWriter, "_was_committed", was_committed)
 
 
 def fingerprint_is_ignored(patch: Patch) -> None:
@@ -173,11 +174,11 @@ def hold_is_not_renewed(patch: Patch) -> None:
 
 
 def housekeeping_drops_what_is_not_over(patch: Patch) -> None:
-    def purge(self: Statements, connection: Connection, replies: int, before: int, *_: int) -> int:
+    def purge(self: WriteQueries, connection: Connection, replies: int, before: int, *_: int) -> int:
         connection.exec_driver_sql("DELETE FROM reservations WHERE create_time < ? AND disposition = 3", (before,))
         return 0
 
-    patch.setattr(Statements, "purge", purge)
+    patch.setattr(WriteQueries, "purge", purge)
 
 
 def expiry_forgets_the_items(patch: Patch) -> None:

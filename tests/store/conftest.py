@@ -8,8 +8,8 @@ from cart_grpc import app
 from cart_grpc.store import migrate
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine, connect
-from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.store import Store
+from cart_grpc.store.write_queue import WriteQueue
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ async def store(engine: Engine) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
-async def writer(engine: Engine) -> AsyncIterator[GroupCommit]:
+async def writer(engine: Engine) -> AsyncIterator[WriteQueue]:
     """The writer, at work. What is written without waiting in between goes into one batch."""
-    writer = GroupCommit(engine, ChangeNotifier(), app.new_id, 1000)
+    writer = WriteQueue(engine, ChangeNotifier(), app.new_id, 1000)
     await writer.start()
     yield writer
     await writer.close()

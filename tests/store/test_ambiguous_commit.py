@@ -14,13 +14,13 @@ from sqlalchemy.util import await_only
 
 from cart_grpc import app
 from cart_grpc.carts.refusals import Unavailable
-from cart_grpc.store import group_commit, schema
+from cart_grpc.store import batch_writer, schema
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
+from cart_grpc.store.write_queue import WriteQueue
 from tests.store.writes import SKU, add, answered, before_commit, claim_one, count, decode, snapshot
 
 KILL = "SELECT pg_terminate_backend(pg_backend_pid())"
@@ -71,16 +71,16 @@ async def test_a_commit_whose_connection_breaks_is_answered_rightly_and_has_one_
 
 @pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
 async def test_every_command_of_a_broken_batch_keeps_its_own_answer(
-    writer: GroupCommit, engine: Engine, committed: bool
+    writer: WriteQueue, engine: Engine, committed: bool
 ) -> None:
     breaking = Breaking(engine, committed=committed)
-    answers = [writer.write(add(request_id="r1")), writer.write(add()), writer.write(add(request_id="r1"))]
+    answers = [writer.submit(add(request_id="r1")), writer.submit(add()), writer.submit(add(request_id="r1"))]
     first, second, replay = await asyncio.gather(*answers)
     assert breaking.broken == 1
     assert [decode(first), decode(second)] == [{SKU: 1}, {SKU: 2}]
     assert replay == first
     assert await count(engine, schema.replies) == 1
-    assert decode(await writer.write(add())) == {SKU: 3}
+    assert decode(await writer.submit(add())) == {SKU: 3}
 
 
 async def test_a_commit_that_breaks_again_and_again_is_still_one_effect(store: Store, engine: Engine) -> None:
@@ -111,10 +111,10 @@ async def test_a_claim_and_its_record_survive_a_broken_commit(store: Store, engi
 
 
 async def test_two_writers_on_one_database_do_not_take_each_others_marks(store: Store, engine: Engine) -> None:
-    other = GroupCommit(engine, ChangeNotifier(), app.new_id, 10)
+    other = WriteQueue(engine, ChangeNotifier(), app.new_id, 10)
     await other.start()
     for _ in range(3):
-        await other.write(add())
+        await other.submit(add())
     Breaking(engine, committed=False)
     assert decode(await store.mutate(add())) == {SKU: 4}
     await other.close()
@@ -122,14 +122,14 @@ async def test_two_writers_on_one_database_do_not_take_each_others_marks(store: 
 
 @pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
 async def test_what_became_of_a_batch_is_found_out_although_the_next_one_is_written_before(
-    writer: GroupCommit, engine: Engine, committed: bool
+    writer: WriteQueue, engine: Engine, committed: bool
 ) -> None:
     loop, is_there = asyncio.get_running_loop(), threading.Event()
     breaking = Breaking(engine, committed=committed)
     answers: list[asyncio.Future[bytes]] = []
 
     def put_next() -> None:
-        answers.append(writer.write(add(quantity=2)))
+        answers.append(writer.submit(add(quantity=2)))
         is_there.set()
 
     def put_next_first(_: Connection) -> None:
@@ -142,44 +142,44 @@ async def test_what_became_of_a_batch_is_found_out_although_the_next_one_is_writ
 
     assert isinstance(engine, SqliteEngine | PostgresqlEngine)
     end = before_commit(engine, put_next_first)
-    first = decode(await writer.write(add(quantity=1)))
+    first = decode(await writer.submit(add(quantity=1)))
     second = decode(await answers[0])
     assert breaking.broken == 1
     # What was committed was so first; what was not was written again, whenever that was.
     assert (first, second) == ({SKU: 1}, {SKU: 3}) or (not committed and (first, second) == ({SKU: 3}, {SKU: 2}))
-    assert decode(await writer.write(add(quantity=4))) == {SKU: 7}
+    assert decode(await writer.submit(add(quantity=4))) == {SKU: 7}
 
 
 async def test_a_batch_is_tried_again_however_long_it_had_to_wait_for_the_other_writer(
-    writer: GroupCommit, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    writer: WriteQueue, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop, answers = asyncio.get_running_loop(), list[asyncio.Future[bytes]]()
-    monkeypatch.setattr(group_commit, "RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(batch_writer, "RETRY_SECONDS", 0.5)
     assert isinstance(engine, SqliteEngine | PostgresqlEngine)
 
     def take_long(_: Connection) -> None:
         end()
         Breaking(engine, committed=False)
         if isinstance(engine, SqliteEngine):
-            loop.call_soon_threadsafe(lambda: answers.append(writer.write(add(quantity=2))))
+            loop.call_soon_threadsafe(lambda: answers.append(writer.submit(add(quantity=2))))
             time.sleep(0.6)
         else:
-            answers.append(writer.write(add(quantity=2)))
+            answers.append(writer.submit(add(quantity=2)))
             await_only(asyncio.sleep(0.6))
 
     end = before_commit(engine, take_long)
     # The hook of `Breaking` is for the batch after this one.
-    assert decode(await writer.write(add(quantity=1))) == {SKU: 1}
+    assert decode(await writer.submit(add(quantity=1))) == {SKU: 1}
     assert decode(await answers[0]) == {SKU: 3}
 
 
 async def test_what_came_to_nothing_is_not_tried_again_for_a_caller_who_has_gone_meanwhile(
-    writer: GroupCommit, engine: Engine
+    writer: WriteQueue, engine: Engine
 ) -> None:
     loop = asyncio.get_running_loop()
     breaking = Breaking(engine, committed=False)
     assert isinstance(engine, SqliteEngine | PostgresqlEngine)
-    given_up, other = writer.write(add("given up")), writer.write(add())
+    given_up, other = writer.submit(add("given up")), writer.submit(add())
 
     def give_up(_: Connection) -> None:
         loop.call_soon_threadsafe(given_up.cancel)

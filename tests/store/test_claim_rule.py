@@ -10,8 +10,8 @@ from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.rows import reservation_row, to_reservation
-from cart_grpc.store.statements import Statements
 from tests.carts.examples import NOW, SECOND, a_hold
 from tests.protocol.claims import claim
 
@@ -51,11 +51,11 @@ def every_state() -> Iterator[Reservation]:
 @pytest.mark.parametrize("lane", [HOLD_LANE, RELEASE_LANE])
 async def test_a_claim_turns_any_row_into_what_the_rule_says(engine: Engine, lane: Lane) -> None:
     before = {row.reservation_id: row for row in itertools.chain(every_row(), every_state())}
-    statements = Statements(engine.dialect, lock_users=engine.locks_users)
+    queries = WriteQueries(engine.dialect, lock_users=engine.locks_users)
 
     def work(connection: Connection) -> tuple[list[Reservation], list[Reservation]]:
-        statements.write(connection, {"reservations": [reservation_row(row) for row in before.values()]})
-        claimed = statements.claim(connection, lane, len(before), NOW, LEASE)
+        queries.write(connection, {"reservations": [reservation_row(row) for row in before.values()]})
+        claimed = queries.claim(connection, lane, len(before), NOW, LEASE)
         return claimed, [to_reservation(row) for row in connection.execute(select(schema.reservations))]
 
     claimed, after = await engine.transact(work)

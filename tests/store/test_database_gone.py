@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from cart_grpc import app
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown
-from cart_grpc.store import group_commit, migrate
+from cart_grpc.store import batch_writer, migrate
 from cart_grpc.store.engine import connect
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.store import Store
@@ -73,7 +73,7 @@ async def test_a_database_that_goes_away_in_mid_commit_leaves_the_outcome_unknow
     monkeypatch: pytest.MonkeyPatch,
     committed: bool,
 ) -> None:
-    monkeypatch.setattr(group_commit, "RESOLVE_SECONDS", 0.2)
+    monkeypatch.setattr(batch_writer, "RESOLVE_SECONDS", 0.2)
     await store.mutate(add())
 
     def pull_the_plug(connection: Connection) -> None:

@@ -13,8 +13,8 @@ from cart_grpc.names import cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.read.reads import Reads
+from cart_grpc.store.write_queue import WriteQueue
 from tests.store.writes import KEY, LEASE, SKU, Wrapped, add, broken, decode, refused_by_the_database, remove
 
 
@@ -37,27 +37,27 @@ async def total(engine: Engine) -> int:
     return found.cart.total_quantity if found else 0
 
 
-async def test_a_refused_command_does_not_fail_its_batch(writer: GroupCommit, engine: Engine) -> None:
-    answers = [writer.write(command) for command in (add(), remove("never-added"), add())]
+async def test_a_refused_command_does_not_fail_its_batch(writer: WriteQueue, engine: Engine) -> None:
+    answers = [writer.submit(command) for command in (add(), remove("never-added"), add())]
     results = await asyncio.gather(*answers, return_exceptions=True)
     assert [type(result) for result in results] == [bytes, ItemNotFound, bytes]
     assert await total(engine) == 2
 
 
-async def test_a_command_with_a_bug_does_not_fail_its_batch(writer: GroupCommit, engine: Engine) -> None:
-    answers = [writer.write(command) for command in (add(), broken(ZeroDivisionError("bug")), add())]
+async def test_a_command_with_a_bug_does_not_fail_its_batch(writer: WriteQueue, engine: Engine) -> None:
+    answers = [writer.submit(command) for command in (add(), broken(ZeroDivisionError("bug")), add())]
     results = await asyncio.gather(*answers, return_exceptions=True)
     assert [type(result) for result in results] == [bytes, ZeroDivisionError, bytes]
     assert await total(engine) == 2
 
 
-async def test_a_reply_that_cannot_be_encoded_leaves_no_effect(writer: GroupCommit, engine: Engine) -> None:
+async def test_a_reply_that_cannot_be_encoded_leaves_no_effect(writer: WriteQueue, engine: Engine) -> None:
     def fail(*_: object) -> bytes:
         raise ZeroDivisionError("bug")
 
     sound = add(quantity=5)
     broken_reply = type(sound)(sound.cart, sound.decide, fail, sound.item_ids, sound.skus)
-    answers = [writer.write(broken_reply), writer.write(add())]
+    answers = [writer.submit(broken_reply), writer.submit(add())]
     results = await asyncio.gather(*answers, return_exceptions=True)
     assert isinstance(results[0], ZeroDivisionError)
     assert await total(engine) == 1
@@ -65,21 +65,21 @@ async def test_a_reply_that_cannot_be_encoded_leaves_no_effect(writer: GroupComm
 
 @pytest.mark.parametrize("position", [0, 3, 6])
 async def test_a_batch_that_the_database_refuses_is_split_and_only_the_culprit_fails(
-    writer: GroupCommit, engine: Engine, position: int
+    writer: WriteQueue, engine: Engine, position: int
 ) -> None:
     bob = cart_key(user_key("bob"), "default")
     commands = [add() for _ in range(6)]
     commands.insert(position, refused_by_the_database(bob))
-    results = await asyncio.gather(*map(writer.write, commands), return_exceptions=True)
+    results = await asyncio.gather(*map(writer.submit, commands), return_exceptions=True)
     assert isinstance(results.pop(position), IntegrityError | IntegrityConstraintViolationError)
     assert [decode(reply)[SKU] for reply in results if isinstance(reply, bytes)] == [1, 2, 3, 4, 5, 6]
     assert await total(engine) == 6
     assert await Reads(engine).find_cart(bob) is None
 
 
-async def test_a_culprit_in_the_same_cart_leaves_no_trace_in_it(writer: GroupCommit, engine: Engine) -> None:
+async def test_a_culprit_in_the_same_cart_leaves_no_trace_in_it(writer: WriteQueue, engine: Engine) -> None:
     commands = [add(), refused_by_the_database(), add()]
-    results = await asyncio.gather(*map(writer.write, commands), return_exceptions=True)
+    results = await asyncio.gather(*map(writer.submit, commands), return_exceptions=True)
     assert isinstance(results[1], IntegrityError | IntegrityConstraintViolationError)
     found = await Reads(engine).find_cart(KEY)
     assert found is not None
@@ -87,8 +87,8 @@ async def test_a_culprit_in_the_same_cart_leaves_no_trace_in_it(writer: GroupCom
     assert found.cart.revision == 2
 
 
-async def test_a_command_whose_caller_has_gone_before_its_batch_is_not_run(writer: GroupCommit, engine: Engine) -> None:
-    gone, there = writer.write(add(quantity=5)), writer.write(add())
+async def test_a_command_whose_caller_has_gone_before_its_batch_is_not_run(writer: WriteQueue, engine: Engine) -> None:
+    gone, there = writer.submit(add(quantity=5)), writer.submit(add())
     gone.cancel()
     assert decode(await there) == {SKU: 1}
     assert await total(engine) == 1
@@ -96,39 +96,39 @@ async def test_a_command_whose_caller_has_gone_before_its_batch_is_not_run(write
 
 async def test_a_caller_who_goes_in_mid_commit_loses_nothing_and_strands_nobody(engine: Engine) -> None:
     held = Held(engine)
-    writer = GroupCommit(held, ChangeNotifier(), app.new_id, 1000)
+    writer = WriteQueue(held, ChangeNotifier(), app.new_id, 1000)
     await writer.start()
     held.reached.clear()
     held.go_on.clear()
-    first, gone, last = (writer.write(add()) for _ in range(3))
+    first, gone, last = (writer.submit(add()) for _ in range(3))
     await held.reached.wait()
     gone.cancel()
     held.go_on.set()
     assert [decode(await answer)[SKU] for answer in (first, last)] == [1, 3]
-    assert decode(await writer.write(add())) == {SKU: 4}
+    assert decode(await writer.submit(add())) == {SKU: 4}
     await writer.close()
 
 
 async def test_a_full_queue_refuses_callers_while_the_reconcilers_commands_still_pass(engine: Engine) -> None:
-    writer = GroupCommit(engine, ChangeNotifier(), app.new_id, queue_size=3)
-    answers = [writer.write(add()) for _ in range(3)]
+    writer = WriteQueue(engine, ChangeNotifier(), app.new_id, queue_size=3)
+    answers = [writer.submit(add()) for _ in range(3)]
     with pytest.raises(Overloaded):
-        writer.write(add())
-    claimed = writer.work(Claim(HOLD_LANE, 10, LEASE))
+        writer.submit(add())
+    claimed = writer.submit_background(Claim(HOLD_LANE, 10, LEASE))
     await writer.start()
     assert [decode(await answer)[SKU] for answer in answers] == [1, 2, 3]
     # Claims come after what their batch has changed.
     assert len(await claimed) == 1
-    assert decode(await writer.write(add())) == {SKU: 4}
+    assert decode(await writer.submit(add())) == {SKU: 4}
     await writer.close()
 
 
 async def test_closing_writes_what_waits_and_refuses_what_comes_after(engine: Engine) -> None:
-    writer = GroupCommit(engine, ChangeNotifier(), app.new_id, 1000)
+    writer = WriteQueue(engine, ChangeNotifier(), app.new_id, 1000)
     await writer.start()
-    answers = [writer.write(add()) for _ in range(5)]
+    answers = [writer.submit(add()) for _ in range(5)]
     closing = asyncio.create_task(writer.close())
     assert [decode(await answer)[SKU] for answer in answers] == [1, 2, 3, 4, 5]
     await closing
     with pytest.raises(ShuttingDown):
-        writer.write(add())
+        writer.submit(add())

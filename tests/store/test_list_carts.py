@@ -7,8 +7,8 @@ import pytest
 from cart_grpc.carts.model import CartState
 from cart_grpc.names import cart_key, user_key
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.read.reads import Page, Reads
+from cart_grpc.store.write_queue import WriteQueue
 from tests.store.writes import add
 
 USER = user_key("alice")
@@ -16,10 +16,10 @@ USER = user_key("alice")
 
 @pytest.mark.parametrize("descending", [False, True])
 async def test_carts_with_one_create_time_are_ordered_by_id(
-    writer: GroupCommit, engine: Engine, descending: bool
+    writer: WriteQueue, engine: Engine, descending: bool
 ) -> None:
     ids = [f"cart-{number}" for number in range(5)]
-    await asyncio.gather(*(writer.write(add(key=cart_key(USER, cart_id))) for cart_id in ids))
+    await asyncio.gather(*(writer.submit(add(key=cart_key(USER, cart_id))) for cart_id in ids))
     found: list[str] = []
     after = None
     for _ in range(3):

@@ -66,10 +66,10 @@ async def two_writers(tmp_path: Path) -> AsyncIterator[list[SqliteEngine]]:
 
 async def test_a_race_to_read_and_then_write_loses_nobody(two_writers: list[SqliteEngine]) -> None:
     def read_then_write(connection: Connection) -> None:
-        batch = connection.execute(text("SELECT coalesce(max(batch), 0) FROM writers")).scalar_one()
+        batch = connection.execute(text("SELECT coalesce(max(batch_number), 0) FROM commit_markers")).scalar_one()
         connection.execute(
-            text("INSERT INTO writers VALUES (0, 'raced', :batch, 0) ON CONFLICT DO UPDATE SET batch = :batch"),
-            {"batch": batch + 1},
+            text("INSERT INTO commit_markers VALUES (0, 'raced', :n, 0) ON CONFLICT DO UPDATE SET batch_number = :n"),
+            {"n": batch + 1},
         )
 
     async def race(engine: SqliteEngine) -> None:
@@ -77,7 +77,7 @@ async def test_a_race_to_read_and_then_write_loses_nobody(two_writers: list[Sqli
             await engine.transact(read_then_write)
 
     await asyncio.gather(*map(race, two_writers))
-    statement = text("SELECT batch FROM writers WHERE writer_id = 'raced'")
+    statement = text("SELECT batch_number FROM commit_markers WHERE writer_id = 'raced'")
     assert await two_writers[0].transact(lambda connection: connection.execute(statement).scalar_one()) == 80
 
 

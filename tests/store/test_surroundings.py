@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from cart_grpc import app
 from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseFull, DatabaseUnavailable, OutcomeUnknown
 from cart_grpc.names import cart_key, user_key
-from cart_grpc.store import group_commit
+from cart_grpc.store import batch_writer
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.failures import find_refusal
 from cart_grpc.store.postgresql import PostgresqlEngine
@@ -54,7 +54,7 @@ async def test_a_full_disk_refuses_what_needs_room_and_goes_on_when_there_is_som
     assert (await snapshot(store)).cart.total_quantity == 1
     await say(engine, "PRAGMA max_page_count = 100000")
     await store.ping()
-    assert not store._writer.failed
+    assert not store._write_queue.failed
     assert decode(await store.mutate(add())) == {SKU: 2}
     users = await engine.transact(
         lambda connection: connection.execute(text("SELECT count(*) FROM carts")).scalar_one()
@@ -89,7 +89,7 @@ async def test_a_damaged_page_is_told_and_nothing_more_is_written(store: Store, 
         file.write(b"\xff" * 4096)
     with closing(connect_sqlite(tmp_path / "cart.db", isolation_level=None)) as other:
         # Has every connection forget what it remembers of the pages.
-        other.execute("UPDATE writers SET batch = batch")
+        other.execute("UPDATE commit_markers SET batch_number = batch_number")
     for _ in range(2):
         with pytest.raises(DatabaseDamaged):
             await store.mutate(add())
@@ -103,7 +103,7 @@ async def test_a_damaged_page_is_told_and_nothing_more_is_written(store: Store, 
 async def test_a_failed_commit_of_which_something_may_be_left_is_not_said_to_be_undone(
     store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group_commit, "RESOLVE_SECONDS", 0.2)
+    monkeypatch.setattr(batch_writer, "RESOLVE_SECONDS", 0.2)
     await store.mutate(add())
     # What the log may still hold can only be made void by writing, and that fails, too.
     Breaking(engine, committed=False, plan="x" * 30)
@@ -157,7 +157,7 @@ async def test_a_deadlock_with_another_replica_is_tried_again_and_nobody_notices
         states.append(getattr(error, "sqlstate", ""))
         return find_refusal(error)
 
-    monkeypatch.setattr(group_commit, "find_refusal", find)
+    monkeypatch.setattr(batch_writer, "find_refusal", find)
     await outside.execute(LOCK, {"user": keys[1].user_id})
     # Its locks are taken in one order, so only somebody who takes them in another can be in its way.
     writing = asyncio.gather(*(store.mutate(add(key=key, request_id="r1")) for key in keys))

@@ -171,12 +171,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("slice", "user_id", name="users_pkey"),
     )
     op.create_table(
-        "writers",
+        "commit_markers",
         sa.Column("slice", sa.SmallInteger(), nullable=False),
         sa.Column("writer_id", NAME, nullable=False),
-        sa.Column("batch", sa.BigInteger(), nullable=False),
+        sa.Column("batch_number", sa.BigInteger(), nullable=False),
         sa.Column("update_time", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("slice", "writer_id", name="writers_pkey"),
+        sa.PrimaryKeyConstraint("slice", "writer_id", name="commit_markers_pkey"),
     )
 
     for table, columns in RISING.items():

@@ -1,0 +1,213 @@
+"""Group commit, the writing half: write a batch in one transaction, and give each command its answer.
+
+A batch is retried while the database is briefly unavailable. If a connection breaks during COMMIT, the batch's commit
+marker tells whether it was committed.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from sqlalchemy import Connection
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from cart_grpc.carts.calls import NewId
+from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown
+from cart_grpc.store.batch import AnyCommand, Outcome, run_batch
+from cart_grpc.store.change_notifier import ChangeNotifier
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.failures import CommitFailed, find_refusal
+from cart_grpc.store.queries import WriteQueries
+from cart_grpc.store.rows import CommitMarker
+
+log = logging.getLogger(__name__)
+
+# How long to retry a batch, counted from when its first transaction began.
+RETRY_SECONDS = 2.0
+# How long to try to find out whether a broken COMMIT happened.
+RESOLVE_SECONDS = 20.0
+# The process of a writer that has not committed for 90 days is gone. Do not make this short: a quiet process still
+# needs its markers if its next COMMIT breaks.
+FORGET_MARKERS_AFTER_US = 90 * 24 * 3600 * 1_000_000
+
+
+@dataclass(slots=True)
+class QueuedCommand:
+    """A command, and the future for its answer. If the future is done, the caller has left."""
+
+    command: AnyCommand
+    answer: asyncio.Future[Any]
+
+
+Take = Callable[[], list[QueuedCommand]]
+
+
+class Report(Protocol):
+    """Notes whether the database accepted the last batch."""
+
+    def __call__(self, *, accepted: bool) -> None: ...
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The commands of one transaction. None until `take` is called, which happens once the transaction is open.
+
+    `begin_time` is when its first transaction began, on the monotonic clock in seconds.
+    """
+
+    take: Take
+    commands: list[QueuedCommand] | None = None
+    begin_time: float | None = None
+
+    def get_commands(self) -> list[QueuedCommand]:
+        """Return the commands. Take them from the queue if that has not happened yet."""
+        if self.commands is None:
+            self.commands = self.take()
+        return self.commands
+
+
+class BatchWriter:
+    """Writes one batch after another.
+
+    Each writer has its own row in `commit_markers`. So it can find out what happened to its batch while the other
+    writer goes on. It calls `report` after each batch, but not after one that failed because of a command: that tells
+    nothing about the database.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        queries: WriteQueries,
+        notifier: ChangeNotifier,
+        new_id: NewId,
+        report: Report,
+    ) -> None:
+        self.writer_id = new_id()
+        self._batch_number = 0
+        self._engine = engine
+        self._queries = queries
+        self._notifier = notifier
+        self._new_id = new_id
+        self._report = report
+
+    async def write_batch(self, take: Take) -> None:
+        """Take a batch as late as possible, make it durable and answer it."""
+        await self._commit_or_split(_Batch(take))
+
+    async def _commit_or_split(self, batch: _Batch) -> None:
+        """Commit and answer a batch. Split one that fails because of a command, until only that command fails."""
+        try:
+            outcome = await self._transact_with_retries(batch)
+        except Exception as error:  # noqa: BLE001 - each command gets an answer, whatever went wrong
+            commands = batch.get_commands()
+            if isinstance(error, DatabaseUnavailable | OutcomeUnknown):
+                self._report(accepted=False)
+                log.warning("a batch of %d commands was not written: %s", len(commands), error.reason)
+            elif len(commands) > 1:
+                middle = len(commands) // 2
+                await self._commit_or_split(_Batch(batch.take, commands[:middle]))
+                await self._commit_or_split(_Batch(batch.take, commands[middle:]))
+                return
+            _answer_all(commands, [error] * len(commands))
+        else:
+            self._report(accepted=True)
+            _answer_all(batch.get_commands(), outcome.results)
+            self._notifier.publish(outcome.changed, due=outcome.due)
+
+    async def _transact_with_retries(self, batch: _Batch) -> Outcome:
+        self._batch_number += 1
+        queued_time = time.monotonic()
+
+        def is_too_late(_: RetryCallState) -> bool:
+            return time.monotonic() - (batch.begin_time or queued_time) >= RETRY_SECONDS
+
+        try:
+            async for attempt in _retry_while_unavailable(is_too_late):
+                with attempt:
+                    return await self._transact_once(batch)
+        except Exception as error:
+            if refusal := find_refusal(error):
+                log.warning("the database is not available: %s", str(getattr(error, "orig", None) or error)[:200])
+                raise refusal from error
+            raise
+        raise AssertionError("unreachable")
+
+    async def _transact_once(self, batch: _Batch) -> Outcome:
+        marker = CommitMarker(self.writer_id, self._batch_number)
+        try:
+            return await self._engine.transact(partial(self._run_in_transaction, batch, marker))
+        except CommitFailed as failure:
+            if await self._was_committed(marker):
+                outcome: Outcome = failure.result
+                return outcome
+            # Nothing was committed, and nothing will be, so the batch may be retried.
+            raise failure.__cause__ or failure from None
+
+    def _run_in_transaction(self, batch: _Batch, marker: CommitMarker, connection: Connection) -> Outcome:
+        batch.begin_time = batch.begin_time or time.monotonic()
+        # Drop commands whose caller left after a failed attempt; it may have sent a newer change.
+        batch.commands = [queued for queued in batch.get_commands() if not queued.answer.done()]
+        commands = [queued.command for queued in batch.commands]
+        return run_batch(self._queries, connection, commands, self._new_id, marker)
+
+    async def _was_committed(self, marker: CommitMarker) -> bool:
+        """Find out whether a batch whose COMMIT failed was committed. Its transaction wrote `marker`.
+
+        Reading the marker's row waits for the old transaction, if that is still running. Raises OutcomeUnknown if the
+        database stays unavailable for RESOLVE_SECONDS.
+        """
+        found = None
+        try:
+            async for attempt in _retry_while_unavailable(stop_after_delay(RESOLVE_SECONDS)):
+                with attempt:
+                    try:
+                        found = await self._engine.transact(partial(self._find_batch_number, marker))
+                    except CommitFailed as failure:
+                        if failure.result != marker.batch_number:
+                            raise (failure.__cause__ or failure) from None
+                        # This transaction only read the marker, so its own COMMIT does not matter.
+                        found = marker.batch_number
+        except Exception as error:
+            raise OutcomeUnknown from error
+        return found == marker.batch_number
+
+    def _find_batch_number(self, marker: CommitMarker, connection: Connection) -> int | None:
+        """Return the number of the writer's last committed batch, after which no other can appear.
+
+        SQLite's log may still contain the transaction of a failed commit, and a crash would bring it back. Writing the
+        marker again overwrites that part of the log.
+        """
+        found = self._queries.find_batch_number(connection, marker.writer_id)
+        if found is not None and found != marker.batch_number:
+            now = self._queries.read_now(connection)
+            self._queries.write_commit_marker(connection, CommitMarker(marker.writer_id, found), now)
+        return found
+
+
+def register_writers(queries: WriteQueries, writers: Sequence[BatchWriter], connection: Connection) -> None:
+    """Write the first commit marker of each writer, and delete the markers of processes that are gone."""
+    now = queries.read_now(connection)
+    queries.delete_commit_markers(connection, now - FORGET_MARKERS_AFTER_US)
+    for writer in writers:
+        queries.write_commit_marker(connection, CommitMarker(writer.writer_id, 0), now)
+
+
+def _retry_while_unavailable(stop: Callable[[RetryCallState], bool]) -> AsyncRetrying:
+    """Retry until `stop`, quickly at first: a deadlock is over at once, but a restart of the database takes longer."""
+    is_transient = retry_if_exception(lambda error: type(find_refusal(error)) is DatabaseUnavailable)
+    return AsyncRetrying(retry=is_transient, stop=stop, wait=wait_random_exponential(0.01, max=1), reraise=True)
+
+
+def _answer_all(commands: Sequence[QueuedCommand], results: Sequence[object]) -> None:
+    """Answer each command. Skip those whose caller left: setting a done future raises, and the rest would hang."""
+    for queued, result in zip(commands, results, strict=True):
+        if queued.answer.done():
+            continue
+        if isinstance(result, BaseException):
+            queued.answer.set_exception(result)
+        else:
+            queued.answer.set_result(result)

@@ -1,0 +1,182 @@
+"""Runs the statements of the write path: Python values in, Python values out, in a transaction that is open."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, cast
+
+from sqlalchemy import Connection
+
+from cart_grpc.commands.unit_of_work import ReadSet
+from cart_grpc.names import UserKey
+from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
+from cart_grpc.protocol.reservation import Reservation
+from cart_grpc.store import schema, statements
+from cart_grpc.store.dialects import Dialect, Key
+from cart_grpc.store.prepared import Prepared, Rows
+from cart_grpc.store.rows import (
+    COMMIT_MARKERS,
+    PAUSES,
+    USERS,
+    CommitMarker,
+    CommitMarkerRow,
+    PauseRow,
+    UserRow,
+    to_reservation,
+)
+from cart_grpc.store.statements import CART, CLAIM, ITEM, REPLY, RESERVATION, SKU, USER
+
+_SKU_INDEX = schema.items.columns.keys().index("sku")
+
+
+class LostUpdate(Exception):
+    """A guarded write found a newer row although its lock should have kept other writers out. This is a bug.
+
+    The transaction is rolled back.
+    """
+
+
+class WriteQueries:
+    """The write path's statements, built once for a dialect.
+
+    A statement over many rows has the same text for any number of them, so it is compiled and prepared once.
+    """
+
+    def __init__(self, dialect: Dialect, *, lock_users: bool) -> None:
+        self._dialect = dialect
+        self._lock_users = lock_users
+        self._lock = Prepared(statements.lock_users(dialect))
+        self._load = Prepared(statements.load_batch(dialect))
+        self._load_skus = Prepared(statements.load_skus(dialect))
+        self._delete_items = Prepared(statements.delete_items(dialect))
+        self._row_writer = dialect.row_writer(
+            {table.name: statements.upsert(dialect, table) for table in statements.WRITTEN}
+        )
+        self._claims = {
+            HOLD_LANE: statements.claim(dialect, schema.due),
+            RELEASE_LANE: statements.claim(dialect, schema.due_release),
+        }
+        self._set_lease = statements.set_lease(dialect)
+        self._pause = statements.pause(dialect)
+        self._purges = (
+            statements.purge_replies(dialect),
+            statements.purge_reservations(dialect),
+            statements.purge_carts(dialect),
+        )
+        self._purge_users = statements.purge_users(dialect)
+
+    def lock_users(self, connection: Connection, users: Collection[UserKey]) -> int:
+        """Lock the users' rows and return the database's time in microseconds, read once they are locked.
+
+        All replicas lock users in the same order, or two batches could deadlock. On SQLite, BEGIN IMMEDIATE has locked
+        the whole file.
+        """
+        if not users or not self._lock_users:
+            return self.read_now(connection)
+        rows = self._dialect.bind_rows(schema.users, [USERS.to_row(UserRow(user, 1)) for user in sorted(users)])
+        ((now, _),) = self._lock.fetch(connection, cast("Mapping[str, Any]", rows))
+        return int(now)
+
+    def read_now(self, connection: Connection) -> int:
+        """Return the database's time in microseconds."""
+        return self._dialect.read_now(connection)
+
+    def load(self, connection: Connection, reads: ReadSet) -> Mapping[str, Rows]:
+        """Return the rows that a batch reads, by table.
+
+        An item comes with its reservation, a sku with its reconciling reservations. Reservations are locked: a claim
+        does not lock the user, and this batch must not overwrite its changes.
+        """
+        keys = {
+            "replies": (REPLY, [(*user, name) for user, name in reads.replies]),
+            "carts": (CART, reads.carts),
+            "whole_carts": (CART, reads.whole_carts),
+            "items": (ITEM, [(*cart, item_id) for cart, item_id in reads.items]),
+            "reservations": (RESERVATION, [(cart.slice, name) for cart, name in reads.reservations]),
+            "skus": (SKU, [(*cart, sku) for cart, sku in reads.skus]),
+        }
+        parameters: dict[str, Any] = {}
+        for name, (columns, wanted) in keys.items():
+            parameters.update(self._dialect.bind_keys(columns, wanted, name))
+        (row,) = self._load.fetch(connection, parameters)
+        found = {table.name: json.loads(text) for table, text in zip(statements.LOADED, row, strict=True)}
+        # Commands that name an item without its sku need that sku's reservations, too.
+        skus = {(*item[:3], item[_SKU_INDEX]) for item in found["items"]} - {(*cart, sku) for cart, sku in reads.skus}
+        if skus:
+            ((text,),) = self._load_skus.fetch(connection, self._dialect.bind_keys(SKU, skus))
+            found["reservations"] += json.loads(text)
+        return found
+
+    def write(self, connection: Connection, rows: Mapping[str, Rows]) -> None:
+        """Write whole rows, by table. Raises LostUpdate if a column that only rises would have fallen."""
+        written = self._row_writer.write(connection, rows)
+        for name, wanted in rows.items():
+            if written.get(name, 0) != len(wanted):
+                raise LostUpdate(f"{name}: {written.get(name)} of {len(wanted)} rows were written")
+
+    def delete_items(self, connection: Connection, keys: Sequence[Key]) -> None:
+        """Delete items by key (slice, user_id, cart_id, item_id)."""
+        if keys:
+            self._dialect.force_custom_plan(connection)
+            self._delete_items.fetch(connection, self._dialect.bind_keys(ITEM, keys))
+
+    def claim(self, connection: Connection, lane: Lane, limit: int, now: int, lease_us: int) -> list[Reservation]:
+        """Claim up to `limit` due reservations of `lane` for `lease_us`. Raises their epoch and attempt_count."""
+        self._dialect.force_custom_plan(connection)
+        parameters = {"now": now, "until": now + lease_us, "most": limit}
+        return [to_reservation(row) for row in connection.execute(self._claims[lane], parameters).all()]
+
+    def set_lease(
+        self, connection: Connection, claims: Sequence[Reservation], lease_expire_time: int | None, due_time: int
+    ) -> None:
+        """Extend claims, or return them with a `lease_expire_time` of None, if they are still ours.
+
+        Skips rows that another transaction has locked: waiting for them could deadlock, and a lease only saves work.
+        """
+        if claims:
+            self._dialect.force_custom_plan(connection)
+            keys = [(claim.cart.slice, claim.reservation_id, claim.lease_epoch) for claim in claims]
+            parameters = {**self._dialect.bind_keys(CLAIM, keys), "until": lease_expire_time, "due": due_time}
+            connection.execute(self._set_lease, parameters)
+
+    def purge(
+        self, connection: Connection, replies_before: int, reservations_before: int, carts_before: int, limit: int
+    ) -> int:
+        """Delete up to `limit` rows each of the replies, finished reservations and carts that ended before these times.
+
+        Also deletes the row of a user whose last cart and reply are gone. Returns how many rows it deleted, not
+        counting users.
+        """
+        self._dialect.force_custom_plan(connection)
+        deleted = 0
+        purges = zip(self._purges, (replies_before, reservations_before, carts_before), strict=True)
+        for statement, before in purges:
+            rows = connection.execute(statement, {"before": before, "most": limit}).all()
+            deleted += len(rows)
+            users = sorted({(row.slice, row.user_id) for row in rows})
+            if users and self._lock_users:
+                connection.execute(self._purge_users, self._dialect.bind_keys(USER, users))
+        return deleted
+
+    def pause(self, connection: Connection, reason: str, now: int) -> None:
+        """Stop all claims, for `reason`. If they are stopped already, this replaces only the reason."""
+        row = PAUSES.to_row(PauseRow(0, schema.RESERVATIONS_PAUSE, reason, now))
+        connection.execute(self._pause, self._dialect.bind_rows(schema.pauses, [row]))
+
+    def resume(self, connection: Connection) -> None:
+        """Allow claims again."""
+        connection.execute(statements.RESUME)
+
+    def write_commit_marker(self, connection: Connection, marker: CommitMarker, now: int) -> None:
+        """Write a commit marker alone. A batch writes its marker together with its other rows."""
+        self.write(connection, {"commit_markers": [COMMIT_MARKERS.to_row(CommitMarkerRow(0, marker, now))]})
+
+    def find_batch_number(self, connection: Connection, writer_id: str) -> int | None:
+        """Return the number of the last batch that a writer committed. Waits for its transaction that still runs."""
+        number: int | None = connection.execute(
+            statements.FIND_BATCH_NUMBER, {"writer": writer_id}
+        ).scalar_one_or_none()
+        return number
+
+    def delete_commit_markers(self, connection: Connection, before: int) -> None:
+        """Delete the markers of writers that have not committed since `before`."""
+        connection.execute(statements.DELETE_COMMIT_MARKERS, {"before": before})
