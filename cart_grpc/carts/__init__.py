@@ -1,4 +1,4 @@
 """What a cart is and what each call does to it: values and pure rules. Standard library only.
 
-Nothing here knows SQL, protobuf or a network.
+No SQL, no protobuf and no network belong here.
 """

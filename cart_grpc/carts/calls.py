@@ -1,8 +1,11 @@
-"""What goes into a rule and what comes out of it. Times and durations are int microseconds."""
+"""The calls that change carts, as values, and the values that go into and come out of a rule.
 
-from collections.abc import Callable, Mapping
+Times and durations are int microseconds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple
 
 from cart_grpc.carts.model import Cart, Line, Money
@@ -13,8 +16,10 @@ NewId = Callable[[], str]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of the service. `hold_ttl_us`, how long stock is held, and `cart_ttl_us`, how long a cart that says nothing
-    else lives when it is left alone, in microseconds.
+    """The limits of the service.
+
+    `hold_ttl_us` is how long the Reservation API is asked to hold stock. `cart_ttl_us` is the lifetime of a cart that
+    sets no ttl of its own, counted from its last change.
     """
 
     max_quantity_per_add: int = 100
@@ -24,30 +29,86 @@ class Limits:
     cart_ttl_us: int = 604_800_000_000
 
 
+class Given(NamedTuple):
+    """What a rule gets beside the cart and the call: the limits, the time, and a source of ids that never repeats."""
+
+    limits: Limits
+    now: int
+    new_id: NewId
+
+
+class CartRead(NamedTuple):
+    """What a call must see of one cart: the items in `item_ids`, or all items if None.
+
+    `skus` are the skus of items that the call may create. Their unfinished releases are read too.
+    """
+
+    cart: CartKey
+    item_ids: Sequence[str] | None = None
+    skus: Sequence[str] = ()
+
+
 class LoadedCart(NamedTuple):
-    """What a call touches: the cart, the lines that it named (or all), and the skus whose old holds are still going."""
+    """One cart as a call finds it: its lines by item id, as far as the call's CartRead names them.
+
+    `cart` is None if no cart exists under this name. `releasing` are the skus that have an unfinished release.
+    `others` are the further carts of a call that names several.
+    """
 
     key: CartKey
     cart: Cart | None
     lines: Mapping[str, Line]
     releasing: AbstractSet[str]
+    others: "tuple[LoadedCart, ...]" = ()
+
+
+class OpenCart(NamedTuple):
+    """A LoadedCart whose cart exists, is open, and has the etag that the caller sent."""
+
+    cart: Cart
+    lines: Mapping[str, Line]
+    releasing: AbstractSet[str]
+    others: tuple[LoadedCart, ...] = ()
 
 
 class Change(NamedTuple):
-    """What a call made of it: the cart, the lines it named as they are now, and those it took out.
+    """The effect of a call: the cart, the lines that it named in their new state, and the lines that it removed.
 
-    What is the same object as in LoadedCart was not changed, and is not written. `releasing` are the skus whose old
-    holds were going already, where the call speaks of the whole cart.
+    An object that is the same object as in LoadedCart is unchanged and is not written. `releasing` repeats the skus
+    that had an unfinished release before the call, if the reply is about the whole cart. `others` are the changes of
+    the further carts of a call that names several.
     """
 
     cart: Cart
     lines: tuple[Line, ...] = ()
     removed: tuple[Line, ...] = ()
     releasing: AbstractSet[str] = frozenset()
+    others: "tuple[Change, ...]" = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A change that a caller asks for, checked. It is about the whole cart unless its type says otherwise.
+
+    `etag` is the caller's, "" if it sent none. `request_id` is scoped to the cart's user, "" if there is none; then
+    `fingerprint` is empty, too. Otherwise the fingerprint tells one request from another under the same request_id.
+    If a call names several carts, these fields belong to `cart`, and `reads` names `cart` first and each cart once.
+    """
+
+    cart: CartKey
+    _: KW_ONLY
+    etag: str = ""
+    request_id: str = ""
+    fingerprint: bytes = b""
+
+    @property
+    def reads(self) -> tuple[CartRead, ...]:
+        """What the call must see, one entry for each cart."""
+        return (CartRead(self.cart),)
 
 
 class Addition(NamedTuple):
-    """One item to add. `quantity` is how many more; None in price or labels leaves what is there."""
+    """One item to add. `quantity` is how many more; if price or labels are None, the line keeps its own."""
 
     item_id: str
     sku: str
@@ -60,8 +121,31 @@ class Addition(NamedTuple):
 def addition(
     sku: str, options: Mapping[str, str], quantity: int, unit_price: Money | None, labels: Mapping[str, str] | None
 ) -> Addition:
-    """One item to add, under the id that its sku and options make."""
+    """One item to add, under the item id of its sku and options."""
     return Addition(item_id_of(sku, options), sku, options, quantity, unit_price, labels)
+
+
+@dataclass(frozen=True, slots=True)
+class AddItems(Call):
+    """Add to the lines with the same sku and options, or create them. Starts a cart if none is open."""
+
+    additions: Sequence[Addition]
+
+    @property
+    def reads(self) -> tuple[CartRead, ...]:
+        additions = self.additions
+        return (CartRead(self.cart, [one.item_id for one in additions], [one.sku for one in additions]),)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemCall(Call):
+    """A call about one item of the cart."""
+
+    item_id: str
+
+    @property
+    def reads(self) -> tuple[CartRead, ...]:
+        return (CartRead(self.cart, (self.item_id,)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +159,33 @@ class ItemUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateItem(ItemCall):
+    """Set an item's quantity, price or labels."""
+
+    update: ItemUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveItem(ItemCall):
+    """Take an item out of the cart and release its reservation."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryReservation(ItemCall):
+    """Reserve a rejected or expired item again. Changes nothing in any other state."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClearCart(Call):
+    """Take every item out of the cart."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteCart(Call):
+    """End the cart and take every item out."""
+
+
+@dataclass(frozen=True, slots=True)
 class CartUpdate:
     """New values of a cart, for the fields named in `paths`: labels, currency_code, ttl (microseconds)."""
 
@@ -82,3 +193,17 @@ class CartUpdate:
     labels: Mapping[str, str] = field(default_factory=dict)
     currency_code: str = ""
     ttl_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CreateCart(Call):
+    """Start a cart under a name that has no open cart."""
+
+    values: CartUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateCart(Call):
+    """Set a cart's labels, currency or lifetime."""
+
+    update: CartUpdate

@@ -1,13 +1,34 @@
-"""What each call does to a cart: pure functions from what it touches to what it changes.
+"""What each call does to a cart: pure functions from the loaded cart to its change.
 
-Every rule takes the contents it named, the arguments, the terms of service, the time and a source of ids, and
-returns a Change or raises CallRefused. It may be run again, or in company: it touches nothing but what it was given.
+`decide` is the way in. It checks that the cart exists, that the etag matches and that the cart is open, in this order,
+and passes on to the rule of the call's type. A rule takes an OpenCart, the call, and what is Given; it returns a Change
+or raises CallRefused. A transaction may run a rule together with others, or again from the start, so a rule changes
+nothing but its result.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from enum import Enum
+from typing import Any, NamedTuple
 
-from cart_grpc.carts.calls import Addition, CartUpdate, Change, ItemUpdate, Limits, LoadedCart, NewId
-from cart_grpc.carts.model import ENDED, Cart, CartState, Item, Line, Money
+from cart_grpc.carts.calls import (
+    AddItems,
+    Addition,
+    Call,
+    Change,
+    ClearCart,
+    CreateCart,
+    DeleteCart,
+    Given,
+    ItemCall,
+    LoadedCart,
+    OpenCart,
+    RemoveItem,
+    RetryReservation,
+    UpdateCart,
+    UpdateItem,
+)
+from cart_grpc.carts.model import ENDED, Cart, CartState, Item, Line
 from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.carts.refusals import (
     AlreadyExists,
@@ -18,38 +39,67 @@ from cart_grpc.carts.refusals import (
     ItemNotFound,
     LimitExceeded,
 )
+from cart_grpc.carts.totals import adopt_currency, recount, start_cart, touch
 from cart_grpc.protocol.reservation import Disposition, Reservation
 from cart_grpc.protocol.transitions import hold, release
 
-# What 64 bits hold: far away, unless the limits are raised.
-MAX_SUBTOTAL = 2**63 - 1
+
+def decide(loaded: LoadedCart, call: Call, given: Given) -> Change:
+    """The change that `call` makes. Raises CallRefused.
+
+    If the call names several carts, this checks the first one, and the rule checks the others.
+    """
+    rule, needs = RULES[type(call)]
+    cart = _get_open_cart(loaded, call.etag, needs, given)
+    lines = loaded.lines if cart is loaded.cart else {}
+    return rule(OpenCart(cart, lines, loaded.releasing, loaded.others), call, given)
 
 
-def add_items(
-    contents: LoadedCart, additions: Sequence[Addition], etag: str, limits: Limits, now: int, new_id: NewId
-) -> Change:
-    """Add to the lines with the same sku and options, or make them; start a cart where none is open."""
-    _check_etag(contents, etag)
-    cart = contents.cart
-    if cart is None or cart.state in ENDED:
-        cart = _start_cart(contents, limits.cart_ttl_us, now, new_id)
-        contents = contents._replace(lines={})
-    _check_open(cart)
-    merged = _merge(additions)
-    cart = _adopt_currency(cart, (addition.unit_price for addition in merged))
+class Needs(Enum):
+    """What a call needs to find under the name of its cart."""
+
+    OPEN_CART = 1
+    OPEN_CART_OR_NONE = 2
+    NO_OPEN_CART = 3
+
+
+def _get_open_cart(loaded: LoadedCart, etag: str, needs: Needs, given: Given) -> Cart:
+    """The open cart that the call is about: the loaded one, or a new one if the call may start it.
+
+    Callers rely on the order of the checks.
+    """
+    cart = loaded.cart
+    may_start = needs is not Needs.OPEN_CART
+    if cart is None and not may_start:
+        raise CartNotFound(loaded.key.name)
+    if etag and etag != (current_etag := cart.etag if cart else ""):
+        raise EtagMismatch(loaded.key.name, etag, current_etag)
+    if cart is None or (may_start and cart.state in ENDED):
+        return start_cart(loaded.key, cart, given)
+    if needs is Needs.NO_OPEN_CART:
+        raise AlreadyExists(loaded.key.name)
+    if cart.state is not CartState.ACTIVE:
+        raise CartClosed(loaded.key.name, cart.state.name)
+    return cart
+
+
+def _add_items(loaded: OpenCart, call: AddItems, given: Given) -> Change:
+    merged = _merge(call.additions)
+    cart = adopt_currency(loaded.cart, (addition.unit_price for addition in merged))
     lines = []
     for addition in merged:
-        before = contents.lines.get(addition.item_id)
-        after = _add(contents, before, addition, limits, now, new_id)
-        cart = _recount(cart, before, after)
+        before = loaded.lines.get(addition.item_id)
+        after = _add(loaded, before, addition, given)
+        cart = recount(cart, before, after)
         lines.append(after)
-    if cart.item_count > limits.max_items_per_cart:
-        raise LimitExceeded(cart.key.name, "items_per_cart", limits.max_items_per_cart, cart.item_count)
-    return Change(_touch(cart, now), tuple(lines))
+    most = given.limits.max_items_per_cart
+    if cart.item_count > most:
+        raise LimitExceeded(cart.key.name, "items_per_cart", most, cart.item_count)
+    return Change(touch(cart, given.now), tuple(lines))
 
 
 def _merge(additions: Sequence[Addition]) -> Iterable[Addition]:
-    """Sum the additions to one line, in the order of their first appearance; later prices and labels win."""
+    """Sum the additions to one line, in the order of their first appearance. Later prices and labels win."""
     merged: dict[str, Addition] = {}
     for addition in additions:
         first = merged.setdefault(addition.item_id, addition)
@@ -62,240 +112,168 @@ def _merge(additions: Sequence[Addition]) -> Iterable[Addition]:
     return merged.values()
 
 
-def _add(
-    contents: LoadedCart, before: Line | None, addition: Addition, limits: Limits, now: int, new_id: NewId
-) -> Line:
+def _add(loaded: OpenCart, before: Line | None, addition: Addition, given: Given) -> Line:
     quantity = addition.quantity + (before.item.quantity if before else 0)
-    if quantity > limits.max_quantity_per_item:
-        name = contents.key.item_name(addition.item_id)
-        raise LimitExceeded(name, "quantity_per_item", limits.max_quantity_per_item, quantity)
+    most = given.limits.max_quantity_per_item
+    if quantity > most:
+        raise LimitExceeded(loaded.cart.key.item_name(addition.item_id), "quantity_per_item", most, quantity)
     price = addition.unit_price.minor_units if addition.unit_price else None
     if before is None:
         item = Item(
-            contents.key,
+            loaded.cart.key,
             addition.item_id,
-            new_id(),
+            given.new_id(),
             addition.sku,
             addition.options,
             quantity,
             price,
             addition.labels or {},
             reservation_id="",
-            create_time=now,
-            update_time=now,
+            create_time=given.now,
+            update_time=given.now,
         )
-        return _reserve(contents, item, limits, now, new_id)
+        return _reserve(item, loaded.releasing, given)
     item = before.item._replace(
         quantity=quantity,
         unit_price=before.item.unit_price if price is None else price,
         labels=before.item.labels if addition.labels is None else addition.labels,
-        update_time=now,
+        update_time=given.now,
     )
-    return _pursue(contents, Line(item, before.reservation), limits, now, new_id)
+    return _hold_quantity(loaded, Line(item, before.reservation), given)
 
 
-def _reserve(contents: LoadedCart, item: Item, limits: Limits, now: int, new_id: NewId) -> Line:
-    """A new reservation for `item`, waiting where an older one of the same sku is not known to be released yet.
+def _reserve(item: Item, releasing: AbstractSet[str], given: Given) -> Line:
+    """`item` with a new reservation, which waits until the older ones of the same sku are known to be released.
 
-    Our own old hold could be what makes the new one out of stock.
+    Without the wait, our own old hold could be the reason why the new one is out of stock.
     """
-    waiting = item.sku in contents.releasing
+    waiting = item.sku in releasing
     reservation = Reservation(
-        reservation_id=new_id(),
+        reservation_id=given.new_id(),
         cart=item.cart,
         item_id=item.item_id,
         sku=item.sku,
         quantity=item.quantity,
         disposition=Disposition.HOLD,
-        ttl_us=limits.hold_ttl_us,
+        ttl_us=given.limits.hold_ttl_us,
         revision=1,
         intent_revision=1,
         reserved_cap=item.quantity,
-        create_time=now,
+        create_time=given.now,
         waiting=waiting,
-        due_time=None if waiting else now,
+        due_time=None if waiting else given.now,
     )
     return Line(item._replace(reservation_id=reservation.reservation_id), reservation)
 
 
-def _pursue(contents: LoadedCart, line: Line, limits: Limits, now: int, new_id: NewId) -> Line:
-    """The line with its quantity intended: under its reservation, or under a new one where that one is over."""
+def _hold_quantity(loaded: OpenCart, line: Line, given: Given) -> Line:
+    """The line with its item's quantity as the intent: of its reservation, or of a new one if that one is closed."""
     if not line.reservation.is_closed:
-        return Line(line.item, hold(line.reservation, line.item.quantity, now))
-    if line.reservation.releasing:
-        contents = contents._replace(releasing={*contents.releasing, line.item.sku})
-    return _reserve(contents, line.item, limits, now, new_id)
+        return Line(line.item, hold(line.reservation, line.item.quantity, given.now))
+    sku = line.item.sku
+    return _reserve(line.item, {*loaded.releasing, sku} if line.reservation.releasing else loaded.releasing, given)
 
 
-def update_item(
-    contents: LoadedCart, item_id: str, update: ItemUpdate, etag: str, limits: Limits, now: int, new_id: NewId
-) -> Change:
-    """Set an item's quantity, price or labels. Nothing is changed where they are so already."""
-    cart, before = _get_line(contents, item_id, etag)
+def _update_item(loaded: OpenCart, call: UpdateItem, given: Given) -> Change:
+    cart, before, update = loaded.cart, _get_line(loaded, call), call.update
     item = before.item
     if "quantity" in update.paths:
-        if update.quantity > limits.max_quantity_per_item:
-            raise LimitExceeded(item.name, "quantity_per_item", limits.max_quantity_per_item, update.quantity)
+        most = given.limits.max_quantity_per_item
+        if update.quantity > most:
+            raise LimitExceeded(item.name, "quantity_per_item", most, update.quantity)
         item = item._replace(quantity=update.quantity)
     if "unit_price" in update.paths:
-        cart = _adopt_currency(cart, [update.unit_price])
+        cart = adopt_currency(cart, [update.unit_price])
         item = item._replace(unit_price=update.unit_price.minor_units if update.unit_price else None)
     if "labels" in update.paths:
         item = item._replace(labels=update.labels)
     if item == before.item:
         return Change(cart, (before,))
-    after = Line(item._replace(update_time=now), before.reservation)
+    after = Line(item._replace(update_time=given.now), before.reservation)
     if item.quantity != before.item.quantity:
-        after = _pursue(contents, after, limits, now, new_id)
-    return Change(_touch(_recount(cart, before, after), now), (after,))
+        after = _hold_quantity(loaded, after, given)
+    return Change(touch(recount(cart, before, after), given.now), (after,))
 
 
-def remove_item(contents: LoadedCart, item_id: str, etag: str, now: int) -> Change:
-    """Take an item out of the cart; its reservation is to be released, however far it had got."""
-    cart, line = _get_line(contents, item_id, etag)
-    return _take_out(cart, [line], now)
+def _remove_item(loaded: OpenCart, call: RemoveItem, given: Given) -> Change:
+    return _take_out(loaded.cart, [_get_line(loaded, call)], given.now)
 
 
-def clear_cart(contents: LoadedCart, etag: str, now: int) -> Change:
-    """Take every item out. An empty cart is left as it is."""
-    cart = _get_open_cart(contents, etag)
-    if not contents.lines:
-        return Change(cart, releasing=contents.releasing)
-    return _take_out(cart, contents.lines.values(), now)
+def _clear_cart(loaded: OpenCart, _: ClearCart, given: Given) -> Change:
+    if not loaded.lines:
+        return Change(loaded.cart, releasing=loaded.releasing)
+    return _take_out(loaded.cart, loaded.lines.values(), given.now)
 
 
-def delete_cart(contents: LoadedCart, etag: str, now: int) -> Change:
-    """End the cart and take every item out."""
-    cart = _get_open_cart(contents, etag)
-    return _take_out(cart._replace(state=CartState.DELETED), contents.lines.values(), now)
+def _delete_cart(loaded: OpenCart, _: DeleteCart, given: Given) -> Change:
+    return _take_out(loaded.cart._replace(state=CartState.DELETED), loaded.lines.values(), given.now)
 
 
-def expire_cart(contents: LoadedCart, now: int) -> Change | None:
-    """End a cart that was left alone for longer than its ttl; None where it was not, or has ended already."""
-    cart = contents.cart
+def expire_cart(loaded: LoadedCart, now: int) -> Change | None:
+    """End a cart whose ttl has passed since its last change; None if it has not, or if the cart has ended already."""
+    cart = loaded.cart
     if cart is None or cart.state is not CartState.ACTIVE or cart.expire_time is None or cart.expire_time > now:
         return None
-    return _take_out(cart._replace(state=CartState.EXPIRED), contents.lines.values(), now)
+    return _take_out(cart._replace(state=CartState.EXPIRED), loaded.lines.values(), now)
 
 
 def _take_out(cart: Cart, lines: Iterable[Line], now: int) -> Change:
+    """Remove the lines and release their reservations, however far those have got."""
     removed = []
     for line in lines:
-        cart = _recount(cart, line, None)
+        cart = recount(cart, line, None)
         removed.append(Line(line.item, release(line.reservation, now)))
-    return Change(_touch(cart, now), removed=tuple(removed))
+    return Change(touch(cart, now), removed=tuple(removed))
 
 
-def create_cart(contents: LoadedCart, update: CartUpdate, etag: str, now: int, new_id: NewId) -> Change:
-    """Start a cart under a name that has none, or one that has ended."""
-    _check_etag(contents, etag)
-    if contents.cart is not None and contents.cart.state not in ENDED:
-        raise AlreadyExists(contents.key.name)
-    cart = _start_cart(contents, update.ttl_us, now, new_id)
-    cart = cart._replace(labels=update.labels, currency_code=update.currency_code)
-    return Change(_touch(cart, now), releasing=contents.releasing)
+def _create_cart(loaded: OpenCart, call: CreateCart, given: Given) -> Change:
+    values = call.values
+    cart = loaded.cart._replace(labels=values.labels, currency_code=values.currency_code, ttl_us=values.ttl_us)
+    return Change(touch(cart, given.now), releasing=loaded.releasing)
 
 
-def update_cart(contents: LoadedCart, update: CartUpdate, etag: str, now: int) -> Change:
-    """Set a cart's labels, currency or lifetime. Nothing is changed where they are so already."""
-    before = _get_open_cart(contents, etag)
-    cart = before
+def _update_cart(loaded: OpenCart, call: UpdateCart, given: Given) -> Change:
+    cart, update = loaded.cart, call.update
     if "labels" in update.paths:
         cart = cart._replace(labels=update.labels)
     if "ttl" in update.paths:
         cart = cart._replace(ttl_us=update.ttl_us)
     if "currency_code" in update.paths and update.currency_code != cart.currency_code:
-        if any(line.item.unit_price is not None for line in contents.lines.values()):
+        if any(line.item.unit_price is not None for line in loaded.lines.values()):
             raise CurrencyMismatch(cart.key.name, cart.currency_code, update.currency_code)
         cart = cart._replace(currency_code=update.currency_code)
-    lines = tuple(contents.lines.values())
-    return Change(before if cart == before else _touch(cart, now), lines, releasing=contents.releasing)
+    changed = loaded.cart if cart == loaded.cart else touch(cart, given.now)
+    return Change(changed, tuple(loaded.lines.values()), releasing=loaded.releasing)
 
 
-def retry_reservation(contents: LoadedCart, item_id: str, etag: str, limits: Limits, now: int, new_id: NewId) -> Change:
-    """Ask again for a rejected or expired item; otherwise change nothing."""
-    cart, line = _get_line(contents, item_id, etag)
-    if progress(line, now).state not in (ProgressState.REJECTED, ProgressState.EXPIRED):
-        return Change(cart, (line,))
-    return Change(_touch(cart, now), (_pursue(contents, line, limits, now, new_id),))
+def _retry_reservation(loaded: OpenCart, call: RetryReservation, given: Given) -> Change:
+    line = _get_line(loaded, call)
+    if progress(line, given.now).state not in (ProgressState.REJECTED, ProgressState.EXPIRED):
+        return Change(loaded.cart, (line,))
+    return Change(touch(loaded.cart, given.now), (_hold_quantity(loaded, line, given),))
 
 
-def _get_open_cart(contents: LoadedCart, etag: str) -> Cart:
-    if contents.cart is None:
-        raise CartNotFound(contents.key.name)
-    _check_etag(contents, etag)
-    _check_open(contents.cart)
-    return contents.cart
-
-
-def _get_line(contents: LoadedCart, item_id: str, etag: str) -> tuple[Cart, Line]:
-    cart = _get_open_cart(contents, etag)
-    line = contents.lines.get(item_id)
+def _get_line(loaded: OpenCart, call: ItemCall) -> Line:
+    line = loaded.lines.get(call.item_id)
     if line is None:
-        raise ItemNotFound(contents.key.item_name(item_id))
-    return cart, line
+        raise ItemNotFound(loaded.cart.key.item_name(call.item_id))
+    return line
 
 
-def _check_etag(contents: LoadedCart, etag: str) -> None:
-    current = contents.cart.etag if contents.cart else ""
-    if etag and etag != current:
-        raise EtagMismatch(contents.key.name, etag, current)
+class Rule(NamedTuple):
+    """How calls of one type are decided. `change` is the rule: it takes an OpenCart, the call, and what is Given."""
+
+    change: Callable[[OpenCart, Any, Given], Change]
+    needs: Needs = Needs.OPEN_CART
 
 
-def _check_open(cart: Cart) -> None:
-    if cart.state is not CartState.ACTIVE:
-        raise CartClosed(cart.key.name, cart.state.name)
-
-
-def _start_cart(contents: LoadedCart, ttl_us: int | None, now: int, new_id: NewId) -> Cart:
-    """A new cart; the revision goes on from the ended one's, so that a watcher of the name never sees it fall."""
-    revision = contents.cart.revision if contents.cart else 0
-    return Cart(
-        key=contents.key,
-        uid=new_id(),
-        state=CartState.ACTIVE,
-        labels={},
-        currency_code="",
-        ttl_us=ttl_us,
-        item_count=0,
-        total_quantity=0,
-        subtotal=0,
-        revision=revision,
-        etag_revision=revision,
-        create_time=now,
-        update_time=now,
-    )
-
-
-def _touch(cart: Cart, now: int) -> Cart:
-    return cart._replace(revision=cart.revision + 1, etag_revision=cart.revision + 1, update_time=now)
-
-
-def _adopt_currency(cart: Cart, prices: Iterable[Money | None]) -> Cart:
-    for price in prices:
-        if price is None or price.currency_code == cart.currency_code:
-            continue
-        if cart.currency_code:
-            raise CurrencyMismatch(cart.key.name, cart.currency_code, price.currency_code)
-        cart = cart._replace(currency_code=price.currency_code)
-    return cart
-
-
-def _recount(cart: Cart, before: Line | None, after: Line | None) -> Cart:
-    """The cart's totals once `before` has become `after`."""
-    subtotal = cart.subtotal + _price(after) - _price(before)
-    if subtotal > MAX_SUBTOTAL:
-        raise LimitExceeded(cart.key.name, "subtotal", MAX_SUBTOTAL, subtotal)
-    return cart._replace(
-        item_count=cart.item_count + (after is not None) - (before is not None),
-        total_quantity=cart.total_quantity + _quantity(after) - _quantity(before),
-        subtotal=subtotal,
-    )
-
-
-def _quantity(line: Line | None) -> int:
-    return line.item.quantity if line else 0
-
-
-def _price(line: Line | None) -> int:
-    return line.item.quantity * (line.item.unit_price or 0) if line else 0
+RULES: dict[type[Call], Rule] = {
+    AddItems: Rule(_add_items, Needs.OPEN_CART_OR_NONE),
+    UpdateItem: Rule(_update_item),
+    RemoveItem: Rule(_remove_item),
+    ClearCart: Rule(_clear_cart),
+    DeleteCart: Rule(_delete_cart),
+    CreateCart: Rule(_create_cart, Needs.NO_OPEN_CART),
+    UpdateCart: Rule(_update_cart),
+    RetryReservation: Rule(_retry_reservation),
+}

@@ -1,7 +1,7 @@
-"""What a command is: a write that shares its transaction with others.
+"""The interface of a command: a write that shares its transaction with other commands.
 
-A command says what it must read, and is then a function of it. It may share its transaction with others, and may be
-run again from the start: it touches nothing but the unit of work that it is given.
+A command names what it must read and is then a function of it. The store may run it together with others, or again from
+the start, so it changes nothing but the unit of work that it gets.
 """
 
 from typing import Protocol, TypeVar
@@ -13,12 +13,12 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Command(Protocol[R_co]):
-    """A write that is folded into a batch, and gets its own answer or refusal."""
+    """A write that a batch folds with others, and that gets its own answer or refusal."""
 
-    def add_reads(self, reads: ReadSet) -> None:
-        """Add what this command must see to `needs`."""
+    def add_reads(self, reads: ReadSet, /) -> None:
+        """Add to `reads` what this command must see."""
         ...
 
-    def run(self, working: UnitOfWork, now: int, new_id: NewId) -> R_co:
-        """Change `working` and return the answer, or raise and leave it as it was."""
+    def run(self, unit: UnitOfWork, now: int, new_id: NewId, /) -> R_co:
+        """Change `unit` and return the answer, or raise and leave `unit` as it was. `now` is in microseconds."""
         ...

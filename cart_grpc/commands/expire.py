@@ -1,8 +1,8 @@
-"""Ending carts that were left alone."""
+"""The end of a cart that nobody has changed for the time of its ttl."""
 
 from dataclasses import dataclass
 
-from cart_grpc.carts.calls import NewId
+from cart_grpc.carts.calls import CartRead, NewId
 from cart_grpc.carts.rules import expire_cart
 from cart_grpc.commands.unit_of_work import ReadSet, UnitOfWork
 from cart_grpc.names import CartKey
@@ -10,17 +10,15 @@ from cart_grpc.names import CartKey
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """End one cart if it was left alone for longer than its ttl. Answered with whether it was."""
+    """End one cart if its ttl has passed since its last change. The answer is whether it was ended."""
 
     cart: CartKey
 
     def add_reads(self, reads: ReadSet) -> None:
-        reads.users.add(self.cart.user)
-        reads.carts.add(self.cart)
-        reads.whole_carts.add(self.cart)
+        reads.add_cart(CartRead(self.cart))
 
-    def run(self, working: UnitOfWork, now: int, new_id: NewId) -> bool:
-        change = expire_cart(working.contents(self.cart, None, ()), now)
+    def run(self, unit: UnitOfWork, now: int, new_id: NewId) -> bool:
+        change = expire_cart(unit.view([CartRead(self.cart)]), now)
         if change:
-            working.apply(change)
+            unit.apply(change)
         return change is not None

@@ -1,53 +1,44 @@
-"""A caller's change of one cart."""
+"""A caller's change, as a command of a batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from cart_grpc.carts.calls import Change, LoadedCart, NewId
+from cart_grpc.carts.calls import Call, Change, Given, Limits, NewId
 from cart_grpc.carts.refusals import RequestIdReused
+from cart_grpc.carts.rules import decide
 from cart_grpc.commands.unit_of_work import ReadSet, Reply, UnitOfWork
-from cart_grpc.names import CartKey
 
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """A caller's change of one cart.
+    """A call, and how to encode its reply: `encode` takes the change and the time, and returns the reply's bytes.
 
-    `decide` is the rule; `encode` makes the reply's bytes, which are stored with the effect where there is a
-    request_id, and given again to whoever repeats it. `item_ids` are the lines that the rule sees, None for all; `skus`
-    those of lines it may make.
+    If the call has a request_id, the reply is stored in the transaction of its effect, and a repeated call gets the
+    same bytes.
     """
 
-    cart: CartKey
-    decide: Callable[[LoadedCart, int, NewId], Change]
+    call: Call
     encode: Callable[[Change, int], bytes]
-    item_ids: Sequence[str] | None
-    skus: Sequence[str] = ()
-    request_id: str = ""
-    fingerprint: bytes = b""
+    limits: Limits
 
     def add_reads(self, reads: ReadSet) -> None:
-        reads.users.add(self.cart.user)
-        reads.carts.add(self.cart)
-        if self.request_id:
-            reads.replies.add((self.cart.user, self.request_id))
-        if self.item_ids is None:
-            reads.whole_carts.add(self.cart)
-        else:
-            reads.items.update((self.cart, item_id) for item_id in self.item_ids)
-        reads.skus.update((self.cart, sku) for sku in self.skus)
+        call = self.call
+        for read in call.reads:
+            reads.add_cart(read)
+        if call.request_id:
+            reads.replies.add((call.cart.user, call.request_id))
 
-    def run(self, working: UnitOfWork, now: int, new_id: NewId) -> bytes:
-        """Returns the reply's bytes. Raises CallRefused."""
-        reply_key = (self.cart.user, self.request_id)
-        stored = working.replies.get(reply_key) if self.request_id else None
-        if stored:
-            if stored.fingerprint != self.fingerprint:
-                raise RequestIdReused(self.request_id)
+    def run(self, unit: UnitOfWork, now: int, new_id: NewId) -> bytes:
+        """Return the reply's bytes. Raises CallRefused."""
+        call = self.call
+        if call.request_id and (stored := unit.replies.get((call.cart.user, call.request_id))):
+            if stored.fingerprint != call.fingerprint:
+                raise RequestIdReused(call.request_id)
             return stored.reply
-        change = self.decide(working.contents(self.cart, self.item_ids, self.skus), now, new_id)
+        change = decide(unit.view(call.reads), call, Given(self.limits, now, new_id))
+        # Before anything is applied: an error in here must leave the unit of work as it was.
         reply = self.encode(change, now)
-        working.apply(change)
-        if self.request_id:
-            working.put_reply(reply_key, Reply(self.fingerprint, reply))
+        unit.apply(change)
+        if call.request_id:
+            unit.put_reply((call.cart.user, call.request_id), Reply(call.fingerprint, reply))
         return reply

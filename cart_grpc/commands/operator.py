@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from cart_grpc.carts.calls import Limits, NewId
+from cart_grpc.carts.calls import Given, Limits, NewId, RetryReservation
 from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.carts.refusals import ReservationCommitted, ReservationNotFound
-from cart_grpc.carts.rules import retry_reservation
+from cart_grpc.carts.rules import decide
 from cart_grpc.commands.apply_transition import apply_transition
 from cart_grpc.commands.unit_of_work import ReadSet, UnitOfWork
 from cart_grpc.protocol.reservation import RELEASED_BY_OPERATOR, Disposition, Observed, Reservation
@@ -31,8 +31,8 @@ class Retry:
         line = unit.find_line(reservation.cart, reservation.item_id)
         is_current = line is not None and line.reservation is reservation
         if line and is_current and progress(line, now).state in (ProgressState.REJECTED, ProgressState.EXPIRED):
-            loaded = unit.contents(reservation.cart, [reservation.item_id], ())
-            change = retry_reservation(loaded, reservation.item_id, "", self.limits, now, new_id)
+            call = RetryReservation(reservation.cart, reservation.item_id)
+            change = decide(unit.view(call.reads), call, Given(self.limits, now, new_id))
             # No caller changed the cart, so its etag and update_time stay as they are.
             cart = unit.carts[reservation.cart]
             unit.apply(change._replace(cart=cart._replace(revision=cart.revision + 1)))

@@ -1,10 +1,10 @@
-"""What one batch touches: values as they were read, changed in memory command by command, then written once."""
+"""The rows that one batch touches: read once, changed in memory command by command, written once."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cart_grpc.carts.calls import Change, LoadedCart
+from cart_grpc.carts.calls import CartRead, Change, LoadedCart
 from cart_grpc.carts.model import Cart, Item, Line
 from cart_grpc.names import CartKey, UserKey
 from cart_grpc.protocol.reservation import Reservation
@@ -15,7 +15,7 @@ ItemKey = tuple[CartKey, str]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a request_id was answered, and the fingerprint of the request it was used for."""
+    """The reply to a request_id, and the fingerprint of the request that it answered."""
 
     fingerprint: bytes
     reply: bytes
@@ -23,10 +23,10 @@ class Reply:
 
 @dataclass(slots=True)
 class ReadSet:
-    """What a batch must read before its commands can run.
+    """The keys of all that a batch must read before its commands can run; `users` are the users that it must lock.
 
     `whole_carts` are read with all their items and reconciling reservations, `skus` with the reconciling reservations
-    of that cart and sku.
+    of that cart and sku. A command may add carts of several users.
     """
 
     users: set[UserKey] = field(default_factory=set)
@@ -37,9 +37,21 @@ class ReadSet:
     reservations: set[tuple[CartKey, str]] = field(default_factory=set)
     skus: set[tuple[CartKey, str]] = field(default_factory=set)
 
+    def add_cart(self, read: CartRead) -> None:
+        """Add a cart, its user, and the items and skus that `read` names."""
+        cart = read.cart
+        self.users.add(cart.user)
+        self.carts.add(cart)
+        if read.item_ids is None:
+            self.whole_carts.add(cart)
+        else:
+            self.items.update([(cart, item_id) for item_id in read.item_ids])
+        if read.skus:
+            self.skus.update([(cart, sku) for sku in read.skus])
+
 
 class UnitOfWork:
-    """The state that a batch's commands share: each sees what those before it did."""
+    """The state that a batch's commands share: each command sees the effects of those before it."""
 
     def __init__(self) -> None:
         self.replies: dict[ReplyKey, Reply] = {}
@@ -59,11 +71,16 @@ class UnitOfWork:
         self.reservations[reservation.reservation_id] = reservation
         self._of_sku[reservation.cart, reservation.sku].add(reservation.reservation_id)
 
-    def contents(self, key: CartKey, item_ids: Iterable[str] | None, skus: Iterable[str]) -> LoadedCart:
-        """What a command on `key` may see: the lines in `item_ids`, or all where that is None.
+    def view(self, reads: Sequence[CartRead]) -> LoadedCart:
+        """The first of the carts that a command names, the other ones in its `others`.
 
-        `skus` are those of lines that it may make.
+        `reads` must be covered by the batch's ReadSet: a row that the batch did not read seems not to exist.
         """
+        first = self._get_cart(reads[0])
+        return first if len(reads) == 1 else first._replace(others=tuple(map(self._get_cart, reads[1:])))
+
+    def _get_cart(self, read: CartRead) -> LoadedCart:
+        key, item_ids, skus = read
         items = self.items[key]
         named = set(skus)
         if item_ids is None:
@@ -85,7 +102,10 @@ class UnitOfWork:
         return self._line(item) if item else None
 
     def of_sku(self, key: CartKey, sku: str) -> list[Reservation]:
-        """The reservations of a cart and sku that were read or made: every reconciling one, where ReadSet named it."""
+        """The reservations of a cart and sku that were read or created.
+
+        They include every reconciling one if the ReadSet named the sku or the whole cart.
+        """
         return [self.reservations[reservation_id] for reservation_id in sorted(self._of_sku.get((key, sku), ()))]
 
     def put_cart(self, cart: Cart) -> None:
@@ -103,15 +123,21 @@ class UnitOfWork:
         self.new_replies.add(key)
 
     def apply(self, change: Change) -> None:
-        """Take over what a rule changed."""
+        """Take over a rule's change, in every cart that it is about."""
+        self._apply_to_cart(change)
+        for other in change.others:
+            self._apply_to_cart(other)
+
+    def _apply_to_cart(self, change: Change) -> None:
         self.put_cart(change.cart)
         key = change.cart.key
+        items = self.items[key]
         for line in change.lines:
-            if self.items[key].get(line.item.item_id) is not line.item:
+            if items.get(line.item.item_id) is not line.item:
                 self.load_item(line.item)
                 self.changed_items.add((key, line.item.item_id))
             self.put_reservation(line.reservation)
         for line in change.removed:
-            del self.items[key][line.item.item_id]
+            del items[line.item.item_id]
             self.changed_items.add((key, line.item.item_id))
             self.put_reservation(line.reservation)

@@ -16,7 +16,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 
 from cart_grpc.carts.refusals import CartNotFound
 from cart_grpc.names import CartKey
-from cart_grpc.rpc.messages import cart_message, line_message
+from cart_grpc.rpc.messages import cart_message, item_message
 from cart_grpc.store.read.cache_validator import CacheValidator
 from cart_grpc.store.read.cart_json import NOT_MODIFIED, CartJson, read_head, read_line
 from cart_grpc.store.read.reads import Reads
@@ -90,7 +90,7 @@ def _encode_head(text: str) -> bytes:
 def _encode_line(text: str) -> bytes:
     """A cart with only the item; `reconciling` is set if the item's is."""
     line, currency_code, since = read_line(text)
-    item = line_message(line, currency_code, since)
+    item = item_message(line, currency_code, since)
     return cart_pb2.Cart(items=[item], reconciling=item.reconciling).SerializeToString(deterministic=True)
 
 

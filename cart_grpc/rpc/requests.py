@@ -1,14 +1,27 @@
-"""What the requests of `cartgrpc.v1` ask for, checked: values for the rules. Every function raises InvalidArgument."""
+"""From the requests of `cartgrpc.v1` to calls: each function checks one request. All of them raise InvalidArgument."""
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.message import Message
 
-from cart_grpc.carts.calls import Addition, CartUpdate, ItemUpdate, Limits, addition
-from cart_grpc.names import CartKey
+from cart_grpc.carts.calls import (
+    AddItems,
+    Addition,
+    CartUpdate,
+    ClearCart,
+    CreateCart,
+    DeleteCart,
+    ItemUpdate,
+    Limits,
+    RemoveItem,
+    RetryReservation,
+    UpdateCart,
+    UpdateItem,
+    addition,
+)
+from cart_grpc.names import CartKey, cart_key
 from cart_grpc.rpc.fields import (
     MAX_LABELS,
     MAX_OPTIONS,
@@ -23,27 +36,31 @@ ITEM_PATHS = ("quantity", "unit_price", "labels")
 CART_PATHS = ("labels", "currency_code", "ttl")
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What every mutation carries, checked. `max_wait` in seconds; `fingerprint` tells one body from another."""
+class _EveryMutation(TypedDict):
+    """The fields of Call that every mutation takes from its request in the same way."""
 
-    request_id: str
     etag: str
-    max_wait: float
+    request_id: str
     fingerprint: bytes
 
 
-def options(fields: Fields, request: Any) -> Options:
-    if request.request_id:
-        fields.id("request_id", request.request_id)
-    fields.etag("etag", request.etag)
-    max_wait = fields.duration("max_wait", request.max_wait, 0, MAX_WAIT_SECONDS)
-    fingerprint = _fingerprint(request) if request.request_id else b""
-    return Options(request.request_id, request.etag, max_wait / 1_000_000, fingerprint)
+def _every_mutation(fields: Fields, request: Any) -> _EveryMutation:
+    request_id: str = request.request_id
+    if request_id:
+        fields.id("request_id", request_id)
+    if request.HasField("max_wait"):
+        fields.duration("max_wait", request.max_wait, 0, MAX_WAIT_SECONDS)
+    etag = fields.etag("etag", request.etag)
+    return {"etag": etag, "request_id": request_id, "fingerprint": _fingerprint(request) if request_id else b""}
+
+
+def max_wait_seconds(request: Any) -> float:
+    """The max_wait of a request that has been checked; 0 if it has none."""
+    return request.max_wait.ToMicroseconds() / 1_000_000 if request.HasField("max_wait") else 0.0
 
 
 def _fingerprint(request: Message) -> bytes:
-    """SHA-256 of the method's request type and all that a repetition must have in common."""
+    """SHA-256 of the method's request type and of every field that a repeated request must repeat."""
     body = type(request)()
     body.CopyFrom(request)
     body.ClearField("request_id")
@@ -53,20 +70,13 @@ def _fingerprint(request: Message) -> bytes:
     return hashlib.sha256(method + b"\0" + body.SerializeToString(deterministic=True)).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class AddItems:
-    cart: CartKey
-    additions: tuple[Addition, ...]
-    options: Options
-
-
 def add_item(request: cart_service_pb2.AddItemRequest, limits: Limits) -> AddItems:
     fields = Fields()
     cart = fields.cart("parent", request.parent)
-    addition = _addition(fields, "item", request.item, limits)
-    result = AddItems(cart, (addition,), options(fields, request))
+    additions = (_addition(fields, "item", request.item, limits),)
+    call = AddItems(cart, additions, **_every_mutation(fields, request))
     fields.check()
-    return result
+    return call
 
 
 def batch_add_items(request: cart_service_pb2.BatchAddItemsRequest, limits: Limits) -> AddItems:
@@ -83,11 +93,11 @@ def batch_add_items(request: cart_service_pb2.BatchAddItemsRequest, limits: Limi
             fields.fault(f"{field}.parent", "PARENT_MISMATCH", "must be empty or the batch's parent")
         for name in ("request_id", "etag", "max_wait"):
             if one.HasField("max_wait") if name == "max_wait" else getattr(one, name):
-                fields.fault(f"{field}.{name}", "NOT_IN_BATCH", "is said once, for the whole batch")
+                fields.fault(f"{field}.{name}", "NOT_IN_BATCH", "belongs to the whole batch: set it there")
         additions.append(_addition(fields, f"{field}.item", one.item, limits))
-    result = AddItems(cart, tuple(additions), options(fields, request))
+    call = AddItems(cart, tuple(additions), **_every_mutation(fields, request))
     fields.check()
-    return result
+    return call
 
 
 def _addition(fields: Fields, field: str, item: cart_pb2.Item, limits: Limits) -> Addition:
@@ -101,14 +111,6 @@ def _addition(fields: Fields, field: str, item: cart_pb2.Item, limits: Limits) -
     )
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateItem:
-    cart: CartKey
-    item_id: str
-    update: ItemUpdate
-    options: Options
-
-
 def update_item(request: cart_service_pb2.UpdateItemRequest, limits: Limits) -> UpdateItem:
     fields = Fields()
     item = request.item
@@ -116,7 +118,7 @@ def update_item(request: cart_service_pb2.UpdateItemRequest, limits: Limits) -> 
     paths = fields.paths("update_mask", request, item, ITEM_PATHS)
     quantity = item.quantity
     if "quantity" in paths and not item.quantity:
-        fields.fault("item.quantity", "OUT_OF_RANGE", "must be 1 or more; RemoveItem takes an item out")
+        fields.fault("item.quantity", "OUT_OF_RANGE", "must be 1 or more; to remove the item, call RemoveItem")
     elif "quantity" in paths:
         quantity = fields.quantity("item.quantity", item.quantity, limits.max_quantity_per_item)
     priced = "unit_price" in paths and item.HasField("unit_price")
@@ -126,65 +128,57 @@ def update_item(request: cart_service_pb2.UpdateItemRequest, limits: Limits) -> 
         unit_price=fields.money("item.unit_price", item.unit_price) if priced else None,
         labels=fields.texts("item.labels", item.labels, MAX_LABELS) if "labels" in paths else {},
     )
-    result = UpdateItem(cart, item_id, update, options(fields, request))
+    call = UpdateItem(cart, item_id, update, **_every_mutation(fields, request))
     fields.check()
-    return result
+    return call
 
 
-@dataclass(frozen=True, slots=True)
-class NamedItem:
-    cart: CartKey
-    item_id: str
-    options: Options
-
-
-def named_item(
-    request: cart_service_pb2.RemoveItemRequest | cart_service_pb2.RetryReservationRequest,
-) -> NamedItem:
+def remove_item(request: cart_service_pb2.RemoveItemRequest) -> RemoveItem:
     fields = Fields()
-    cart, item_id = fields.item("name", request.name)
-    result = NamedItem(cart, item_id, options(fields, request))
+    call = RemoveItem(*fields.item("name", request.name), **_every_mutation(fields, request))
     fields.check()
-    return result
+    return call
 
 
-@dataclass(frozen=True, slots=True)
-class NamedCart:
-    cart: CartKey
-    options: Options
-
-
-def named_cart(request: cart_service_pb2.ClearCartRequest | cart_service_pb2.DeleteCartRequest) -> NamedCart:
+def retry_reservation(request: cart_service_pb2.RetryReservationRequest) -> RetryReservation:
     fields = Fields()
-    result = NamedCart(fields.cart("name", request.name), options(fields, request))
+    call = RetryReservation(*fields.item("name", request.name), **_every_mutation(fields, request))
     fields.check()
-    return result
+    return call
 
 
-@dataclass(frozen=True, slots=True)
-class ChangeCart:
-    cart: CartKey
-    update: CartUpdate
-    options: Options
+def clear_cart(request: cart_service_pb2.ClearCartRequest) -> ClearCart:
+    fields = Fields()
+    call = ClearCart(fields.cart("name", request.name), **_every_mutation(fields, request))
+    fields.check()
+    return call
 
 
-def create_cart(request: cart_service_pb2.CreateCartRequest, limits: Limits) -> ChangeCart:
+def delete_cart(request: cart_service_pb2.DeleteCartRequest) -> DeleteCart:
+    fields = Fields()
+    call = DeleteCart(fields.cart("name", request.name), **_every_mutation(fields, request))
+    fields.check()
+    return call
+
+
+def create_cart(request: cart_service_pb2.CreateCartRequest, limits: Limits) -> CreateCart:
     fields = Fields()
     user = fields.user("parent", request.parent)
-    cart_id = fields.id("cart_id", request.cart_id)
-    update = _cart_update(fields, request.cart, frozenset(CART_PATHS), limits)
-    result = ChangeCart(CartKey(user.slice, user.user_id, cart_id), update, options(fields, request))
+    cart = cart_key(user, fields.id("cart_id", request.cart_id))
+    values = _cart_update(fields, request.cart, frozenset(CART_PATHS), limits)
+    call = CreateCart(cart, values, **_every_mutation(fields, request))
     fields.check()
-    return result
+    return call
 
 
-def update_cart(request: cart_service_pb2.UpdateCartRequest, limits: Limits) -> ChangeCart:
+def update_cart(request: cart_service_pb2.UpdateCartRequest, limits: Limits) -> UpdateCart:
     fields = Fields()
     cart = fields.cart("cart.name", request.cart.name)
     paths = fields.paths("update_mask", request, request.cart, CART_PATHS)
-    result = ChangeCart(cart, _cart_update(fields, request.cart, paths, limits), options(fields, request))
+    update = _cart_update(fields, request.cart, paths, limits)
+    call = UpdateCart(cart, update, **_every_mutation(fields, request))
     fields.check()
-    return result
+    return call
 
 
 def _cart_update(fields: Fields, cart: cart_pb2.Cart, paths: frozenset[str], limits: Limits) -> CartUpdate:

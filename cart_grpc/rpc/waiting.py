@@ -66,7 +66,7 @@ class Waiting:
                 return False
             for line in found.lines:
                 if item := by_uid.get(line.item.uid):
-                    current = item_message(found.cart, line, found.now)
+                    current = item_message(line, found.cart.currency_code, found.now)
                     item.reservation.CopyFrom(current.reservation)
                     item.reconciling = current.reconciling
             return any(item.reconciling for item in by_uid.values())

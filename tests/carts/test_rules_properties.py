@@ -1,16 +1,35 @@
-"""What holds of a cart after any sequence of calls."""
+"""Properties of a cart after any sequence of calls."""
+
+from collections.abc import Callable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cart_grpc.carts import rules
-from cart_grpc.carts.calls import CartUpdate, Change, ItemUpdate, Limits, LoadedCart, NewId, addition
+from cart_grpc.carts.calls import (
+    AddItems,
+    Call,
+    CartUpdate,
+    Change,
+    ClearCart,
+    CreateCart,
+    DeleteCart,
+    Given,
+    ItemUpdate,
+    Limits,
+    LoadedCart,
+    NewId,
+    RemoveItem,
+    UpdateCart,
+    UpdateItem,
+    addition,
+)
 from cart_grpc.carts.model import ENDED, Cart, Line, Money
 from cart_grpc.carts.refusals import CallRefused
+from cart_grpc.carts.rules import decide
 from cart_grpc.protocol.reservation import Disposition, Reservation
 from tests.carts.examples import KEY, NOW, numbered_ids
 
-TERMS = Limits(max_quantity_per_item=6, max_items_per_cart=3)
+LIMITS = Limits(max_quantity_per_item=6, max_items_per_cart=3)
 SKUS = st.sampled_from(["a", "b", "c", "d"])
 PRICES = st.one_of(st.none(), st.builds(Money, st.sampled_from(["EUR", "EUR", "USD"]), st.integers(0, 9)))
 ADDITIONS = st.builds(
@@ -25,31 +44,39 @@ CART_UPDATES = st.builds(
     st.just({"k": "v"}),
     st.sampled_from(["", "EUR", "USD"]),
 )
+# The call on one of a cart's items, by its position, or on an item that the cart does not have.
+CallOnItem = Callable[[str], Call]
+POSITIONS = st.integers(0, 2)
 CALLS = st.lists(
     st.one_of(
-        st.tuples(st.just("add"), st.lists(ADDITIONS, min_size=1, max_size=4)),
-        st.tuples(st.just("update"), st.integers(0, 2), UPDATES),
-        st.tuples(st.just("remove"), st.integers(0, 2)),
-        st.just(("clear",)),
-        st.just(("delete",)),
-        st.tuples(st.just("create"), CART_UPDATES),
-        st.tuples(st.just("update_cart"), CART_UPDATES),
+        st.builds(AddItems, st.just(KEY), st.lists(ADDITIONS, min_size=1, max_size=4)),
+        st.tuples(POSITIONS, st.builds(lambda update: lambda item_id: UpdateItem(KEY, item_id, update), UPDATES)),
+        st.tuples(POSITIONS, st.just(lambda item_id: RemoveItem(KEY, item_id))),
+        st.just(ClearCart(KEY)),
+        st.just(DeleteCart(KEY)),
+        st.builds(CreateCart, st.just(KEY), CART_UPDATES),
+        st.builds(UpdateCart, st.just(KEY), CART_UPDATES),
     ),
     max_size=12,
 )
+AnyCall = Call | tuple[int, CallOnItem]
 
 
-class Shelf:
-    """One cart as a store would keep it: whole contents before each call, its change taken over after."""
+class KeptCart:
+    """One cart as a store keeps it: each call sees all of it, and its change is taken over."""
 
     def __init__(self) -> None:
         self.cart: Cart | None = None
         self.lines: dict[str, Line] = {}
         self.reservations: dict[str, Reservation] = {}
 
-    def call(self, call: tuple[object, ...], new_id: NewId) -> Change:
+    def call(self, call: AnyCall, new_id: NewId) -> Change:
         """Raises CallRefused."""
-        change = decide(LoadedCart(KEY, self.cart, dict(self.lines), frozenset()), call, new_id)
+        if isinstance(call, tuple):
+            position, call_on = call
+            call = call_on([*self.lines, "", "", ""][position])
+        loaded = LoadedCart(KEY, self.cart, dict(self.lines), frozenset())
+        change = decide(loaded, call, Given(LIMITS, NOW, new_id))
         self.cart = change.cart
         for line in change.removed:
             del self.lines[line.item.item_id]
@@ -59,76 +86,56 @@ class Shelf:
         return change
 
 
-def decide(contents: LoadedCart, call: tuple[object, ...], new_id: NewId) -> Change:
-    item_ids = [*contents.lines, "", "", ""]
-    match call:
-        case ("add", list(additions)):
-            return rules.add_items(contents, additions, "", TERMS, NOW, new_id)
-        case ("update", int(index), ItemUpdate() as update):
-            return rules.update_item(contents, item_ids[index], update, "", TERMS, NOW, new_id)
-        case ("remove", int(index)):
-            return rules.remove_item(contents, item_ids[index], "", NOW)
-        case ("clear",):
-            return rules.clear_cart(contents, "", NOW)
-        case ("delete",):
-            return rules.delete_cart(contents, "", NOW)
-        case ("create", CartUpdate() as update):
-            return rules.create_cart(contents, update, "", NOW, new_id)
-        case ("update_cart", CartUpdate() as update):
-            return rules.update_cart(contents, update, "", NOW)
-    raise AssertionError(call)
-
-
 @settings(max_examples=300)
 @given(CALLS)
-def test_totals_always_equal_the_fold_over_the_items(calls: list[tuple[object, ...]]) -> None:
-    shelf, new_id = Shelf(), numbered_ids()
+def test_a_carts_totals_equal_the_sums_over_its_items(calls: list[AnyCall]) -> None:
+    kept, new_id = KeptCart(), numbered_ids()
     for call in calls:
         try:
-            shelf.call(call, new_id)
+            kept.call(call, new_id)
         except CallRefused:
             continue
-        items = [line.item for line in shelf.lines.values()]
-        assert shelf.cart is not None
-        assert shelf.cart.item_count == len(items) <= TERMS.max_items_per_cart
-        assert shelf.cart.total_quantity == sum(item.quantity for item in items)
-        assert shelf.cart.subtotal == sum(item.quantity * (item.unit_price or 0) for item in items)
-        assert all(item.quantity <= TERMS.max_quantity_per_item for item in items)
-        assert shelf.cart.currency_code or all(item.unit_price is None for item in items)
-        assert not (items and shelf.cart.state in ENDED)
+        items = [line.item for line in kept.lines.values()]
+        assert kept.cart is not None
+        assert kept.cart.item_count == len(items) <= LIMITS.max_items_per_cart
+        assert kept.cart.total_quantity == sum(item.quantity for item in items)
+        assert kept.cart.subtotal == sum(item.quantity * (item.unit_price or 0) for item in items)
+        assert all(item.quantity <= LIMITS.max_quantity_per_item for item in items)
+        assert kept.cart.currency_code or all(item.unit_price is None for item in items)
+        assert not (items and kept.cart.state in ENDED)
 
 
 @settings(max_examples=300)
 @given(CALLS)
-def test_a_cart_that_changed_has_a_higher_revision_and_another_etag(calls: list[tuple[object, ...]]) -> None:
-    shelf, new_id = Shelf(), numbered_ids()
+def test_a_cart_that_changed_has_a_higher_revision_and_another_etag(calls: list[AnyCall]) -> None:
+    kept, new_id = KeptCart(), numbered_ids()
     for call in calls:
-        before = shelf.cart
+        before = kept.cart
         try:
-            shelf.call(call, new_id)
+            kept.call(call, new_id)
         except CallRefused:
-            assert shelf.cart is before
+            assert kept.cart is before
             continue
-        assert shelf.cart is not None
-        if before is not None and shelf.cart is not before:
-            assert shelf.cart.revision == before.revision + 1
-            assert shelf.cart.etag != before.etag
+        assert kept.cart is not None
+        if before is not None and kept.cart is not before:
+            assert kept.cart.revision == before.revision + 1
+            assert kept.cart.etag != before.etag
 
 
 @settings(max_examples=300)
 @given(CALLS)
-def test_every_item_has_a_reservation_of_its_quantity_and_every_other_reservation_is_to_be_released(
-    calls: list[tuple[object, ...]],
+def test_every_item_has_a_hold_of_its_quantity_and_every_other_reservation_is_a_release(
+    calls: list[AnyCall],
 ) -> None:
-    shelf, new_id = Shelf(), numbered_ids()
+    kept, new_id = KeptCart(), numbered_ids()
     for call in calls:
         try:
-            shelf.call(call, new_id)
+            kept.call(call, new_id)
         except CallRefused:
             continue
-        holding = {line.item.reservation_id: line.item.quantity for line in shelf.lines.values()}
-        assert len(holding) == len(shelf.lines)
-        for name, row in shelf.reservations.items():
+        holding = {line.item.reservation_id: line.item.quantity for line in kept.lines.values()}
+        assert len(holding) == len(kept.lines)
+        for name, row in kept.reservations.items():
             if name in holding:
                 assert (row.disposition, row.quantity) == (Disposition.HOLD, holding[name])
             else:

@@ -7,7 +7,7 @@ from typing import Any
 
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
 
-from cart_grpc.carts.calls import Limits
+from cart_grpc.carts.calls import CartRead, Limits
 from cart_grpc.carts.model import Cart
 from cart_grpc.carts.refusals import CallRefused
 from cart_grpc.commands.expire import Expire
@@ -64,7 +64,7 @@ class World:
         cart = self._working.carts.get(key)
         if cart is None:
             return None
-        lines = list(self._working.contents(key, None, ()).lines.values())
+        lines = list(self._working.view([CartRead(key)]).lines.values())
         return make_cart_json(cart, lines, self.now)
 
     def _write(self, command: Any) -> Any:

@@ -99,8 +99,8 @@ def nonsense_is_taken_for_done(patch: Patch) -> None:
 def id_is_used_again(patch: Patch) -> None:
     real = rules._reserve
 
-    def reserve(contents: LoadedCart, item: Any, limits: Any, now: int, new_id: Any) -> Any:
-        line = real(contents, item, limits, now, new_id)
+    def reserve(item: Any, *rest: Any) -> Any:
+        line = real(item, *rest)
         name = f"00000000-0000-7000-9000-{item.item_id[:12]}"
         return line._replace(
             item=line.item._replace(reservation_id=name),
@@ -112,7 +112,7 @@ def id_is_used_again(patch: Patch) -> None:
 
 def new_hold_does_not_wait_for_the_old(patch: Patch) -> None:
     real = rules._reserve
-    patch.setattr(rules, "_reserve", lambda contents, *rest: real(replace(contents, releasing=frozenset()), *rest))
+    patch.setattr(rules, "_reserve", lambda item, _, given: real(item, frozenset(), given))
 
 
 def what_waits_is_forgotten(patch: Patch) -> None:
@@ -156,8 +156,11 @@ def fingerprint_is_ignored(patch: Patch) -> None:
     real = Mutation.run
 
     def run_mutation(self: Mutation, working: UnitOfWork, *rest: Any) -> bytes:
-        stored = working.replies.get((self.cart.user, self.request_id))
-        return real(replace(self, fingerprint=stored.fingerprint) if stored else self, working, *rest)
+        call = self.call
+        stored = working.replies.get((call.cart.user, call.request_id))
+        if stored:
+            call = replace(call, fingerprint=stored.fingerprint)
+        return real(replace(self, call=call), working, *rest)
 
     patch.setattr(Mutation, "run", run_mutation)
 

@@ -1,6 +1,7 @@
 """What goes wrong with one command stays with it."""
 
 import asyncio
+from dataclasses import replace
 from sqlite3 import IntegrityError
 
 import pytest
@@ -55,8 +56,7 @@ async def test_a_reply_that_cannot_be_encoded_leaves_no_effect(writer: WriteQueu
     def fail(*_: object) -> bytes:
         raise ZeroDivisionError("bug")
 
-    sound = add(quantity=5)
-    broken_reply = type(sound)(sound.cart, sound.decide, fail, sound.item_ids, sound.skus)
+    broken_reply = replace(add(quantity=5), encode=fail)
     answers = [writer.submit(broken_reply), writer.submit(add())]
     results = await asyncio.gather(*answers, return_exceptions=True)
     assert isinstance(results[0], ZeroDivisionError)

@@ -2,20 +2,20 @@
 
 from sqlalchemy import text
 
-from cart_grpc.carts import rules
+from cart_grpc.carts.calls import DeleteCart
 from cart_grpc.commands.direct import Purge
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.store import Store
-from tests.store.writes import KEY, SECOND, add, answered, claim_one, count, encode, release_all, remove, snapshot
+from tests.store.writes import KEY, SECOND, add, answered, claim_one, count, mutation, release_all, remove, snapshot
 
 NEVER = 10**15
 CARTS_NOW = Purge(NEVER, NEVER, -SECOND, 10)
 
 
 def delete_cart() -> Mutation:
-    return Mutation(KEY, lambda contents, now, _: rules.delete_cart(contents, "", now), encode, None)
+    return mutation(DeleteCart(KEY))
 
 
 async def held_and_deleted(store: Store, request_id: str = "") -> None:

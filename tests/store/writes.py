@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, func, select, update
 
-from cart_grpc.carts import rules
-from cart_grpc.carts.calls import Change, Limits, LoadedCart, NewId, addition
+from cart_grpc.carts.calls import AddItems, Call, Change, ClearCart, Limits, NewId, RemoveItem, addition
 from cart_grpc.commands.direct import Claim
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.record import RecordOutcome
+from cart_grpc.commands.unit_of_work import ReadSet, UnitOfWork
 from cart_grpc.names import CartKey, cart_key, item_id_of, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
 from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Observed, Reservation
@@ -43,47 +43,66 @@ def decode(reply: bytes) -> Mapping[str, int]:
     return quantities
 
 
+def mutation(call: Call) -> Mutation:
+    """A call whose reply is `encode`'s."""
+    return Mutation(call, encode, TERMS)
+
+
 def add(
     sku: str = SKU, quantity: int = 1, key: CartKey = KEY, *, request_id: str = "", body: bytes = b"", etag: str = ""
 ) -> Mutation:
     """AddItem."""
-    added = addition(sku, {}, quantity, None, None)
-
-    def decide(contents: LoadedCart, now: int, new_id: NewId) -> Change:
-        return rules.add_items(contents, [added], etag, TERMS, now, new_id)
-
-    return Mutation(key, decide, encode, [added.item_id], [sku], request_id, body)
+    additions = (addition(sku, {}, quantity, None, None),)
+    return mutation(AddItems(key, additions, etag=etag, request_id=request_id, fingerprint=body))
 
 
 def remove(sku: str = SKU, key: CartKey = KEY) -> Mutation:
     """RemoveItem."""
-    item_id = item_id_of(sku, {})
-    return Mutation(key, lambda contents, now, _: rules.remove_item(contents, item_id, "", now), encode, [item_id])
+    return mutation(RemoveItem(key, item_id_of(sku, {})))
 
 
 def clear(key: CartKey = KEY) -> Mutation:
     """ClearCart."""
-    return Mutation(key, lambda contents, now, _: rules.clear_cart(contents, "", now), encode, None)
+    return mutation(ClearCart(key))
 
 
-def broken(error: Exception, key: CartKey = KEY) -> Mutation:
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A command with a bug: it reads what `sound` reads, and raises `error`."""
+
+    sound: Mutation
+    error: Exception
+
+    def add_reads(self, reads: ReadSet) -> None:
+        self.sound.add_reads(reads)
+
+    def run(self, unit: UnitOfWork, now: int, new_id: NewId) -> bytes:
+        raise self.error
+
+
+@dataclass(frozen=True, slots=True)
+class Impossible:
+    """A command whose effect violates a CHECK of the database: a negative subtotal."""
+
+    sound: Mutation
+
+    def add_reads(self, reads: ReadSet) -> None:
+        self.sound.add_reads(reads)
+
+    def run(self, unit: UnitOfWork, now: int, new_id: NewId) -> bytes:
+        reply = self.sound.run(unit, now, new_id)
+        unit.put_cart(unit.carts[self.sound.call.cart]._replace(subtotal=-1))
+        return reply
+
+
+def broken(error: Exception, key: CartKey = KEY) -> Broken:
     """A command with a bug."""
-
-    def decide(_contents: LoadedCart, _now: int, _new_id: NewId) -> Change:
-        raise error
-
-    return Mutation(key, decide, encode, [])
+    return Broken(add(key=key), error)
 
 
-def refused_by_the_database(key: CartKey = KEY, sku: str = "poison") -> Mutation:
-    """A command whose outcome no CHECK lets through."""
-    sound = add(sku, key=key)
-
-    def decide(contents: LoadedCart, now: int, new_id: NewId) -> Change:
-        change = sound.decide(contents, now, new_id)
-        return change._replace(cart=change.cart._replace(subtotal=-1))
-
-    return replace(sound, decide=decide)
+def refused_by_the_database(key: CartKey = KEY, sku: str = "poison") -> Any:
+    """A command whose effect the database refuses, in the place of a Mutation."""
+    return Impossible(add(sku, key=key))
 
 
 async def claim(store: Store, lane: Lane = HOLD_LANE, limit: int = 100, lease: int = LEASE) -> list[Reservation]:
