@@ -263,10 +263,10 @@ async def running(
 
 def _admission(settings: Settings) -> Admission:
     return Admission(
-        calls=settings.max_calls,
-        calls_per_user=settings.max_calls_per_user,
-        waiting=settings.max_waiting_calls,
-        waiting_per_user=settings.max_waiting_calls_per_user,
+        max_calls=settings.max_calls,
+        max_calls_per_user=settings.max_calls_per_user,
+        max_waiting=settings.max_waiting_calls,
+        max_waiting_per_user=settings.max_waiting_calls_per_user,
     )
 
 

@@ -19,7 +19,7 @@ from filelock import FileLock
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from cart_grpc import cli, process
-from cart_grpc.rpc.server import SERVICE
+from cart_grpc.rpc.methods import CART_SERVICE as SERVICE
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from cart_grpc.store import migrate

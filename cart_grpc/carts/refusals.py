@@ -14,7 +14,8 @@
     ├── LimitExceeded                a stored total would pass its limit
     └── Unavailable                  nothing is wrong with the request; try again
         ├── Overloaded               too much is under way
-        │   └── TooManyCalls         too much of one user is under way
+        │   ├── TooManyCalls         too much of one user is under way
+        │   └── TooManyStreams       one user or one connection has too many open streams
         ├── DatabaseUnavailable      the database does not answer; nothing was done
         │   ├── DatabaseFull         it has no room left
         │   └── DatabaseDamaged      what it has stored cannot be read any more
@@ -214,6 +215,16 @@ class TooManyCalls(Overloaded):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"this user has {limit} calls under way; wait for some to end", {"limit": str(limit)})
+
+
+class TooManyStreams(Overloaded):
+    """A user or a connection (`holder`) has `limit` open streams already."""
+
+    reason = "TOO_MANY_STREAMS"
+
+    def __init__(self, holder: str, limit: int) -> None:
+        message = f"this {holder} has {limit} open streams, the most it may have; close one before opening another"
+        super().__init__(message, {"holder": holder, "limit": str(limit)})
 
 
 class DatabaseUnavailable(Unavailable):

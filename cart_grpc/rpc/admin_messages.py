@@ -1,4 +1,4 @@
-"""What an operator sees, as messages of `cartgrpc.v1`."""
+"""Reservations and statistics as messages of `cartgrpc.v1`, for operators."""
 
 from cartgrpc.v1 import cart_admin_service_pb2 as pb
 from cartgrpc.v1 import cart_pb2
@@ -12,7 +12,7 @@ Record = pb.ReservationRecord
 
 
 def reservation_message(seen: ReservationSnapshot) -> pb.ReservationRecord:
-    """A reservation with all that is known of it."""
+    """Return a reservation with everything that the database has about it."""
     row = seen.reservation
     leased = row.lease_expire_time is not None and row.lease_expire_time > seen.now
     return pb.ReservationRecord(
@@ -39,7 +39,7 @@ def reservation_message(seen: ReservationSnapshot) -> pb.ReservationRecord:
 
 
 def _shown(seen: ReservationSnapshot) -> cart_pb2.Reservation.State.ValueType:
-    """As its item shows it; what was removed is shown only by its cart's `reconciling`."""
+    """Return the state that a caller sees in the item; a removed item shows only in its cart's `reconciling`."""
     if seen.line:
         return cart_pb2.Reservation.State.ValueType(progress(seen.line, seen.now).state)
     if seen.reservation.releasing:
@@ -48,7 +48,7 @@ def _shown(seen: ReservationSnapshot) -> cart_pb2.Reservation.State.ValueType:
 
 
 def stats_message(stats: Stats, calls: Calls | None) -> pb.GetReservationStatsResponse:
-    """How much is waiting, and what this process knows of the Reservation API."""
+    """Return the backlog, and the state of this process's calls to the Reservation API."""
     backlog = [
         pb.GetReservationStatsResponse.Backlog(
             state=Record.State.ValueType(one.state),
@@ -77,7 +77,7 @@ def _reconciler(calls: Calls, now: int) -> pb.GetReservationStatsResponse.Reconc
 
 
 def pause_message(pause: PauseSnapshot | None) -> pb.Pause | None:
-    """Why nothing is claimed, where that is so."""
+    """Return the pause, or None if the reconcilers are not paused."""
     return pb.Pause(reason=pause.reason, create_time=_time(pause.create_time)) if pause else None
 
 

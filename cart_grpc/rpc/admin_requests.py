@@ -1,4 +1,4 @@
-"""What the requests of `cartgrpc.v1.CartAdminService` ask for, checked. Every function raises InvalidArgument."""
+"""The requests of `cartgrpc.v1.CartAdminService`, checked and decoded. Every function raises InvalidArgument."""
 
 from dataclasses import replace
 
@@ -14,25 +14,25 @@ MAX_AGE_SECONDS = 10 * 365 * 24 * 3600
 Named = pb.GetReservationRequest | pb.CartAdminServiceRetryReservationRequest | pb.ReleaseReservationRequest
 
 
-def named(request: Named) -> str:
-    """The id of the reservation that a request names."""
+def reservation_id(request: Named) -> str:
+    """Return the id of the reservation."""
     fields = Fields()
-    reservation_id = fields.reservation("name", request.name)
+    found = fields.reservation("name", request.name)
     fields.check()
-    return reservation_id
+    return found
 
 
 def release(request: pb.ReleaseReservationRequest) -> tuple[str, str]:
-    """The id of the reservation, and the reason."""
+    """Return the id of the reservation, and the reason."""
     fields = Fields()
-    reservation_id = fields.reservation("name", request.name)
+    found = fields.reservation("name", request.name)
     reason = fields.text("reason", request.reason, MAX_REASON, least=1)
     fields.check()
-    return reservation_id, reason
+    return found, reason
 
 
 def pause(request: pb.PauseReservationsRequest) -> str:
-    """The reason."""
+    """Return the reason."""
     fields = Fields()
     reason = fields.text("reason", request.reason, MAX_REASON, least=1)
     fields.check()
@@ -40,12 +40,12 @@ def pause(request: pb.PauseReservationsRequest) -> str:
 
 
 def list_reservations(request: pb.ListReservationsRequest) -> ReservationPage:
-    """The page that is asked for."""
+    """Return the requested page."""
     fields = Fields()
     known = {int(state) for state in WorkState}
     if not known.issuperset(request.states):
         names = ", ".join(state.name for state in WorkState)
-        fields.fault("states", "INVALID_STATE", f"must be of {names}")
+        fields.fault("states", "INVALID_STATE", f"must be from {names}")
     page = ReservationPage(
         size=pages.page_size(fields, request.page_size),
         states=frozenset(WorkState(state) for state in request.states if state in known) or BACKLOG,
@@ -60,7 +60,7 @@ def list_reservations(request: pb.ListReservationsRequest) -> ReservationPage:
 
 
 def next_page_token(page: ReservationPage, last: ReservationSnapshot) -> str:
-    """The token of the page that begins after `last`."""
+    """Return the token of the page that begins after `last`."""
     return pages.encode_token([_query(page), last.reservation.create_time, last.reservation.reservation_id])
 
 
@@ -68,9 +68,9 @@ def _decode(fields: Fields, page: ReservationPage, token: str) -> tuple[int, str
     match pages.decode_token(token):
         case [str(query), int(time), str(reservation_id)] if pages.is_time(time) and _is_id(reservation_id):
             if query != _query(page):
-                fields.fault("page_token", "INVALID_PAGE_TOKEN", "belongs to another filter")
+                fields.fault("page_token", "INVALID_PAGE_TOKEN", "was returned for a different filter")
             return time, reservation_id
-    fields.fault("page_token", "INVALID_PAGE_TOKEN", "must be next_page_token of the page before")
+    fields.fault("page_token", "INVALID_PAGE_TOKEN", "must be the next_page_token of the previous page")
     return None
 
 

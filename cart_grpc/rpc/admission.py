@@ -1,130 +1,187 @@
-"""Who may be at work, who waits, and who is refused: a server that begins more than it can do ends nothing in time.
+"""Admission: which calls run, which wait, and which are rejected. A server that starts too much finishes nothing.
 
-- So many calls are at work at a time. One more is refused before its request is even received, which takes 0.8 of what
-  an empty call does: gRPC's own part cannot be spared. So this bound is high, and HTTP/2's on the streams of one
-  connection is what keeps most of a flood out: to refuse all of it would leave no time to work.
-- So many of one user's are at work at a time; further ones wait for their turn, which costs nothing: whoever floods
-  delays himself.
-- Who waits, be it for his turn or (max_wait) for a reservation, is not at work. There is only so much room for waiting,
-  too: for want of it, who waits for his turn is refused, and who waits for a reservation is answered as it is.
+- The number of running calls is bounded. One more is rejected before its request is received. A rejection costs 0.8
+  of an empty call, because gRPC's own share cannot be avoided; so this bound is high, and HTTP/2's bound on the
+  streams of one connection keeps most of a flood out.
+- The number of one user's running calls is bounded. Further calls of that user queue for a slot, which costs nothing:
+  a user who floods the server only slows itself down.
+- Waiting calls hold no slot. They wait in a queue for a slot, or they are parked: in max_wait, for a reservation. The
+  number of waiting calls is bounded, too: beyond it, calls that need a slot are rejected, and calls in max_wait are
+  answered with the current state.
+- Open streams hold no slot either. Their number is bounded per user and per connection.
 """
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from cart_grpc.carts.refusals import Overloaded, TooManyCalls
+from cart_grpc.carts.refusals import Overloaded, ShuttingDown, TooManyCalls, TooManyStreams
 
 
 class _User:
-    """How many calls of a user are at work, and how many wait: those in `turns` for one of the others to end."""
+    """The calls of one user: how many run, how many wait, and the queue for a slot, oldest first."""
 
-    __slots__ = ("name", "turns", "waiting", "working")
+    __slots__ = ("name", "queue", "running", "waiting")
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.working = 0
+        self.running = 0
         self.waiting = 0
-        self.turns: dict[asyncio.Future[None], None] = {}
+        self.queue: dict[asyncio.Future[None], None] = {}
 
 
 class Admission:
-    """The calls of a server: at most `calls` at work and `waiting` that wait, and so many of each of one user.
+    """The unary calls of one server.
 
-    A call is a task: `enter`, `rest` and `leave` are about the one that is running.
+    At most `max_calls` run and `max_waiting` wait, and of each user at most `max_calls_per_user` and
+    `max_waiting_per_user`. A call is a task; `take_slot`, `park` and `free_slot` apply to the current task.
     """
 
-    def __init__(self, *, calls: int, calls_per_user: int, waiting: int, waiting_per_user: int) -> None:
-        self._calls = calls
-        self._calls_per_user = calls_per_user
-        self._waiting_most = waiting
-        self._waiting_per_user = waiting_per_user
+    def __init__(self, *, max_calls: int, max_calls_per_user: int, max_waiting: int, max_waiting_per_user: int) -> None:
+        self._max_calls = max_calls
+        self._max_calls_per_user = max_calls_per_user
+        self._max_waiting = max_waiting
+        self._max_waiting_per_user = max_waiting_per_user
         self._users: dict[str, _User] = {}
-        self._working: dict[asyncio.Task[Any] | None, _User] = {}
-        self._resting: dict[asyncio.Task[Any] | None, _User] = {}
-        self.working = 0
+        self._running: dict[asyncio.Task[Any] | None, _User] = {}
+        self._parked: dict[asyncio.Task[Any] | None, _User] = {}
+        self.running = 0
         self.waiting = 0
 
     @property
     def is_full(self) -> bool:
-        """Whether one more call would be refused, whoever's it is."""
-        return self.working >= self._calls
+        """Whether every slot is taken: the next call is rejected, whichever user it is of."""
+        return self.running >= self._max_calls
 
-    async def enter(self, user: str) -> None:
-        """Go to work, when it is this user's turn. Raises Overloaded or TooManyCalls."""
+    async def take_slot(self, user: str) -> None:
+        """Take a slot to run in; wait for one if the user has no slot left. Raises Overloaded or TooManyCalls."""
         if self.is_full:
             raise Overloaded
         mine = self._users.get(user)
         if mine is None:
             mine = self._users[user] = _User(user)
-        if mine.working < self._calls_per_user:
-            mine.working += 1
-            self.working += 1
+        if mine.running < self._max_calls_per_user:
+            mine.running += 1
+            self.running += 1
         else:
-            await self._turn(mine)
-        self._working[asyncio.current_task()] = mine
+            await self._queue(mine)
+        self._running[asyncio.current_task()] = mine
 
-    def rest(self) -> bool:
-        """Stop working, for the call is about to wait. Returns whether there is room to: if not, it stays at work."""
+    def park(self) -> bool:
+        """Give the slot back before a wait. Return False, and keep the slot, if too many calls wait already."""
         task = asyncio.current_task()
-        mine = self._working.get(task)
+        mine = self._running.get(task)
         if mine is None:
             return True
-        if not self._has_room(mine):
+        if not self._may_wait(mine):
             return False
-        self._wait(mine, 1)
-        self._resting[task] = mine
-        del self._working[task]
-        self._pass_on(mine)
+        self._count_waiting(mine, 1)
+        self._parked[task] = mine
+        del self._running[task]
+        self._pass_slot_on(mine)
         return True
 
-    def leave(self) -> None:
-        """The call has ended, or was never let in."""
+    def free_slot(self) -> None:
+        """End the call: free its slot, or its place among the parked calls."""
         task = asyncio.current_task()
-        if mine := self._working.pop(task, None):
-            self._pass_on(mine)
-        elif mine := self._resting.pop(task, None):
-            self._wait(mine, -1)
+        if mine := self._running.pop(task, None):
+            self._pass_slot_on(mine)
+        elif mine := self._parked.pop(task, None):
+            self._count_waiting(mine, -1)
 
-    async def _turn(self, mine: _User) -> None:
-        """Wait for a place that another call of this user passes on."""
-        if not self._has_room(mine):
-            if mine.waiting < self._waiting_per_user:
+    async def _queue(self, mine: _User) -> None:
+        """Wait until another call of this user passes its slot on."""
+        if not self._may_wait(mine):
+            if mine.waiting < self._max_waiting_per_user:
                 raise Overloaded
-            raise TooManyCalls(self._calls_per_user + self._waiting_per_user)
-        turn = asyncio.get_running_loop().create_future()
-        mine.turns[turn] = None
-        self._wait(mine, 1)
+            raise TooManyCalls(self._max_calls_per_user + self._max_waiting_per_user)
+        slot = asyncio.get_running_loop().create_future()
+        mine.queue[slot] = None
+        self._count_waiting(mine, 1)
         try:
-            await turn
+            await slot
         except asyncio.CancelledError:
-            if not turn.cancelled():
-                # Its turn has come, and nobody else knows of that place.
-                self._pass_on(mine)
+            if not slot.cancelled():
+                # The slot arrived together with the cancellation: without this line it would be lost.
+                self._pass_slot_on(mine)
             raise
         finally:
-            mine.turns.pop(turn, None)
-            self._wait(mine, -1)
+            mine.queue.pop(slot, None)
+            self._count_waiting(mine, -1)
 
-    def _pass_on(self, mine: _User) -> None:
-        """Give a place at work to the user's next call, or back."""
-        while mine.turns:
-            turn = next(iter(mine.turns))
-            del mine.turns[turn]
-            if not turn.done():
-                turn.set_result(None)
+    def _pass_slot_on(self, mine: _User) -> None:
+        """Hand a slot to the user's next queued call, or free it."""
+        while mine.queue:
+            slot = next(iter(mine.queue))
+            del mine.queue[slot]
+            if not slot.done():
+                slot.set_result(None)
                 return
-        mine.working -= 1
-        self.working -= 1
-        self._forget(mine)
+        mine.running -= 1
+        self.running -= 1
+        self._forget_if_idle(mine)
 
-    def _has_room(self, mine: _User) -> bool:
-        return self.waiting < self._waiting_most and mine.waiting < self._waiting_per_user
+    def _may_wait(self, mine: _User) -> bool:
+        return self.waiting < self._max_waiting and mine.waiting < self._max_waiting_per_user
 
-    def _wait(self, mine: _User, more: int) -> None:
-        mine.waiting += more
-        self.waiting += more
-        self._forget(mine)
+    def _count_waiting(self, mine: _User, change: int) -> None:
+        mine.waiting += change
+        self.waiting += change
+        self._forget_if_idle(mine)
 
-    def _forget(self, mine: _User) -> None:
-        if not mine.working and not mine.waiting:
+    def _forget_if_idle(self, mine: _User) -> None:
+        if not mine.running and not mine.waiting:
             del self._users[mine.name]
+
+
+class OpenStreams:
+    """The open response streams of one server: at most `max_per_user` and `max_per_connection` at a time."""
+
+    def __init__(self, *, max_per_user: int, max_per_connection: int) -> None:
+        self._max_per_user = max_per_user
+        self._max_per_connection = max_per_connection
+        self._users: Counter[str] = Counter()
+        self._connections: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[Any] | None] = set()
+        self._is_draining = False
+
+    @contextmanager
+    def slot(self, user: str, connection: str) -> Iterator[None]:
+        """Count the current task as a stream of `user` ("": of nobody) on `connection` until the block ends.
+
+        Raises TooManyStreams at a limit, and ShuttingDown from `drain` on, in the middle of the block, too.
+        """
+        if self._is_draining:
+            raise ShuttingDown
+        if self._connections[connection] >= self._max_per_connection:
+            raise TooManyStreams("connection", self._max_per_connection)
+        if user and self._users[user] >= self._max_per_user:
+            raise TooManyStreams("user", self._max_per_user)
+        task = asyncio.current_task()
+        self._tasks.add(task)
+        self._count(user, connection, 1)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task and task not in self._tasks and task.uncancel() == 0:
+                raise ShuttingDown from None
+            # The caller cancelled the call, too: it gets no status.
+            raise
+        finally:
+            self._tasks.discard(task)
+            self._count(user, connection, -1)
+
+    def drain(self) -> None:
+        """End every open stream with ShuttingDown and refuse new ones."""
+        self._is_draining = True
+        while self._tasks:
+            if task := self._tasks.pop():
+                task.cancel()
+
+    def _count(self, user: str, connection: str, change: int) -> None:
+        for counter, key in ((self._users, user), (self._connections, connection)):
+            counter[key] += change
+            if not counter[key]:
+                del counter[key]

@@ -14,7 +14,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CartAdminService(cart_admin_service_pb2_grpc.CartAdminServiceServicer):
-    """Reservations, for those who run the service."""
+    """Reservations, for the operators of the service."""
 
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
@@ -30,13 +30,13 @@ class CartAdminService(cart_admin_service_pb2_grpc.CartAdminServiceServicer):
         return response
 
     async def GetReservation(self, request: pb.GetReservationRequest, context: Context) -> pb.GetReservationResponse:
-        seen = await self._operator.get(admin_requests.named(request))
+        seen = await self._operator.get(admin_requests.reservation_id(request))
         return pb.GetReservationResponse(reservation=reservation_message(seen))
 
     async def RetryReservation(
         self, request: pb.CartAdminServiceRetryReservationRequest, context: Context
     ) -> pb.CartAdminServiceRetryReservationResponse:
-        seen = await self._operator.retry(admin_requests.named(request))
+        seen = await self._operator.retry(admin_requests.reservation_id(request))
         return pb.CartAdminServiceRetryReservationResponse(reservation=reservation_message(seen))
 
     async def ReleaseReservation(

@@ -1,7 +1,8 @@
-"""Calls that take too long are ended, with one timer for all of them.
+"""Deadlines: the server ends calls that take too long.
 
-All may take equally long, so the first to start is the first whose time is up, and a dictionary keeps them in order.
-A timer each, which is what asyncio.timeout() is, takes 3.5 of the 150 µs of an empty call; this takes 0.5.
+All calls have the same time-out, so the first to start is the first to end: a dictionary keeps them in order, and one
+timer serves all of them. A timer for each call, which is what asyncio.timeout() makes, costs 6 % of an empty call on
+uvloop; this costs less than 1 %. (Measured as server CPU per call: 120 interleaved rounds on one server.)
 """
 
 import asyncio
@@ -19,10 +20,11 @@ class Deadlines:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._due: dict[asyncio.Task[Any] | None, float] = {}
+        self._ended: set[asyncio.Task[Any] | None] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, work: Awaitable[T]) -> T:
-        """What `work` returns or raises; it runs in the caller's task. Raises CallTimeout."""
+        """Return the result of `work`, which runs in the current task. Raises CallTimeout."""
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
         self._due[task] = loop.time() + self._seconds
@@ -31,12 +33,29 @@ class Deadlines:
         try:
             return await work
         except asyncio.CancelledError:
-            # It was ended from here unless somebody else, such as the caller, wants it ended, too.
-            if task not in self._due and task and task.uncancel() == 0:
+            # If the caller cancelled the call, too, the cancellation goes on.
+            if task in self._ended and task and task.uncancel() == 0:
                 raise CallTimeout(self._seconds) from None
             raise
         finally:
             self._due.pop(task, None)
+            self._ended.discard(task)
+
+    async def extend(self, work: Awaitable[T], seconds: float) -> T:
+        """Return the result of `work`, the rest of a call in `run`: from now on it may take `seconds` more than others.
+
+        Raises CallTimeout.
+        """
+        self._due.pop(asyncio.current_task(), None)
+        seconds += self._seconds
+        timeout = asyncio.timeout(seconds)
+        try:
+            async with timeout:
+                return await work
+        except TimeoutError:
+            if timeout.expired():
+                raise CallTimeout(seconds) from None
+            raise
 
     def _end_overdue(self) -> None:
         self._timer = None
@@ -48,5 +67,6 @@ class Deadlines:
                 self._timer = loop.call_at(due, self._end_overdue)
                 return
             del self._due[task]
+            self._ended.add(task)
             if task:
                 task.cancel()

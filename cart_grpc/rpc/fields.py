@@ -1,4 +1,4 @@
-"""Checks of single fields. Faults are gathered, so that a caller sees all of them at once."""
+"""Checks of single request fields. Violations are collected, so that a caller sees all of them at once."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,55 +22,65 @@ MAX_MINOR_UNITS = 1_000_000_000_000
 MIN_TTL_SECONDS = 60
 MAX_TTL_SECONDS = 365 * 24 * 3600
 MAX_WAIT_SECONDS = 60
-MAX_FAULT_BYTES = 1_000
+MAX_VIOLATION_BYTES = 1_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _ETAG = re.compile(r'"[0-9a-f]{8}-[0-9a-f]{1,16}"')
 
 
 class Fields:
-    """The faults found in one request so far."""
+    """The violations found in one request so far.
+
+    Each method checks one field and returns its value, or a placeholder if the field is invalid: call `check` before
+    you use any of them.
+    """
 
     def __init__(self) -> None:
         self._violations: list[FieldViolation] = []
         self._size = 0
 
     def fault(self, field: str, reason: str, description: str) -> None:
-        """Note that `field` is at fault: `reason` in UPPER_SNAKE_CASE, `description` says what would be right.
+        """Record that `field` is invalid: `reason` in UPPER_SNAKE_CASE, `description` with the rule that it breaks.
 
-        Once they amount to MAX_FAULT_BYTES, no more are: they travel in trailers, of which a client takes only so much.
+        Violations beyond MAX_VIOLATION_BYTES are dropped: they are sent in trailers, whose size clients limit.
         """
-        if self._size < MAX_FAULT_BYTES:
+        if self._size < MAX_VIOLATION_BYTES:
             self._violations.append(FieldViolation(field, reason, description))
             self._size += len(f"{field}{description}".encode())
 
     def check(self) -> None:
-        """Raises InvalidArgument where there are faults."""
+        """Raise InvalidArgument if there are violations."""
         if self._violations:
             raise InvalidArgument(self._violations)
 
     def user(self, field: str, name: str) -> UserKey:
         key = names.find_user(name)
         if key is None:
-            self.fault(field, "INVALID_NAME", f"must be users/{{user}}; an id is {names.ID_HINT}")
+            self.fault(field, "INVALID_NAME", f"must be users/{{user}}; {{user}} must be {names.ID_HINT}")
         return key or UserKey(0, "")
 
     def cart(self, field: str, name: str) -> CartKey:
         key = names.find_cart(name)
         if key is None:
-            self.fault(field, "INVALID_NAME", f"must be users/{{user}}/carts/{{cart}}; an id is {names.ID_HINT}")
+            self.fault(field, "INVALID_NAME", f"must be users/{{user}}/carts/{{cart}}; each id must be {names.ID_HINT}")
         return key or CartKey(0, "", "")
 
     def item(self, field: str, name: str) -> tuple[CartKey, str]:
         found = names.find_item(name)
         if found is None:
-            self.fault(field, "INVALID_NAME", "must be users/{user}/carts/{cart}/items/{item}, as an item's name says")
+            self.fault(
+                field,
+                "INVALID_NAME",
+                "must be users/{user}/carts/{cart}/items/{item}: copy the name of an item from a reply",
+            )
         return found or (CartKey(0, "", ""), "")
 
     def reservation(self, field: str, name: str) -> str:
         reservation_id = names.find_reservation(name)
         if reservation_id is None:
-            self.fault(field, "INVALID_NAME", "must be reservations/{reservation}; an id is a UUID in lower case")
+            self.fault(
+                field, "INVALID_NAME", "must be reservations/{reservation}; {reservation} must be a UUID in lower case"
+            )
         return reservation_id or ""
 
     def id(self, field: str, text: str) -> str:
@@ -92,9 +102,11 @@ class Fields:
         for key, value in entries.items():
             shown = key if 0 < len(key) <= MAX_KEY and not _CONTROL.search(key) else "?"
             if not 1 <= len(key) <= MAX_KEY:
-                self.fault(field, "INVALID_LENGTH", f"must have keys of 1 to {MAX_KEY} characters, not {len(key)}")
+                self.fault(
+                    field, "INVALID_LENGTH", f"has a key of {len(key)} characters; keys must have 1 to {MAX_KEY}"
+                )
             elif _CONTROL.search(key):
-                self.fault(field, "CONTROL_CHARACTER", "must not have control characters in its keys")
+                self.fault(field, "CONTROL_CHARACTER", "has a key with control characters, which are not allowed")
             self.text(f"{field}[{shown}]", value, MAX_VALUE)
         return dict(entries)
 
@@ -118,11 +130,11 @@ class Fields:
 
     def currency(self, field: str, code: str) -> str:
         if not _CURRENCY.fullmatch(code):
-            self.fault(field, "INVALID_CURRENCY", "must be three capital letters, as in ISO 4217")
+            self.fault(field, "INVALID_CURRENCY", "must be an ISO 4217 code of three capital letters, such as EUR")
         return code
 
     def duration(self, field: str, duration: Duration, least: int, most: int) -> int:
-        """The duration in microseconds; `least` and `most` are in seconds."""
+        """Return the duration in microseconds. `least` and `most` are in seconds, inclusive."""
         nanos = duration.seconds * 1_000_000_000 + duration.nanos
         if abs(duration.nanos) > 999_999_999 or not least * 1_000_000_000 <= nanos <= most * 1_000_000_000:
             self.fault(field, "OUT_OF_RANGE", f"must be {least} to {most} seconds, not {nanos / 1e9:g}")
@@ -134,12 +146,12 @@ class Fields:
             self.fault(
                 field,
                 "INVALID_ETAG",
-                'must be an etag as the server gave it, its quotes included, such as "5bd0c1ae-1f"',
+                'must be an etag exactly as a reply contains it, including the quotes, such as "5bd0c1ae-1f"',
             )
         return etag
 
     def paths(self, field: str, request: Message, resource: Message, settable: Sequence[str]) -> frozenset[str]:
-        """The fields that an update_mask names: those that are populated where it is unset, all for `*`."""
+        """Return the fields to update: those in the mask; all for `*`; without a mask, the populated ones."""
         if not request.HasField(field):
             return frozenset(path for path in settable if _is_populated(resource, path))
         paths = list(getattr(request, field).paths)
@@ -148,7 +160,11 @@ class Fields:
         for path in paths:
             if path not in settable:
                 shown = path[:64] if not _CONTROL.search(path) else "?"
-                self.fault(f"{field}.paths", "INVALID_PATH", f"{shown!r} cannot be set; {', '.join(settable)} can")
+                self.fault(
+                    f"{field}.paths",
+                    "INVALID_PATH",
+                    f"must not contain {shown!r}; the allowed paths are {', '.join(settable)}",
+                )
         return frozenset(paths)
 
 

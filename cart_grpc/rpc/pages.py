@@ -1,4 +1,4 @@
-"""ListCarts: its filter, its order, and the tokens that say where the next page begins."""
+"""ListCarts: its filter, its order, and the tokens that point to the next page."""
 
 import base64
 import binascii
@@ -23,14 +23,16 @@ _UNFILTERED = frozenset(CartState) - {CartState.DELETED}
 
 
 def list_carts(request: cart_service_pb2.ListCartsRequest) -> Page:
-    """The page that is asked for. Raises InvalidArgument."""
+    """Return the requested page. Raises InvalidArgument."""
     fields = Fields()
     user = fields.user("parent", request.parent)
     size = page_size(fields, request.page_size)
     states = _states(fields, request.filter)
     order = _ORDER.fullmatch(" ".join(request.order_by.split()) or "name")
     if order is None:
-        fields.fault("order_by", "INVALID_ORDER", "must be name, create_time or update_time, with ` desc` if wanted")
+        fields.fault(
+            "order_by", "INVALID_ORDER", "must be name, create_time or update_time, optionally followed by ` desc`"
+        )
     fields.check()
     page = Page(
         user=user,
@@ -46,24 +48,24 @@ def list_carts(request: cart_service_pb2.ListCartsRequest) -> Page:
 
 
 def next_page_token(page: Page, last: Cart) -> str:
-    """The token of the page that begins after `last`."""
+    """Return the token of the page that begins after `last`."""
     value = last.key.cart_id if page.order_by == "name" else getattr(last, page.order_by)
     return encode_token([_query(page), value, last.key.cart_id])
 
 
-def page_size(fields: Fields, asked: int) -> int:
-    """How many at most, where `asked` is what the request says."""
-    return min(fields.least("page_size", asked) or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+def page_size(fields: Fields, requested: int) -> int:
+    """Return the number of entries on a page: `requested`, or the default for 0, up to MAX_PAGE_SIZE."""
+    return min(fields.least("page_size", requested) or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
 
 def encode_token(content: Sequence[object]) -> str:
-    """A page token that holds `content`."""
+    """Return a page token with `content` in it."""
     text = json.dumps(content, separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def decode_token(token: str) -> Any:
-    """What a page token holds, which may be anything; None where it is none."""
+    """Return the content of a page token, which may be any JSON value; None if it is not a token."""
     try:
         padded = token + "=" * (-len(token) % 4)
         return json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
@@ -72,12 +74,12 @@ def decode_token(token: str) -> Any:
 
 
 def is_time(value: object) -> bool:
-    """Whether it can be a time in microseconds, as the database has it."""
+    """Return whether `value` fits a time column: microseconds since the Unix epoch."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def query_hash(query: Sequence[object]) -> str:
-    """What must be the same from page to page."""
+    """Return a hash of the parts of a request that must be the same for every page."""
     return hashlib.sha256(json.dumps(query).encode()).hexdigest()[:16]
 
 
@@ -90,7 +92,11 @@ def _states(fields: Fields, text: str) -> frozenset[CartState]:
         state = CartState.__members__.get(match.group(1)) if match else None
         if state is None:
             known = ", ".join(CartState.__members__)
-            fields.fault("filter", "INVALID_FILTER", f"must be `state = X`, joined with OR; X is one of {known}")
+            fields.fault(
+                "filter",
+                "INVALID_FILTER",
+                f"must be `state = X`, or several of these joined with OR; X is one of {known}",
+            )
             break
         states.add(state)
     return frozenset(states)
@@ -100,9 +106,11 @@ def _decode(fields: Fields, page: Page, token: str) -> tuple[int | str, str] | N
     match decode_token(token):
         case [str(query), value, str(cart_id)] if is_id(cart_id) and _is_order_value(page, value):
             if query != _query(page):
-                fields.fault("page_token", "INVALID_PAGE_TOKEN", "belongs to another parent, filter or order_by")
+                fields.fault(
+                    "page_token", "INVALID_PAGE_TOKEN", "was returned for a different parent, filter or order_by"
+                )
             return value, cart_id
-    fields.fault("page_token", "INVALID_PAGE_TOKEN", "must be next_page_token of the page before")
+    fields.fault("page_token", "INVALID_PAGE_TOKEN", "must be the next_page_token of the previous page")
     return None
 
 

@@ -1,7 +1,7 @@
-"""The gRPC servers: their services, their limits, their start and their end."""
+"""The gRPC servers: their services, their limits, how they start and stop."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from cartgrpc.v1 import cart_admin_service_pb2_grpc, cart_service_pb2_grpc
@@ -10,77 +10,88 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from cart_grpc.admin import Operator
 from cart_grpc.carts.calls import Limits
-from cart_grpc.rpc.admission import Admission
+from cart_grpc.rpc.admission import Admission, OpenStreams
 from cart_grpc.rpc.cart_admin_service import CartAdminService
 from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
-from cart_grpc.rpc.guard import Guard
+from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, HEALTH_AND_REFLECTION, METHODS
+from cart_grpc.rpc.pipeline import Pipeline
+from cart_grpc.rpc.receiving import Receiver
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.store import Store
 
-SERVICE = "cartgrpc.v1.CartService"
-ADMIN_SERVICE = "cartgrpc.v1.CartAdminService"
-# gRPC ignores a name that it does not know: tests/attacks sees each of these at work. Figures are of grpcio 1.85, where
-# a connection costs 15 KiB, a call that nobody has taken in 14, and one that is open 25.
+# gRPC silently ignores an option name that it does not know, so tests/attacks proves each of these. Figures are from
+# grpcio 1.85, where a connection costs 15 KiB, a call that nobody has accepted yet 14 KiB, and an open call 25 KiB.
 OPTIONS = (
-    # How much of us one connection may take. The calls beyond it wait in the client, which costs us nothing, where to
-    # refuse one costs 0.8 of an empty call. Calls count until their memory is free, or 100,000 resets a second pile up
-    # behind us (33 to 580 MiB in three seconds, and no other caller served). The price: a client that keeps its
-    # connection full sees a few UNAVAILABLE, which it may repeat.
+    # The share of one connection. Further calls wait in the client, which costs us nothing; rejecting one costs 0.8 of
+    # an empty call. With overload_protection, a call counts until its memory is free. Without it, 100,000 resets a
+    # second queue up inside gRPC: memory grows from 33 to 580 MiB in three seconds, and no other caller is served.
+    # The price: a client that keeps its connection full sees a few UNAVAILABLE, which it may retry.
     ("grpc.max_concurrent_streams", 400),
     ("grpc.http.overload_protection", 1),
-    # A connection's unfinished messages (by default 3 GiB in four seconds). The longest request has 46 KiB. A window
-    # that grows with the bandwidth would be filled for each stream, whatever the limit of a message.
+    # The incomplete messages of one connection; by default they take 3 GiB in four seconds. The longest request has
+    # 46 KiB. A window that grows with the bandwidth would be filled for each stream, whatever the message limit.
     ("grpc.max_receive_message_length", 64 * 1024),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 16 * 1024),
-    # Both, or what lies between them is refused by chance.
+    # Equal: gRPC rejects metadata whose size is between the two at random.
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
-    # How much all of them may take. Above the first number gRPC answers CANCELLED by chance, above the second always;
-    # refusing is ours to do, so these are beyond any burst that we take in.
+    # All connections together. Above the first number gRPC answers CANCELLED at random, above the second always.
+    # Admission rejects calls with a proper status instead, so both numbers are beyond any burst that we accept.
     ("grpc.server.max_pending_requests", 12_000),
     ("grpc.server.max_pending_requests_hard_limit", 16_000),
     ("grpc.max_allowed_incoming_connections", 4_000),
-    # How long a peer may take to speak HTTP/2, to acknowledge our settings, and to answer a ping.
+    # How long a peer may take for the HTTP/2 handshake, to acknowledge our settings, and to answer a ping.
     ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.http2.settings_timeout", 10_000),
     ("grpc.keepalive_time_ms", 60_000),
     # Not grpc.keepalive_timeout_ms, which has no effect of its own.
     ("grpc.http2.ping_timeout_ms", 20_000),
-    # Clients may ping every 10 seconds, with and without calls; the default disconnects them below 5 minutes.
+    # Clients may ping every 10 seconds, with and without calls. The default disconnects those that ping more often
+    # than every 5 minutes.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # Connections are dealt to servers, not calls: from time to time each is dealt anew.
+    # Load is balanced by connection, not by call: connections end from time to time so that clients spread out again.
     ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.max_connection_age_ms", 1_800_000),
 )
+# An open call takes 27 KiB with its task, so incomplete requests take at most 54 MiB.
+MAX_INCOMPLETE_REQUESTS: Final = 2_000
+# A gateway opens the streams of many users on one connection, which must keep most of its 400 for unary calls.
+MAX_STREAMS_PER_CONNECTION: Final = 100
+MAX_STREAMS_PER_USER: Final = 50
 
 
 def cart_server(
     store: Store, limits: Limits, call_timeout: float, admission: Admission, *, shares_port: bool = False
 ) -> "Server":
-    """The callers' server: `cartgrpc.v1.CartService`. Those who wait in a call when it stops are answered at once."""
-    servicer = CartService(store, limits, admission.rest)
+    """Return the callers' server: `cartgrpc.v1.CartService`. Calls in max_wait are answered when it stops."""
+    servicer = CartService(store, limits, admission.park)
     add = cart_service_pb2_grpc.add_CartServiceServicer_to_server
     return Server(
-        SERVICE, lambda guard: add(servicer, guard), call_timeout, admission, store.notifier, shares_port=shares_port
+        CART_SERVICE,
+        lambda pipeline: add(servicer, pipeline),
+        call_timeout,
+        admission,
+        store.notifier,
+        shares_port=shares_port,
     )
 
 
 def admin_server(operator: Operator, call_timeout: float) -> "Server":
-    """The operator's server: `cartgrpc.v1.CartAdminService`, which whoever reaches its port may call."""
+    """Return the operators' server: `cartgrpc.v1.CartAdminService`. Anyone who reaches its port may call it."""
     servicer = CartAdminService(operator)
     add = cart_admin_service_pb2_grpc.add_CartAdminServiceServicer_to_server
-    return Server(ADMIN_SERVICE, lambda guard: add(servicer, guard), call_timeout)
+    return Server(ADMIN_SERVICE, lambda pipeline: add(servicer, pipeline), call_timeout)
 
 
 class Server:
     """One service with health and reflection on one port.
 
-    Health: `""` is liveness; `service` is readiness, as `set_ready` says. `add` adds the servicer, whose calls need
-    the `admission`; `hints` are closed when the server stops. `shares_port` with the other workers of this service,
-    each of which gets its share of the connections.
+    Health: `""` is liveness; `service` is readiness, as `set_ready` says. `add` adds the servicer to a pipeline; its
+    calls need the `admission`. `notifier` is closed when the server stops. With `shares_port`, other workers of this
+    service listen on the same port, and each gets its share of the connections. `call_timeout` is in seconds.
     """
 
     def __init__(
@@ -98,22 +109,41 @@ class Server:
         self._notifier = notifier
         options = (
             *OPTIONS,
-            # A call that was begun on a connection of that age ends in order; what never ends does not keep it.
+            # A connection that reaches its age may finish the calls that it has; a call that never ends is cut off.
             ("grpc.max_connection_age_grace_ms", int((call_timeout + MAX_WAIT_SECONDS) * 1000)),
-            # On by default: a second server on the same port would steal half of the connections in silence.
+            # On by default: a second server on the same port would take half of the connections without an error.
             ("grpc.so_reuseport", int(shares_port)),
         )
         self._server = grpc.aio.server(options=options)
         self._health = health.aio.HealthServicer()
-        add(Guard(self._server, call_timeout, admission))
-        guard: Any = Guard(self._server, call_timeout)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, guard)
+        self._streams = _open_streams()
+        receiver = Receiver(MAX_INCOMPLETE_REQUESTS)
+        add(
+            Pipeline(
+                self._server,
+                METHODS,
+                timeout=call_timeout,
+                receiver=receiver,
+                streams=self._streams,
+                admission=admission,
+            )
+        )
+        # `stop` does not drain these streams: a health watcher must see NOT_SERVING before its stream ends.
+        beside: Any = Pipeline(
+            self._server,
+            HEALTH_AND_REFLECTION,
+            timeout=call_timeout,
+            receiver=receiver,
+            streams=_open_streams(),
+            skips_unlisted=True,
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, beside)
         names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
         add_reflection: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
-        add_reflection(reflection.aio.ReflectionServicer(names), guard)
+        add_reflection(reflection.aio.ReflectionServicer(names), beside)
 
     async def start(self, address: str) -> None:
-        """Listen on HOST:PORT, port 0 for any free one; `port` says which. Raises OSError."""
+        """Listen on HOST:PORT, port 0 for any free one; `port` is the port then. Raises OSError."""
         try:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError:
@@ -123,13 +153,21 @@ class Server:
         await self._server.start()
 
     async def set_ready(self, *, ready: bool) -> None:
-        """Say whether calls should be sent here."""
+        """Report through health whether callers should send calls here."""
         statuses = health_pb2.HealthCheckResponse
         await self._health.set(self._service, statuses.SERVING if ready else statuses.NOT_SERVING)
 
     async def stop(self, grace: float) -> None:
-        """Say so, refuse new calls, give those under way `grace` seconds; those in max_wait answer at once."""
+        """Report NOT_SERVING, refuse new calls, end the streams, and answer the calls in max_wait.
+
+        Other calls have `grace` seconds to finish; then they are cancelled.
+        """
         await self._health.enter_graceful_shutdown()
         if self._notifier:
             self._notifier.close()
+        self._streams.drain()
         await self._server.stop(grace)
+
+
+def _open_streams() -> OpenStreams:
+    return OpenStreams(max_per_user=MAX_STREAMS_PER_USER, max_per_connection=MAX_STREAMS_PER_CONNECTION)

@@ -1,5 +1,6 @@
-"""Refusals as google.rpc.Status: one table of codes, and the details that a caller's code and a person can use."""
+"""Refusals as google.rpc.Status: one table of codes, and details for the caller's program and for a person."""
 
+import asyncio
 from typing import Any, NoReturn
 
 import grpc
@@ -27,25 +28,25 @@ CODES: tuple[tuple[type[refusals.CallRefused], grpc.StatusCode], ...] = (
 
 
 def to_status(refusal: refusals.CallRefused) -> status_pb2.Status:
-    """The status of a refusal: its code, its message, ErrorInfo, and what else fits its kind."""
+    """Return the status of a refusal: code, message, ErrorInfo, and the details that fit its kind."""
     code = next(code for kind, code in CODES if isinstance(refusal, kind))
     info = error_details_pb2.ErrorInfo(reason=refusal.reason, domain=DOMAIN, metadata=refusal.metadata)
     return _status(code, refusal.message, info, *_details(refusal))
 
 
 def internal(error_id: str) -> status_pb2.Status:
-    """The status of a bug: nothing but an id, under which the log has the rest."""
+    """Return the status of a bug: only an id. The log has the exception under this id."""
     info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"error_id": error_id})
     return _status(grpc.StatusCode.INTERNAL, f"internal error {error_id}", info)
 
 
 def to_rich(status: status_pb2.Status) -> grpc.Status:
-    """The status as it travels: a code, a text, and trailing metadata with the whole of it."""
+    """Return the status as gRPC sends it: a code, a text, and the whole status in trailing metadata."""
     return rpc_status.to_status(status)
 
 
 def encode(refusal: refusals.CallRefused) -> grpc.Status:
-    """The status of a refusal as it travels. One for want of room is made once for each of its texts."""
+    """Return the status of a refusal as gRPC sends it. Overloaded is encoded once for each of its messages."""
     if not isinstance(refusal, refusals.Overloaded):
         return to_rich(to_status(refusal))
     rich = _overloaded.get(refusal.message)
@@ -54,8 +55,8 @@ def encode(refusal: refusals.CallRefused) -> grpc.Status:
     return rich
 
 
-# Of which there are two, each of which says all of its refusal. To make one is two thirds of what our own code does for
-# a call that is refused.
+# By message: each message stands for one code, reason and metadata, and there are few. Encoding a status is two thirds
+# of the work that our own code does for a rejected call.
 _overloaded: dict[str, grpc.Status] = {}
 
 
@@ -70,7 +71,11 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], status: status_pb2.
 
 
 async def _end(context: grpc.aio.ServicerContext[Any, Any], rich: grpc.Status) -> NoReturn:
-    await context.abort(rich.code, rich.details or "", rich.trailing_metadata or ())
+    try:
+        await context.abort(rich.code, rich.details or "", rich.trailing_metadata or ())
+    except grpc.aio.InternalError:
+        # The caller is gone, so the status cannot be sent. Raised on, it would be logged as an error of the server.
+        raise asyncio.CancelledError from None
     raise AssertionError("abort returned")
 
 

@@ -1,4 +1,4 @@
-"""A refused call as its caller's program sees it."""
+"""A refused call as the caller's program sees it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from grpc_status import rpc_status
 from tests.service.conftest import Replica
 
 M = TypeVar("M", bound=Message)
-# What gRPC lets through whatever the reader's own limit: beyond it, some are turned into RESOURCE_EXHAUSTED.
+# Every gRPC client accepts this much metadata by default; with more, some calls end with RESOURCE_EXHAUSTED instead.
 MAX_METADATA = 8192
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """The status of a refused call, taken apart."""
+    """The status of a refused call, with its details by type."""
 
     code: str
     message: str
@@ -28,7 +28,7 @@ class Refusal:
 
     @property
     def violations(self) -> dict[str, str]:
-        """BadRequest: the reason for each field at fault."""
+        """BadRequest: the reason for each invalid field."""
         bad = self.details.get("google.rpc.BadRequest")
         return (
             {}
@@ -37,14 +37,14 @@ class Refusal:
         )
 
     def detail(self, kind: type[M]) -> M:
-        """The one detail of `kind`."""
+        """The detail of type `kind`."""
         found = self.details.get(kind.DESCRIPTOR.full_name)
         assert isinstance(found, kind), f"no {kind.DESCRIPTOR.name} in {self}"
         return found
 
 
 def to_refusal(error: grpc.aio.AioRpcError) -> Refusal:
-    """Take apart what the wire brought; fails where it is no rich status that fits into a caller's metadata."""
+    """Decode the status; fail if it has no details or exceeds the metadata that a caller accepts."""
     rich = rpc_status.from_call(error)  # type: ignore[arg-type]
     assert rich is not None, f"{error.code()} without details: {error.details()}"
     size = sum(len(key) + len(value) + 32 for key, value in error.trailing_metadata() or ())
@@ -64,12 +64,12 @@ def to_refusal(error: grpc.aio.AioRpcError) -> Refusal:
 
 
 async def call(replica: Replica, method: str, request: Any) -> Any:
-    """Call by the method's name."""
+    """Call a method by its name."""
     return await getattr(replica.stub, method)(request, timeout=20)
 
 
 async def refuse(replica: Replica, method: str, request: Any) -> Refusal:
-    """Call what must be refused."""
+    """Call a method that must refuse the request."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call(replica, method, request)
     return to_refusal(caught.value)

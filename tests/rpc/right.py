@@ -1,4 +1,4 @@
-"""A right request for each method, to be spoilt. An operator's method is named with its service before it."""
+"""A valid request for each method, for tests to break. An operators' method is named with its service before it."""
 
 import json
 from typing import Any
@@ -20,28 +20,28 @@ ITEM = f"{CART}/items/{item_id_of(SKU, {})}"
 
 
 def descriptor_of(method: str) -> MethodDescriptor:
-    """What is known of a method."""
+    """The descriptor of a method."""
     service, _, name = method.rpartition("/")
     return (ADMIN_SERVICE if service else SERVICE).methods_by_name[name]
 
 
 def path_of(method: str) -> str:
-    """Where a method is called."""
+    """The path of a method, as in HTTP/2."""
     found = descriptor_of(method)
     return f"/{found.containing_service.full_name}/{found.name}"
 
 
 def request_of(method: str) -> Any:
-    """An empty request of a method."""
+    """An empty request for a method."""
     return GetMessageClass(descriptor_of(method).input_type)()
 
 
 def ask(method: str, **fields: Any) -> Any:
-    """A request of a method, from JSON."""
+    """A request for a method, from JSON."""
     return ParseDict(fields, request_of(method))
 
 
-# A right request for each method: every row differs from one of them in the field at fault alone.
+# A valid request for each method. Every row of an invalid request differs from one of these in one field only.
 RIGHT: dict[str, dict[str, Any]] = {
     "AddItem": {"parent": CART, "item": {"sku": SKU, "quantity": 2}},
     "BatchAddItems": {
@@ -71,7 +71,7 @@ RIGHT_OF_OPERATORS: dict[str, dict[str, Any]] = {
 
 
 def right(method: str, user: str = USER) -> Any:
-    """The right request of a method."""
+    """The valid request for a method."""
     return ParseDict(
         json.loads(json.dumps((RIGHT | RIGHT_OF_OPERATORS)[method]).replace(USER, user)), request_of(method)
     )

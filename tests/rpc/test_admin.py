@@ -1,4 +1,4 @@
-"""The operator's port: what it serves, what it refuses and how; and that callers do not reach it."""
+"""The operators' port: its replies, its refusals, and that callers do not reach it."""
 
 import base64
 import itertools
@@ -18,15 +18,15 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from cart_grpc.rpc.server import ADMIN_SERVICE as NAME
-from cart_grpc.rpc.server import SERVICE
+from cart_grpc.rpc.methods import ADMIN_SERVICE as NAME
+from cart_grpc.rpc.methods import CART_SERVICE
 from tests.rpc.conftest import quiet_settings
 from tests.rpc.refusal import call, refuse
 from tests.rpc.right import ADMIN, ADMIN_SERVICE, RESERVATION, RIGHT_OF_OPERATORS, request_of, right
-from tests.rpc.test_guard import (
+from tests.rpc.test_pipeline import (
     GARBAGE,
-    assert_answers_are_meant,
     assert_malformed,
+    assert_statuses_are_intended,
     call_bytes,
     check_health,
     in_first_text,
@@ -66,7 +66,7 @@ TABLE = list(rows())
 
 @pytest.fixture(scope="session")
 async def admin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Replica]:
-    """The operator's port of a server that reserves nothing, whose one reservation is the one of the right requests."""
+    """The operators' port of a server without a reconciler. It has the reservation that the valid requests name."""
     file = tmp_path_factory.mktemp("admin") / "cart.db"
     settings = quiet_settings(f"sqlite:///{file}").with_changes(admin_listen="127.0.0.1:0")
     async with running_replica(settings, reconcile=False) as replica:
@@ -87,7 +87,7 @@ def name_the_reservation(file: Path) -> None:
         connection.commit()
 
 
-def test_every_method_has_a_right_request_and_every_field_a_row() -> None:
+def test_every_method_has_a_valid_request_and_every_field_a_row() -> None:
     assert {f"{ADMIN}/{method.name}" for method in ADMIN_SERVICE.methods} == set(METHODS)
     read = {
         (f"{ADMIN}/{method.name}", path)
@@ -98,19 +98,19 @@ def test_every_method_has_a_right_request_and_every_field_a_row() -> None:
 
 
 @pytest.mark.parametrize("one", TABLE, ids=lambda one: one.id)
-async def test_a_field_at_fault_is_named(admin: Replica, one: Row) -> None:
+async def test_an_invalid_field_is_named(admin: Replica, one: Row) -> None:
     refusal = await refuse(admin, one.method.removeprefix(f"{ADMIN}/"), one.request)
     assert (refusal.code, refusal.info.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
     assert refusal.violations == {one.field: one.violation}
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_the_right_requests_are_taken(admin: Replica, method: str) -> None:
+async def test_the_valid_requests_succeed(admin: Replica, method: str) -> None:
     await call(admin, method.removeprefix(f"{ADMIN}/"), right(method))
 
 
 @pytest.mark.parametrize("method", NAMED)
-async def test_a_reservation_that_is_not_there_is_not_found(admin: Replica, method: str) -> None:
+async def test_an_unknown_reservation_is_not_found(admin: Replica, method: str) -> None:
     request = right(method)
     request.name = RESERVATION.replace("0", "1")
     refusal = await refuse(admin, method.removeprefix(f"{ADMIN}/"), request)
@@ -120,7 +120,7 @@ async def test_a_reservation_that_is_not_there_is_not_found(admin: Replica, meth
 
 @pytest.mark.parametrize("method", [method for method in METHODS if RIGHT_OF_OPERATORS[method]])
 @pytest.mark.parametrize("kind", [kind for kind in GARBAGE if GARBAGE[kind][:1] != b"\x0a"])
-async def test_bytes_that_are_no_request_are_malformed(admin: Replica, method: str, kind: str) -> None:
+async def test_garbage_bytes_are_refused_as_malformed(admin: Replica, method: str, kind: str) -> None:
     await assert_malformed(admin, method, GARBAGE[kind])
 
 
@@ -130,14 +130,14 @@ async def test_text_that_is_not_utf_8_is_malformed(admin: Replica, method: str) 
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_no_message_causes_an_internal_or_an_unknown_error(admin: Replica, method: str) -> None:
-    await assert_answers_are_meant(admin, method)
+async def test_no_request_causes_an_internal_or_unknown_error(admin: Replica, method: str) -> None:
+    await assert_statuses_are_intended(admin, method)
 
 
 @pytest.mark.parametrize(
     "change", [{"states": [pb.ReservationRecord.STATE_DUE]}, {"min_attempt_count": 1}, {"min_age": Duration(seconds=1)}]
 )
-async def test_a_page_token_is_good_for_its_own_filter_only(admin: Replica, change: dict[str, Any]) -> None:
+async def test_a_page_token_is_valid_only_for_its_own_filter(admin: Replica, change: dict[str, Any]) -> None:
     token = await forged(admin)
     refusal = await refuse(admin, "ListReservations", pb.ListReservationsRequest(page_token=token, **change))
     assert refusal.violations == {"page_token": "INVALID_PAGE_TOKEN"}
@@ -152,29 +152,29 @@ async def test_a_tampered_page_token_is_refused(admin: Replica, parts: list[Any]
 
 
 async def forged(admin: Replica, *parts: Any) -> str:
-    """The token of a second page of the plain list, with other values in it if they are given."""
+    """The token of the second page of the unfiltered list; with `parts`, it contains these instead."""
     token = (await call(admin, "ListReservations", pb.ListReservationsRequest(page_size=1))).next_page_token
     content = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
     forged = json.dumps([content[0], *(parts or content[1:])])
     return base64.urlsafe_b64encode(forged.encode()).decode().rstrip("=")
 
 
-async def test_callers_do_not_reach_the_operators_service_nor_operators_the_callers(admin: Replica) -> None:
+async def test_each_port_serves_only_its_own_service(admin: Replica) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{admin.port}") as callers:
         for channel, method in itertools.chain(
             ((callers, f"/{NAME}/{method.name}") for method in ADMIN_SERVICE.methods),
-            [(admin.channel, f"/{SERVICE}/ListCarts")],
+            [(admin.channel, f"/{CART_SERVICE}/ListCarts")],
         ):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call_bytes(channel, method, b"")
             assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED, method
 
 
-async def test_without_an_address_nobody_listens_for_operators(validator: Replica) -> None:
+async def test_without_an_admin_address_there_is_no_admin_port(validator: Replica) -> None:
     assert validator.admin_port == 0
 
 
-async def test_reflection_and_health_are_there(admin: Replica) -> None:
+async def test_the_admin_port_serves_reflection_and_health(admin: Replica) -> None:
     channel: Any = admin.channel
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
     asking = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=10)

@@ -1,4 +1,4 @@
-"""What no request and no bug may do: reach a caller as anything but a status that was meant."""
+"""Every unary call ends with an intended status, whatever the request contains and whichever bug it meets."""
 
 import asyncio
 import logging
@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cart_grpc.carts.refusals import CartNotFound, DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
-from cart_grpc.rpc import fields, guard
+from cart_grpc.rpc import fields, layers
 from cart_grpc.rpc.deadlines import Deadlines
-from cart_grpc.rpc.server import SERVICE
-from tests.rpc.guarded import Behaviour, guarded
+from cart_grpc.rpc.methods import CART_SERVICE
 from tests.rpc.refusal import MAX_METADATA, Refusal, call, refuse, to_refusal
 from tests.rpc.right import descriptor_of, path_of, request_of, right
+from tests.rpc.serving import Servicer, serving
 from tests.service.conftest import Replica
 
 DESCRIPTOR = cart_service_pb2.DESCRIPTOR.services_by_name["CartService"]
@@ -33,7 +33,7 @@ GET = cart_service_pb2.GetCartRequest(name=CART)
 
 
 async def call_bytes(channel: grpc.aio.Channel, path: str, data: bytes) -> bytes:
-    """Call with these very bytes."""
+    """Call with exactly these bytes as the request message."""
     method: Any = channel.unary_unary(path)
     answer: bytes = await method(data, timeout=20)
     return answer
@@ -64,7 +64,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", list(GARBAGE))
-async def test_bytes_that_are_no_request_are_malformed(validator: Replica, method: str, kind: str) -> None:
+async def test_garbage_bytes_are_refused_as_malformed(validator: Replica, method: str, kind: str) -> None:
     data = GARBAGE[kind]
     if kind in ("text that is not UTF-8", "half a surrogate pair", "an overlong zero"):
         data = in_first_text(DESCRIPTOR.methods_by_name[method].input_type, data[2:])
@@ -72,7 +72,7 @@ async def test_bytes_that_are_no_request_are_malformed(validator: Replica, metho
 
 
 async def assert_malformed(replica: Replica, method: str, data: bytes) -> None:
-    """These bytes are refused as no request."""
+    """Assert that these bytes are refused as malformed."""
     refusal = await refuse_bytes(replica.channel, path_of(method), data)
     assert (refusal.code, refusal.info.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
     assert list(refusal.violations.values()) == ["MALFORMED_REQUEST"]
@@ -80,7 +80,7 @@ async def assert_malformed(replica: Replica, method: str, data: bytes) -> None:
 
 
 def in_first_text(message: Descriptor, text: bytes) -> bytes:
-    """A message with `text` in its first text field, however deep that lies."""
+    """A message with `text` in its first text field, at any depth."""
     first = next(one for one in message.fields if one.number == 1)
     if first.type == FieldDescriptor.TYPE_STRING:
         return b"\x0a" + bytes([len(text)]) + text
@@ -89,22 +89,22 @@ def in_first_text(message: Descriptor, text: bytes) -> bytes:
     return b"\x0a" + bytes([len(inner)]) + inner
 
 
-async def test_groups_in_groups_100_deep_are_unknown_fields_and_ignored(validator: Replica) -> None:
+async def test_unknown_groups_nested_100_deep_are_ignored(validator: Replica) -> None:
     data = (
         b"\xc3\x3e" * 99
         + b"\xc4\x3e" * 99
         + cart_service_pb2.ListCartsRequest(parent="users/alice").SerializeToString()
     )
-    await call_bytes(validator.channel, f"/{SERVICE}/ListCarts", data)
+    await call_bytes(validator.channel, f"/{CART_SERVICE}/ListCarts", data)
 
 
 async def test_fields_of_a_later_version_are_ignored(validator: Replica) -> None:
     data = cart_service_pb2.ListCartsRequest(parent="users/alice").SerializeToString() + b"\xc2\x3e\x03abc"
-    await call_bytes(validator.channel, f"/{SERVICE}/ListCarts", data)
+    await call_bytes(validator.channel, f"/{CART_SERVICE}/ListCarts", data)
 
 
 @pytest.mark.parametrize(
-    "path", [f"/{SERVICE}/Nonsense", "/cartgrpc.v1.Nonsense/GetCart", "/cart.v2.CartService/GetCart", "/x"]
+    "path", [f"/{CART_SERVICE}/Nonsense", "/cartgrpc.v1.Nonsense/GetCart", "/cart.v2.CartService/GetCart", "/x"]
 )
 async def test_an_unknown_method_is_unimplemented(validator: Replica, path: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -112,18 +112,18 @@ async def test_an_unknown_method_is_unimplemented(validator: Replica, path: str)
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_message_beyond_four_megabytes_is_refused_and_the_connection_goes_on(validator: Replica) -> None:
+async def test_a_message_above_four_megabytes_is_refused_and_the_connection_stays_usable(validator: Replica) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call_bytes(validator.channel, f"/{SERVICE}/GetCart", b"\x0a" * (4 * 1024 * 1024 + 1))
+        await call_bytes(validator.channel, f"/{CART_SERVICE}/GetCart", b"\x0a" * (4 * 1024 * 1024 + 1))
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     await call(validator, "ListCarts", cart_service_pb2.ListCartsRequest(parent="users/alice"))
 
 
-def raising(error: BaseException) -> Behaviour:
-    async def behaviour(_request: Any, _context: Any) -> Any:
+def raising(error: BaseException) -> Servicer:
+    async def servicer(_request: Any, _context: Any) -> Any:
         raise error
 
-    return behaviour
+    return servicer
 
 
 def chained() -> Exception:
@@ -146,10 +146,10 @@ BUGS: dict[str, BaseException] = {
 
 
 @pytest.mark.parametrize("kind", list(BUGS))
-async def test_a_bug_reaches_the_caller_as_an_id_and_the_log_has_the_rest(
+async def test_a_bug_reaches_the_caller_as_an_id_and_the_log_has_the_exception(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with guarded(raising(BUGS[kind])) as server:
+    async with serving(raising(BUGS[kind])) as server:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(server, "GetCart", GET)
     refusal = to_refusal(caught.value)
@@ -168,20 +168,20 @@ async def test_a_bug_reaches_the_caller_as_an_id_and_the_log_has_the_rest(
     assert "hunter2" in caplog.text
 
 
-async def test_every_bug_has_an_id_of_its_own() -> None:
-    async with guarded(raising(ValueError(SECRET))) as server:
+async def test_every_bug_gets_its_own_id() -> None:
+    async with serving(raising(ValueError(SECRET))) as server:
         messages = {(await refuse(server, "GetCart", GET)).message for _ in range(5)}
     assert len(messages) == 5
 
 
 @pytest.mark.parametrize("answer", [None, "a text"], ids=repr)
-async def test_an_answer_that_is_no_message_is_a_bug_like_any_other(
+async def test_a_reply_that_is_not_a_message_is_reported_as_a_bug(
     answer: object, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def behaviour(_request: Any, _context: Any) -> Any:
+    async def servicer(_request: Any, _context: Any) -> Any:
         return answer
 
-    async with guarded(behaviour) as server:
+    async with serving(servicer) as server:
         refusal = await refuse(server, "GetCart", GET)
     assert refusal.code == "INTERNAL"
     assert refusal.info.metadata["error_id"] in caplog.text
@@ -198,19 +198,23 @@ async def test_an_answer_that_is_no_message_is_a_bug_like_any_other(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-async def test_a_refusal_keeps_its_reason(error: Any, code: str, retry_milliseconds: int | None) -> None:
-    async with guarded(raising(error)) as server:
+async def test_a_refusal_reaches_the_caller_with_its_reason_and_its_retry_delay(
+    error: Any, code: str, retry_milliseconds: int | None
+) -> None:
+    async with serving(raising(error)) as server:
         refusal = await refuse(server, "GetCart", GET)
     assert (refusal.code, refusal.info.reason, refusal.message) == (code, error.reason, error.message)
     if retry_milliseconds is not None:
         assert refusal.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == retry_milliseconds
 
 
-async def test_a_status_that_a_servicer_sends_itself_passes_and_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    async def behaviour(_request: Any, context: Any) -> Any:
+async def test_a_status_that_a_servicer_aborts_with_passes_unchanged_and_unlogged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def servicer(_request: Any, context: Any) -> Any:
         await context.abort(grpc.StatusCode.ALREADY_EXISTS, "said so", (("x-more", "yes"),))
 
-    async with guarded(behaviour) as server:
+    async with serving(servicer) as server:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(server, "GetCart", GET)
     assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.ALREADY_EXISTS, "said so")
@@ -219,7 +223,7 @@ async def test_a_status_that_a_servicer_sends_itself_passes_and_is_no_error(capl
 
 
 class Hanging:
-    """A servicer that never answers; it notes how it ended."""
+    """A servicer that never replies; it records how it ended."""
 
     def __init__(self) -> None:
         self.started = asyncio.Event()
@@ -237,9 +241,9 @@ class Hanging:
             self.ended.set()
 
 
-async def test_at_the_callers_deadline_the_servicer_is_cancelled(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_callers_deadline_cancels_the_servicer(caplog: pytest.LogCaptureFixture) -> None:
     hanging = Hanging()
-    async with guarded(hanging) as server:
+    async with serving(hanging) as server:
         pending: Any = server.stub.GetCart(GET, timeout=0.2)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await pending
@@ -250,9 +254,9 @@ async def test_at_the_callers_deadline_the_servicer_is_cancelled(caplog: pytest.
     assert not caplog.records
 
 
-async def test_a_caller_who_gives_up_cancels_the_servicer_and_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_cancelled_call_cancels_the_servicer_and_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     hanging = Hanging()
-    async with guarded(hanging) as server:
+    async with serving(hanging) as server:
         pending: Any = server.stub.GetCart(GET)
         asking = asyncio.ensure_future(pending)
         async with asyncio.timeout(10):
@@ -265,9 +269,9 @@ async def test_a_caller_who_gives_up_cancels_the_servicer_and_is_no_error(caplog
     assert not caplog.records
 
 
-async def test_a_call_that_takes_too_long_is_ended_by_the_server(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_server_ends_a_call_that_exceeds_the_timeout(caplog: pytest.LogCaptureFixture) -> None:
     hanging = Hanging()
-    async with guarded(hanging, timeout=0.1) as server:
+    async with serving(hanging, timeout=0.1) as server:
         refusal = await refuse(server, "GetCart", GET)
     assert (refusal.code, refusal.info.reason) == ("DEADLINE_EXCEEDED", "CALL_TIMEOUT")
     assert refusal.info.metadata["timeout"] == "0.1s"
@@ -276,7 +280,7 @@ async def test_a_call_that_takes_too_long_is_ended_by_the_server(caplog: pytest.
     assert not caplog.records
 
 
-async def test_each_call_has_its_own_time() -> None:
+async def test_each_call_has_its_own_timeout() -> None:
     loop, timeout = asyncio.get_running_loop(), 0.4
     took = []
 
@@ -286,56 +290,60 @@ async def test_each_call_has_its_own_time() -> None:
         assert (await refuse(server, "GetCart", GET)).info.reason == "CALL_TIMEOUT"
         took.append(loop.time() - began)
 
-    async with guarded(Hanging(), timeout) as server:
+    async with serving(Hanging(), timeout) as server:
         await asyncio.gather(*(hang(server, after) for after in (0, 0.1, 0.3)))
     assert all(timeout <= seconds < timeout + 5 for seconds in took)
 
 
-async def test_a_call_given_up_in_the_moment_its_time_ends_is_given_up() -> None:
-    deadlines = Deadlines(0)
-    call = asyncio.create_task(deadlines.run(asyncio.Event().wait()))
+@pytest.mark.parametrize("is_extended", [False, True], ids=["the common time-out", "max_wait"])
+async def test_a_call_that_its_caller_cancels_at_its_timeout_stays_cancelled(is_extended: bool) -> None:
+    deadlines = Deadlines(0 if not is_extended else 60)
+    work = asyncio.Event().wait()
+    call = asyncio.create_task(deadlines.run(deadlines.extend(work, 0) if is_extended else work))
     await asyncio.sleep(0)
-    deadlines._end_overdue()
+    if not is_extended:
+        deadlines._end_overdue()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
+    assert not {*deadlines._due, *deadlines._ended}
 
 
-async def test_a_reply_in_bytes_goes_out_as_it_is() -> None:
-    async def behaviour(_request: Any, _context: Any) -> Any:
+async def test_a_reply_that_is_bytes_is_sent_unchanged() -> None:
+    async def servicer(_request: Any, _context: Any) -> Any:
         return cart_service_pb2.GetCartResponse(cart=cart_pb2.Cart(name=CART)).SerializeToString()
 
-    async with guarded(behaviour) as server:
+    async with serving(servicer) as server:
         assert (await call(server, "GetCart", GET)).cart.name == CART
 
 
 @pytest.mark.parametrize(("seconds", "nanos", "timeout"), [(1, 0, 1.1), (0, 900_000_000, 1.0), (1, 500_000_000, 1.6)])
-async def test_max_wait_comes_on_top_of_what_a_call_may_take(seconds: int, nanos: int, timeout: float) -> None:
+async def test_max_wait_extends_the_timeout(seconds: int, nanos: int, timeout: float) -> None:
     request = cart_service_pb2.AddItemRequest(parent=CART)
     request.max_wait.seconds, request.max_wait.nanos = seconds, nanos
-    async with guarded(Hanging(), timeout=0.1) as server:
+    async with serving(Hanging(), timeout=0.1) as server:
         refusal = await refuse(server, "AddItem", request)
     assert refusal.info.reason == "CALL_TIMEOUT"
     assert refusal.info.metadata["timeout"] == f"{timeout:g}s"
 
 
 @pytest.mark.parametrize(("seconds", "nanos"), [(-5, 0), (0, -5), (-(2**63), 0), (0, -(2**31))])
-async def test_a_max_wait_below_zero_shortens_nothing(seconds: int, nanos: int) -> None:
+async def test_a_negative_max_wait_does_not_shorten_the_timeout(seconds: int, nanos: int) -> None:
     request = cart_service_pb2.AddItemRequest(parent=CART)
     request.max_wait.seconds, request.max_wait.nanos = seconds, nanos
 
-    async def behaviour(_request: Any, _context: Any) -> Any:
+    async def servicer(_request: Any, _context: Any) -> Any:
         return cart_service_pb2.AddItemResponse(revision=7)
 
-    async with guarded(behaviour, timeout=5) as server:
+    async with serving(servicer, timeout=5) as server:
         assert (await call(server, "AddItem", request)).revision == 7
 
 
-async def test_a_caller_cannot_ask_for_more_than_the_longest_max_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "MAX_WAIT_SECONDS", 1)
+async def test_max_wait_extends_the_timeout_by_at_most_its_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "MAX_WAIT_SECONDS", 1)
     request = cart_service_pb2.AddItemRequest(parent=CART)
     request.max_wait.seconds, request.max_wait.nanos = 2**63 - 1, 2**31 - 1
-    async with guarded(Hanging(), timeout=0.1) as server:
+    async with serving(Hanging(), timeout=0.1) as server:
         refusal = await refuse(server, "AddItem", request)
     assert refusal.info.metadata["timeout"] == "1.1s"
 
@@ -346,16 +354,16 @@ async def test_reflection_lists_the_services(validator: Replica) -> None:
     asking = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=10)
     answer = await anext(aiter(asking))
     names = {service.name for service in answer.list_services_response.service}
-    assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert names == {CART_SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
-@pytest.mark.parametrize("service", ["", SERVICE])
+@pytest.mark.parametrize("service", ["", CART_SERVICE])
 async def test_health_is_serving(validator: Replica, service: str) -> None:
     answer = await check_health(validator, service)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_the_health_of_an_unknown_service_is_not_found(validator: Replica) -> None:
+async def test_health_of_an_unknown_service_is_not_found(validator: Replica) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await check_health(validator, "cartgrpc.v1.Nonsense")
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
@@ -395,7 +403,7 @@ NUMBERS = {
 
 
 def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
-    """Anything that fits into one field."""
+    """Any value of the field's type."""
     if field.message_type is not None:
         return messages(field.message_type)
     if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
@@ -408,12 +416,12 @@ def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
 
 
 def messages(message: Descriptor) -> st.SearchStrategy[dict[str, Any]]:
-    """Anything that fits into a message, as its constructor takes it."""
+    """Any arguments for the message's constructor."""
     return st.fixed_dictionaries({}, optional={one.name: field_of(one) for one in message.fields})
 
 
 def field_of(one: FieldDescriptor) -> st.SearchStrategy[Any]:
-    """Anything that fits into a field, be it repeated, a map or a single value."""
+    """Any value of a field: repeated, a map or a single value."""
     if one.message_type is not None and one.message_type.GetOptions().map_entry:
         return st.dictionaries(TEXTS, TEXTS, max_size=3)
     return st.lists(values(one), max_size=3) if one.is_repeated else values(one)
@@ -423,7 +431,7 @@ Graft = tuple[tuple[str, ...], Any]
 
 
 def leaves(message: Descriptor, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldDescriptor]]:
-    """The fields of a message and of those inside it, but for what is repeated."""
+    """The fields of a message and of the messages in it, except inside repeated fields."""
     for one in message.fields:
         if one.message_type is not None and not one.is_repeated:
             yield from leaves(one.message_type, (*path, one.name))
@@ -432,13 +440,13 @@ def leaves(message: Descriptor, path: tuple[str, ...] = ()) -> Iterator[tuple[tu
 
 
 def grafts(message: Descriptor) -> st.SearchStrategy[list[Graft]]:
-    """One or two fields, anywhere in a message, with anything that fits into them."""
+    """One or two fields, anywhere in a message, each with any value of its type."""
     single = [st.tuples(st.just(path), field_of(one)) for path, one in leaves(message)]
     return st.lists(st.one_of(single), min_size=1, max_size=2)
 
 
 def in_bytes(method: str, content: dict[str, Any], planted: list[Graft], seed: int) -> bytes:
-    """A message on the wire: nonsense, or a right one with a field or two changed, some with a few bytes changed."""
+    """An encoded request: random fields, or a valid request with a field or two and sometimes a few bytes changed."""
     rng = random.Random(seed)
     request = request_of(method)
     if seed % 4:
@@ -451,7 +459,7 @@ def in_bytes(method: str, content: dict[str, Any], planted: list[Graft], seed: i
             target[path[-1]] = value
     request.MergeFrom(type(request)(**content))
     if "max_wait" in request.DESCRIPTOR.fields_by_name and 0 < request.max_wait.seconds <= fields.MAX_WAIT_SECONDS:
-        # Nobody reserves here: it would be waited for to its end.
+        # Without a reconciler, the call would wait until max_wait runs out.
         request.max_wait.seconds = 0
     data = bytearray(request.SerializeToString())
     for _ in range(rng.randrange(1, 4) if seed % 4 == 3 else 0):
@@ -467,13 +475,13 @@ def in_bytes(method: str, content: dict[str, Any], planted: list[Graft], seed: i
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_no_message_causes_an_internal_or_an_unknown_error(validator: Replica, method: str) -> None:
+async def test_no_request_causes_an_internal_or_unknown_error(validator: Replica, method: str) -> None:
     await validator.add()
-    await assert_answers_are_meant(validator, method)
+    await assert_statuses_are_intended(validator, method)
 
 
-async def assert_answers_are_meant(replica: Replica, method: str) -> None:
-    """Send hundreds of messages, right, nearly right and wrong."""
+async def assert_statuses_are_intended(replica: Replica, method: str) -> None:
+    """Send hundreds of requests: valid, nearly valid and random. Assert that every status is an intended one."""
     request = descriptor_of(method).input_type
     planted = grafts(request) if request.fields else st.just([])
 
@@ -487,12 +495,14 @@ async def assert_answers_are_meant(replica: Replica, method: str) -> None:
     assert len(wire) >= 300
     outcomes = await asyncio.gather(*(outcome(replica, method, data) for data in wire))
     wrong = {
-        data: seen for data, seen in zip(wire, outcomes, strict=True) if seen != "OK" and not seen.startswith("meant")
+        data: seen
+        for data, seen in zip(wire, outcomes, strict=True)
+        if seen != "OK" and not seen.startswith("intended")
     }
     assert not wrong
-    # Some got all the way in, some did not.
+    # The sample contains both successes and refusals.
     assert "OK" in outcomes
-    assert not request.fields or any(seen.startswith("meant") for seen in outcomes)
+    assert not request.fields or any(seen.startswith("intended") for seen in outcomes)
 
 
 EXPECTED = {
@@ -506,12 +516,12 @@ EXPECTED = {
 
 
 async def outcome(replica: Replica, method: str, data: bytes) -> str:
-    """How it was answered."""
+    """Call, and describe the status."""
     try:
         await call_bytes(replica.channel, path_of(method), data)
     except grpc.aio.AioRpcError as error:
         size = sum(len(key) + len(value) + 32 for key, value in error.trailing_metadata() or ())
         is_rich = any(key == "grpc-status-details-bin" for key, _ in error.trailing_metadata() or ())
-        is_meant = error.code() in EXPECTED and size < MAX_METADATA and is_rich
-        return f"{'meant: ' if is_meant else ''}{error.code()}, {size} bytes: {error.details()}"
+        is_intended = error.code() in EXPECTED and size < MAX_METADATA and is_rich
+        return f"{'intended: ' if is_intended else ''}{error.code()}, {size} bytes: {error.details()}"
     return "OK"

@@ -1,0 +1,196 @@
+"""The layers between the network and the servicers. Each takes an endpoint and the next step, and returns a step.
+
+A step takes a request and a context and returns the reply, or None if it has written its replies to the context. gRPC
+itself would send the text of an exception to the caller as UNKNOWN, answer garbage bytes the same way, and let the
+caller hang when a servicer raises a stray CancelledError.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from inspect import isasyncgenfunction
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from google.protobuf.message import Message
+
+from cart_grpc.carts.refusals import CallRefused, Overloaded
+from cart_grpc.rpc import status
+from cart_grpc.rpc.admission import Admission, OpenStreams
+from cart_grpc.rpc.deadlines import Deadlines
+from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
+from cart_grpc.rpc.methods import Method
+from cart_grpc.rpc.receiving import MalformedRequest, Receiver
+
+log = logging.getLogger(__name__)
+# Strings: grpc's classes are generic in their stubs only.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Step: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One method on one server, for its layers. Without `admission`, every unary call may run at once."""
+
+    path: str
+    method: Method
+    deserialize: Callable[[bytes], Any]
+    deadlines: Deadlines
+    receiver: Receiver
+    streams: OpenStreams
+    admission: Admission | None
+
+    def decode(self, data: Any) -> Any:
+        """Return the request message in the bytes. Raises MalformedRequest, also for grpc.aio.EOF."""
+        try:
+            return self.deserialize(data)
+        except Exception:  # noqa: BLE001 - the parser's exceptions have no other class in common
+            raise MalformedRequest from None
+
+
+def errors(endpoint: Endpoint, next_step: Step) -> Step:
+    """Turn exceptions into statuses: a refusal with its details, anything else into INTERNAL with an id for the log."""
+
+    async def step(request: Any, context: Context) -> Any:
+        try:
+            return await next_step(request, context)
+        except CallRefused as refusal:
+            await status.refuse(context, refusal)
+        except grpc.aio.AbortError:
+            raise
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task and task.cancelling():
+                raise
+            # Nobody cancelled this call. Without a status, its caller would hang.
+            await _abort_internal(context, endpoint.path, error)
+        except Exception as error:  # noqa: BLE001 - a bug: the log has it, the caller gets an id
+            await _abort_internal(context, endpoint.path, error)
+
+    return step
+
+
+def reject_if_full(endpoint: Endpoint, next_step: Step) -> Step:
+    """Reject the call before its request is received if every slot is taken. Raises Overloaded."""
+    admission = endpoint.admission
+    if admission is None:
+        return next_step
+
+    def step(request: Any, context: Context) -> Awaitable[Any]:
+        if admission.is_full:
+            raise Overloaded
+        return next_step(request, context)
+
+    return step
+
+
+def deadline(endpoint: Endpoint, next_step: Step) -> Step:
+    """Receive the request and finish the call within the time-out; max_wait comes on top. Raises CallTimeout."""
+    receive, decode, waits = endpoint.receiver.receive, endpoint.decode, endpoint.method.waits
+    run, extend = endpoint.deadlines.run, endpoint.deadlines.extend
+
+    async def received(context: Context) -> Any:
+        request = decode(await receive(context))
+        if waits and request.HasField("max_wait"):
+            return await extend(next_step(request, context), _to_seconds(request.max_wait))
+        return await next_step(request, context)
+
+    return lambda _, context: run(received(context))
+
+
+def receive_one(endpoint: Endpoint, next_step: Step) -> Step:
+    """Receive the request within the time-out; the replies may take longer. Raises CallTimeout."""
+
+    async def step(_: Any, context: Context) -> Any:
+        data = await endpoint.deadlines.run(endpoint.receiver.receive(context))
+        return await next_step(endpoint.decode(data), context)
+
+    return step
+
+
+def receive_many(endpoint: Endpoint, next_step: Step) -> Step:
+    """Receive the first of a stream of requests within the time-out; the others may take longer."""
+
+    async def requests(context: Context) -> AsyncGenerator[Any, None]:
+        data = await endpoint.deadlines.run(endpoint.receiver.receive(context))
+        while data is not grpc.aio.EOF:
+            yield endpoint.decode(data)
+            data = await context.read()
+
+    async def step(_: Any, context: Context) -> Any:
+        async with aclosing(requests(context)) as received:
+            return await next_step(received, context)
+
+    return step
+
+
+def admit(endpoint: Endpoint, next_step: Step) -> Step:
+    """Run the call in a slot of its user. Raises Overloaded or TooManyCalls."""
+    admission, user_of = endpoint.admission, endpoint.method.user_of
+    if admission is None:
+        return next_step
+
+    async def step(request: Any, context: Context) -> Any:
+        await admission.take_slot(user_of(request))
+        try:
+            return await next_step(request, context)
+        finally:
+            admission.free_slot()
+
+    return step
+
+
+def admit_stream(endpoint: Endpoint, next_step: Step) -> Step:
+    """Count the stream for its user and its connection. Raises TooManyStreams or ShuttingDown."""
+    streams, method = endpoint.streams, endpoint.method
+
+    async def step(request: Any, context: Context) -> Any:
+        user = "" if method.takes_stream else method.user_of(request)
+        with streams.slot(user, context.peer()):
+            return await next_step(request, context)
+
+    return step
+
+
+def encode(_: Endpoint, next_step: Step) -> Step:
+    """Serialise the reply; one that is bytes already passes as it is."""
+
+    async def step(request: Any, context: Context) -> bytes:
+        return serialize(await next_step(request, context))
+
+    return step
+
+
+def write_each(_: Endpoint, next_step: Any) -> Step:
+    """Write what an asynchronous generator yields. A servicer that writes to the context itself stays as it is."""
+    if not isasyncgenfunction(next_step):
+        step: Step = next_step
+        return step
+
+    async def write(request: Any, context: Context) -> None:
+        # Closed at once when the call ends: left to the garbage collector, its `finally` would run at some later time.
+        async with aclosing(next_step(request, context)) as replies:
+            async for reply in replies:
+                await context.write(reply)
+
+    return write
+
+
+def serialize(reply: Message | bytes) -> bytes:
+    """Return the reply's bytes. Map entries are in key order, so that a repeated reply has the same bytes."""
+    return reply if isinstance(reply, bytes) else reply.SerializeToString(deterministic=True)
+
+
+def _to_seconds(max_wait: Any) -> float:
+    """Return max_wait, which is not checked yet, within its bounds."""
+    seconds: float = max_wait.seconds + max_wait.nanos / 1e9
+    return min(max(seconds, 0.0), float(MAX_WAIT_SECONDS))
+
+
+async def _abort_internal(context: Context, path: str, error: BaseException) -> NoReturn:
+    error_id = secrets.token_hex(8)
+    log.error("error %s in %s", error_id, path, exc_info=error)
+    await status.abort(context, status.internal(error_id))

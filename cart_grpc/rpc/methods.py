@@ -1,0 +1,84 @@
+"""The methods that a server offers, one row each. The pipeline serves a method according to its row."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from types import MappingProxyType
+from typing import Any, Final
+
+CART_SERVICE: Final = "cartgrpc.v1.CartService"
+ADMIN_SERVICE: Final = "cartgrpc.v1.CartAdminService"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method.
+
+    `resources` are the paths of the request fields that name the resources it touches, such as `item.name`; admission
+    counts the call for the user in the first one. `waits`: the request has max_wait. `streams`: the response is a
+    stream. `takes_stream`: the request is one, too.
+    """
+
+    name: str
+    resources: tuple[str, ...] = ()
+    writes: bool = False
+    waits: bool = False
+    streams: bool = False
+    takes_stream: bool = False
+
+    def user_of(self, request: Any) -> str:
+        """Return the user id in the name of the first resource; "" if the request names no resource.
+
+        The name is as the caller sent it: it need not be a valid one.
+        """
+        if not self.resources:
+            return ""
+        name: str = attrgetter(self.resources[0])(request)
+        return name.partition("/")[2].partition("/")[0]
+
+
+def _read(name: str, *resources: str) -> Method:
+    return Method(name, resources)
+
+
+def _write(name: str, *resources: str) -> Method:
+    return Method(name, resources, writes=True, waits=True)
+
+
+def _operate(name: str, *resources: str) -> Method:
+    return Method(name, resources, writes=True)
+
+
+METHODS: Final[Mapping[str, tuple[Method, ...]]] = MappingProxyType(
+    {
+        CART_SERVICE: (
+            _write("AddItem", "parent"),
+            _write("BatchAddItems", "parent"),
+            _write("UpdateItem", "item.name"),
+            _write("RemoveItem", "name"),
+            _write("ClearCart", "name"),
+            _write("CreateCart", "parent"),
+            _write("UpdateCart", "cart.name"),
+            _write("DeleteCart", "name"),
+            _read("GetCart", "name"),
+            _read("ListCarts", "parent"),
+            _write("RetryReservation", "name"),
+        ),
+        ADMIN_SERVICE: (
+            _read("ListReservations"),
+            _read("GetReservation", "name"),
+            _operate("RetryReservation", "name"),
+            _operate("ReleaseReservation", "name"),
+            _read("GetReservationStats"),
+            _operate("PauseReservations"),
+            _operate("ResumeReservations"),
+        ),
+    }
+)
+# Every server offers these, too. A method of these services that has no row, such as Health/List, is UNIMPLEMENTED.
+HEALTH_AND_REFLECTION: Final[Mapping[str, tuple[Method, ...]]] = MappingProxyType(
+    {
+        "grpc.health.v1.Health": (Method("Check"), Method("Watch", streams=True)),
+        "grpc.reflection.v1alpha.ServerReflection": (Method("ServerReflectionInfo", streams=True, takes_stream=True),),
+    }
+)

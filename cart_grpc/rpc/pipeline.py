@@ -1,0 +1,115 @@
+"""The pipeline: the layers that every call passes through, in order, for each kind of method."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+import grpc
+
+from cart_grpc.rpc.admission import Admission, OpenStreams
+from cart_grpc.rpc.deadlines import Deadlines
+from cart_grpc.rpc.layers import (
+    Endpoint,
+    Step,
+    admit,
+    admit_stream,
+    deadline,
+    encode,
+    errors,
+    receive_many,
+    receive_one,
+    reject_if_full,
+    serialize,
+    write_each,
+)
+from cart_grpc.rpc.methods import Method
+from cart_grpc.rpc.receiving import Receiver
+
+# A method as grpc sees it; the stubs call each kind of behaviour optional.
+RpcMethod: TypeAlias = Any
+Layer: TypeAlias = Callable[[Endpoint, Any], Step]
+
+# The outermost layer is first.
+UNARY: Final[tuple[Layer, ...]] = (errors, reject_if_full, deadline, admit, encode)
+STREAM: Final[tuple[Layer, ...]] = (errors, receive_one, admit_stream, write_each)
+BOTH_STREAM: Final[tuple[Layer, ...]] = (errors, admit_stream, receive_many, write_each)
+
+
+class MethodMismatch(Exception):
+    """A method has no row in the methods table, or one that is wrong about it. The text says which."""
+
+
+class Pipeline:
+    """Stands in for a server that servicers are added to, and adds each method with its layers around it.
+
+    The layers are composed here, once: an interceptor of grpc's would be asked anew at each call.
+
+    `methods` has the rows of each service. A call ends after `timeout` seconds at the latest (its max_wait comes on
+    top), or at the caller's own deadline. With `admission`, a unary call needs a slot. Without, each method gets a
+    queue of its own inside gRPC, so that its calls are answered while thousands of others wait to be accepted. With
+    `skips_unlisted`, a method without a row is left out (UNIMPLEMENTED) instead of being an error.
+    """
+
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        methods: Mapping[str, Sequence[Method]],
+        *,
+        timeout: float,
+        receiver: Receiver,
+        streams: OpenStreams,
+        admission: Admission | None = None,
+        skips_unlisted: bool = False,
+    ) -> None:
+        self._server = server
+        self._methods = methods
+        self._deadlines = Deadlines(timeout)
+        self._receiver = receiver
+        self._streams = streams
+        self._admission = admission
+        self._skips_unlisted = skips_unlisted
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Do nothing: generated code adds each method in two ways, and only the other way names it."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, RpcMethod]) -> None:
+        """Add the methods of a service. Raises MethodMismatch."""
+        rows = {row.name: row for row in self._methods.get(service, ())}
+        if self._skips_unlisted:
+            handlers = {name: method for name, method in handlers.items() if name in rows}
+        added = {name: self._compose(f"/{service}/{name}", rows.get(name), method) for name, method in handlers.items()}
+        if missing := rows.keys() - added.keys():
+            raise MethodMismatch(f"/{service} has no method {', '.join(sorted(missing))}, but methods.py has a row")
+        if self._admission:
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, added),))
+        else:
+            self._server.add_registered_method_handlers(service, added)
+
+    def _compose(self, path: str, row: Method | None, method: RpcMethod) -> RpcMethod:
+        if row is None:
+            raise MethodMismatch(f"{path} has no row in methods.py")
+        if (row.takes_stream, row.streams) != (method.request_streaming, method.response_streaming):
+            raise MethodMismatch(f"the row of {path} in methods.py is wrong about what streams")
+        endpoint = Endpoint(
+            path,
+            row,
+            method.request_deserializer,
+            self._deadlines,
+            self._receiver,
+            self._streams,
+            self._admission,
+        )
+        if not row.streams:
+            step = _wrap(UNARY, endpoint, method.unary_unary)
+            return grpc.stream_unary_rpc_method_handler(step, None, None)
+        if not row.takes_stream:
+            step = _wrap(STREAM, endpoint, method.unary_stream)
+        else:
+            step = _wrap(BOTH_STREAM, endpoint, method.stream_stream)
+        return grpc.stream_stream_rpc_method_handler(step, None, serialize)
+
+
+def _wrap(layers: Sequence[Layer], endpoint: Endpoint, servicer: Any) -> Step:
+    step: Step = servicer
+    for layer in reversed(layers):
+        step = layer(endpoint, step)
+    return step
