@@ -1,9 +1,8 @@
-"""What must be true of a run: at every effect, after every commit, at every read, and at its end."""
+"""The invariants of a run: checked at every decision, after every commit, at every read, and at the end."""
 
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
 
 from cartgrpc.v1 import cart_pb2
 
@@ -11,264 +10,259 @@ from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.protocol.reservation import FINAL, Disposition, Observed
 from cart_grpc.simulator.rules import Record
 from cart_grpc.simulator.stock import Stock
-from tests.simulation.histories import History, revision_of
-from tests.simulation.operations import Operation
+from tests.simulation.histories import HistoryChecker, revision_of
+from tests.simulation.operations import CallerOperation
+from tests.simulation.rows import CartRow, ReservationRow, read_carts, read_items, read_reservations
 
-State = cart_pb2.Reservation.State
-_ROWS = (
-    "SELECT reservation_id, revision, intent_revision, observed_revision, lease_epoch, state, disposition, quantity, "
-    "granted_quantity, due_time, lease_expire_time, attempt_count, reserved_cap, expire_time, waiting, last_error, "
-    "reason, seal_reason, finish_time, uncertain_until FROM reservations"
-)
-_RISING = (1, 2, 3, 4)
-Row = tuple[Any, ...]
+_RISING = ("revision", "intent_revision", "observed_revision", "lease_epoch")
+# User, cart id and item id.
+ItemKey = tuple[str, str, str]
 
 
 class Checks:
-    """`violate` hears of each broken promise. The database is read directly, outside every transaction."""
+    """Calls `report_violation` for each broken invariant. It reads the database outside every transaction.
+
+    `totals` is the stock by sku, `reasons` the reasons with which the API may reject an item.
+    """
 
     def __init__(
         self,
         raw: sqlite3.Connection,
         totals: Mapping[str, int],
-        violate: Callable[[str], None],
+        report_violation: Callable[[str], None],
         now: Callable[[], int],
         reasons: Collection[str],
     ) -> None:
         self._raw = raw
         self._totals = totals
-        self._violate = violate
+        self._report_violation = report_violation
         self._now = now
         self._reasons = reasons
-        self._rows: dict[str, Row] = {}
-        self._carts: dict[Row, Row] = {}
+        self._rows: dict[str, ReservationRow] = {}
+        self._carts: dict[tuple[str, str], CartRow] = {}
         self._changes = 0
-        self._live: defaultdict[Row, dict[str, int]] = defaultdict(dict)
+        self._live: defaultdict[ItemKey, dict[str, int]] = defaultdict(dict)
         self._records: dict[str, Record] = {}
-        self._items: dict[str, Row] = {}
-        # Who committed the claim of a reservation and epoch.
+        self._items: dict[str, ItemKey] = {}
+        # The process that committed the claim, by reservation id and lease epoch.
         self._owners: dict[tuple[str, int], str] = {}
         self._revisions: dict[str, int] = {}
         self._claimed: set[tuple[str, str]] = set()
-        # By cart: every etag revision that was ever committed, and those at which the cart ended by itself.
+        # By cart: all etag revisions that were ever committed, and the etag revisions at which the cart expired.
         self._etags: defaultdict[str, set[int]] = defaultdict(set)
         self._expired: defaultdict[str, set[int]] = defaultdict(set)
-        self._reads: list[tuple[str, int, dict[str, int]]] = []
 
-    # At every effect.
+    # At every decision of the API.
 
-    def decided(self, record: Record, time: int) -> None:
-        """One live reservation per item, never more held than there is, none that the database has not heard of."""
+    def check_decision(self, record: Record) -> None:
+        """At most one live reservation per item; no more held than there is; no reservation without a row."""
         reservation_id = record.intent.reservation_id
         self._records[reservation_id] = record
-        item = self._item_of(reservation_id)
+        item = self._find_item(reservation_id)
         live = self._live[item]
         live.pop(reservation_id, None)
         if record.granted:
             live[reservation_id] = record.granted
         if len(live) > 1:
-            self._violate(f"two live reservations for {item}: {live}")
+            self._report_violation(f"two live reservations for {item}: {live}")
         held = sum(one.granted for one in self._records.values() if one.sku == record.sku)
         row = self._rows.get(reservation_id)
         if row is not None:
             self._check_shown(row)
         if held > self._totals[record.sku]:
-            self._violate(f"{held} of {record.sku} are held, and there are {self._totals[record.sku]}")
+            self._report_violation(f"{held} of {record.sku} are held, but only {self._totals[record.sku]} exist")
 
-    def _item_of(self, reservation_id: str) -> Row:
+    def _find_item(self, reservation_id: str) -> ItemKey:
         item = self._items.get(reservation_id)
         if item is None:
             query = "SELECT user_id, cart_id, item_id FROM reservations WHERE reservation_id = ?"
             item = self._raw.execute(query, (reservation_id,)).fetchone()
             if item is None:
-                self._violate(f"{reservation_id} was decided, and no row knows it")
-                item = ("nobody", "", reservation_id)
+                self._report_violation(f"the API decided {reservation_id}, which has no row")
+                item = ("unknown", "", reservation_id)
             self._items[reservation_id] = item
         return item
 
-    def sent(self, process_name: str, reservation_id: str) -> None:
-        """A message is only sent under a claim that was committed."""
+    def check_sent(self, process_name: str, reservation_id: str) -> None:
+        """A process sends messages only for reservations that it claimed in a committed transaction."""
         if (process_name, reservation_id) not in self._claimed:
-            self._violate(f"{process_name} asked for {reservation_id} without a claim")
+            self._report_violation(f"{process_name} sent a message for {reservation_id} without a claim")
 
     # After every commit.
 
-    def committed(self, process_name: str, began: int) -> Iterable[Row]:
-        """What `process_name` committed, in a transaction that `began` then.
+    def check_commit(self, process_name: str, began: int) -> Iterable[ReservationRow]:
+        """Check a transaction that `process_name` began at `began` and committed now.
 
-        Returns the reservations' rows that are new or changed.
+        Returns the new and changed rows of reservations.
         """
         changes = self._raw.total_changes
         if changes == self._changes:
             return []
         self._changes = changes
-        rows = {row[0]: row for row in self._raw.execute(_ROWS)}
+        rows = read_reservations(self._raw)
         changed = [row for name, row in rows.items() if self._rows.get(name) != row]
         changed_carts = self._check_carts()
         for row in changed:
-            before = self._rows.get(row[0])
-            self._revisions[row[0]] = row[1]
+            before = self._rows.get(row.reservation_id)
+            self._revisions[row.reservation_id] = row.revision
             self._check_row(before, row)
             self._check_claim(process_name, began, before, row)
             self._check_shown(row)
-            if before is not None and self._item_of(row[0])[:2] not in changed_carts:
-                self._check_still(began, before)
+            if before is not None and self._find_item(row.reservation_id)[:2] not in changed_carts:
+                self._check_unclaimed(began, before)
         for name in self._rows.keys() - rows.keys():
-            self._check_gone(self._rows[name])
+            self._check_purged(self._rows[name])
         self._rows = rows
         return changed
 
-    def _check_row(self, before: Row | None, after: Row) -> None:
+    def _check_row(self, before: ReservationRow | None, after: ReservationRow) -> None:
         if before is None:
             return
-        if any(after[column] < before[column] for column in _RISING):
-            self._violate(f"what only rises fell: {before} became {after}")
-        if before[5] in FINAL and after[5] != before[5]:
-            self._violate(f"a final state was left: {before} became {after}")
-        if before[6] == Disposition.RELEASE and after[6] != Disposition.RELEASE:
-            self._violate(f"what was to be released is not any more: {before} became {after}")
-        record = self._records.get(after[0])
-        if after[3] > before[3] and (record is None or record.intent.revision < after[3]):
-            self._violate(f"observed what was never decided: {after} beside {record}")
+        if any(getattr(after, column) < getattr(before, column) for column in _RISING):
+            self._report_violation(f"a column that only rises fell: {before} became {after}")
+        if before.state in FINAL and after.state != before.state:
+            self._report_violation(f"a final state changed: {before} became {after}")
+        if before.disposition == Disposition.RELEASE and after.disposition != Disposition.RELEASE:
+            self._report_violation(f"the intent changed after RELEASE: {before} became {after}")
+        record = self._records.get(after.reservation_id)
+        observed = after.observed_revision
+        if observed > before.observed_revision and (record is None or record.intent.revision < observed):
+            self._report_violation(f"the row observed a revision that the API never decided: {after}, {record}")
 
-    def _check_claim(self, process_name: str, began: int, before: Row | None, after: Row) -> None:
-        """Nobody but its owner touches a claim, unless there is news from the Reservation API or from a caller."""
-        # One batch may add, record or release, and claim behind it.
-        claimed = after[10] is not None and after[4] > (before[4] if before is not None else 0)
-        owner = self._owners.get((before[0], before[4])) if before is not None else None
+    def _check_claim(self, process_name: str, began: int, before: ReservationRow | None, after: ReservationRow) -> None:
+        """Only the owner changes a claim, unless the API decided or a caller changed the intent."""
+        # One batch may add, record or release a row and claim it afterwards.
+        claimed = after.lease_expire_time is not None and after.lease_epoch > (before.lease_epoch if before else 0)
+        owner = self._owners.get((before.reservation_id, before.lease_epoch)) if before is not None else None
         if claimed:
-            self._owners[after[0], after[4]] = process_name
-            self._claimed.add((process_name, after[0]))
-        if before is None or before[10] is None or owner == process_name:
+            self._owners[after.reservation_id, after.lease_epoch] = process_name
+            self._claimed.add((process_name, after.reservation_id))
+        if before is None or before.lease_expire_time is None or owner == process_name:
             return
-        # A late answer for what was claimed ends the claim, whoever brings it.
-        answered = after[3] >= before[1]
-        if claimed and before[10] > began and after[6] == before[6] and not answered:
-            self._violate(f"{process_name} claimed what {owner} had claimed: {before} became {after}")
-        if after[1:5] == before[1:5] and after[9:11] != before[9:11]:
-            self._violate(f"{process_name} touched a claim of {owner}: {before} became {after}")
+        # A decision on the claimed revision ends the claim, even if an older claim obtained it.
+        answered = after.observed_revision >= before.revision
+        in_force = before.lease_expire_time > began and after.disposition == before.disposition
+        if claimed and in_force and not answered:
+            self._report_violation(f"{process_name} claimed what {owner} had claimed: {before} became {after}")
+        same = all(getattr(after, column) == getattr(before, column) for column in _RISING)
+        work = (after.due_time, after.lease_expire_time)
+        if same and work != (before.due_time, before.lease_expire_time):
+            self._report_violation(f"{process_name} changed a claim of {owner}: {before} became {after}")
 
-    def _check_still(self, began: int, before: Row) -> None:
-        """What is neither claimed nor due changes with its cart's revision only: replies are remembered by that."""
-        is_due = before[9] is not None and before[9] <= began
-        if before[10] is None and not is_due:
-            self._violate(f"{before} changed, and the revision of its cart did not rise")
+    def _check_unclaimed(self, began: int, before: ReservationRow) -> None:
+        """An unclaimed row that is not due never changes without raising its cart's revision.
 
-    def _check_shown(self, row: Row) -> None:
-        """What callers are shown as reserved is held at this moment."""
-        lapsed = row[13] is None or row[13] - HOLD_MARGIN_US <= self._now()
-        if lapsed or row[5] not in (Observed.HELD, Observed.REJECTED):
+        Cached replies rely on this.
+        """
+        is_due = before.due_time is not None and before.due_time <= began
+        if before.lease_expire_time is None and not is_due:
+            self._report_violation(f"{before} changed, but the revision of its cart did not rise")
+
+    def _check_shown(self, row: ReservationRow) -> None:
+        """The quantity that callers see as reserved is held at this moment."""
+        lapsed = row.expire_time is None or row.expire_time - HOLD_MARGIN_US <= self._now()
+        if lapsed or row.state not in (Observed.HELD, Observed.REJECTED):
             return
-        record, shown = self._records.get(row[0]), min(row[8], row[12])
+        record, shown = self._records.get(row.reservation_id), min(row.granted_quantity, row.reserved_cap)
         if shown > (record.granted if record is not None else 0):
-            self._violate(f"{shown} are shown as reserved by {row}, and held is {record}")
+            self._report_violation(f"callers see {shown} as reserved by {row}, but the API has {record}")
 
-    def _check_gone(self, before: Row) -> None:
-        if before[5] not in FINAL or before[3] < before[1]:
-            self._violate(f"a reservation that was not over is gone: {before}")
+    def _check_purged(self, before: ReservationRow) -> None:
+        if before.state not in FINAL or not before.settled:
+            self._report_violation(f"an unfinished reservation was deleted: {before}")
 
-    def _check_carts(self) -> Collection[Row]:
-        """Returns the carts that are new or changed: user and cart id."""
+    def _check_carts(self) -> Collection[tuple[str, str]]:
+        """Returns user and cart id of each new or changed cart."""
         changed = set()
-        query = "SELECT slice, user_id, cart_id, state, revision, etag_revision, uid, expire_time FROM carts"
-        for row in self._raw.execute(query):
-            before = self._carts.get(row[:3])
+        for row in read_carts(self._raw):
+            key = (row.user_id, row.cart_id)
+            before = self._carts.get(key)
             if before == row:
                 continue
-            name = f"users/{row[1]}/carts/{row[2]}"
-            if before is not None and row[4] <= before[4]:
-                self._violate(f"{name} changed and its revision did not rise: {before} became {row}")
-            self._carts[row[:3]] = row
-            changed.add(row[1:3])
-            if before is None or before[5] != row[5]:
-                self._etags[name].add(row[5])
-                if row[3] == cart_pb2.Cart.STATE_EXPIRED:
-                    self._expired[name].add(row[5])
-                elif before is not None and _ended_unseen(before, row, self._now()):
-                    self._expired[name].add(before[5] + 1)
+            if before is not None and row.revision <= before.revision:
+                self._report_violation(f"{row.name} changed, but its revision did not rise: {before} became {row}")
+            self._carts[key] = row
+            changed.add(key)
+            if before is None or before.etag_revision != row.etag_revision:
+                self._etags[row.name].add(row.etag_revision)
+                if row.state == cart_pb2.Cart.STATE_EXPIRED:
+                    self._expired[row.name].add(row.etag_revision)
+                elif before is not None and _expired_unseen(before, row, self._now()):
+                    self._expired[row.name].add(before.etag_revision + 1)
         return changed
 
     # At every read.
 
-    def highest_acknowledged(self, operations: Sequence[Operation], cart: str) -> int:
-        """The highest revision that a caller was told."""
+    def highest_acknowledged(self, operations: Sequence[CallerOperation], cart: str) -> int:
+        """The highest revision of `cart` that a caller got in a reply."""
         return max((revision_of(one) for one in operations if one.cart == cart and one.reply is not None), default=0)
 
-    def read(self, cart: str, found: cart_pb2.Cart, known: int) -> None:
-        """What is shown as reserved is held now, and what was acknowledged before is seen."""
-        if found.revision < known:
-            self._violate(f"{cart}: revision {found.revision} was read after {known} had been acknowledged")
-        self._reads.append((found.name, found.revision, {item.name: item.quantity for item in found.items}))
+    def check_read(self, cart: str, found: cart_pb2.Cart, acknowledged: int) -> None:
+        """A read shows at least the revision that was acknowledged before it began."""
+        if found.revision < acknowledged:
+            self._report_violation(f"{cart}: a read shows {found.revision} after {acknowledged} was acknowledged")
 
     # At the end.
 
     @property
     def revision_count(self) -> int:
-        """How many messages there were to send, those of purged rows included."""
+        """The number of messages that had to be sent, purged rows included."""
         return sum(self._revisions.values())
 
-    def unsettled(self) -> list[Row]:
-        """The rows that have something left to do."""
+    def unsettled(self) -> list[ReservationRow]:
+        """The rows that still have work to do."""
         now = self._now()
-        return [
-            row
-            for row in self._rows.values()
-            if row[3] < row[1] or (row[9] is not None and (row[9] <= now or _is_lapsed(row, now)))
-        ]
+        return [row for row in self._rows.values() if not row.settled or _has_work(row, now)]
 
-    def settled(self, stock: Stock, now: int) -> None:
-        """Each item is reserved in full, or says why not, and holds what it says; nothing else holds anything."""
+    def check_settled(self, stock: Stock, now: int) -> None:
+        """Each item is reserved in full or has a reason why not, and holds what it shows; nothing else holds stock."""
         stock.levels("", now)
         live = {name: record.granted for name, record in self._records.items() if record.granted}
-        query = (
-            "SELECT i.cart_id, i.user_id, i.sku, i.quantity, r.reservation_id, r.state, r.granted_quantity, "
-            "r.expire_time, r.seal_reason, r.reason, r.sku, r.disposition FROM items i "
-            "LEFT JOIN reservations r USING (slice, reservation_id)"
-        )
-        for row in self._raw.execute(query):
-            held = live.pop(row[4], 0)
-            if row[4] is None or row[2] != row[10] or (row[11] != Disposition.HOLD and not row[8]):
-                self._violate(f"an item without a reservation of its own: {row}")
-            elif row[5] == Observed.HELD and not row[8]:
-                if not held == row[6] == row[3]:
-                    self._violate(f"{held} are held for {row}")
-            elif not (row[8] or row[9]):
-                self._violate(f"neither reserved nor a reason why not: {row}")
-            elif held != row[6]:
-                self._violate(f"{held} are held for {row}, which was refused")
-            elif (row[8] or row[9]) not in self._reasons:
-                self._violate(f"refused for no reason that there was: {row}")
+        for row in read_items(self._raw):
+            held = live.pop(row.reservation_id or "", 0)
+            if row.sku != row.reserved_sku or (row.disposition != Disposition.HOLD and not row.seal_reason):
+                self._report_violation(f"an item without a reservation of its own: {row}")
+            elif row.state == Observed.HELD and not row.seal_reason:
+                if not held == row.granted_quantity == row.quantity:
+                    self._report_violation(f"the API holds {held} for {row}")
+            elif not (row.seal_reason or row.reason):
+                self._report_violation(f"neither reserved nor rejected with a reason: {row}")
+            elif held != row.granted_quantity:
+                self._report_violation(f"the API holds {held} for {row}, which was rejected")
+            elif (row.seal_reason or row.reason) not in self._reasons:
+                self._report_violation(f"rejected for a reason that the plan does not have: {row}")
         if live:
-            self._violate(f"held for nobody: {live}")
+            self._report_violation(f"the API holds stock without an item: {live}")
         ended = "SELECT i.* FROM items i JOIN carts c USING (slice, user_id, cart_id) WHERE c.state > 6"
-        for row in self._raw.execute(ended):
-            self._violate(f"an item in a cart that has ended: {row}")
+        for item in self._raw.execute(ended):
+            self._report_violation(f"an item in a cart that has ended: {item}")
 
-    def expired(self, patience: int) -> None:
-        """No cart is still there that was left alone for `patience` microseconds longer than it may be."""
+    def check_expired(self, patience_us: int) -> None:
+        """No active cart is more than `patience_us` past its expire_time."""
         idle = "SELECT user_id, cart_id, expire_time FROM carts WHERE state = 1 AND expire_time < ?"
-        for row in self._raw.execute(idle, (self._now() - patience,)):
-            self._violate(f"nobody ended it: {row}")
+        for row in self._raw.execute(idle, (self._now() - patience_us,)):
+            self._report_violation(f"a cart did not expire: {row}")
 
-    def histories(self, operations: Sequence[Operation]) -> None:
-        """Every cart is what its acknowledged operations make of it, one after the other, and nothing else."""
+    def check_histories(self, operations: Sequence[CallerOperation]) -> None:
+        """Each cart has exactly the effects of its acknowledged operations, in one order."""
         query = "SELECT item_id, quantity FROM items WHERE user_id = ? AND cart_id = ?"
         for cart in sorted({operation.cart for operation in operations}):
             mine = [one for one in operations if one.cart == cart]
-            # What became of a call without a request_id cannot be found out.
+            # The outcome of a call without a request_id may stay unknown. Then the history cannot be checked.
             if all(operation.resolved for operation in mine):
                 _, user, _, cart_id = cart.split("/")
                 found = dict(self._raw.execute(query, (user, cart_id)).fetchall())
-                history = History(cart, self._etags[cart], self._expired[cart], self._violate)
+                history = HistoryChecker(cart, self._etags[cart], self._expired[cart], self._report_violation)
                 history.check([one for one in mine if one.reply is not None], found)
 
 
-def _ended_unseen(before: Row, after: Row, now: int) -> bool:
-    """Whether a cart was ended by itself and begun anew in one transaction, so that its end was never to be seen."""
-    was_idle = before[3] == cart_pb2.Cart.STATE_ACTIVE and before[7] is not None and before[7] <= now
-    return bool(was_idle and before[6] != after[6])
+def _expired_unseen(before: CartRow, after: CartRow, now: int) -> bool:
+    """Whether a cart expired and was created anew in one transaction, so that no row ever showed the end."""
+    was_idle = before.state == cart_pb2.Cart.STATE_ACTIVE and before.expire_time is not None
+    return bool(was_idle and (before.expire_time or 0) <= now and before.uid != after.uid)
 
 
-def _is_lapsed(row: Row, now: int) -> bool:
-    """Whether a hold ran out, or is about to, and is to be held again."""
-    return row[5] == Observed.EXPIRED or (row[13] is not None and row[13] - HOLD_MARGIN_US <= now)
+def _has_work(row: ReservationRow, now: int) -> bool:
+    """Whether a settled row is due, or its hold expired or is about to, and must be renewed."""
+    lapsed = row.expire_time is not None and row.expire_time - HOLD_MARGIN_US <= now
+    return row.due_time is not None and (row.due_time <= now or row.state == Observed.EXPIRED or lapsed)

@@ -1,8 +1,8 @@
-"""The database of a simulation: real SQLite in the loop's own thread, behind a network that fails.
+"""The database of a simulation: real SQLite in the event loop's thread, behind a network that fails.
 
-A transaction is asked for, waits for those before it, takes a while, and happens in one instant at its end, under the
-time that was read at its beginning: since it is alone, nobody can tell this from one that was open meanwhile. A kill
-before that instant is a rollback, one after it a reply that nobody hears.
+A transaction queues behind earlier ones, takes some time, and then runs in one instant at its end, with the clock
+pinned to its beginning. Transactions never overlap, so no observer can tell this from a transaction that was open all
+the time. A kill before that instant rolls back; a kill after it loses the reply.
 """
 
 import asyncio
@@ -28,12 +28,16 @@ from tests.simulation.loop import OUTSIDE, Process
 
 T = TypeVar("T")
 EPOCH = 1_800_000_000_000_000
-"""When every simulation begins, in microseconds since the Unix epoch."""
+"""The start of every simulation, in microseconds since the Unix epoch."""
 
 
 @dataclass
 class DatabaseFaults:
-    """How often COMMIT fails, without effect or with, and the longest that a transaction and a reply take (seconds)."""
+    """Faults of the database.
+
+    `commit_lost` and `reply_lost` are the probabilities that COMMIT fails without and with effect; `slowest` and
+    `slowest_reply` are the maximum durations of a transaction and of a reply, in seconds.
+    """
 
     commit_lost: float = 0.0
     reply_lost: float = 0.0
@@ -42,7 +46,7 @@ class DatabaseFaults:
 
 
 class Template:
-    """One connection for a whole Python process: what SQLAlchemy compiled and SQLite prepared serves every seed."""
+    """One connection per Python process, so that compiled and prepared statements serve every seed."""
 
     def __init__(self) -> None:
         self.clock: Callable[[], int] = int
@@ -52,14 +56,14 @@ class Template:
         self.connection: Connection = engine.connect()
         schema.metadata.create_all(self.connection)
         self.connection.commit()
-        # Built once: SQLAlchemy knows by the object what it has compiled already.
+        # Built once: SQLAlchemy caches compiled statements by object.
         self.queries = WriteQueries(self.dialect, lock_users=False)
         self._reads = Reads(SimpleNamespace(reader=None, dialect=self.dialect))
-        # Otherwise every collection would go through all that was ever imported.
+        # Otherwise each garbage collection would scan all imported modules.
         gc.freeze()
 
     def share_reads(self, reads: Reads) -> None:
-        """Give `reads` the statements that are compiled already."""
+        """Give `reads` the statements that are already compiled."""
         reads._carts._statement = self._reads._carts._statement
         reads._idle, reads._due = self._reads._idle, self._reads._due
 
@@ -75,13 +79,13 @@ def template() -> Template:
 
 
 class Database:
-    """The one database of a run. `after_commit` is told of every transaction that committed, by whose it was."""
+    """The database of a run. After each commit it calls `after_commit(process_name, begin_time)`."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         faults: DatabaseFaults,
-        numbers: Random,
+        rng: Random,
         after_commit: Callable[[str, int], None],
     ) -> None:
         self.faults = faults
@@ -90,7 +94,7 @@ class Database:
         self.is_closed = False
         self.commit_count = 0
         self._loop = loop
-        self._numbers = numbers
+        self._rng = rng
         self._after_commit = after_commit
         self._busy_until = 0.0
         self._pinned: int | None = None
@@ -101,7 +105,7 @@ class Database:
         self.raw = self._template.raw
 
     def now(self) -> int:
-        """The database's time in microseconds; inside a transaction, as of its beginning."""
+        """The database's time in microseconds. Inside a transaction: the time of its beginning."""
         if self._pinned is not None:
             return self._pinned
         return EPOCH + int(self._loop.time() * 1_000_000) + self.skew
@@ -110,7 +114,7 @@ class Database:
         """Partition a process from the database."""
         self._cut.add(process_name)
 
-    def mend(self, process_name: str) -> None:
+    def reconnect(self, process_name: str) -> None:
         self._cut.discard(process_name)
 
     def is_cut(self, process: Process) -> bool:
@@ -124,14 +128,14 @@ class Database:
         return self._template.connection.execute(statement, parameters)
 
     def delay(self, slowest: float) -> float:
-        """Most take little, some take long."""
-        return slowest * self._numbers.random() ** 4
+        """A random delay of at most `slowest`; most are short."""
+        return slowest * self._rng.random() ** 4
 
     def chance(self) -> float:
-        return self._numbers.random()
+        return self._rng.random()
 
     def submit(self, process: Process, work: Callable[[Connection], Any], reply: "asyncio.Future[Any]") -> None:
-        """Take in a transaction; `reply` is told how it ended, unless nobody is there to hear it."""
+        """Queue a transaction. `reply` gets its result or exception, unless the process dies or is partitioned."""
         if self.is_cut(process):
             self._loop.call_later(0.01, _answer, reply, unreachable(), context=OUTSIDE)
             return
@@ -165,12 +169,12 @@ class Database:
         self.raw.execute("BEGIN IMMEDIATE")
         try:
             result = work(self._template.connection)
-        except Exception as error:  # noqa: BLE001 - an outcome like any other
+        except Exception as error:  # noqa: BLE001 - the transaction's own exception is its result
             self.raw.execute("ROLLBACK")
             return error
         finally:
             self._pinned = None
-        fate = self._numbers.random()
+        fate = self._rng.random()
         if fate < self.faults.commit_lost:
             self.raw.execute("ROLLBACK")
             return commit_failed(result)
@@ -200,7 +204,7 @@ def _answer(reply: "asyncio.Future[Any]", outcome: Any) -> None:
 
 
 class _Reading:
-    """As much of an AsyncConnection as reads use."""
+    """The part of AsyncConnection that reads use."""
 
     def __init__(self, database: Database, process: Process) -> None:
         self._database = database
@@ -233,7 +237,7 @@ class _Reader:
 
 
 class SimulatedEngine:
-    """One replica's connection to the database that it shares with the others. Implements `Engine`."""
+    """One replica's connection to the shared database. Implements `Engine`."""
 
     locks_users = False
     is_shared = True
@@ -264,8 +268,8 @@ class SimulatedEngine:
 
     @property
     def is_set_back(self) -> bool:
-        """Whether something was committed at what is, by the database's clock, a later time than now."""
+        """Whether the database's clock is behind the time of an earlier transaction."""
         return self._database.now() < self._database.latest
 
     async def close(self) -> None:
-        """Nothing of its own to close."""
+        """Nothing to close."""

@@ -1,64 +1,69 @@
-"""What callers were told of one cart, put in the order of its revisions, and done again."""
+"""Linearizability by revision: replay the acknowledged operations of a cart in the order of their revisions."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from cart_grpc.names import item_id_of
-from tests.simulation.operations import Operation
+from tests.simulation.operations import CallerOperation
 
-_ALWAYS = {"AddItem", "BatchAddItems", "RemoveItem", "DeleteCart"}
+_ALWAYS_CHANGE = {"AddItem", "BatchAddItems", "RemoveItem", "DeleteCart"}
 
 
-class History:
-    """`etags` are all revisions at which somebody changed the cart, `expired` those at which it ended by itself."""
+class HistoryChecker:
+    """The operations on one cart. `etags` has all etag revisions of the cart, `expired` those at which it expired."""
 
     def __init__(
-        self, cart: str, etags: Collection[int], expired: Collection[int], violate: Callable[[str], None]
+        self, cart: str, etags: Collection[int], expired: Collection[int], report_violation: Callable[[str], None]
     ) -> None:
         self._cart = cart
         self._etags = set(etags)
         self._expired = set(expired)
-        self._violate = violate
+        self._report_violation = report_violation
 
-    def check(self, operations: list[Operation], found: Mapping[str, int]) -> None:
-        """`found` is what the cart holds in the end."""
-        by_revision: defaultdict[int, list[Operation]] = defaultdict(list)
+    def check(self, operations: list[CallerOperation], found: Mapping[str, int]) -> None:
+        """Check `operations` against `found`, the cart's quantities at the end by item id."""
+        by_revision: defaultdict[int, list[CallerOperation]] = defaultdict(list)
         for operation in operations:
             by_revision[_etag_revision(operation)].append(operation)
         for revision in self._etags - by_revision.keys() - self._expired:
-            self._violate(f"{self._cart}: revision {revision} was made by nobody")
+            self._report_violation(f"{self._cart}: no operation made revision {revision}")
         contents: dict[str, int] = {}
         for revision in sorted(by_revision.keys() | self._expired):
             if revision in self._expired:
                 contents = {}
             contents = self._fold(revision, contents, by_revision.get(revision, []))
         if found != contents:
-            self._violate(f"{self._cart} holds {found}, and its operations make {contents}")
+            self._report_violation(f"{self._cart} holds {found}, but its operations make {contents}")
         self._check_order(operations)
 
-    def _fold(self, revision: int, before: dict[str, int], group: list[Operation]) -> dict[str, int]:
-        """The contents after all operations that were answered with one etag: one changed the cart, none or more did
-        not.
+    def _fold(self, revision: int, before: dict[str, int], group: list[CallerOperation]) -> dict[str, int]:
+        """The contents after the operations that were answered with one etag revision.
+
+        Exactly one of them changed the cart; the others changed nothing.
         """
         if not group:
             return before
         for first in group:
             after = _apply(before, first)
             if all(
-                _apply(after, other) == after and other.method not in _ALWAYS for other in group if other is not first
+                _apply(after, other) == after and other.method not in _ALWAYS_CHANGE
+                for other in group
+                if other is not first
             ):
                 for operation in group:
                     if not _agrees(operation, after):
-                        self._violate(
-                            f"{self._cart}: operation {operation.number} was answered {operation.reply}, not {after}"
+                        self._report_violation(
+                            f"{self._cart}: operation {operation.number} got {operation.reply}, not {after}"
                         )
                 return after
-        self._violate(f"{self._cart}: revision {revision} was made by {[one.number for one in group]}")
+        self._report_violation(
+            f"{self._cart}: no single operation of {[one.number for one in group]} made revision {revision}"
+        )
         return before
 
-    def _check_order(self, operations: list[Operation]) -> None:
-        """What was acknowledged before another operation was begun comes before it."""
+    def _check_order(self, operations: list[CallerOperation]) -> None:
+        """Real-time order: an operation comes after all operations that were acknowledged before it began."""
         highest = 0
         ends = sorted((operation.returned, _etag_revision(operation)) for operation in operations)
         index = 0
@@ -67,17 +72,17 @@ class History:
                 highest = max(highest, ends[index][1])
                 index += 1
             if _etag_revision(operation) < highest:
-                self._violate(
-                    f"{self._cart}: operation {operation.number} comes before {highest}, which was over before it"
+                self._report_violation(
+                    f"{self._cart}: operation {operation.number} comes before {highest}, which ended before it began"
                 )
 
 
-def revision_of(operation: Operation) -> int:
+def revision_of(operation: CallerOperation) -> int:
     reply: Any = operation.reply
     return int(reply.cart.revision if "cart" in reply.DESCRIPTOR.fields_by_name else reply.revision)
 
 
-def _etag_revision(operation: Operation) -> int:
+def _etag_revision(operation: CallerOperation) -> int:
     return int(etag_of(operation.reply).strip('"').rpartition("-")[2], 16)
 
 
@@ -85,7 +90,7 @@ def etag_of(reply: Any) -> str:
     return str(reply.cart.etag if "cart" in reply.DESCRIPTOR.fields_by_name else reply.etag)
 
 
-def _apply(contents: Mapping[str, int], operation: Operation) -> dict[str, int]:
+def _apply(contents: Mapping[str, int], operation: CallerOperation) -> dict[str, int]:
     after = dict(contents)
     request: Any = operation.request
     match operation.method:
@@ -103,8 +108,8 @@ def _apply(contents: Mapping[str, int], operation: Operation) -> dict[str, int]:
     return after
 
 
-def _agrees(operation: Operation, contents: Mapping[str, int]) -> bool:
-    """Whether the reply tells the quantities that there are."""
+def _agrees(operation: CallerOperation, contents: Mapping[str, int]) -> bool:
+    """Whether the reply shows the quantities of `contents`."""
     reply: Any = operation.reply
     items = [reply.item] if operation.method in ("AddItem", "UpdateItem") else getattr(reply, "items", [])
     return all(contents.get(_item_id(item.name)) == item.quantity for item in items)

@@ -1,4 +1,4 @@
-"""Virtual time: an event loop that never waits, and processes that can be frozen and killed between two callbacks."""
+"""Virtual time: an event loop that never sleeps, and processes that can be paused or killed between two callbacks."""
 
 import asyncio
 import contextvars
@@ -7,23 +7,24 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any, NoReturn
 
-MOST_CALLBACKS = 150_000
-"""Many times what any run reads."""
+MAX_CALLBACKS = 150_000
+"""Many times the number that any run needs."""
 
-FINEST = 1e-5
+MIN_DELAY = 1e-5
+"""In seconds."""
 
 OUTSIDE = contextvars.Context()
-"""The context of what belongs to no process: the network, the database, the callers."""
+"""The context of callbacks that belong to no process: the network, the database, the callers."""
 
 _process: contextvars.ContextVar["Process"] = contextvars.ContextVar("process")
 
 
 class RunawayError(Exception):
-    """A run that does not come to its end."""
+    """The run does not end."""
 
 
 class Process:
-    """What a kill ends and a pause freezes: every task and callback that was started in its context."""
+    """A simulated process: all tasks and callbacks started in its context. A kill ends them, a pause stops them."""
 
     def __init__(self, loop: "VirtualLoop", name: str) -> None:
         self.name = name
@@ -33,8 +34,8 @@ class Process:
         self.paused = False
         self.died: asyncio.Future[None] = loop.create_future()
         self._loop = loop
-        self._frozen: list[asyncio.Handle] = []
-        # Held until the run is over: a task that is collected runs its `finally` blocks when the collector pleases.
+        self._collected: list[asyncio.Handle] = []
+        # Keep references until the run is over. Otherwise the garbage collector decides when `finally` blocks run.
         self.tasks: list[asyncio.Task[Any]] = []
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -42,51 +43,50 @@ class Process:
         return self._loop.create_task(work, context=self.context.copy())
 
     async def outcome(self, task: asyncio.Task[Any], seconds: float) -> None:
-        """Wait until `task` of this process has ended, the process has, or the time is over; nobody need fetch more."""
+        """Wait until `task` ends, this process dies, or `seconds` pass. Marks the task's exception as retrieved."""
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         ends: set[asyncio.Future[Any]] = {task, self.died}
         await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
 
     def kill(self) -> None:
-        """Nothing of it happens any more. What it has sent is on its way all the same."""
+        """Run no further callback of this process. Messages that it sent still arrive."""
         if not self.dead:
             self.dead = True
             self.died.set_result(None)
 
     def pause(self) -> None:
-        """It does nothing until `resume`, and then goes on as if nothing had happened."""
+        """Collect this process's callbacks until `resume`."""
         self.paused = True
 
     def resume(self) -> None:
-        """Go on: with all that came to pass meanwhile, in its order."""
+        """Run the callbacks that were collected during the pause, in their order."""
         self.paused = False
         if not self.dead:
-            self._loop.put_back(self._frozen)
-            self._frozen.clear()
+            self._loop.put_back(self._collected)
+            self._collected.clear()
 
     def admits(self, handle: asyncio.Handle) -> bool:
-        """Whether `handle` may run now."""
+        """Whether `handle` may run now. If not, keep it."""
         if self.dead or self.paused:
-            self._frozen.append(handle)
+            self._collected.append(handle)
             return False
         return True
 
-    def bury(self) -> None:
-        """After the run: let its tasks end, so that nothing is left to the garbage collector."""
+    def finish_tasks(self) -> None:
+        """After the run: let the tasks end, so that the garbage collector ends none of them."""
         self.dead = False
         self.resume()
 
-    def unheard_errors(self) -> list[BaseException]:
-        """What its tasks raised and nobody asked for."""
+    def unhandled_errors(self) -> list[BaseException]:
+        """The exceptions of this process's tasks that no code retrieved."""
         ended = [task for task in self.tasks if task.done() and not task.cancelled()]
         return [error for task in ended if task._log_traceback and (error := task.exception())]
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """Runs what is ready, and then moves the clock to what comes next. No threads, no sockets.
+    """Run all ready callbacks, then move the clock to the next timer. No threads, no sockets.
 
-    It stands on three names of `BaseEventLoop` that are not public, unchanged since Python 3.4: `_ready`,
-    `_scheduled`, `_run_once`.
+    This uses three private names of `BaseEventLoop`, unchanged since Python 3.4: `_ready`, `_scheduled`, `_run_once`.
     """
 
     _ready: deque[Any]
@@ -104,8 +104,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def call_later(  # type: ignore[override]  # as BaseEventLoop's, without its type variables
         self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        """No timer is finer than 10 µs: who waits for a clock that runs slower than this one would wait for ever."""
-        return self.call_at(self._now + max(delay, FINEST), callback, *args, context=context)
+        """Like asyncio's, but at least 10 µs later: waiting for a slower clock would otherwise never advance time."""
+        return self.call_at(self._now + max(delay, MIN_DELAY), callback, *args, context=context)
 
     def put_back(self, handles: list[asyncio.Handle]) -> None:
         """Make `handles` ready again."""
@@ -115,15 +115,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
         ready, scheduled = self._ready, self._scheduled
         while not ready:
             if not scheduled:
-                raise RuntimeError("nothing will ever happen again, and somebody waits for it")
+                raise RuntimeError("deadlock: nothing is scheduled, but a task is waiting")
             timer = heapq.heappop(scheduled)
             timer._scheduled = False
             if not timer._cancelled:
                 self._now = max(self._now, timer._when)
                 ready.append(timer)
         self.callback_count += len(ready)
-        if self.callback_count > MOST_CALLBACKS:
-            raise RunawayError(f"something runs without a pause: {self.callback_count} callbacks")
+        if self.callback_count > MAX_CALLBACKS:
+            raise RunawayError(f"a busy loop: {self.callback_count} callbacks")
         for _ in range(len(ready)):
             handle = ready.popleft()
             if handle._cancelled:
@@ -133,15 +133,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 handle._run()
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """A cancelled timer is passed over when its time comes."""
+        """Nothing to do: `_run_once` skips cancelled timers."""
 
-    def run_in_executor(self, *_: Any) -> NoReturn:  # type: ignore[override]  # refused, whatever it is given
-        raise RuntimeError("a thread would not be the same in the next run")
+    def run_in_executor(self, *_: Any) -> NoReturn:  # type: ignore[override]  # always raises
+        raise RuntimeError("a thread would make the run non-deterministic")
 
     def call_soon_threadsafe(  # type: ignore[override]  # as BaseEventLoop's, without its type variables
         self, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
-        """Only ever called in the loop's own thread: asyncio closes forgotten generators through it."""
+        """Only called in the loop's own thread: asyncio closes abandoned generators with it."""
         return self.call_soon(callback, *args, context=context)
 
 

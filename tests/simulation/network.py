@@ -1,7 +1,7 @@
-"""A Reservation API behind a network that loses, repeats, delays and reorders.
+"""The Reservation API behind a network that loses, repeats, delays and reorders messages.
 
-What it decides is the product's own simulator (`Stock`); what the answers become is the product's own `wire`. A
-message that was sent is the network's: it arrives, whatever became of its sender.
+The product's own simulator (`Stock`) decides, and the product's own `wire` translates the answers. A message that was
+sent arrives even if its sender dies.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from cart_grpc.simulator.simulator import Told
 from cart_grpc.simulator.stock import Stock
 from tests.simulation.loop import OUTSIDE, Process
 
-MINUTES = 60.0
+MINUTE = 60.0
 
 
 @dataclass
 class NetworkFaults:
-    """Probabilities for each message, and the longest delays in seconds."""
+    """Probabilities per message, and maximum delays in seconds."""
 
     lost_before: float = 0.0
     lost_after: float = 0.0
@@ -34,7 +34,7 @@ class NetworkFaults:
     duplicated: float = 0.0
     duplicate_delay: float = 600.0
     slow: float = 0.0
-    slowest: float = 5 * MINUTES
+    slowest: float = 5 * MINUTE
     latency: float = 1.0
     refused: float = 0.0
     sold_out: float = 0.0
@@ -44,9 +44,9 @@ class NetworkFaults:
 
 
 class Network:
-    """Between the replicas and the Reservation API, and the API itself.
+    """The network between the replicas and the Reservation API, and the API itself.
 
-    `told` hears of everything that happens, `sent` of each message, `violated` of what must not.
+    It calls `log_event` for every event, `check_sent` for every message, and `report_violation` if an invariant breaks.
     """
 
     def __init__(
@@ -54,106 +54,106 @@ class Network:
         loop: asyncio.AbstractEventLoop,
         stock: Stock,
         faults: NetworkFaults,
-        numbers: Random,
+        rng: Random,
         clock: Callable[[], int],
         *,
-        told: Callable[..., None],
-        sent: Callable[[str, str], None],
-        violated: Callable[[str], None],
+        log_event: Callable[..., None],
+        check_sent: Callable[[str, str], None],
+        report_violation: Callable[[str], None],
     ) -> None:
         self.faults = faults
         self.is_down = False
         self.is_closed = False
         self.call_count = 0
-        self.last_landing = 0.0
+        self.last_arrival = 0.0
         self._loop = loop
         self._stock = stock
-        self._numbers = numbers
+        self._rng = rng
         self._clock = clock
-        self._told = told
-        self._sent = sent
-        self._violated = violated
+        self._log_event = log_event
+        self._check_sent = check_sent
+        self._report_violation = report_violation
         self._cut: set[str] = set()
 
     def cut(self, process_name: str) -> None:
         """Partition a process from the Reservation API."""
         self._cut.add(process_name)
 
-    def mend(self, process_name: str) -> None:
+    def reconnect(self, process_name: str) -> None:
         self._cut.discard(process_name)
 
     def send(self, process: Process, intent: Intent, reply: "asyncio.Future[Answer]") -> None:
-        """Send a message; `reply` is told what came of it, if anything ever."""
-        numbers, faults = self._numbers, self.faults
+        """Send a message. `reply` gets the outcome, unless it is lost."""
+        rng, faults = self._rng, self.faults
         self.call_count += 1
-        self._sent(process.name, intent.reservation_id)
-        self._told(
+        self._check_sent(process.name, intent.reservation_id)
+        self._log_event(
             "send", process.name, intent.reservation_id, intent.revision, intent.disposition.name, intent.quantity
         )
-        chances = [numbers.random() for _ in range(9)]
-        delay = faults.latency * numbers.random()
+        chances = [rng.random() for _ in range(9)]
+        delay = faults.latency * rng.random()
         if chances[0] < faults.slow:
-            delay = faults.slowest * numbers.random()
+            delay = faults.slowest * rng.random()
         if chances[1] < faults.duplicated:
-            self._later(delay + faults.duplicate_delay * numbers.random(), self._repeat, intent)
+            self._later(delay + faults.duplicate_delay * rng.random(), self._repeat, intent)
         self._later(delay, self._arrive, process, intent, reply, chances)
 
     def _later(self, delay: float, callback: Callable[..., None], *args: Any) -> None:
-        landing = self._loop.time() + delay
-        self.last_landing = max(self.last_landing, landing)
-        self._loop.call_at(landing, callback, *args, context=OUTSIDE)
+        arrival = self._loop.time() + delay
+        self.last_arrival = max(self.last_arrival, arrival)
+        self._loop.call_at(arrival, callback, *args, context=OUTSIDE)
 
     def _arrive(self, process: Process, intent: Intent, reply: "asyncio.Future[Answer]", chances: list[float]) -> None:
         faults = self.faults
         if self.is_down or self.is_closed or process.name in self._cut or chances[2] < faults.lost_before:
-            self._lose(reply, "lost on its way there", is_silent=chances[3] < 0.2)
+            self._lose(reply, "lost before the API", is_silent=chances[3] < 0.2)
             return
         if chances[4] < faults.throttled:
-            wait = int(faults.retry_after * self._numbers.random() * 1_000_000)
+            wait = int(faults.retry_after * self._rng.random() * 1_000_000)
             self._answer(
-                process, reply, NoAnswerError("RESOURCE_EXHAUSTED", "slowly", retry_after_us=wait, reached=True)
+                process, reply, NoAnswerError("RESOURCE_EXHAUSTED", "slow down", retry_after_us=wait, reached=True)
             )
             return
         if chances[5] < faults.refused:
             self._answer(
-                process, reply, wire.to_permanent_failure("SIMULATED", "INVALID_ARGUMENT", "was told to refuse")
+                process, reply, wire.to_permanent_failure("SIMULATED", "INVALID_ARGUMENT", "a fault of the simulation")
             )
             return
         answer = self._decide(intent, chances)
         if chances[8] < faults.lost_after:
-            self._lose(reply, "lost on its way back", is_silent=chances[3] < 0.5)
+            self._lose(reply, "lost after the API", is_silent=chances[3] < 0.5)
             return
         self._answer(process, reply, answer)
 
     def _repeat(self, intent: Intent) -> None:
         if not self.is_down:
-            self._told("repeat", intent.reservation_id, intent.revision)
+            self._log_event("repeat", intent.reservation_id, intent.revision)
             self._decide(intent, [1.0] * 9)
 
     def _decide(self, intent: Intent, chances: list[float]) -> "Answer | NoAnswerError":
         try:
             record = self._stock.apply(intent, self._clock(), sold_out=chances[6] < self.faults.sold_out)
-            return _translate(record, intent, chances[7] < self.faults.garbage and self._numbers.choice(list(Nonsense)))
+            return _translate(record, intent, chances[7] < self.faults.garbage and self._rng.choice(list(Nonsense)))
         except BodyMismatch:
-            self._violated(f"{intent.reservation_id} revision {intent.revision} was sent with two bodies")
+            self._report_violation(f"{intent.reservation_id} revision {intent.revision} was sent with two bodies")
             return wire.to_permanent_failure("REVISION_BODY_MISMATCH", "INVALID_ARGUMENT", "")
         except Stale as stale:
             return wire.to_stale_revision(codec.to_reservation(stale.current), intent)
         except SimulatorError as error:
-            self._violated(f"{intent}: {error}")
+            self._report_violation(f"{intent}: {error}")
             return NoAnswerError("INTERNAL", str(error))
         except NoAnswerError as nonsense:
             return nonsense
 
     def _answer(self, process: Process, reply: "asyncio.Future[Answer]", answer: "Answer | NoAnswerError") -> None:
-        delay = self.faults.latency * self._numbers.random()
-        if self._numbers.random() < self.faults.slow:
-            delay = self.faults.slowest * self._numbers.random()
-        self._later(delay, self._hear, process, reply, answer)
+        delay = self.faults.latency * self._rng.random()
+        if self._rng.random() < self.faults.slow:
+            delay = self.faults.slowest * self._rng.random()
+        self._later(delay, self._receive, process, reply, answer)
 
-    def _hear(self, process: Process, reply: "asyncio.Future[Answer]", answer: "Answer | NoAnswerError") -> None:
+    def _receive(self, process: Process, reply: "asyncio.Future[Answer]", answer: "Answer | NoAnswerError") -> None:
         if process.name in self._cut:
-            self._lose(reply, "cut off from the answer", is_silent=True)
+            self._lose(reply, "partitioned from the API", is_silent=True)
         elif reply.done():
             return
         elif isinstance(answer, NoAnswerError):
@@ -162,7 +162,7 @@ class Network:
             reply.set_result(answer)
 
     def _lose(self, reply: "asyncio.Future[Answer]", why: str, *, is_silent: bool) -> None:
-        """Either the sender is told that the connection broke, or it hears nothing, until its deadline."""
+        """Lose the answer: silently, so that the sender waits for its deadline, or with a broken connection."""
         if not is_silent and not reply.done():
             reply.set_exception(NoAnswerError("UNAVAILABLE", why))
 
@@ -170,12 +170,12 @@ class Network:
 def _translate(record: Record, intent: Intent, nonsense: "Nonsense | bool") -> Answer:
     response = codec.to_answer(Told(record, nonsense or None))  # type: ignore[arg-type]  # False is none
     if response is None:
-        raise wire.invalid_answer("no message at all")
+        raise wire.invalid_answer("no message")
     return wire.to_decision(response.reservation, intent)
 
 
 class SimulatedApi:
-    """A replica's way to the Reservation API. Implements `ReservationApi`."""
+    """A replica's client of the Reservation API. Implements `ReservationApi`."""
 
     def __init__(self, network: Network, process: Process) -> None:
         self._network = network
@@ -191,4 +191,4 @@ class SimulatedApi:
             raise NoAnswerError("DEADLINE_EXCEEDED", "no answer in time") from None
 
     async def close(self) -> None:
-        """Nothing of its own to close."""
+        """Nothing to close."""

@@ -1,4 +1,4 @@
-"""What callers ask for: requests of every mutating call, drawn at random."""
+"""Random requests of every mutating method."""
 
 from dataclasses import dataclass, field
 from random import Random
@@ -22,11 +22,8 @@ _METHODS = {
 
 
 @dataclass(slots=True)
-class Operation:
-    """One operation of a caller, and all that is known of its attempts.
-
-    `etag_of_mine` says that the request carries the etag last seen, which is what a careful caller does.
-    """
+class CallerOperation:
+    """One operation of a caller and the results of its attempts. Times are in seconds of virtual time."""
 
     number: int
     cart: str
@@ -45,33 +42,33 @@ class Operation:
         return self.reply is not None or bool(self.refused)
 
 
-def draw(numbers: Random, number: int, carts: list[str], skus: list[str], etags: dict[str, str]) -> Operation:
-    """The next operation of a caller."""
-    cart = numbers.choice(carts)
-    method = numbers.choices(list(_METHODS), list(_METHODS.values()))[0]
-    # Some callers do without, and never learn what became of a call that was cut off.
-    request_id = f"request-{number}" if numbers.random() < 0.75 else ""
-    etag = etags.get(cart, "") if numbers.random() < 0.15 else ""
-    request = _request(numbers, method, cart, skus)
+def draw(rng: Random, number: int, carts: list[str], skus: list[str], etags: dict[str, str]) -> CallerOperation:
+    """Draw the next operation of a caller."""
+    cart = rng.choice(carts)
+    method = rng.choices(list(_METHODS), list(_METHODS.values()))[0]
+    # Some callers send no request_id. They never learn the outcome of a call whose reply was lost.
+    request_id = f"request-{number}" if rng.random() < 0.75 else ""
+    etag = etags.get(cart, "") if rng.random() < 0.15 else ""
+    request = _request(rng, method, cart, skus)
     request.request_id = request_id
     request.etag = etag
-    if numbers.random() < 0.1:
-        request.max_wait.FromMilliseconds(numbers.randrange(100, 20_000))
-    return Operation(number, cart, method, request, request_id)
+    if rng.random() < 0.1:
+        request.max_wait.FromMilliseconds(rng.randrange(100, 20_000))
+    return CallerOperation(number, cart, method, request, request_id)
 
 
-def _request(numbers: Random, method: str, cart: str, skus: list[str]) -> "cart_service_pb2.AddItemRequest":
+def _request(rng: Random, method: str, cart: str, skus: list[str]) -> "cart_service_pb2.AddItemRequest":
     service = cart_service_pb2
-    name = f"{cart}/items/{item_id_of(numbers.choice(skus), _options(numbers))}"
+    name = f"{cart}/items/{item_id_of(rng.choice(skus), _options(rng))}"
     request: Message
     match method:
         case "AddItem":
-            request = _addition(numbers, cart, skus)
+            request = _addition(rng, cart, skus)
         case "BatchAddItems":
-            additions = [_addition(numbers, cart, skus) for _ in range(numbers.randint(1, 3))]
+            additions = [_addition(rng, cart, skus) for _ in range(rng.randint(1, 3))]
             request = service.BatchAddItemsRequest(parent=cart, requests=additions)
         case "UpdateItem":
-            request = service.UpdateItemRequest(item=cart_pb2.Item(name=name, quantity=numbers.randint(1, 8)))
+            request = service.UpdateItemRequest(item=cart_pb2.Item(name=name, quantity=rng.randint(1, 8)))
             request.update_mask.paths.append("quantity")
         case "RemoveItem":
             request = service.RemoveItemRequest(name=name)
@@ -84,10 +81,10 @@ def _request(numbers: Random, method: str, cart: str, skus: list[str]) -> "cart_
     return request  # type: ignore[return-value]  # all have request_id, etag and max_wait
 
 
-def _addition(numbers: Random, cart: str, skus: list[str]) -> cart_service_pb2.AddItemRequest:
-    item = cart_pb2.Item(sku=numbers.choice(skus), options=_options(numbers), quantity=numbers.randint(1, 5))
+def _addition(rng: Random, cart: str, skus: list[str]) -> cart_service_pb2.AddItemRequest:
+    item = cart_pb2.Item(sku=rng.choice(skus), options=_options(rng), quantity=rng.randint(1, 5))
     return cart_service_pb2.AddItemRequest(parent=cart, item=item)
 
 
-def _options(numbers: Random) -> dict[str, str]:
-    return {"size": "large"} if numbers.random() < 0.15 else {}
+def _options(rng: Random) -> dict[str, str]:
+    return {"size": "large"} if rng.random() < 0.15 else {}

@@ -1,4 +1,7 @@
-"""What a seed's run is like: how large, how configured, and which faults, each drawn on or off (a swarm)."""
+"""The plan of a seed: size, settings and faults. Each fault is drawn on or off per seed (swarm testing).
+
+The order of the draws decides what a seed does: a draw added in the middle changes every seed.
+"""
 
 from dataclasses import dataclass, field
 from random import Random
@@ -14,8 +17,8 @@ SECOND = 1_000_000
 
 
 @dataclass(slots=True)
-class Plan:
-    """All that is drawn before a run begins. Times in seconds; rates are of events a minute."""
+class SimulationPlan:
+    """All choices made before a run begins. Times are in seconds; rates are events per minute."""
 
     replicas: int
     callers: int
@@ -35,97 +38,97 @@ class Plan:
     give_up: float = 0.0
 
     @property
-    def reasons_to_refuse(self) -> set[str]:
-        """All that can be the reason why an item is rejected."""
+    def rejection_reasons(self) -> set[str]:
+        """The reasons with which the API may reject an item."""
         reasons = {"OUT_OF_STOCK"} if self.network.sold_out or min(self.stock.values()) < 10_000 else set()
         return reasons | ({"SIMULATED"} if self.network.refused else set())
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing goes wrong at all."""
+        """Whether the plan has no faults."""
         return self.network == NetworkFaults(latency=self.network.latency) and not self.rates
 
 
-def draw(numbers: Random) -> Plan:
-    """Small worlds, harsh weather; one in twelve has none."""
-    healthy = numbers.random() < 1 / 12
-    replicas = numbers.choice([1, 2, 2, 3])
-    carts = [f"users/{user}/carts/default" for user in ("alice", "bob")][: numbers.choice([1, 1, 2])]
-    if numbers.random() < 0.2:
+def draw(rng: Random) -> SimulationPlan:
+    """Draw a plan: few carts, many faults. One plan in twelve has no faults."""
+    healthy = rng.random() < 1 / 12
+    replicas = rng.choice([1, 2, 2, 3])
+    carts = [f"users/{user}/carts/default" for user in ("alice", "bob")][: rng.choice([1, 1, 2])]
+    if rng.random() < 0.2:
         carts.append("users/alice/carts/other")
-    skus = list(SKUS[-numbers.choice([1, 2, 3, 4]) :])
+    skus = list(SKUS[-rng.choice([1, 2, 3, 4]) :])
     stock = dict.fromkeys(skus, 10_000)
-    stock[SCARCE] = numbers.choice([3, 10, 10_000])
-    return Plan(
+    stock[SCARCE] = rng.choice([3, 10, 10_000])
+    return SimulationPlan(
         replicas=replicas,
-        callers=numbers.choice([1, 2, 3]),
-        operations=numbers.randint(15, 35),
-        duration=numbers.choice([20.0, 60.0, 180.0]),
+        callers=rng.choice([1, 2, 3]),
+        operations=rng.randint(15, 35),
+        duration=rng.choice([20.0, 60.0, 180.0]),
         carts=carts,
         skus=skus,
         stock=stock,
         limits=Limits(
-            hold_ttl_us=numbers.choice([60, 300, 900, 3600]) * SECOND,
-            cart_ttl_us=(numbers.choice([60, 120]) if numbers.random() < 0.3 else 604_800) * SECOND,
+            hold_ttl_us=rng.choice([60, 300, 900, 3600]) * SECOND,
+            cart_ttl_us=(rng.choice([60, 120]) if rng.random() < 0.3 else 604_800) * SECOND,
         ),
-        config=_config(numbers),
+        config=_config(rng),
         retention=Retention(
             replies=604_800 * SECOND,
-            reservations=numbers.choice([60, 86_400]) * SECOND,
+            reservations=rng.choice([60, 86_400]) * SECOND,
             carts=604_800 * SECOND,
         ),
         housekeeping_interval=20.0,
-        database=DatabaseFaults() if healthy else _database_faults(numbers),
-        network=NetworkFaults(latency=numbers.choice([0.05, 1.0])) if healthy else _network_faults(numbers),
-        clock_rates=[1.0 if healthy else numbers.choice([0.9, 1.0, 1.0, 1.1]) for _ in range(replicas)],
-        rates={} if healthy else _rates(numbers),
-        give_up=0.0 if healthy else _maybe(numbers, 0.3),
+        database=DatabaseFaults() if healthy else _database_faults(rng),
+        network=NetworkFaults(latency=rng.choice([0.05, 1.0])) if healthy else _network_faults(rng),
+        clock_rates=[1.0 if healthy else rng.choice([0.9, 1.0, 1.0, 1.1]) for _ in range(replicas)],
+        rates={} if healthy else _rates(rng),
+        give_up=0.0 if healthy else _maybe(rng, 0.3),
     )
 
 
-def _config(numbers: Random) -> ReconcilerConfig:
+def _config(rng: Random) -> ReconcilerConfig:
     return ReconcilerConfig(
-        call_timeout=numbers.choice([5.0, 30.0, 120.0]),
-        max_in_flight=numbers.choice([2, 100]),
-        poll_interval=numbers.choice([1.0, 3.0]),
+        call_timeout=rng.choice([5.0, 30.0, 120.0]),
+        max_in_flight=rng.choice([2, 100]),
+        poll_interval=rng.choice([1.0, 3.0]),
         lease=15.0,
-        backoff_max=numbers.choice([5.0, 20.0, 60.0]),
-        breaker_threshold=numbers.choice([2, 5]),
-        probe_interval=numbers.choice([1.0, 5.0]),
+        backoff_max=rng.choice([5.0, 20.0, 60.0]),
+        breaker_threshold=rng.choice([2, 5]),
+        probe_interval=rng.choice([1.0, 5.0]),
     )
 
 
-def _maybe(numbers: Random, most: float) -> float:
-    """Off in more than half of all runs, else up to `most`."""
-    return numbers.uniform(0, most) if numbers.random() < 0.4 else 0.0
+def _maybe(rng: Random, most: float) -> float:
+    """0 in 60 % of the draws, else a random number up to `most`."""
+    return rng.uniform(0, most) if rng.random() < 0.4 else 0.0
 
 
-def _database_faults(numbers: Random) -> DatabaseFaults:
+def _database_faults(rng: Random) -> DatabaseFaults:
     return DatabaseFaults(
-        commit_lost=_maybe(numbers, 0.2),
-        reply_lost=_maybe(numbers, 0.8),
-        slowest=numbers.choice([0.01, 0.5, 3.0]),
-        slowest_reply=numbers.choice([0.002, 0.1, 1.0]),
+        commit_lost=_maybe(rng, 0.2),
+        reply_lost=_maybe(rng, 0.8),
+        slowest=rng.choice([0.01, 0.5, 3.0]),
+        slowest_reply=rng.choice([0.002, 0.1, 1.0]),
     )
 
 
-def _network_faults(numbers: Random) -> NetworkFaults:
+def _network_faults(rng: Random) -> NetworkFaults:
     return NetworkFaults(
-        lost_before=_maybe(numbers, 0.5),
-        lost_after=_maybe(numbers, 0.5),
-        duplicated=_maybe(numbers, 0.6),
-        duplicate_delay=numbers.choice([5.0, 60.0, 600.0]),
-        slow=_maybe(numbers, 0.5),
-        slowest=numbers.choice([10.0, 60.0, 300.0]),
-        latency=numbers.choice([0.05, 1.0, 5.0]),
-        refused=_maybe(numbers, 0.2),
-        sold_out=_maybe(numbers, 0.2),
-        garbage=_maybe(numbers, 0.3),
-        throttled=_maybe(numbers, 0.3),
-        retry_after=numbers.choice([2.0, 60.0]),
+        lost_before=_maybe(rng, 0.5),
+        lost_after=_maybe(rng, 0.5),
+        duplicated=_maybe(rng, 0.6),
+        duplicate_delay=rng.choice([5.0, 60.0, 600.0]),
+        slow=_maybe(rng, 0.5),
+        slowest=rng.choice([10.0, 60.0, 300.0]),
+        latency=rng.choice([0.05, 1.0, 5.0]),
+        refused=_maybe(rng, 0.2),
+        sold_out=_maybe(rng, 0.2),
+        garbage=_maybe(rng, 0.3),
+        throttled=_maybe(rng, 0.3),
+        retry_after=rng.choice([2.0, 60.0]),
     )
 
 
-def _rates(numbers: Random) -> dict[str, float]:
+def _rates(rng: Random) -> dict[str, float]:
     kinds = ("kill", "stop", "pause", "cut api", "cut database", "api down", "jump")
-    return {kind: numbers.uniform(0.3, 4.0) for kind in kinds if numbers.random() < 0.35}
+    return {kind: rng.uniform(0.3, 4.0) for kind in kinds if rng.random() < 0.35}

@@ -1,4 +1,4 @@
-"""One process of the service: the real servicer, store, reconciler and housekeeping; all around them is simulated."""
+"""One process of the service: the real servicer, store, reconciler and sweeper in a simulated environment."""
 
 import asyncio
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from tests.simulation.reading import CheckedReads
 
 
 class _Context:
-    """As much of a servicer's context as it uses."""
+    """The part of grpc.aio.ServicerContext that servicers use."""
 
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
@@ -28,8 +28,8 @@ class _Context:
         return self._deadline - asyncio.get_running_loop().time()
 
 
-class Replica:
-    """A replica, from start to kill or stop. `clock_rate` is how fast its own clock runs."""
+class SimulatedReplica:
+    """A replica from its start to its kill or stop. `clock_rate` is the speed of its monotonic clock."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Replica:
         self._service = CartService(self._store, limits)
         api = SimulatedApi(network, self.process)
         self._reconciler = Reconciler(self._store, api, config, lambda: loop.time() * clock_rate)
-        self._housekeeping = Sweeper(self._store, retention, housekeeping_interval)
+        self._sweeper = Sweeper(self._store, retention, housekeeping_interval)
         self._tasks: list[asyncio.Task[Any]] = []
         self.process.start(self._run())
 
@@ -65,13 +65,13 @@ class Replica:
             try:
                 await self._store.start()
                 break
-            except Exception:  # noqa: BLE001 - as an orchestrator does: until the database is there
+            except Exception:  # noqa: BLE001 - an orchestrator also restarts until the database answers
                 await asyncio.sleep(1)
-        self._tasks = [asyncio.create_task(self._reconciler.run()), asyncio.create_task(self._housekeeping.run())]
+        self._tasks = [asyncio.create_task(self._reconciler.run()), asyncio.create_task(self._sweeper.run())]
         self.serving = True
 
     def call(self, method: str, request: Message, deadline: float) -> "asyncio.Task[Any]":
-        """The servicer's own method, as a task of this process."""
+        """Run the servicer's method as a task of this process."""
         return self.process.start(self._call(method, request, deadline))
 
     async def _call(self, method: str, request: Message, deadline: float) -> Message:
@@ -82,7 +82,7 @@ class Replica:
         return answer
 
     async def stop(self) -> None:
-        """A graceful stop: what `app` does, in its order."""
+        """Stop gracefully, in the order of `app`."""
         self.serving, self.stopping = False, True
         self._store.notifier.close()
         if self._tasks:

@@ -1,4 +1,4 @@
-"""One seed in, one report out; the same report every time."""
+"""Run one seed and report. The same seed always gives the same report."""
 
 import asyncio
 import gc
@@ -17,12 +17,12 @@ import tenacity
 from cart_grpc.store import write_queue
 from tests.simulation.database import template
 from tests.simulation.loop import VirtualLoop
-from tests.simulation.world import World
+from tests.simulation.simulation import Simulation
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What a run came to. `trace` has every event; `digest` tells two traces apart."""
+class SeedReport:
+    """The result of a run. `trace` has every event; `digest` is the SHA-256 of the trace. Times are in seconds."""
 
     seed: int
     violations: list[str]
@@ -34,41 +34,41 @@ class Report:
     converged_after: float
 
 
-def run(seed: int) -> Report:
-    """Run one seed."""
+def run(seed: int) -> SeedReport:
+    """Run the simulation of `seed`."""
     loop = VirtualLoop()
-    world = World(seed, loop)
-    with _deterministic(seed, loop, world.violate):
+    simulation = Simulation(seed, loop)
+    with _deterministic(seed, loop, simulation.report_violation):
         try:
-            converged_after = loop.run_until_complete(world.run())
-        except Exception as error:  # noqa: BLE001 - a seed that cannot be run is a failed seed
-            world.violate(f"the run itself failed: {error!r}")
+            converged_after = loop.run_until_complete(simulation.run())
+        except Exception as error:  # noqa: BLE001 - an exception fails the seed
+            simulation.report_violation(f"the run itself failed: {error!r}")
             converged_after = -1.0
-        for replica in world.graveyard:
-            for unheard in replica.process.unheard_errors():
-                world.violate(f"{replica.name} failed in the background: {unheard!r}")
+        for replica in (*simulation.retired, *simulation.replicas):
+            for unhandled in replica.process.unhandled_errors():
+                simulation.report_violation(f"{replica.name} failed in the background: {unhandled!r}")
         virtual_seconds = loop.time()
-        trace, violations = list(world.trace), list(world.violations)
-        _bury(loop, world)
+        trace, violations = list(simulation.trace), list(simulation.violations)
+        _finish_tasks(loop, simulation)
         loop.close()
     digest = hashlib.sha256(repr(trace).encode()).hexdigest()
-    return Report(
+    return SeedReport(
         seed,
         violations,
         virtual_seconds,
-        world.database.commit_count,
-        world.network.call_count,
+        simulation.database.commit_count,
+        simulation.network.call_count,
         digest,
         trace,
         converged_after,
     )
 
 
-def _bury(loop: VirtualLoop, world: World) -> None:
-    world.database.is_closed = world.network.is_closed = True
+def _finish_tasks(loop: VirtualLoop, simulation: Simulation) -> None:
+    simulation.database.is_closed = simulation.network.is_closed = True
     loop.callback_count = 0
-    for replica in world.graveyard:
-        replica.process.bury()
+    for replica in (*simulation.retired, *simulation.replicas):
+        replica.process.finish_tasks()
     for _ in range(50):
         left = [task for task in asyncio.all_tasks(loop) if not task.done()]
         if not left:
@@ -79,28 +79,28 @@ def _bury(loop: VirtualLoop, world: World) -> None:
 
 
 class _Alarms(logging.Handler):
-    """Whatever the product logs as an error."""
+    """Turns each error that the product logs into a violation, except a refused RELEASE, which faults cause."""
 
-    def __init__(self, violate: Callable[[str], None]) -> None:
+    def __init__(self, report_violation: Callable[[str], None]) -> None:
         super().__init__(logging.ERROR)
-        self._violate = violate
+        self._report_violation = report_violation
 
     def emit(self, record: logging.LogRecord) -> None:
         if "refuses to release" not in record.getMessage():
             error = record.exc_info[1] if record.exc_info else None
-            self._violate(f"logged: {record.getMessage()} {error!r}")
+            self._report_violation(f"logged: {record.getMessage()} {error!r}")
 
 
 @contextmanager
-def _deterministic(seed: int, loop: VirtualLoop, violate: Callable[[str], None]) -> Iterator[None]:
-    """Everything that would differ from run to run, replaced; and what the product logs as an error, heard."""
+def _deterministic(seed: int, loop: VirtualLoop, report_violation: Callable[[str], None]) -> Iterator[None]:
+    """Replace all sources of non-determinism, and report logged errors as violations."""
     random.seed(f"{seed} product")
-    loop.set_exception_handler(lambda _, context: violate(f"in the loop: {context}"))
+    loop.set_exception_handler(lambda _, context: report_violation(f"an exception in the event loop: {context}"))
     replaced = pytest.MonkeyPatch()
     replaced.setattr(tenacity, "time", SimpleNamespace(monotonic=loop.time))
     replaced.setattr(write_queue, "WriteQueries", lambda *_, **__: template().queries)
     log = logging.getLogger("cart_grpc")
-    level, alarms = log.level, _Alarms(violate)
+    level, alarms = log.level, _Alarms(report_violation)
     log.addHandler(alarms)
     log.setLevel(logging.ERROR)
     propagates, log.propagate = log.propagate, False

@@ -1,6 +1,6 @@
-"""A harness counts only if it catches: each mutant drops one rule of the product, and some seed must notice.
+"""Mutation tests of the simulation: each mutant drops one rule of the product, and some seed must report a violation.
 
-This is the one place where our own code is patched. `make simulate` never runs it.
+This is the only place that patches our own code. `make simulate` never runs it.
 """
 
 from collections.abc import Callable
@@ -29,11 +29,11 @@ from tests.simulation.seeds import run
 
 Patch = pytest.MonkeyPatch
 Mutant = Callable[[Patch], None]
-MOST_SEEDS = 50
+MAX_SEEDS = 50
 real_hold, real_release, real_record = transitions.hold, transitions.release, transitions.record_outcome
 
 
-def late_answers_overwrite(patch: Patch) -> None:
+def late_decision_overwrites_a_newer_one(patch: Patch) -> None:
     def merge_decision(row: Reservation, decision: Decision) -> Reservation:
         seen = max(row.observed_revision, min(decision.revision, row.revision))
         return row._replace(
@@ -47,14 +47,14 @@ def late_answers_overwrite(patch: Patch) -> None:
     patch.setattr(transitions, "merge_decision", merge_decision)
 
 
-def intent_changes_without_a_revision(patch: Patch) -> None:
+def quantity_changes_without_a_new_revision(patch: Patch) -> None:
     def hold(row: Reservation, quantity: int, now: int) -> Reservation:
         return row._replace(quantity=quantity, due_time=now)
 
     patch.setattr(rules, "hold", hold)
 
 
-def release_does_not_raise(patch: Patch) -> None:
+def release_keeps_the_revision(patch: Patch) -> None:
     def release(row: Reservation, now: int) -> Reservation:
         after = real_release(row, now)
         return after._replace(revision=row.revision, intent_revision=row.intent_revision)
@@ -62,14 +62,14 @@ def release_does_not_raise(patch: Patch) -> None:
     patch.setattr(rules, "release", release)
 
 
-def refusal_is_not_sealed(patch: Patch) -> None:
+def permanent_failure_is_not_sealed(patch: Patch) -> None:
     def seal(row: Reservation, reason: str, now: int) -> Reservation:
         return row._replace(state=Observed.REJECTED, observed_revision=row.revision, seal_reason=reason)
 
     patch.setattr(transitions, "seal", seal)
 
 
-def silence_means_not_sent(patch: Patch) -> None:
+def no_answer_to_a_release_counts_as_released(patch: Patch) -> None:
     def record_outcome(row: Reservation, epoch: int, sent: int, outcome: Any, *rest: Any) -> Reservation:
         if isinstance(outcome, NoAnswer) and row.disposition is Disposition.RELEASE and not row.observed_revision:
             outcome = Decision(row.reservation_id, row.revision, Observed.RELEASED, 0, None, "")
@@ -78,7 +78,7 @@ def silence_means_not_sent(patch: Patch) -> None:
     patch.setattr(record_command, "record_outcome", record_outcome)
 
 
-def time_out_is_taken_for_a_refusal(patch: Patch) -> None:
+def time_out_counts_as_a_permanent_failure(patch: Patch) -> None:
     def record_outcome(row: Reservation, epoch: int, sent: int, outcome: Any, *rest: Any) -> Reservation:
         if isinstance(outcome, NoAnswer) and outcome.code == "DEADLINE_EXCEEDED":
             outcome = PermanentFailure("TIMED_OUT", "")
@@ -87,7 +87,7 @@ def time_out_is_taken_for_a_refusal(patch: Patch) -> None:
     patch.setattr(record_command, "record_outcome", record_outcome)
 
 
-def nonsense_is_taken_for_done(patch: Patch) -> None:
+def invalid_answer_counts_as_released(patch: Patch) -> None:
     def record_outcome(row: Reservation, epoch: int, sent: int, outcome: Any, *rest: Any) -> Reservation:
         if isinstance(outcome, NoAnswer) and outcome.code == "INVALID_ANSWER":
             outcome = Decision(row.reservation_id, row.revision, Observed.RELEASED, 0, None, "")
@@ -96,7 +96,7 @@ def nonsense_is_taken_for_done(patch: Patch) -> None:
     patch.setattr(record_command, "record_outcome", record_outcome)
 
 
-def id_is_used_again(patch: Patch) -> None:
+def reservation_id_is_reused(patch: Patch) -> None:
     real = rules._reserve
 
     def reserve(item: Any, *rest: Any) -> Any:
@@ -110,23 +110,23 @@ def id_is_used_again(patch: Patch) -> None:
     patch.setattr(rules, "_reserve", reserve)
 
 
-def new_hold_does_not_wait_for_the_old(patch: Patch) -> None:
+def new_hold_does_not_wait_for_the_old_release(patch: Patch) -> None:
     real = rules._reserve
     patch.setattr(rules, "_reserve", lambda item, _, given: real(item, frozenset(), given))
 
 
-def what_waits_is_forgotten(patch: Patch) -> None:
+def waiting_hold_is_never_made_due(patch: Patch) -> None:
     patch.setattr(apply_transition, "_stop_waiting", lambda *_: [])
 
 
-def zombies_keep_the_books(patch: Patch) -> None:
+def overtaken_claim_writes_the_bookkeeping(patch: Patch) -> None:
     def record_outcome(row: Reservation, epoch: int, *rest: Any) -> Reservation:
         return real_record(row, row.lease_epoch, *rest)
 
     patch.setattr(record_command, "record_outcome", record_outcome)
 
 
-def claim_is_not_written(patch: Patch) -> None:
+def claim_is_not_committed(patch: Patch) -> None:
     real = WriteQueries.claim
 
     def claim(self: WriteQueries, connection: Connection, *rest: Any) -> list[Reservation]:
@@ -138,21 +138,21 @@ def claim_is_not_written(patch: Patch) -> None:
     patch.setattr(WriteQueries, "claim", claim)
 
 
-def failed_commit_is_reported_as_done(patch: Patch) -> None:
+def lost_commit_counts_as_committed(patch: Patch) -> None:
     async def was_committed(self: BatchWriter, marker: CommitMarker) -> bool:
         return True
 
     patch.setattr(BatchWriter, "_was_committed", was_committed)
 
 
-def failed_commit_is_reported_as_not_done(patch: Patch) -> None:
+def lost_commit_counts_as_not_committed(patch: Patch) -> None:
     async def was_committed(self: BatchWriter, marker: CommitMarker) -> bool:
         return False
 
     patch.setattr(BatchWriter, "_was_committed", was_committed)
 
 
-def fingerprint_is_ignored(patch: Patch) -> None:
+def fingerprint_of_the_request_is_ignored(patch: Patch) -> None:
     real = Mutation.run
 
     def run_mutation(self: Mutation, working: UnitOfWork, *rest: Any) -> bytes:
@@ -165,7 +165,7 @@ def fingerprint_is_ignored(patch: Patch) -> None:
     patch.setattr(Mutation, "run", run_mutation)
 
 
-def reply_is_not_kept(patch: Patch) -> None:
+def reply_is_not_stored(patch: Patch) -> None:
     def put_reply(self: UnitOfWork, key: Any, reply: Reply) -> None:
         pass
 
@@ -176,7 +176,7 @@ def hold_is_not_renewed(patch: Patch) -> None:
     patch.setattr(transitions, "_find_renewal_time", lambda *_: None)
 
 
-def housekeeping_drops_what_is_not_over(patch: Patch) -> None:
+def sweeper_deletes_unfinished_reservations(patch: Patch) -> None:
     def purge(self: WriteQueries, connection: Connection, replies: int, before: int, *_: int) -> int:
         connection.exec_driver_sql("DELETE FROM reservations WHERE create_time < ? AND disposition = 3", (before,))
         return 0
@@ -184,7 +184,7 @@ def housekeeping_drops_what_is_not_over(patch: Patch) -> None:
     patch.setattr(WriteQueries, "purge", purge)
 
 
-def expiry_forgets_the_items(patch: Patch) -> None:
+def expiry_leaves_the_items_in_the_cart(patch: Patch) -> None:
     real = rules.expire_cart
 
     def expire_cart(contents: LoadedCart, now: int) -> Change | None:
@@ -197,14 +197,14 @@ def expiry_forgets_the_items(patch: Patch) -> None:
     patch.setattr(expire, "expire_cart", expire_cart)
 
 
-def shrinking_item_shows_the_last_grant(patch: Patch) -> None:
+def decrease_keeps_the_reserved_cap(patch: Patch) -> None:
     def hold(row: Reservation, quantity: int, now: int) -> Reservation:
         return real_hold(row, quantity, now)._replace(reserved_cap=row.reserved_cap)
 
     patch.setattr(rules, "hold", hold)
 
 
-def answer_settles_the_newest_revision(patch: Patch) -> None:
+def answer_settles_the_latest_revision(patch: Patch) -> None:
     real = transitions.merge_decision
 
     def merge_decision(row: Reservation, decision: Decision) -> Reservation:
@@ -213,7 +213,7 @@ def answer_settles_the_newest_revision(patch: Patch) -> None:
     patch.setattr(transitions, "merge_decision", merge_decision)
 
 
-def what_may_be_claimed_is_remembered(patch: Patch) -> None:
+def cart_with_a_claimable_row_is_cached(patch: Patch) -> None:
     real = cart_json._read_cart
 
     def read_cart(text: str, now: int) -> Found:
@@ -226,33 +226,33 @@ def what_may_be_claimed_is_remembered(patch: Patch) -> None:
 
 
 MUTANTS: list[Mutant] = [
-    late_answers_overwrite,
-    intent_changes_without_a_revision,
-    release_does_not_raise,
-    refusal_is_not_sealed,
-    silence_means_not_sent,
-    time_out_is_taken_for_a_refusal,
-    nonsense_is_taken_for_done,
-    id_is_used_again,
-    new_hold_does_not_wait_for_the_old,
-    what_waits_is_forgotten,
-    zombies_keep_the_books,
-    claim_is_not_written,
-    failed_commit_is_reported_as_done,
-    failed_commit_is_reported_as_not_done,
-    fingerprint_is_ignored,
-    reply_is_not_kept,
+    late_decision_overwrites_a_newer_one,
+    quantity_changes_without_a_new_revision,
+    release_keeps_the_revision,
+    permanent_failure_is_not_sealed,
+    no_answer_to_a_release_counts_as_released,
+    time_out_counts_as_a_permanent_failure,
+    invalid_answer_counts_as_released,
+    reservation_id_is_reused,
+    new_hold_does_not_wait_for_the_old_release,
+    waiting_hold_is_never_made_due,
+    overtaken_claim_writes_the_bookkeeping,
+    claim_is_not_committed,
+    lost_commit_counts_as_committed,
+    lost_commit_counts_as_not_committed,
+    fingerprint_of_the_request_is_ignored,
+    reply_is_not_stored,
     hold_is_not_renewed,
-    housekeeping_drops_what_is_not_over,
-    expiry_forgets_the_items,
-    shrinking_item_shows_the_last_grant,
-    answer_settles_the_newest_revision,
-    what_may_be_claimed_is_remembered,
+    sweeper_deletes_unfinished_reservations,
+    expiry_leaves_the_items_in_the_cart,
+    decrease_keeps_the_reserved_cap,
+    answer_settles_the_latest_revision,
+    cart_with_a_claimable_row_is_cached,
 ]
 
 
 def seeds_until_caught(most: int) -> tuple[int, str] | None:
-    """How many seeds it takes, and what was noticed first; None where `most` are not enough."""
+    """The number of seeds until the first violation, and the violation. None if `most` seeds find none."""
     for seed in range(most):
         report = run(seed)
         if report.violations:
@@ -261,6 +261,6 @@ def seeds_until_caught(most: int) -> tuple[int, str] | None:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
-def test_a_dropped_rule_is_noticed(mutant: Mutant, monkeypatch: Patch) -> None:
+def test_some_seed_catches_the_mutant(mutant: Mutant, monkeypatch: Patch) -> None:
     mutant(monkeypatch)
-    assert seeds_until_caught(MOST_SEEDS), f"{MOST_SEEDS} seeds noticed nothing"
+    assert seeds_until_caught(MAX_SEEDS), f"{MAX_SEEDS} seeds found no violation"

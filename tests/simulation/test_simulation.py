@@ -1,4 +1,4 @@
-"""The whole service in virtual time: hundreds of seeds, and each of them the same every time."""
+"""The whole service in virtual time: hundreds of seeds, each of them deterministic."""
 
 import os
 import subprocess
@@ -13,13 +13,13 @@ BLOCK = 25
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
-def test_every_promise_holds_in_every_weather(first: int) -> None:
+def test_every_invariant_holds_in_every_seed(first: int) -> None:
     reports = [run(seed) for seed in range(first, min(first + BLOCK, SEEDS))]
     broken = {report.seed: report.violations[:3] for report in reports if report.violations}
     assert not broken, "replay one with `make simulate SEED=...`"
 
 
-def test_a_seed_is_the_same_run_every_time_in_every_process() -> None:
+def test_a_seed_gives_the_same_run_in_every_process() -> None:
     here = [run(seed).digest for seed in range(5)]
     assert here == [run(seed).digest for seed in range(5)]
     program = "from tests.simulation.seeds import run; print(*(run(seed).digest for seed in range(5)))"
@@ -33,8 +33,8 @@ def test_a_seed_is_the_same_run_every_time_in_every_process() -> None:
     assert elsewhere.stdout.split() == here
 
 
-def test_the_weather_is_met() -> None:
-    """What never happens in a run proves nothing there."""
+def test_the_seeds_meet_every_kind_of_fault_and_refusal() -> None:
+    """A fault that never happens proves nothing."""
     met: set[object] = {part for seed in range(40) for event in run(seed).trace for part in event[1:4]}
     assert met >= {"kill", "stop", "pause", "cut api", "cut database", "api down", "jump", "repeat", "unheard"}
     assert met >= {"EtagMismatch", "ItemNotFound", "CartClosed", "DatabaseUnavailable"}

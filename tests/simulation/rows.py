@@ -1,0 +1,92 @@
+"""The rows of a simulation's database, read outside every transaction."""
+
+import sqlite3
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class ReservationRow(NamedTuple):
+    """A row of the table `reservations`: the columns that the checks and the trace use."""
+
+    reservation_id: str
+    revision: int
+    intent_revision: int
+    observed_revision: int
+    lease_epoch: int
+    state: int
+    disposition: int
+    quantity: int
+    granted_quantity: int
+    due_time: int | None
+    lease_expire_time: int | None
+    attempt_count: int
+    reserved_cap: int
+    expire_time: int | None
+    waiting: int
+    last_error: str
+    reason: str
+    seal_reason: str
+    finish_time: int | None
+    uncertain_until: int | None
+
+    @property
+    def settled(self) -> bool:
+        return self.observed_revision >= self.revision
+
+
+class CartRow(NamedTuple):
+    """A row of the table `carts`: the columns that the checks use."""
+
+    slice: int
+    user_id: str
+    cart_id: str
+    state: int
+    revision: int
+    etag_revision: int
+    uid: str
+    expire_time: int | None
+
+    @property
+    def name(self) -> str:
+        return f"users/{self.user_id}/carts/{self.cart_id}"
+
+
+class ReservedItem(NamedTuple):
+    """An item and its reservation. The reservation's columns are None if it has no row."""
+
+    cart_id: str
+    user_id: str
+    sku: str
+    quantity: int
+    reservation_id: str | None
+    state: int | None
+    granted_quantity: int | None
+    expire_time: int | None
+    seal_reason: str | None
+    reason: str | None
+    reserved_sku: str | None
+    disposition: int | None
+
+
+_RESERVATIONS = f"SELECT {', '.join(ReservationRow._fields)} FROM reservations"  # noqa: S608 - our own columns' names
+_CARTS = f"SELECT {', '.join(CartRow._fields)} FROM carts"  # noqa: S608 - our own columns' names
+_ITEMS = (
+    "SELECT i.cart_id, i.user_id, i.sku, i.quantity, r.reservation_id, r.state, r.granted_quantity, "
+    "r.expire_time, r.seal_reason, r.reason, r.sku, r.disposition FROM items i "
+    "LEFT JOIN reservations r USING (slice, reservation_id)"
+)
+
+
+def read_reservations(raw: sqlite3.Connection) -> dict[str, ReservationRow]:
+    """All rows of reservations, by id."""
+    return {row[0]: ReservationRow._make(row) for row in raw.execute(_RESERVATIONS)}
+
+
+def read_carts(raw: sqlite3.Connection) -> Iterator[CartRow]:
+    """All rows of carts."""
+    return map(CartRow._make, raw.execute(_CARTS))
+
+
+def read_items(raw: sqlite3.Connection) -> Iterator[ReservedItem]:
+    """All items with their reservations."""
+    return map(ReservedItem._make, raw.execute(_ITEMS))

@@ -1,0 +1,286 @@
+"""One run: the replicas, their callers, the network, the database and the faults."""
+
+import asyncio
+import random
+from typing import Any
+
+from cartgrpc.v1 import cart_service_pb2
+from google.protobuf.message import Message
+
+from cart_grpc.carts.refusals import CallRefused, RequestIdReused, Unavailable
+from cart_grpc.simulator.stock import Decided, Entry, Stock
+from tests.simulation import faults, operations, plan
+from tests.simulation.checks import Checks
+from tests.simulation.database import EPOCH, Database, DatabaseFaults
+from tests.simulation.histories import etag_of
+from tests.simulation.loop import VirtualLoop
+from tests.simulation.network import Network, NetworkFaults
+from tests.simulation.operations import CallerOperation
+from tests.simulation.replica import SimulatedReplica
+
+
+class Simulation:
+    """One run. `trace` has all events, `violations` the broken invariants.
+
+    The labels of the random generators are part of the seed: another label makes every seed another run.
+    """
+
+    def __init__(self, seed: int, loop: VirtualLoop) -> None:
+        self.loop = loop
+        self.rng = random.Random(f"{seed} world")
+        self.plan = plan.draw(random.Random(f"{seed} plan"))
+        self.trace: list[tuple[Any, ...]] = []
+        self.violations: list[str] = []
+        self._id = 0
+        self.database = Database(loop, self.plan.database, random.Random(f"{seed} database"), self._after_commit)
+        self.stock = Stock(self.plan.stock, default_total=None, log=self._decided)
+        self.checks = Checks(
+            self.database.raw, self.plan.stock, self.report_violation, self.database.now, self.plan.rejection_reasons
+        )
+        self.network = Network(
+            loop,
+            self.stock,
+            self.plan.network,
+            random.Random(f"{seed} network"),
+            self.api_now,
+            log_event=self.log_event,
+            check_sent=self.checks.check_sent,
+            report_violation=self.report_violation,
+        )
+        self.replicas: list[SimulatedReplica] = []
+        self.retired: list[SimulatedReplica] = []
+        self.operations: list[CallerOperation] = []
+        self.etags: dict[str, str] = {}
+        self.healing = False
+        self._starts = 0
+
+    # Events.
+
+    def log_event(self, *event: Any) -> None:
+        self.trace.append((round(self.loop.time(), 6), *event))
+
+    def report_violation(self, message: str) -> None:
+        self.violations.append(f"at {self.loop.time():.3f} s: {message}")
+        self.trace.append((round(self.loop.time(), 6), "VIOLATION", message))
+
+    def api_now(self) -> int:
+        return EPOCH + int(self.loop.time() * 1_000_000)
+
+    def new_id(self) -> str:
+        self._id += 1
+        return f"00000000-0000-7000-8000-{self._id:012x}"
+
+    def _decided(self, entry: Entry) -> None:
+        if isinstance(entry, Decided):
+            record = entry.record
+            self.log_event(
+                "effect", record.intent.reservation_id, record.intent.revision, record.state.name, record.granted
+            )
+            self.checks.check_decision(record)
+
+    def _after_commit(self, process_name: str, began: int) -> None:
+        for row in self.checks.check_commit(process_name, began):
+            self.log_event("row", *row)
+
+    # Replicas.
+
+    def start_replica(self, index: int) -> SimulatedReplica:
+        self._starts += 1
+        name = f"replica-{index}.{self._starts}"
+        self.log_event("start", name)
+        return SimulatedReplica(
+            self.loop,
+            name,
+            self.database,
+            self.network,
+            limits=self.plan.limits,
+            config=self.plan.config,
+            retention=self.plan.retention,
+            housekeeping_interval=self.plan.housekeeping_interval,
+            new_id=self.new_id,
+            clock_rate=self.plan.clock_rates[index],
+        )
+
+    # Callers.
+
+    async def attempt_operation(self, operation: CallerOperation, replica: SimulatedReplica, timeout: float) -> bool:
+        """Make one attempt of an operation, of at most `timeout` seconds. Returns whether its outcome is known now."""
+        operation.attempts += 1
+        if not replica.alive or not replica.serving:
+            return False
+        self.log_event("call", operation.number, operation.method, replica.name, operation.attempts)
+        call = replica.call(operation.method, operation.request, self.loop.time() + timeout)
+        await replica.process.outcome(call, timeout)
+        if not call.done() or call.cancelled():
+            if not replica.process.dead:
+                call.cancel()
+            self.log_event("unheard", operation.number)
+            return False
+        return self._record_end(operation, call)
+
+    def _record_end(self, operation: CallerOperation, call: "asyncio.Task[Message]") -> bool:
+        error = call.exception()
+        if error is None:
+            reply = call.result()
+            self.log_event("ok", operation.number)
+            self._take_reply(operation, reply)
+            return True
+        self.log_event("failed", operation.number, type(error).__name__)
+        if isinstance(error, Unavailable):
+            return False
+        if not isinstance(error, CallRefused):
+            self.report_violation(f"{operation.method} raised an unexpected error: {error!r}")
+        operation.refused = type(error).__name__
+        operation.returned = self.loop.time()
+        return True
+
+    def _take_reply(self, operation: CallerOperation, reply: Message) -> None:
+        if not operation.request.HasField("max_wait"):
+            operation.replies.add(reply.SerializeToString(deterministic=True))
+        if len(operation.replies) > 1:
+            self.report_violation(
+                f"operation {operation.number} {operation.method} got another reply when it was repeated"
+            )
+        if operation.reply is None:
+            operation.reply = reply
+            operation.returned = self.loop.time()
+            self.etags[operation.cart] = etag_of(reply)
+
+    def choose_replica(self) -> SimulatedReplica:
+        return self.rng.choice(self.replicas)
+
+    async def caller(self, count: int) -> None:
+        """Run one caller: `count` operations one after the other, each with a few attempts at random replicas."""
+        for _ in range(count):
+            await asyncio.sleep(self.rng.expovariate(count / self.plan.duration))
+            if self.rng.random() < 0.15:
+                await self.read_cart()
+            operation = operations.draw(self.rng, len(self.operations), self.plan.carts, self.plan.skus, self.etags)
+            self.operations.append(operation)
+            operation.invoked = self.loop.time()
+            for _ in range(self.rng.choice([1, 2, 4]) if operation.request_id else 1):
+                timeout = self.rng.random() ** 3 if self.rng.random() < self.plan.give_up else 30.0
+                if await self.attempt_operation(operation, self.choose_replica(), timeout):
+                    break
+                await asyncio.sleep(self.rng.random())
+            if operation.reply is not None and operation.request_id and self.rng.random() < 0.2:
+                await self.attempt_operation(operation, self.choose_replica(), 30.0)
+                await self.reuse_request_id(operation)
+
+    async def reuse_request_id(self, operation: CallerOperation) -> None:
+        """Reuse a request_id with another body: every replica must refuse it."""
+        replica = self.choose_replica()
+        if replica.serving and replica.alive:
+            other: Any = type(operation.request)()
+            other.CopyFrom(operation.request)
+            other.etag = "" if other.etag else '"00000000-7fff"'
+            call = replica.call(operation.method, other, self.loop.time() + 10)
+            await replica.process.outcome(call, 10)
+            if call.done() and not call.cancelled() and not isinstance(call.exception(), RequestIdReused | Unavailable):
+                self.report_violation(f"{operation.request_id} was used for another body: {call}")
+
+    async def read_cart(self) -> None:
+        """Read a random cart once or five times, and check each reply."""
+        cart = self.rng.choice(self.plan.carts)
+        replica = self.choose_replica()
+        for _ in range(self.rng.choice([1, 1, 5])):
+            await self._read(replica, cart)
+            await asyncio.sleep(self.rng.random() ** 3 * 30)
+
+    async def _read(self, replica: SimulatedReplica, cart: str) -> None:
+        if replica.alive and replica.serving:
+            acknowledged = self.checks.highest_acknowledged(self.operations, cart)
+            call = replica.call("GetCart", cart_service_pb2.GetCartRequest(name=cart), self.loop.time() + 10)
+            await replica.process.outcome(call, 10)
+            if not call.done() or call.cancelled():
+                return
+            if (error := call.exception()) is None:
+                self.checks.check_read(cart, call.result().cart, acknowledged)
+            elif not isinstance(error, CallRefused):
+                self.report_violation(f"GetCart raised an unexpected error: {error!r}")
+
+    def replace_replica(self, index: int) -> None:
+        if not self.replicas[index].alive:
+            self.retired.append(self.replicas[index])
+            self.replicas[index] = self.start_replica(index)
+
+    # The run.
+
+    async def run(self) -> float:
+        self.replicas = [self.start_replica(index) for index in range(self.plan.replicas)]
+        await asyncio.sleep(0.1)
+        injections = [
+            asyncio.create_task(faults.inject_faults(self, kind, rate)) for kind, rate in self.plan.rates.items()
+        ]
+        share = self.plan.operations // self.plan.callers
+        await asyncio.gather(*(self.caller(share) for _ in range(self.plan.callers)))
+        await self.heal(injections)
+        healed_at = self.loop.time()
+        await self.resolve()
+        await self.converge(healed_at)
+        converged_after = self.loop.time() - healed_at
+        self.checks.check_settled(self.stock, self.api_now())
+        await self.await_late_messages()
+        self.checks.check_histories(self.operations)
+        for operation in self.operations:
+            if operation.reply is not None and operation.request_id:
+                await self.attempt_operation(operation, self.choose_replica(), 30.0)
+        self.check_call_count()
+        return converged_after
+
+    def check_call_count(self) -> None:
+        """Without faults, each revision costs one call (5 % may be repeated)."""
+        revisions = self.checks.revision_count
+        if self.plan.healthy and self.network.call_count > 1.05 * revisions + 1:
+            self.report_violation(f"{self.network.call_count} calls for {revisions} revisions")
+
+    async def heal(self, injections: list["asyncio.Task[None]"]) -> None:
+        self.log_event("heal")
+        self.healing = True
+        await asyncio.wait(injections, timeout=1) if injections else None
+        for injection in injections:
+            injection.cancel()
+        await asyncio.gather(*injections, return_exceptions=True)
+        self.network.is_down = False
+        self.network.faults = NetworkFaults(latency=0.5)
+        self.database.faults = DatabaseFaults()
+        for index, replica in enumerate(self.replicas):
+            self.network.reconnect(replica.name)
+            self.database.reconnect(replica.name)
+            replica.process.resume()
+            if replica.stopping:
+                replica.process.kill()
+            self.replace_replica(index)
+
+    async def resolve(self) -> None:
+        """Repeat every operation with an unknown outcome until its outcome is known."""
+        await asyncio.sleep(2)
+        for operation in self.operations:
+            while operation.request_id and not operation.resolved:
+                if not await self.attempt_operation(operation, self.choose_replica(), 30.0):
+                    await asyncio.sleep(0.5)
+
+    async def converge(self, healed_at: float) -> None:
+        bound = self.convergence_bound
+        while unsettled := self.checks.unsettled():
+            if self.loop.time() - healed_at > bound:
+                self.report_violation(f"not settled {bound:.0f} s after the faults ended: {unsettled}")
+                return
+            await asyncio.sleep(1)
+
+    @property
+    def convergence_bound(self) -> float:
+        """The maximum time to convergence in seconds: a call's deadline, a backoff, a lease, a probe and a Retry-After.
+
+        Twice that, because a new hold may wait for the release of an older one, plus 30 s.
+        """
+        config, network = self.plan.config, self.plan.network
+        waits = config.call_timeout + config.backoff_max + config.lease + config.probe_interval
+        return 2 * (waits + (network.retry_after if network.throttled else 0)) + 30
+
+    async def await_late_messages(self) -> None:
+        """Wait for all messages in flight. They must not change the settled state."""
+        await asyncio.sleep(max(0.0, self.network.last_arrival - self.loop.time()) + 30)
+        self.checks.check_expired(30_000_000)
+        await self.converge(self.loop.time())
+        self.checks.check_settled(self.stock, self.api_now())
