@@ -16,8 +16,8 @@ def apply_transition(unit: UnitOfWork, before: Reservation, after: Reservation, 
     Invariant: an unclaimed reservation never changes without raising its cart's revision.
 
     A reader that knows a cart's revision relies on it: while no reservation of the cart is claimed or due, the same
-    revision means the same cart (see `store.read`). `must_raise_revision` decides for every command that goes through
-    here. The other writers keep the invariant as follows:
+    revision means the same cart (see `store.read.cache_validator`). `must_raise_revision` decides for every command
+    that goes through here. The other writers keep the invariant as follows:
     - a caller's change always raises the revision (`carts.rules`);
     - claiming makes a reservation claimed, and it is due before that; returning a claim leaves it due;
     - extending a lease needs a claim;

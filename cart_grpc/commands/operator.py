@@ -77,9 +77,9 @@ class Release:
 def _describe_forced_release(before: Reservation) -> str:
     most = max(before.quantity, before.granted_quantity)
     return (
-        f"an operator forced its release, which the Reservation API has not confirmed: up to {most} of {before.sku} may "
-        f"still be held there; the last answer was {before.state.name} for revision {before.observed_revision} of "
-        f"{before.revision}"
+        "an operator forced its release, and the Reservation API has not confirmed it: "
+        f"up to {most} of {before.sku} may still be held there; "
+        f"the last answer was {before.state.name} for revision {before.observed_revision} of {before.revision}"
     )
 
 

@@ -1,4 +1,5 @@
-"""Everything durable: SQL for SQLite and PostgreSQL, and nothing else.
+"""SQL for SQLite and PostgreSQL: how rows are read, written and committed, and nothing else.
 
-What a transaction decides is in `commands` and `carts`; here is how it is read, written and committed.
+What a transaction changes is decided in `commands` and `carts`. A write passes `write_queue`, `batch_writer`,
+`batch`, `queries` and `statements`, in this order.
 """

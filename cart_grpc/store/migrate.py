@@ -1,6 +1,6 @@
-"""Bringing a database to the schema of this release, and telling whether it is there.
+"""Migrate a database to the schema of this release, and find out which schema it has.
 
-Alembic is loaded only where there is something to migrate: it takes a fifth of the time that a server takes to start.
+Alembic is imported only if there is something to migrate: importing it takes a fifth of a server's start.
 """
 
 from pathlib import Path
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 _VERSIONS = Path(__file__).parent / "migrations" / "versions"
-# Two replicas that start together migrate one after the other.
+# An advisory lock: replicas that start at the same time migrate one after the other.
 _LOCK = "SELECT pg_advisory_xact_lock(4849335204291)"
 
 
 def config() -> "Config":
-    """Alembic's configuration: the scripts inside this package."""
+    """Return Alembic's configuration, which finds the scripts in this package."""
     from alembic.config import Config  # noqa: PLC0415 - see above
 
     alembic = Config()
@@ -27,29 +27,29 @@ def config() -> "Config":
 
 
 def known_revisions() -> list[str]:
-    """The revisions that this release has heard of, the latest last: each script's name begins with its own."""
+    """Return the revisions that this release knows, oldest first. The name of a script begins with its revision."""
     return sorted(path.name.partition("_")[0] for path in _VERSIONS.glob("[0-9]*.py"))
 
 
 def latest_revision() -> str:
-    """The revision that this release reads."""
+    """Return the revision that this release needs."""
     return known_revisions()[-1]
 
 
 def current_revision(connection: Connection) -> str | None:
-    """The revision that the database is at, None where it is empty."""
+    """Return the revision of the database, None if it is empty."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
 
 
 def upgrade(connection: Connection) -> tuple[str | None, str]:
-    """Bring the database to `latest_revision`, in the connection's transaction. Returns the revisions before and after.
+    """Migrate to `latest_revision` in the connection's transaction. Return the revisions before and after.
 
-    A database that is there already is left alone; one that is ahead (a newer release migrated it) is, too.
+    Does nothing if the database has that revision, or one that this release does not know: a newer release migrated it.
     """
     if connection.dialect.name == "postgresql":
-        # An index on a large table takes longer than a call may, and so does waiting for a replica that makes one.
+        # An index on a large table takes longer than the usual timeouts, and so does waiting for another replica.
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text(_LOCK))
@@ -65,5 +65,5 @@ def upgrade(connection: Connection) -> tuple[str | None, str]:
 
 
 def is_known(revision: str) -> bool:
-    """Whether this release has heard of a revision; a newer release may have migrated further."""
+    """Whether this release knows a revision. A newer release may have migrated further."""
     return revision in known_revisions()

@@ -1,10 +1,10 @@
-"""What a database that was restored from a backup needs before anything is started on it."""
+"""After restoring a backup and before starting any server: raise the revisions of unfinished reservations."""
 
 from sqlalchemy import Connection, case, null, text, update
 
 from cart_grpc.store.schema import reservations
 
-# More than is ever said about one reservation, and far from the end of 64 bits however often it is added.
+# More revisions than one reservation ever gets, and small enough to be added many times within 64 bits.
 STRIDE = 2**32
 _OTHERS = text(
     "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cart-grpc' AND pid <> pg_backend_pid() "
@@ -13,14 +13,14 @@ _OTHERS = text(
 
 
 class InUse(Exception):
-    """Somebody else works on the database. Its text says so, after the database's name."""
+    """Other sessions use the database. The text follows the database's name."""
 
 
 def raise_revisions(connection: Connection) -> int:
-    """Raise what is unfinished above everything ever said to the Reservation API, which remembers more than this
-    database does, and make it due. Returns how many reservations that were.
+    """Raise every unfinished reservation's revision above any that was ever sent, and make it due. Return how many.
 
-    On SQLite the file's lock keeps others out. Raises InUse.
+    The Reservation API may remember revisions that are newer than the backup. Raises InUse if a server is connected; on
+    SQLite the file's lock keeps servers out.
     """
     if connection.dialect.name == "postgresql":
         if connection.execute(_OTHERS).scalar_one():
@@ -33,7 +33,7 @@ def raise_revisions(connection: Connection) -> int:
         .values(
             revision=raised,
             intent_revision=raised,
-            # What is held may have been changed after the backup: until it is answered anew, nothing is certain.
+            # The held quantity may have changed after the backup, so nothing is certain until the next answer.
             reserved_cap=0,
             due_time=case((reservations.c.waiting, null()), else_=0),
             lease_expire_time=null(),

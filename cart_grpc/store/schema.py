@@ -1,8 +1,8 @@
 """The tables, for both databases.
 
-Every key begins with `slice`, a small stable hash of the user (see `cart_grpc.names`): on one database it costs
-nothing, and a distributed PostgreSQL can put it to use. Times and durations are int64 microseconds. What only rises
-is kept from falling by guards in the statements and, behind them, by triggers.
+Every key begins with `slice`, a small stable hash of the user (see `cart_grpc.names`). It costs nothing on one
+database, and a distributed PostgreSQL can use it to shard. Times and durations are int64 microseconds. Guards in the statements,
+and triggers behind them, keep the columns in RISING from decreasing.
 """
 
 from sqlalchemy import (
@@ -29,9 +29,9 @@ metadata = MetaData(
     naming_convention={"ix": "%(table_name)s_%(column_0_N_name)s", "ck": "%(table_name)s_%(constraint_name)s"}
 )
 
-# "C" orders text by its bytes, as SQLite and Python do: locks are taken and pages cut in the same order everywhere.
+# "C" orders text by its bytes, as SQLite and Python do, so locks and pages have the same order everywhere.
 Name = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
-# 64 bits on both: SQLite's INTEGER is, PostgreSQL's is not.
+# 64 bits on both databases. PostgreSQL's INTEGER has 32.
 Int64 = BigInteger()
 
 users = Table(
@@ -150,7 +150,7 @@ reservations = Table(
     CheckConstraint("granted_quantity >= 0", name="granted_quantity"),
 )
 
-# A row is there while an operator has paused what it names.
+# A row exists while an operator pauses what `name` says.
 pauses = Table(
     "pauses",
     metadata,
@@ -165,22 +165,22 @@ RESERVATIONS_PAUSE = "reservations"
 is_pause = and_(pauses.c.slice == 0, pauses.c.name == RESERVATIONS_PAUSE)
 is_not_paused = ~exists().where(is_pause)
 
-# The literals 3 are Disposition.RELEASE: a partial index is used only where a statement repeats its words.
+# 3 is Disposition.RELEASE, as a literal: a statement uses a partial index only if it repeats the index's condition.
 due = text("due_time IS NOT NULL AND disposition <> 3")
 due_release = text("due_time IS NOT NULL AND disposition = 3")
 reconciling = text("observed_revision < intent_revision")
 
-# What a claim looks for; rows with nothing to do are in neither, so a claim costs the same however many there are.
+# For claims. Rows with nothing to do are in neither index, so they do not make a claim slower.
 Index("reservations_due", reservations.c.due_time, sqlite_where=due, postgresql_where=due)
 Index("reservations_due_release", reservations.c.due_time, sqlite_where=due_release, postgresql_where=due_release)
-# Old holds of a sku that is added again, and whether a cart is still reconciling.
+# For older holds of a sku that is added again, and for whether a cart is reconciling.
 Index(
     "reservations_reconciling",
     *(reservations.c[name] for name in ("slice", "user_id", "cart_id", "sku")),
     sqlite_where=reconciling,
     postgresql_where=reconciling,
 )
-# What housekeeping looks for.
+# For the sweeper.
 expiring = text("state = 1 AND expire_time IS NOT NULL")
 finished = text("finish_time IS NOT NULL")
 ended = text("state IN (2, 3)")
@@ -198,7 +198,7 @@ RISING = {
 
 
 def rising_guards(dialect: str) -> list[str]:
-    """The DDL of the triggers that keep what only rises from falling, for `sqlite` or `postgresql`."""
+    """Return the DDL of the triggers that keep the columns in RISING from decreasing, for `sqlite` or `postgresql`."""
     statements = []
     for table, columns in RISING.items():
         fallen = " OR ".join(f"NEW.{column} < OLD.{column}" for column in columns)

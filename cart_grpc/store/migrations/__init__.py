@@ -1,1 +1,1 @@
-"""The schema's history, run by Alembic from inside the package."""
+"""The migrations, which Alembic runs from inside this package."""

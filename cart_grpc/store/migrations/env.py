@@ -1,4 +1,4 @@
-"""Alembic's entry: it always runs on a connection that `cart_grpc.store.migrate` hands over."""
+"""Alembic's entry point. It runs on the connection that `cart_grpc.store.migrate` passes."""
 
 from alembic import context
 

@@ -184,7 +184,7 @@ def upgrade() -> None:
 
 
 def keep_rising(table: str, columns: tuple[str, ...]) -> None:
-    """Refuse an update that lets a column fall: behind the guards of the statements, the last line."""
+    """Create the triggers that reject an update which decreases a column. The statements have guards of their own."""
     fallen = " OR ".join(f"NEW.{column} < OLD.{column}" for column in columns)
     complaint = f"{table}: {', '.join(columns)} only rise"
     if op.get_bind().dialect.name == "sqlite":

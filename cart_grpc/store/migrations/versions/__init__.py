@@ -1,1 +1,1 @@
-"""One module a revision, oldest first. Expand before you contract: the release before must run on the result."""
+"""One module for each revision, oldest first. Expand before contract: the previous release must run on the result."""
