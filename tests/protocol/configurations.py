@@ -1,31 +1,31 @@
-"""How much may happen in the worlds that are looked through: each a few thousand to some tens of thousands of them."""
+"""The bounds of the explorations. Each has a few thousand to some tens of thousands of states."""
 
-from tests.protocol.worlds import Bounds
+from tests.protocol.states import Bounds
 
-# A quantity that is changed, and no more: for mutants that take all worlds to be found out.
+# Only the quantity changes: for mutants that show in the settling check, after all states are explored.
 CHANGED = Bounds(changed=2)
-# An item that is taken out and put in again, under a second id.
+# An item is removed and added again under a second id.
 AGAIN = Bounds(changed=2, refused=1, ids=2)
-# Errors that the API does not remember, over and over.
+# Repeated permanent failures.
 REFUSED = Bounds(changed=3, refused=4)
-# Holds that are renewed, run out and are held again, while others take what becomes free.
+# Holds are renewed, expire and are held again, while other customers take free stock.
 EXPIRING = Bounds(changed=2, renewed=3, ticks=2, rivals=True)
 # The same with a second id.
 AGAIN_EXPIRING = Bounds(ids=2, ticks=1)
-# What is sold, or refused to be sold and changed again.
+# A commit succeeds, or fails and the item is changed again.
 SOLD = Bounds(changed=3, refused=2, commits=3)
-# Sold after the hold ran out, and perhaps somebody else took the stock.
+# A commit after the hold expired; another customer may have taken the stock.
 SOLD_LATE = Bounds(changed=2, renewed=2, commits=3, ticks=1, rivals=True)
-# Refused to be sold, taken out, put in again.
+# A commit fails, and the item is removed and added again.
 SOLD_AGAIN = Bounds(commits=1, ids=2)
-# Two items that are checked out together, all pieces of each, so that it matters who else takes one.
+# Two items are checked out together, with all pieces of each, so that other customers matter.
 CHECKOUT = Bounds(items=2, quantities=(2,), commits=1, window=True, ticks=1, rivals=True)
-# A backup at any time, and its restoration at any later one.
+# A backup at any time and a restore at any later time.
 RESTORED = Bounds(changed=2, restores=True)
-# The same, while what is sold may be forgotten: then an alarm is all that can be promised.
+# The same with a sale that the backup does not have: then the service can only raise an alarm.
 RESTORED_SOLD = Bounds(commits=1, restores=True)
 
-# Each is looked through at every change.
+# Explored in every test run. The number is a lower bound of the states: fewer mean a lost transition.
 SHALLOW = {
     "added again": (AGAIN, 17_000),
     "refused": (REFUSED, 14_000),

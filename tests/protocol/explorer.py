@@ -1,114 +1,121 @@
-"""Walks through every world that a protocol can come to, breadth first: what it finds is found in the fewest steps."""
+"""Explores every reachable state of a model, breadth first, so that the trace of a violation is a shortest one."""
 
 from collections import deque
 from collections.abc import Hashable, Iterable
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-W = TypeVar("W", bound=Hashable)
+S = TypeVar("S", bound=Hashable)
 
 
-class Step(NamedTuple, Generic[W]):
-    """What happens, and the world after. `helps`: it is what happens while all is well, so waiting for it is fair.
+class Step(NamedTuple, Generic[S]):
+    """One transition: `verb` leads to the state `after`.
 
-    `broken` is a promise that this step breaks, whatever world it leads to. `what` is done to or said, if anything.
+    `is_fair` means that the step happens sooner or later if there are no faults, so a state may rely on it to settle.
+    `violation` names an invariant that this step breaks, whatever state it leads to. `subject` is the message or answer
+    of the step, for its description.
     """
 
     verb: str
-    helps: bool
-    after: W
-    broken: str | None = None
-    what: object = None
+    is_fair: bool
+    after: S
+    violation: str | None = None
+    subject: object = None
 
 
-class Model(Protocol[W]):
-    """What an Explorer walks through."""
+class Model(Protocol[S]):
+    """A state machine that an Explorer can explore."""
 
-    def firsts(self) -> Iterable[tuple[str, W]]:
-        """The worlds to begin with, and how they are called."""
+    def initial_states(self) -> Iterable[tuple[str, S]]:
+        """The initial states, each with a description."""
         ...
 
-    def steps(self, world: W) -> Iterable[Step[W]]:
-        """All that can happen next."""
+    def steps(self, state: S) -> Iterable[Step[S]]:
+        """All transitions from `state`."""
         ...
 
-    def broken(self, world: W) -> str | None:
-        """The promise that is broken in this world, if one is."""
+    def find_violation(self, state: S) -> str | None:
+        """The invariant that `state` violates, or None."""
         ...
 
-    def is_done(self, world: W) -> bool:
-        """Whether nothing is left to do."""
+    def is_done(self, state: S) -> bool:
+        """Whether `state` is settled."""
         ...
 
-    def text_of(self, verb: str, what: object) -> str:
-        """A step in words."""
+    def describe(self, verb: str, subject: object) -> str:
+        """A step in words, for a trace."""
         ...
 
 
-class Harm(AssertionError):
-    """A promise is broken. `trace` are the steps that led to it, the fewest there are."""
+class Violation(AssertionError):
+    """An invariant is violated. `trace` is a shortest list of steps that leads to it."""
 
-    def __init__(self, promise: str, trace: list[str]) -> None:
-        super().__init__(f"{promise} after {len(trace)} steps: {'; '.join(trace)}")
-        self.promise = promise
+    def __init__(self, invariant: str, trace: list[str]) -> None:
+        super().__init__(f"{invariant} after {len(trace)} steps: {'; '.join(trace)}")
+        self.invariant = invariant
         self.trace = trace
 
 
-NO_WAY = "no way leads to a settled cart"
+CANNOT_SETTLE = "the cart can never settle"
 
 
-class Explorer(Generic[W]):
-    """Every world is given a number in the order in which it is found."""
+class Explorer(Generic[S]):
+    """Explores one model. States are numbered in the order of their discovery."""
 
-    def __init__(self, model: Model[W]) -> None:
+    def __init__(self, model: Model[S]) -> None:
         self._model = model
-        self._numbers: dict[W, int] = {}
-        self._came: list[tuple[int, str, object]] = []
-        self._helpful: list[list[int]] = []
+        self._numbers: dict[S, int] = {}
+        self._reached_by: list[tuple[int, str, object]] = []
+        self._fair_predecessors: list[list[int]] = []
 
     def explore(self) -> int:
-        """Returns how many worlds there are. Raises Harm."""
-        queue: deque[W] = deque()
-        for text, world in self._model.firsts():
-            self._find(world, -1, text, None, queue)
+        """Explore all states and return their number.
+
+        Raises Violation if a state or step violates an invariant, or if fair steps cannot settle a state.
+        """
+        queue: deque[S] = deque()
+        for text, state in self._model.initial_states():
+            self._find(state, -1, text, None, queue)
         done = []
         while queue:
-            world = queue.popleft()
-            number = self._numbers[world]
-            if self._model.is_done(world):
+            state = queue.popleft()
+            number = self._numbers[state]
+            if self._model.is_done(state):
                 done.append(number)
-            for step in self._model.steps(world):
-                after = self._find(step.after, number, step.verb, step.what, queue)
-                if step.broken:
-                    raise Harm(step.broken, [*self._trace(number), self._model.text_of(step.verb, step.what)])
-                if step.helps and after != number:
-                    self._helpful[after].append(number)
-        self._check_every_world_can_settle(done)
-        return len(self._came)
+            for step in self._model.steps(state):
+                after = self._find(step.after, number, step.verb, step.subject, queue)
+                if step.violation:
+                    raise Violation(
+                        step.violation, [*self._trace(number), self._model.describe(step.verb, step.subject)]
+                    )
+                if step.is_fair and after != number:
+                    self._fair_predecessors[after].append(number)
+        self._check_every_state_can_settle(done)
+        return len(self._reached_by)
 
-    def _find(self, world: W, before: int, verb: str, what: object, queue: deque[W]) -> int:
-        number = self._numbers.setdefault(world, len(self._came))
-        if number == len(self._came):
-            self._came.append((before, verb, what))
-            self._helpful.append([])
-            queue.append(world)
-            if promise := self._model.broken(world):
-                raise Harm(promise, self._trace(number))
+    def _find(self, state: S, before: int, verb: str, subject: object, queue: deque[S]) -> int:
+        number = self._numbers.setdefault(state, len(self._reached_by))
+        if number == len(self._reached_by):
+            self._reached_by.append((before, verb, subject))
+            self._fair_predecessors.append([])
+            queue.append(state)
+            if invariant := self._model.find_violation(state):
+                raise Violation(invariant, self._trace(number))
         return number
 
-    def _check_every_world_can_settle(self, done: list[int]) -> None:
+    def _check_every_state_can_settle(self, done: list[int]) -> None:
         reached = set(done)
         while done:
-            for before in self._helpful[done.pop()]:
+            for before in self._fair_predecessors[done.pop()]:
                 if before not in reached:
                     reached.add(before)
                     done.append(before)
-        for number in range(len(self._came)):
+        for number in range(len(self._reached_by)):
             if number not in reached:
-                raise Harm(NO_WAY, self._trace(number))
+                raise Violation(CANNOT_SETTLE, self._trace(number))
 
     def _trace(self, number: int) -> list[str]:
         steps: list[str] = []
         while number >= 0:
-            number, verb, what = self._came[number]
-            steps.append(self._model.text_of(verb, what))
+            number, verb, subject = self._reached_by[number]
+            steps.append(self._model.describe(verb, subject))
         return steps[::-1]

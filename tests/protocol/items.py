@@ -1,6 +1,6 @@
-"""All that can happen to one item: the real rules, a network without mercy, and a caller who cannot decide.
+"""The transitions of one item: the product's own rules, an adversarial network, and a caller who makes any change.
 
-Whatever depends on small numbers alone is worked out once.
+Results that depend on interned numbers only are memoized.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -11,194 +11,201 @@ from cart_grpc.carts.progress import Progress, ProgressState
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import Intent, NoAnswer, Observed, PermanentFailure, Reservation, StaleRevision
 from cart_grpc.simulator.rules import Record
-from tests.protocol import api, practice, promises
+from tests.protocol import api_rules, invariants, service_rules
 from tests.protocol.explorer import Step
-from tests.protocol.worlds import (
+from tests.protocol.states import (
     STOCK,
     Bounds,
-    Item,
-    Lane,
-    Numbers,
-    Told,
-    aged_answer,
+    IdState,
+    Interner,
+    ItemState,
+    RevisionOutcome,
+    aged_outcome,
     aged_record,
     aged_row,
     lapsed,
-    made,
-    plain,
-    with_lane,
+    new_row,
+    normalized,
+    with_id_state,
 )
 
-SILENCE = NoAnswer("DEADLINE_EXCEEDED", "")
-NEVER = PermanentFailure("NOT_FOUND", "")
+NO_ANSWER = NoAnswer("DEADLINE_EXCEEDED", "")
+PERMANENT_FAILURE = PermanentFailure("NOT_FOUND", "")
 SETTLED = (ProgressState.RESERVED, ProgressState.REJECTED, ProgressState.COMMITTED)
 
 T = TypeVar("T")
-ItemStep = Step[Item]
+ItemStep = Step[ItemState]
 
 
 class ItemModel:
-    """What can become of an item within `bounds`, and whether its promises are kept."""
+    """The transitions and invariants of one item within `bounds`."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
-        self._rows: Numbers[Reservation] = Numbers()
-        self._records: Numbers[Record | None] = Numbers()
-        self._sent: Numbers[Intent] = Numbers()
-        self._told: Numbers[Told] = Numbers()
-        self._remembered: dict[Hashable, Any] = {}
+        self._rows: Interner[Reservation] = Interner()
+        self._records: Interner[Record | None] = Interner()
+        self._sent: Interner[Intent] = Interner()
+        self._outcomes: Interner[RevisionOutcome] = Interner()
+        self._memo: dict[Hashable, Any] = {}
 
-    def first(self, wanted: int, elsewhere: int) -> Item:
-        """An item that was just put in."""
-        row = self._row(made(0, wanted, waiting=False))
-        return Item(wanted, elsewhere, (self._with_row(self._new_lane(), row),))
+    def first(self, wanted: int, elsewhere: int) -> ItemState:
+        """An item that was just added."""
+        row = self._row(new_row(0, wanted, waiting=False))
+        return ItemState(wanted, elsewhere, (self._with_row(self._new_id_state(), row),))
 
-    def row(self, item: Item) -> Reservation:
+    def row(self, item: ItemState) -> Reservation:
         """The row of the latest id."""
-        return self._rows[item.lanes[-1].row]
+        return self._rows[item.ids[-1].row]
 
-    def record(self, item: Item) -> Record | None:
-        """What the API remembers of the latest id."""
-        return self._records[item.lanes[-1].record]
+    def record(self, item: ItemState) -> Record | None:
+        """The API's record of the latest id."""
+        return self._records[item.ids[-1].record]
 
-    def with_row(self, item: Item, row: Reservation) -> Item:
+    def with_row(self, item: ItemState, row: Reservation) -> ItemState:
         """The item with another row for the latest id."""
-        return self._put(item, len(item.lanes) - 1, self._row(row))
+        return self._put(item, len(item.ids) - 1, self._row(row))
 
-    def restored(self, item: Item, wanted: int, row: int) -> Item:
-        """The item as a backup has it."""
-        return self.with_row(item, practice.restore(self._rows[row]))._replace(wanted=wanted)
+    def restored(self, item: ItemState, wanted: int, row: int) -> ItemState:
+        """The item after a restore from a backup with `wanted` and `row`."""
+        return self.with_row(item, service_rules.restore(self._rows[row]))._replace(wanted=wanted)
 
-    def shown(self, item: Item) -> Progress:
-        """What callers see of the item."""
-        row = item.lanes[-1].row
-        return self._once(("shown", row, item.wanted), lambda: practice.shown(self._rows[row], item.wanted))
+    def shown(self, item: ItemState) -> Progress:
+        """The progress that callers see of the item."""
+        row = item.ids[-1].row
+        return self._memoize(("shown", row, item.wanted), lambda: service_rules.shown(self._rows[row], item.wanted))
 
-    def is_done(self, item: Item) -> bool:
-        """Intent and observed agree, and what is wanted is reserved, sold or refused."""
+    def is_done(self, item: ItemState) -> bool:
+        """Whether all rows are settled and the wanted quantity is reserved, sold or rejected."""
         settled = all(row.settled for row in self._rows_of(item))
         return settled and (not item.wanted or self.shown(item).state in SETTLED)
 
-    def broken(self, item: Item) -> str | None:
-        """The promise about this item that is broken, if one is."""
-        return self._once(("broken", item), lambda: next(self._broken_of(item), None))
+    def find_violation(self, item: ItemState) -> str | None:
+        """The invariant that the item violates, or None."""
+        return self._memoize(("violation", item), lambda: next(self._find_violations(item), None))
 
-    def steps(self, item: Item) -> Sequence[ItemStep]:
-        """What can happen to the item by itself."""
-        return self._once(("by itself", item), lambda: list(self._what_happens(item)))
+    def steps(self, item: ItemState) -> Sequence[ItemStep]:
+        """The steps of the workers, the network, the API and other customers."""
+        return self._memoize(("by itself", item), lambda: list(self._own_steps(item)))
 
-    def caller_steps(self, item: Item) -> Sequence[ItemStep]:
-        """What a caller can do to the item."""
-        return self._once(("by the caller", item), lambda: list(self._what_the_caller_does(item)))
+    def caller_steps(self, item: ItemState) -> Sequence[ItemStep]:
+        """The steps of the caller."""
+        return self._memoize(("by the caller", item), lambda: list(self._caller_steps(item)))
 
-    def aged(self, item: Item) -> Item:
-        """The item once time has passed."""
-        return item._replace(lanes=tuple(self._aged(lane) for lane in item.lanes))
+    def aged(self, item: ItemState) -> ItemState:
+        """The item after one tick."""
+        return item._replace(ids=tuple(self._aged(id_state) for id_state in item.ids))
 
-    def _once(self, key: Hashable, work: Callable[[], T]) -> T:
-        if key not in self._remembered:
-            self._remembered[key] = work()
-        value: T = self._remembered[key]
+    def _memoize(self, key: Hashable, work: Callable[[], T]) -> T:
+        if key not in self._memo:
+            self._memo[key] = work()
+        value: T = self._memo[key]
         return value
 
-    def _new_lane(self) -> Lane:
-        return Lane(-1, self._records.of(None))
+    def _new_id_state(self) -> IdState:
+        return IdState(-1, self._records.of(None))
 
     def _row(self, row: Reservation) -> int:
-        return self._rows.of(plain(row))
+        return self._rows.of(normalized(row))
 
-    def _rows_of(self, item: Item) -> tuple[Reservation, ...]:
-        return tuple(self._rows[lane.row] for lane in item.lanes)
+    def _rows_of(self, item: ItemState) -> tuple[Reservation, ...]:
+        return tuple(self._rows[id_state.row] for id_state in item.ids)
 
-    def _with_row(self, lane: Lane, row: int) -> Lane:
-        """The lane with another row, and with what is due sent.
+    def _with_row(self, id_state: IdState, row: int) -> IdState:
+        """The id with another row, and with the row's due message sent.
 
-        Sending changes no row and takes no message back, so a world in which what is due was sent already can do all
-        that one can in which it was not yet: only the former are looked at.
+        Sending changes no row, and a sent message may arrive at any later time or never. So a state with the message
+        sent has all the behaviours of the same state without it, and only the former is explored.
         """
-        return lane._replace(row=row, sent=lane.sent | self._once(("due", row), lambda: self._what_is_due(row)))
+        return id_state._replace(
+            row=row, sent=id_state.sent | self._memoize(("due", row), lambda: self._due_messages(row))
+        )
 
-    def _what_is_due(self, number: int) -> int:
+    def _due_messages(self, number: int) -> int:
         row = self._rows[number]
         intent = transitions.next_intent(row) if row.due_time is not None else None
         return self._sent.add(0, intent) if intent else 0
 
-    def _put(self, item: Item, which: int, row: int) -> Item:
-        return with_lane(item, which, self._with_row(item.lanes[which], row))
+    def _put(self, item: ItemState, which: int, row: int) -> ItemState:
+        return with_id_state(item, which, self._with_row(item.ids[which], row))
 
-    def _free(self, item: Item, which: int) -> int:
-        """How much is there for one id: all that neither others have nor the item's other ids."""
-        records = (self._records[lane.record] for index, lane in enumerate(item.lanes) if index != which)
+    def _free(self, item: ItemState, which: int) -> int:
+        """The stock that one id can get: all that neither other customers nor the item's other ids hold."""
+        records = (self._records[id_state.record] for index, id_state in enumerate(item.ids) if index != which)
         return STOCK - item.elsewhere - sum(record.granted for record in records if record)
 
-    def _broken_of(self, item: Item) -> Iterator[str]:
+    def _find_violations(self, item: ItemState) -> Iterator[str]:
         rows = self._rows_of(item)
-        records = [self._records[lane.record] for lane in item.lanes]
-        yield from promises.broken_by_stock(rows, records, item.elsewhere)
+        records = [self._records[id_state.record] for id_state in item.ids]
+        yield from invariants.check_stock(rows, records, item.elsewhere)
         if item.wanted:
             last = len(rows) - 1
-            sent = (intent for _, intent in self._sent.members(item.lanes[last].sent))
+            sent = (intent for _, intent in self._sent.members(item.ids[last].sent))
             free = self._free(item, last)
-            yield from promises.broken_to_the_caller(rows[last], self.shown(item), records[last], sent, free)
+            yield from invariants.check_shown(rows[last], self.shown(item), records[last], sent, free)
 
-    def _what_happens(self, item: Item) -> Iterator[ItemStep]:
-        for which, lane in enumerate(item.lanes):
-            yield from self._renew(item, which, lane)
-            yield from self._deliver(item, which, lane)
-            yield from self._hear(item, which, lane)
-            record = self._records[lane.record]
-            if record and api.may_run_out(record):
-                after = lane._replace(record=self._records.of(api.run_out(record)))
-                yield Step("a hold runs out", False, with_lane(item, which, after))
+    def _own_steps(self, item: ItemState) -> Iterator[ItemStep]:
+        for which, id_state in enumerate(item.ids):
+            yield from self._renew(item, which, id_state)
+            yield from self._deliver(item, which, id_state)
+            yield from self._receive(item, which, id_state)
+            record = self._records[id_state.record]
+            if record and api_rules.may_expire(record):
+                after = id_state._replace(record=self._records.of(api_rules.expire(record)))
+                yield Step("a hold expires", False, with_id_state(item, which, after))
         if self._bounds.rivals and not item.elsewhere and self._free(item, -1):
-            yield Step("somebody else takes one", False, item._replace(elsewhere=1))
+            yield Step("another customer takes one", False, item._replace(elsewhere=1))
         if self._bounds.rivals and item.elsewhere:
-            yield Step("somebody else gives one back", False, item._replace(elsewhere=0))
+            yield Step("another customer returns one", False, item._replace(elsewhere=0))
 
-    def _renew(self, item: Item, which: int, lane: Lane) -> Iterator[ItemStep]:
-        row = self._rows[lane.row]
+    def _renew(self, item: ItemState, which: int, id_state: IdState) -> Iterator[ItemStep]:
+        row = self._rows[id_state.row]
         if row.due_time is None or not row.settled or not self._may_renew(row):
             return
-        for claimed in practice.claims(row, [intent for _, intent in self._sent.members(lane.sent)]):
-            broken = promises.broken_by_claiming(row, claimed, item.wanted)
-            yield Step("renew", True, self._put(item, which, self._row(claimed)), broken)
+        for claimed in service_rules.claims(row, [intent for _, intent in self._sent.members(id_state.sent)]):
+            violation = invariants.check_claim(row, claimed, item.wanted)
+            yield Step("renew", True, self._put(item, which, self._row(claimed)), violation)
 
     def _may_renew(self, row: Reservation) -> bool:
         ended = row.state is Observed.EXPIRED or lapsed(row.expire_time)
-        return ended or row.revision % practice.STRIDE < self._bounds.renewed
+        return ended or row.revision % service_rules.RESTORE_STRIDE < self._bounds.renewed
 
-    def _deliver(self, item: Item, which: int, lane: Lane) -> Iterator[ItemStep]:
-        free, before = self._free(item, which), self._records[lane.record]
-        for number, intent in self._sent.members(lane.sent):
-            key = ("apply", lane.record, number, free)
-            record, told, broken = self._once(key, partial(self._apply, before, intent, free))
-            outcome = self._told[told].outcome
-            if isinstance(outcome, StaleRevision) and outcome.current.revision <= self._rows[lane.row].revision:
-                # That we overtook ourselves is told at once: no rule does anything with it, soon or late.
-                yield self._recorded(item, which, told, Step("abort", True, item, None, intent))
+    def _deliver(self, item: ItemState, which: int, id_state: IdState) -> Iterator[ItemStep]:
+        free, before = self._free(item, which), self._records[id_state.record]
+        for number, intent in self._sent.members(id_state.sent):
+            key = ("apply", id_state.record, number, free)
+            record, answer, violation = self._memoize(key, partial(self._apply, before, intent, free))
+            outcome = self._outcomes[answer].outcome
+            if isinstance(outcome, StaleRevision) and outcome.current.revision <= self._rows[id_state.row].revision:
+                # Our own newer revision came first. No rule uses this answer, so it is recorded at once.
+                yield self._recorded(item, which, answer, Step("abort", True, item, None, intent))
                 continue
-            after = lane._replace(record=record, told=lane.told | 1 << told)
-            yield Step("apply", True, with_lane(item, which, after), broken, intent)
+            after = id_state._replace(record=record, outcomes=id_state.outcomes | 1 << answer)
+            yield Step("apply", True, with_id_state(item, which, after), violation, intent)
             undecided = before is None or intent.revision > before.intent.revision
             if undecided and intent.revision <= self._bounds.refused:
-                refused = lane._replace(told=self._told.add(lane.told, Told(intent.revision, NEVER)))
-                yield Step("refuse", False, with_lane(item, which, refused), None, intent)
+                failed = id_state._replace(
+                    outcomes=self._outcomes.add(id_state.outcomes, RevisionOutcome(intent.revision, PERMANENT_FAILURE))
+                )
+                yield Step("fail", False, with_id_state(item, which, failed), None, intent)
 
     def _apply(self, before: Record | None, intent: Intent, free: int) -> tuple[int, int, str | None]:
-        record, outcome = api.apply(before, intent, free)
-        broken = promises.broken_by_deciding(before, record, intent, free)
-        return self._records.of(record), self._told.of(Told(intent.revision, outcome)), broken
+        record, outcome = api_rules.apply(before, intent, free)
+        violation = invariants.check_decision(before, record, intent, free)
+        return self._records.of(record), self._outcomes.of(RevisionOutcome(intent.revision, outcome)), violation
 
-    def _hear(self, item: Item, which: int, lane: Lane) -> Iterator[ItemStep]:
-        for number, intent in self._sent.members(lane.sent):
-            silence = self._once(("silence", number), lambda r=intent.revision: self._told.of(Told(r, SILENCE)))  # type: ignore[misc]
-            yield self._recorded(item, which, silence, Step("time out", False, item, None, intent))
-        for number, told in self._told.members(lane.told):
-            yield self._recorded(item, which, number, Step("record", True, item, None, told))
+    def _receive(self, item: ItemState, which: int, id_state: IdState) -> Iterator[ItemStep]:
+        for number, intent in self._sent.members(id_state.sent):
+            no_answer = self._memoize((("no answer", number)), partial(self._no_answer, intent.revision))
+            yield self._recorded(item, which, no_answer, Step("time out", False, item, None, intent))
+        for number, outcome in self._outcomes.members(id_state.outcomes):
+            yield self._recorded(item, which, number, Step("record", True, item, None, outcome))
 
-    def _recorded(self, item: Item, which: int, told: int, step: ItemStep) -> ItemStep:
-        before = item.lanes[which].row
-        row, broken = self._once(("record", before, told), partial(self._join, before, told))
+    def _no_answer(self, revision: int) -> int:
+        return self._outcomes.of(RevisionOutcome(revision, NO_ANSWER))
+
+    def _recorded(self, item: ItemState, which: int, outcome: int, step: ItemStep) -> ItemStep:
+        before = item.ids[which].row
+        row, violation = self._memoize(("record", before, outcome), partial(self._record, before, outcome))
         if row == before:
             return step
         after = self._put(item, which, row)
@@ -210,15 +217,15 @@ class ItemModel:
                     if waiting.waiting
                     else after
                 )
-        return step._replace(after=after, broken=broken)
+        return step._replace(after=after, violation=violation)
 
-    def _join(self, before: int, number: int) -> tuple[int, str | None]:
-        row, told = self._rows[before], self._told[number]
-        after = transitions.record_outcome(row, 0, told.revision, told.outcome, 0, 0)
-        broken = promises.broken_by_recording(row, after) or promises.broken_by_answering(row, told.outcome)
-        return self._row(after), broken
+    def _record(self, before: int, number: int) -> tuple[int, str | None]:
+        row, ended = self._rows[before], self._outcomes[number]
+        after = transitions.record_outcome(row, 0, ended.revision, ended.outcome, 0, 0)
+        violation = invariants.check_row(row, after) or invariants.check_answer(row, ended.outcome)
+        return self._row(after), violation
 
-    def _what_the_caller_does(self, item: Item) -> Iterator[ItemStep]:
+    def _caller_steps(self, item: ItemState) -> Iterator[ItemStep]:
         rows = self._rows_of(item)
         row = rows[-1]
         if row.state is Observed.COMMITTED:
@@ -229,29 +236,29 @@ class ItemModel:
             if quantity == item.wanted and self.shown(item).state is not ProgressState.REJECTED:
                 continue
             if row.is_closed:
-                yield from self._put_in_again(item, practice.put_in_again(rows, quantity), quantity)
-            elif row.revision % practice.STRIDE < self._bounds.changed:
+                yield from self._add_again(item, service_rules.add_again(rows, quantity), quantity)
+            elif row.revision % service_rules.RESTORE_STRIDE < self._bounds.changed:
                 yield from self._change(f"want {quantity}", item, quantity, partial(transitions.hold, row, quantity, 0))
 
-    def _put_in_again(self, item: Item, rows: Sequence[Reservation], wanted: int) -> Iterator[ItemStep]:
+    def _add_again(self, item: ItemState, rows: Sequence[Reservation], wanted: int) -> Iterator[ItemStep]:
         if len(rows) > self._bounds.ids:
             return
-        lanes = item.lanes if len(rows) == len(item.lanes) else (*item.lanes, self._new_lane())
-        last = self._with_row(lanes[-1], self._row(rows[-1]))
-        yield Step(f"want {wanted} under a new id", False, Item(wanted, item.elsewhere, (*lanes[:-1], last)))
+        ids = item.ids if len(rows) == len(item.ids) else (*item.ids, self._new_id_state())
+        last = self._with_row(ids[-1], self._row(rows[-1]))
+        yield Step(f"want {wanted} under a new id", False, ItemState(wanted, item.elsewhere, (*ids[:-1], last)))
 
-    def _change(self, verb: str, item: Item, wanted: int, change: Callable[[], Reservation]) -> Iterator[ItemStep]:
+    def _change(self, verb: str, item: ItemState, wanted: int, change: Callable[[], Reservation]) -> Iterator[ItemStep]:
         try:
             after = change()
         except ValueError:
-            # The rule itself keeps every writer from it.
+            # The rule forbids this change in this state.
             return
-        broken = promises.broken_by_recording(self.row(item), after)
-        yield Step(verb, False, self.with_row(item, after)._replace(wanted=wanted), broken)
+        violation = invariants.check_row(self.row(item), after)
+        yield Step(verb, False, self.with_row(item, after)._replace(wanted=wanted), violation)
 
-    def _aged(self, lane: Lane) -> Lane:
-        told = 0
-        for _, one in self._told.members(lane.told):
-            told = self._told.add(told, aged_answer(one))
-        record = self._records.of(aged_record(self._records[lane.record]))
-        return Lane(self._row(aged_row(self._rows[lane.row])), record, lane.sent, told)
+    def _aged(self, id_state: IdState) -> IdState:
+        outcomes = 0
+        for _, one in self._outcomes.members(id_state.outcomes):
+            outcomes = self._outcomes.add(outcomes, aged_outcome(one))
+        record = self._records.of(aged_record(self._records[id_state.record]))
+        return IdState(self._row(aged_row(self._rows[id_state.row])), record, id_state.sent, outcomes)

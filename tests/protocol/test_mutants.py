@@ -1,4 +1,4 @@
-"""Each rule is needed: without it a promise is broken. In how few steps is the quickest way to see what it is for."""
+"""Each rule is missing: without it, a shortest trace of so many steps violates an invariant."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,148 +8,224 @@ from typing import Any, NamedTuple
 import pytest
 
 from cart_grpc.protocol import transitions
-from tests.protocol import api, mutants, practice
-from tests.protocol import configurations as among
-from tests.protocol import promises as broken
-from tests.protocol.explorer import NO_WAY, Explorer, Harm
+from tests.protocol import api_rules, invariants, mutants, service_rules
+from tests.protocol import configurations as bounds_of
+from tests.protocol.explorer import CANNOT_SETTLE, Explorer, Violation
 from tests.protocol.model import CartModel
-from tests.protocol.worlds import Bounds
+from tests.protocol.states import Bounds
 
 
-class Needed(NamedTuple):
-    """A rule in words, what does without it, the promise that this breaks, and in how few steps."""
+class MissingRule(NamedTuple):
+    """A rule, the mutant that drops it, the invariant that breaks, and the length of a shortest trace to that."""
 
     rule: str
-    without: Callable[..., Any]
-    promise: str
+    mutant: Callable[..., Any]
+    invariant: str
     steps: int
 
 
-# Where each rule stands, and the worlds in which its absence is found. In brackets: the rule's number in
-# `cartgrpc.reservation.v1`.
-NEEDED: dict[tuple[ModuleType, str, Bounds], list[Needed]] = {
-    (transitions, "merge_decision", among.AGAIN): [
-        Needed("an answer is recorded only where it is newer", mutants.record_without_compare, broken.UNDONE, 6),
-        Needed("the revision recorded is the answered one", mutants.record_the_current_revision, broken.LEAKED, 4),
-        Needed("REJECTED leaves what was granted", mutants.grant_nothing_when_rejected, broken.HIDDEN, 5),
+# By the module and name of the function to replace, and the bounds of the exploration. A number in brackets is that of
+# the rule in `cartgrpc.reservation.v1`.
+MISSING_RULES: dict[tuple[ModuleType, str, Bounds], list[MissingRule]] = {
+    (transitions, "merge_decision", bounds_of.AGAIN): [
+        MissingRule(
+            "a decision is merged only if it is newer",
+            mutants.merge_without_comparing_revisions,
+            invariants.FINAL_CHANGED,
+            6,
+        ),
+        MissingRule(
+            "observed_revision is the answered revision", mutants.observe_the_latest_revision, invariants.LEAKED, 4
+        ),
+        MissingRule(
+            "REJECTED keeps the granted quantity", mutants.drop_the_grant_when_rejected, invariants.UNDERSTATED, 5
+        ),
     ],
-    (transitions, "hold", among.CHANGED): [
-        Needed("a changed quantity raises the revision", mutants.hold_under_the_same_revision, NO_WAY, 4),
+    (transitions, "hold", bounds_of.CHANGED): [
+        MissingRule("a changed quantity raises the revision", mutants.hold_under_the_same_revision, CANNOT_SETTLE, 4),
     ],
-    (transitions, "release", among.AGAIN): [
-        Needed("a removal raises the revision", mutants.release_under_the_same_revision, broken.LEAKED, 4),
-        Needed(
-            "a removal raises even an unanswered revision",
-            mutants.release_under_the_revision_that_is_unanswered,
-            broken.LEAKED,
+    (transitions, "release", bounds_of.AGAIN): [
+        MissingRule("a removal raises the revision", mutants.release_under_the_same_revision, invariants.LEAKED, 4),
+        MissingRule(
+            "a removal raises the revision even if the last one is unanswered",
+            mutants.release_under_an_unanswered_revision,
+            invariants.LEAKED,
             4,
         ),
-        Needed("no answer is not 'not sent'", mutants.conclude_that_nothing_was_sent, broken.LEAKED, 3),
+        MissingRule("no answer does not mean 'not sent'", mutants.assume_that_nothing_was_sent, invariants.LEAKED, 3),
     ],
-    (transitions, "record_outcome", among.AGAIN): [
-        Needed("a time-out is not a refusal", mutants.take_silence_for_refusal, broken.NOT_OVER, 2),
-        Needed("ABORTED is not done", mutants.take_aborted_for_done, broken.LEAKED, 5),
+    (transitions, "record_outcome", bounds_of.AGAIN): [
+        MissingRule(
+            "a time-out is not a permanent failure",
+            mutants.treat_no_answer_as_permanent_failure,
+            invariants.LATE_EFFECT,
+            2,
+        ),
+        MissingRule("ABORTED does not settle the row", mutants.treat_aborted_as_settled, invariants.LEAKED, 5),
     ],
-    (transitions, "seal", among.REFUSED): [
-        Needed("an error is sealed", mutants.reject_without_seal, broken.NOT_OVER, 3),
-        Needed("a seal raises the revision", mutants.seal_under_the_same_revision, broken.LEAKED, 5),
+    (transitions, "seal", bounds_of.REFUSED): [
+        MissingRule("a permanent failure is sealed", mutants.reject_without_seal, invariants.LATE_EFFECT, 3),
+        MissingRule("a seal raises the revision", mutants.seal_under_the_same_revision, invariants.LEAKED, 5),
     ],
-    (transitions, "release", among.SOLD): [
-        Needed("what is being sold is not released", mutants.release_what_is_being_sold, broken.SOLD_ANYWAY, 4),
-    ],
-    (transitions, "hold", among.SOLD): [
-        Needed("what is being sold is not held instead", mutants.hold_what_is_being_sold, broken.SOLD_ANYWAY, 5),
-    ],
-    (transitions, "record_outcome", among.SOLD): [
-        Needed("a time-out thaws nothing", mutants.thaw_after_a_time_out, broken.SOLD_ANYWAY, 5),
-        Needed("a COMMIT that got an error is not sealed", mutants.seal_a_refused_commit, broken.SOLD_ANYWAY, 5),
-    ],
-    (transitions, "stop_waiting", among.AGAIN_EXPIRING): [
-        Needed("a new id is woken by the old one's release", mutants.never_wake, NO_WAY, 3),
-    ],
-    (practice, "put_in_again", among.AGAIN): [
-        Needed("an id is never used for another", mutants.use_the_id_again, broken.OVERSTATED, 6),
-        Needed("a new id waits for the old one's release", mutants.do_not_wait, broken.TWICE, 5),
-    ],
-    (practice, "shown", among.AGAIN): [
-        Needed("shown is the least of grant and intents since", mutants.show_the_grant_as_it_is, broken.OVERSTATED, 5),
-    ],
-    (practice, "shown", among.EXPIRING): [
-        Needed("shown is what has not run out", mutants.show_a_hold_that_ran_out, broken.OVERSTATED, 5),
-    ],
-    (practice, "shown", among.REFUSED): [
-        Needed(
-            "REJECTED is shown once the seal is observed", mutants.show_rejected_before_the_seal, broken.NOT_OVER, 3
+    (transitions, "release", bounds_of.SOLD): [
+        MissingRule(
+            "a frozen reservation is not released", mutants.release_while_frozen, invariants.SOLD_AFTER_REMOVAL, 4
         ),
     ],
-    (practice, "claims", among.EXPIRING): [
-        Needed("a renewal leaves the intent alone", mutants.renew_what_was_read_before, broken.OVERSTATED, 6),
-        Needed("a renewal raises the revision", mutants.renew_under_the_same_revision, NO_WAY, 3),
-        Needed("a renewal is no change of intent", mutants.renew_as_a_change_of_intent, broken.FLICKER, 4),
-    ],
-    (practice, "extend", among.CHECKOUT): [
-        Needed("a checkout makes the holds outlast it", mutants.do_not_outlast, broken.TORN, 16),
-    ],
-    (practice, "can_complete", among.CHECKOUT): [
-        Needed("a checkout waits until that is observed", mutants.is_reserved, broken.TORN, 12),
-    ],
-    (practice, "restore", among.RESTORED): [
-        Needed("a restored row is raised", mutants.restore_as_it_was, broken.OVERSTATED, 7),
-        Needed("a restored row is raised above all ever issued", mutants.restore_one_higher, broken.OVERSTATED, 8),
-        Needed(
-            "a restored row shows nothing until it is answered", mutants.restore_what_was_shown, broken.OVERSTATED, 7
+    (transitions, "hold", bounds_of.SOLD): [
+        MissingRule(
+            "a frozen reservation is not changed back to HOLD",
+            mutants.hold_while_frozen,
+            invariants.SOLD_AFTER_REMOVAL,
+            5,
         ),
     ],
-    (api, "apply", among.AGAIN): [
-        Needed("a lower revision is refused (1)", mutants.apply_what_is_lower, broken.OVERSTATED, 5),
-        Needed(
-            "RELEASE of an unknown id is remembered (2)", mutants.forget_a_release_of_the_unknown, broken.NOT_OVER, 5
+    (transitions, "record_outcome", bounds_of.SOLD): [
+        MissingRule(
+            "a time-out does not end the freeze", mutants.unfreeze_after_a_time_out, invariants.SOLD_AFTER_REMOVAL, 5
         ),
-        Needed("what is over is not forgotten too soon (7)", mutants.forget_what_is_over, broken.NOT_OVER, 5),
+        MissingRule("a failed COMMIT is not sealed", mutants.seal_a_failed_commit, invariants.SOLD_AFTER_REMOVAL, 5),
     ],
-    (api, "apply", among.EXPIRING): [
-        Needed("the same revision gets the same answer (1)", mutants.decide_the_same_anew, broken.HIDDEN, 5),
+    (transitions, "stop_waiting", bounds_of.AGAIN_EXPIRING): [
+        MissingRule("the old id's release makes a waiting new id due", mutants.keep_waiting, CANNOT_SETTLE, 3),
     ],
-    (api, "decide", among.AGAIN): [
-        Needed("a refused change leaves what was held (3)", mutants.lose_the_hold_when_refused, broken.OVERSTATED, 5),
-    ],
-    (api, "decide", among.RESTORED_SOLD): [
-        Needed("COMMITTED absorbs (4)", mutants.release_what_is_sold, broken.UNDONE, 6),
-    ],
-    (api, "decide", among.RESTORED): [
-        Needed("RELEASED absorbs (4)", mutants.hold_what_is_released, broken.UNDONE, 6),
-    ],
-    (api, "decide", among.SOLD_LATE): [
-        Needed(
-            "COMMIT of what ran out takes what is there (4)", mutants.reject_a_commit_that_ran_out, broken.OWN_WAY, 6
+    (service_rules, "add_again", bounds_of.AGAIN): [
+        MissingRule("a reservation id is never reused", mutants.reuse_the_id, invariants.OVERSTATED, 6),
+        MissingRule(
+            "a new id waits for the old id's release", mutants.do_not_wait_for_the_release, invariants.TWO_LIVE, 5
         ),
     ],
-    (api, "may_run_out", among.EXPIRING): [
-        Needed("a hold lasts as long as was answered (5)", mutants.run_out_early, broken.OVERSTATED, 4),
+    (service_rules, "shown", bounds_of.AGAIN): [
+        MissingRule(
+            "callers see the smallest of the grant and all later intents",
+            mutants.ignore_the_reserved_cap,
+            invariants.OVERSTATED,
+            5,
+        ),
     ],
-    (api, "run_out", among.EXPIRING): [
-        Needed("what ran out is remembered (5)", mutants.forget_what_ran_out, broken.NOT_OVER, 7),
+    (service_rules, "shown", bounds_of.EXPIRING): [
+        MissingRule(
+            "callers do not see an expired hold as reserved", mutants.show_an_expired_hold, invariants.OVERSTATED, 5
+        ),
+    ],
+    (service_rules, "shown", bounds_of.REFUSED): [
+        MissingRule(
+            "callers see REJECTED only once the seal is observed",
+            mutants.show_rejected_before_the_seal,
+            invariants.LATE_EFFECT,
+            3,
+        ),
+    ],
+    (service_rules, "claims", bounds_of.EXPIRING): [
+        MissingRule(
+            "a renewal does not write back an old intent", mutants.renew_with_an_old_intent, invariants.OVERSTATED, 6
+        ),
+        MissingRule("a renewal raises the revision", mutants.renew_under_the_same_revision, CANNOT_SETTLE, 3),
+        MissingRule(
+            "a renewal does not raise intent_revision", mutants.renew_as_a_change_of_intent, invariants.CLAIM_VISIBLE, 4
+        ),
+    ],
+    (service_rules, "outlast_checkout", bounds_of.CHECKOUT): [
+        MissingRule(
+            "a checkout first extends its holds beyond its window",
+            mutants.extend_without_a_longer_ttl,
+            invariants.PARTLY_SOLD,
+            16,
+        ),
+    ],
+    (service_rules, "can_complete", bounds_of.CHECKOUT): [
+        MissingRule(
+            "a checkout waits until the extended holds are observed",
+            mutants.complete_without_observing_the_extension,
+            invariants.PARTLY_SOLD,
+            12,
+        ),
+    ],
+    (service_rules, "restore", bounds_of.RESTORED): [
+        MissingRule("a restored row's revision is raised", mutants.restore_unchanged, invariants.OVERSTATED, 7),
+        MissingRule(
+            "a restored row's revision is raised above any ever sent",
+            mutants.restore_one_revision_higher,
+            invariants.OVERSTATED,
+            8,
+        ),
+        MissingRule(
+            "a restored row shows nothing as reserved until it is answered",
+            mutants.restore_the_reserved_cap,
+            invariants.OVERSTATED,
+            7,
+        ),
+    ],
+    (api_rules, "apply", bounds_of.AGAIN): [
+        MissingRule("a lower revision is refused (1)", mutants.apply_a_lower_revision, invariants.OVERSTATED, 5),
+        MissingRule(
+            "RELEASE of an unknown id is remembered (2)",
+            mutants.forget_the_release_of_an_unknown_id,
+            invariants.LATE_EFFECT,
+            5,
+        ),
+        MissingRule(
+            "a finished reservation is not forgotten too soon (7)",
+            mutants.forget_a_released_id,
+            invariants.LATE_EFFECT,
+            5,
+        ),
+    ],
+    (api_rules, "apply", bounds_of.EXPIRING): [
+        MissingRule(
+            "the same revision gets the same answer (1)",
+            mutants.decide_the_same_revision_again,
+            invariants.UNDERSTATED,
+            5,
+        ),
+    ],
+    (api_rules, "decide", bounds_of.AGAIN): [
+        MissingRule(
+            "a rejected change keeps the old hold (3)", mutants.lose_the_hold_when_rejected, invariants.OVERSTATED, 5
+        ),
+    ],
+    (api_rules, "decide", bounds_of.RESTORED_SOLD): [
+        MissingRule("COMMITTED is final (4)", mutants.release_a_committed_id, invariants.FINAL_CHANGED, 6),
+    ],
+    (api_rules, "decide", bounds_of.RESTORED): [
+        MissingRule("RELEASED is final (4)", mutants.hold_a_released_id, invariants.FINAL_CHANGED, 6),
+    ],
+    (api_rules, "decide", bounds_of.SOLD_LATE): [
+        MissingRule(
+            "COMMIT of an expired hold takes free stock (4)",
+            mutants.reject_the_commit_of_an_expired_hold,
+            invariants.BLOCKED_BY_OWN_HOLD,
+            6,
+        ),
+    ],
+    (api_rules, "may_expire", bounds_of.EXPIRING): [
+        MissingRule(
+            "a hold does not expire before its expire_time (5)", mutants.expire_early, invariants.OVERSTATED, 4
+        ),
+    ],
+    (api_rules, "expire", bounds_of.EXPIRING): [
+        MissingRule("an expired hold is remembered (5)", mutants.forget_an_expired_hold, invariants.LATE_EFFECT, 7),
     ],
 }
 
 
 def _cases() -> Iterator[object]:
-    for (where, name, bounds), needed in NEEDED.items():
-        for case in needed:
-            yield pytest.param(where, name, bounds, case, id=case.rule)
+    for (module, name, bounds), missing in MISSING_RULES.items():
+        for case in missing:
+            yield pytest.param(module, name, bounds, case, id=case.rule)
 
 
-@pytest.mark.parametrize(("where", "name", "bounds", "needed"), list(_cases()))
-def test_without_this_rule_a_promise_is_broken(
-    where: ModuleType, name: str, bounds: Bounds, needed: Needed, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("module", "name", "bounds", "missing"), list(_cases()))
+def test_without_this_rule_an_invariant_breaks(
+    module: ModuleType, name: str, bounds: Bounds, missing: MissingRule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(where, name, needed.without)
-    with pytest.raises(Harm) as harm:
+    monkeypatch.setattr(module, name, missing.mutant)
+    with pytest.raises(Violation) as violation:
         Explorer(CartModel(bounds)).explore()
-    assert (harm.value.promise, len(harm.value.trace)) == (needed.promise, needed.steps)
+    assert (violation.value.invariant, len(violation.value.trace)) == (missing.invariant, missing.steps)
 
 
-def test_reliability_md_tells_what_each_rule_is_for() -> None:
-    told = (Path(__file__).parents[2] / "RELIABILITY.md").read_text(encoding="utf-8")
-    for needed in (each for group in NEEDED.values() for each in group):
-        assert f"| {needed.rule} | {needed.promise} | {needed.steps} |" in told
+def test_reliability_md_lists_every_rule() -> None:
+    text = (Path(__file__).parents[2] / "RELIABILITY.md").read_text(encoding="utf-8")
+    for missing in (each for group in MISSING_RULES.values() for each in group):
+        assert f"| {missing.rule} | {missing.invariant} | {missing.steps} |" in text

@@ -13,7 +13,7 @@ from cart_grpc.store.engine import Engine
 from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.rows import reservation_row, to_reservation
 from tests.carts.examples import NOW, SECOND, a_hold
-from tests.protocol.claims import claim
+from tests.protocol.claim_rule import claim
 
 LEASE = 15 * SECOND
 PAST, FUTURE = NOW - SECOND, NOW + SECOND

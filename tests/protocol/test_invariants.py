@@ -1,20 +1,20 @@
-"""The protocol keeps its promises in every world within the bounds."""
+"""Every state within the bounds satisfies all invariants."""
 
 import pytest
 
 from tests.protocol.configurations import DEEP, SHALLOW
 from tests.protocol.explorer import Explorer
 from tests.protocol.model import CartModel
-from tests.protocol.worlds import Bounds
+from tests.protocol.states import Bounds
 
 
-# `least` is about how many worlds there are: fewer means that the exploration has lost something.
+# `least` is a lower bound of the number of states: fewer mean that the exploration lost transitions.
 @pytest.mark.parametrize(("bounds", "least"), SHALLOW.values(), ids=SHALLOW)
-def test_every_promise_holds_in_every_world(bounds: Bounds, least: int) -> None:
+def test_every_invariant_holds_in_every_state(bounds: Bounds, least: int) -> None:
     assert Explorer(CartModel(bounds)).explore() >= least
 
 
 @pytest.mark.night
 @pytest.mark.parametrize(("bounds", "least"), DEEP.values(), ids=DEEP)
-def test_every_promise_holds_in_many_more_worlds(bounds: Bounds, least: int) -> None:
+def test_every_invariant_holds_within_larger_bounds(bounds: Bounds, least: int) -> None:
     assert Explorer(CartModel(bounds)).explore() >= least

@@ -1,6 +1,6 @@
-"""The Reservation API of the worlds: rule 1 of `cartgrpc.reservation.v1`, around the simulator's own rules 2 to 5.
+"""The Reservation API of the model: rule 1 of `cartgrpc.reservation.v1`. The simulator's own code has rules 2 to 5.
 
-Each function may be replaced by a mutant.
+Mutants replace these functions.
 """
 
 from dataclasses import replace
@@ -8,11 +8,11 @@ from dataclasses import replace
 from cart_grpc.protocol.reservation import Answer, Decision, Intent, PermanentFailure, StaleRevision
 from cart_grpc.simulator import rules
 from cart_grpc.simulator.rules import Record
-from tests.protocol.worlds import lapsed
+from tests.protocol.states import lapsed
 
 
 def apply(record: Record | None, intent: Intent, free: int) -> tuple[Record | None, Answer]:
-    """What the API remembers after a message, and its answer. `free` is what no other reservation has."""
+    """The API's record after a message, and its answer. `free` is the stock that no other reservation has."""
     if record is None or intent.revision > record.intent.revision:
         after = decide(record, intent, free)
         return after, decision_of(after)
@@ -22,23 +22,23 @@ def apply(record: Record | None, intent: Intent, free: int) -> tuple[Record | No
 
 
 def decide(record: Record | None, intent: Intent, free: int) -> Record:
-    """The simulator's decision; at which revision it was granted is of no account here."""
+    """The simulator's decision, without the revision at which it was granted."""
     own = record.granted if record else 0
     return replace(rules.decide(record, intent, free=free - own, now=0), granted_revision=0)
 
 
-def may_run_out(record: Record | None) -> bool:
-    """Whether a hold may end now: at any time after its end that was answered, by the API's own clock."""
+def may_expire(record: Record | None) -> bool:
+    """Whether a hold may expire now: at any time after the expire_time in the answer, by the API's clock."""
     return record is not None and lapsed(record.expire_time)
 
 
-def run_out(record: Record) -> Record | None:
-    """What is remembered of a hold that ran out: the stock is free, the revisions are not forgotten."""
+def expire(record: Record) -> Record | None:
+    """The record of an expired hold: the stock is free, the revisions are kept."""
     return rules.expire(record)
 
 
 def decision_of(record: Record) -> Decision:
-    """The answer of which `record` is remembered."""
+    """The answer that `record` stands for."""
     intent = record.intent
     reason = "OUT_OF_STOCK" if record.reason else ""
     return Decision(intent.reservation_id, intent.revision, record.state, record.granted, record.expire_time, reason)

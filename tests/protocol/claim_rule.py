@@ -1,13 +1,13 @@
-"""The claim as a rule: what `store/statements.py` says in SQL. `tests/store` proves that the two are one."""
+"""The claim as a pure rule. `tests/store/test_claim_rule.py` proves that the store's SQL does the same."""
 
 from cart_grpc.protocol.reservation import Reservation
 
 
 def claim(row: Reservation, now: int, until: int) -> Reservation:
-    """The row once a worker has claimed it, unchanged where it is not due.
+    """The row after a worker claimed it until `until`. A row that is not due is returned unchanged.
 
-    What is due though it is settled is a hold to renew, or to hold again: the same intent, one revision later, which is
-    no change of intent and shows nowhere. Attempts begin anew where it still holds.
+    A settled row that is due is a hold to renew or to hold again. The claim raises its revision but not its intent
+    revision, so callers do not see it. If the hold is still in force, the attempts are counted from 1 again.
     """
     if row.due_time is None or row.due_time > now:
         return row
