@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cart_grpc.protocol.reservation import Answer, Decision, Intent, PermanentFailure, StaleRevision
 from cart_grpc.simulator import rules
-from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.rules import StoredReservation as Record
 from tests.protocol.worlds import lapsed
 
 
@@ -24,7 +24,7 @@ def apply(record: Record | None, intent: Intent, free: int) -> tuple[Record | No
 def decide(record: Record | None, intent: Intent, free: int) -> Record:
     """The simulator's decision; at which revision it was granted is of no account here."""
     own = record.granted if record else 0
-    return replace(rules.decide(record, intent, free=free - own, now=0), granted_revision=0)
+    return replace(rules.decide(record, intent, available=free - own, now=0), granted_revision=0)
 
 
 def may_run_out(record: Record | None) -> bool:

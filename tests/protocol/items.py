@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from cart_grpc.carts.progress import Progress, ProgressState
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import Intent, NoAnswer, Observed, PermanentFailure, Reservation, StaleRevision
-from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.rules import StoredReservation as Record
 from tests.protocol import api, practice, promises
 from tests.protocol.explorer import Step
 from tests.protocol.worlds import (

@@ -20,7 +20,7 @@ from cart_grpc.protocol.reservation import (
     Reservation,
     StaleRevision,
 )
-from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.rules import StoredReservation as Record
 from tests.protocol import api, practice
 from tests.protocol.worlds import LASTING, made
 

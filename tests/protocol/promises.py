@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from cart_grpc.carts.progress import Progress, ProgressState
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import FINAL, Answer, Decision, Disposition, Intent, NoAnswer, Observed, Reservation
-from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.rules import StoredReservation as Record
 from tests.protocol import api, practice
 from tests.protocol.worlds import STOCK, lapsed
 

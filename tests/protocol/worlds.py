@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import Generic, NamedTuple, TypeVar
 
 from cart_grpc.protocol.reservation import Answer, Decision, Disposition, Intent, NoAnswer, Reservation, StaleRevision
-from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.rules import StoredReservation as Record
 from tests.carts.examples import a_hold
 
 T = TypeVar("T")
