@@ -520,7 +520,7 @@ async def test_a_basic_api_is_probed_for_what_basic_asks_of_it(folder: Path) -> 
 
 
 async def test_ctrl_c_ends_a_probe_after_it_has_given_everything_back(folder: Path) -> None:
-    simulator = make_simulator(SimulatorConfig(latency=100_000))
+    simulator = make_simulator(SimulatorConfig(latency_us=100_000))
     server = SimulatorServer(simulator)
     ports = await server.start("127.0.0.1:0", None)
     try:

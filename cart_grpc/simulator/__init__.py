@@ -1,5 +1,5 @@
-"""A Reservation API of our own, for trying and testing: it keeps the rules of `cartgrpc.reservation.v1`, slowly and badly.
+"""The simulator: a slow and faulty Reservation API for tests and demos. The server's rooms do not import it.
 
-`rules` decides, `stock` remembers, `journal` survives a crash, `faults` says what goes wrong, `simulator` makes it go
-wrong, and two front doors offer it over gRPC and HTTP. `server` starts all of it.
+It keeps the rules of `cartgrpc.reservation.v1`. `rules` decides, `stock` remembers, `journal` keeps the memory on disk,
+`faults` draws what goes wrong, `simulator` makes it go wrong, and the endpoints serve it over gRPC and HTTP.
 """

@@ -1,22 +1,22 @@
-"""Why the simulator answers a call with an error. None of them is remembered, none of them had an effect.
+"""The errors with which the simulator answers a call. The simulator does not remember them.
 
     SimulatorError
     ├── BadRequest          the message breaks the contract
-    │   └── BodyMismatch    the revision was decided for another body
-    ├── Refused             the `basic` contract's: nothing was reserved
-    ├── Stale               a higher revision was decided
-    ├── UnknownReservation  there is nothing to read
-    ├── Throttled           too much; come back later
-    └── Unavailable         down, stopping, or the call is said to be lost (it may have had its effect before)
+    │   └── BodyMismatch    the revision was decided for a different body
+    ├── NotReserved         `basic` only: nothing was reserved
+    ├── RevisionTooLow      a higher revision was decided
+    ├── UnknownReservation  no reservation has this id
+    ├── Throttled           too many calls
+    └── CallFailed          down, stopping or lost
 
-Codes stand in one table, in `status`.
+None of them has an effect, except CallFailed after a message whose response is lost. `status` has their codes.
 """
 
-from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.rules import StoredReservation
 
 
 class SimulatorError(Exception):
-    """Any of them; `reason` is UPPER_SNAKE_CASE and the text may be shown to callers."""
+    """Any error of the simulator. `reason` is UPPER_SNAKE_CASE; callers may see the text."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -24,28 +24,28 @@ class SimulatorError(Exception):
 
 
 class BadRequest(SimulatorError):
-    """The message breaks the contract, and will whenever it is sent."""
+    """The message breaks the contract and can never succeed."""
 
 
 class BodyMismatch(BadRequest):
-    """The revision was decided already, for another body."""
+    """The revision was already decided for a different body."""
 
     def __init__(self, revision: int) -> None:
-        super().__init__("REVISION_BODY_MISMATCH", f"revision {revision} was decided for another body")
+        super().__init__("REVISION_BODY_MISMATCH", f"revision {revision} was already decided for a different body")
 
 
-class Refused(SimulatorError):
-    """Nothing was reserved, for a `reason` that `cartgrpc.reservation.v1` would answer as a decision."""
+class NotReserved(SimulatorError):
+    """Nothing was reserved. In `cartgrpc.reservation.v1` the same `reason` is part of a decision, not an error."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, "nothing was reserved")
 
 
-class Stale(SimulatorError):
-    """A higher revision was decided; `current` is what it came to, as of now."""
+class RevisionTooLow(SimulatorError):
+    """A higher revision was decided. `current` is the reservation as it is now."""
 
-    def __init__(self, current: Record) -> None:
-        super().__init__("REVISION_OVERTAKEN", f"revision {current.intent.revision} was decided already")
+    def __init__(self, current: StoredReservation) -> None:
+        super().__init__("REVISION_OVERTAKEN", f"revision {current.intent.revision} was already decided")
         self.current = current
 
 
@@ -53,19 +53,19 @@ class UnknownReservation(SimulatorError):
     """No message about this id was ever decided."""
 
     def __init__(self) -> None:
-        super().__init__("UNKNOWN_RESERVATION", "there is no reservation with this id")
+        super().__init__("UNKNOWN_RESERVATION", "no reservation has this id")
 
 
 class Throttled(SimulatorError):
-    """Too much; `retry_after` is in microseconds."""
+    """Too many calls. `retry_after_us` is in microseconds."""
 
-    def __init__(self, retry_after: int) -> None:
+    def __init__(self, retry_after_us: int) -> None:
         super().__init__("THROTTLED", "too many calls; try again later")
-        self.retry_after = retry_after
+        self.retry_after_us = retry_after_us
 
 
-class Unavailable(SimulatorError):
-    """Down, stopping, or the answer is lost."""
+class CallFailed(SimulatorError):
+    """The simulator is down or stopping, or it lost the message or the response."""
 
     def __init__(self, message: str) -> None:
         super().__init__("UNAVAILABLE", message)

@@ -1,4 +1,4 @@
-"""What goes wrong, how often, and what is drawn of it for one message."""
+"""The faults that the simulator injects, and the random draw for one message."""
 
 import math
 import random
@@ -6,32 +6,32 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Final
 
-_MAX_DELAY: Final = 24 * 3600 * 1_000_000
+_MAX_DELAY_US: Final = 24 * 3600 * 1_000_000
 
 
-class Nonsense(Enum):
-    """An answer that cannot be believed."""
+class Garbage(Enum):
+    """The kinds of responses that a client must not believe."""
 
-    ANOTHER_ID = 1
-    ANOTHER_REVISION = 2
+    WRONG_ID = 1
+    WRONG_REVISION = 2
     NO_STATE = 3
-    NO_MESSAGE = 4
+    NOT_A_MESSAGE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """As the message Faults of `cartgrpc/simulator/v1/simulator.proto`; durations in microseconds.
+    """The message Faults of `cartgrpc/simulator/v1/simulator.proto`, with durations in microseconds.
 
-    Raises ValueError for a probability outside 0 to 1 and a duration outside 0 to a day.
+    Raises ValueError for a probability outside 0 to 1 and for a duration outside 0 to 24 hours.
     """
 
-    latency: int = 0
+    latency_us: int = 0
     slow: float = 0.0
-    slow_latency: int = 30_000_000
+    slow_latency_us: int = 30_000_000
     lost_before_effect: float = 0.0
     lost_after_effect: float = 0.0
     duplicated: float = 0.0
-    duplicate_delay: int = 0
+    duplicate_delay_us: int = 0
     refused: float = 0.0
     out_of_stock: float = 0.0
     garbage: float = 0.0
@@ -40,37 +40,37 @@ class Faults:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
+            name, value = field.name.removesuffix("_us"), getattr(self, field.name)
             if field.type is float and not (math.isfinite(value) and 0 <= value <= 1):
-                raise ValueError(f"{field.name} is a probability, 0 to 1, and not {value}")
-            if field.type is int and not 0 <= value <= _MAX_DELAY:
-                raise ValueError(f"{field.name} is 0 to 24 hours, and not {value} microseconds")
+                raise ValueError(f"{name} must be a probability from 0 to 1, not {value}")
+            if field.type is int and not 0 <= value <= _MAX_DELAY_US:
+                raise ValueError(f"{name} must be 0 to 24 hours, not {value / 1_000_000:g} seconds")
 
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What happens to one message; `delay` and `duplicate_after` (None: not at all) in microseconds."""
+    """The faults of one message. `duplicate_after_us` is None if the message arrives once."""
 
-    delay: int
-    duplicate_after: int | None
+    delay_us: int
+    duplicate_after_us: int | None
     throttled: bool
     refused: bool
     lost_before_effect: bool
     lost_after_effect: bool
     sold_out: bool
-    nonsense: Nonsense | None
+    garbage: Garbage | None
 
 
 def draw(faults: Faults, numbers: random.Random) -> Fate:
-    """Return the fate of one message. Always draws as many numbers, so that a seed repeats a whole run."""
+    """Draw the fate of one message. Always draws 9 numbers, so that a seed repeats a whole run."""
     slow, duplicated, throttled, refused, before, after, sold_out, garbage, kind = (numbers.random() for _ in range(9))
     return Fate(
-        delay=faults.slow_latency if slow < faults.slow else faults.latency,
-        duplicate_after=faults.duplicate_delay if duplicated < faults.duplicated else None,
+        delay_us=faults.slow_latency_us if slow < faults.slow else faults.latency_us,
+        duplicate_after_us=faults.duplicate_delay_us if duplicated < faults.duplicated else None,
         throttled=throttled < faults.throttled,
         refused=refused < faults.refused,
         lost_before_effect=before < faults.lost_before_effect,
         lost_after_effect=after < faults.lost_after_effect,
         sold_out=sold_out < faults.out_of_stock,
-        nonsense=Nonsense(1 + int(kind * len(Nonsense))) if garbage < faults.garbage else None,
+        garbage=Garbage(1 + int(kind * len(Garbage))) if garbage < faults.garbage else None,
     )

@@ -1,7 +1,7 @@
 """The simulator over gRPC: ReservationService and SimulatorService.
 
-Requests arrive as bytes and answers leave as bytes: so nonsense can be answered, and bytes that are no message are
-refused here, where grpc.aio would send the text of an exception to the caller.
+Requests and responses are bytes here, for two reasons: a response can be garbage, and a malformed request gets
+INVALID_ARGUMENT, for which grpc.aio would send exception text to the client.
 """
 
 import logging
@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 
 from cart_grpc.reservation_api import wire
 from cart_grpc.simulator import codec
-from cart_grpc.simulator.errors import BadRequest, SimulatorError, Stale, Throttled
+from cart_grpc.simulator.errors import BadRequest, RevisionTooLow, SimulatorError, Throttled
 from cart_grpc.simulator.simulator import Simulator
 from cart_grpc.simulator.status import get_grpc_code
 
@@ -36,7 +36,7 @@ _MAX_STOCK: Final = 1 << 53
 _log = logging.getLogger(__name__)
 
 
-class ReservationDoor:
+class ReservationEndpoint:
     """ReservationService: decode, call, encode."""
 
     def __init__(self, simulator: Simulator) -> None:
@@ -44,26 +44,26 @@ class ReservationDoor:
 
     async def apply_reservation(self, request: reservation_pb2.ApplyReservationRequest) -> bytes:
         """ApplyReservation."""
-        told = await self._simulator.apply(lambda: codec.to_intent(request.reservation))
-        answer = codec.to_answer(told)
-        return codec.NO_MESSAGE if answer is None else answer.SerializeToString()
+        reply = await self._simulator.apply(lambda: codec.to_intent(request.reservation))
+        response = codec.to_response(reply)
+        return codec.NOT_A_MESSAGE if response is None else response.SerializeToString()
 
     async def get_reservation(self, request: reservation_pb2.GetReservationRequest) -> bytes:
         """GetReservation."""
         codec.check_id(request.reservation_id)
-        record = self._simulator.get(request.reservation_id)
-        return reservation_pb2.GetReservationResponse(reservation=codec.to_reservation(record)).SerializeToString()
+        stored = self._simulator.get(request.reservation_id)
+        return reservation_pb2.GetReservationResponse(reservation=codec.to_reservation(stored)).SerializeToString()
 
     async def lookup_reservations(self, request: reservation_pb2.LookupReservationsRequest) -> bytes:
         """LookupReservations."""
         codec.check_lookup(len(request.reservation_ids))
         found, missing = self._simulator.lookup(request.reservation_ids)
         return reservation_pb2.LookupReservationsResponse(
-            found=[codec.to_reservation(record) for record in found], missing=missing
+            found=[codec.to_reservation(each) for each in found], missing=missing
         ).SerializeToString()
 
 
-class SimulatorDoor:
+class SimulatorEndpoint:
     """SimulatorService: decode, call, encode."""
 
     def __init__(self, simulator: Simulator) -> None:
@@ -72,7 +72,7 @@ class SimulatorDoor:
     async def set_stock(self, request: simulator_pb2.SetStockRequest) -> bytes:
         """SetStock."""
         if not request.sku or not 0 <= request.quantity <= _MAX_STOCK:
-            raise BadRequest("INVALID_FIELD", "sku is needed, and quantity is 0 to 2^53")
+            raise BadRequest("INVALID_FIELD", "sku is required, and quantity must be 0 to 2^53")
         self._simulator.set_stock(request.sku, request.quantity)
         return simulator_pb2.SetStockResponse(quantity=request.quantity).SerializeToString()
 
@@ -104,8 +104,8 @@ class SimulatorDoor:
 
 
 def add_services(server: grpc.aio.Server, simulator: Simulator) -> None:
-    """Make `server` answer both services from `simulator`."""
-    reservation, control = ReservationDoor(simulator), SimulatorDoor(simulator)
+    """Add both services of `simulator` to `server`."""
+    reservation, control = ReservationEndpoint(simulator), SimulatorEndpoint(simulator)
     services = {
         RESERVATION_SERVICE: {
             "ApplyReservation": _method(reservation_pb2.ApplyReservationRequest, reservation.apply_reservation),
@@ -130,26 +130,26 @@ def _method(request_type: type[Request], behaviour: Callable[[Request], Awaitabl
         try:
             return await behaviour(request_type.FromString(raw))
         except DecodeError:
-            failure = _to_status(BadRequest("MALFORMED", f"the request is not a {request_type.DESCRIPTOR.name}"))
+            failure = _to_status(BadRequest("MALFORMED", f"the request is not a valid {request_type.DESCRIPTOR.name}"))
         except SimulatorError as error:
             failure = _to_status(error)
-        except Exception:  # noqa: BLE001 - a caller learns nothing of a bug but its number in our log
+        except Exception:  # noqa: BLE001 - the client gets only the id of the log entry
             incident = uuid.uuid4().hex
             _log.exception("incident %s", incident)
             failure = status_pb2.Status(code=grpc.StatusCode.INTERNAL.value[0], message=f"incident {incident}")
         status = rpc_status.to_status(failure)
         await context.abort(status.code, status.details, status.trailing_metadata)
-        raise AssertionError("abort returns to nobody")
+        raise AssertionError("abort returned")
 
     return grpc.unary_unary_rpc_method_handler(answer)
 
 
 def _to_status(error: SimulatorError) -> status_pb2.Status:
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=_ERROR_DOMAIN)]
-    if isinstance(error, Stale):
+    if isinstance(error, RevisionTooLow):
         details.append(codec.to_reservation(error.current))
     if isinstance(error, Throttled):
-        details.append(error_details_pb2.RetryInfo(retry_delay=wire.to_duration(error.retry_after)))
+        details.append(error_details_pb2.RetryInfo(retry_delay=wire.to_duration(error.retry_after_us)))
     status = status_pb2.Status(code=get_grpc_code(error).value[0], message=str(error))
     for detail in details:
         packed = AnyMessage()

@@ -1,6 +1,7 @@
-"""The stock's entries in a file: one line of JSON each, flushed before anybody is answered.
+"""The log entries of the stock in a file: one line of JSON each, written before the simulator answers.
 
-Flushed, not synced: it outlives the process, SIGKILL included, but not a power cut.
+Entries are written to the operating system but not synced to disk: they survive a crash of the process, including
+SIGKILL, but not a power failure.
 """
 
 import json
@@ -11,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from cart_grpc.protocol.reservation import Disposition, Intent, Observed
-from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.rules import StoredReservation
 from cart_grpc.simulator.stock import Decided, Entry, StockSet
 
 
 class Journal:
-    """The file at `path`, made if it is not there. One process at a time may have it.
+    """The journal at `path`, created if it does not exist. Only one process may use it at a time.
 
-    Reads what an earlier process wrote; a torn last line was never answered for, and is cut off. Raises OSError if the
-    file cannot be read and written, and ValueError, naming the line, if it holds anything else than a journal.
+    Reads the entries of earlier processes. An incomplete last line was never answered, so it is cut off. Raises OSError
+    if the file cannot be read or written, and ValueError, which names the line, if a line is not a journal entry.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,7 +34,7 @@ class Journal:
             raise
 
     def write(self, entry: Entry) -> None:
-        """Append `entry`. Raises OSError if it cannot be kept; then nothing of it stays in the file."""
+        """Append `entry`. Raises OSError if that fails; the file is then as it was before."""
         line = json.dumps(_to_json(entry), separators=(",", ":")).encode() + b"\n"
         try:
             written = self._file.write(line)
@@ -49,6 +50,7 @@ class Journal:
         self._file.close()
 
     def _read(self, path: Path) -> int:
+        """Read all complete lines into `entries`; return their size in bytes."""
         self._file.seek(0, os.SEEK_SET)
         content = self._file.readall()
         complete = content.rfind(b"\n") + 1
@@ -56,28 +58,28 @@ class Journal:
             try:
                 self.entries.append(_from_json(json.loads(line)))
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"line {number} of {path} is not a journal's: {error!r}") from None
+                raise ValueError(f"line {number} of {path} is not a journal entry: {error!r}") from None
         return complete
 
 
 def _to_json(entry: Entry) -> dict[str, Any]:
     if isinstance(entry, StockSet):
         return {"type": "stock", **asdict(entry)}
-    record = entry.record
-    intent = record.intent
+    stored = entry.reservation
+    intent = stored.intent
     return {
         "type": "decision",
         "time": entry.time,
         "reservation_id": intent.reservation_id,
         "revision": intent.revision,
         "disposition": intent.disposition.name,
-        "state": record.state.name,
-        "sku": record.sku,
-        "granted": record.granted,
-        "granted_revision": record.granted_revision,
-        "expire_time": record.expire_time,
-        "reason": record.reason,
-        "asked": {
+        "state": stored.state.name,
+        "sku": stored.sku,
+        "granted": stored.granted,
+        "granted_revision": stored.granted_revision,
+        "expire_time": stored.expire_time,
+        "reason": stored.reason,
+        "intent": {
             "sku": intent.sku,
             "quantity": intent.quantity,
             "ttl_us": intent.ttl_us,
@@ -89,17 +91,17 @@ def _to_json(entry: Entry) -> dict[str, Any]:
 def _from_json(value: dict[str, Any]) -> Entry:
     if value["type"] == "stock":
         return StockSet(time=value["time"], sku=value["sku"], total=value["total"])
-    asked = value["asked"]
+    body = value["intent"]
     intent = Intent(
         reservation_id=value["reservation_id"],
         revision=value["revision"],
-        sku=asked["sku"],
-        quantity=asked["quantity"],
+        sku=body["sku"],
+        quantity=body["quantity"],
         disposition=Disposition[value["disposition"]],
-        ttl_us=asked["ttl_us"],
-        labels=asked["labels"],
+        ttl_us=body["ttl_us"],
+        labels=body["labels"],
     )
-    record = Record(
+    stored = StoredReservation(
         intent=intent,
         state=Observed[value["state"]],
         sku=value["sku"],
@@ -108,4 +110,4 @@ def _from_json(value: dict[str, Any]) -> Entry:
         expire_time=value["expire_time"],
         reason=value["reason"],
     )
-    return Decided(value["time"], record)
+    return Decided(value["time"], stored)

@@ -1,4 +1,4 @@
-"""Starting and stopping the simulator: its settings, its sockets, its end."""
+"""Starts and stops the simulator: its configuration, its sockets, its end."""
 
 import asyncio
 import random
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
-    # A second simulator on the same port would share the calls, and half of them would find other stock.
+    # With SO_REUSEPORT, a second simulator on the same port would get half of the calls.
     ("grpc.so_reuseport", 0),
-    # Beyond the default of 1,000 calls that are not yet taken in, gRPC answers CANCELLED.
+    # With the default of 1,000 pending calls, gRPC cancels the rest under load.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 200_000),
     ("grpc.max_receive_message_length", 1 << 20),
@@ -34,17 +34,17 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class SimulatorConfig:
-    """How a simulator is set up.
+    """The configuration of a simulator.
 
-    `listen` (gRPC) and `http_listen` are HOST:PORT, port 0 for any free one, None for not at all. `latency` is in
-    microseconds, and stands in for that of `faults` unless None. There are `stock[sku]` pieces of a sku, and
-    `default_stock` of any other; None: no other is known. `seed` repeats the faults of an earlier run. `journal` is the
-    file that makes it remember; None: its memory ends with it.
+    `listen` (gRPC) and `http_listen` are HOST:PORT; port 0 is any free port, and None does not listen. `latency_us`, in
+    microseconds, replaces the latency of `faults` unless it is None. A sku in `stock` has that many units; every other
+    sku has `default_stock` units, or is unknown if that is None. `seed` repeats the faults of an earlier run. `journal`
+    is the file that keeps the memory across restarts; None keeps nothing.
     """
 
     listen: str | None = "127.0.0.1:50052"
     http_listen: str | None = None
-    latency: int | None = None
+    latency_us: int | None = None
     faults: Faults = field(default_factory=Faults)
     default_stock: int | None = 1_000_000
     stock: Mapping[str, int] = field(default_factory=dict)
@@ -54,14 +54,14 @@ class SimulatorConfig:
 
 @dataclass(frozen=True, slots=True)
 class BoundPorts:
-    """Where a simulator listens; None where it does not."""
+    """The ports on which a simulator listens; None if it does not."""
 
     grpc: int | None
     http: int | None
 
 
 class SimulatorServer:
-    """Both front doors of one simulator. Start it once, stop it once."""
+    """Serves one simulator over gRPC and HTTP. Call `start` once and `stop` once."""
 
     def __init__(self, simulator: Simulator) -> None:
         self._simulator = simulator
@@ -69,7 +69,10 @@ class SimulatorServer:
         self._http: web.AppRunner | None = None
 
     async def start(self, grpc_address: str | None, http_address: str | None) -> BoundPorts:
-        """Listen on both addresses (HOST:PORT; None: not at all). Raises ValueError and OSError for those that fail."""
+        """Listen on both addresses: HOST:PORT, or None to not listen.
+
+        Raises ValueError for a malformed address and OSError if an address cannot be used.
+        """
         try:
             return BoundPorts(
                 grpc=await self._start_grpc(grpc_address) if grpc_address is not None else None,
@@ -80,7 +83,7 @@ class SimulatorServer:
             raise
 
     async def stop(self, grace: float) -> None:
-        """Refuse new calls, give those in flight `grace` seconds, and cut off the rest, without effect."""
+        """Refuse new calls, wait up to `grace` seconds for calls in flight, and drop the rest without effect."""
         stops: list[Awaitable[None]] = [self._simulator.stop(grace)]
         if self._grpc is not None:
             stops.append(self._grpc.stop(grace))
@@ -107,7 +110,7 @@ class SimulatorServer:
         return port
 
     async def _start_http(self, address: str) -> int:
-        # The door to every command comes by here for the options, and aiohttp takes long to load.
+        # cli.py imports this module for every command, and aiohttp is slow to import.
         from aiohttp import web  # noqa: PLC0415
 
         from cart_grpc.simulator.http_endpoint import make_app  # noqa: PLC0415
@@ -121,10 +124,10 @@ class SimulatorServer:
 
 
 def check_address(address: str) -> tuple[str, int]:
-    """Return host and port of HOST:PORT. Raises ValueError, which says what would be right."""
+    """Return the host and the port of HOST:PORT. Raises ValueError with the correct form."""
     host, _, port = address.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{address!r} should be HOST:PORT, such as 127.0.0.1:50052")
+        raise ValueError(f"{address!r} must be HOST:PORT, such as 127.0.0.1:50052")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
@@ -135,15 +138,15 @@ def make_simulator(
     clock: Callable[[], int] = lambda: time.time_ns() // 1000,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Simulator:
-    """Return the simulator that `config` describes, with the memory of `journal`, which stays the caller's to close.
+    """Return the simulator that `config` describes, with the memory of `journal`. The caller closes `journal`.
 
-    `clock` tells microseconds, `sleep` waits for seconds.
+    `clock` returns microseconds; `sleep` takes seconds.
     """
     if journal is None:
         stock = Stock(config.stock, default_total=config.default_stock)
     else:
         stock = Stock(config.stock, default_total=config.default_stock, entries=journal.entries, log=journal.write)
-    faults = config.faults if config.latency is None else replace(config.faults, latency=config.latency)
+    faults = config.faults if config.latency_us is None else replace(config.faults, latency_us=config.latency_us)
     return Simulator(stock, faults=faults, numbers=random.Random(config.seed), clock=clock, sleep=sleep)  # noqa: S311
 
 
@@ -154,9 +157,9 @@ async def serve_simulator(
     started: Callable[[BoundPorts], None] = lambda _ports: None,
     grace: float = 1.0,
 ) -> None:
-    """Run the simulator that `config` describes until `stopped` is set; `started` is told where it listens.
+    """Run the simulator that `config` describes until `stopped` is set. Calls `started` with its ports.
 
-    Raises ValueError for a wrong address or journal, OSError where it cannot listen or read and write the journal.
+    Raises ValueError for a malformed address or journal, and OSError if an address or the journal cannot be used.
     """
     opened = Journal(config.journal) if config.journal is not None else None
     with closing(opened) if opened is not None else nullcontext():

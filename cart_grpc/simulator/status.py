@@ -1,4 +1,4 @@
-"""From an error to its code, over gRPC and over HTTP: the one table."""
+"""The gRPC code and the HTTP status of each error, in one table."""
 
 from typing import Final
 
@@ -7,22 +7,22 @@ import grpc
 from cart_grpc.simulator.errors import (
     BadRequest,
     BodyMismatch,
-    Refused,
+    CallFailed,
+    NotReserved,
+    RevisionTooLow,
     SimulatorError,
-    Stale,
     Throttled,
-    Unavailable,
     UnknownReservation,
 )
 
 _CODES: Final[dict[type[SimulatorError], tuple[grpc.StatusCode, int]]] = {
     BadRequest: (grpc.StatusCode.INVALID_ARGUMENT, 400),
     BodyMismatch: (grpc.StatusCode.INVALID_ARGUMENT, 400),
-    Refused: (grpc.StatusCode.FAILED_PRECONDITION, 409),
-    Stale: (grpc.StatusCode.ABORTED, 409),
+    NotReserved: (grpc.StatusCode.FAILED_PRECONDITION, 409),
+    RevisionTooLow: (grpc.StatusCode.ABORTED, 409),
     UnknownReservation: (grpc.StatusCode.NOT_FOUND, 404),
     Throttled: (grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
-    Unavailable: (grpc.StatusCode.UNAVAILABLE, 503),
+    CallFailed: (grpc.StatusCode.UNAVAILABLE, 503),
 }
 
 

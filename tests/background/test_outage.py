@@ -18,7 +18,7 @@ from cart_grpc.store.store import Store
 from tests.store.writes import KEY, add, clear, snapshot
 
 ITEMS = 20
-UP, DOWN = Faults(latency=30_000_000), Faults(down=True)
+UP, DOWN = Faults(latency_us=30_000_000), Faults(down=True)
 
 
 class Seconds:

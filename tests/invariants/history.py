@@ -131,7 +131,7 @@ def effects_of(entries: Iterable[Entry]) -> list[Effect]:
 
 
 def _effect(entry: Decided) -> Effect:
-    record = entry.record
+    record = entry.reservation
     return Effect(
         time=entry.time,
         reservation_id=record.intent.reservation_id,

@@ -19,8 +19,8 @@ from cart_grpc.protocol.reservation import Decision, NoAnswer, PermanentFailure,
 from cart_grpc.protocol.transitions import next_intent
 from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.rpc.status import CODES
-from cart_grpc.simulator.errors import Stale
-from cart_grpc.simulator.rules import Record as Decided
+from cart_grpc.simulator.errors import RevisionTooLow
+from cart_grpc.simulator.rules import StoredReservation as Decided
 from cart_grpc.simulator.stock import Entry, Stock
 from cart_grpc.store.read.cache_validator import CacheValidator
 from cart_grpc.store.read.cart_json import CartJson
@@ -220,7 +220,7 @@ class World:
             return PermanentFailure("NOT_TODAY", "an error that is not remembered")
         try:
             decided = self._stock.apply(intent, self.now)
-        except Stale as stale:
+        except RevisionTooLow as stale:
             return StaleRevision(_decision(stale.current))
         if kind < 0.25:
             return NoAnswer("UNAVAILABLE", "lost after it took effect")

@@ -8,13 +8,13 @@ from typing import Any
 
 from aiohttp import web
 
-from cart_grpc.simulator.basic_endpoint import BasicDoor, _to_object
-from cart_grpc.simulator.errors import Refused
+from cart_grpc.simulator.basic_endpoint import BasicEndpoint, _to_object
+from cart_grpc.simulator.errors import NotReserved
 from cart_grpc.simulator.http_endpoint import _answer_errors
 from cart_grpc.simulator.simulator import Simulator
 
 
-class Door(BasicDoor):
+class Door(BasicEndpoint):
     """Breaks nothing; says what a broken one is made of."""
 
     def __init__(self, simulator: Simulator) -> None:
@@ -46,7 +46,7 @@ class RefusesRepeats(Door):
 
     async def post(self, request: web.Request) -> web.Response:
         if self.live((await request.json())["id"]):
-            raise Refused("EXISTS")
+            raise NotReserved("EXISTS")
         return await super().post(request)
 
 
@@ -131,8 +131,8 @@ class ToldOfDelete(Told):
 
 @asynccontextmanager
 async def serving(
-    simulator: Simulator, make: Callable[[Simulator], BasicDoor] = Door, *, drops: bool = True
-) -> AsyncIterator[tuple[str, BasicDoor]]:
+    simulator: Simulator, make: Callable[[Simulator], BasicEndpoint] = Door, *, drops: bool = True
+) -> AsyncIterator[tuple[str, BasicEndpoint]]:
     """Serve a door on a free port. `drops`: it stops working on what its caller does not wait for."""
     door = make(simulator)
     app = web.Application(middlewares=[_answer_errors])

@@ -5,7 +5,7 @@ import time
 
 from aiohttp import web
 
-from cart_grpc.simulator.errors import BadRequest, Refused, UnknownReservation
+from cart_grpc.simulator.errors import BadRequest, NotReserved, UnknownReservation
 from cart_grpc.simulator.simulator import Simulator
 from tests.probe.basic_endpoints import Door
 
@@ -94,7 +94,7 @@ class Sums(Door):
         body = await request.json()
         for each in self.live(body["id"]):
             body["quantity"] += each["quantity"]
-            await self.simulator.give_back(each["reservation_id"])
+            await self.simulator.delete(each["reservation_id"])
         return await self.reserve(body["id"], body["item"], body["quantity"])
 
 
@@ -125,9 +125,9 @@ class DeletesAll(Door):
     """A DELETE ends all reservations under the same id."""
 
     async def delete(self, request: web.Request) -> web.Response:
-        record = self.simulator._stock._records.get(request.match_info["reservation_id"])
+        record = self.simulator._stock._reservations.get(request.match_info["reservation_id"])
         for each in self.live(record.intent.labels["basic.id"] if record else ""):
-            await self.simulator.give_back(each["reservation_id"])
+            await self.simulator.delete(each["reservation_id"])
         return web.Response(status=204)
 
 
@@ -169,9 +169,9 @@ class DeletesAnother(Door):
     """A DELETE of an id that was never given ends whatever is there."""
 
     async def delete(self, request: web.Request) -> web.Response:
-        if request.match_info["reservation_id"] not in self.simulator._stock._records:
-            for number in list(self.simulator._stock._records):
-                self.simulator._stock.give_back(number, self.simulator._clock())
+        if request.match_info["reservation_id"] not in self.simulator._stock._reservations:
+            for number in list(self.simulator._stock._reservations):
+                self.simulator._stock.delete(number, self.simulator._clock())
         return await super().delete(request)
 
 
@@ -181,7 +181,7 @@ class SoldOutIsAnError(Door):
     async def post(self, request: web.Request) -> web.Response:
         try:
             return await super().post(request)
-        except Refused:
+        except NotReserved:
             raise web.HTTPInternalServerError from None
 
 
@@ -191,7 +191,7 @@ class SoldOutIsText(Door):
     async def post(self, request: web.Request) -> web.Response:
         try:
             return await super().post(request)
-        except Refused:
+        except NotReserved:
             raise web.HTTPConflict from None
 
 
@@ -201,7 +201,7 @@ class SoldOutHangs(Door):
     async def post(self, request: web.Request) -> web.Response:
         try:
             return await super().post(request)
-        except Refused:
+        except NotReserved:
             return await asyncio.Future()
 
 
@@ -212,7 +212,7 @@ class RefusesAndReserves(Door):
         body = await request.json()
         try:
             return await super().post(request)
-        except Refused:
+        except NotReserved:
             if self.simulator.levels(body["item"]).available:
                 await self.reserve(body["id"], body["item"], 1)
             raise

@@ -213,7 +213,7 @@ async def test_an_api_that_takes_no_posts_at_all_is_not_called_broken() -> None:
 
 
 async def test_an_api_that_is_too_slow_is_not_called_broken() -> None:
-    report, _ = await probe(endpoints.Door, ProbeConfig("beans", timeout=0.05), latency=60 * SECOND)
+    report, _ = await probe(endpoints.Door, ProbeConfig("beans", timeout=0.05), latency_us=60 * SECOND)
     assert rules(report, Verdict.BROKEN) == set(), str(report)
     assert not rules(report, Verdict.KEPT)
     assert not report.kept

@@ -18,10 +18,10 @@ from cart_grpc.probe.report import Report
 from cart_grpc.probe.reservation_v1 import RESERVATION_V1
 from cart_grpc.probe.session import ProbeConfig
 from cart_grpc.protocol.reservation import Disposition, Intent
-from cart_grpc.simulator.errors import Unavailable
+from cart_grpc.simulator.errors import CallFailed
 from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.server import SimulatorServer
-from cart_grpc.simulator.simulator import Simulator, Told
+from cart_grpc.simulator.simulator import SimulatedReply, Simulator
 from cart_grpc.simulator.stock import Stock
 from tests.probe import broken
 from tests.reservation_api.hostile import Hostile, Script, hostile_http
@@ -195,7 +195,7 @@ async def test_an_api_that_answers_garbage_breaks_the_contract(transport: str) -
 
 
 async def test_an_api_that_is_too_slow_is_not_called_broken(transport: str) -> None:
-    simulator = make(latency=60 * SECOND)
+    simulator = make(latency_us=60 * SECOND)
     report = await probe(simulator, transport, ProbeConfig("beans", ttl=0, timeout=0.05))
     assert rules(report, Verdict.BROKEN) == set()
     assert rules(report, Verdict.NO_ANSWER) == {"1", "2", "3", "4", "5", "6", "7", "reads"}
@@ -221,7 +221,7 @@ async def test_a_sku_of_which_there_is_none_breaks_no_rule(transport: str) -> No
 
 
 async def test_a_probe_that_is_interrupted_leaves_nothing_reserved(transport: str) -> None:
-    simulator = make(latency=20_000)
+    simulator = make(latency_us=20_000)
     async with probing(simulator, transport, COUNTED) as one:
         stopped = asyncio.Event()
         running = asyncio.create_task(one.run(stopped))
@@ -242,10 +242,10 @@ class StopsAtTheFirstRelease(Simulator):
 
     stopped: asyncio.Event | None = None
 
-    async def apply(self, read: Callable[[], Intent]) -> Told:
+    async def apply(self, read: Callable[[], Intent]) -> SimulatedReply:
         if self.stopped and not self.stopped.is_set() and read().disposition is Disposition.RELEASE:
             self.stopped.set()
-            raise Unavailable("lost")
+            raise CallFailed("lost")
         return await super().apply(read)
 
 

@@ -115,7 +115,7 @@ async def _road(stack: AsyncExitStack, settings: Settings, stock: Stock, lease: 
     answers.open()
     simulator = Simulator(
         stock,
-        faults=Faults(latency=1),
+        faults=Faults(latency_us=1),
         numbers=random.Random(1),
         clock=lambda: time.time_ns() // 1000,
         sleep=gate.sleep,

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from cart_grpc.protocol.reservation import Answer, Decision, Intent, PermanentFailure, StaleRevision
 from cart_grpc.simulator import rules
-from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.rules import StoredReservation
 from tests.protocol.states import lapsed
 
 
-def apply(record: Record | None, intent: Intent, free: int) -> tuple[Record | None, Answer]:
+def apply(record: StoredReservation | None, intent: Intent, free: int) -> tuple[StoredReservation | None, Answer]:
     """The API's record after a message, and its answer. `free` is the stock that no other reservation has."""
     if record is None or intent.revision > record.intent.revision:
         after = decide(record, intent, free)
@@ -21,23 +21,23 @@ def apply(record: Record | None, intent: Intent, free: int) -> tuple[Record | No
     return record, decision_of(record) if intent == record.intent else PermanentFailure("REVISION_REUSED", "")
 
 
-def decide(record: Record | None, intent: Intent, free: int) -> Record:
+def decide(record: StoredReservation | None, intent: Intent, free: int) -> StoredReservation:
     """The simulator's decision, without the revision at which it was granted."""
     own = record.granted if record else 0
-    return replace(rules.decide(record, intent, free=free - own, now=0), granted_revision=0)
+    return replace(rules.decide(record, intent, available=free - own, now=0), granted_revision=0)
 
 
-def may_expire(record: Record | None) -> bool:
+def may_expire(record: StoredReservation | None) -> bool:
     """Whether a hold may expire now: at any time after the expire_time in the answer, by the API's clock."""
     return record is not None and lapsed(record.expire_time)
 
 
-def expire(record: Record) -> Record | None:
+def expire(record: StoredReservation) -> StoredReservation | None:
     """The record of an expired hold: the stock is free, the revisions are kept."""
     return rules.expire(record)
 
 
-def decision_of(record: Record) -> Decision:
+def decision_of(record: StoredReservation) -> Decision:
     """The answer that `record` stands for."""
     intent = record.intent
     reason = "OUT_OF_STOCK" if record.reason else ""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from cart_grpc.carts.progress import Progress, ProgressState
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import FINAL, Answer, Decision, Disposition, Intent, NoAnswer, Observed, Reservation
-from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.rules import StoredReservation
 from tests.protocol import api_rules, service_rules
 from tests.protocol.states import STOCK, lapsed
 
@@ -24,7 +24,7 @@ CLAIM_VISIBLE = "callers see a renewal"
 NO_ALARM = "an unwanted sale raised no alarm"
 PARTLY_SOLD = "one item of a checkout was sold without the other"
 
-Records = Sequence[Record | None]
+Records = Sequence[StoredReservation | None]
 
 
 def check_stock(rows: Sequence[Reservation], records: Records, elsewhere: int) -> Iterator[str]:
@@ -47,7 +47,7 @@ def check_stock(rows: Sequence[Reservation], records: Records, elsewhere: int) -
 
 
 def check_shown(
-    row: Reservation, shown: Progress, record: Record | None, sent: Iterable[Intent], free: int
+    row: Reservation, shown: Progress, record: StoredReservation | None, sent: Iterable[Intent], free: int
 ) -> Iterator[str]:
     """Yield the violations about what callers see of an item in the cart. `free` is the stock that it can get."""
     held = record.granted if record else 0
@@ -68,7 +68,7 @@ def check_shown(
             yield LATE_EFFECT
 
 
-def _is_being_renewed(row: Reservation, record: Record | None) -> bool:
+def _is_being_renewed(row: Reservation, record: StoredReservation | None) -> bool:
     return record is not None and record.intent.revision > row.intent_revision
 
 
@@ -87,7 +87,9 @@ def check_row(before: Reservation, after: Reservation) -> str | None:
     return FINAL_CHANGED if before.state in FINAL and after.state is not before.state else None
 
 
-def check_decision(before: Record | None, after: Record | None, intent: Intent, free: int) -> str | None:
+def check_decision(
+    before: StoredReservation | None, after: StoredReservation | None, intent: Intent, free: int
+) -> str | None:
     """Find a violation in the API's decision on `intent`, with `free` pieces available."""
     if before is None:
         new = after

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from cart_grpc.carts.progress import Progress, ProgressState
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import Intent, NoAnswer, Observed, PermanentFailure, Reservation, StaleRevision
-from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.rules import StoredReservation
 from tests.protocol import api_rules, invariants, service_rules
 from tests.protocol.explorer import Step
 from tests.protocol.states import (
@@ -43,7 +43,7 @@ class ItemModel:
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._rows: Interner[Reservation] = Interner()
-        self._records: Interner[Record | None] = Interner()
+        self._records: Interner[StoredReservation | None] = Interner()
         self._sent: Interner[Intent] = Interner()
         self._outcomes: Interner[RevisionOutcome] = Interner()
         self._memo: dict[Hashable, Any] = {}
@@ -57,7 +57,7 @@ class ItemModel:
         """The row of the latest id."""
         return self._rows[item.ids[-1].row]
 
-    def record(self, item: ItemState) -> Record | None:
+    def record(self, item: ItemState) -> StoredReservation | None:
         """The API's record of the latest id."""
         return self._records[item.ids[-1].record]
 
@@ -188,7 +188,7 @@ class ItemModel:
                 )
                 yield Step("fail", False, with_id_state(item, which, failed), None, intent)
 
-    def _apply(self, before: Record | None, intent: Intent, free: int) -> tuple[int, int, str | None]:
+    def _apply(self, before: StoredReservation | None, intent: Intent, free: int) -> tuple[int, int, str | None]:
         record, outcome = api_rules.apply(before, intent, free)
         violation = invariants.check_decision(before, record, intent, free)
         return self._records.of(record), self._outcomes.of(RevisionOutcome(intent.revision, outcome)), violation

@@ -20,7 +20,7 @@ from cart_grpc.protocol.reservation import (
     Reservation,
     StaleRevision,
 )
-from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.rules import StoredReservation
 from tests.protocol import api_rules, service_rules
 from tests.protocol.states import LASTING, new_row
 
@@ -29,7 +29,7 @@ _merge_decision, _record_outcome, _seal = transitions.merge_decision, transition
 _apply, _decide = api_rules.apply, api_rules.decide
 _shown, _claims, _restore = service_rules.shown, service_rules.claims, service_rules.restore
 
-Answered = tuple[Record | None, Decision | PermanentFailure | StaleRevision]
+Answered = tuple[StoredReservation | None, Decision | PermanentFailure | StaleRevision]
 
 
 def merge_without_comparing_revisions(row: Reservation, decision: Decision) -> Reservation:
@@ -176,54 +176,56 @@ def restore_the_reserved_cap(row: Reservation) -> Reservation:
     return _restore(row)._replace(reserved_cap=row.reserved_cap)
 
 
-def apply_a_lower_revision(record: Record | None, intent: Intent, free: int) -> Answered:
+def apply_a_lower_revision(record: StoredReservation | None, intent: Intent, free: int) -> Answered:
     if record and intent.revision < record.intent.revision:
         after = _decide(record, intent, free)
         return after, api_rules.decision_of(after)
     return _apply(record, intent, free)
 
 
-def decide_the_same_revision_again(record: Record | None, intent: Intent, free: int) -> Answered:
+def decide_the_same_revision_again(record: StoredReservation | None, intent: Intent, free: int) -> Answered:
     if record and intent == record.intent:
         after = _decide(record, intent, free)
         return after, api_rules.decision_of(after)
     return _apply(record, intent, free)
 
 
-def forget_the_release_of_an_unknown_id(record: Record | None, intent: Intent, free: int) -> Answered:
+def forget_the_release_of_an_unknown_id(record: StoredReservation | None, intent: Intent, free: int) -> Answered:
     after, answer = _apply(record, intent, free)
     return None if record is None and intent.disposition is Disposition.RELEASE else after, answer
 
 
-def forget_a_released_id(record: Record | None, intent: Intent, free: int) -> Answered:
+def forget_a_released_id(record: StoredReservation | None, intent: Intent, free: int) -> Answered:
     after, answer = _apply(record, intent, free)
     return None if after and after.state is Observed.RELEASED else after, answer
 
 
-def lose_the_hold_when_rejected(record: Record | None, intent: Intent, free: int) -> Record:
+def lose_the_hold_when_rejected(record: StoredReservation | None, intent: Intent, free: int) -> StoredReservation:
     after = _decide(record, intent, free)
     return replace(after, granted=0, expire_time=None) if after.state is Observed.REJECTED else after
 
 
-def reject_the_commit_of_an_expired_hold(record: Record | None, intent: Intent, free: int) -> Record:
+def reject_the_commit_of_an_expired_hold(
+    record: StoredReservation | None, intent: Intent, free: int
+) -> StoredReservation:
     ran_out = record is not None and record.state is Observed.EXPIRED
     refuse = ran_out and intent.disposition is Disposition.COMMIT
     return _decide(record, intent, 0 if refuse else free)
 
 
-def release_a_committed_id(record: Record | None, intent: Intent, free: int) -> Record:
+def release_a_committed_id(record: StoredReservation | None, intent: Intent, free: int) -> StoredReservation:
     sold = record is not None and record.state is Observed.COMMITTED
     return _decide(None if sold else record, intent, free)
 
 
-def hold_a_released_id(record: Record | None, intent: Intent, free: int) -> Record:
+def hold_a_released_id(record: StoredReservation | None, intent: Intent, free: int) -> StoredReservation:
     released = record is not None and record.state is Observed.RELEASED
     return _decide(None if released else record, intent, free)
 
 
-def forget_an_expired_hold(record: Record) -> None:
+def forget_an_expired_hold(record: StoredReservation) -> None:
     return None
 
 
-def expire_early(record: Record | None) -> bool:
+def expire_early(record: StoredReservation | None) -> bool:
     return record is not None and record.expire_time is not None

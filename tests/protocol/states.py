@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import Generic, NamedTuple, TypeVar
 
 from cart_grpc.protocol.reservation import Answer, Decision, Disposition, Intent, NoAnswer, Reservation, StaleRevision
-from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.rules import StoredReservation
 from tests.carts.examples import a_hold
 
 T = TypeVar("T")
@@ -152,7 +152,7 @@ def aged_row(row: Reservation) -> Reservation:
     return row._replace(expire_time=_aged(row.expire_time))
 
 
-def aged_record(record: Record | None) -> Record | None:
+def aged_record(record: StoredReservation | None) -> StoredReservation | None:
     return record and replace(record, expire_time=_aged(record.expire_time))
 
 

@@ -232,7 +232,7 @@ async def test_a_pause_before_a_write_means_that_it_is_not_sent(simulator_url: s
 
 
 async def test_all_calls_together_end_at_the_deadline(api: ReservationApi, simulator: Simulator) -> None:
-    simulator.faults = Faults(latency=SECOND)
+    simulator.faults = Faults(latency_us=SECOND)
     assert (await no_answer(api, hold(1), timeout=0.05)).code == "DEADLINE_EXCEEDED"
 
 

@@ -124,7 +124,7 @@ class World:
                 for each in live
             ]
         elif method == "DELETE":
-            status = 200 if self.stock.give_back(url[1:], self.now) else 404
+            status = 200 if self.stock.delete(url[1:], self.now) else 404
         else:
             made = self.stock.reserve(body["id"], body["item"], body["quantity"], self.now)
             status = 409 if made.state is Observed.REJECTED else 201

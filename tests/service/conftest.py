@@ -82,7 +82,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 async def simulator(gate: Gate) -> Simulator:
     """A Reservation API with 10 units of each sku. Each call takes 30 s by a clock that the gate controls."""
-    return make_simulator(SimulatorConfig(default_stock=10, latency=30_000_000, seed=1), sleep=gate.sleep)
+    return make_simulator(SimulatorConfig(default_stock=10, latency_us=30_000_000, seed=1), sleep=gate.sleep)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.faults import Faults
-from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.rules import StoredReservation
 from cart_grpc.simulator.simulator import Simulator
 from cart_grpc.simulator.stock import Stock
 from tests.gate import Gate
@@ -22,7 +22,7 @@ from tests.service.conftest import CART, Service, running_replica
 SKU = "espresso-beans"
 GRACE = 0.4
 # Each call waits while the gate is closed.
-SLOW = Faults(latency=1)
+SLOW = Faults(latency_us=1)
 State = cart_pb2.Reservation.State
 
 
@@ -41,7 +41,7 @@ class Basic(Simulator):
         )
         self.posts: defaultdict[str, list[float]] = defaultdict(list)
 
-    async def reserve(self, read: Callable[[], tuple[str, str, int]]) -> Record | None:
+    async def reserve(self, read: Callable[[], tuple[str, str, int]]) -> StoredReservation | None:
         self.posts[read()[0]].append(time.monotonic())
         healthy, self.faults = self.faults, self.post_faults
         posting = asyncio.ensure_future(super().reserve(read))
@@ -178,7 +178,7 @@ async def test_a_post_that_arrives_twice_is_found_and_undone(
     service: Service, simulator: Basic, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate.close()
-    simulator.post_faults = Faults(duplicated=1, duplicate_delay=1)
+    simulator.post_faults = Faults(duplicated=1, duplicate_delay_us=1)
     await service.add(quantity=2)
     await item_in(service, State.STATE_RESERVED)
     gate.open()

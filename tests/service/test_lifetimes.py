@@ -82,7 +82,7 @@ async def test_an_expired_hold_shows_as_expired_and_is_reserved_again(service: S
     await run_sql("UPDATE reservations SET expire_time = 1, due_time = 1")
     lapsed = await service.eventually(lambda cart: cart.items[0].reservation.state == State.STATE_EXPIRED)
     assert lapsed.items[0].reservation.reserved_quantity == 0
-    service.simulator.faults = Faults(latency=30_000_000)
+    service.simulator.faults = Faults(latency_us=30_000_000)
     held = await service.eventually(lambda cart: cart.items[0].reservation.state == State.STATE_RESERVED)
     assert held.revision > before.revision
     assert held.etag == before.etag

@@ -82,12 +82,12 @@ async def test_an_item_removed_during_its_reservation_call_holds_no_stock_in_the
 async def test_items_stay_pending_while_the_reservation_api_is_down_and_are_reserved_after_it(
     service: Service,
 ) -> None:
-    service.simulator.faults = Faults(latency=30_000_000, down=True)
+    service.simulator.faults = Faults(latency_us=30_000_000, down=True)
     item = await service.add()
     assert item.reservation.state == State.STATE_PENDING
     tried = await service.eventually(lambda cart: "UNAVAILABLE" in cart.items[0].reservation.message)
     assert tried.items[0].reservation.state == State.STATE_PENDING
-    service.simulator.faults = Faults(latency=30_000_000)
+    service.simulator.faults = Faults(latency_us=30_000_000)
     cart = await service.settled()
     assert cart.items[0].reservation.state == State.STATE_RESERVED
 

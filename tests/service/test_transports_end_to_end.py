@@ -12,7 +12,7 @@ SKU = "espresso-beans"
 State = cart_pb2.Reservation.State
 # Half an hour, by a clock that the gate controls.
 LATENCY = 1_800_000_000
-HEALTHY = Faults(latency=LATENCY)
+HEALTHY = Faults(latency_us=LATENCY)
 
 
 @pytest.fixture(params=[("sqlite", "grpc"), ("postgresql", "http")], ids="-".join)
@@ -120,7 +120,7 @@ async def test_a_call_without_a_usable_answer_is_retried_until_it_has_one(servic
 
 
 async def test_duplicates_that_arrive_late_change_nothing(service: Service) -> None:
-    service.simulator.faults = Faults(duplicated=1.0, duplicate_delay=LATENCY)
+    service.simulator.faults = Faults(duplicated=1.0, duplicate_delay_us=LATENCY)
     service.gate.close()
     item = await service.add(quantity=1)
     for _ in range(2):
@@ -164,7 +164,7 @@ async def test_a_refused_change_keeps_the_previous_hold(service: Service) -> Non
 
 async def test_the_final_quantity_is_exact_in_spite_of_all_faults_at_once(service: Service) -> None:
     service.simulator.faults = Faults(
-        lost_before_effect=0.3, lost_after_effect=0.3, duplicated=0.3, garbage=0.2, duplicate_delay=LATENCY
+        lost_before_effect=0.3, lost_after_effect=0.3, duplicated=0.3, garbage=0.2, duplicate_delay_us=LATENCY
     )
     for _ in range(6):
         await service.add(quantity=1)

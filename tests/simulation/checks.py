@@ -8,7 +8,7 @@ from cartgrpc.v1 import cart_pb2
 
 from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.protocol.reservation import FINAL, Disposition, Observed
-from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.rules import StoredReservation as Record
 from cart_grpc.simulator.stock import Stock
 from tests.simulation.histories import HistoryChecker, revision_of
 from tests.simulation.operations import CallerOperation

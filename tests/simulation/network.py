@@ -14,10 +14,10 @@ from cart_grpc.protocol.reservation import Intent
 from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerError
 from cart_grpc.simulator import codec
-from cart_grpc.simulator.errors import BodyMismatch, SimulatorError, Stale
-from cart_grpc.simulator.faults import Nonsense
-from cart_grpc.simulator.rules import Record
-from cart_grpc.simulator.simulator import Told
+from cart_grpc.simulator.errors import BodyMismatch, RevisionTooLow, SimulatorError
+from cart_grpc.simulator.faults import Garbage
+from cart_grpc.simulator.rules import StoredReservation as Record
+from cart_grpc.simulator.simulator import SimulatedReply
 from cart_grpc.simulator.stock import Stock
 from tests.simulation.loop import OUTSIDE, Process
 
@@ -133,11 +133,11 @@ class Network:
     def _decide(self, intent: Intent, chances: list[float]) -> "Answer | NoAnswerError":
         try:
             record = self._stock.apply(intent, self._clock(), sold_out=chances[6] < self.faults.sold_out)
-            return _translate(record, intent, chances[7] < self.faults.garbage and self._rng.choice(list(Nonsense)))
+            return _translate(record, intent, chances[7] < self.faults.garbage and self._rng.choice(list(Garbage)))
         except BodyMismatch:
             self._report_violation(f"{intent.reservation_id} revision {intent.revision} was sent with two bodies")
             return wire.to_permanent_failure("REVISION_BODY_MISMATCH", "INVALID_ARGUMENT", "")
-        except Stale as stale:
+        except RevisionTooLow as stale:
             return wire.to_stale_revision(codec.to_reservation(stale.current), intent)
         except SimulatorError as error:
             self._report_violation(f"{intent}: {error}")
@@ -167,8 +167,8 @@ class Network:
             reply.set_exception(NoAnswerError("UNAVAILABLE", why))
 
 
-def _translate(record: Record, intent: Intent, nonsense: "Nonsense | bool") -> Answer:
-    response = codec.to_answer(Told(record, nonsense or None))  # type: ignore[arg-type]  # False is none
+def _translate(record: Record, intent: Intent, nonsense: "Garbage | bool") -> Answer:
+    response = codec.to_response(SimulatedReply(record, nonsense or None))  # type: ignore[arg-type]  # False is none
     if response is None:
         raise wire.invalid_answer("no message")
     return wire.to_decision(response.reservation, intent)

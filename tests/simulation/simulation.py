@@ -72,7 +72,7 @@ class Simulation:
 
     def _decided(self, entry: Entry) -> None:
         if isinstance(entry, Decided):
-            record = entry.record
+            record = entry.reservation
             self.log_event(
                 "effect", record.intent.reservation_id, record.intent.revision, record.state.name, record.granted
             )

@@ -90,7 +90,7 @@ async def test_its_holds_never_end_and_outlive_the_process(tmp_path: Path) -> No
     first = Stock(default_total=10, log=journal.write)
     for _ in range(3):
         first.reserve("x", SKU, 1, START)
-    first.give_back("2", START)
+    first.delete("2", START)
     journal.close()
     again = Journal(tmp_path / "journal")
     second = Stock(default_total=10, entries=again.entries, log=again.write)

@@ -75,7 +75,7 @@ async def test_faults_are_set_and_read(stubs: Stubs, simulator: Simulator) -> No
     faults = simulator_pb2.Faults(slow=0.25, down=True)
     faults.latency.FromMilliseconds(1500)
     await stubs.control.SetFaults(simulator_pb2.SetFaultsRequest(faults=faults), timeout=5)
-    assert simulator.faults == Faults(latency=1_500_000, slow=0.25, slow_latency=0, down=True)
+    assert simulator.faults == Faults(latency_us=1_500_000, slow=0.25, slow_latency_us=0, down=True)
     told = await stubs.control.GetFaults(simulator_pb2.GetFaultsRequest(), timeout=5)
     assert (told.faults.latency, told.faults.slow, told.faults.down) == (faults.latency, 0.25, True)
     with pytest.raises(grpc.aio.AioRpcError) as caught:

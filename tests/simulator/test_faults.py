@@ -9,7 +9,7 @@ import pytest
 from cart_grpc.protocol.reservation import Decision, Disposition, Observed
 from cart_grpc.reservation_api.api import PermanentFailure, ReservationApi
 from cart_grpc.reservation_api.transports import connect
-from cart_grpc.simulator.errors import Unavailable
+from cart_grpc.simulator.errors import CallFailed
 from cart_grpc.simulator.faults import Faults, draw
 from cart_grpc.simulator.server import (
     SimulatorServer,
@@ -30,7 +30,7 @@ def held(simulator: Simulator) -> int:
 async def test_an_answer_waits_for_the_latency_and_is_decided_after_it(
     simulator: Simulator, api: ReservationApi, gate: Gate
 ) -> None:
-    simulator.faults = Faults(latency=30 * SECOND)
+    simulator.faults = Faults(latency_us=30 * SECOND)
     call = asyncio.ensure_future(api.apply(hold(2), timeout=60))
     await gate.until_waiting(1)
     assert (held(simulator), simulator.call_count, simulator.pending_count) == (0, 1, 1)
@@ -42,7 +42,7 @@ async def test_an_answer_waits_for_the_latency_and_is_decided_after_it(
 async def test_a_caller_that_gives_up_gets_the_effect_all_the_same(
     simulator: Simulator, api: ReservationApi, gate: Gate
 ) -> None:
-    simulator.faults = Faults(slow=1, slow_latency=30 * SECOND)
+    simulator.faults = Faults(slow=1, slow_latency_us=30 * SECOND)
     call = asyncio.ensure_future(api.apply(hold(2), timeout=60))
     await gate.until_waiting(1)
     call.cancel()
@@ -70,7 +70,7 @@ async def test_lost_after_effect(simulator: Simulator, api: ReservationApi) -> N
 async def test_a_message_that_arrives_twice_is_decided_once(
     simulator: Simulator, api: ReservationApi, gate: Gate
 ) -> None:
-    simulator.faults = Faults(duplicated=1, duplicate_delay=SECOND)
+    simulator.faults = Faults(duplicated=1, duplicate_delay_us=SECOND)
     await api.apply(hold(2), timeout=5)
     gate.open()
     assert await simulator.settle(10)
@@ -78,7 +78,7 @@ async def test_a_message_that_arrives_twice_is_decided_once(
 
 
 async def test_a_lost_message_may_arrive_later(simulator: Simulator, api: ReservationApi, gate: Gate) -> None:
-    simulator.faults = Faults(duplicated=1, duplicate_delay=SECOND, lost_before_effect=1)
+    simulator.faults = Faults(duplicated=1, duplicate_delay_us=SECOND, lost_before_effect=1)
     await no_answer(api, hold(2))
     assert held(simulator) == 0
     gate.open()
@@ -89,7 +89,7 @@ async def test_a_lost_message_may_arrive_later(simulator: Simulator, api: Reserv
 async def test_a_hold_that_arrives_again_after_its_release_takes_nothing(
     simulator: Simulator, api: ReservationApi, gate: Gate
 ) -> None:
-    simulator.faults = Faults(duplicated=1, duplicate_delay=SECOND)
+    simulator.faults = Faults(duplicated=1, duplicate_delay_us=SECOND)
     first = hold(2)
     await api.apply(first, timeout=5)
     await api.apply(after(first, Disposition.RELEASE), timeout=5)
@@ -138,7 +138,7 @@ async def test_throttled(simulator: Simulator, api: ReservationApi) -> None:
 
 
 async def test_down_fails_at_once_though_the_latency_is_long(simulator: Simulator, api: ReservationApi) -> None:
-    simulator.faults = Faults(down=True, latency=30 * SECOND)
+    simulator.faults = Faults(down=True, latency_us=30 * SECOND)
     error = await no_answer(api, hold(2))
     assert (error.reached, simulator.call_count, simulator.effects()) == (False, 1, [])
 
@@ -146,7 +146,7 @@ async def test_down_fails_at_once_though_the_latency_is_long(simulator: Simulato
 async def test_stopping_ends_the_wait_of_callers_and_drops_what_is_pending(
     simulator: Simulator, transport: str, gate: Gate
 ) -> None:
-    simulator.faults = Faults(latency=SECOND)
+    simulator.faults = Faults(latency_us=SECOND)
     server = SimulatorServer(simulator)
     ports = await server.start("127.0.0.1:0", "127.0.0.1:0")
     api = connect(f"grpc://127.0.0.1:{ports.grpc}" if transport == "grpc" else f"http://127.0.0.1:{ports.http}")
@@ -159,11 +159,11 @@ async def test_stopping_ends_the_wait_of_callers_and_drops_what_is_pending(
 
 
 async def test_a_call_that_is_dropped_at_the_end_says_so(simulator: Simulator, gate: Gate) -> None:
-    simulator.faults = Faults(latency=SECOND)
+    simulator.faults = Faults(latency_us=SECOND)
     call = asyncio.ensure_future(simulator.apply(hold))
     await gate.until_waiting(1)
     await simulator.stop(0)
-    with pytest.raises(Unavailable):
+    with pytest.raises(CallFailed):
         await call
 
 
@@ -173,16 +173,16 @@ def test_a_seed_repeats_a_run() -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
-@pytest.mark.parametrize("wrong", [{"slow": 1.5}, {"garbage": -0.1}, {"refused": float("nan")}, {"latency": -1}])
+@pytest.mark.parametrize("wrong", [{"slow": 1.5}, {"garbage": -0.1}, {"refused": float("nan")}, {"latency_us": -1}])
 def test_wrong_faults_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(ValueError, match=next(iter(wrong)).removesuffix("_us")):
         Faults(**wrong)
 
 
 async def test_hundreds_of_slow_calls_are_in_flight_at_once(
     simulator: Simulator, api: ReservationApi, gate: Gate
 ) -> None:
-    simulator.faults = Faults(latency=30 * SECOND)
+    simulator.faults = Faults(latency_us=30 * SECOND)
     calls = [asyncio.ensure_future(api.apply(hold(1, sku=f"sku-{n}"), timeout=60)) for n in range(400)]
     await gate.until_waiting(400)
     gate.open()

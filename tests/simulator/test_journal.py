@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cart_grpc.protocol.reservation import Disposition, Observed
-from cart_grpc.simulator.errors import BodyMismatch, Stale
+from cart_grpc.simulator.errors import BodyMismatch, RevisionTooLow
 from cart_grpc.simulator.journal import Journal
 from cart_grpc.simulator.stock import Levels, Stock
 from tests.intents import SECOND, START, after, hold
@@ -35,7 +35,7 @@ def test_a_restart_remembers_everything(tmp_path: Path) -> None:
     second, again = reopened(tmp_path / "journal")
     assert (again.effects(0, 100, START), again.levels(SKU, START)) == before
     assert told(again.apply(refused, START)) == (Observed.REJECTED, 0)
-    with pytest.raises(Stale):
+    with pytest.raises(RevisionTooLow):
         again.apply(released, START)
     with pytest.raises(BodyMismatch):
         again.apply(replace(held, quantity=1), START)
@@ -73,7 +73,7 @@ def test_a_journal_cut_anywhere_is_read_up_to_its_last_whole_line(
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, line: str) -> None:
     path = tmp_path / "notes.txt"
     path.write_text(f"{line}\ntorn")
-    with pytest.raises(ValueError, match=r"line 1 of .*notes\.txt is not a journal's"):
+    with pytest.raises(ValueError, match=r"line 1 of .*notes\.txt is not a journal entry"):
         Journal(path)
     assert path.read_text() == f"{line}\ntorn"
 

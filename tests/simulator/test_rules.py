@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cart_grpc.protocol.reservation import Disposition, Intent, Observed
-from cart_grpc.simulator.errors import BodyMismatch, SimulatorError, Stale
-from cart_grpc.simulator.rules import Record
+from cart_grpc.simulator.errors import BodyMismatch, RevisionTooLow, SimulatorError
+from cart_grpc.simulator.rules import StoredReservation
 from cart_grpc.simulator.stock import Levels, Stock
 from tests.intents import SECOND, START, after, hold, new_id
 
@@ -16,7 +16,7 @@ SKU = "espresso-beans"
 MINUTE = 60 * SECOND
 
 
-def told(record: Record) -> tuple[Observed, int]:
+def told(record: StoredReservation) -> tuple[Observed, int]:
     """Return what a caller would see first."""
     return record.state, record.granted
 
@@ -57,7 +57,7 @@ def test_the_same_revision_with_another_body_is_refused_without_effect(stock: St
 def test_a_lower_revision_is_refused_without_effect_and_told_the_current_one(stock: Stock) -> None:
     first = hold(2, revision=3)
     current = stock.apply(first, START)
-    with pytest.raises(Stale) as caught:
+    with pytest.raises(RevisionTooLow) as caught:
         stock.apply(replace(first, revision=2, quantity=9), START)
     assert caught.value.current == current
     assert stock.levels(SKU, START) == Levels(8, 2, 0)
@@ -66,7 +66,7 @@ def test_a_lower_revision_is_refused_without_effect_and_told_the_current_one(sto
 def test_a_release_of_an_unknown_id_is_remembered_against_a_late_hold(stock: Stock) -> None:
     first = hold(2)
     assert told(stock.apply(after(first, Disposition.RELEASE), START)) == (Observed.RELEASED, 0)
-    with pytest.raises(Stale) as caught:
+    with pytest.raises(RevisionTooLow) as caught:
         stock.apply(first, START)
     assert told(caught.value.current) == (Observed.RELEASED, 0)
     assert stock.levels(SKU, START) == Levels(10, 0, 0)
@@ -171,7 +171,7 @@ def test_a_hold_never_ends_before_the_time_that_was_answered(stock: Stock) -> No
 def test_the_memory_of_revisions_outlives_the_hold(stock: Stock) -> None:
     first = hold(2, revision=5)
     stock.apply(first, START)
-    with pytest.raises(Stale) as caught:
+    with pytest.raises(RevisionTooLow) as caught:
         stock.apply(replace(first, revision=4), START + 600 * SECOND)
     assert told(caught.value.current) == (Observed.EXPIRED, 0)
 
