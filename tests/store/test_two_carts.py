@@ -32,8 +32,8 @@ from cart_grpc.protocol.reservation import Disposition
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.failures import get_sqlstate
-from cart_grpc.store.group_commit import GroupCommit
 from cart_grpc.store.store import Store
+from cart_grpc.store.write_queue import WriteQueue
 from tests.store.writes import SKU, TERMS, Wrapped, add, claim, snapshot
 
 T = TypeVar("T")
@@ -134,9 +134,9 @@ async def test_calls_in_opposite_directions_in_one_batch_run_in_order(engine: En
     await store.mutate(add("a", 2, ALICE))
     await store.mutate(add("b", 3, BOB))
     counted = Wrapped(engine)
-    writer = GroupCommit(counted, ChangeNotifier(), app.new_id, 1000)
-    answers = [writer.write(move(ALICE, BOB, "a")), writer.write(move(BOB, ALICE, "b"))]
-    answers += [writer.write(move(BOB, ALICE, "a"))]
+    writer = WriteQueue(counted, ChangeNotifier(), app.new_id, 1000)
+    answers = [writer.submit(move(ALICE, BOB, "a")), writer.write(move(BOB, ALICE, "b"))]
+    answers += [writer.submit(move(BOB, ALICE, "a"))]
     await writer.start()
     replies = [json.loads(await answer)[0] for answer in answers]
     await writer.close()
