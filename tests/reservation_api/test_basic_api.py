@@ -24,17 +24,17 @@ SKU = "espresso-beans"
 
 @dataclass
 class Noted:
-    """An attempt that notes how it is used: `opened` has the seconds, and what the simulator had been asked before."""
+    """An attempt that notes how it is used: `opened` has the timeouts, and what the simulator had been asked before."""
 
     simulator: Simulator | None = None
-    pending: int = 0
+    uncertain_us: int = 0
     allowed: bool = True
-    opened: list[float] = field(default_factory=list)
+    opened: list[int] = field(default_factory=list)
     held_before: list[int] = field(default_factory=list)
 
-    async def open(self, timeout: float) -> bool:
+    async def open(self, timeout_us: int) -> bool:
         """Note it."""
-        self.opened.append(timeout)
+        self.opened.append(timeout_us)
         if self.simulator:
             self.held_before.append(self.simulator.levels(SKU).held)
         return self.allowed
@@ -83,7 +83,7 @@ async def test_a_hold_is_posted_once_and_has_no_end(api: ReservationApi, simulat
     assert await api.apply(intent, timeout=5, attempt=attempt) == told(intent, Observed.HELD, 3)
     assert live(simulator, intent) == [("1", 3)]
     assert attempt.held_before == [0]
-    assert 4 < attempt.opened[0] <= 5
+    assert 4 * SECOND < attempt.opened[0] <= 5 * SECOND
 
 
 async def test_what_is_there_already_is_adopted_without_an_attempt(api: ReservationApi, simulator: Simulator) -> None:
@@ -121,7 +121,7 @@ async def test_another_quantity_is_given_back_before_the_new_one_is_taken(
 async def test_while_an_attempt_may_be_open_nothing_is_asked_at_all(
     api: ReservationApi, simulator: Simulator, disposition: Disposition
 ) -> None:
-    error = await no_answer(api, hold(2, disposition=disposition), Noted(pending=SECOND))
+    error = await no_answer(api, hold(2, disposition=disposition), Noted(uncertain_us=SECOND))
     assert (error.code, error.reached) == ("UNCERTAIN", None)
     assert simulator.call_count == 0
 
@@ -170,7 +170,7 @@ async def test_a_release_while_an_attempt_may_be_open_gives_back_what_is_there_a
 ) -> None:
     intent = hold(2, disposition=Disposition.RELEASE)
     await posted(simulator, intent, 2)
-    error = await no_answer(api, intent, Noted(pending=SECOND))
+    error = await no_answer(api, intent, Noted(uncertain_us=SECOND))
     assert (error.code, error.reached) == ("UNCERTAIN", True)
     assert live(simulator, intent) == []
 
@@ -184,7 +184,7 @@ async def test_a_post_that_is_lost_is_no_answer_and_not_repeated(
     intent = hold(1)
 
     class Losing(Noted):
-        async def open(self, timeout: float) -> bool:
+        async def open(self, timeout_us: int) -> bool:
             simulator.faults = faults
             return True
 
@@ -219,7 +219,7 @@ class Counting(HttpClient):
 
 async def test_a_pause_before_a_write_means_that_it_is_not_sent(simulator_url: str) -> None:
     class Pausing(Noted):
-        async def open(self, timeout: float) -> bool:
+        async def open(self, timeout_us: int) -> bool:
             # As SIGSTOP would: the loop does not run meanwhile.
             time.sleep(1.1)  # noqa: ASYNC251
             return True

@@ -204,13 +204,15 @@ class WorldAttempt:
         self.opened: int | None = None
         self._world = world
         self._claimed = claimed
-        self.pending = max(0, (claimed.uncertain_until or 0) - ((claimed.lease_expire_time or 0) - int(LEASE * SECOND)))
+        self.uncertain_us = max(
+            0, (claimed.uncertain_until or 0) - ((claimed.lease_expire_time or 0) - int(LEASE * SECOND))
+        )
 
-    async def open(self, timeout: float) -> bool:
+    async def open(self, timeout_us: int) -> bool:
         world = self._world
         # What was looked up before may not be so any more.
         await world.pause()
-        opened = open_attempt(world.row, self._claimed, int((timeout + GRACE) * SECOND), world.now)
+        opened = open_attempt(world.row, self._claimed, timeout_us + int(GRACE * SECOND), world.now)
         if opened is None:
             return False
         world.put(opened)
