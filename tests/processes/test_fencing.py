@@ -145,7 +145,7 @@ async def _end_calls(road: Road) -> None:
     """Let the calls of `road` end and be recorded."""
     road.gate.open()
     road.answers.open()
-    await road.reconciler.stop(20)
+    await road.reconciler.stop(to_us(20))
 
 
 @no_lease_ends
