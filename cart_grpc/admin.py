@@ -1,4 +1,4 @@
-"""The operator's side of the store: what is stuck is looked at, tried again, given back; and all that is logged."""
+"""The actions an operator can take: inspect, retry and release reservations, pause and resume all calls."""
 
 import logging
 from typing import Protocol
@@ -12,67 +12,74 @@ from cart_grpc.store.store import Store
 log = logging.getLogger(__name__)
 
 
-class Calls(Protocol):
-    """What the reconciler of this process knows of the Reservation API."""
+class ReconcilerStatus(Protocol):
+    """The part of this process's reconciler that operators can see."""
 
     @property
     def in_flight(self) -> int:
-        """How many calls are under way."""
+        """The number of calls to the Reservation API in flight."""
         ...
 
-    def breaker_open_seconds(self) -> float | None:
-        """For how long nobody has answered, None while the Reservation API answers."""
+    def find_breaker_open_us(self) -> int | None:
+        """Return how long the Reservation API has counted as down, in microseconds; None while it answers."""
         ...
 
 
 class Operator:
-    """What may be done by hand. Every method raises DatabaseUnavailable, and what else CallRefused it names.
+    """The operator's actions on one store. Each change is logged.
 
-    `calls` is None in a process that does not reconcile.
+    Every method raises DatabaseUnavailable, and the other kinds of CallRefused that it names. `reconciler` is None in a
+    process that does not reconcile.
     """
 
-    def __init__(self, store: Store, limits: Limits, calls: Calls | None) -> None:
-        self.calls = calls
+    def __init__(self, store: Store, limits: Limits, reconciler: ReconcilerStatus | None) -> None:
+        self.reconciler = reconciler
         self._store = store
         self._reads = store.operator_reads
         self._limits = limits
 
     async def get(self, reservation_id: str) -> ReservationSnapshot:
-        """One reservation. Raises ReservationNotFound."""
+        """Return one reservation. Raises ReservationNotFound."""
         return await self._reads.get(reservation_id)
 
     async def list(self, page: ReservationPage) -> list[ReservationSnapshot]:
-        """One page of reservations, and one more if there is one."""
+        """Return one page of reservations, plus one more if there is a next page."""
         return await self._reads.list(page)
 
     async def get_stats(self) -> Stats:
-        """How much is waiting."""
+        """Return the size of the backlog."""
         return await self._reads.get_stats()
 
     async def retry(self, reservation_id: str) -> ReservationSnapshot:
-        """Try again at once. Returns what is pursued now. Raises ReservationNotFound, CartClosed."""
+        """Make the reservation due now, or ask again for a rejected or expired one.
+
+        Returns the reservation that is pursued, which may be a new one. Raises ReservationNotFound, CartClosed.
+        """
         found = await self._reads.get(reservation_id)
         pursued = await self._store.intervene(Retry(found.reservation, self._limits))
-        log.warning("reservation %s: an operator has it tried again, as %s", reservation_id, pursued)
+        log.warning("reservation %s: an operator retried it as %s", reservation_id, pursued)
         return await self._reads.get(pursued)
 
     async def release(self, reservation_id: str, reason: str, *, force: bool) -> ReservationSnapshot:
-        """Give it back, or with `force` regard it as given back. Raises ReservationNotFound, ReservationCommitted."""
+        """Release the reservation; with `force`, count it as released without an answer of the Reservation API.
+
+        Raises ReservationNotFound, ReservationCommitted.
+        """
         found = await self._reads.get(reservation_id)
         alarm = await self._store.intervene(Release(found.reservation, reason, force))
-        how = "regards it as released" if force else "has it released"
-        log.warning("reservation %s: an operator %s: %s", reservation_id, how, reason)
+        action = "force-released" if force else "released"
+        log.warning("reservation %s: an operator %s it: %s", reservation_id, action, reason)
         if alarm:
             log.error("ALARM reservation %s: %s", reservation_id, alarm)
         return await self._reads.get(reservation_id)
 
     async def pause(self, reason: str) -> PauseSnapshot | None:
-        """Stop calling the Reservation API, on every replica. Returns how it stands then."""
+        """Stop calling the Reservation API, on every replica. Returns the pause; None if it was resumed meanwhile."""
         await self._store.pause(Pause(reason))
-        log.warning("an operator has paused the calls of the Reservation API: %s", reason)
+        log.warning("an operator paused all calls to the Reservation API: %s", reason)
         return await self._reads.find_pause()
 
     async def resume(self) -> None:
-        """Go on calling."""
+        """Call the Reservation API again."""
         await self._store.pause(Resume())
-        log.warning("an operator lets the calls of the Reservation API go on")
+        log.warning("an operator resumed the calls to the Reservation API")

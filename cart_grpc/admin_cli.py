@@ -1,6 +1,6 @@
-"""The operator's commands: `cart-grpc reservations list | show | retry | release | stats | pause | resume | …`.
+"""The subcommands for operators: `cart-grpc reservations list | show | retry | release | stats | pause | resume | …`.
 
-All but `after-restore` are calls of `cartgrpc.v1.CartAdminService`.
+All of them call `cartgrpc.v1.CartAdminService`, except `after-restore`, which works on the database.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from cart_grpc import app
 from cart_grpc.app import StartupError
 from cart_grpc.settings import Settings, check_address
+from cart_grpc.units import to_us
 
 Stub = cart_admin_service_pb2_grpc.CartAdminServiceStub
 Record = pb.ReservationRecord
@@ -27,78 +28,88 @@ STATES = tuple(name.removeprefix("STATE_").lower() for name in Record.State.keys
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    """Add them to `cart-grpc reservations`."""
+    """Add the subcommands to `cart-grpc reservations`."""
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--address", metavar="HOST:PORT", help="where operators are listened to (CART_ADMIN_LISTEN)")
-    options.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    options.add_argument(
+        "--address", metavar="HOST:PORT", help="the server's admin address; default: CART_ADMIN_LISTEN"
+    )
+    options.add_argument("--json", action="store_true", help="print one JSON object per line")
 
     def add(name: str, function: Callable[..., Iterable[Message]], description: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, parents=[options], help=description, description=description)
-        command.set_defaults(command=_calling, call=function)
+        command.set_defaults(run=_run, call=function)
         return command
 
-    listing = add(
-        "list", _list, "list reservations, the oldest first; those without an answer, if nothing else is said"
+    listing = add("list", _list, "list reservations, oldest first; by default those that wait for an answer")
+    listing.add_argument(
+        "--state", action="append", default=[], choices=STATES, help="only reservations in this state; repeatable"
     )
-    listing.add_argument("--state", action="append", default=[], choices=STATES, help="only those in this state")
-    listing.add_argument("--min-age", type=float, default=0, metavar="SECONDS", help="only those made so long ago")
-    listing.add_argument("--min-attempts", type=int, default=0, metavar="N", help="only those tried so often")
-    listing.add_argument("--limit", type=int, default=100, metavar="N", help="how many at most (default: %(default)s)")
+    listing.add_argument(
+        "--min-age", type=float, default=0, metavar="SECONDS", help="only reservations at least this old"
+    )
+    listing.add_argument(
+        "--min-attempts", type=int, default=0, metavar="N", help="only reservations with at least N attempts"
+    )
+    listing.add_argument("--limit", type=int, default=100, metavar="N", help="maximum number (default: %(default)s)")
     for name, function, description in (
-        ("show", _show, "show reservations, finished or not"),
-        ("retry", _retry, "say at once what is still to be said; ask again for what was rejected or has expired"),
-        ("release", _release, "give reservations back, also where the items are still in their carts"),
+        ("show", _show, "show reservations, including finished ones"),
+        ("retry", _retry, "call the Reservation API now; ask again for a rejected or expired reservation"),
+        ("release", _release, "release reservations, even if their items are still in a cart"),
     ):
-        add(name, function, description).add_argument("reservation", nargs="+", help="its name or id")
-    commands.choices["release"].add_argument("--reason", required=True, help="why, for the log")
+        add(name, function, description).add_argument("reservation", nargs="+", help="name or id")
+    commands.choices["release"].add_argument("--reason", required=True, help="the reason, for the log")
     commands.choices["release"].add_argument(
-        "--force", action="store_true", help="regard them as released, although the Reservation API has not said so"
+        "--force", action="store_true", help="count them as released without an answer from the Reservation API"
     )
-    add("stats", _stats, "show how much is waiting, and whether the Reservation API answers")
-    add("pause", _pause, "stop calling the Reservation API").add_argument("--reason", required=True, help="why")
-    add("resume", _resume, "go on calling the Reservation API")
-    description = "raise what is unfinished in a restored database above all that was ever said; before any start"
-    restored = commands.add_parser("after-restore", help=description, description=description)
-    restored.set_defaults(command=_after_restore)
+    add("stats", _stats, "show the backlog, and whether the Reservation API answers")
+    pause = add("pause", _pause, "stop calling the Reservation API, on all replicas")
+    pause.add_argument("--reason", required=True, help="the reason, shown by stats")
+    add("resume", _resume, "call the Reservation API again")
+    description = (
+        "after restoring a backup and before starting any server: raise every unfinished reservation's revision above "
+        "any that was ever sent"
+    )
+    after_restore = commands.add_parser("after-restore", help=description, description=description)
+    after_restore.set_defaults(run=_after_restore)
 
 
-def _calling(configured: Settings, parsed: argparse.Namespace) -> int:
-    """Make the calls of a command and print the answers. The exit status: 0, or 1 where one was refused."""
-    address = parsed.address or configured.admin_listen
+def _run(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Make the calls of a subcommand and print the answers. Returns 0, or 1 if a call was refused or not answered."""
+    address = arguments.address or settings.admin_listen
     if not address:
-        raise StartupError("CART_ADMIN_LISTEN is not set; --address says where operators are listened to")
+        raise StartupError("CART_ADMIN_LISTEN is not set; set it or use --address")
     try:
         check_address(address)
     except ValueError as error:
         raise StartupError(f"{address!r} {error}") from None
-    show = _show_json if parsed.json else _show_tables
+    show = _show_json if arguments.json else _show_tables
     with grpc.insecure_channel(address) as channel:
         try:
-            show(parsed.call(cart_admin_service_pb2_grpc.CartAdminServiceStub(channel), parsed))
+            show(arguments.call(cart_admin_service_pb2_grpc.CartAdminServiceStub(channel), arguments))
         except grpc.RpcError as error:
             detail = " ".join(str(error.details()).split())[:300]
             print(f"cart-grpc: {address}: {error.code().name}: {detail}", file=sys.stderr)
             return 1
         except (ValueError, OverflowError) as error:
-            raise StartupError(f"what was said cannot be sent: {error}") from None
+            raise StartupError(f"an argument is out of range: {error}") from None
     return 0
 
 
-def _after_restore(configured: Settings, _: argparse.Namespace) -> int:
+def _after_restore(settings: Settings, _: argparse.Namespace) -> int:
     async def work() -> int:
-        async with app.open_engine(configured) as engine:
+        async with app.open_engine(settings) as engine:
             return await app.raise_revisions(engine)
 
-    print(f"{asyncio.run(work())} unfinished reservations will be said anew to the Reservation API")
+    print(f"{asyncio.run(work())} unfinished reservations will be sent again to the Reservation API")
     return 0
 
 
-def _list(stub: Stub, parsed: argparse.Namespace) -> Iterator[Message]:
-    states = [Record.State.Value(f"STATE_{name.upper()}") for name in parsed.state]
-    request = pb.ListReservationsRequest(states=states, min_attempt_count=parsed.min_attempts)
-    request.min_age.FromMicroseconds(int(parsed.min_age * 1_000_000))
-    left = parsed.limit
+def _list(stub: Stub, arguments: argparse.Namespace) -> Iterator[Message]:
+    states = [Record.State.Value(f"STATE_{name.upper()}") for name in arguments.state]
+    request = pb.ListReservationsRequest(states=states, min_attempt_count=arguments.min_attempts)
+    request.min_age.FromMicroseconds(to_us(arguments.min_age))
+    left = arguments.limit
     while left > 0:
         request.page_size = min(left, 500)
         page = stub.ListReservations(request, timeout=TIMEOUT_SECONDS)
@@ -109,20 +120,20 @@ def _list(stub: Stub, parsed: argparse.Namespace) -> Iterator[Message]:
             return
 
 
-def _show(stub: Stub, parsed: argparse.Namespace) -> Iterator[Message]:
-    for name in _names(parsed):
+def _show(stub: Stub, arguments: argparse.Namespace) -> Iterator[Message]:
+    for name in _names(arguments):
         yield stub.GetReservation(pb.GetReservationRequest(name=name), timeout=TIMEOUT_SECONDS).reservation
 
 
-def _retry(stub: Stub, parsed: argparse.Namespace) -> Iterator[Message]:
-    for name in _names(parsed):
+def _retry(stub: Stub, arguments: argparse.Namespace) -> Iterator[Message]:
+    for name in _names(arguments):
         request = pb.CartAdminServiceRetryReservationRequest(name=name)
         yield stub.RetryReservation(request, timeout=TIMEOUT_SECONDS).reservation
 
 
-def _release(stub: Stub, parsed: argparse.Namespace) -> Iterator[Message]:
-    for name in _names(parsed):
-        request = pb.ReleaseReservationRequest(name=name, reason=parsed.reason, force=parsed.force)
+def _release(stub: Stub, arguments: argparse.Namespace) -> Iterator[Message]:
+    for name in _names(arguments):
+        request = pb.ReleaseReservationRequest(name=name, reason=arguments.reason, force=arguments.force)
         yield stub.ReleaseReservation(request, timeout=TIMEOUT_SECONDS).reservation
 
 
@@ -130,18 +141,18 @@ def _stats(stub: Stub, _: argparse.Namespace) -> Iterator[Message]:
     yield stub.GetReservationStats(pb.GetReservationStatsRequest(), timeout=TIMEOUT_SECONDS)
 
 
-def _pause(stub: Stub, parsed: argparse.Namespace) -> Iterator[Message]:
-    stub.PauseReservations(pb.PauseReservationsRequest(reason=parsed.reason), timeout=TIMEOUT_SECONDS)
-    yield from _stats(stub, parsed)
+def _pause(stub: Stub, arguments: argparse.Namespace) -> Iterator[Message]:
+    stub.PauseReservations(pb.PauseReservationsRequest(reason=arguments.reason), timeout=TIMEOUT_SECONDS)
+    yield from _stats(stub, arguments)
 
 
-def _resume(stub: Stub, parsed: argparse.Namespace) -> Iterator[Message]:
+def _resume(stub: Stub, arguments: argparse.Namespace) -> Iterator[Message]:
     stub.ResumeReservations(pb.ResumeReservationsRequest(), timeout=TIMEOUT_SECONDS)
-    yield from _stats(stub, parsed)
+    yield from _stats(stub, arguments)
 
 
-def _names(parsed: argparse.Namespace) -> list[str]:
-    return [f"reservations/{name.removeprefix('reservations/')}" for name in parsed.reservation]
+def _names(arguments: argparse.Namespace) -> list[str]:
+    return [f"reservations/{name.removeprefix('reservations/')}" for name in arguments.reservation]
 
 
 def _show_json(messages: Iterable[Message]) -> None:
@@ -195,7 +206,7 @@ def _print_stats(stats: pb.GetReservationStatsResponse) -> None:
         if stats.reconciler.breaker_open:
             since = _moment(stats.reconciler.breaker_open_time)
             breaker = f"the Reservation API has not answered since {since}: probing"
-        print(f"this process: {stats.reconciler.in_flight_count} calls under way; {breaker}")
+        print(f"this process: {stats.reconciler.in_flight_count} calls in flight; {breaker}")
     if stats.HasField("pause"):
         print(f"PAUSED since {_moment(stats.pause.create_time)}: {stats.pause.reason}")
 

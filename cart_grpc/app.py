@@ -1,12 +1,16 @@
-"""The one place where everything is wired, started and stopped: real time and real ids enter here."""
+"""The one place where everything is wired, started and stopped. Real time and real ids enter here.
+
+Read it top to bottom: `running` starts the parts of a process in order, and the parts stand below it in that order.
+"""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uuid_utils
 from filelock import FileLock, Timeout
@@ -14,127 +18,80 @@ from sqlalchemy import Connection, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from cart_grpc.admin import Operator
-from cart_grpc.background.reconciler import Reconciler, ReconcilerConfig
+from cart_grpc.background.config import ReconcilerConfig
+from cart_grpc.background.readiness import ReadinessWatcher
+from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.background.sweeper import Retention, Sweeper
 from cart_grpc.carts.calls import Limits
-from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseUnavailable
 from cart_grpc.reservation_api import transports
 from cart_grpc.rpc.admission import Admission
 from cart_grpc.rpc.server import Server, admin_server, cart_server
-from cart_grpc.settings import Settings
+from cart_grpc.settings import Settings, variable_of
 from cart_grpc.store import migrate, restore
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_us
 
 log = logging.getLogger(__name__)
+# The reconciler's calls take up to two minutes, so a stop does not wait for all of them: at most this long.
+MAX_RECONCILER_GRACE_SECONDS = 1.0
 
 
 class StartupError(Exception):
-    """The program cannot start. Its text is one line that says why and what would help."""
+    """The program cannot start. The text is one line: the cause and, if there is one, the remedy."""
 
 
 def new_id() -> str:
-    """A UUIDv7 (RFC 9562): ids made later sort later, and their age can be read."""
+    """Return a UUIDv7 (RFC 9562): later ids sort later, and an id shows its age."""
     return str(uuid_utils.uuid7())
 
 
 def clock() -> int:
-    """This machine's time, in microseconds since the Unix epoch."""
+    """Return this machine's time in microseconds since the Unix epoch."""
     return time.time_ns() // 1000
 
 
+def monotonic_us() -> int:
+    """Return this machine's monotonic clock in microseconds."""
+    return time.monotonic_ns() // 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The ports that a process listens on, for callers and for operators; 0 if it does not listen."""
+
+    port: int = 0
+    admin_port: int = 0
+
+
 @asynccontextmanager
-async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
-    """The database, connected; a SQLite file is ours alone meanwhile. Raises StartupError."""
-    with _lock_file(settings) if settings.is_embedded else _nothing():
-        try:
-            engine = connect(settings.database_url, clock)
-        except (TypeError, ValueError, SQLAlchemyError) as error:
-            raise _unusable(settings.shown()["CART_DATABASE_URL"], error) from error
-        try:
-            yield engine
-        finally:
-            await engine.close()
+async def running(
+    settings: Settings, *, serve: bool, reconcile: bool, shares_port: bool = False
+) -> AsyncIterator[Ports]:
+    """Run one process: the store, then the loops, the admin server and the callers' server, as far as configured.
 
-
-@contextmanager
-def _lock_file(settings: Settings) -> Iterator[None]:
-    """Two processes on one file would each believe that they were its only writer."""
-    path = Path(make_url(settings.database_url).database or "")
-    if not path.parent.is_dir():
-        raise StartupError(f"CART_DATABASE_URL: there is no folder {path.parent}")
-    lock = FileLock(f"{path}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise StartupError(f"{path} is in use by another process; several need PostgreSQL") from None
-    except OSError as error:
-        raise StartupError(f"CART_DATABASE_URL: {path} cannot be locked: {error.strerror}") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-async def migrate_database(engine: Engine) -> tuple[str | None, str]:
-    """Bring the database to this release's schema. Returns the revisions before and after. Raises StartupError."""
-    try:
-        return await engine.transact(migrate.upgrade)
-    except Exception as error:
-        raise _unusable(engine.name, error) from error
-
-
-async def raise_revisions(engine: Engine) -> int:
-    """Raise what is unfinished in a restored database above all that was ever said. Returns how many there are.
-
-    Raises StartupError where the database is in use, does not answer or has not been migrated.
+    `shares_port`: other processes serve on the callers' port too. On exit the parts stop in reverse order. Raises
+    StartupError.
     """
-    await check_database(engine)
-    try:
-        return await engine.transact(restore.raise_revisions)
-    except restore.InUse as error:
-        raise StartupError(f"CART_DATABASE_URL: the database {engine.name} {error}") from None
-    except Exception as error:
-        raise _unusable(engine.name, error) from error
-
-
-async def check_database(engine: Engine) -> None:
-    """Raises StartupError where the database does not answer or has not been migrated."""
-
-    def look(connection: Connection) -> tuple[str | None, str | None]:
-        fsync = None
-        if connection.dialect.name == "postgresql":
-            fsync = str(connection.exec_driver_sql("SHOW fsync").scalar_one())
-        return migrate.current_revision(connection), fsync
-
-    try:
-        current, fsync = await engine.transact(look)
-    except Exception as error:
-        raise _unusable(engine.name, error) from error
-    if fsync == "off":
-        log.warning("PostgreSQL runs with fsync=off: what was acknowledged is lost when the power goes")
-    if current is None or (migrate.is_known(current) and current != migrate.latest_revision()):
-        raise StartupError(f"the database is at schema {current or '(none)'}; run `cart-grpc migrate` first")
-
-
-def _unusable(database: str, error: BaseException) -> StartupError:
-    """Names the database, its password hidden, and says what the driver said, its first line."""
-    origin = getattr(error, "orig", None) or error
-    lines = str(origin).strip().splitlines()
-    log.debug("the database cannot be used", exc_info=error)
-    reason = lines[0][:300] if lines else "it does not answer"
-    return StartupError(f"CART_DATABASE_URL: the database {database} cannot be used: {reason}")
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(running_store(settings))
+        limits, timeout, reconciler = _limits(settings), settings.call_timeout, None
+        port = admin_port = 0
+        if reconcile:
+            reconciler = await stack.enter_async_context(running_reconciler(settings, store))
+            await stack.enter_async_context(running_sweeper(settings, store))
+        if settings.admin_listen:
+            server = admin_server(Operator(store, limits, reconciler), timeout)
+            admin_port = await stack.enter_async_context(running_server(server, "admin_listen", settings, store))
+        if serve:
+            server = cart_server(store, limits, timeout, _admission(settings), shares_port=shares_port)
+            port = await stack.enter_async_context(running_server(server, "listen", settings, store))
+        yield Ports(port, admin_port)
 
 
 @asynccontextmanager
 async def running_store(settings: Settings) -> AsyncIterator[Store]:
-    """The store, open for reading and writing. The embedded database is migrated first."""
+    """Open the store for reading and writing. Migrates a SQLite file first. Raises StartupError."""
     async with open_engine(settings) as engine:
         if settings.is_embedded:
             await migrate_database(engine)
@@ -152,113 +109,141 @@ async def running_store(settings: Settings) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def running_reconciler(settings: Settings, store: Store) -> AsyncIterator[Reconciler]:
-    """The reconciler at work; at the end its calls are given the grace, and its claims handed back."""
+    """Run the reconciler. On exit its calls get a short grace, and it hands back the claims of unfinished calls."""
     api = transports.connect(settings.reservation_url)
-    config = ReconcilerConfig(
-        call_timeout=settings.reservation_timeout,
-        grace=settings.reservation_grace,
-        max_in_flight=settings.reservation_max_in_flight,
-        poll_interval=settings.reservation_poll_interval,
-        lease=settings.reservation_lease,
-        backoff_max=settings.reservation_backoff_max,
-    )
-    reconciler = Reconciler(store, api, config, time.monotonic)
+    reconciler = Reconciler(store, api, _reconciler_config(settings), monotonic_us)
     running = asyncio.create_task(reconciler.run(), name="reconciler")
     try:
         yield reconciler
     finally:
         try:
-            await reconciler.stop(min(1.0, settings.shutdown_grace))
+            await reconciler.stop(to_us(min(MAX_RECONCILER_GRACE_SECONDS, settings.shutdown_grace)))
             await running
         finally:
             await api.close()
 
 
 @asynccontextmanager
-async def running_housekeeping(settings: Settings, store: Store) -> AsyncIterator[None]:
-    """Sweeper at work; it leaves nothing half done."""
-    retention = Retention(
-        replies=to_us(settings.reply_retention),
-        reservations=to_us(settings.reservation_retention),
-        carts=to_us(settings.cart_retention),
-    )
-    keeping = asyncio.create_task(Sweeper(store, retention, settings.housekeeping_interval).run(), name="housekeeping")
-    try:
+async def running_sweeper(settings: Settings, store: Store) -> AsyncIterator[None]:
+    """Run the sweeper. Cancelling it is safe: the store finishes a commit that has begun."""
+    sweeper = Sweeper(store, _retention(settings), to_us(settings.housekeeping_interval))
+    async with _running_task(sweeper.run(), "sweeper"):
         yield
-    finally:
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
 
 
 @asynccontextmanager
 async def running_server(server: Server, setting: str, settings: Settings, store: Store) -> AsyncIterator[int]:
-    """A gRPC server, listening as `setting` says, on the port that is yielded; at the end it drains.
+    """Run a gRPC server on the address in `setting` and yield its port. On exit it drains.
 
-    Raises StartupError where it cannot listen.
+    Raises StartupError if it cannot listen.
     """
     try:
         await server.start(getattr(settings, setting))
     except OSError as error:
-        raise StartupError(f"CART_{setting.upper()}: {error}") from None
-    watching = asyncio.create_task(_watch_readiness(server, store), name="readiness")
+        raise StartupError(f"{variable_of(setting)}: {error}") from None
     try:
-        yield server.port
+        async with _running_task(ReadinessWatcher(store.ping, server.set_ready).run(), "readiness"):
+            yield server.port
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
         await server.stop(settings.shutdown_grace)
 
 
-async def _watch_readiness(server: Server, store: Store) -> None:
-    """Ready while the database answers; never not ready because the Reservation API is down."""
-    told = False
-    while True:
-        try:
-            async with asyncio.timeout(2):
-                await store.ping()
-            await server.set_ready(ready=True)
-        except (DatabaseUnavailable, TimeoutError) as error:
-            await server.set_ready(ready=False)
-            if isinstance(error, DatabaseDamaged) and not told:
-                message = "the database is damaged: stop, keep a copy of its files, and restore a backup (see README)"
-                log.error(message)  # noqa: TRY400 - how it was found says nothing
-                told = True
-        except Exception:
-            log.exception("whether the database answers could not be found out")
-            await server.set_ready(ready=False)
-        await asyncio.sleep(0.5)
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """Where a process listens for callers and for operators; 0 where it does not."""
-
-    port: int = 0
-    admin_port: int = 0
+@asynccontextmanager
+async def _running_task(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Run `work` as a task and cancel it on exit."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager
-async def running(
-    settings: Settings, *, serve: bool, reconcile: bool, shares_port: bool = False
-) -> AsyncIterator[Ports]:
-    """All that one process does: the callers' server, the reconciler, or both, over one store; and the operator's.
+async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
+    """Connect to the database. A SQLite file is locked against other processes. Raises StartupError."""
+    with _locked_file(settings) if settings.is_embedded else nullcontext():
+        try:
+            engine = connect(settings.database_url, clock)
+        except (TypeError, ValueError, SQLAlchemyError) as error:
+            raise _unusable(settings.shown()["CART_DATABASE_URL"], error) from error
+        try:
+            yield engine
+        finally:
+            await engine.close()
 
-    `shares_port` where other processes serve on the callers' port, too.
+
+@contextmanager
+def _locked_file(settings: Settings) -> Iterator[None]:
+    """Lock the SQLite file: two processes on one file would each act as its only writer."""
+    path = Path(make_url(settings.database_url).database or "")
+    if not path.parent.is_dir():
+        raise StartupError(f"CART_DATABASE_URL: there is no directory {path.parent}")
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StartupError(f"{path} is in use by another process; several processes need PostgreSQL") from None
+    except OSError as error:
+        raise StartupError(f"CART_DATABASE_URL: {path} cannot be locked: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+async def migrate_database(engine: Engine) -> tuple[str | None, str]:
+    """Migrate the database to the schema of this release. Returns the revisions before and after.
+
+    Raises StartupError.
     """
-    async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(running_store(settings))
-        limits, timeout, reconciler = _limits(settings), settings.call_timeout, None
-        port = admin_port = 0
-        if reconcile:
-            reconciler = await stack.enter_async_context(running_reconciler(settings, store))
-            await stack.enter_async_context(running_housekeeping(settings, store))
-        if settings.admin_listen:
-            server = admin_server(Operator(store, limits, reconciler), timeout)
-            admin_port = await stack.enter_async_context(running_server(server, "admin_listen", settings, store))
-        if serve:
-            server = cart_server(store, limits, timeout, _admission(settings), shares_port=shares_port)
-            port = await stack.enter_async_context(running_server(server, "listen", settings, store))
-        yield Ports(port, admin_port)
+    try:
+        return await engine.transact(migrate.upgrade)
+    except Exception as error:
+        raise _unusable(engine.name, error) from error
+
+
+async def check_database(engine: Engine) -> None:
+    """Raise StartupError if the database does not answer or has another schema."""
+
+    def read(connection: Connection) -> tuple[str | None, str | None]:
+        fsync = None
+        if connection.dialect.name == "postgresql":
+            fsync = str(connection.exec_driver_sql("SHOW fsync").scalar_one())
+        return migrate.current_revision(connection), fsync
+
+    try:
+        current, fsync = await engine.transact(read)
+    except Exception as error:
+        raise _unusable(engine.name, error) from error
+    if fsync == "off":
+        log.warning("PostgreSQL runs with fsync=off: a power failure loses acknowledged writes")
+    if current is None or (migrate.is_known(current) and current != migrate.latest_revision()):
+        raise StartupError(f"the database is at schema {current or '(none)'}; run `cart-grpc migrate` first")
+
+
+async def raise_revisions(engine: Engine) -> int:
+    """Raise the revision of every unfinished reservation above any that was ever sent. For a restored database.
+
+    Returns the number of reservations. Raises StartupError if the database is in use, does not answer or has another
+    schema.
+    """
+    await check_database(engine)
+    try:
+        return await engine.transact(restore.raise_revisions)
+    except restore.InUse as error:
+        raise StartupError(f"CART_DATABASE_URL: the database {engine.name} {error}") from None
+    except Exception as error:
+        raise _unusable(engine.name, error) from error
+
+
+def _unusable(database: str, error: BaseException) -> StartupError:
+    """Return the error that names the database, without its password, and quotes the driver's first line."""
+    origin = getattr(error, "orig", None) or error
+    lines = str(origin).strip().splitlines()
+    log.debug("the database cannot be used", exc_info=error)
+    reason = lines[0][:300] if lines else "it does not answer"
+    return StartupError(f"CART_DATABASE_URL: the database {database} cannot be used: {reason}")
 
 
 def _admission(settings: Settings) -> Admission:
@@ -277,4 +262,26 @@ def _limits(settings: Settings) -> Limits:
         max_items_per_cart=settings.max_items_per_cart,
         hold_ttl_us=to_us(settings.hold_ttl),
         cart_ttl_us=to_us(settings.cart_ttl),
+    )
+
+
+def _reconciler_config(settings: Settings) -> ReconcilerConfig:
+    return ReconcilerConfig(
+        call_timeout_us=to_us(settings.reservation_timeout),
+        grace_us=to_us(settings.reservation_grace),
+        max_in_flight=settings.reservation_max_in_flight,
+        poll_interval_us=to_us(settings.reservation_poll_interval),
+        lease_us=to_us(settings.reservation_lease),
+        backoff_initial_us=to_us(settings.reservation_backoff_initial),
+        backoff_max_us=to_us(settings.reservation_backoff_max),
+        breaker_threshold=settings.reservation_breaker_threshold,
+        probe_interval_us=to_us(settings.reservation_probe_interval),
+    )
+
+
+def _retention(settings: Settings) -> Retention:
+    return Retention(
+        replies_us=to_us(settings.reply_retention),
+        reservations_us=to_us(settings.reservation_retention),
+        carts_us=to_us(settings.cart_retention),
     )

@@ -1,4 +1,4 @@
-"""What each process of ours has: an event loop, a log, and a way to be told to stop."""
+"""The runtime of a process: its event loop, its log and its stop signal."""
 
 import asyncio
 import gc
@@ -10,10 +10,10 @@ from typing import Any
 
 
 def run(work: Coroutine[Any, Any, int | None]) -> int:
-    """Run `work` in an event loop to its end; its exit status."""
-    # Calls make values by the hundred, hardly ever in a cycle; every 700 of them would be searched for one, and every
-    # 70,000 all that was ever imported. Not much more rarely: a call that was broken off is a cycle with its request,
-    # and with 20,000 an attacker's took 330 MiB instead of 100.
+    """Run `work` in an event loop to its end. Returns the exit status."""
+    # A call allocates hundreds of objects and hardly ever a cycle, so the default thresholds collect far too often:
+    # every 700 objects, and everything imported every 70,000. A much higher threshold is dangerous: a cancelled call is
+    # a cycle with its request, and at 20,000 an attacker's calls took 330 MiB instead of 100.
     gc.freeze()
     gc.set_threshold(5_000, 10, 10)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -22,14 +22,14 @@ def run(work: Coroutine[Any, Any, int | None]) -> int:
 
 def _loop_factory() -> Any:
     try:
-        import uvloop  # noqa: PLC0415 - not there on Windows
+        import uvloop  # noqa: PLC0415 - not available on Windows
     except ImportError:
         return None
     return uvloop.new_event_loop
 
 
 def start_log(level: str, name: str = "") -> None:
-    """Log to standard error from `level` on; `name` tells this process from others that write there."""
+    """Log to standard error from `level` on. `name` marks the lines of this process among several."""
     line = f"%(asctime)s %(levelname)s {name and name + ' '}%(name)s %(message)s"
     logging.basicConfig(level=level, stream=sys.stderr, format=line)
     if level != "DEBUG":
@@ -37,7 +37,7 @@ def start_log(level: str, name: str = "") -> None:
 
 
 def stop_signal() -> asyncio.Event:
-    """An event that is set by SIGTERM or Ctrl-C; a second one ends the process at once."""
+    """Return an event that SIGTERM or Ctrl-C sets. A second signal ends the process at once."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
 

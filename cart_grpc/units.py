@@ -1,7 +1,7 @@
-"""Units of time: everything inside is int microseconds. Seconds appear only in settings and where asyncio wants them.
+"""Units of time. Inside, every time is an int of microseconds; seconds appear only in settings and asyncio calls.
 
-A duration's name ends in `_us`. A point in time is microseconds since the Unix epoch, in UTC; its name ends in
-`_time`, or is `now`.
+A duration's name ends in `_us`. A point in time is microseconds since the Unix epoch, in UTC; its name ends in `_time`,
+or is `now`.
 """
 
 from typing import Final

@@ -1,8 +1,8 @@
-"""`serve --workers N`: processes that share one port, and the one that starts them, replaces them and stops them.
+"""`serve --workers N`: worker processes that share one port, and the parent that starts, replaces and stops them.
 
-The kernel deals connections, not calls, to those who listen with SO_REUSEPORT. Each worker is a replica of its own in
-all but the port: the parent serves nothing, and no worker knows of another. A worker drains when it is told to, and
-when its parent is gone.
+The kernel distributes connections, not calls, among the processes that listen with SO_REUSEPORT. Each worker is a
+replica that shares nothing but the port: the parent serves nothing, and no worker knows another. A worker drains on
+SIGTERM, and when its parent is gone.
 """
 
 import asyncio
@@ -23,24 +23,24 @@ from cart_grpc.app import Ports, StartupError
 from cart_grpc.settings import Settings
 
 log = logging.getLogger(__name__)
-# Not fork: gRPC's threads and locks would be copied in whatever state they are.
+# Not fork: the child would inherit gRPC's locks in whatever state they are.
 _SPAWN: Final = multiprocessing.get_context("spawn")
-_FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 30.0
+_MIN_RESTART_SECONDS = 0.5
+_MAX_RESTART_SECONDS = 30.0
 
 
 async def serve(
     settings: Settings, count: int, stopped: asyncio.Event, *, reconcile: bool, started: Callable[[Ports], None]
 ) -> None:
-    """Serve with `count` workers until `stopped`, and until they have drained.
+    """Serve with `count` workers until `stopped` is set and they have drained.
 
-    `started` is told the ports once the workers that can listen do. Raises StartupError where none can, or where the
-    port is not ours to share.
+    Calls `started` with the ports once every worker has reported. Raises StartupError if no worker can listen, or if
+    another program has the port.
     """
     with _reserve(settings.listen) as reserved:
         host, port = settings.listen.rpartition(":")[0], reserved.getsockname()[1]
         shared = settings.with_changes(listen=f"{host}:{port}")
-        # One address has room for one operator's server.
+        # Only the first worker listens for operators: that port is not shared.
         others = shared.with_changes(admin_listen="")
         workers = [_Worker(number, others if number else shared, reconcile, stopped) for number in range(count)]
         stopping = asyncio.create_task(_stop(workers, stopped), name="stop-workers")
@@ -55,9 +55,9 @@ async def serve(
 
 
 def _reserve(address: str) -> socket.socket:
-    """A socket that has the address without listening on it: only our own user's processes can share it. Port 0: any.
+    """Return a socket that is bound to the address but does not listen. Port 0 means any free port.
 
-    Raises StartupError.
+    While it is bound, only processes of the same user can share the port. Raises StartupError.
     """
     host, _, port = address.rpartition(":")
     try:
@@ -66,7 +66,7 @@ def _reserve(address: str) -> socket.socket:
     except OSError as error:
         raise StartupError(f"CART_LISTEN: cannot listen on {address}: {error.strerror}") from None
     try:
-        # What lingers of earlier connections does not count.
+        # Connections of an earlier process in TIME_WAIT must not block the address.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(where)
     except OSError:
@@ -74,7 +74,7 @@ def _reserve(address: str) -> socket.socket:
         raise StartupError(
             f"CART_LISTEN: cannot listen on {address}: it is taken, or not an address of this machine"
         ) from None
-    # In this order: whoever has the port already refuses it to us, and we to whoever comes later and is not a worker.
+    # SO_REUSEPORT after bind: bind fails if another program has the port, and later only workers can share it.
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     return reserved
@@ -87,7 +87,7 @@ async def _stop(workers: "list[_Worker]", stopped: asyncio.Event) -> None:
 
 
 class _Worker:
-    """One place among the workers, and the process that has it."""
+    """One of the N places, and the process that fills it now."""
 
     def __init__(self, number: int, settings: Settings, reconcile: bool, stopped: asyncio.Event) -> None:  # noqa: FBT001 - passed on
         self._name = f"worker-{number + 1}"
@@ -99,7 +99,7 @@ class _Worker:
     def _start(self) -> tuple[SpawnProcess, Connection]:
         reports, reporter = _SPAWN.Pipe(duplex=False)
         work = (self._settings, self._reconcile, reporter, self._name)
-        # A daemon is ended with us, should an error of our own end us.
+        # A daemon process is terminated if an error ends the parent.
         started = _SPAWN.Process(target=_work, args=work, name=self._name, daemon=True)
         started.start()
         reporter.close()
@@ -107,45 +107,45 @@ class _Worker:
         return started, reports
 
     async def report(self) -> Ports | str:
-        """Where the process listens, as soon as it does; or why it cannot."""
+        """Return the ports once the process listens, or the reason why it cannot."""
         await _readable(self._reports.fileno())
         with self._reports:
             try:
                 report: Ports | str = self._reports.recv()
             except EOFError:
-                report = f"{self._name} ended before it listened"
+                report = f"{self._name} ended before it listened on a port"
         return report
 
     async def keep(self) -> None:
-        """Replace the process whenever it ends, until all are stopped, and return once it has ended then."""
-        pause = _FIRST_PAUSE
+        """Restart the process whenever it ends. Returns once `stopped` is set and the process has ended."""
+        pause = _MIN_RESTART_SECONDS
         while True:
             began = time.monotonic()
             await _readable(self._process.sentinel)
             self._process.join()
             if self._stopped.is_set():
                 return
-            if time.monotonic() - began > _LONGEST_PAUSE:
-                pause = _FIRST_PAUSE
+            if time.monotonic() - began > _MAX_RESTART_SECONDS:
+                pause = _MIN_RESTART_SECONDS
             status = self._process.exitcode
-            log.error("%s ended with status %s; another one is started in %g s", self._name, status, pause)
+            log.error("%s ended with status %s; restarting it in %g s", self._name, status, pause)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), pause)
             if self._stopped.is_set():
                 return
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, _MAX_RESTART_SECONDS)
             self._process, self._reports = self._start()
             report = await self.report()
             if isinstance(report, str) and not self._stopped.is_set():
                 log.error("%s cannot start: %s", self._name, report)
 
     def stop(self) -> None:
-        """Ask the process to drain and end."""
+        """Tell the process to drain and end."""
         self._process.terminate()
 
 
 async def _readable(descriptor: int) -> None:
-    """Return once `descriptor` has something to read, or its other end is gone."""
+    """Return once `descriptor` is readable or its other end is closed."""
     readable = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_reader(descriptor, readable.set)
@@ -156,7 +156,7 @@ async def _readable(descriptor: int) -> None:
 
 
 def _work(settings: Settings, reconcile: bool, reporter: Connection, name: str) -> None:  # noqa: FBT001 - a target takes positions
-    """A worker's life. Reports its Ports, or why it cannot start."""
+    """The worker process. Sends its Ports, or the reason why it cannot start, to `reporter`."""
     process.start_log(settings.log_level, name)
 
     async def work() -> None:
@@ -164,7 +164,7 @@ def _work(settings: Settings, reconcile: bool, reporter: Connection, name: str) 
         async with app.running(settings, serve=True, reconcile=reconcile, shares_port=True) as ports:
             _report(reporter, ports)
             await stopped.wait()
-            log.info("stopping: calls under way may go on for %g s", settings.shutdown_grace)
+            log.info("stopping: running calls have %g s to finish", settings.shutdown_grace)
         log.info("stopped")
 
     try:
@@ -175,16 +175,16 @@ def _work(settings: Settings, reconcile: bool, reporter: Connection, name: str) 
 
 
 def _report(reporter: Connection, report: Ports | str) -> None:
-    # A parent that is gone is noticed elsewhere.
+    # If the parent is gone, the stop signal takes care of it.
     with reporter, suppress(BrokenPipeError):
         reporter.send(report)
 
 
 def _worker_stop_signal() -> asyncio.Event:
-    """An event that is set by SIGTERM, and when the parent is gone; if that goes later, this process ends at once.
+    """Return an event that SIGTERM or the end of the parent sets.
 
-    Not by a second SIGTERM: whoever stops us may tell each of us, and the parent passes it on. Nor by Ctrl-C, which a
-    terminal sends to all of us, too.
+    If the parent ends after SIGTERM, this process ends at once. A second SIGTERM does not end it: a supervisor may
+    signal every process, and the parent passes its signal on. Nor does Ctrl-C, which a terminal sends to all processes.
     """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -198,7 +198,7 @@ def _worker_stop_signal() -> asyncio.Event:
         if stopped.is_set():
             signal.raise_signal(signal.SIGKILL)
         loop.remove_reader(sentinel)
-        log.warning("the parent is gone")
+        log.warning("the parent process is gone")
         stopped.set()
 
     loop.add_reader(sentinel, orphaned)

@@ -1,4 +1,4 @@
-"""Intents, and the answers to them, as the tests need them."""
+"""Example intents and the answers to them."""
 
 import random
 from dataclasses import replace
@@ -19,14 +19,14 @@ _numbers = random.Random(7)
 
 
 def new_id() -> str:
-    """Return a UUIDv7 that no other test has."""
+    """Return a UUIDv7 that no other test uses."""
     number = _numbers.getrandbits(128)
     number = number & ~(0xF << 76) | 7 << 76
     return str(UUID(int=number & ~(0x3 << 62) | 2 << 62))
 
 
 def hold(quantity: int = 2, *, revision: int = 1, **changes: Any) -> Intent:
-    """Return a HOLD, of a new reservation unless `changes` names one."""
+    """Return a HOLD for a new reservation, or for the `reservation_id` in `changes`."""
     intent = Intent(
         reservation_id=changes.pop("reservation_id", None) or new_id(),
         revision=revision,
@@ -40,12 +40,12 @@ def hold(quantity: int = 2, *, revision: int = 1, **changes: Any) -> Intent:
 
 
 def after(intent: Intent, disposition: Disposition, **changes: Any) -> Intent:
-    """Return the next revision of `intent`, with another disposition."""
+    """Return the next revision of `intent`, with `disposition`."""
     return replace(intent, revision=intent.revision + 1, disposition=disposition, **changes)
 
 
 def answered(intent: Intent, state: Message.State.ValueType, granted: int = 0, **changes: Any) -> Message:
-    """Return a consistent answer to `intent`, then changed by `changes`."""
+    """Return a consistent answer to `intent`, with `changes` applied last."""
     message = wire.to_message(intent)
     message.state = state
     message.granted_quantity = granted
@@ -57,7 +57,7 @@ def answered(intent: Intent, state: Message.State.ValueType, granted: int = 0, *
 
 
 class Clock:
-    """A clock that stands until it is moved."""
+    """A clock that moves only when a test moves it."""
 
     def __init__(self) -> None:
         self.now = START

@@ -1,4 +1,4 @@
-"""The operator's commands, against a real server: what they print, and how they end."""
+"""The subcommands for operators, against a real server: their output and exit status."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ MISSING = "01900000-0000-7000-8000-000000000000"
 
 @pytest.fixture
 def no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder to be in, and no settings."""
+    """An empty working directory and an environment without settings."""
     for name in [name for name in os.environ if name.upper().startswith("CART_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
@@ -33,7 +33,7 @@ def no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Replica]:
-    """A server behind which nobody reserves, whose operators' port is set."""
+    """A server without a reconciler; CART_ADMIN_LISTEN is its admin address."""
     settings = quiet_settings(f"sqlite:///{tmp_path}/cart.db").with_changes(admin_listen="127.0.0.1:0")
     async with running_replica(settings, reconcile=False) as replica:
         monkeypatch.setenv("CART_ADMIN_LISTEN", f"127.0.0.1:{replica.admin_port}")
@@ -41,7 +41,7 @@ async def replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
 
 class Said:
-    """How a command ended and what it said."""
+    """The exit status and output of a command."""
 
     def __init__(self, status: int, said: Any) -> None:
         self.status, self.out, self.err = status, said.out, said.err
@@ -49,13 +49,13 @@ class Said:
 
     @property
     def rows(self) -> list[list[str]]:
-        """The cells of a table, without its header."""
+        """The cells of the printed table, without its header."""
         return [re.split(r"  +", line) for line in self.lines[1:]]
 
 
 @pytest.fixture
 def operate(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run `cart-grpc reservations …`, which blocks, while the server of this loop answers."""
+    """Run `cart-grpc reservations …` in a thread, because it blocks and this loop's server must answer."""
 
     async def run(*arguments: str) -> Said:
         status = await asyncio.to_thread(cli.main, ["reservations", *arguments])
@@ -64,7 +64,7 @@ def operate(capsys: pytest.CaptureFixture[str]) -> Any:
     return run
 
 
-async def test_an_aligned_table_lists_what_is_stuck(replica: Replica, operate: Any) -> None:
+async def test_list_prints_an_aligned_table(replica: Replica, operate: Any) -> None:
     assert (await operate("list")).lines[1:] == []
     items = [await replica.add("espresso-beans", 2), await replica.add("tea")]
     said = await operate("list")
@@ -78,7 +78,7 @@ async def test_an_aligned_table_lists_what_is_stuck(replica: Replica, operate: A
         assert cells[8:] == ["0/1", item.name]
 
 
-async def test_lists_are_narrowed_and_cut(replica: Replica, operate: Any) -> None:
+async def test_lists_can_be_filtered_and_limited(replica: Replica, operate: Any) -> None:
     for number in range(3):
         await replica.add(f"sku-{number}")
     for arguments, count in (
@@ -88,7 +88,7 @@ async def test_lists_are_narrowed_and_cut(replica: Replica, operate: Any) -> Non
         assert len((await operate("list", *arguments)).rows) == count, arguments
 
 
-async def test_a_long_list_is_fetched_page_by_page(replica: Replica, operate: Any) -> None:
+async def test_a_long_list_is_fetched_in_pages(replica: Replica, operate: Any) -> None:
     for cart in range(3):
         request = cart_service_pb2.BatchAddItemsRequest(parent=f"users/alice/carts/{cart}")
         for number in range(200):
@@ -98,7 +98,7 @@ async def test_a_long_list_is_fetched_page_by_page(replica: Replica, operate: An
     assert len({json.loads(line)["name"] for line in lines}) == 600
 
 
-async def test_programs_get_one_json_object_a_line(replica: Replica, operate: Any) -> None:
+async def test_json_output_has_one_object_per_line(replica: Replica, operate: Any) -> None:
     item = await replica.add()
     [line] = (await operate("list", "--json")).lines
     assert json.loads(line)["name"] == f"reservations/{item.reservation.reservation_id}"
@@ -106,7 +106,7 @@ async def test_programs_get_one_json_object_a_line(replica: Replica, operate: An
     assert json.loads(line)["backlog"][0]["count"] == "1"
 
 
-async def test_reservations_are_shown_tried_again_and_given_back_by_name_or_id(replica: Replica, operate: Any) -> None:
+async def test_reservations_are_shown_retried_and_released_by_name_or_id(replica: Replica, operate: Any) -> None:
     reservation_id = (await replica.add()).reservation.reservation_id
     for name in (reservation_id, f"reservations/{reservation_id}"):
         assert (await operate("show", name)).rows[0][1] == "DUE"
@@ -120,7 +120,7 @@ async def test_reservations_are_shown_tried_again_and_given_back_by_name_or_id(r
     assert cart.items[0].reservation.reason == "RELEASED_BY_OPERATOR"
 
 
-async def test_stats_pause_and_resume_say_how_things_stand(replica: Replica, operate: Any) -> None:
+async def test_stats_pause_and_resume_print_the_backlog_and_the_pause(replica: Replica, operate: Any) -> None:
     await replica.add()
     said = await operate("stats")
     assert said.rows[0][:3] == ["DUE", "HOLD", "1"]
@@ -135,7 +135,7 @@ async def test_stats_pause_and_resume_say_how_things_stand(replica: Replica, ope
     assert "PAUSED" not in (await operate("resume")).out
 
 
-async def test_what_is_refused_ends_with_1_and_one_line(replica: Replica, operate: Any) -> None:
+async def test_a_refused_call_ends_with_1_and_one_line(replica: Replica, operate: Any) -> None:
     address = os.environ["CART_ADMIN_LISTEN"]
     said = await operate("show", MISSING)
     assert (said.status, said.out) == (1, "")
@@ -145,14 +145,14 @@ async def test_what_is_refused_ends_with_1_and_one_line(replica: Replica, operat
     assert "reason: must have 1 to 256 characters" in said.err
 
 
-async def test_a_server_that_is_not_there_ends_with_1_and_one_line(operate: Any) -> None:
+async def test_an_unreachable_server_ends_with_1_and_one_line(operate: Any) -> None:
     said = await operate("stats", "--address", "127.0.0.1:1")
     assert (said.status, said.out, said.err.count("\n")) == (1, "", 1)
     assert said.err.startswith("cart-grpc: 127.0.0.1:1: UNAVAILABLE")
 
 
 @pytest.mark.parametrize("address", ["nonsense", ":1", "127.0.0.1:x"])
-async def test_a_wrong_address_or_none_is_wrong_use(address: str, operate: Any) -> None:
+async def test_an_invalid_or_missing_address_is_wrong_use(address: str, operate: Any) -> None:
     said = await operate("stats", "--address", address)
     assert (said.status, said.err) == (2, f"cart-grpc: {address!r} should be HOST:PORT, such as 127.0.0.1:50051\n")
     said = await operate("stats")
@@ -166,7 +166,7 @@ async def test_a_wrong_address_or_none_is_wrong_use(address: str, operate: Any) 
      ["pause"], ["after-restore", "now"]],
     ids=" ".join,
 )  # fmt: skip
-def test_wrong_use_ends_with_2_and_how_to_use_it(arguments: list[str], capsys: Any) -> None:
+def test_wrong_use_ends_with_2_and_a_usage_line(arguments: list[str], capsys: Any) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["reservations", *arguments])
     assert ended.value.code == 2
@@ -177,7 +177,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"cart-grpc reservations ([a-z-]+)", README))))
-def test_every_command_of_the_readme_has_help(command: str, capsys: Any) -> None:
+def test_every_subcommand_in_the_readme_has_help(command: str, capsys: Any) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["reservations", command, "--help"])
     assert ended.value.code == 0
@@ -190,7 +190,7 @@ def test_every_command_of_the_readme_has_help(command: str, capsys: Any) -> None
      ["show", "\udcff"]],
     ids=ascii,
 )  # fmt: skip
-async def test_what_cannot_be_sent_is_wrong_use_in_one_line(
+async def test_an_argument_out_of_range_is_wrong_use_in_one_line(
     replica: Replica, operate: Any, arguments: list[str]
 ) -> None:
     said = await operate(*arguments)
@@ -204,7 +204,7 @@ async def test_after_restore_needs_a_database_of_this_release(operate: Any) -> N
     assert "run `cart-grpc migrate` first" in said.err
 
 
-async def test_after_restore_leaves_what_is_finished_and_what_waits(
+async def test_after_restore_leaves_finished_reservations_alone_and_waiting_ones_waiting(
     database_url: str, operate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CART_DATABASE_URL", database_url)
@@ -234,10 +234,12 @@ async def test_after_restore_leaves_what_is_finished_and_what_waits(
     assert after == {"finished": before["finished"], "waiting": (raised, raised, None), "due": (raised, raised, 0)}
 
 
-async def test_a_process_that_only_reconciles_listens_for_operators_too(postgres: PostgresServer, operate: Any) -> None:
+async def test_a_process_that_only_reconciles_also_listens_for_operators(
+    postgres: PostgresServer, operate: Any
+) -> None:
     url = postgres.create_database(f"admin_{os.getpid()}", template="template_cart")
     settings = Settings(database_url=url, admin_listen="127.0.0.1:0", shutdown_grace=0.2)
     async with app.running(settings, serve=False, reconcile=True) as ports:
         assert ports.port == 0
         said = await operate("stats", "--address", f"127.0.0.1:{ports.admin_port}")
-        assert "0 calls under way; the Reservation API answers" in said.out
+        assert "0 calls in flight; the Reservation API answers" in said.out

@@ -1,4 +1,4 @@
-"""The command line: what each command says, and how it ends when something is wrong."""
+"""The command line: the output and exit status of each subcommand, and the error for each mistake."""
 
 import asyncio
 import os
@@ -25,20 +25,20 @@ from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_si
 from cart_grpc.store import migrate
 from tests.postgres import PostgresServer
 
-# gRPC's own core writes to standard error by itself.
+# Lines that gRPC's core writes to standard error.
 CORE_LOG = re.compile(r"^([EWI]\d{4} |WARNING: All log messages before absl)")
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to be in, and no settings."""
+    """An empty working directory and an environment without settings."""
     for name in [name for name in os.environ if name.upper().startswith("CART_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_what_takes_long_to_load_is_loaded_where_it_is_needed() -> None:
+def test_importing_the_command_line_does_not_import_slow_packages() -> None:
     script = "import sys, cart_grpc.cli; print({'alembic', 'aiohttp'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "set()\n"
 
@@ -48,7 +48,7 @@ Refuse = Callable[..., str]
 
 @pytest.fixture
 def refuse(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refuse:
-    """Run a command that must end with status 2 and one line on standard error; returns that line."""
+    """Run a command that must end with status 2 and one line on standard error. Returns that line."""
 
     def run(*arguments: str, **environ: str) -> str:
         for name, value in environ.items():
@@ -75,14 +75,14 @@ def empty_postgres(postgres: PostgresServer, request: pytest.FixtureRequest) -> 
 
 @pytest.fixture
 def taken_port() -> Iterator[int]:
-    """A port that somebody listens on."""
+    """A port that another socket listens on."""
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         yield taken.getsockname()[1]
 
 
 @pytest.fixture
 def stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every command that runs until it is told to stop has been told so already."""
+    """Commands that run until a signal stop as soon as they have started."""
 
     def stop_signal() -> asyncio.Event:
         stopped = asyncio.Event()
@@ -96,7 +96,7 @@ COMMANDS = ("serve", "reconcile", "migrate", "simulate", "probe", "dev", "config
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_wrong_setting_ends_every_command(command: str, refuse: Refuse) -> None:
+def test_an_invalid_setting_ends_every_command(command: str, refuse: Refuse) -> None:
     assert refuse(command, CART_LISTEN="nonsense").startswith("CART_LISTEN: should be HOST:PORT")
 
 
@@ -105,19 +105,19 @@ def test_an_unknown_setting_ends_every_command(command: str, refuse: Refuse) -> 
     assert refuse(command, CART_LISTN="hunter2").endswith("did you mean CART_LISTEN?")
 
 
-def test_a_wrong_setting_in_dotenv_is_told(folder: Path, refuse: Refuse) -> None:
+def test_an_invalid_setting_in_dotenv_is_refused(folder: Path, refuse: Refuse) -> None:
     (folder / ".env").write_text("CART_DATABASE_URL=mysql://u:hunter2@h/d\n")
     assert refuse("config") == (
         "CART_DATABASE_URL: should be sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
     )
 
 
-def test_a_dotenv_that_is_not_utf_8_is_told(folder: Path, refuse: Refuse) -> None:
+def test_a_dotenv_that_is_not_utf_8_is_refused(folder: Path, refuse: Refuse) -> None:
     (folder / ".env").write_bytes(b"\xff\xfe")
     assert ".env" in refuse("config")
 
 
-def test_config_shows_every_setting_and_hides_passwords(
+def test_config_prints_every_setting_and_hides_passwords(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CART_DATABASE_URL", "postgresql://cart:hunter2@db:5432/cart")
@@ -131,7 +131,7 @@ def test_config_shows_every_setting_and_hides_passwords(
     assert re.search(r"^CART_LISTEN=h:1 +# \w", said.out, re.MULTILINE)
 
 
-def test_migrate_says_what_it_did_and_the_second_time_that_there_is_nothing_to_do(
+def test_migrate_prints_the_change_and_a_second_run_changes_nothing(
     backend: str,
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
@@ -149,7 +149,7 @@ def test_migrate_says_what_it_did_and_the_second_time_that_there_is_nothing_to_d
 @pytest.mark.parametrize(
     "command", [["serve"], ["serve", "--no-reconciler"], ["reconcile"], ["dev", "--simulator-listen", "127.0.0.1:0"]]
 )
-def test_an_unmigrated_postgresql_is_told_to_migrate(
+def test_an_unmigrated_postgresql_database_is_refused_with_the_command_to_run(
     command: list[str], empty_postgres: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CART_DATABASE_URL", empty_postgres)
@@ -171,13 +171,13 @@ def test_an_unmigrated_postgresql_is_told_to_migrate(
         "postgresql://127.0.0.1:1/d?user=u&password=hunter2",
     ],
 )
-def test_a_postgresql_that_cannot_be_reached_is_told_within_seconds(command: str, url: str, refuse: Refuse) -> None:
+def test_an_unreachable_postgresql_server_is_reported_within_seconds(command: str, url: str, refuse: Refuse) -> None:
     started = time.monotonic()
     assert refuse(command, CART_DATABASE_URL=url).startswith("CART_DATABASE_URL: ")
     assert time.monotonic() - started < 20
 
 
-def test_a_postgresql_that_never_answers_is_told_within_seconds(taken_port: int, refuse: Refuse) -> None:
+def test_a_postgresql_server_that_never_answers_is_reported_within_seconds(taken_port: int, refuse: Refuse) -> None:
     started = time.monotonic()
     said = refuse("migrate", CART_DATABASE_URL=f"postgresql://u:hunter2@127.0.0.1:{taken_port}/d")
     assert said.startswith("CART_DATABASE_URL: the database ")
@@ -187,7 +187,7 @@ def test_a_postgresql_that_never_answers_is_told_within_seconds(taken_port: int,
 @pytest.mark.parametrize(
     ("change", "why"), [(("/postgres?", "/missing?"), "missing"), (("postgres@", "nobody@"), "nobody")]
 )
-def test_a_postgresql_that_lets_nobody_in_is_told(
+def test_a_postgresql_server_that_refuses_the_login_is_reported(
     change: tuple[str, str], why: str, postgres: PostgresServer, refuse: Refuse
 ) -> None:
     said = refuse("migrate", CART_DATABASE_URL=postgres.url.replace(*change))
@@ -196,26 +196,28 @@ def test_a_postgresql_that_lets_nobody_in_is_told(
 
 
 @pytest.mark.parametrize("command", ["migrate", "serve"])
-def test_a_missing_folder_is_told(command: str, refuse: Refuse) -> None:
+def test_a_missing_directory_is_reported(command: str, refuse: Refuse) -> None:
     assert refuse(command, CART_DATABASE_URL="sqlite:///no/such/cart.db") == (
-        "CART_DATABASE_URL: there is no folder no/such"
+        "CART_DATABASE_URL: there is no directory no/such"
     )
 
 
-def test_a_file_in_use_by_another_process_is_told(folder: Path, refuse: Refuse) -> None:
+def test_a_database_file_in_use_by_another_process_is_refused(folder: Path, refuse: Refuse) -> None:
     with FileLock(folder / "cart.db.lock"):
         assert "cart.db is in use by another process" in refuse("serve", CART_LISTEN="127.0.0.1:0")
 
 
 @pytest.mark.parametrize("command", ["migrate", "serve"])
-def test_a_file_that_is_no_database_is_told_and_left_alone(command: str, folder: Path, refuse: Refuse) -> None:
-    content = "not a database, and longer than the header of one would be, so that nobody can mistake it\n" * 20
+def test_a_file_that_is_not_a_database_is_refused_and_left_unchanged(
+    command: str, folder: Path, refuse: Refuse
+) -> None:
+    content = "not a database, and longer than the header of a database file\n" * 20
     (folder / "cart.db").write_text(content)
     assert "file is not a database" in refuse(command)
     assert (folder / "cart.db").read_text() == content
 
 
-def test_a_folder_in_place_of_the_file_is_told(folder: Path, refuse: Refuse) -> None:
+def test_a_directory_in_place_of_the_database_file_is_refused(folder: Path, refuse: Refuse) -> None:
     (folder / "cart.db").mkdir()
     assert refuse("migrate").startswith("CART_DATABASE_URL: ")
 
@@ -228,13 +230,13 @@ def test_serving_without_a_reconciler_needs_postgresql(refuse: Refuse) -> None:
     assert refuse("serve", "--no-reconciler").startswith("--no-reconciler needs PostgreSQL")
 
 
-def test_a_port_that_is_taken_is_told(taken_port: int, refuse: Refuse) -> None:
+def test_a_port_in_use_is_reported(taken_port: int, refuse: Refuse) -> None:
     said = refuse("serve", CART_LISTEN=f"127.0.0.1:{taken_port}")
     assert said.startswith(f"CART_LISTEN: cannot listen on 127.0.0.1:{taken_port}")
 
 
-def test_workers_are_told_of_a_port_that_is_taken_before_they_start(refuse: Refuse) -> None:
-    # Whoever has it would share it.
+def test_a_port_in_use_is_reported_before_any_worker_starts(refuse: Refuse) -> None:
+    # With reuse_port the workers could share the port, so only our own check refuses it.
     with closing(socket.create_server(("127.0.0.1", 0), reuse_port=True)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         environ = {"CART_LISTEN": address, "CART_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/d"}
@@ -242,29 +244,29 @@ def test_workers_are_told_of_a_port_that_is_taken_before_they_start(refuse: Refu
     assert said == f"CART_LISTEN: cannot listen on {address}: it is taken, or not an address of this machine"
 
 
-def test_a_name_that_workers_cannot_listen_on_is_told(refuse: Refuse) -> None:
+def test_a_host_name_that_workers_cannot_resolve_is_reported(refuse: Refuse) -> None:
     environ = {"CART_LISTEN": "no such host:1", "CART_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/d"}
     assert refuse("serve", "--workers", "2", **environ).startswith("CART_LISTEN: cannot listen on no such host:1: ")
 
 
-def test_a_sqlite_file_has_no_room_for_workers(refuse: Refuse) -> None:
+def test_workers_need_postgresql(refuse: Refuse) -> None:
     said = refuse("serve", "--workers", "2")
-    assert said == "--workers needs PostgreSQL: a SQLite file has room for one process"
+    assert said == "--workers needs PostgreSQL: a SQLite file belongs to one process"
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "257", "many"])
-def test_workers_are_counted(count: str, capsys: Any) -> None:
+def test_an_invalid_number_of_workers_is_refused(count: str, capsys: Any) -> None:
     with pytest.raises(SystemExit):
         cli.main(["serve", "--workers", count])
     assert "--workers" in capsys.readouterr().err
 
 
-def test_a_port_of_the_simulator_that_is_taken_is_told(taken_port: int, refuse: Refuse) -> None:
+def test_a_grpc_port_in_use_stops_the_simulator(taken_port: int, refuse: Refuse) -> None:
     said = refuse("simulate", "--listen", f"127.0.0.1:{taken_port}", "--http-listen", "127.0.0.1:0")
     assert said == f"the simulator cannot start: cannot listen on 127.0.0.1:{taken_port}"
 
 
-def test_a_port_of_the_simulator_for_http_that_is_taken_is_told(taken_port: int, refuse: Refuse) -> None:
+def test_an_http_port_in_use_stops_the_simulator(taken_port: int, refuse: Refuse) -> None:
     said = refuse("simulate", "--listen", "127.0.0.1:0", "--http-listen", f"127.0.0.1:{taken_port}")
     assert said.startswith("the simulator cannot start: ")
     assert str(taken_port) in said
@@ -295,7 +297,7 @@ WRONG_OPTIONS = [
 @pytest.mark.parametrize(
     ("options", "why"), WRONG_OPTIONS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
-def test_a_wrong_option_of_the_simulator_is_told(
+def test_an_invalid_option_of_the_simulator_is_refused(
     command: list[str], options: list[str], why: str | None, refuse: Refuse, stops_at_once: None, capsys: Any
 ) -> None:
     arguments = [*command, "127.0.0.1:0", *options]
@@ -308,13 +310,13 @@ def test_a_wrong_option_of_the_simulator_is_told(
 
 
 @pytest.mark.parametrize("address", ["nonsense", "50061", ":50061", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:http"])
-def test_a_wrong_address_of_the_simulator_is_told(address: str, refuse: Refuse) -> None:
+def test_an_invalid_address_of_the_simulator_is_refused(address: str, refuse: Refuse) -> None:
     said = refuse("simulate", "--listen", address)
     assert repr(address) in said
     assert "should be HOST:PORT" in said
 
 
-def test_the_last_port_leaves_none_for_http_and_that_is_told(refuse: Refuse) -> None:
+def test_the_highest_port_for_grpc_needs_an_explicit_port_for_http(refuse: Refuse) -> None:
     assert "--http-listen" in refuse("simulate", "--listen", "127.0.0.1:65535")
 
 
@@ -324,7 +326,7 @@ def test_the_last_port_leaves_none_for_http_and_that_is_told(refuse: Refuse) -> 
      ["simulate", "--slow", "often"], ["migrate", "now"], ["dev", "--listen", "127.0.0.1:0"]],
     ids=" ".join,
 )  # fmt: skip
-def test_wrong_use_ends_with_status_2_and_how_to_use_it(arguments: list[str], capsys: Any) -> None:
+def test_wrong_use_ends_with_status_2_and_a_usage_line(arguments: list[str], capsys: Any) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     assert ended.value.code == 2
@@ -341,7 +343,7 @@ def test_every_command_has_help(command: str, capsys: Any) -> None:
     assert f"usage: cart-grpc {command}" in capsys.readouterr().out
 
 
-def test_serve_says_where_it_listens_and_stops(
+def test_serve_prints_its_address_and_stops(
     stops_at_once: None, database_url: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CART_DATABASE_URL", database_url)
@@ -350,7 +352,7 @@ def test_serve_says_where_it_listens_and_stops(
     assert re.fullmatch(r"cart-grpc listens on 127\.0\.0\.1:[1-9]\d*\n", capsys.readouterr().out)
 
 
-def test_reconcile_says_so_and_stops(
+def test_reconcile_prints_that_it_runs_and_stops(
     stops_at_once: None, postgres: PostgresServer, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = postgres.create_database(f"reconcile_{os.getpid()}", template="template_cart")
@@ -359,13 +361,13 @@ def test_reconcile_says_so_and_stops(
     assert capsys.readouterr().out == "cart-grpc reconciles\n"
 
 
-def test_simulate_says_where_it_listens_and_stops(stops_at_once: None, capsys: Any) -> None:
+def test_simulate_prints_its_addresses_and_stops(stops_at_once: None, capsys: Any) -> None:
     assert cli.main(["simulate", "--listen", "127.0.0.1:0"]) == 0
     said = capsys.readouterr().out
     assert re.fullmatch(r"the simulator listens on grpc://127\.0\.0\.1:\d+ and http://127\.0\.0\.1:\d+\n", said)
 
 
-def test_dev_says_where_everything_listens_and_what_to_try(
+def test_dev_prints_all_addresses_and_example_calls(
     stops_at_once: None, folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CART_LISTEN", "127.0.0.1:0")
@@ -374,7 +376,7 @@ def test_dev_says_where_everything_listens_and_what_to_try(
     assert re.search(r"^the simulator listens on grpc://127\.0\.0\.1:[1-9]\d* and ", said, re.MULTILINE)
     port = re.search(r"^cart-grpc listens on 127\.0\.0\.1:([1-9]\d*)$", said, re.MULTILINE)
     assert port is not None
-    admin_port = re.search(r"^operators are listened to on 127\.0\.0\.1:([1-9]\d*)$", said, re.MULTILINE)
+    admin_port = re.search(r"^cart-grpc listens for operators on 127\.0\.0\.1:([1-9]\d*)$", said, re.MULTILINE)
     assert admin_port is not None
     assert f"reservations stats --address 127.0.0.1:{admin_port[1]}\n" in said
     assert said.count(f"127.0.0.1:{port[1]} cartgrpc.v1.CartService/") == 3
@@ -382,11 +384,11 @@ def test_dev_says_where_everything_listens_and_what_to_try(
 
 
 async def health_of(*arguments: str) -> int:
-    """The status of `cart-grpc health`, which blocks, while the server of this loop answers."""
+    """Run `cart-grpc health` in a thread, because it blocks and this loop's server must answer. Returns its status."""
     return await asyncio.to_thread(cli.main, ["health", *arguments])
 
 
-async def test_health_ends_with_0_where_the_server_is_ready_and_1_where_it_is_not(
+async def test_health_ends_with_0_if_the_server_is_ready_and_1_if_not(
     capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = grpc.aio.server()
@@ -410,7 +412,7 @@ async def test_health_ends_with_0_where_the_server_is_ready_and_1_where_it_is_no
     assert capsys.readouterr().err == f"cart-grpc: 127.0.0.1:{port} does not answer: UNAVAILABLE\n"
 
 
-async def test_health_ends_with_1_where_another_service_answers(capsys: Any) -> None:
+async def test_health_ends_with_1_if_another_service_answers(capsys: Any) -> None:
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -422,12 +424,12 @@ async def test_health_ends_with_1_where_another_service_answers(capsys: Any) -> 
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1", ":1", "127.0.0.1:http", "127.0.0.1:65536"])
-def test_health_of_a_wrong_address_is_wrong_use(address: str, refuse: Refuse) -> None:
+def test_an_invalid_address_for_health_is_wrong_use(address: str, refuse: Refuse) -> None:
     assert "should be HOST:PORT" in refuse("health", address)
 
 
 def run_process(folder: Path, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
-    """Run the real command to its end."""
+    """Run the installed command to its end."""
     return subprocess.run(
         [Path(sys.executable).with_name("cart-grpc"), *arguments],
         cwd=folder, env={"PATH": os.defpath, **environ}, capture_output=True, text=True, timeout=50, check=False,
@@ -443,7 +445,7 @@ def run_process(folder: Path, *arguments: str, **environ: str) -> "subprocess.Co
         (["health", "127.0.0.1:1"], {}, "127.0.0.1:1 does not answer"),
     ],
 )
-def test_a_process_ends_as_main_says_without_a_traceback(
+def test_a_process_that_fails_prints_one_line_and_no_traceback(
     arguments: list[str], environ: dict[str, str], said: str, folder: Path
 ) -> None:
     ended = run_process(folder, *arguments, **environ)
@@ -454,7 +456,7 @@ def test_a_process_ends_as_main_says_without_a_traceback(
     assert "hunter2" not in ended.stderr
 
 
-def test_a_process_whose_port_is_taken_ends_with_one_line_of_its_own(taken_port: int, folder: Path) -> None:
+def test_a_process_whose_port_is_in_use_prints_one_line(taken_port: int, folder: Path) -> None:
     ended = run_process(folder, "serve", CART_LISTEN=f"127.0.0.1:{taken_port}")
     lines = [line for line in ended.stderr.splitlines() if not CORE_LOG.match(line)]
     assert ended.returncode == 2
@@ -477,19 +479,19 @@ def test_a_process_whose_port_is_taken_ends_with_one_line_of_its_own(taken_port:
         (["basic+http://127.0.0.1:1"], "no Reservation API answers at basic+http://127.0.0.1:1: UNAVAILABLE"),
     ],
 )
-def test_a_probe_that_cannot_begin_says_why(arguments: list[str], why: str, refuse: Refuse) -> None:
+def test_a_probe_that_cannot_start_prints_the_reason(arguments: list[str], why: str, refuse: Refuse) -> None:
     assert why in refuse("probe", *arguments)
 
 
 async def probing(folder: Path, *arguments: str) -> asyncio.subprocess.Process:
-    """Start the real command."""
+    """Start the installed command."""
     return await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("cart-grpc"), "probe", *arguments,
         cwd=folder, env={"PATH": os.defpath}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
 
 
-async def test_a_probe_ends_with_0_where_the_contract_is_kept_and_1_where_that_is_not_known(folder: Path) -> None:
+async def test_a_probe_ends_with_0_if_the_contract_is_kept_and_1_if_that_is_unknown(folder: Path) -> None:
     server = SimulatorServer(make_simulator(SimulatorConfig(stock={"tea": 0})))
     ports = await server.start("127.0.0.1:0", None)
     try:
@@ -504,7 +506,7 @@ async def test_a_probe_ends_with_0_where_the_contract_is_kept_and_1_where_that_i
         await server.stop(0)
 
 
-async def test_a_basic_api_is_probed_for_what_basic_asks_of_it(folder: Path) -> None:
+async def test_a_basic_api_is_probed_against_the_basic_contract(folder: Path) -> None:
     simulator = make_simulator(SimulatorConfig(stock={"beans": 10}))
     server = SimulatorServer(simulator)
     ports = await server.start(None, "127.0.0.1:0")
@@ -519,7 +521,7 @@ async def test_a_basic_api_is_probed_for_what_basic_asks_of_it(folder: Path) -> 
     assert simulator.levels("beans").held == 0
 
 
-async def test_ctrl_c_ends_a_probe_after_it_has_given_everything_back(folder: Path) -> None:
+async def test_ctrl_c_ends_a_probe_after_it_has_released_everything(folder: Path) -> None:
     simulator = make_simulator(SimulatorConfig(latency_us=100_000))
     server = SimulatorServer(simulator)
     ports = await server.start("127.0.0.1:0", None)

@@ -1,4 +1,4 @@
-"""Settings: where they come from, which one wins, and what is said when one is wrong."""
+"""Settings: their sources, the precedence of the sources, and the error for a wrong setting."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from cart_grpc.settings import Settings, SettingsError, load
 
 RANGES: dict[str, tuple[list[str], list[str]]] = {
-    # name: taken, refused
+    # name: (valid values, invalid values)
     "CALL_TIMEOUT": (["0.001", "10", "86400"], ["0", "-1", "86400.1", "nan", "inf", "-inf", "", "10s", "ten"]),
     "HOLD_TTL": (["10", "86400"], ["0", "9", "-1", "86401", "nan", "inf", "x"]),
     "CART_TTL": (["60", "31536000"], ["59", "31536001", "nan", "x"]),
@@ -25,11 +25,14 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
     "MAX_ITEMS_PER_CART": (["1", "10000"], ["0", "-1", "10001", "1.5", "many", "", "nan"]),
     "MAX_QUANTITY_PER_ADD": (["1", "1000000"], ["0", "-1", "1000001", "1.5", "many"]),
     "MAX_QUANTITY_PER_ITEM": (["1", "1000000"], ["0", "-1", "1000001", "1.5", "many"]),
+    "RESERVATION_BACKOFF_INITIAL": (["0.001", "86400"], ["0", "-1", "86401", "nan", "x"]),
     "RESERVATION_BACKOFF_MAX": (["1", "86400"], ["0", "-1", "86401", "nan", "x"]),
+    "RESERVATION_BREAKER_THRESHOLD": (["1", "10000"], ["0", "-1", "10001", "1.5", "x"]),
     "RESERVATION_GRACE": (["0.5", "86400"], ["0", "-1", "86401", "nan", "x"]),
     "RESERVATION_LEASE": (["1", "15", "3600"], ["0.9", "0", "-1", "3601", "nan", "x"]),
     "RESERVATION_MAX_IN_FLIGHT": (["1", "100000"], ["0", "-1", "100001", "1.5", "x"]),
     "RESERVATION_POLL_INTERVAL": (["0.01", "86400"], ["0", "-1", "86401", "nan", "x"]),
+    "RESERVATION_PROBE_INTERVAL": (["0.5", "86400"], ["0", "-1", "86401", "nan", "x"]),
     "RESERVATION_TIMEOUT": (["1", "86400"], ["0", "-1", "86401", "nan", "x"]),
     "SHUTDOWN_GRACE": (["0", "3600"], ["-0.1", "3601", "nan", "x"]),
     "WRITE_QUEUE_SIZE": (["1", "1000000"], ["0", "-1", "1000001", "x"]),
@@ -55,7 +58,7 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
         ],
     ),
 }
-# What would be right, as each wrong value is told.
+# The hint that the error for a wrong value contains.
 HINTS = {
     "ADMIN_LISTEN": "should be HOST:PORT, such as 127.0.0.1:50051",
     "LISTEN": "should be HOST:PORT, such as 127.0.0.1:50051",
@@ -70,27 +73,29 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refusal(environ: dict[str, str], folder: Path) -> str:
-    """What a wrong setting is told: one line."""
+    """Load settings that must be refused, and return the error's text."""
     with pytest.raises(SettingsError) as caught:
         load(environ, folder)
     text = str(caught.value)
-    assert text.isprintable(), "it is more than one line"
+    assert text.isprintable(), "the error has more than one line"
     return text
 
 
-def test_every_setting_has_a_row() -> None:
+def test_every_setting_has_valid_and_invalid_values_in_the_table() -> None:
     assert set(RANGES) == {name.upper() for name in Settings.model_fields}
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, (taken, _) in RANGES.items() for value in taken])
-def test_a_right_value_is_taken(name: str, value: str, folder: Path) -> None:
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, (valid, _) in RANGES.items() for value in valid])
+def test_a_valid_value_is_accepted(name: str, value: str, folder: Path) -> None:
     seen = getattr(load({f"CART_{name}": value}, folder), name.lower())
     expected: Any = type(seen)(value)
     assert seen == (expected.upper() if name == "LOG_LEVEL" else expected)
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, (_, wrong) in RANGES.items() for value in wrong])
-def test_a_wrong_value_is_told_in_one_line_that_names_the_setting(name: str, value: str, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, (_, invalid) in RANGES.items() for value in invalid]
+)
+def test_an_invalid_value_is_refused_in_one_line_that_names_the_setting(name: str, value: str, folder: Path) -> None:
     text = refusal({f"CART_{name}": value}, folder)
     assert text.startswith(f"CART_{name}: ")
     assert "should be" in text or "needs a file" in text
@@ -100,22 +105,22 @@ def test_a_wrong_value_is_told_in_one_line_that_names_the_setting(name: str, val
 
 
 @pytest.mark.parametrize("name", [name for name in RANGES if "URL" not in name])
-def test_a_wrong_value_is_shown(name: str, folder: Path) -> None:
+def test_the_error_shows_the_invalid_value(name: str, folder: Path) -> None:
     assert "nonsense" in refusal({f"CART_{name}": "nonsense"}, folder).lower()
 
 
-def test_a_value_with_line_ends_is_told_in_one_line(folder: Path) -> None:
+def test_a_value_with_line_breaks_is_refused_in_one_line(folder: Path) -> None:
     assert "CART_LISTEN" in refusal({"CART_LISTEN": "a\nb\x1b[31m"}, folder)
 
 
 @pytest.mark.parametrize("name", ["listen", "log_level", "max_items_per_cart", "reservation_url"])
-def test_a_wrong_value_in_a_file_names_the_setting(name: str, folder: Path) -> None:
+def test_the_error_for_an_invalid_value_in_a_file_names_the_setting(name: str, folder: Path) -> None:
     (folder / "cart.toml").write_text(f'{name} = "nonsense"\n')
     assert refusal({"CART_CONFIG_FILE": "cart.toml"}, folder).startswith(f"CART_{name.upper()}: ")
 
 
 @pytest.mark.parametrize("value", ["5", "[1]", "{a = 1}", "true", "1979-05-27"])
-def test_a_value_of_another_kind_in_a_file_is_told_in_one_line(value: str, folder: Path) -> None:
+def test_a_value_of_the_wrong_type_in_a_file_is_refused_in_one_line(value: str, folder: Path) -> None:
     (folder / "cart.toml").write_text(f"listen = {value}\n")
     assert "should be" in refusal({"CART_CONFIG_FILE": "cart.toml"}, folder)
 
@@ -126,11 +131,11 @@ def test_a_value_of_another_kind_in_a_file_is_told_in_one_line(value: str, folde
         ("CART_LISTN", "did you mean CART_LISTEN?"),
         ("CART_DATABASE", "did you mean CART_DATABASE_URL?"),
         ("CART_RESERVATION_TIMEOUTS", "did you mean CART_RESERVATION_TIMEOUT?"),
-        ("CART_ZZZ", "`cart-grpc config` lists those there are"),
+        ("CART_ZZZ", "`cart-grpc config` lists all settings"),
     ],
 )
 @pytest.mark.parametrize("source", ["the environment", ".env", "cart.toml"])
-def test_an_unknown_setting_is_told_with_its_source_and_a_suggestion(
+def test_the_error_for_an_unknown_setting_names_its_source_and_suggests_a_known_one(
     name: str, suggestion: str, source: str, folder: Path
 ) -> None:
     environ: dict[str, str] = {}
@@ -143,7 +148,7 @@ def test_an_unknown_setting_is_told_with_its_source_and_a_suggestion(
         (folder / "cart.toml").write_text(f'{name.removeprefix("CART_").lower()} = "hunter2"\n')
     text = refusal(environ, folder)
     if source == "cart.toml":
-        # A file has its names in lower case and without the prefix.
+        # In a file, names are in lower case and without the prefix.
         name = name.removeprefix("CART_").lower()
         suggestion = re.sub(r"CART_(\w+)", lambda match: match[1].lower(), suggestion)
     assert text.startswith(f"{name} in ")
@@ -153,7 +158,7 @@ def test_an_unknown_setting_is_told_with_its_source_and_a_suggestion(
 
 
 @pytest.mark.parametrize("written", ["LISTEN", "CART_LISTEN", "cart_listen", "Listen"])
-def test_a_name_in_a_file_that_is_written_as_in_the_environment_is_told_how_to_write_it(
+def test_the_error_for_a_name_in_a_file_written_as_a_variable_suggests_the_right_spelling(
     written: str, folder: Path
 ) -> None:
     (folder / "cart.toml").write_text(f'{written} = "127.0.0.1:1"\n')
@@ -162,12 +167,12 @@ def test_a_name_in_a_file_that_is_written_as_in_the_environment_is_told_how_to_w
     assert "listen" in text.replace(written, "")
 
 
-def test_what_does_not_begin_with_the_prefix_is_none_of_our_business(folder: Path) -> None:
+def test_names_without_the_prefix_are_ignored(folder: Path) -> None:
     (folder / ".env").write_text("CARTLISTEN=x\nPATH=x\n")
     assert load({"LISTEN": "x", "CARTS_LISTEN": "x"}, folder) == Settings()
 
 
-def test_the_environment_wins_over_dotenv_which_wins_over_the_file(folder: Path) -> None:
+def test_the_environment_overrides_dotenv_which_overrides_the_file(folder: Path) -> None:
     (folder / "cart.toml").write_text('log_level = "ERROR"\nlisten = "file:1"\nmax_items_per_cart = 7\n')
     (folder / ".env").write_text("CART_LOG_LEVEL=WARNING\nCART_LISTEN=dotenv:1\n")
     seen = load({"CART_CONFIG_FILE": "cart.toml", "CART_LOG_LEVEL": "DEBUG"}, folder)
@@ -175,7 +180,7 @@ def test_the_environment_wins_over_dotenv_which_wins_over_the_file(folder: Path)
     assert seen.write_queue_size == Settings().write_queue_size
 
 
-def test_dotenv_may_name_the_file_and_the_environment_another(folder: Path) -> None:
+def test_dotenv_can_name_the_file_and_the_environment_overrides_it(folder: Path) -> None:
     (folder / "one.toml").write_text('listen = "one:1"\n')
     (folder / "other.toml").write_text('listen = "other:1"\n')
     (folder / ".env").write_text("CART_CONFIG_FILE=one.toml\n")
@@ -183,16 +188,16 @@ def test_dotenv_may_name_the_file_and_the_environment_another(folder: Path) -> N
     assert load({"CART_CONFIG_FILE": "other.toml"}, folder).listen == "other:1"
 
 
-def test_names_in_the_environment_may_be_in_lower_case(folder: Path) -> None:
+def test_variables_may_be_in_lower_case(folder: Path) -> None:
     assert load({"cart_listen": "h:1"}, folder).listen == "h:1"
 
 
-def test_without_any_source_the_defaults_hold(folder: Path) -> None:
+def test_without_any_source_the_defaults_apply(folder: Path) -> None:
     assert load({}, folder) == Settings()
     assert Settings().is_embedded
 
 
-def test_a_path_in_the_file_setting_is_relative_to_the_folder_or_absolute(folder: Path, tmp_path_factory: Any) -> None:
+def test_the_path_of_the_file_is_relative_to_the_folder_or_absolute(folder: Path, tmp_path_factory: Any) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "cart.toml"
     elsewhere.write_text('listen = "h:1"\n')
     assert load({"CART_CONFIG_FILE": str(elsewhere)}, folder).listen == "h:1"
@@ -208,7 +213,7 @@ def test_a_path_in_the_file_setting_is_relative_to_the_folder_or_absolute(folder
         (b"listen = 'a'\nlisten = 'b'", "is not TOML"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_told_in_one_line(content: bytes | None, why: str, folder: Path) -> None:
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(content: bytes | None, why: str, folder: Path) -> None:
     if content is not None:
         (folder / "cart.toml").write_bytes(content)
     text = refusal({"CART_CONFIG_FILE": "cart.toml"}, folder)
@@ -216,16 +221,16 @@ def test_a_file_that_cannot_be_read_is_told_in_one_line(content: bytes | None, w
     assert why in text
 
 
-def test_a_folder_as_the_file_is_told_in_one_line(folder: Path) -> None:
+def test_a_directory_in_place_of_the_file_is_refused_in_one_line(folder: Path) -> None:
     assert "Is a directory" in refusal({"CART_CONFIG_FILE": "."}, folder)
 
 
-def test_a_dotenv_that_is_not_utf_8_is_told_in_one_line(folder: Path) -> None:
+def test_a_dotenv_that_is_not_utf_8_is_refused_in_one_line(folder: Path) -> None:
     (folder / ".env").write_bytes(b"CART_LISTEN=\xff\xfe\n")
     assert ".env" in refusal({}, folder)
 
 
-def test_a_name_without_a_value_in_dotenv_is_an_empty_value(folder: Path) -> None:
+def test_a_name_without_a_value_in_dotenv_has_an_empty_value(folder: Path) -> None:
     (folder / ".env").write_text("CART_LISTEN\n")
     assert refusal({}, folder).startswith("CART_LISTEN: ")
 
@@ -238,23 +243,23 @@ def test_a_name_without_a_value_in_dotenv_is_an_empty_value(folder: Path) -> Non
         "postgresql://db/cart?user=cart&password=hunter2",
     ],
 )
-def test_what_is_shown_has_no_password(url: str, folder: Path) -> None:
+def test_shown_settings_contain_no_password(url: str, folder: Path) -> None:
     shown = load({"CART_DATABASE_URL": url}, folder).shown()
     assert "hunter2" not in str(shown)
     assert "db" in shown["CART_DATABASE_URL"]
 
 
-def test_what_is_shown_is_taken_as_the_environment(folder: Path) -> None:
+def test_shown_settings_can_be_loaded_as_the_environment(folder: Path) -> None:
     seen = load({"CART_LISTEN": "h:1", "CART_CALL_TIMEOUT": "2.5"}, folder)
     assert load(seen.shown(), folder) == seen
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        setattr(Settings(), "listen", "h:1")  # noqa: B010 - written plainly, it is a type error
+        setattr(Settings(), "listen", "h:1")  # noqa: B010 - a plain assignment is a type error
 
 
-def test_with_changes_leaves_the_original_alone() -> None:
+def test_with_changes_returns_a_copy() -> None:
     before = Settings()
     assert before.with_changes(listen="h:1").listen == "h:1"
     assert before == Settings()
@@ -263,5 +268,5 @@ def test_with_changes_leaves_the_original_alone() -> None:
 @pytest.mark.parametrize(
     "name", ["CART_PORT", "CART_SERVICE_HOST", "CART_GRPC_SERVICE_PORT_GRPC", "CART_PORT_50051_TCP_ADDR"]
 )
-def test_what_kubernetes_adds_for_a_service_named_cart_is_no_setting_of_ours(name: str, folder: Path) -> None:
+def test_variables_that_kubernetes_adds_for_a_service_named_cart_are_ignored(name: str, folder: Path) -> None:
     assert load({name: "tcp://10.0.0.1:50051"}, folder).listen == "127.0.0.1:50051"

@@ -1,4 +1,4 @@
-"""The loops that work behind the calls: the reconciler and the sweeper.
+"""The background loops: the reconciler, which drives the Reservation API, and the sweeper, which expires and purges.
 
-They use the store and the Reservation API's client; no call of a caller waits for them.
+They use the store and the client side of the Reservation API. No SQL, no gRPC, and nothing that a caller waits for.
 """

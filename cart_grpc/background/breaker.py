@@ -1,57 +1,59 @@
-"""A circuit breaker: while the Reservation API is down, one probe every now and then asks whether it is back."""
+"""A circuit breaker: while the Reservation API is down, it allows a single probe call per interval."""
 
 from collections.abc import Callable
 
 
 class Breaker:
-    """Opens after `threshold` failures in a row, lets one probe through every `probe_interval` seconds, and closes on
-    the first success.
+    """Opens after `threshold` failures in a row and closes on the first success.
 
-    `clock` is a monotonic clock in seconds. The pattern is Michael Nygard's, in "Release It!".
+    While open it allows one probe call every `probe_interval_us`. `clock` is a monotonic clock in microseconds. Source:
+    Michael Nygard, "Release It!".
     """
 
-    def __init__(self, clock: Callable[[], float], *, threshold: int = 5, probe_interval: float = 1.0) -> None:
+    def __init__(self, clock: Callable[[], int], *, threshold: int, probe_interval_us: int) -> None:
         self._clock = clock
         self._threshold = threshold
-        self._probe_interval = probe_interval
+        self._probe_interval_us = probe_interval_us
         self._failures = 0
-        self._probe_at = 0.0
-        self._opened_at = 0.0
+        self._next_probe = 0
+        self._opened_at = 0
 
     @property
     def is_open(self) -> bool:
         return self._failures >= self._threshold
 
-    def permits(self, wanted: int) -> int:
-        """How many calls may be made now, of `wanted`: all, none, or one probe."""
+    def allowed_calls(self, wanted: int) -> int:
+        """Return how many of `wanted` calls may be made now: all while closed, otherwise one probe or none."""
         if not self.is_open:
             return wanted
-        return min(wanted, 1) if self._clock() >= self._probe_at else 0
+        return min(wanted, 1) if self._clock() >= self._next_probe else 0
 
-    def probing(self) -> None:
-        """A probe is on its way: no other before the interval is over, but then another, lest one that hangs or is lost
-        keep the breaker open.
+    def record_probe(self) -> None:
+        """Count a probe that starts now.
+
+        The next probe is allowed after the interval even if this one has not ended: a probe that hangs must not keep
+        the breaker open.
         """
-        self._probe_at = self._clock() + self._probe_interval
+        self._next_probe = self._clock() + self._probe_interval_us
 
-    def succeeded(self) -> bool:
+    def record_success(self) -> bool:
         """Count a call that was answered, whatever the answer. Returns whether this closed the breaker."""
         was_open, self._failures = self.is_open, 0
         return was_open
 
-    def failed(self) -> bool:
-        """Count a call that found nobody. Returns whether this opened the breaker."""
+    def record_failure(self) -> bool:
+        """Count a call that was not answered. Returns whether this opened the breaker."""
         was_open = self.is_open
         self._failures += 1
         if not was_open:
             self._opened_at = self._clock()
-            self._probe_at = self._opened_at + self._probe_interval
+            self._next_probe = self._opened_at + self._probe_interval_us
         return self.is_open and not was_open
 
-    def open_seconds(self) -> float | None:
-        """For how long it has been open, None while it is closed."""
+    def find_open_us(self) -> int | None:
+        """Return how long the breaker has been open, in microseconds; None while it is closed."""
         return self._clock() - self._opened_at if self.is_open else None
 
-    def seconds_to_probe(self) -> float:
-        """How long until a probe may be made; 0 while closed, and where one may be made now."""
-        return max(0.0, self._probe_at - self._clock()) if self.is_open else 0.0
+    def until_probe_us(self) -> int:
+        """Return the microseconds until the next probe is allowed; 0 if a call is allowed now."""
+        return max(0, self._next_probe - self._clock()) if self.is_open else 0

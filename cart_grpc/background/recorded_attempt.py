@@ -1,4 +1,4 @@
-"""The attempt of one claim, as its row has it."""
+"""An attempt of the `basic` contract that is recorded in the reservation's row before anything is sent."""
 
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.record import OpenAttempt
@@ -7,25 +7,26 @@ from cart_grpc.store.store import Store
 
 
 class RecordedAttempt:
-    """Implements Attempt for the claim that returned `claimed` and lasts `lease`, `grace` beyond what a call takes.
+    """Implements Attempt for one claim.
 
-    All in microseconds, and all by the database's clock. `opened` is until when the attempt that was opened can take
-    effect, None if none was.
+    `claimed` is the row as the claim returned it and `lease_us` the claim's duration. A request may take effect up to
+    `grace_us` after its timeout. `open_until` is the database time until which the opened attempt may take effect, None
+    if none was opened.
     """
 
-    def __init__(self, store: Store, claimed: Reservation, lease: int, grace: int) -> None:
-        self.opened: int | None = None
+    def __init__(self, store: Store, claimed: Reservation, lease_us: int, grace_us: int) -> None:
+        self.open_until: int | None = None
         self._store = store
         self._claimed = claimed
-        self._grace_us = grace
-        claimed_at = (claimed.lease_expire_time or 0) - lease
-        self.pending = max(0, (claimed.uncertain_until or 0) - claimed_at)
+        self._grace_us = grace_us
+        # Both times are the database's: this machine's clock may differ.
+        claim_time = (claimed.lease_expire_time or 0) - lease_us
+        self.uncertain_us = max(0, (claimed.uncertain_until or 0) - claim_time)
 
-    async def open(self, timeout: float) -> bool:
+    async def open(self, timeout_us: int) -> bool:
         """See Attempt.open."""
-        window = int(timeout * 1_000_000) + self._grace_us
         try:
-            self.opened = await self._store.open_attempt(OpenAttempt(self._claimed, window))
+            self.open_until = await self._store.open_attempt(OpenAttempt(self._claimed, timeout_us + self._grace_us))
         except Unavailable:
             return False
-        return self.opened is not None
+        return self.open_until is not None

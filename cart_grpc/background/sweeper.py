@@ -1,63 +1,75 @@
-"""Ending what was left alone, and deleting what nobody needs any more, a little at a time."""
+"""The sweeper: expires idle carts and purges rows whose retention has ended, a small batch at a time."""
 
 import asyncio
 import logging
 import random
 from dataclasses import dataclass
 
+from cart_grpc.background.loop import Loop
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.direct import Purge
 from cart_grpc.store.store import Store
+from cart_grpc.units import to_seconds
 
 log = logging.getLogger(__name__)
-BATCH = 64
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long replies can be asked for again, finished reservations and ended carts looked up, in microseconds."""
+    """How long replies can be repeated, finished reservations read and ended carts read, in microseconds."""
 
-    replies: int
-    reservations: int
-    carts: int
+    replies_us: int
+    reservations_us: int
+    carts_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """The result of one round of the sweeper."""
+
+    expired_carts: int
+    purged_rows: int
+
+    @property
+    def total(self) -> int:
+        return self.expired_carts + self.purged_rows
 
 
 class Sweeper:
-    """Expires idle carts and purges. Any number of them may share a database: each step looks again under its lock."""
+    """Expires and purges, one batch of each per round, with `interval_us` between rounds that found nothing.
 
-    def __init__(self, store: Store, retention: Retention, interval: float) -> None:
+    Any number of sweepers may share a database: each command checks its rows again under its locks.
+    """
+
+    def __init__(self, store: Store, retention: Retention, interval_us: int) -> None:
         self._store = store
         self._retention = retention
-        self._interval = interval
+        self._interval_us = interval_us
+        self._loop = Loop("sweeper", self.run_once, self._pause)
 
     async def run(self) -> None:
-        """Keep house until cancelled."""
-        while True:
-            try:
-                done = await self.run_once()
-            except Unavailable as refusal:
-                log.warning("housekeeping was put off: %s", refusal.reason)
-                done = 0
-            except Exception:
-                # Without this loop, stock would be hoarded by carts that nobody comes back to.
-                log.exception("housekeeping met an error of its own, and goes on")
-                done = 0
-            if not done:
-                # Replicas that were started together need not look together.
-                await asyncio.sleep(self._interval * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, hides nothing
+        """Sweep until cancelled."""
+        await self._loop.run()
 
-    async def run_once(self) -> int:
-        """One small step of everything. Returns how many carts were ended and rows deleted.
+    async def run_once(self) -> Swept:
+        """Purge one batch of each kind of row and expire one batch of idle carts.
 
-        Raises Unavailable where the database does not answer.
+        Raises Unavailable if the database does not answer.
         """
         keep = self._retention
-        purged = await self._store.purge(Purge(keep.replies, keep.reservations, keep.carts, BATCH))
-        idle = await self._store.reads.find_idle_carts(BATCH)
-        ended = await asyncio.gather(*(self._store.expire(cart) for cart in idle), return_exceptions=True)
-        for cart, outcome in zip(idle, ended, strict=True):
-            if isinstance(outcome, Unavailable):
-                raise outcome
-            if isinstance(outcome, BaseException):
-                log.error("%s could not be expired", cart.name, exc_info=outcome)
-        return purged + sum(outcome is True for outcome in ended)
+        purged = await self._store.purge(Purge(keep.replies_us, keep.reservations_us, keep.carts_us, BATCH_SIZE))
+        carts = await self._store.reads.find_idle_carts(BATCH_SIZE)
+        results = await asyncio.gather(*(self._store.expire(cart) for cart in carts), return_exceptions=True)
+        for cart, result in zip(carts, results, strict=True):
+            if isinstance(result, Unavailable):
+                raise result
+            if isinstance(result, BaseException):
+                log.error("%s: unexpected error while expiring the cart", cart.name, exc_info=result)
+        return Swept(sum(result is True for result in results), purged)
+
+    async def _pause(self, swept: Swept | None) -> None:
+        if swept and swept.total:
+            return
+        # Jitter: replicas that started together should not sweep together.
+        await asyncio.sleep(to_seconds(self._interval_us) * random.uniform(0.8, 1.2))  # noqa: S311 - jitter

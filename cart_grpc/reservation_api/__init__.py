@@ -1,4 +1,4 @@
-"""The client side of the Reservation API: one interface, over gRPC or HTTP, for both contracts.
+"""The client side of the Reservation API: one interface over gRPC, HTTP and the `basic` contract.
 
-Nothing here knows the store or decides when to call.
+It knows neither the store nor when to call: one call of ours is one call to the API, with no retry inside.
 """

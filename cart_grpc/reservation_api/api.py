@@ -1,6 +1,7 @@
-"""What the reconciler needs of a Reservation API, whatever it is reached over.
+"""The interface to the Reservation API that all transports implement.
 
-An answer is a value, even a refusal; no answer is an exception, and says nothing about what took effect.
+An answer is a value, even a refusal. No answer is an exception, NoAnswerError: the message may or may not have taken
+effect.
 """
 
 from collections.abc import Sequence
@@ -23,11 +24,11 @@ __all__ = [
 
 
 class NoAnswerError(Exception):
-    """No answer, or none that can be believed: the message may or may not have taken effect.
+    """No answer, or an invalid one: the message may or may not have taken effect.
 
-    `code` is the gRPC status code's name, or `HTTP_<status>`, or `INVALID_ANSWER`; `retry_after_us` is how many
-    microseconds the API asked to be left alone, or None; `reached` is True where an API in working order refused
-    for load or answered nonsense, so that it should not count as down, and None where it was not even called.
+    `code` is the name of a gRPC status code, `HTTP_<status>` or `INVALID_ANSWER`. `retry_after_us` is how long the API
+    asked us to wait, None if it did not. `reached` is True if a working API throttled the call or sent an invalid
+    answer, so that the call does not count as a failure of the API; None if the API was not called at all.
     """
 
     def __init__(
@@ -41,59 +42,61 @@ class NoAnswerError(Exception):
 
 
 class Attempt(Protocol):
-    """What is kept of a request that can take effect late, and twice if it is sent twice: the `basic` contract's."""
+    """All that is sent under one claim.
+
+    `basic` records the attempt before it sends anything: a request may take effect late, and twice if it is sent twice.
+    """
 
     @property
-    def pending(self) -> int:
-        """For how many microseconds an earlier attempt can still take effect; 0 if it cannot."""
+    def uncertain_us(self) -> int:
+        """How long an earlier attempt may still take effect, in microseconds; 0 if it cannot."""
         ...
 
-    async def open(self, timeout: float) -> bool:
-        """Record that an attempt is made, to be called before anything is sent that lasts `timeout` seconds at most.
+    async def open(self, timeout_us: int) -> bool:
+        """Record that this attempt is open, before a request with this timeout is sent.
 
-        Returns whether it may be sent: not where the claim was taken over, or that could not be found out.
+        Returns whether the request may be sent: not if the claim was overtaken or the database does not answer.
         """
         ...
 
 
 @final
 class _Unrecorded:
-    pending = 0
+    uncertain_us = 0
 
-    async def open(self, timeout: float) -> bool:
+    async def open(self, timeout_us: int) -> bool:
         return True
 
 
 UNRECORDED: Attempt = _Unrecorded()
-"""For those who keep no rows, such as a probe: everything may be sent."""
+"""For callers that keep no rows, such as the probe: every request may be sent."""
 
 
 class ReservationApi(Protocol):
-    """A Reservation API, whichever contract it keeps: `cartgrpc.reservation.v1`, or `basic`, for which `Attempt` is."""
+    """A Reservation API, over either contract: `cartgrpc.reservation.v1` or `basic`."""
 
     async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
-        """Send `intent` once, with no retry inside, and return the answer for this id and revision.
+        """Send `intent` once, without retries, and return the answer for its id and revision.
 
-        `timeout` is in seconds, for the whole call; `attempt` is the row's. Raises NoAnswerError for everything else: a
-        time-out, a broken connection, an answer that names another id or revision or makes no sense.
+        `timeout` is in seconds, as in grpc.aio, for the whole call. Only `basic` uses `attempt`.
+
+        Raises NoAnswerError in every other case: a time-out, a broken connection, an answer about another id or
+        revision, an invalid answer.
         """
         ...
 
     async def close(self) -> None:
-        """Close the connections; calls in flight end with NoAnswerError."""
+        """Close the connections. Calls in flight end with NoAnswerError."""
         ...
 
 
 class AuditableApi(ReservationApi, Protocol):
-    """One that can also be read. Reads are for audits: nothing that becomes of a cart depends on them."""
+    """A Reservation API that can also be read. Reads are for audits only: no state of a cart depends on them."""
 
     async def find(self, reservation_id: str, *, timeout: float) -> Decision | None:
-        """Return the latest decision about a reservation as of now, None if the API knows of none.
-
-        Raises NoAnswerError for everything else, as `apply` does.
-        """
+        """Return the latest decision about a reservation, None if the API knows none. Raises NoAnswerError."""
         ...
 
     async def look_up(self, reservation_ids: Sequence[str], *, timeout: float) -> tuple[list[Decision], list[str]]:
-        """Return the latest decisions that are known, as of now, and the ids that are not. Raises NoAnswerError."""
+        """Return the latest decisions that the API knows, and the ids that it does not know. Raises NoAnswerError."""
         ...

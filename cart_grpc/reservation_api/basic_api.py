@@ -1,13 +1,13 @@
-"""The exercise's Reservation API: POST reserves, GET looks up what is live, DELETE gives it back.
+"""The exercise's Reservation API, the `basic` contract: POST reserves, GET looks up, DELETE releases.
 
-    POST   {base}                   {id, item, quantity} → {reservation_id}; once more, and it reserves once more
-    GET    {base}?id=               → [{reservation_id, id, item, quantity}], all that is live for that id
-    DELETE {base}/{reservation_id}  → 2xx; 404 if it is gone
+    POST   {base}                   {id, item, quantity} → {reservation_id}; a repeated POST reserves again
+    GET    {base}?id=               → [{reservation_id, id, item, quantity}], all live reservations of that id
+    DELETE {base}/{reservation_id}  → 2xx; 404 if there is none
 
-Any of them may take effect after it was given up, so none of this can be exactly once. What can be done: before
-anything is sent for a hold, an attempt is opened in the row, which makes every other wait until the request can take
-effect no more; and only what is looked up after that is believed. A release changes nothing that anybody wants, so it
-may look and delete at any time, but is done only once no attempt is open and nothing is found.
+A request may take effect after its caller gave up, so exactly once is impossible. The client does what is possible.
+Before it sends anything for a hold, it records an open attempt in the row. Every later attempt then waits until that
+request can no longer take effect, and trusts only look-ups made after that. A release may look up and delete at any
+time, because nobody wants what it deletes; it is done when no attempt is open and a look-up finds nothing.
 """
 
 import asyncio
@@ -19,34 +19,35 @@ from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observ
 from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerError
 from cart_grpc.reservation_api.http_client import REFUSALS, HttpClient
+from cart_grpc.units import to_us
 
 _MAX_ID: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """A reservation that the API says is live."""
+    """A live reservation, as the API lists it."""
 
     reservation_id: str
     quantity: int
 
     @property
     def order(self) -> tuple[int, str]:
-        """The same for everybody who looks, and that of the numbers where the ids are numbers."""
+        """A sort key that is the same on every replica. It sorts numeric ids by number."""
         return len(self.reservation_id), self.reservation_id
 
 
 class BasicReservationApi:
-    """Implements ReservationApi at `base_url` over `client`, which is closed with it."""
+    """Implements ReservationApi at `base_url` over `client`. Owns the client."""
 
     def __init__(self, base_url: str, client: HttpClient) -> None:
         self._base = base_url.rstrip("/")
         self._client = client
 
     async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
-        """See ReservationApi.apply. Makes several calls, each at most once, within one `timeout`.
+        """See ReservationApi.apply. Makes several HTTP calls, each at most once, within one `timeout`.
 
-        COMMIT keeps the hold: it never expires, and there is nothing else to say about it.
+        COMMIT keeps the hold, which never expires: the contract has no other message for it.
         """
         call = self.begin(intent, timeout=timeout)
         if intent.disposition is Disposition.RELEASE:
@@ -54,7 +55,7 @@ class BasicReservationApi:
         return await _hold(call, attempt)
 
     def begin(self, intent: Intent, *, timeout: float) -> "BasicCall":
-        """Return the calls that can be made for `intent` within `timeout` seconds, all together."""
+        """Return the HTTP calls for `intent`, which share one `timeout` in seconds."""
         return BasicCall(self._client, self._base, intent, asyncio.get_running_loop().time() + timeout)
 
     async def close(self) -> None:
@@ -63,17 +64,17 @@ class BasicReservationApi:
 
 
 async def _hold(call: "BasicCall", attempt: Attempt) -> Answer:
-    """Adopt what is there, or make it so that exactly that is there."""
-    if attempt.pending:
+    """Adopt one live reservation that matches, or delete those that do not and reserve."""
+    if attempt.uncertain_us:
         raise NoAnswerError("UNCERTAIN", "an earlier request may still take effect", reached=None)
     live = await call.look_up()
     fitting = [each for each in live if each.quantity == call.intent.quantity]
     kept = min(fitting, key=lambda each: each.order, default=None)
     if kept is not None and len(live) == 1:
         return call.to_decision(live)
-    # A DELETE that comes late could take what a later look-up has adopted: it, too, needs the attempt.
-    if not await attempt.open(call.seconds_left()):
-        raise NoAnswerError("ABORTED", "the claim was taken over, or its intent changed", reached=True)
+    # A DELETE needs the open attempt too: if it takes effect late, it could delete a reservation adopted meanwhile.
+    if not await attempt.open(to_us(call.seconds_left())):
+        raise NoAnswerError("ABORTED", "the claim was overtaken, or its intent has changed", reached=True)
     for each in live:
         if each is not kept and (refusal := await call.delete(each.reservation_id)):
             raise NoAnswerError(refusal.reason, refusal.message, reached=True)
@@ -86,20 +87,20 @@ async def _hold(call: "BasicCall", attempt: Attempt) -> Answer:
 
 
 async def _release(call: "BasicCall", attempt: Attempt) -> Answer:
-    """Delete what is found until nothing is; done once nothing can come after it."""
+    """Delete all live reservations. The release is done when no earlier request can still reserve."""
     live = await call.look_up()
     for each in live:
         if refusal := await call.delete(each.reservation_id):
             return refusal
     if live and await call.look_up():
-        raise wire.invalid_answer("what was deleted is still there, or there is more of it")
-    if attempt.pending:
-        raise NoAnswerError("UNCERTAIN", "a request to reserve may still take effect", reached=True)
+        raise wire.invalid_answer("a deleted reservation is still listed, or another one has appeared")
+    if attempt.uncertain_us:
+        raise NoAnswerError("UNCERTAIN", "an earlier request to reserve may still take effect", reached=True)
     return call.to_decision(live)
 
 
 class BasicCall:
-    """The calls for one intent, until `deadline`, a time of the running loop. Each raises NoAnswerError."""
+    """The HTTP calls for one intent, until `deadline` on the running loop's clock. Each call raises NoAnswerError."""
 
     def __init__(self, client: HttpClient, base: str, intent: Intent, deadline: float) -> None:
         self.intent = intent
@@ -108,14 +109,14 @@ class BasicCall:
         self._deadline = deadline
 
     def seconds_left(self) -> float:
-        """How long is left, asked right before anything is sent: after a pause it must not be sent at all."""
+        """Return the seconds left. Raises NoAnswerError at 0: a process that was suspended must not send late."""
         left = self._deadline - asyncio.get_running_loop().time()
         if left <= 0:
-            raise NoAnswerError("DEADLINE_EXCEEDED", "no time is left to send it")
+            raise NoAnswerError("DEADLINE_EXCEEDED", "no time is left for the call")
         return left
 
     async def look_up(self) -> list[Live]:
-        """What is live under the intent's id."""
+        """Return the live reservations of the intent's id."""
         answer = await self._client.call("GET", self._base, timeout=self.seconds_left(), id=self.intent.reservation_id)
         if answer.status != 200:
             raise answer.to_no_answer(self._client.clock())
@@ -137,7 +138,7 @@ class BasicCall:
         return wire.to_permanent_failure(reason, name, message)
 
     async def delete(self, reservation_id: str) -> PermanentFailure | None:
-        """Give a reservation back. None where it is gone."""
+        """Delete a reservation. Returns None if it is gone, else the API's refusal."""
         url = f"{self._base}/{quote(reservation_id, safe='')}"
         answer = await self._client.call("DELETE", url, timeout=self.seconds_left())
         if answer.status in (200, 202, 204):
@@ -148,7 +149,7 @@ class BasicCall:
         return None if answer.status == 404 else wire.to_permanent_failure(reason, name, message)
 
     def to_decision(self, live: list[Live]) -> Decision:
-        """The decision that the intent has come true, where `live` was found before."""
+        """Return the decision that the intent is fulfilled. `live` is what the first look-up found."""
         intent = self.intent
         state, quantity = {
             Disposition.HOLD: (Observed.HELD, intent.quantity),
@@ -160,8 +161,8 @@ class BasicCall:
 
 def _to_live(value: Any, intent: Intent) -> Live:
     if not isinstance(value, dict):
-        raise wire.invalid_answer("the look-up lists what is no JSON object")
-    # Without its id it could be anybody's, and what is too much is deleted.
+        raise wire.invalid_answer("the look-up lists something that is not a JSON object")
+    # Surplus reservations are deleted, so each must prove that it belongs to our id.
     for name, asked, found in (
         ("id", intent.reservation_id, value.get("id")),
         ("item", intent.sku, value.get("item", intent.sku)),
@@ -175,10 +176,10 @@ def _to_live(value: Any, intent: Intent) -> Live:
 
 
 def _to_reservation_id(value: dict[str, Any]) -> str:
-    """Some number them, some name them."""
+    """Return the id as text: some APIs number their reservations."""
     found = value.get("reservation_id")
     text = str(found) if isinstance(found, str | int) and not isinstance(found, bool) else ""
-    # As a path, these two would name something else than what was meant.
+    # In a path, "." and ".." would name another resource.
     if not 0 < len(text) <= _MAX_ID or text in (".", ".."):
-        raise wire.invalid_answer("the answer holds no reservation_id")
+        raise wire.invalid_answer("the answer contains no valid reservation_id")
     return text

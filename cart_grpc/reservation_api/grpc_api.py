@@ -21,9 +21,9 @@ _LOOKUP_METHOD: Final = "/cartgrpc.reservation.v1.ReservationService/LookupReser
 
 _Response = TypeVar("_Response", bound=Message)
 
-# What says that the request can never succeed: the codes that travel as 400, 404 and 409 over HTTP. UNIMPLEMENTED,
-# PERMISSION_DENIED and UNAUTHENTICATED are not among them: they say that somebody set something up wrongly, and to
-# reject every item for that would be worse than to wait until it is put right.
+# The codes of permanent errors, which are 400, 404, 409 and 422 over HTTP. UNIMPLEMENTED, PERMISSION_DENIED and
+# UNAUTHENTICATED are not among them: they mean a wrong configuration, and rejecting every item because of it would be
+# worse than waiting until an operator corrects it.
 _REFUSALS: Final = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -36,14 +36,14 @@ _REFUSALS: Final = frozenset(
 _REACHED: Final = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED})
 
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
-    # Retry loops multiply; the reconciler owns the only one.
+    # The reconciler is the only one that retries: nested retries multiply.
     ("grpc.enable_retries", 0),
     ("grpc.max_receive_message_length", wire.MAX_ANSWER_BYTES),
     ("grpc.max_send_message_length", wire.MAX_ANSWER_BYTES),
-    # A server with default settings drops a client that pings more often than every five minutes.
+    # A server with default settings closes connections that ping more often than every five minutes.
     ("grpc.keepalive_time_ms", 330_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # By default the channel would wait up to two minutes before it notices that the API is back.
+    # The default backoff would take up to two minutes to notice that the API is back.
     ("grpc.initial_reconnect_backoff_ms", 250),
     ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
@@ -53,20 +53,20 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 
 
 class GrpcReservationApi:
-    """Implements AuditableApi over channels to `target` (`host:port`), to be made inside the running loop.
+    """Implements AuditableApi for the server at `target` (`host:port`). Create it inside the running loop.
 
-    Releases have connections of their own, so that holds that hang cannot keep them waiting in ours. With `secure` they
-    are TLS, trusting `root_certificates` (PEM), or gRPC's default roots where None.
+    Releases have connections of their own, so that hanging holds cannot delay them. `secure` means TLS with gRPC's
+    default root certificates.
     """
 
-    def __init__(self, target: str, *, secure: bool = False, root_certificates: bytes | None = None) -> None:
+    def __init__(self, target: str, *, secure: bool = False) -> None:
         address = f"dns:///{target}"
-        credentials = grpc.ssl_channel_credentials(root_certificates) if secure else None
+        credentials = grpc.ssl_channel_credentials() if secure else None
 
         def open_channel() -> grpc.aio.Channel:
             return _open(address, credentials)
 
-        # Bytes come back as they are: grpc.aio would swallow the error of an answer that does not parse.
+        # The calls return bytes, parsed here: grpc.aio would hide the error of an answer that does not parse.
         self._applies, self._releases, self._gets, self._lookups = self._connections = [
             Connections(open_channel, method) for method in (APPLY_METHOD, APPLY_METHOD, _GET_METHOD, _LOOKUP_METHOD)
         ]
@@ -113,20 +113,20 @@ def _open(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio
 
 
 async def _call(connections: Connections, request: Message, timeout: float) -> bytes:
-    """Raises AioRpcError for what the peer or the channel answered, NoAnswerError for what ended otherwise."""
+    """Return the answer. Raises AioRpcError for an error status, NoAnswerError for any other failure."""
     if timeout <= 0:
-        # A quick answer would win the race with a deadline that is over already.
+        # Otherwise a quick answer could arrive before an expired deadline is noticed.
         raise NoAnswerError("DEADLINE_EXCEEDED", "no time was left for the call")
     try:
         return await connections.call(request.SerializeToString(), timeout)
     except grpc.aio.AioRpcError:
         raise
     except asyncio.CancelledError:
-        # A closed channel and a peer that cancels look like a cancellation of ours, and are none.
+        # A closed channel and a server that cancels also raise CancelledError; our task was not cancelled then.
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        raise NoAnswerError("CANCELLED", "the call was cut off") from None
+        raise NoAnswerError("CANCELLED", "the call was cancelled by the other side") from None
     except Exception as error:
         raise NoAnswerError("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
 
@@ -158,7 +158,7 @@ def _to_no_answer(error: grpc.aio.AioRpcError) -> NoAnswerError:
 
 def _find_status(error: grpc.aio.AioRpcError) -> status_pb2.Status:
     try:
-        return rpc_status.from_call(error) or status_pb2.Status()  # type: ignore[arg-type]  # a call in all but name
+        return rpc_status.from_call(error) or status_pb2.Status()  # type: ignore[arg-type]  # it has the methods of a call
     except (ValueError, DecodeError):
         return status_pb2.Status()
 

@@ -17,7 +17,7 @@ _Message = TypeVar("_Message", bound=Message)
 
 
 class HttpReservationApi:
-    """Implements AuditableApi at `base_url` over `client`, which is closed with it."""
+    """Implements AuditableApi at `base_url` over `client`. Owns the client."""
 
     def __init__(self, base_url: str, client: HttpClient) -> None:
         self._base = base_url.rstrip("/")
@@ -28,7 +28,7 @@ class HttpReservationApi:
         request = reservation_pb2.ApplyReservationRequest(reservation=wire.to_message(intent))
         answer = await self._call("PUT", _path(intent.reservation_id), timeout, request)
         if answer.status in REFUSALS:
-            return _to_refusal_or_overtaken(answer, intent)
+            return _to_failure_or_stale_revision(answer, intent)
         return wire.to_decision(_to_reservation(self._to_object(answer)), intent)
 
     async def find(self, reservation_id: str, *, timeout: float) -> Decision | None:
@@ -43,8 +43,8 @@ class HttpReservationApi:
         """See AuditableApi.look_up."""
         request = reservation_pb2.LookupReservationsRequest(reservation_ids=reservation_ids)
         answer = await self._call("POST", "/v1/reservations:lookup", timeout, request)
-        told = _parse(self._to_object(answer), reservation_pb2.LookupReservationsResponse())
-        return wire.to_looked_up(told, reservation_ids)
+        found = _parse(self._to_object(answer), reservation_pb2.LookupReservationsResponse())
+        return wire.to_looked_up(found, reservation_ids)
 
     async def close(self) -> None:
         """See ReservationApi.close."""
@@ -67,19 +67,19 @@ def _path(reservation_id: str) -> str:
 def _to_reservation(body: Mapping[str, Any]) -> reservation_pb2.Reservation:
     value = body.get("reservation")
     if not isinstance(value, dict):
-        raise wire.invalid_answer("the answer holds no reservation")
+        raise wire.invalid_answer("the answer contains no reservation")
     return _parse(value, reservation_pb2.Reservation())
 
 
 def _parse(value: dict[str, Any], message: _Message) -> _Message:
     try:
-        # Only what we know: a newer API may say more.
+        # A newer API may send fields that we do not know.
         return json_format.ParseDict(value, message, ignore_unknown_fields=True)
-    except Exception as error:  # noqa: BLE001 - ParseError, and whatever else escapes json_format for odd values
-        raise wire.invalid_answer(f"the answer holds no {message.DESCRIPTOR.name}: {error}") from None
+    except Exception as error:  # noqa: BLE001 - json_format raises more than ParseError for odd values
+        raise wire.invalid_answer(f"the answer contains no valid {message.DESCRIPTOR.name}: {error}") from None
 
 
-def _to_refusal_or_overtaken(answer: HttpAnswer, intent: Intent) -> Answer:
+def _to_failure_or_stale_revision(answer: HttpAnswer, intent: Intent) -> Answer:
     name, reason, message = answer.to_error()
     if answer.status == 409 and name == "ABORTED":
         return wire.to_stale_revision(_to_reservation(answer.to_object()), intent)

@@ -1,11 +1,10 @@
-"""One HTTP call that is made once: what is common to the contracts spoken over HTTP.
+"""The HTTP client that both HTTP contracts share. It makes each call once and never retries.
 
-Whatever is no answer is NoAnswerError, as `ReservationApi.apply` has it.
+A call without a valid answer raises NoAnswerError, see `ReservationApi.apply`.
 """
 
 import asyncio
 import json
-import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
@@ -18,26 +17,26 @@ from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import NoAnswerError
 
 REFUSALS: Final = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 409: "FAILED_PRECONDITION", 422: "INVALID_ARGUMENT"}
-"""The statuses that say that a request can never succeed, and what they are called where the answer does not say."""
+"""The statuses of permanent errors, each with the code to report if the body has none."""
 
 _REACHED: Final = frozenset({429})
-# Compressed, 1 MiB could unfold into a thousand.
+# No compression: 1 MiB could expand to 1 GiB.
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """What came back."""
+    """The answer to one call."""
 
     status: int
     headers: Mapping[str, str]
     content: bytes
 
     def to_json(self) -> Any:
-        """Return what the body says. Raises NoAnswerError("INVALID_ANSWER") for what is not JSON."""
+        """Return the parsed body. Raises NoAnswerError("INVALID_ANSWER") if it is not JSON."""
         content_type = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if content_type != "application/json":
-            raise wire.invalid_answer(f"the answer is {content_type or 'of no type'} instead of application/json")
+            raise wire.invalid_answer(f"the answer's content type is {content_type or 'missing'}, not application/json")
         try:
             return json.loads(self.content)
         except (ValueError, RecursionError):
@@ -51,13 +50,13 @@ class HttpAnswer:
         return value
 
     def to_error(self) -> tuple[str, str, str]:
-        """Return the status's name, the reason and the message of an answer that refuses.
+        """Return the code, the reason and the message of a permanent error.
 
-        Raises NoAnswerError("INVALID_ANSWER") where it cannot be a Reservation API that refuses.
+        Raises NoAnswerError("INVALID_ANSWER") if the body is not that of a Reservation API.
         """
         error = self.to_object().get("error")
         if not isinstance(error, dict):
-            # Any web server answers 404 to a path that it does not have: a wrong prefix would reject every item.
+            # Every web server answers 404 to an unknown path. Unchecked, a wrong prefix would reject every item.
             if self.status == 404:
                 raise wire.invalid_answer("HTTP status 404 without the error body of a Reservation API")
             error = {}
@@ -65,7 +64,7 @@ class HttpAnswer:
         return name, _to_str(error.get("reason")), _to_str(error.get("message"))
 
     def to_no_answer(self, now: int) -> NoAnswerError:
-        """Return, not raise, the NoAnswerError for a status that tells nothing; `now` in microseconds."""
+        """Return, not raise, the NoAnswerError for this status. `now` is in microseconds since the epoch."""
         if 200 <= self.status < 300:
             return wire.invalid_answer(f"HTTP status {self.status} instead of 200")
         return NoAnswerError(
@@ -77,30 +76,26 @@ class HttpAnswer:
 
 
 class HttpClient:
-    """A session to be made inside the running loop.
+    """An HTTP session. Create it inside the running loop.
 
-    `clock` tells the time in microseconds, for a Retry-After that names a date. `max_connections` bounds the calls in
-    flight, which need a connection each; 0 means no bound. `root_certificates` (PEM) replace the system's for https.
+    `clock` returns the time in microseconds since the epoch; it turns a Retry-After date into a duration.
     """
 
-    def __init__(
-        self, *, clock: Callable[[], int], max_connections: int = 0, root_certificates: bytes | None = None
-    ) -> None:
+    def __init__(self, *, clock: Callable[[], int]) -> None:
         self.clock = clock
-        trusted = ssl.create_default_context(cadata=root_certificates.decode()) if root_certificates else True
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=max_connections, ssl=trusted),
+            # No limit: the reconciler bounds the calls in flight, and each needs a connection.
+            connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),
             headers=_HEADERS,
             auto_decompress=False,
         )
-        # aiohttp sends a PUT or DELETE again, unasked, when a connection that it had used before breaks. A test
-        # proves that this switch works.
-        self._session._retry_connection = False  # noqa: SLF001 - there is no public one
+        # By default aiohttp repeats a PUT or DELETE when a reused connection breaks. A test proves that this stops it.
+        self._session._retry_connection = False  # noqa: SLF001 - aiohttp has no public switch
 
     async def call(self, method: str, url: str, body: object = None, *, timeout: float, **query: str) -> HttpAnswer:
-        """Make one call, `body` as JSON, within `timeout` seconds, and return what came back. Raises NoAnswerError."""
+        """Make one call, with `body` as JSON, within `timeout` seconds, and return the answer. Raises NoAnswerError."""
         data = None if body is None else json.dumps(body).encode()
         try:
             async with asyncio.timeout(timeout):
@@ -114,7 +109,7 @@ class HttpClient:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            raise NoAnswerError("CANCELLED", "the call was cut off") from None
+            raise NoAnswerError("CANCELLED", "the connection was closed during the call") from None
         except TimeoutError:
             raise NoAnswerError("DEADLINE_EXCEEDED", f"no answer within {round(timeout, 2):g} s") from None
         except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
@@ -125,7 +120,7 @@ class HttpClient:
             raise NoAnswerError("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
 
     async def close(self) -> None:
-        """Close the connections; calls in flight end with NoAnswerError."""
+        """Close the connections. Calls in flight end with NoAnswerError."""
         await self._session.close()
 
 

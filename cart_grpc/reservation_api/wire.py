@@ -1,8 +1,8 @@
-"""Our values and the messages of `cartgrpc.reservation.v1`, one into the other, whatever they travel over.
+"""Conversions between our values and the messages of `cartgrpc.reservation.v1`, for all transports.
 
-Outward it cannot fail for an intent that the cart made. Inward it is strict: an answer that names another
-reservation or revision, or contradicts itself, was not an answer to what we asked, and believing it would record a
-decision that nobody took. Such an answer is NoAnswerError("INVALID_ANSWER", reached=True).
+Every intent that a cart makes can be converted to a message. Answers are checked strictly: one that names another
+reservation or revision, or contradicts itself, does not answer our request, and recording it would record a decision
+that the API did not take. Such an answer raises NoAnswerError("INVALID_ANSWER", reached=True).
 """
 
 import re
@@ -17,14 +17,15 @@ from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observ
 from cart_grpc.reservation_api.api import NoAnswerError, PermanentFailure, StaleRevision
 
 MAX_ANSWER_BYTES: Final = 1 << 20
-"""No honest answer about one reservation comes near it."""
+"""Far more than any valid answer about one reservation."""
 
 _MAX_TEXT: Final = 500
 _MAX_REASON: Final = 63
 _MAX_RETRY_AFTER: Final = 24 * 3600 * 1_000_000
-_LAST_SECOND: Final = 253_402_300_799  # of the year 9999, where google.protobuf.Timestamp ends
+_LAST_SECOND: Final = 253_402_300_799  # the end of the year 9999, the maximum of google.protobuf.Timestamp
 
-_FITTING: Final = {
+# The states that can answer each disposition.
+_POSSIBLE_STATES: Final = {
     Disposition.HOLD: frozenset(
         {Observed.HELD, Observed.REJECTED, Observed.EXPIRED, Observed.RELEASED, Observed.COMMITTED}
     ),
@@ -34,10 +35,10 @@ _FITTING: Final = {
 
 
 def to_message(intent: Intent) -> reservation_pb2.Reservation:
-    """Return the message that says `intent`, its OUTPUT_ONLY fields empty.
+    """Return the message for `intent`, with its OUTPUT_ONLY fields empty.
 
-    Raises NoAnswerError("INTERNAL") for an intent that no message can carry: nothing was sent, and the row must not
-    stop the worker.
+    Raises NoAnswerError("INTERNAL") if no message can hold the intent. Nothing was sent then, and one bad row must not
+    stop the others.
     """
     try:
         return reservation_pb2.Reservation(
@@ -51,16 +52,16 @@ def to_message(intent: Intent) -> reservation_pb2.Reservation:
         )
     except (ValueError, TypeError) as error:
         raise NoAnswerError(
-            "INTERNAL", f"no message can carry this intent: {clean_text(str(error))}", reached=True
+            "INTERNAL", f"the intent does not fit into a message: {clean_text(str(error))}", reached=True
         ) from None
 
 
 def to_decision(message: reservation_pb2.Reservation, intent: Intent) -> Decision:
-    """Return the decision on `intent` that `message` tells. Raises NoAnswerError("INVALID_ANSWER") if it tells none."""
+    """Return the decision on `intent` in `message`. Raises NoAnswerError("INVALID_ANSWER") if there is none."""
     if message.revision != intent.revision:
         raise invalid_answer(f"asked about revision {intent.revision}, answered about {message.revision}")
     decision = to_latest(message, intent.reservation_id, intent.sku)
-    if decision.state not in _FITTING[intent.disposition]:
+    if decision.state not in _POSSIBLE_STATES[intent.disposition]:
         raise invalid_answer(f"{intent.disposition.name} cannot be {decision.state.name}")
     if decision.state is Observed.HELD and decision.granted_quantity != intent.quantity:
         raise invalid_answer(f"HELD with {decision.granted_quantity} granted of {intent.quantity}")
@@ -68,16 +69,16 @@ def to_decision(message: reservation_pb2.Reservation, intent: Intent) -> Decisio
 
 
 def to_stale_revision(message: reservation_pb2.Reservation, intent: Intent) -> StaleRevision:
-    """Return the newer decision that `message` tells. Raises NoAnswerError("INVALID_ANSWER") if it is not newer."""
+    """Return the newer decision in `message`. Raises NoAnswerError("INVALID_ANSWER") if it is not newer."""
     if message.revision <= intent.revision:
         raise invalid_answer(f"revision {intent.revision} is overtaken by {message.revision}, which is not higher")
     return StaleRevision(to_latest(message, intent.reservation_id, intent.sku))
 
 
 def to_latest(message: reservation_pb2.Reservation, reservation_id: str, sku: str = "") -> Decision:
-    """Return what `message` tells of `reservation_id`, of `sku` where one is given, and of whatever revision.
+    """Return the decision in `message`, of any revision, about `reservation_id` and, if given, `sku`.
 
-    Raises NoAnswerError("INVALID_ANSWER") if it contradicts itself or is about something else.
+    Raises NoAnswerError("INVALID_ANSWER") if the message contradicts itself or is about another reservation.
     """
     if message.reservation_id != reservation_id:
         raise invalid_answer(f"asked about {reservation_id}, answered about {message.reservation_id!r}")
@@ -103,41 +104,43 @@ def to_latest(message: reservation_pb2.Reservation, reservation_id: str, sku: st
 def to_looked_up(
     message: reservation_pb2.LookupReservationsResponse, reservation_ids: Sequence[str]
 ) -> tuple[list[Decision], list[str]]:
-    """Return the known decisions, and the other ids. Raises NoAnswerError("INVALID_ANSWER") if an id is left out."""
-    told = [*(each.reservation_id for each in message.found), *message.missing]
-    if sorted(told) != sorted(reservation_ids):
-        raise invalid_answer(f"asked about {len(reservation_ids)} reservations, answered about {len(told)} or others")
+    """Return the decisions found and the ids missing. Raises NoAnswerError("INVALID_ANSWER") if an id is in neither."""
+    answered = [*(each.reservation_id for each in message.found), *message.missing]
+    if sorted(answered) != sorted(reservation_ids):
+        raise invalid_answer(
+            f"asked about {len(reservation_ids)} reservations, answered about {len(answered)} or about others"
+        )
     return [to_latest(each, each.reservation_id) for each in message.found], list(message.missing)
 
 
 def to_permanent_failure(reason: str, fallback: str, message: str) -> PermanentFailure:
-    """Return a refusal with `reason`, or `fallback` if there is none, both made fit to be shown and stored."""
+    """Return a refusal with `reason`, or `fallback` if it is empty, cleaned so that it can be stored and shown."""
     return PermanentFailure(clean_reason(reason) or fallback, clean_text(message))
 
 
 def invalid_answer(message: str) -> NoAnswerError:
-    """Return, not raise, the NoAnswerError for an answer that cannot be believed; `message` says why."""
+    """Return, not raise, the NoAnswerError for an invalid answer; `message` says why it is invalid."""
     return NoAnswerError("INVALID_ANSWER", clean_text(message), reached=True)
 
 
 def clean_text(text: str) -> str:
-    """Return `text` without control characters and with at most 500 characters: a stranger wrote it."""
+    """Return `text` without control characters, cut to 500 characters: it comes from outside."""
     visible = "".join(letter if letter.isprintable() else " " for letter in text[: 4 * _MAX_TEXT])
     return " ".join(visible.split())[:_MAX_TEXT]
 
 
 def clean_reason(text: str) -> str:
-    """Return `text` as UPPER_SNAKE_CASE of at most 63 characters; empty if nothing in it can be kept."""
+    """Return `text` as UPPER_SNAKE_CASE of at most 63 characters; empty if no character fits."""
     return re.sub(r"[^A-Z0-9]+", "_", text[: 4 * _MAX_REASON].upper()).strip("_")[:_MAX_REASON].strip("_")
 
 
 def clean_retry_after(microseconds: int) -> int | None:
-    """Return the wait that the API asked for, a day at most; None for one that is not in the future."""
+    """Return the wait that the API asked for, in microseconds, a day at most; None if it is not positive."""
     return min(microseconds, _MAX_RETRY_AFTER) if microseconds > 0 else None
 
 
 def to_duration(microseconds: int) -> Duration:
-    """Return `microseconds`, 0 or more, as a Duration. Raises ValueError past what a Duration can hold."""
+    """Return `microseconds`, 0 or more, as a Duration. Raises ValueError if it is more than a Duration can hold."""
     seconds, rest = divmod(microseconds, 1_000_000)
     return Duration(seconds=seconds, nanos=rest * 1000)
 
@@ -149,7 +152,7 @@ def to_timestamp(microseconds: int) -> Timestamp:
 
 
 def to_microseconds(value: Duration | Timestamp) -> int:
-    """Return a Duration's or Timestamp's microseconds, rounded down: a hold is not believed to last longer."""
+    """Return a Duration or Timestamp in microseconds, rounded down, so that no hold is recorded as lasting longer."""
     return value.seconds * 1_000_000 + value.nanos // 1000
 
 

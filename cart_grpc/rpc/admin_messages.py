@@ -4,7 +4,7 @@ from cartgrpc.v1 import cart_admin_service_pb2 as pb
 from cartgrpc.v1 import cart_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from cart_grpc.admin import Calls
+from cart_grpc.admin import ReconcilerStatus
 from cart_grpc.carts.progress import progress
 from cart_grpc.store.read.operator_reads import PauseSnapshot, ReservationSnapshot, Stats
 
@@ -47,7 +47,7 @@ def _shown(seen: ReservationSnapshot) -> cart_pb2.Reservation.State.ValueType:
     return cart_pb2.Reservation.STATE_UNSPECIFIED
 
 
-def stats_message(stats: Stats, calls: Calls | None) -> pb.GetReservationStatsResponse:
+def stats_message(stats: Stats, reconciler: ReconcilerStatus | None) -> pb.GetReservationStatsResponse:
     """Return the backlog, and the state of this process's calls to the Reservation API."""
     backlog = [
         pb.GetReservationStatsResponse.Backlog(
@@ -63,16 +63,16 @@ def stats_message(stats: Stats, calls: Calls | None) -> pb.GetReservationStatsRe
         due_count=stats.due_count,
         oldest_due_time=_time(stats.oldest_due_time),
         pause=pause_message(stats.pause),
-        reconciler=_reconciler(calls, stats.now) if calls else None,
+        reconciler=_reconciler(reconciler, stats.now) if reconciler else None,
     )
 
 
-def _reconciler(calls: Calls, now: int) -> pb.GetReservationStatsResponse.Reconciler:
-    seconds = calls.breaker_open_seconds()
+def _reconciler(status: ReconcilerStatus, now: int) -> pb.GetReservationStatsResponse.Reconciler:
+    open_us = status.find_breaker_open_us()
     return pb.GetReservationStatsResponse.Reconciler(
-        in_flight_count=calls.in_flight,
-        breaker_open=seconds is not None,
-        breaker_open_time=None if seconds is None else _time(now - int(seconds * 1_000_000)),
+        in_flight_count=status.in_flight,
+        breaker_open=open_us is not None,
+        breaker_open_time=None if open_us is None else _time(now - open_us),
     )
 
 

@@ -49,7 +49,7 @@ class CartAdminService(cart_admin_service_pb2_grpc.CartAdminServiceServicer):
     async def GetReservationStats(
         self, request: pb.GetReservationStatsRequest, context: Context
     ) -> pb.GetReservationStatsResponse:
-        return stats_message(await self._operator.get_stats(), self._operator.calls)
+        return stats_message(await self._operator.get_stats(), self._operator.reconciler)
 
     async def PauseReservations(
         self, request: pb.PauseReservationsRequest, context: Context

@@ -1,4 +1,4 @@
-"""The Reservation API is down, and comes back: what it hears meanwhile, and how fast everything goes out afterwards."""
+"""An outage of the Reservation API: how few calls it gets meanwhile, and how fast the backlog goes out afterwards."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,49 +7,41 @@ from dataclasses import dataclass
 import pytest
 
 from cart_grpc import app
-from cart_grpc.background.breaker import Breaker
-from cart_grpc.background.reconciler import Reconciler, ReconcilerConfig
+from cart_grpc.background.config import ReconcilerConfig
+from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.reservation_api import transports
 from cart_grpc.reservation_api.api import ReservationApi
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.simulator import Simulator
 from cart_grpc.store.store import Store
+from cart_grpc.units import US_PER_SECOND
+from tests.background.clock import MonotonicClock
 from tests.store.writes import KEY, add, clear, snapshot
 
 ITEMS = 20
 UP, DOWN = Faults(latency_us=30_000_000), Faults(down=True)
 
 
-class Seconds:
-    """A monotonic clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @dataclass(frozen=True)
 class Outage:
-    """A reconciler that does one step at a time, and the API it calls."""
+    """A reconciler that runs one round at a time, and the API that it calls."""
 
     store: Store
     reconciler: Reconciler
     simulator: Simulator
-    seconds: Seconds
+    clock: MonotonicClock
 
     async def step(self) -> int:
-        """One step and the end of all its calls. Returns how many were started."""
-        started = await self.reconciler.run_once()
+        """Run one round and wait until its calls have ended. Returns the number of calls."""
+        started = (await self.reconciler.run_once()).total
         async with asyncio.timeout(20):
             while self.reconciler.in_flight:
                 await asyncio.sleep(0.005)
         return started
 
     async def step_until_something_starts(self) -> int:
-        """As `step`, as often as it takes until what was put off for a moment is due."""
+        """Repeat `step` until a reservation is due and its call starts. Returns the number of calls."""
         async with asyncio.timeout(20):
             while not (started := await self.step()):
                 await asyncio.sleep(0.005)
@@ -58,45 +50,47 @@ class Outage:
 
 @pytest.fixture
 async def outage(settings: Settings, simulator: Simulator, simulator_url: str) -> AsyncIterator[Outage]:
-    """Twenty items that wait for an API which is down."""
-    seconds = Seconds()
-    config = ReconcilerConfig(breaker_threshold=5, probe_interval=1.0, backoff_initial=0.001, backoff_max=0.001)
+    """Twenty items whose reservations are due while the API is down."""
+    clock = MonotonicClock()
+    config = ReconcilerConfig(
+        breaker_threshold=5, probe_interval_us=US_PER_SECOND, backoff_initial_us=1_000, backoff_max_us=1_000
+    )
     async with app.running_store(settings) as store:
         api = transports.connect(simulator_url)
         for number in range(ITEMS):
             await store.mutate(add(f"sku-{number}"))
         simulator.faults = DOWN
-        yield Outage(store, Reconciler(store, api, config, seconds), simulator, seconds)
+        yield Outage(store, Reconciler(store, api, config, clock), simulator, clock)
         await api.close()
 
 
 async def attempts(store: Store) -> list[int]:
-    """How often each item's reservation was tried."""
+    """The attempt count of each item's reservation."""
     found = await store.reads.find_cart(KEY)
     assert found
     return sorted(line.reservation.attempt_count for line in found.lines)
 
 
-async def test_while_the_api_is_down_it_hears_one_probe_a_second_and_no_attempts_are_spent(outage: Outage) -> None:
+async def test_while_the_api_is_down_it_gets_one_probe_per_second_and_no_attempt_is_counted(outage: Outage) -> None:
     assert await outage.step() == ITEMS
-    heard, counts_as_attempt = outage.simulator.call_count, await attempts(outage.store)
+    calls, counted = outage.simulator.call_count, await attempts(outage.store)
     for _ in range(10):
         assert await outage.step() == 0
-    assert outage.simulator.call_count == heard
+    assert outage.simulator.call_count == calls
     for probe in range(1, 4):
-        outage.seconds.now += 1.0
+        outage.clock.now += US_PER_SECOND
         assert await outage.step_until_something_starts() == 1
         assert await outage.step() == 0
-        assert outage.simulator.call_count == heard + probe
-    assert await attempts(outage.store) == counts_as_attempt
+        assert outage.simulator.call_count == calls + probe
+    assert await attempts(outage.store) == counted
 
 
-async def test_the_first_answer_after_an_outage_lets_everything_out_in_hardly_more_calls_than_waited(
+async def test_after_an_outage_the_backlog_is_settled_with_at_most_a_fifth_more_calls_than_items(
     outage: Outage,
 ) -> None:
     await outage.step()
-    outage.simulator.faults, heard = UP, outage.simulator.call_count
-    outage.seconds.now += 1.0
+    outage.simulator.faults, calls = UP, outage.simulator.call_count
+    outage.clock.now += US_PER_SECOND
     assert await outage.step_until_something_starts() == 1
     settled = 1
     while settled < ITEMS:
@@ -104,14 +98,14 @@ async def test_the_first_answer_after_an_outage_lets_everything_out_in_hardly_mo
     found = await outage.store.reads.find_cart(KEY)
     assert found
     assert not found.reconciling
-    assert outage.simulator.call_count - heard <= 1.2 * ITEMS
+    assert outage.simulator.call_count - calls <= 1.2 * ITEMS
 
 
-async def test_adding_and_removing_go_on_during_an_outage(outage: Outage) -> None:
+async def test_items_can_be_removed_during_an_outage_and_are_released_after_it(outage: Outage) -> None:
     await outage.step()
     await outage.store.mutate(clear())
     outage.simulator.faults = UP
-    outage.seconds.now += 1.0
+    outage.clock.now += US_PER_SECOND
     while (await snapshot(outage.store)).is_releasing(None):
         await outage.step_until_something_starts()
     assert all(outage.simulator.levels(f"sku-{number}").held == 0 for number in range(ITEMS))
@@ -133,49 +127,23 @@ class Failing:
         await self.inner.close()
 
 
-async def test_a_bug_in_a_transport_stops_nothing_for_good(
+async def test_the_reconciler_recovers_from_a_bug_in_a_transport(
     settings: Settings, simulator: Simulator, simulator_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    seconds = Seconds()
+    clock = MonotonicClock()
     api = Failing(transports.connect(simulator_url))
-    config = ReconcilerConfig(backoff_initial=0.001, backoff_max=0.001)
+    config = ReconcilerConfig(backoff_initial_us=1_000, backoff_max_us=1_000)
     async with app.running_store(settings) as store:
         for number in range(ITEMS):
             await store.mutate(add(f"sku-{number}"))
-        outage = Outage(store, Reconciler(store, api, config, seconds), simulator, seconds)  # type: ignore[arg-type]
+        outage = Outage(store, Reconciler(store, api, config, clock), simulator, clock)  # type: ignore[arg-type]
         await outage.step()
         api.failing = False
         while True:
-            seconds.now += 1.0
+            clock.now += US_PER_SECOND
             await outage.step_until_something_starts()
             found = await store.reads.find_cart(KEY)
             if found and not found.reconciling:
                 break
         await api.close()
-    assert "unforeseen" in caplog.text
-
-
-def test_a_breaker_opens_after_failures_in_a_row_only() -> None:
-    breaker = Breaker(Seconds(), threshold=3)
-    for _ in range(2):
-        breaker.failed()
-    breaker.succeeded()
-    assert not any(breaker.failed() for _ in range(2))
-    assert breaker.permits(7) == 7
-    assert breaker.failed()
-    assert breaker.permits(7) == 0
-
-
-def test_a_probe_that_hangs_does_not_keep_the_next_one_back() -> None:
-    seconds = Seconds()
-    breaker = Breaker(seconds, threshold=1, probe_interval=1.0)
-    breaker.failed()
-    assert breaker.seconds_to_probe() == 1.0
-    seconds.now += 1.0
-    assert breaker.permits(7) == 1
-    breaker.probing()
-    assert breaker.permits(7) == 0
-    seconds.now += 1.0
-    assert breaker.permits(7) == 1
-    assert breaker.succeeded()
-    assert (breaker.permits(7), breaker.seconds_to_probe()) == (7, 0.0)
+    assert "unexpected error in the call" in caplog.text

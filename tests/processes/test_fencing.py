@@ -13,7 +13,8 @@ from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from sqlalchemy import Connection, select
 
 from cart_grpc import app
-from cart_grpc.background.reconciler import Reconciler, ReconcilerConfig
+from cart_grpc.background.config import ReconcilerConfig
+from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.protocol.reservation import Observed
 from cart_grpc.reservation_api import transports
 from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, Intent, ReservationApi
@@ -23,6 +24,7 @@ from cart_grpc.simulator.server import SimulatorServer
 from cart_grpc.simulator.simulator import Simulator
 from cart_grpc.simulator.stock import Stock
 from cart_grpc.store import schema
+from cart_grpc.units import to_us
 from tests.gate import Gate
 from tests.service.conftest import Replica, running_replica
 
@@ -126,8 +128,8 @@ async def _road(stack: AsyncExitStack, settings: Settings, stock: Stock, lease: 
     api = SlowAnswers(transports.connect(f"grpc://127.0.0.1:{ports.grpc}"), answers)
     stack.push_async_callback(api.close)
     store = await stack.enter_async_context(app.running_store(settings))
-    config = ReconcilerConfig(lease=lease, poll_interval=0.02, backoff_max=0.05)
-    reconciler = Reconciler(store, api, config, time.monotonic)
+    config = ReconcilerConfig(lease_us=to_us(lease), poll_interval_us=20_000, backoff_max_us=50_000)
+    reconciler = Reconciler(store, api, config, app.monotonic_us)
     stack.push_async_callback(reconciler.stop, 0)
     return Road(reconciler, simulator, gate, answers)
 
@@ -135,7 +137,7 @@ async def _road(stack: AsyncExitStack, settings: Settings, stock: Stock, lease: 
 async def _take_over(road: Road) -> None:
     """Claim what the other replica's lease no longer protects."""
     async with asyncio.timeout(20):
-        while not await road.reconciler.run_once():
+        while not (await road.reconciler.run_once()).total:
             await asyncio.sleep(0.02)
 
 
@@ -143,14 +145,14 @@ async def _end_calls(road: Road) -> None:
     """Let the calls of `road` end and be recorded."""
     road.gate.open()
     road.answers.open()
-    await road.reconciler.stop(20)
+    await road.reconciler.stop(to_us(20))
 
 
 @no_lease_ends
 async def test_what_one_replica_has_claimed_no_other_calls_for(pair: Pair) -> None:
     await pair.serving.add()
-    assert await pair.one.reconciler.run_once() == 1
-    assert await pair.two.reconciler.run_once() == 0
+    assert (await pair.one.reconciler.run_once()).total == 1
+    assert (await pair.two.reconciler.run_once()).total == 0
     await _end_calls(pair.one)
     assert (await pair.row()).state == Observed.HELD
     assert (pair.one.simulator.call_count, pair.two.simulator.call_count) == (1, 0)
@@ -165,7 +167,7 @@ async def test_a_call_that_takes_longer_than_a_lease_is_left_to_the_replica_that
     await pair.one.gate.until_waiting(1)
     over = time.monotonic() + 1.5 * lease
     while time.monotonic() < over:
-        assert await pair.two.reconciler.run_once() == 0
+        assert (await pair.two.reconciler.run_once()).total == 0
         await asyncio.sleep(0.02)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -257,7 +259,7 @@ async def test_a_hold_that_takes_effect_after_a_takeover_released_it_takes_nothi
     await pair.serving.stub.RemoveItem(cart_service_pb2.RemoveItemRequest(name=item.name))
     pair.two.gate.open()
     # A release waits for no lease.
-    assert await pair.two.reconciler.run_once() == 1
+    assert (await pair.two.reconciler.run_once()).total == 1
     released = await pair.until_recorded(2)
     await _end_calls(pair.one)
     assert await pair.row() == released

@@ -19,7 +19,7 @@ from tests.processes.harness import LISTENS, Program, Programs, connected
 from tests.service.conftest import Replica
 
 pytestmark = pytest.mark.timeout(120)
-OPERATORS = re.compile(r"^operators are listened to on (\S+:\d+)$", re.MULTILINE)
+OPERATORS = re.compile(r"^cart-grpc listens for operators on (\S+:\d+)$", re.MULTILINE)
 GRACE = 6.0
 # No Reservation API: what is added waits.
 NOWHERE = "grpc://127.0.0.1:1"
@@ -111,7 +111,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_the_other_answers_meanwhi
     after = workers(program)
     assert len(after.keys() & before.keys()) == 1
     await eventually(lambda: sorted(len(listening(worker)) for worker in after.values()) == [1, 2])
-    assert re.search(r"ERROR cart_grpc.workers worker-1 ended with status -9; another one is started", program.errors)
+    assert re.search(r"ERROR cart_grpc.workers worker-1 ended with status -9; restarting it", program.errors)
     program.send(signal.SIGTERM)
     assert await program.ended(GRACE + 5) == 0
 

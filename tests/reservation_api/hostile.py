@@ -1,4 +1,4 @@
-"""Reservation APIs that answer whatever a test tells them to, over real sockets."""
+"""Servers whose answers a test scripts, over real sockets: valid, invalid or none."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ HTTP_STATUSES = {
 
 @dataclass
 class Script:
-    """What is answered: `raw`, or an error of `code`, or `reservation`; nothing at all while `hangs`."""
+    """The answer to every call: `raw`, else an error with `code`, else `reservation`; no answer while `hangs`."""
 
     reservation: reservation_pb2.Reservation | None = None
     code: grpc.StatusCode | None = None
@@ -54,7 +54,7 @@ class Script:
 
 
 class Hostile:
-    """A server that follows `script` and keeps what it `received`; `arrived` is set by each call."""
+    """A server that answers as `script` says. It keeps the messages it `received` and sets `arrived` on each call."""
 
     url = ""
 
@@ -73,10 +73,10 @@ class Hostile:
 
 
 class HostileGrpc(Hostile):
-    """Over gRPC, where answers are raw bytes."""
+    """The scripted server over gRPC. Its method returns raw bytes, so that they need not be a valid message."""
 
     async def answer(self, raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-        """Follow the script."""
+        """Answer one call."""
         script = await self._take(reservation_pb2.ApplyReservationRequest.FromString(raw))
         if script.raw is not None:
             return script.raw
@@ -96,10 +96,10 @@ class HostileGrpc(Hostile):
 
 
 class HostileHttp(Hostile):
-    """Over HTTP."""
+    """The scripted server over HTTP."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """Follow the script."""
+        """Answer one call."""
         message = json_format.Parse(await request.read(), reservation_pb2.ApplyReservationRequest())
         script = await self._take(message)
         status = script.http_status or (HTTP_STATUSES[script.code] if script.code else 200)
@@ -110,9 +110,9 @@ class HostileHttp(Hostile):
         if script.code is not None:
             error = {"code": status, "status": script.code.name, "message": script.text}
             body["error"] = error | ({"reason": script.reason} if script.reason else {})
-        told = script.current if script.code else script.reservation
-        if told is not None:
-            body["reservation"] = json_format.MessageToDict(told)
+        reservation = script.current if script.code else script.reservation
+        if reservation is not None:
+            body["reservation"] = json_format.MessageToDict(reservation)
         retry = {} if script.retry_after is None else {"Retry-After": str(script.retry_after)}
         return web.Response(
             body=json.dumps(body), status=status, content_type=script.content_type, headers=script.headers | retry
@@ -121,7 +121,7 @@ class HostileHttp(Hostile):
 
 @asynccontextmanager
 async def hostile_grpc() -> AsyncIterator[Hostile]:
-    """Run a HostileGrpc on a free port."""
+    """Serve a HostileGrpc on a free port."""
     hostile = HostileGrpc()
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     methods: dict[str, Any] = {"ApplyReservation": grpc.unary_unary_rpc_method_handler(hostile.answer)}
@@ -139,7 +139,7 @@ async def hostile_grpc() -> AsyncIterator[Hostile]:
 
 @asynccontextmanager
 async def hostile_http() -> AsyncIterator[Hostile]:
-    """Run a HostileHttp on a free port, under a prefix."""
+    """Serve a HostileHttp on a free port, under the path prefix /shop."""
     hostile = HostileHttp()
     app = web.Application()
     app.router.add_put("/shop/v1/reservations/{reservation_id}", hostile.answer)

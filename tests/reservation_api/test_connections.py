@@ -1,4 +1,4 @@
-"""Calls over as many connections as they need, to real gRPC servers."""
+"""The connection pool, against real gRPC servers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,7 @@ Behaviour = Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Awaitable[byte
 
 
 async def serve(behaviour: Behaviour, port: int = 0) -> tuple[grpc.aio.Server, int]:
-    """A server that lets a hundred calls share a connection, and its port."""
+    """Start a server that allows 100 streams per connection. Returns it and its port."""
     server = grpc.aio.server(options=[("grpc.max_concurrent_streams", 100), ("grpc.so_reuseport", 0)])
     method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(behaviour)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", {"Call": method}),))
@@ -32,12 +32,12 @@ def connections(port: int) -> Connections:
 
 
 async def outcomes(calling: Connections, count: int) -> list[object]:
-    """What `count` calls at a time came to: an answer, or a status code."""
+    """Make `count` calls at once. Returns the answer or the status code of each."""
     ended = await asyncio.gather(*(calling.call(b"", 10) for _ in range(count)), return_exceptions=True)
     return [each.code() if isinstance(each, grpc.aio.AioRpcError) else each for each in ended]
 
 
-async def test_a_call_waits_for_no_other_however_many_hang() -> None:
+async def test_hanging_calls_do_not_delay_other_calls() -> None:
     count, arrived, all_there = 450, 0, asyncio.Event()
 
     async def hang(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
@@ -55,7 +55,7 @@ async def test_a_call_waits_for_no_other_however_many_hang() -> None:
     await server.stop(0)
 
 
-async def test_who_calls_again_at_once_is_not_refused() -> None:
+async def test_a_new_call_right_after_an_answer_is_not_refused() -> None:
     async def answer(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         await asyncio.sleep(0.05)
         return b""
@@ -68,7 +68,7 @@ async def test_who_calls_again_at_once_is_not_refused() -> None:
     await server.stop(0)
 
 
-async def test_calls_that_fit_share_one_connection() -> None:
+async def test_fifty_calls_share_one_connection_and_the_next_opens_another() -> None:
     async def tell(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         return context.peer().encode()
 
@@ -81,7 +81,7 @@ async def test_calls_that_fit_share_one_connection() -> None:
     await server.stop(0)
 
 
-async def test_once_the_peer_is_back_no_connection_goes_on_believing_that_it_is_gone() -> None:
+async def test_every_call_reaches_a_server_that_has_come_back() -> None:
     async def answer(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         return b"here"
 

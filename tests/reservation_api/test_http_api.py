@@ -1,4 +1,4 @@
-"""What only the HTTP client can meet."""
+"""Answers and failures that only the HTTP transport has."""
 
 import asyncio
 import email.utils
@@ -23,21 +23,21 @@ from tests.reservation_api.hostile import Hostile, Script, hostile_http
 
 @pytest.fixture
 async def hostile() -> AsyncIterator[Hostile]:
-    """Return a server that answers what it is told to."""
+    """A server that answers as its script says."""
     async with hostile_http() as server:
         yield server
 
 
 @pytest.fixture
 async def api(hostile: Hostile) -> AsyncIterator[HttpReservationApi]:
-    """Return a client whose clock stands."""
+    """A client of `hostile` with a clock that stands still."""
     client = HttpReservationApi(hostile.url, HttpClient(clock=Clock()))
     yield client
     await client.close()
 
 
 async def no_answer(api: Any, timeout: float = 5) -> NoAnswerError:
-    """Apply a hold and return the NoAnswerError that must come of it."""
+    """Apply a hold and return the NoAnswerError that the call must raise."""
     with pytest.raises(NoAnswerError) as caught:
         await api.apply(hold(), timeout=timeout)
     return caught.value
@@ -62,7 +62,7 @@ async def test_only_200_is_success(hostile: Hostile, api: HttpReservationApi, st
     ("content_type", "raw"),
     [("text/html", b"<html>"), ("text/plain", b"{}"), ("application/json", b"{"), ("application/json", b"\xff\xfe")],
 )
-async def test_a_page_of_some_other_server_is_no_answer(
+async def test_the_page_of_another_web_server_is_no_answer(
     hostile: Hostile, api: HttpReservationApi, status: int, content_type: str, raw: bytes
 ) -> None:
     hostile.script = Script(raw=raw, http_status=status, content_type=content_type)
@@ -88,7 +88,7 @@ async def test_a_wrong_prefix_rejects_nothing(hostile: Hostile, api: HttpReserva
         ("9" * 5000, 86_400 * SECOND),
     ],
 )
-async def test_retry_after_may_be_a_date_or_nonsense(
+async def test_retry_after_may_be_seconds_or_a_date_and_an_invalid_one_is_ignored(
     hostile: Hostile, api: HttpReservationApi, text: str, expected: int | None
 ) -> None:
     hostile.script = Script(raw=b"", http_status=503, headers={"Retry-After": text})
@@ -109,14 +109,14 @@ async def test_retry_after_may_be_a_date_or_nonsense(
         {"labels": []},
     ],
 )
-async def test_absurd_values_are_no_answer(
+async def test_answers_with_impossible_values_are_invalid(
     hostile: Hostile, api: HttpReservationApi, reservation: dict[str, object]
 ) -> None:
     hostile.script = Script(raw=json.dumps({"reservation": reservation}).encode())
     assert (await no_answer(api)).code == "INVALID_ANSWER"
 
 
-async def test_a_newer_api_may_say_more(hostile: Hostile, api: HttpReservationApi) -> None:
+async def test_unknown_fields_of_a_newer_api_are_ignored(hostile: Hostile, api: HttpReservationApi) -> None:
     intent = hold()
     hostile.script = Script(
         raw=f'{{"reservation": {{"reservationId": "{intent.reservation_id}", "revision": "1", "state": '
@@ -126,7 +126,9 @@ async def test_a_newer_api_may_say_more(hostile: Hostile, api: HttpReservationAp
     await api.apply(intent, timeout=5)
 
 
-async def test_an_answer_is_neither_read_without_end_nor_unfolded(hostile: Hostile, api: HttpReservationApi) -> None:
+async def test_an_answer_is_read_up_to_a_limit_and_never_decompressed(
+    hostile: Hostile, api: HttpReservationApi
+) -> None:
     intent = hold()
     message = reservation_pb2.ApplyReservationResponse(reservation=answered(intent, Message.STATE_HELD, 2))
     raw = json_format.MessageToJson(message).encode()
@@ -140,7 +142,7 @@ async def test_an_answer_is_neither_read_without_end_nor_unfolded(hostile: Hosti
 
 
 class RawServer:
-    """Gives the calls on a connection these answers, then closes it."""
+    """Answers the calls of one connection with these bytes, then closes it."""
 
     def __init__(self, *answers: bytes) -> None:
         self.calls = 0
@@ -163,7 +165,7 @@ class RawServer:
 
 
 async def start(raw: RawServer) -> tuple[asyncio.Server, str]:
-    """Start `raw` on a free port."""
+    """Serve `raw` on a free port."""
     server = await asyncio.start_server(raw.talk, "127.0.0.1", 0)
     return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
@@ -171,7 +173,7 @@ async def start(raw: RawServer) -> tuple[asyncio.Server, str]:
 HEAD = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
 
-async def test_a_message_is_sent_once_though_a_used_connection_breaks() -> None:
+async def test_a_message_is_not_sent_again_when_a_reused_connection_breaks() -> None:
     raw = RawServer(HEAD % (b"500 Oops", 0), b"")
     server, url = await start(raw)
     api = connect(url)
@@ -192,7 +194,7 @@ async def test_a_message_is_sent_once_though_a_used_connection_breaks() -> None:
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
     ],
 )
-async def test_an_answer_cut_off_or_garbled_is_none(answer: bytes) -> None:
+async def test_a_truncated_or_garbled_answer_is_no_answer(answer: bytes) -> None:
     server, url = await start(RawServer(answer))
     api = connect(url)
     assert (await no_answer(api)).code == "INVALID_ANSWER"

@@ -1,4 +1,4 @@
-"""Both clients of the Reservation API, over real sockets, against the simulator and against nonsense."""
+"""One suite for both transports, over real sockets: against the simulator, and against invalid answers."""
 
 import asyncio
 from collections.abc import Callable
@@ -24,13 +24,13 @@ from tests.simulated_api import no_answer
 Code = grpc.StatusCode
 
 
-async def test_a_hold_is_granted_until_its_time(api: ReservationApi, clock: Clock) -> None:
+async def test_a_hold_is_granted_until_its_expire_time(api: ReservationApi, clock: Clock) -> None:
     intent = hold(3)
     answer = await api.apply(intent, timeout=5)
     assert answer == Decision(intent.reservation_id, 1, Observed.HELD, 3, clock.now + 600 * SECOND, "")
 
 
-async def test_a_decision_is_an_answer_though_it_says_no(api: ReservationApi) -> None:
+async def test_a_rejection_is_an_answer(api: ReservationApi) -> None:
     intent = hold(11)
     assert await api.apply(intent, timeout=5) == Decision(
         intent.reservation_id, 1, Observed.REJECTED, 0, None, "OUT_OF_STOCK"
@@ -50,7 +50,7 @@ async def test_a_hold_is_committed_or_released(
     assert answer == Decision(first.reservation_id, 2, state, granted, None, "")
 
 
-async def test_a_higher_revision_that_was_decided_first_overtakes(api: ReservationApi, clock: Clock) -> None:
+async def test_a_lower_revision_is_answered_with_the_newer_decision(api: ReservationApi, clock: Clock) -> None:
     first = hold(2)
     newer = replace(first, revision=5, quantity=4)
     await api.apply(newer, timeout=5)
@@ -66,7 +66,7 @@ async def test_the_same_revision_with_another_body_is_refused(api: ReservationAp
     assert answer.reason == "REVISION_BODY_MISMATCH"
 
 
-async def test_the_message_says_all_of_the_intent(hostile: Hostile, hostile_api: ReservationApi) -> None:
+async def test_the_message_contains_every_field_of_the_intent(hostile: Hostile, hostile_api: ReservationApi) -> None:
     intent = hold(2, revision=2**32 + 7, ttl_us=1_500_001, labels={"größe": "XL", "": "\u2028"})
     hostile.script.reservation = answered(intent, Message.STATE_HELD, 2)
     await hostile_api.apply(intent, timeout=5)
@@ -84,7 +84,7 @@ async def test_the_message_says_all_of_the_intent(hostile: Hostile, hostile_api:
 
 @pytest.mark.parametrize("state", list(Observed))
 @pytest.mark.parametrize("disposition", list(Disposition))
-async def test_only_a_state_that_fits_what_was_asked_is_believed(
+async def test_only_a_state_that_can_answer_the_disposition_is_accepted(
     hostile: Hostile, hostile_api: ReservationApi, disposition: Disposition, state: Observed
 ) -> None:
     fitting = {
@@ -125,7 +125,7 @@ UNBELIEVABLE: dict[str, Callable[[Message], None]] = {
 
 
 @pytest.mark.parametrize("change", UNBELIEVABLE.values(), ids=UNBELIEVABLE)
-async def test_an_answer_that_contradicts_itself_or_the_question_is_none(
+async def test_an_answer_that_contradicts_itself_or_the_request_is_invalid(
     hostile: Hostile, hostile_api: ReservationApi, change: Callable[[Message], None]
 ) -> None:
     intent = hold(2)
@@ -137,7 +137,7 @@ async def test_an_answer_that_contradicts_itself_or_the_question_is_none(
     assert (error.code, error.reached, error.retry_after_us) == ("INVALID_ANSWER", True, None)
 
 
-async def test_a_refused_change_tells_what_is_still_held(hostile: Hostile, hostile_api: ReservationApi) -> None:
+async def test_a_rejected_change_reports_the_quantity_still_held(hostile: Hostile, hostile_api: ReservationApi) -> None:
     intent = hold(5)
     hostile.script.reservation = answered(intent, Message.STATE_REJECTED, 3, reason="out of stock\n")
     answer = await hostile_api.apply(intent, timeout=5)
@@ -150,7 +150,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("code", REFUSALS)
-async def test_an_error_that_will_never_change_is_a_refusal(
+async def test_a_permanent_error_is_an_answer(
     hostile: Hostile, hostile_api: ReservationApi, code: grpc.StatusCode
 ) -> None:
     hostile.script = Script(code=code, text="no\x00\n\x1b[31m " + "x" * 1000)
@@ -172,7 +172,7 @@ AMBIGUOUS = [
 
 
 @pytest.mark.parametrize("code", AMBIGUOUS)
-async def test_any_other_error_says_nothing_about_what_took_effect(
+async def test_any_other_error_is_no_answer(
     hostile: Hostile, hostile_api: ReservationApi, transport: str, code: grpc.StatusCode
 ) -> None:
     hostile.script = Script(code=code)
@@ -184,7 +184,7 @@ async def test_any_other_error_says_nothing_about_what_took_effect(
 
 @pytest.mark.parametrize(("code", "reached"), [(Code.RESOURCE_EXHAUSTED, True), (Code.UNAVAILABLE, False)])
 @pytest.mark.parametrize(("seconds", "expected"), [(7, 7 * SECOND), (0, None), (10**8, 86_400 * SECOND)])
-async def test_the_wait_that_the_api_asks_for_is_told(
+async def test_the_retry_delay_of_the_api_is_reported(
     hostile: Hostile,
     hostile_api: ReservationApi,
     code: grpc.StatusCode,
@@ -197,7 +197,7 @@ async def test_the_wait_that_the_api_asks_for_is_told(
     assert (error.retry_after_us, error.reached) == (expected, reached)
 
 
-async def test_aborted_is_believed_only_with_a_newer_reservation(hostile: Hostile, hostile_api: ReservationApi) -> None:
+async def test_aborted_is_accepted_only_with_a_newer_reservation(hostile: Hostile, hostile_api: ReservationApi) -> None:
     intent = hold(2, revision=4)
     newer = replace(intent, revision=9, quantity=7)
     hostile.script = Script(code=Code.ABORTED, current=answered(newer, Message.STATE_HELD, 7), reason="OVERTAKEN")
@@ -213,14 +213,14 @@ async def test_aborted_is_believed_only_with_a_newer_reservation(hostile: Hostil
 
 
 @pytest.mark.parametrize("raw", [b"", b"<html>", b"\xff" * 100, b"null", b"[]", b'{"reservation": 3}', b"[" * 100_000])
-async def test_bytes_that_are_no_message_are_no_answer(
+async def test_bytes_that_are_not_a_message_are_no_answer(
     hostile: Hostile, hostile_api: ReservationApi, raw: bytes
 ) -> None:
     hostile.script = Script(raw=raw)
     assert (await no_answer(hostile_api, hold())).code == "INVALID_ANSWER"
 
 
-async def test_an_endless_answer_is_not_read_to_its_end(
+async def test_an_answer_over_the_size_limit_is_not_read(
     hostile: Hostile, hostile_api: ReservationApi, transport: str
 ) -> None:
     hostile.script = Script(raw=b" " * (wire.MAX_ANSWER_BYTES + 10))
@@ -235,7 +235,7 @@ async def test_the_call_ends_at_its_deadline(hostile: Hostile, hostile_api: Rese
     assert (error.code, error.reached) == ("DEADLINE_EXCEEDED", False)
 
 
-async def test_a_deadline_in_the_past_is_no_answer(hostile_api: ReservationApi) -> None:
+async def test_a_call_without_time_left_is_no_answer(hostile_api: ReservationApi) -> None:
     assert (await no_answer(hostile_api, hold(), timeout=0)).code == "DEADLINE_EXCEEDED"
 
 
@@ -257,12 +257,12 @@ async def test_closing_ends_calls_in_flight_without_an_answer(hostile: Hostile, 
     assert not (await no_answer(hostile_api, hold())).reached
 
 
-async def test_an_intent_that_no_message_can_carry_is_no_answer(hostile_api: ReservationApi) -> None:
+async def test_an_intent_that_does_not_fit_into_a_message_is_no_answer(hostile_api: ReservationApi) -> None:
     error = await no_answer(hostile_api, hold(2**31))
     assert (error.code, error.reached) == ("INTERNAL", True)
 
 
-async def test_an_api_that_comes_back_is_found_again(transport: str) -> None:
+async def test_a_client_reaches_an_api_that_has_come_back(transport: str) -> None:
     held = SimulatorServer(make_simulator(SimulatorConfig()))
     ports = await held.start("127.0.0.1:0", "127.0.0.1:0")
     await held.stop(0)
@@ -284,7 +284,7 @@ async def test_an_api_that_comes_back_is_found_again(transport: str) -> None:
     await server.stop(0)
 
 
-async def test_what_was_decided_can_be_read_and_what_was_not_is_missing(api: ReservationApi) -> None:
+async def test_known_reservations_can_be_read_and_unknown_ones_are_missing(api: ReservationApi) -> None:
     assert isinstance(api, GrpcReservationApi | HttpReservationApi)
     first, unknown = hold(2), hold(1).reservation_id
     decided = await api.apply(first, timeout=5)
@@ -293,7 +293,9 @@ async def test_what_was_decided_can_be_read_and_what_was_not_is_missing(api: Res
     assert await api.look_up([unknown, first.reservation_id], timeout=5) == ([decided], [unknown])
 
 
-async def test_a_read_that_is_not_offered_is_no_answer(hostile_api: ReservationApi, transport: str) -> None:
+async def test_a_read_that_the_server_does_not_implement_is_no_answer(
+    hostile_api: ReservationApi, transport: str
+) -> None:
     assert isinstance(hostile_api, GrpcReservationApi | HttpReservationApi)
     with pytest.raises(NoAnswerError) as found:
         await hostile_api.find(hold().reservation_id, timeout=5)
@@ -303,9 +305,9 @@ async def test_a_read_that_is_not_offered_is_no_answer(hostile_api: ReservationA
     assert (found.value.code, looked_up.value.code) == codes
 
 
-def test_a_look_up_that_leaves_an_id_out_is_no_answer() -> None:
+def test_a_look_up_that_omits_an_id_is_invalid() -> None:
     intent = hold(2)
-    told = reservation_pb2.LookupReservationsResponse(found=[answered(intent, Message.STATE_HELD, 2)])
-    assert wire.to_looked_up(told, [intent.reservation_id])[1] == []
+    response = reservation_pb2.LookupReservationsResponse(found=[answered(intent, Message.STATE_HELD, 2)])
+    assert wire.to_looked_up(response, [intent.reservation_id])[1] == []
     with pytest.raises(NoAnswerError, match="INVALID_ANSWER"):
-        wire.to_looked_up(told, [intent.reservation_id, hold().reservation_id])
+        wire.to_looked_up(response, [intent.reservation_id, hold().reservation_id])

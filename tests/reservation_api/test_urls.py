@@ -1,4 +1,4 @@
-"""Which URLs lead to a Reservation API."""
+"""The URLs that name a Reservation API, and the error for every other URL."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from cart_grpc.reservation_api.transports import check_url, connect
         "basic+https://example",
     ],
 )
-async def test_a_url_of_a_known_transport_is_taken(url: str) -> None:
+async def test_a_url_of_a_known_transport_is_accepted(url: str) -> None:
     assert check_url(url) == url
     await connect(url).close()
 
@@ -46,7 +46,7 @@ async def test_a_url_of_a_known_transport_is_taken(url: str) -> None:
         ("http://[::1", "Invalid IPv6"),
     ],
 )
-def test_a_wrong_url_says_what_would_be_right(url: str, why: str) -> None:
+def test_the_error_for_an_invalid_url_says_what_is_right(url: str, why: str) -> None:
     with pytest.raises(ValueError, match=r"it should be grpc://HOST:PORT") as caught:
         check_url(url)
     assert why in str(caught.value)

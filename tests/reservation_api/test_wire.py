@@ -1,4 +1,4 @@
-"""What travels, and what is believed of it, where no transport can say it."""
+"""Conversions of messages that are the same for every transport."""
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,7 +13,7 @@ from tests.intents import START, Message, answered, hold
     "time",
     [Timestamp(seconds=2**62), Timestamp(seconds=253_402_300_800), Timestamp(nanos=-1), Timestamp(nanos=10**9)],
 )
-def test_a_time_that_does_not_exist_is_no_answer(time: Timestamp) -> None:
+def test_an_answer_with_an_impossible_time_is_invalid(time: Timestamp) -> None:
     intent = hold()
     message = answered(intent, Message.STATE_HELD, 2)
     message.expire_time.CopyFrom(time)
@@ -21,7 +21,7 @@ def test_a_time_that_does_not_exist_is_no_answer(time: Timestamp) -> None:
         wire.to_decision(message, intent)
 
 
-def test_a_hold_is_not_believed_to_last_a_fraction_longer() -> None:
+def test_an_expire_time_is_rounded_down_to_microseconds() -> None:
     intent = hold()
     message = answered(intent, Message.STATE_HELD, 2)
     message.expire_time.nanos += 999
@@ -40,5 +40,5 @@ def test_a_hold_is_not_believed_to_last_a_fraction_longer() -> None:
         ("x" * 99, "X" * 63),
     ],
 )
-def test_a_reason_is_made_fit_to_be_stored(text: str, reason: str) -> None:
+def test_a_reason_is_converted_to_upper_snake_case(text: str, reason: str) -> None:
     assert wire.clean_reason(text) == reason

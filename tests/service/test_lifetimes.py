@@ -151,7 +151,7 @@ async def test_after_restore_unfinished_reservations_get_a_revision_above_any_se
         assert "in use" in capsys.readouterr().err
     assert simulator.get(held.reservation.reservation_id).intent.revision < 2**32
     assert await asyncio.to_thread(cli.main, command) == 0
-    assert capsys.readouterr().out == "1 unfinished reservations will be said anew to the Reservation API\n"
+    assert capsys.readouterr().out == "1 unfinished reservations will be sent again to the Reservation API\n"
     simulator.faults, usual = Faults(down=True), simulator.faults
     async with running_replica(settings) as replica:
         # The hold may have changed after the backup, so it is pending until the API has answered again.

@@ -6,7 +6,7 @@ The order of the draws decides what a seed does: a draw added in the middle chan
 from dataclasses import dataclass, field
 from random import Random
 
-from cart_grpc.background.reconciler import ReconcilerConfig
+from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.sweeper import Retention
 from cart_grpc.carts.calls import Limits
 from tests.simulation.database import DatabaseFaults
@@ -30,7 +30,7 @@ class SimulationPlan:
     limits: Limits
     config: ReconcilerConfig
     retention: Retention
-    housekeeping_interval: float
+    sweep_interval_us: int
     database: DatabaseFaults
     network: NetworkFaults
     clock_rates: list[float]
@@ -73,11 +73,11 @@ def draw(rng: Random) -> SimulationPlan:
         ),
         config=_config(rng),
         retention=Retention(
-            replies=604_800 * SECOND,
-            reservations=rng.choice([60, 86_400]) * SECOND,
-            carts=604_800 * SECOND,
+            replies_us=604_800 * SECOND,
+            reservations_us=rng.choice([60, 86_400]) * SECOND,
+            carts_us=604_800 * SECOND,
         ),
-        housekeeping_interval=20.0,
+        sweep_interval_us=20 * SECOND,
         database=DatabaseFaults() if healthy else _database_faults(rng),
         network=NetworkFaults(latency=rng.choice([0.05, 1.0])) if healthy else _network_faults(rng),
         clock_rates=[1.0 if healthy else rng.choice([0.9, 1.0, 1.0, 1.1]) for _ in range(replicas)],
@@ -88,13 +88,13 @@ def draw(rng: Random) -> SimulationPlan:
 
 def _config(rng: Random) -> ReconcilerConfig:
     return ReconcilerConfig(
-        call_timeout=rng.choice([5.0, 30.0, 120.0]),
+        call_timeout_us=rng.choice([5, 30, 120]) * SECOND,
         max_in_flight=rng.choice([2, 100]),
-        poll_interval=rng.choice([1.0, 3.0]),
-        lease=15.0,
-        backoff_max=rng.choice([5.0, 20.0, 60.0]),
+        poll_interval_us=rng.choice([1, 3]) * SECOND,
+        lease_us=15 * SECOND,
+        backoff_max_us=rng.choice([5, 20, 60]) * SECOND,
         breaker_threshold=rng.choice([2, 5]),
-        probe_interval=rng.choice([1.0, 5.0]),
+        probe_interval_us=rng.choice([1, 5]) * SECOND,
     )
 
 

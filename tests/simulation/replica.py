@@ -7,11 +7,13 @@ from typing import Any
 from cartgrpc.v1 import cart_service_pb2
 from google.protobuf.message import Message
 
-from cart_grpc.background.reconciler import Reconciler, ReconcilerConfig
+from cart_grpc.background.config import ReconcilerConfig
+from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.background.sweeper import Retention, Sweeper
 from cart_grpc.carts.calls import Limits
 from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.store.store import Store
+from cart_grpc.units import to_us
 from tests.simulation.database import Database, SimulatedEngine, template
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.network import Network, SimulatedApi
@@ -41,7 +43,7 @@ class SimulatedReplica:
         limits: Limits,
         config: ReconcilerConfig,
         retention: Retention,
-        housekeeping_interval: float,
+        sweep_interval_us: int,
         new_id: Callable[[], str],
         clock_rate: float,
     ) -> None:
@@ -55,8 +57,8 @@ class SimulatedReplica:
         CheckedReads(self._store.reads, engine).install()
         self._service = CartService(self._store, limits)
         api = SimulatedApi(network, self.process)
-        self._reconciler = Reconciler(self._store, api, config, lambda: loop.time() * clock_rate)
-        self._sweeper = Sweeper(self._store, retention, housekeeping_interval)
+        self._reconciler = Reconciler(self._store, api, config, lambda: to_us(loop.time() * clock_rate))
+        self._sweeper = Sweeper(self._store, retention, sweep_interval_us)
         self._tasks: list[asyncio.Task[Any]] = []
         self.process.start(self._run())
 
@@ -87,7 +89,7 @@ class SimulatedReplica:
         self._store.notifier.close()
         if self._tasks:
             self._tasks[1].cancel()
-            await self._reconciler.stop(1.0)
+            await self._reconciler.stop(to_us(1))
             await self._store.close()
         self.process.kill()
 

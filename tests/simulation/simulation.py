@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from cart_grpc.carts.refusals import CallRefused, RequestIdReused, Unavailable
 from cart_grpc.simulator.stock import Decided, Entry, Stock
+from cart_grpc.units import to_seconds
 from tests.simulation import faults, operations, plan
 from tests.simulation.checks import Checks
 from tests.simulation.database import EPOCH, Database, DatabaseFaults
@@ -96,7 +97,7 @@ class Simulation:
             limits=self.plan.limits,
             config=self.plan.config,
             retention=self.plan.retention,
-            housekeeping_interval=self.plan.housekeeping_interval,
+            sweep_interval_us=self.plan.sweep_interval_us,
             new_id=self.new_id,
             clock_rate=self.plan.clock_rates[index],
         )
@@ -275,7 +276,7 @@ class Simulation:
         Twice that, because a new hold may wait for the release of an older one, plus 30 s.
         """
         config, network = self.plan.config, self.plan.network
-        waits = config.call_timeout + config.backoff_max + config.lease + config.probe_interval
+        waits = to_seconds(config.call_timeout_us + config.backoff_max_us + config.lease_us + config.probe_interval_us)
         return 2 * (waits + (network.retry_after if network.throttled else 0)) + 30
 
     async def await_late_messages(self) -> None:

@@ -135,7 +135,7 @@ async def test_calls_in_opposite_directions_in_one_batch_run_in_order(engine: En
     await store.mutate(add("b", 3, BOB))
     counted = Wrapped(engine)
     writer = WriteQueue(counted, ChangeNotifier(), app.new_id, 1000)
-    answers = [writer.submit(move(ALICE, BOB, "a")), writer.write(move(BOB, ALICE, "b"))]
+    answers = [writer.submit(move(ALICE, BOB, "a")), writer.submit(move(BOB, ALICE, "b"))]
     answers += [writer.submit(move(BOB, ALICE, "a"))]
     await writer.start()
     replies = [json.loads(await answer)[0] for answer in answers]

@@ -1,9 +1,9 @@
-"""The `basic` contract in thousands of made-up minutes: real rules and client, a network and clocks that are not.
+"""A simulation of the `basic` contract: the real rules and client, a simulated network and clock.
 
-Two workers share a row. Calls are lost, answered late, and take effect up to the grace after their deadline; workers
-are paused at any step for longer than a lease, or die; the caller changes his mind. As long as no request is later
-than that, never are two reservations live, and never is more shown as reserved than is held. Where requests come later,
-or twice, that is made good.
+Two workers share one row. Calls are lost, are answered late, and take effect up to the grace after their deadline.
+Workers pause at any step for longer than a lease, or die. The caller changes the quantity or removes the item. If no
+request takes effect later than the grace, two reservations are never live at once, and the cart never shows more
+reserved than is held. If requests take effect later, or twice, both hold again in the end.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ SECOND = 1_000_000
 
 
 class _Skipping(selectors.SelectSelector):
-    """Nothing is waited for: the time is then."""
+    """Moves the clock by the timeout instead of waiting."""
 
     now = 0.0
 
@@ -39,7 +39,7 @@ class _Skipping(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps to what is due next."""
+    """An event loop whose clock jumps to the next timer."""
 
     def __init__(self) -> None:
         self.skipping = _Skipping()
@@ -49,10 +49,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.skipping.now
 
 
-class World:
-    """One row, one API, and what goes wrong between them, all drawn from `seed`.
+class BasicSimulation:
+    """One row, one API and the faults between them, all drawn from `seed`.
 
-    A request takes effect up to `lateness` graces after its deadline, and `again` is how probably twice.
+    A request takes effect up to `lateness` graces after its deadline, and a second time with probability `again`.
     """
 
     def __init__(self, seed: int, lateness: float, again: float) -> None:
@@ -75,12 +75,12 @@ class World:
         return [each.granted for each in self.stock.find_live(self.row.reservation_id, self.now)]
 
     def put(self, row: Reservation) -> None:
-        """The row is now so; what is promised holds."""
+        """Store the row and check the invariants."""
         self.row = row
         self.check()
 
     def check(self) -> None:
-        """What must hold at any time."""
+        """Remember the first broken invariant."""
         broken = self.find_broken()
         if broken and not self.broken:
             self.broken = f"{broken} at {self.loop.time():.1f} s: {self.row}"
@@ -94,7 +94,7 @@ class World:
         return "released, and live" if self.row.settled and self.live else ""
 
     async def call(self, method: str, url: str, body: Any = None, *, timeout: float, **query: str) -> HttpAnswer:
-        """The network, in the client's place."""
+        """Carry one request. Stands in for HttpClient.call."""
         late = self.hostile and self.numbers.random() < 0.3
         lost_before, lost_after = (self.hostile and self.numbers.random() < 0.15 for _ in range(2))
         answer: asyncio.Future[HttpAnswer] = self.loop.create_future()
@@ -116,10 +116,10 @@ class World:
             raise NoAnswerError("DEADLINE_EXCEEDED", "") from None
 
     def take_effect(self, method: str, url: str, body: Any) -> HttpAnswer:
-        status, told = 200, cast("object", {})
+        status, body_sent = 200, cast("object", {})
         if method == "GET":
             live = self.stock.find_live(self.row.reservation_id, self.now)
-            told = [
+            body_sent = [
                 {"reservation_id": each.intent.reservation_id, "id": self.row.reservation_id, "quantity": each.granted}
                 for each in live
             ]
@@ -128,11 +128,11 @@ class World:
         else:
             made = self.stock.reserve(body["id"], body["item"], body["quantity"], self.now)
             status = 409 if made.state is Observed.REJECTED else 201
-            told = {"reservation_id": made.intent.reservation_id}
+            body_sent = {"reservation_id": made.intent.reservation_id}
         if status >= 400:
-            told = {"error": {"reason": "NO"}}
+            body_sent = {"error": {"reason": "NO"}}
         self.check()
-        return HttpAnswer(status, {"Content-Type": "application/json"}, json.dumps(told).encode())
+        return HttpAnswer(status, {"Content-Type": "application/json"}, json.dumps(body_sent).encode())
 
     def clock(self) -> int:
         return self.now
@@ -153,7 +153,7 @@ class World:
         return self.row
 
     async def work(self) -> None:
-        """One worker: it dies now and then, and another comes."""
+        """Run one worker. Some of its attempts die half-way; then it starts anew."""
         while True:
             await asyncio.sleep(self.numbers.uniform(0.1, 2) * (1 if self.hostile else 30))
             claimed = self.find_claimed()
@@ -168,14 +168,14 @@ class World:
     async def reconcile(self, claimed: Reservation) -> None:
         intent = next_intent(claimed)
         assert intent is not None
-        attempt = WorldAttempt(self, claimed)
+        attempt = SimulatedAttempt(self, claimed)
         outcome: Answer | NoAnswer
         deadline = self.loop.time() + TIMEOUT
         await self.pause()
         try:
             outcome = await self.api.apply(intent, timeout=deadline - self.loop.time(), attempt=attempt)
-        except NoAnswerError as silence:
-            outcome = NoAnswer(silence.code, "")
+        except NoAnswerError as error:
+            outcome = NoAnswer(error.code, "")
         await self.pause()
         after = record_outcome(
             self.row,
@@ -187,7 +187,7 @@ class World:
         )
         self.put(update_attempt(after, outcome, attempt.opened, self.now, int(GRACE * SECOND)))
 
-    async def change_mind(self, times: int) -> None:
+    async def change_intent(self, times: int) -> None:
         for _ in range(times):
             await asyncio.sleep(self.numbers.uniform(0, 40))
             if not self.row.is_closed:
@@ -197,68 +197,70 @@ class World:
             self.put(release(self.row, self.now))
 
 
-class WorldAttempt:
+class SimulatedAttempt:
     """Implements Attempt with the real rules."""
 
-    def __init__(self, world: World, claimed: Reservation) -> None:
+    def __init__(self, simulation: BasicSimulation, claimed: Reservation) -> None:
         self.opened: int | None = None
-        self._world = world
+        self._simulation = simulation
         self._claimed = claimed
-        self.pending = max(0, (claimed.uncertain_until or 0) - ((claimed.lease_expire_time or 0) - int(LEASE * SECOND)))
+        self.uncertain_us = max(
+            0, (claimed.uncertain_until or 0) - ((claimed.lease_expire_time or 0) - int(LEASE * SECOND))
+        )
 
-    async def open(self, timeout: float) -> bool:
-        world = self._world
-        # What was looked up before may not be so any more.
-        await world.pause()
-        opened = open_attempt(world.row, self._claimed, int((timeout + GRACE) * SECOND), world.now)
+    async def open(self, timeout_us: int) -> bool:
+        simulation = self._simulation
+        # After this pause, the result of the look-up may be stale.
+        await simulation.pause()
+        opened = open_attempt(simulation.row, self._claimed, timeout_us + int(GRACE * SECOND), simulation.now)
         if opened is None:
             return False
-        world.put(opened)
+        simulation.put(opened)
         self.opened = opened.uncertain_until
-        await world.pause()
+        await simulation.pause()
         return True
 
 
-async def live_through(seed: int, lateness: float, again: float, rest: float) -> World:
-    """A world, its troubles, and `rest` seconds after them."""
-    world = World(seed, lateness, again)
-    workers = [asyncio.ensure_future(world.work()) for _ in range(2)]
+async def simulate(seed: int, lateness: float, again: float, rest: float) -> BasicSimulation:
+    """Run one simulation: its faults first, then `rest` seconds without faults."""
+    simulation = BasicSimulation(seed, lateness, again)
+    workers = [asyncio.ensure_future(simulation.work()) for _ in range(2)]
 
     async def story() -> None:
-        await world.change_mind(world.numbers.randint(0, 4))
-        world.hostile = False
+        await simulation.change_intent(simulation.numbers.randint(0, 4))
+        simulation.hostile = False
         await asyncio.sleep(rest)
 
-    telling = asyncio.ensure_future(story())
-    done, _ = await asyncio.wait([telling, *workers], return_when=asyncio.FIRST_COMPLETED)
-    for task in (telling, *workers):
+    changing = asyncio.ensure_future(story())
+    done, _ = await asyncio.wait([changing, *workers], return_when=asyncio.FIRST_COMPLETED)
+    for task in (changing, *workers):
         task.cancel()
-    await asyncio.gather(telling, *workers, return_exceptions=True)
+    await asyncio.gather(changing, *workers, return_exceptions=True)
     for task in done:
         await task
-    return world
+    return simulation
 
 
-def run(seed: int, *, lateness: float, again: float, rest: float) -> World:
-    """A world whose end is exact: held is what was granted, and nothing else."""
+def run(seed: int, *, lateness: float, again: float, rest: float) -> BasicSimulation:
+    """Run one simulation and check its end: exactly the granted quantity is held."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        world = runner.run(live_through(seed, lateness, again, rest))
-        row = world.row
+        simulation = runner.run(simulate(seed, lateness, again, rest))
+        row = simulation.row
         assert row.settled, (seed, row)
         held = row.state is Observed.HELD
-        assert world.live == ([row.granted_quantity] if held else []), (seed, row)
+        assert simulation.live == ([row.granted_quantity] if held else []), (seed, row)
         assert held == (row.disposition is Disposition.HOLD), (seed, row)
-        return world
+        return simulation
 
 
 @pytest.mark.parametrize("first", range(0, 1000, 200))
-def test_within_the_grace_one_is_live_at_most_and_what_is_shown_is_held(first: int) -> None:
+def test_within_the_grace_at_most_one_reservation_is_live_and_never_more_shown_than_held(first: int) -> None:
     for seed in range(first, first + 200):
-        world = run(seed, lateness=0.99, again=0, rest=1200)
-        assert not world.broken, (seed, world.broken)
+        simulation = run(seed, lateness=0.99, again=0, rest=1200)
+        assert not simulation.broken, (seed, simulation.broken)
 
 
 @pytest.mark.parametrize("first", range(0, 100, 50))
-def test_what_comes_later_or_twice_is_made_good(first: int) -> None:
-    worlds = [run(seed, lateness=5, again=0.1, rest=25 * 3600) for seed in range(first, first + 50)]
-    assert any(world.broken for world in worlds)
+def test_requests_that_take_effect_too_late_or_twice_are_corrected_in_the_end(first: int) -> None:
+    simulations = [run(seed, lateness=5, again=0.1, rest=25 * 3600) for seed in range(first, first + 50)]
+    assert any(simulation.broken for simulation in simulations)

@@ -1,0 +1,23 @@
+"""The reconciler's configuration."""
+
+from dataclasses import dataclass
+
+from cart_grpc.units import to_us
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcilerConfig:
+    """How the reconciler calls the Reservation API. The settings `CART_RESERVATION_…` explain each value.
+
+    `max_in_flight` applies to each of the two lanes. `grace_us` is used by the `basic` contract only.
+    """
+
+    call_timeout_us: int = to_us(120)
+    grace_us: int = to_us(60)
+    max_in_flight: int = 1_000
+    poll_interval_us: int = to_us(0.5)
+    lease_us: int = to_us(15)
+    backoff_initial_us: int = to_us(0.5)
+    backoff_max_us: int = to_us(60)
+    breaker_threshold: int = 5
+    probe_interval_us: int = to_us(1)

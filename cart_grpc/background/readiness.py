@@ -1,0 +1,57 @@
+"""The readiness of a server: ready while the database answers, whatever the Reservation API does."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from cart_grpc.background.loop import Loop
+from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseUnavailable
+from cart_grpc.units import to_seconds, to_us
+
+log = logging.getLogger(__name__)
+INTERVAL_US = to_us(0.5)
+PING_TIMEOUT_US = to_us(2)
+
+
+class SetReady(Protocol):
+    """Publishes whether the server should get calls."""
+
+    async def __call__(self, *, ready: bool) -> None: ...
+
+
+class ReadinessWatcher:
+    """Pings the database twice a second and publishes the result."""
+
+    def __init__(self, ping: Callable[[], Awaitable[None]], set_ready: SetReady) -> None:
+        self._ping = ping
+        self._set_ready = set_ready
+        self._damage_logged = False
+        self._loop = Loop("readiness", self.run_once, self._pause)
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        await self._loop.run()
+
+    async def run_once(self) -> None:
+        """Ping once and publish the result. Raises DatabaseUnavailable if the database does not answer in time."""
+        try:
+            async with asyncio.timeout(to_seconds(PING_TIMEOUT_US)):
+                await self._ping()
+        except TimeoutError:
+            await self._set_ready(ready=False)
+            raise DatabaseUnavailable from None
+        except Exception as error:
+            await self._set_ready(ready=False)
+            if isinstance(error, DatabaseDamaged):
+                self._log_damage()
+            raise
+        await self._set_ready(ready=True)
+
+    def _log_damage(self) -> None:
+        if not self._damage_logged:
+            log.error("the database is damaged: stop, keep a copy of its files, and restore a backup (see README)")
+        self._damage_logged = True
+
+    async def _pause(self, _: None) -> None:
+        await asyncio.sleep(to_seconds(INTERVAL_US))

@@ -1,0 +1,136 @@
+"""The subcommands that need the simulator or the probe: simulate, probe, dev."""
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from sqlalchemy import make_url
+
+from cart_grpc import app, process
+from cart_grpc import server_cli as server
+from cart_grpc.app import StartupError
+from cart_grpc.probe import options as probe_options
+from cart_grpc.probe import probe as probing
+from cart_grpc.probe.findings import NobodyThere
+from cart_grpc.reservation_api import transports
+from cart_grpc.settings import Settings
+from cart_grpc.simulator import options as simulator_options
+from cart_grpc.simulator.server import BoundPorts, SimulatorConfig, serve_simulator
+
+
+def simulate(_: Settings, arguments: argparse.Namespace) -> int:
+    """Run the simulator until SIGTERM or Ctrl-C."""
+    config = _simulator_config(arguments)
+
+    async def work() -> None:
+        await _simulate_until(process.stop_signal(), config)
+
+    return process.run(work())
+
+
+def probe(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Check a Reservation API and print the report. Returns 0 if it keeps every rule, else 1."""
+    try:
+        config = probe_options.to_config(arguments)
+        url = transports.check_url(arguments.url or settings.reservation_url)
+    except ValueError as error:
+        raise StartupError(f"the probe cannot start: {error}") from None
+
+    def announce() -> None:
+        print(f"probing {url}; Ctrl-C ends the probe early and releases its reservations\n", flush=True)
+
+    async def work() -> int:
+        try:
+            async with probing.connect(url, config, clock=app.clock, new_id=app.new_id) as session:
+                report = await session.run(process.stop_signal(), greeted=announce)
+        except NobodyThere as error:
+            raise StartupError(f"no Reservation API answers at {url}: {error}") from None
+        print(report)
+        return 0 if report.kept else 1
+
+    return process.run(work())
+
+
+def dev(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Serve, reconcile and simulate in one process until SIGTERM or Ctrl-C."""
+    if arguments.journal is None and settings.is_embedded:
+        # The carts survive a restart, so their reservations must survive it too.
+        arguments.journal = Path(f"{make_url(settings.database_url).database}.simulator.jsonl")
+    return process.run(_develop(settings, _simulator_config(arguments)))
+
+
+async def _develop(settings: Settings, config: SimulatorConfig) -> None:
+    stopped, served = process.stop_signal(), asyncio.Event()
+    address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    simulating = asyncio.create_task(_simulate_until(served, config, address))
+    await asyncio.wait((simulating, address), return_when=asyncio.FIRST_COMPLETED)
+    if not simulating.done():
+        changed = settings.with_changes(
+            reservation_url=f"grpc://{await address}", admin_listen=settings.admin_listen or _next_port(settings.listen)
+        )
+        try:
+            await server.serve_until_stopped(changed, reconcile=True, stopped=stopped, welcome=_WELCOME)
+        finally:
+            # The simulator stops last: the reconciler may still be calling it.
+            served.set()
+            await simulating
+    # Raises the simulator's error if it could not start.
+    await simulating
+
+
+def _next_port(address: str) -> str:
+    """Return the address with the port after its own, or port 0 if that is its port."""
+    host, _, port = address.rpartition(":")
+    return f"{host}:{(int(port) + 1) % 65536 if int(port) else 0}"
+
+
+async def _simulate_until(
+    stopped: asyncio.Event, config: SimulatorConfig, address: "asyncio.Future[str] | None" = None
+) -> None:
+    """Run the simulator until `stopped`. Resolves `address` to its gRPC address. Raises StartupError."""
+
+    def started(ports: BoundPorts) -> None:
+        host = str(config.listen).rpartition(":")[0]
+        print(f"the simulator listens on grpc://{host}:{ports.grpc} and http://{host}:{ports.http}", flush=True)
+        if address is not None:
+            address.set_result(f"{host}:{ports.grpc}")
+
+    try:
+        await serve_simulator(config, stopped, started=started)
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        raise StartupError(f"the simulator cannot start: {reason}") from None
+    except ValueError as error:
+        raise StartupError(f"the simulator cannot start: {error}") from None
+
+
+def _simulator_config(arguments: argparse.Namespace) -> SimulatorConfig:
+    try:
+        return simulator_options.to_config(arguments)
+    except ValueError as error:
+        raise StartupError(f"the simulator cannot start: {error}") from None
+
+
+_WELCOME = """
+Try it in another terminal:
+
+  grpcurl -plaintext -d '{{"parent":"users/alice/carts/default","item":{{"sku":"espresso-beans","quantity":2}}}}' \\
+    {address} cartgrpc.v1.CartService/AddItem
+  grpcurl -plaintext -d '{{"name":"users/alice/carts/default"}}' {address} cartgrpc.v1.CartService/GetCart
+  grpcurl -plaintext -d '{{"parent":"users/alice"}}' {address} cartgrpc.v1.CartService/ListCarts
+
+Without grpcurl, use buf, which `make setup` installs:
+
+  .venv/bin/buf curl --protocol grpc --http2-prior-knowledge \\
+    -d '{{"parent":"users/alice/carts/default","item":{{"sku":"espresso-beans","quantity":2}}}}' \\
+    http://{address}/cartgrpc.v1.CartService/AddItem
+  .venv/bin/buf curl --protocol grpc --http2-prior-knowledge \\
+    -d '{{"name":"users/alice/carts/default"}}' http://{address}/cartgrpc.v1.CartService/GetCart
+  .venv/bin/buf curl --protocol grpc --http2-prior-knowledge \\
+    -d '{{"parent":"users/alice"}}' http://{address}/cartgrpc.v1.CartService/ListCarts
+
+Show the reservations that the Reservation API has not answered, as an operator sees them:
+
+  .venv/bin/cart-grpc reservations stats --address {admin_address}
+
+Ctrl-C stops it."""

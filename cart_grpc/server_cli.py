@@ -1,0 +1,122 @@
+"""The subcommands that run or inspect the service: serve, reconcile, migrate, config, health."""
+
+import argparse
+import asyncio
+import logging
+import sys
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from cart_grpc import app, process, workers
+from cart_grpc.app import StartupError
+from cart_grpc.settings import Settings, check_address, variable_of
+
+log = logging.getLogger(__name__)
+HEALTH_TIMEOUT_SECONDS = 3
+
+
+def serve(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Serve carts until SIGTERM or Ctrl-C, in this process or with workers."""
+    reconciles = not arguments.no_reconciler
+    if settings.is_embedded and not reconciles:
+        raise StartupError("--no-reconciler needs PostgreSQL: a SQLite file belongs to one process")
+    if arguments.workers == 1:
+        return process.run(serve_until_stopped(settings, reconcile=reconciles))
+    if settings.is_embedded:
+        raise StartupError("--workers needs PostgreSQL: a SQLite file belongs to one process")
+    if sys.platform != "linux":
+        raise StartupError("--workers needs Linux: other systems do not balance connections between processes")
+    return process.run(_serve_with_workers(settings, arguments.workers, reconcile=reconciles))
+
+
+def reconcile(settings: Settings, _: argparse.Namespace) -> int:
+    """Reconcile reservations until SIGTERM or Ctrl-C."""
+    if settings.is_embedded:
+        raise StartupError("reconcile needs PostgreSQL: with SQLite, `cart-grpc serve` reconciles")
+    return process.run(_reconcile_until_stopped(settings))
+
+
+def migrate(settings: Settings, _: argparse.Namespace) -> int:
+    """Migrate the database and print its schema revision."""
+
+    async def work() -> None:
+        async with app.open_engine(settings) as engine:
+            before, after = await app.migrate_database(engine)
+        change = "is at schema" if before == after else f"was at schema {before or '(none)'} and is now at"
+        print(f"the database {change} {after}")
+
+    return process.run(work())
+
+
+def config(settings: Settings, _: argparse.Namespace) -> int:
+    """Print every setting as an environment variable, with its description."""
+    shown = settings.shown()
+    for name, field in Settings.model_fields.items():
+        assignment = f"{variable_of(name)}={shown[variable_of(name)]}"
+        print(f"{assignment:<60} # {field.description}")
+    return 0
+
+
+def health(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Print a server's health. Returns 0 if it is SERVING, else 1."""
+    try:
+        address = check_address(arguments.address or settings.listen)
+    except ValueError as error:
+        raise StartupError(f"{arguments.address!r} {error}") from None
+    host, _, port = address.rpartition(":")
+    # A server that listens on all addresses also listens on loopback.
+    address = f"{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound
+    with grpc.insecure_channel(address) as channel:
+        request = health_pb2.HealthCheckRequest(service="cartgrpc.v1.CartService")
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = stub.Check(request, timeout=HEALTH_TIMEOUT_SECONDS)  # type: ignore[attr-defined]
+        except grpc.RpcError as error:
+            print(f"cart-grpc: {address} does not answer: {error.code().name}", file=sys.stderr)
+            return 1
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    print(status)
+    return 0 if status == "SERVING" else 1
+
+
+async def serve_until_stopped(
+    settings: Settings, *, reconcile: bool, stopped: asyncio.Event | None = None, welcome: str = ""
+) -> None:
+    """Serve until `stopped` is set, by default by a signal. `welcome` is printed, with the addresses filled in."""
+    stopped = stopped or process.stop_signal()
+    async with app.running(settings, serve=True, reconcile=reconcile) as ports:
+        address, admin_address = _print_addresses(settings, ports)
+        if welcome:
+            print(welcome.format(address=address, admin_address=admin_address), flush=True)
+        await stopped.wait()
+        log.info("stopping: running calls have %g s to finish", settings.shutdown_grace)
+    log.info("stopped")
+
+
+async def _serve_with_workers(settings: Settings, count: int, *, reconcile: bool) -> None:
+    def started(ports: app.Ports) -> None:
+        _print_addresses(settings, ports)
+
+    await workers.serve(settings, count, process.stop_signal(), reconcile=reconcile, started=started)
+
+
+async def _reconcile_until_stopped(settings: Settings) -> None:
+    stopped = process.stop_signal()
+    async with app.running(settings, serve=False, reconcile=True) as ports:
+        print("cart-grpc reconciles", flush=True)
+        _print_admin_address(settings, ports)
+        await stopped.wait()
+
+
+def _print_addresses(settings: Settings, ports: app.Ports) -> tuple[str, str]:
+    address = f"{settings.listen.rpartition(':')[0]}:{ports.port}"
+    print(f"cart-grpc listens on {address}", flush=True)
+    return address, _print_admin_address(settings, ports)
+
+
+def _print_admin_address(settings: Settings, ports: app.Ports) -> str:
+    address = f"{settings.admin_listen.rpartition(':')[0]}:{ports.admin_port}"
+    if ports.admin_port:
+        print(f"cart-grpc listens for operators on {address}", flush=True)
+    return address
