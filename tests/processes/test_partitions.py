@@ -1,4 +1,7 @@
-"""Wires are cut under load, between replicas, their database and the Reservation API: nothing is lost or doubled."""
+"""Connections from the replicas to PostgreSQL and to the Reservation API are cut under load.
+
+No acknowledged write is lost and nothing is reserved twice.
+"""
 
 import asyncio
 import logging
@@ -17,7 +20,7 @@ from tests.postgres import PostgresServer
 from tests.processes import truth
 from tests.processes.harness import Programs, Replicas, Simulated
 from tests.processes.load import HOT_SKU, SKUS, Load
-from tests.processes.proxy import Wire, wired
+from tests.processes.proxy import Proxy, running_proxy
 
 log = logging.getLogger(__name__)
 STOCK = dict.fromkeys((*SKUS, HOT_SKU), 1_000_000)
@@ -26,26 +29,27 @@ LEASE = 1.0
 
 @dataclass(frozen=True)
 class Service:
-    """Two replicas whose wires can be cut, and the load on them."""
+    """Two replicas whose connections pass through proxies, and the load on them."""
 
     replicas: Replicas
     simulated: Simulated
     load: Load
-    to_database: Wire
-    to_api: Wire
+    to_database: Proxy
+    to_api: Proxy
     database_url: str
     journal: Path
 
 
 @pytest.fixture
 async def service(durable_postgres: PostgresServer, durable_url: str, programs: Programs) -> AsyncIterator[Service]:
+    programs.preloaded = True
     stock = [argument for sku, quantity in STOCK.items() for argument in ("--stock", f"{sku}={quantity}")]
     simulated = await programs.simulate("--seed", "1", *stock, "--latency", "50ms")
     socket = str(durable_postgres.directory / ".s.PGSQL.5432")
     async with AsyncExitStack() as stack:
-        to_database = await stack.enter_async_context(wired(partial(asyncio.open_unix_connection, socket)))
+        to_database = await stack.enter_async_context(running_proxy(partial(asyncio.open_unix_connection, socket)))
         host, _, port = simulated.address.rpartition(":")
-        to_api = await stack.enter_async_context(wired(partial(asyncio.open_connection, host, int(port))))
+        to_api = await stack.enter_async_context(running_proxy(partial(asyncio.open_connection, host, int(port))))
         url = make_url(durable_url).set(query={}, host="127.0.0.1", port=to_database.port)
         settings = {
             "listen": "127.0.0.1:0",
@@ -67,17 +71,17 @@ async def service(durable_postgres: PostgresServer, durable_url: str, programs: 
 
 @pytest.mark.parametrize("backend", ["postgresql"])
 @pytest.mark.timeout(180)
-async def test_no_acknowledged_effect_is_lost_when_wires_are_cut_and_a_replica_is_killed(service: Service) -> None:
-    await _cut_wires(service, rounds=8)
+async def test_no_acknowledged_write_is_lost_when_connections_are_cut_and_replicas_killed(service: Service) -> None:
+    await _cut_connections(service, rounds=8)
 
 
 @pytest.mark.parametrize("backend", ["postgresql"])
 @pytest.mark.night
-async def test_no_acknowledged_effect_is_lost_in_a_night_of_cut_wires(service: Service) -> None:
-    await _cut_wires(service, rounds=int(os.environ.get("CRASH_KILLS", "200")))
+async def test_no_acknowledged_write_is_lost_when_connections_are_cut_all_night(service: Service) -> None:
+    await _cut_connections(service, rounds=int(os.environ.get("CRASH_KILLS", "200")))
 
 
-async def _cut_wires(service: Service, *, rounds: int) -> None:
+async def _cut_connections(service: Service, *, rounds: int) -> None:
     seed = os.environ.get("CRASH_SEED") or str(random.randrange(1 << 32))
     log.warning("CRASH_SEED=%s", seed)
     numbers = random.Random(seed)
@@ -85,15 +89,15 @@ async def _cut_wires(service: Service, *, rounds: int) -> None:
     load.start()
     for number in range(rounds):
         await asyncio.sleep(numbers.uniform(0.1, 0.5))
-        # The database, the Reservation API, both; each that hangs comes back before anybody gives up on it.
-        wires = ([service.to_database], [service.to_api], [service.to_database, service.to_api])[number % 3]
-        for wire in wires:
-            numbers.choice((wire.cut, wire.hang))()
+        # In turn the database, the Reservation API and both. A hang is shorter than every time-out of the server.
+        proxies = ([service.to_database], [service.to_api], [service.to_database, service.to_api])[number % 3]
+        for proxy in proxies:
+            numbers.choice((proxy.cut, proxy.hang))()
         await asyncio.sleep(numbers.uniform(0.05, 0.5))
         if number % 4 == 3:
             replicas.kill(number % 2)
-        for wire in wires:
-            wire.mend()
+        for proxy in proxies:
+            proxy.mend()
         if number % 4 == 3:
             await replicas.start(number % 2)
         load.check()
