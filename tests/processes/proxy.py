@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 Open = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
-class Proxy:
+class Wire:
     """Forwards connections to `port` in both directions. While it is cut, it resets every connection."""
 
     def __init__(self, open_far_end: Open) -> None:
@@ -62,14 +62,14 @@ class Proxy:
 
 
 @asynccontextmanager
-async def running_proxy(open_far_end: Open) -> AsyncIterator[Proxy]:
+async def wired(open_far_end: Open) -> AsyncIterator[Wire]:
     """Yield a proxy to the far end, listening on its own port of 127.0.0.1."""
-    proxy = Proxy(open_far_end)
-    server = await asyncio.start_server(proxy.connect, "127.0.0.1", 0)
-    proxy.port = server.sockets[0].getsockname()[1]
+    wire = Wire(open_far_end)
+    server = await asyncio.start_server(wire.connect, "127.0.0.1", 0)
+    wire.port = server.sockets[0].getsockname()[1]
     try:
-        yield proxy
+        yield wire
     finally:
         server.close()
-        proxy.mend()
-        proxy.cut()
+        wire.mend()
+        wire.cut()

@@ -20,7 +20,7 @@ from tests.postgres import PostgresServer
 from tests.processes import truth
 from tests.processes.harness import Programs, Replicas, Simulated
 from tests.processes.load import HOT_SKU, SKUS, Load
-from tests.processes.proxy import Proxy, running_proxy
+from tests.processes.proxy import Wire, wired
 
 log = logging.getLogger(__name__)
 STOCK = dict.fromkeys((*SKUS, HOT_SKU), 1_000_000)
@@ -34,8 +34,8 @@ class Service:
     replicas: Replicas
     simulated: Simulated
     load: Load
-    to_database: Proxy
-    to_api: Proxy
+    to_database: Wire
+    to_api: Wire
     database_url: str
     journal: Path
 
@@ -47,9 +47,9 @@ async def service(durable_postgres: PostgresServer, durable_url: str, programs: 
     simulated = await programs.simulate("--seed", "1", *stock, "--latency", "50ms")
     socket = str(durable_postgres.directory / ".s.PGSQL.5432")
     async with AsyncExitStack() as stack:
-        to_database = await stack.enter_async_context(running_proxy(partial(asyncio.open_unix_connection, socket)))
+        to_database = await stack.enter_async_context(wired(partial(asyncio.open_unix_connection, socket)))
         host, _, port = simulated.address.rpartition(":")
-        to_api = await stack.enter_async_context(running_proxy(partial(asyncio.open_connection, host, int(port))))
+        to_api = await stack.enter_async_context(wired(partial(asyncio.open_connection, host, int(port))))
         url = make_url(durable_url).set(query={}, host="127.0.0.1", port=to_database.port)
         settings = {
             "listen": "127.0.0.1:0",
@@ -90,14 +90,14 @@ async def _cut_connections(service: Service, *, rounds: int) -> None:
     for number in range(rounds):
         await asyncio.sleep(numbers.uniform(0.1, 0.5))
         # In turn the database, the Reservation API and both. A hang is shorter than every time-out of the server.
-        proxies = ([service.to_database], [service.to_api], [service.to_database, service.to_api])[number % 3]
-        for proxy in proxies:
-            numbers.choice((proxy.cut, proxy.hang))()
+        wires = ([service.to_database], [service.to_api], [service.to_database, service.to_api])[number % 3]
+        for wire in wires:
+            numbers.choice((wire.cut, wire.hang))()
         await asyncio.sleep(numbers.uniform(0.05, 0.5))
         if number % 4 == 3:
             replicas.kill(number % 2)
-        for proxy in proxies:
-            proxy.mend()
+        for wire in wires:
+            wire.mend()
         if number % 4 == 3:
             await replicas.start(number % 2)
         load.check()
