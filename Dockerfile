@@ -4,7 +4,7 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY cart_grpc ./cart_grpc
 COPY generated ./generated
-# The second stage copies this environment to the same path: a virtual environment cannot be moved.
+# The second stage copies this environment to the same path, because a virtual environment cannot move.
 RUN python -m venv /opt/cart-grpc
 RUN /opt/cart-grpc/bin/python -m pip wheel --no-deps --wheel-dir /wheels . \
  && /opt/cart-grpc/bin/python -m pip install --constraint constraints.txt /wheels/*.whl
@@ -19,7 +19,7 @@ ENV PATH=/opt/cart-grpc/bin:$PATH \
     CART_DATABASE_URL=sqlite:////var/lib/cart-grpc/cart.db
 WORKDIR /var/lib/cart-grpc
 VOLUME /var/lib/cart-grpc
-# By number: a cluster that forbids root cannot tell from a name.
+# By number: a cluster that forbids root cannot check a name.
 USER 10001:10001
 EXPOSE 50051
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD ["cart-grpc", "health"]

@@ -3,13 +3,13 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# The first that runs, is new enough and is complete; PYTHON=... chooses another.
+# The first interpreter that runs, is new enough and is complete. PYTHON=... chooses another one.
 PYTHON ?=
 PYTHONS := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
 PYTEST := $(BIN)/python -m pytest
 PYTEST_ARGS ?=
-# Two workers are what two cores carry; the suite starts servers and databases of its own.
-WORKERS ?= 2
+# Three for two cores, because the tests wait for servers and time-outs half of the time.
+WORKERS ?= 3
 PARALLEL := -n $(WORKERS)
 SOURCES := cart_grpc tests benchmarks
 SEED ?=
@@ -18,13 +18,15 @@ FIRST ?= 0
 PROTOS := $(sort $(shell cd protos && find * -name '*.proto'))
 RELEASE := protos/released.json
 IMAGE ?= cart-grpc
+# The tests start the command a hundred times. Without cached bytecode, each start compiles every import again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: $(STAMP) ## make .venv with everything that run, test and check need
+setup: $(STAMP) ## create .venv with all that the other targets need
 
 $(STAMP): pyproject.toml constraints.txt
 	@python=; \
@@ -33,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  then python=$$candidate; break; fi; \
 	done; \
 	if [ -z "$$python" ]; then \
-	  echo "make setup: none of '$(PYTHONS)' is a Python >= 3.11 with sqlite3, ssl and venv; install one or say PYTHON=/path/to/python3" >&2; \
+	  echo "make setup: none of '$(PYTHONS)' is a Python >= 3.11 with sqlite3, ssl and venv; install one or set PYTHON=/path/to/python3" >&2; \
 	  exit 2; \
 	fi; \
 	if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
@@ -42,7 +44,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 .PHONY: run
-run: setup ## start the server with an embedded SQLite file and the simulator
+run: setup ## start the server on a SQLite file, and the simulator
 	$(BIN)/cart-grpc dev
 
 .PHONY: test
@@ -50,7 +52,7 @@ test: setup ## run the tests on SQLite and PostgreSQL
 	$(PYTEST) $(PARALLEL) $(PYTEST_ARGS)
 
 .PHONY: coverage
-coverage: setup ## run the tests and hold branch coverage to its floor
+coverage: setup ## run the tests, and fail below the minimum of branch coverage
 	$(MAKE) test PYTEST_ARGS="--cov --cov-report=term $(PYTEST_ARGS)"
 
 .PHONY: night
@@ -58,10 +60,10 @@ night: setup ## run the long tests
 	$(PYTEST) -m night --timeout=0 $(PYTEST_ARGS)
 
 .PHONY: simulate
-simulate: setup ## run SEEDS=1000 seeds of the simulation from FIRST=0 on, or replay SEED=
+simulate: setup ## run SEEDS=1000 seeds of the simulation, starting at FIRST=0; or replay SEED=
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --first $(FIRST))
 
-# The load generator of the benchmarks, the only thing here that needs a C compiler.
+# The benchmarks' load generator. Nothing else here needs a C compiler.
 LOAD := build/load
 NGHTTP2 := apt-get install --yes gcc libc6-dev libnghttp2-dev
 
@@ -73,7 +75,7 @@ $(LOAD): benchmarks/load.c
 	cc -O2 -Wall -Wextra -o $@ $< -lnghttp2
 
 .PHONY: load
-load: $(LOAD) ## build the load generator of the benchmarks
+load: $(LOAD) ## build the benchmarks' load generator
 
 BENCH_STAMP := $(VENV)/.bench-installed
 $(BENCH_STAMP): $(STAMP)
@@ -81,68 +83,68 @@ $(BENCH_STAMP): $(STAMP)
 	@touch $@
 
 .PHONY: bench
-bench: $(BENCH_STAMP) $(LOAD) ## measure, ten minutes, and write docs/performance.md; BENCH=--rows=1000000 takes longer
+bench: $(BENCH_STAMP) $(LOAD) ## measure for ten minutes and write docs/performance.md; options in BENCH=
 	$(BIN)/python -m benchmarks.run $(BENCH)
 
 .PHONY: bench-check
-bench-check: $(BENCH_STAMP) $(LOAD) ## measure the main path again, two minutes; fail when a ratio fell by more than the noise
-	$(BIN)/python -m benchmarks.run --only-see build/bench/check.json table
+bench-check: $(BENCH_STAMP) $(LOAD) ## measure the main path for two minutes; fail if a ratio fell by more than the noise
+	$(BIN)/python -m benchmarks.run --results-only build/bench/check.json table
 	$(BIN)/python -m benchmarks.ratios build/bench/check.json
 
 .PHONY: check
-check: format-check lint typecheck generated-current coverage ## run everything that CI runs
+check: format-check lint typecheck generated-current coverage ## run all that CI runs
 
 .PHONY: format
-format: setup ## format Python and protos, and fix what ruff can
+format: setup ## format Python and protos, and apply ruff's fixes
 	$(BIN)/ruff check --fix-only --quiet $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/buf format -w
 
 .PHONY: format-check
-format-check: setup ## fail when something is not formatted
+format-check: setup ## fail if a file is not formatted
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/buf format -d --exit-code
 
 .PHONY: lint
-lint: setup ## ruff, import contracts, buf lint, buf breaking against the last release
+lint: setup ## run ruff, import-linter, buf lint, and buf breaking against the last release
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against $(RELEASE)
 
 .PHONY: typecheck
-typecheck: setup ## mypy --strict
+typecheck: setup ## run mypy --strict
 	$(BIN)/mypy
 
-# Generated code refuses to load under an older grpcio or protobuf than its generator was made for. An old generator, in
-# an environment of its own, lets callers keep theirs. Raise the floors in pyproject.toml together with it.
+# Generated code does not load under a grpcio or protobuf older than its generator. An old generator lets callers keep old
+# versions; it needs an environment of its own. When you raise it, raise the minimum versions in pyproject.toml, too.
 GENERATOR := build/generator
 GENERATOR_PACKAGES := grpcio-tools==1.75.1 mypy-protobuf==5.1.0 "protobuf<7"
 
 $(GENERATOR)/.installed: Makefile $(STAMP)
-	$(BIN)/python -m venv --clear $(GENERATOR)
-	$(GENERATOR)/bin/python -m pip install --quiet --disable-pip-version-check $(GENERATOR_PACKAGES)
+	$(BIN)/python -m venv --clear --without-pip $(GENERATOR)
+	$(BIN)/python -m pip --python $(GENERATOR) install --quiet --disable-pip-version-check $(GENERATOR_PACKAGES)
 	@touch $@
 
-# protoc is called directly: buf cannot run grpc_tools' plugin for services. $(1) is the folder that it writes to.
+# We call protoc directly, because buf cannot run the gRPC plugin of grpc_tools. $(1) is the output folder.
 protoc = PATH="$(CURDIR)/$(GENERATOR)/bin:$$PATH" $(GENERATOR)/bin/python -m grpc_tools.protoc -Iprotos \
 	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
 
 .PHONY: generate
-generate: $(GENERATOR)/.installed ## write generated/ anew from protos/
+generate: $(GENERATOR)/.installed ## generate generated/ from protos/
 	rm -rf generated
 	mkdir -p generated/cartgrpc
 	$(call protoc,generated)
 	@touch generated/cartgrpc/py.typed
 
 .PHONY: generated-current
-generated-current: $(GENERATOR)/.installed ## fail when generated/ is not what protos/ makes
+generated-current: $(GENERATOR)/.installed ## fail if generated/ does not match protos/
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && mkdir "$$fresh/cartgrpc" && touch "$$fresh/cartgrpc/py.typed" && \
 	$(call protoc,"$$fresh") && \
 	{ diff -r -x __pycache__ generated "$$fresh" || { echo "generated/ is stale: run 'make generate'" >&2; exit 1; }; }
 
 .PHONY: release-image
-release-image: setup ## record protos/ as the release that buf breaking compares with
+release-image: setup ## save protos/ as the release that buf breaking compares with
 	$(BIN)/buf build --exclude-source-info -o $(RELEASE)
 
 .PHONY: constraints
@@ -155,6 +157,6 @@ image: ## build the container image
 	docker build --tag $(IMAGE) .
 
 .PHONY: clean
-clean: ## remove what the other targets made
+clean: ## remove the files of all other targets
 	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find cart_grpc generated tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,9 @@
-"""The same in the design of the exercise that this project grew from: FastAPI, a SQLite file, a background task.
+"""A simple cart service for comparison: FastAPI, a SQLite file, and background tasks.
 
-POST stores the item and has a task call the Reservation API behind the answer; GET reads the cart. What was promised
-is in memory: a crash forgets it. `python -m benchmarks.exercise_server DATABASE RESERVATION_URL` prints its address;
-`... stub` is a Reservation API that answers at once.
+POST stores the item, answers, and calls the Reservation API in a background task. GET reads the cart. Pending
+reservations exist in memory only, so a crash loses them. `python -m benchmarks.exercise_server DATABASE
+RESERVATION_URL` prints its address. `python -m benchmarks.exercise_server stub` starts a Reservation API that answers
+at once.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""Fills a migrated database in bulk with what a long life would have left there: a million rows in a minute or so.
+"""Fills a migrated database in bulk, as if it had been used for long: a million rows in about a minute.
 
-`python -m benchmarks.fill URL --carts 1000000 --pending 1000000` does it to a database of yours.
+`python -m benchmarks.fill URL --carts 1000000 --pending 1000000` fills any migrated database.
 """
 
 import argparse
@@ -22,12 +22,12 @@ DAY = 86_400_000_000
 
 @dataclass(frozen=True)
 class Filling:
-    """How much there should be. The names are those that the load generator uses, so that it meets these rows.
+    """How many rows to write. The load generator uses the same names, so its calls reach these rows.
 
-    `carts` carts of `items` items, each held by the Reservation API, the users `u0000000` and on, the skus
-    `sku-000000` and on; `pending` carts of one item that the Reservation API was never asked for, of the users
-    `p0000000` and on; `finished` reservations that were released a moment ago, of the users `f0000000` and on.
-    `is_paused`: the operator has stopped the reconciler before its start.
+    carts: carts with `items` held items each, for users from `u0000000` and skus from `sku-000000`.
+    pending: carts with one item that was never sent to the Reservation API, for users from `p0000000`.
+    finished: reservations that were released just now, for users from `f0000000`.
+    is_paused: whether the operator's pause stops the reconciler.
     """
 
     carts: int = 0
@@ -38,7 +38,7 @@ class Filling:
 
 
 def fill(url: str, filling: Filling) -> None:
-    """Write it, in one transaction."""
+    """Write the rows in one transaction."""
 
     def write(connection: Connection) -> None:
         connection.execute(text("CREATE TEMPORARY TABLE skus (n integer, sku text, item_id text)"))
@@ -69,7 +69,7 @@ def _in_transaction(url: str, write: Callable[[Connection], None]) -> None:
         engine = create_async_engine(parsed.set(drivername="postgresql+asyncpg"))
         async with engine.begin() as connection:
             await connection.run_sync(write)
-        # What autovacuum would have done by the time that there was so much.
+        # With so many rows, autovacuum would have run by now.
         async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
             await connection.execute(text("VACUUM ANALYZE"))
             await connection.execute(text("CHECKPOINT"))
@@ -90,17 +90,17 @@ def _in_sqlite(url: str, write: Callable[[Connection], None]) -> None:
 
 
 def _digits(number: str, width: int) -> str:
-    """SQL for a number with leading zeros, in both databases."""
+    """Return SQL for a number with leading zeros, for both databases."""
     return f"substr(CAST({10**width} + {number} AS text), 2)"
 
 
 def _id(kind: int, number: str) -> str:
-    """SQL for a UUIDv7 from long ago."""
+    """Return SQL for an old UUIDv7."""
     return f"'0190000{kind}-0000-7000-8000-' || {_digits(number, 12)}"
 
 
 def _make_users(connection: Connection, prefix: str, count: int) -> str:
-    """A temporary table of users: n, slice, user_id. Returns its name."""
+    """Create a temporary table of users (n, slice, user_id) and return its name."""
     of = "CAST(user_id AS blob)" if connection.dialect.name == "sqlite" else "convert_to(user_id, 'UTF8')"
     connection.exec_driver_sql(
         f"CREATE TEMPORARY TABLE filled_{prefix} AS WITH RECURSIVE"
@@ -112,7 +112,7 @@ def _make_users(connection: Connection, prefix: str, count: int) -> str:
 
 
 def _insert(connection: Connection, table: str, source: str, **columns: object) -> None:
-    """One INSERT … SELECT, in the order of the primary keys; values are SQL."""
+    """Run one INSERT … SELECT in the order of the primary keys. `columns` are SQL expressions."""
     names, values = ", ".join(columns), ", ".join(map(str, columns.values()))
     connection.exec_driver_sql(
         f"INSERT INTO {table} (slice, user_id, {names}) SELECT slice, user_id, {values} FROM {source} ORDER BY 1, 2"

@@ -1,4 +1,4 @@
-"""A closed loop over HTTP, for the design that has no gRPC. In Python: the server that it asks is far slower."""
+"""A closed loop over HTTP, for the server without gRPC. It is in Python, because that server is far slower."""
 
 import asyncio
 import random
@@ -10,12 +10,12 @@ from benchmarks.programs import Json, Program
 
 
 def measure(program: Program, calls: str, *, duration: float, in_flight: int = 64, carts: int = 1000) -> Json:
-    """`add` or `get`, as `programs.measure`. What is not 2xx raises aiohttp.ClientResponseError."""
+    """Measure one round of `add` or `get`, like `programs.measure`. Raises ClientResponseError unless 2xx."""
     before = program.cpu_seconds()
     latencies = asyncio.run(_run(program.address, calls, duration, in_flight, carts))
     cpu = program.cpu_seconds() - before
     if not latencies:
-        raise RuntimeError(f"{calls}: nothing was answered in {duration} s")
+        raise RuntimeError(f"{calls}: no call was answered in {duration} s")
     latencies.sort()
     return {
         "per_s": len(latencies) / duration,

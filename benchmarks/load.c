@@ -1,16 +1,16 @@
 /* A light gRPC load generator: unary calls over cleartext HTTP/2, many streams on several connections, one thread.
  *
- * It is written in C because a client in Python costs more than the server that it measures. It counts what a caller
- * counts: grpc-status in the trailers, never HTTP 200. Each AddItem has a request_id of its own.
+ * It is in C because a Python client costs more CPU than the server. It counts grpc-status in the trailers, as a caller
+ * does, not HTTP 200. Each AddItem has its own request_id.
  *
  *   closed loop   --in-flight K          a new call as soon as one is answered
  *   open loop     --rate R[:S][,R:S...]  calls by a schedule, R a second for S seconds; latency counts from the
- *                                        scheduled moment, and an arrival that finds no free stream within
- *                                        --patience is counted as `unsent`, never silently put off
- *   once          --each                 one AddItem for every cart and sku, in order: to fill a database
+ *                                        scheduled time; a call that finds no free stream within --patience
+ *                                        counts as `unsent`
+ *   once          --each                 one AddItem for every cart and sku in order, to fill a database
  *
- * One line of JSON goes to stdout; `answered` there counts the warm-up, too. Latencies are microseconds. Rates count what was answered inside the window that
- * follows the warm-up; latencies belong to the calls that were due inside it.
+ * It prints one line of JSON. Latencies are microseconds. Rates count the answers inside the window after the warm-up,
+ * latencies the calls that were due inside it. `answered` includes the warm-up.
  *
  * cc -O2 -o load load.c -lnghttp2
  */
@@ -36,17 +36,17 @@
 
 #define SECOND 1000000000LL
 #define CODES 17         /* grpc-status 0 to 16 */
-#define RESETS 16        /* what RST_STREAM says: 7 is REFUSED_STREAM, 8 CANCEL */
+#define RESETS 16        /* error codes of RST_STREAM: 7 is REFUSED_STREAM, 8 CANCEL */
 #define WINDOWS 1200     /* of the timeline, 100 ms each */
 #define WRITE_ENOUGH 65536
-#define TICK 100000LL    /* the open loop looks at its schedule at most every 0.1 ms */
+#define TICK 100000LL    /* the open loop checks its schedule every 0.1 ms at most */
 
 enum { NOOP, ADD, GET, KINDS };
 static const char *const KIND_NAMES[KINDS] = {"noop", "add", "get"};
 static const char *const PATHS[KINDS] = {
     "/bench.v1.Bench/Noop", "/cartgrpc.v1.CartService/AddItem", "/cartgrpc.v1.CartService/GetCart"};
 
-/* ---- what was asked for ---- */
+/* ---- options ---- */
 
 struct phase { double rate; int64_t ends; };
 
@@ -77,7 +77,7 @@ static uint64_t draw(void) { /* xorshift64*, seeded by the kernel: no two runs s
 }
 static double chance(void) { return (double)(draw() >> 11) / 9007199254740992.0; }
 
-/* Buckets of 1/64 of a power of two: what is read back is at most 1.6 % too large. */
+/* 64 buckets per power of two, so a quantile is at most 1.6 % too large. */
 struct histogram { uint64_t counts[64 * 40], total, sum, max; };
 
 static void put(struct histogram *h, int64_t ns) {
@@ -102,9 +102,9 @@ static uint64_t quantile(const struct histogram *h, double q) {
     return h->max;
 }
 
-/* ---- what was seen ---- */
+/* ---- results ---- */
 
-struct tally { /* of one class of users: everybody, or the one that floods */
+struct tally { /* of all users but the flooding one, or of that one */
     uint64_t ok, refused, ok_in_window, refused_in_window, due, unsent, unfinished;
     struct histogram ok_latency, refused_latency;
 };
@@ -128,7 +128,7 @@ struct connection {
     nghttp2_session *session;
     int fd, active, going_away, writable, *free_calls, free_count;
     int64_t retry_at;
-    uint8_t rest[WRITE_ENOUGH + 32768]; /* what is still to be written; a frame has at most 16 KiB and its head */
+    uint8_t rest[WRITE_ENOUGH + 32768]; /* bytes still to write; a frame has at most 16 KiB and its header */
     size_t rest_length;
     struct call *calls;
 };
@@ -136,8 +136,7 @@ static struct connection *connections;
 static int epoll_fd, timer_fd, active_calls;
 static struct sockaddr_in address;
 
-/* A call that was due while every stream was taken. */
-/* Arrivals that no stream was free for yet. The second is the flood's, where it has connections of its own. */
+/* Calls that wait for a free stream. The second queue is for a flood with its own connections. */
 static struct queue { struct { int64_t due; int flood; } *arrivals; size_t first, count; } queues[2];
 static const size_t queue_size = 1 << 20;
 
@@ -292,7 +291,7 @@ static size_t write_body(uint8_t *body, int kind, int64_t cart, int64_t sku, int
     char name[96], code[24];
     size_t length = cart_name(name, sizeof name, cart, flood);
     uint8_t *p = text_field(body + 5, 1, name, length);
-    if (kind != GET) { /* the no-op is asked with the bytes of an AddItem */
+    if (kind != GET) { /* the no-op gets the bytes of an AddItem */
         length = (size_t)snprintf(code, sizeof code, "sku-%06lld", (long long)sku);
         *p++ = 2 << 3 | 2, *p++ = (uint8_t)(length + 4);
         p = text_field(p, 3, code, length);
@@ -338,7 +337,7 @@ static void start_call(struct connection *c, int64_t due, int flood) {
 
 /* ---- the loops ---- */
 
-static void arrive(int64_t due) { /* takes its place behind those that wait */
+static void arrive(int64_t due) { /* joins the end of the queue */
     int flood = opt.flood_share > 0 && chance() < opt.flood_share;
     struct queue *queue = &queues[flood && opt.flood_connections];
     if (queue->count == queue_size) {
@@ -364,7 +363,7 @@ static void send_waiting(struct queue *queue, int64_t at) {
     }
 }
 
-static int follow_schedule(int64_t at) { /* returns 0 when the schedule is at its end */
+static int follow_schedule(int64_t at) { /* returns 0 at the end of the schedule */
     static int64_t next;
     static int phase;
     if (!next) next = t_start;
@@ -393,7 +392,7 @@ static int keep_in_flight(int64_t at) {
 }
 
 static void write_out(struct connection *c) {
-    for (;;) { /* all that there is to say in as few packets as possible: a packet per call would cost the server dear */
+    for (;;) { /* as few packets as possible: a packet per call would cost the server much CPU */
         const uint8_t *frame;
         ssize_t n = 0;
         while (c->rest_length < WRITE_ENOUGH && (n = nghttp2_session_mem_send(c->session, &frame)) > 0) {
@@ -531,7 +530,7 @@ static void usage(void) {
           "  closed loop: --in-flight K       open loop: --rate R[:S][,R:S...] --streams N-per-connection\n"
           "  once: --each                     window: --warmup S --duration S\n"
           "  --carts N --users N (as many as carts) --skus N --first-cart N --flood-share F (AddItem of one user)\n"
-          "  --flood-connections N (of them, the flood's own; without, it shares all)\n"
+          "  --flood-connections N (of them, for the flood alone; default: it shares all)\n"
           "  --timeout S (a deadline for each call) --patience S (for a free stream) --drain S --timeline\n", stderr);
     exit(2);
 }

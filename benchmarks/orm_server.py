@@ -1,8 +1,8 @@
-"""The usual design, on the same proto: a SQLAlchemy ORM session for each request, committed before the answer.
+"""The usual design for comparison, with the same proto: one SQLAlchemy ORM session per request, one commit per call.
 
-As careful as one would write it: item, request_id and outbox row in one transaction, the same durability settings, one
-SQLite writer at a time (more only fight for the lock), sixteen PostgreSQL connections, no interceptors, no checks.
-`python -m benchmarks.orm_server URL` prints the port it listens on.
+Item, request_id and outbox row are in one transaction, with the same durability settings. SQLite has one writer at a
+time, because more would only contend for the lock. PostgreSQL has sixteen connections. There are no interceptors and no
+validation. `python -m benchmarks.orm_server URL` prints its address.
 """
 
 import asyncio
@@ -57,13 +57,13 @@ class OrmCartService(cart_service_pb2_grpc.CartServiceServicer):
     def __init__(self, sessions: async_sessionmaker[AsyncSession]) -> None:
         self._sessions = sessions
 
-    async def AddItem(  # noqa: N802 - the call's name
+    async def AddItem(  # noqa: N802 - named after the RPC
         self, request: cart_service_pb2.AddItemRequest, context: Any
     ) -> cart_service_pb2.AddItemResponse:
         try:
             item, revision = await self._add(request.parent, request.item, request.request_id)
         except IntegrityError:
-            # Somebody else made the same cart or item meanwhile.
+            # Another call has created the same cart or item.
             item, revision = await self._add(request.parent, request.item, request.request_id)
         return cart_service_pb2.AddItemResponse(item=_to_message(item), revision=revision)
 
@@ -83,7 +83,7 @@ class OrmCartService(cart_service_pb2_grpc.CartServiceServicer):
             session.add(Outbox(id=str(uuid.uuid4()), cart=item.cart, sku=item.sku, quantity=item.quantity))
         return item, cart.revision
 
-    async def GetCart(  # noqa: N802 - the call's name
+    async def GetCart(  # noqa: N802 - named after the RPC
         self, request: cart_service_pb2.GetCartRequest, context: Any
     ) -> cart_service_pb2.GetCartResponse:
         async with self._sessions() as session:

@@ -1,4 +1,4 @@
-"""More than the server can do: an open loop, which does not wait for answers before it asks again."""
+"""Overload and fairness, measured with an open loop: it sends calls by a schedule, without waiting for answers."""
 
 import functools
 import threading
@@ -10,14 +10,14 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.plan import CARTS, IN_FLIGHT, SKUS, Plan
-from benchmarks.programs import Json, World, interleave, load, measure
+from benchmarks.programs import Json, Testbed, interleave, load, measure
 
-# What callers would wait, in seconds: an answer that comes later is no good to anybody.
+# Seconds that callers wait. A later answer is useless.
 DEADLINE = 2
 
 
 class HealthWatch:
-    """Asks the server every 50 ms whether it is ready, as an orchestrator would, from `start` to `stop`."""
+    """Calls Health/Check every 50 ms, as an orchestrator does."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -51,41 +51,44 @@ class HealthWatch:
         return {"asked": len(took), "failed": self.failed, "p99_ms": took[len(took) * 99 // 100] if took else None}
 
 
-def overload(world: World, database: str, plan: Plan) -> Json:
-    """An open loop at multiples of what it can do: what is answered, how soon the rest is refused, and what then."""
-    product = world.serve(world.database(database, carts=CARTS, items=SKUS))
+def overload(testbed: Testbed, database: str, plan: Plan) -> Json:
+    """Measure goodput, time to refusal and recovery at multiples of the server's capacity."""
+    product = testbed.serve(testbed.database(database, carts=CARTS, items=SKUS))
     served = product.program
     ask = functools.partial(measure, served, "add", carts=CARTS, skus=SKUS, duration=2 * plan.seconds)
     capacity = max(ask(in_flight=in_flight)["per_s"] for in_flight in (64, 256))
-    seen: Json = {"capacity": capacity, "memory_before_mib": served.memory_mib(), "loads": {}}
+    results: Json = {"capacity": capacity, "memory_before_mib": served.memory_mib(), "loads": {}}
     for times in (1, 2, 5, 10):
         health, before, peak = HealthWatch(served.address), served.cpu_seconds(), Peak(served.memory_mib)
         rate = f"{capacity * times:.0f}:{0.3 + 3 * plan.seconds}"
         with health.running(), peak.running():
             found = load(served.address, calls="add", carts=CARTS, skus=SKUS, rate=rate, timeout=DEADLINE, drain=3)
         cpu = (served.cpu_seconds() - before) / max(found["answered"], 1) * 1e6
-        seen["loads"][str(times)] = {**found, "health": health.report(), "peak_mib": peak.highest, "cpu_us": cpu}
+        results["loads"][str(times)] = {**found, "health": health.report(), "peak_mib": peak.highest, "cpu_us": cpu}
         time.sleep(plan.seconds)
-    # Ten times too much, and then half of what it can do: when is it itself again?
+    # Ten times the capacity, then half of it: how long does recovery take?
     rate = f"{capacity * 10:.0f}:{2 * plan.seconds},{capacity / 2:.0f}:{4 * plan.seconds}"
     found = load(
         served.address, "--timeline", calls="add", carts=CARTS, skus=SKUS, rate=rate, timeout=DEADLINE, warmup=0
     )
-    seen["recovery_s"] = _recovery(found["timeline"], round(20 * plan.seconds), capacity / 2)
-    seen["memory_after_mib"] = served.memory_mib()
+    results["recovery_s"] = _recovery(found["timeline"], round(20 * plan.seconds), capacity / 2)
+    results["memory_after_mib"] = served.memory_mib()
     served.stop()
-    return seen
+    return results
 
 
 def _recovery(timeline: list[list[int]], since: int, rate: float) -> float | None:
-    """Seconds from window `since` on (100 ms each) until no call was refused or took more than 100 ms any more."""
+    """Return the seconds after window `since` (100 ms each) in which calls were still refused or slower than 100 ms.
+
+    None if the server had not recovered by the end of the run.
+    """
     good = [ok >= rate / 20 and refused == 0 and longest < 100_000 for ok, refused, longest in timeline[since:-3]]
     bad = [number for number, is_good in enumerate(good) if not is_good]
     return (bad[-1] + 1) / 10 if bad and bad[-1] + 1 < len(good) else None if bad else 0.0
 
 
 class Peak:
-    """The highest of what `read` says, looked at every 50 ms."""
+    """The highest value that `read` returns, sampled every 50 ms."""
 
     def __init__(self, read: Callable[[], float]) -> None:
         self._read = read
@@ -108,12 +111,13 @@ class Peak:
             thread.join()
 
 
-def fairness(world: World, database: str, plan: Plan) -> Json:
-    """What everybody else's calls take while one user asks for several times more than there is.
+def fairness(testbed: Testbed, database: str, plan: Plan) -> Json:
+    """Measure other users' latency while one user floods the server with twice its capacity.
 
-    Beside a flood, he has a connection of his own, as another service has; in it, all calls share eight.
+    "beside a flood": the flood has its own connection, as another service would. "in a flood": all calls share eight
+    connections.
     """
-    product = world.serve(world.database(database, carts=CARTS, items=SKUS))
+    product = testbed.serve(testbed.database(database, carts=CARTS, items=SKUS))
     served = product.program
     ask = functools.partial(load, served.address, calls="add", carts=CARTS, skus=SKUS, timeout=DEADLINE, drain=3)
     capacity = measure(served, "add", in_flight=IN_FLIGHT, carts=CARTS, skus=SKUS, duration=2 * plan.seconds)["per_s"]
@@ -125,6 +129,6 @@ def fairness(world: World, database: str, plan: Plan) -> Json:
         "beside a flood": lambda: ask(connections=9, flood_connections=1, **flooded),
         "in a flood": lambda: ask(**flooded),
     }
-    seen = interleave(contenders, plan.rounds)
+    results = interleave(contenders, plan.rounds)
     served.stop()
-    return {"capacity": capacity, "usual_per_s": usual, "flood_per_s": flood, **seen}
+    return {"capacity": capacity, "usual_per_s": usual, "flood_per_s": flood, **results}

@@ -1,4 +1,4 @@
-"""The pictures of docs/performance.md."""
+"""Draws the pictures of docs/performance.md."""
 
 from pathlib import Path
 from statistics import median
@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from benchmarks.programs import DATABASES, Json
 from benchmarks.ratios import Ratio
 
-# The same figures make the same file.
+# Fixed, so that the same figures make the same file.
 mpl.use("svg")
 mpl.rcParams.update({"svg.hashsalt": "cart-grpc", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
 TITLES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
@@ -18,16 +18,16 @@ COLOURS = {"noop": "#888888", "add": "#c0392b", "get": "#2471a3"}
 LABELS = {"noop": "no-op", "add": "AddItem", "get": "GetCart, 20 items"}
 
 
-def draw(seen: Json, ratios: dict[str, dict[str, Ratio]], folder: Path) -> list[str]:
-    """Write those there are figures for. Returns their names."""
+def draw(results: Json, ratios: dict[str, dict[str, Ratio]], folder: Path) -> list[str]:
+    """Draw the pictures of the measured sections. Return their file names."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
-    if "concurrency" in seen:
-        drawn.append(_save(_concurrency(seen["concurrency"]), folder / "concurrency.svg"))
-    if "flatness" in seen:
+    if "concurrency" in results:
+        drawn.append(_save(_concurrency(results["concurrency"]), folder / "concurrency.svg"))
+    if "flatness" in results:
         drawn.append(_save(_flatness(ratios), folder / "flatness.svg"))
-    if "overload" in seen:
-        drawn.append(_save(_overload(seen["overload"]), folder / "overload.svg"))
+    if "overload" in results:
+        drawn.append(_save(_overload(results["overload"]), folder / "overload.svg"))
     return drawn
 
 
@@ -37,11 +37,11 @@ def _save(figure: Any, file: Path) -> str:
     return file.name
 
 
-def _concurrency(seen: Json) -> Any:
+def _concurrency(results: Json) -> Any:
     figure, axes = plt.subplots(2, len(DATABASES), figsize=(9, 6), sharex=True, sharey="row", layout="constrained")
-    numbers = [int(level) for level in next(iter(seen.values()))]
+    numbers = [int(level) for level in next(iter(results.values()))]
     for column, database in enumerate(DATABASES):
-        levels = seen.get(database, {})
+        levels = results.get(database, {})
         for name in COLOURS if levels else ():
             for row, (figure_name, scale) in enumerate((("per_s", 1), ("p99_us", 1e-3))):
                 middle = [median(turn[figure_name] for turn in levels[level][name]) * scale for level in levels]
@@ -66,15 +66,19 @@ def _flatness(ratios: dict[str, dict[str, Ratio]]) -> Any:
         middles = [ratio.median for _, ratio in drawn]
         jitter = [[ratio.median - ratio.low for _, ratio in drawn], [ratio.high - ratio.median for _, ratio in drawn]]
         axes.errorbar(middles, [row for row, _ in drawn], xerr=jitter, fmt="o", capsize=3, label=TITLES[database])
-    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="throughput, much / little (the spread of the rounds)")
+    axes.set(
+        yticks=range(len(names)),
+        yticklabels=names,
+        xlabel="throughput, much / little (median, lowest and highest round)",
+    )
     axes.invert_yaxis()
     axes.legend()
     return figure
 
 
-def _overload(seen: Json) -> Any:
+def _overload(results: Json) -> Any:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for database, found in seen.items():
+    for database, found in results.items():
         offered = [int(times) for times in found["loads"]]
         goodput = [load["ok_per_s"] / found["capacity"] for load in found["loads"].values()]
         axes[0].plot(offered, goodput, "o-", label=TITLES[database])

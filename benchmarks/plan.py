@@ -1,9 +1,9 @@
-"""How much is measured."""
+"""The length of a benchmark."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.programs import Json, World
+from benchmarks.programs import Json, Testbed
 
 IN_FLIGHT = 64
 CARTS, SKUS = 1_000, 20
@@ -11,12 +11,12 @@ CARTS, SKUS = 1_000, 20
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of it: rounds of `seconds`, `rows` where it is about many."""
+    """`rounds` rounds of `seconds` each. Sections about large databases use `rows` rows."""
 
     rounds: int = 3
     seconds: float = 0.8
     rows: int = 100_000
 
 
-# Measures something on `sqlite` or `postgresql`; None where it does not exist there.
-Section = Callable[[World, str, Plan], Json | None]
+# Measures something on `sqlite` or `postgresql`. Returns None if the database does not support it.
+Section = Callable[[Testbed, str, Plan], Json | None]

@@ -1,4 +1,4 @@
-"""What is measured and what measures: processes that are started, asked what they cost, and gone at the end."""
+"""The processes of a benchmark: starts them, reads their CPU time and memory, and stops them."""
 
 import json
 import re
@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 
 class Program:
-    """A Python module that runs until `stop`, reached at `address` as soon as it says where it listens."""
+    """A Python module that runs until `stop`. It listens on `address`."""
 
     def __init__(self, folder: Path, module: str, *arguments: str, settings: Mapping[str, str] | None = None) -> None:
         self._output = folder / f"{time.monotonic_ns()}.out"
@@ -46,7 +46,7 @@ class Program:
         self.address = ""
 
     def says(self, pattern: re.Pattern[str]) -> str:
-        """The first group of `pattern` in what it prints. Raises RuntimeError if it ends or takes too long."""
+        """Return the first group of `pattern` in the output. Raises RuntimeError if the program ends or is slow."""
         deadline = time.monotonic() + START_SECONDS
         printed = ""
         while time.monotonic() < deadline:
@@ -59,9 +59,9 @@ class Program:
         raise RuntimeError(f"{self._process.args!r} did not say {pattern.pattern!r}: {printed[-2000:]}")
 
     def cpu_seconds(self) -> float:
-        """What it has used since its start, its workers included."""
+        """Return the CPU time since the start, including worker processes."""
         times = [process.cpu_times() for process in (self._seen, *self._seen.children(recursive=True))]
-        return float(sum(counts_as_attempt.user + counts_as_attempt.system for counts_as_attempt in times))
+        return float(sum(used.user + used.system for used in times))
 
     def memory_mib(self) -> float:
         return float(sum(p.memory_info().rss for p in (self._seen, *self._seen.children(recursive=True)))) / 2**20
@@ -78,7 +78,7 @@ class Program:
 
 @dataclass
 class Product:
-    """`cart-grpc serve` as it ships, on a database of its own."""
+    """A running `cart-grpc serve` with its own database."""
 
     program: Program
     database_url: str
@@ -89,7 +89,7 @@ class Product:
         return self.program.address
 
     def pause(self) -> None:
-        """The reconciler calls nobody until `resume`: it is idle."""
+        """Stop the reconciler's calls until `resume`."""
         self._admin().PauseReservations(cart_admin_service_pb2.PauseReservationsRequest(reason="benchmark"), timeout=30)
 
     def resume(self) -> None:
@@ -107,8 +107,8 @@ class Product:
         return cart_admin_service_pb2_grpc.CartAdminServiceStub(channel)
 
 
-class World:
-    """The servers of one run: the no-op reference, a Reservation API that answers at once, and databases."""
+class Testbed:
+    """The servers of one run: the no-op reference, a Reservation API that answers at once, and the databases."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -119,7 +119,7 @@ class World:
         self.simulator = self.simulate("0s")
 
     def start(self, module: str, *arguments: str, **settings: str) -> Program:
-        """A program that prints where it listens; it ends with the world."""
+        """Start a program that prints its address. It is stopped with the testbed."""
         program = Program(self.folder, module, *arguments, settings=settings)
         self._ends.callback(program.stop)
         program.address = program.says(LISTENS)
@@ -130,7 +130,7 @@ class World:
         return self.start("cart_grpc.cli", "simulate", *options, "--default-stock", "1000000000")
 
     def database(self, kind: str, **filling: int) -> str:
-        """The URL of a new database, `sqlite` or `postgresql`, durable, migrated, filled, its reconcilers paused."""
+        """Create a durable `sqlite` or `postgresql` database, migrated, filled and paused. Return its URL."""
         name = f"bench{next(self._names)}"
         url = self.postgres().create_database(name) if kind == "postgresql" else f"sqlite:///{self.folder / name}.db"
         migrate = [sys.executable, "-m", "cart_grpc.cli", "migrate"]
@@ -145,7 +145,7 @@ class World:
         return self._postgres
 
     def serve(self, database_url: str, *arguments: str, api: Program | None = None, **settings: str) -> Product:
-        """The product with its defaults but `settings`."""
+        """Start the product with its default settings, except `settings`."""
         program = self.start(
             "cart_grpc.cli",
             "serve",
@@ -163,8 +163,8 @@ class World:
 
 
 @contextmanager
-def world(folder: Path) -> Iterator[World]:
-    opened = World(folder)
+def testbed(folder: Path) -> Iterator[Testbed]:
+    opened = Testbed(folder)
     try:
         yield opened
     finally:
@@ -172,7 +172,7 @@ def world(folder: Path) -> Iterator[World]:
 
 
 def load(address: str, *options: str, **more: object) -> Json:
-    """Run the load generator; options as `in_flight=64`. Returns what it reports."""
+    """Run the load generator with options such as `in_flight=64`. Return its report."""
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in more.items()]
     command = [str(LOAD), "--target", address, *options, *arguments]
     finished = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -181,26 +181,26 @@ def load(address: str, *options: str, **more: object) -> Json:
 
 
 def measure(program: Program, calls: str, **options: object) -> Json:
-    """One round of a closed loop. Raises RuntimeError where a call failed: such a figure means nothing."""
+    """Measure one round of a closed loop. Raises RuntimeError if a call failed: the figures would mean nothing."""
     before = program.cpu_seconds()
-    seen = load(program.address, calls=calls, **options)
+    results = load(program.address, calls=calls, **options)
     cpu = program.cpu_seconds() - before
-    if seen["not_ok"] or seen["unfinished"] or seen["ok"] == 0:
-        raise RuntimeError(f"{calls} at {options}: {seen}")
+    if results["not_ok"] or results["unfinished"] or results["ok"] == 0:
+        raise RuntimeError(f"{calls} at {options}: {results}")
     return {
-        "per_s": seen["ok_per_s"],
-        "p50_us": seen["ok_us"]["p50"],
-        "p99_us": seen["ok_us"]["p99"],
-        "cpu_us": round(cpu / seen["answered"] * 1e6, 1),
-        "load_share": seen["cpu_share"],
+        "per_s": results["ok_per_s"],
+        "p50_us": results["ok_us"]["p50"],
+        "p99_us": results["ok_us"]["p99"],
+        "cpu_us": round(cpu / results["answered"] * 1e6, 1),
+        "load_share": results["cpu_share"],
     }
 
 
 def interleave(contenders: Mapping[str, Callable[[], Json]], rounds: int) -> dict[str, list[Json]]:
-    """Every contender once a round, every other round in reverse: what drifts, drifts for all."""
-    seen: dict[str, list[Json]] = {name: [] for name in contenders}
+    """Run every contender once per round, every other round in reverse, so that drift of the machine affects all."""
+    results: dict[str, list[Json]] = {name: [] for name in contenders}
     for turn in range(rounds):
         order: Sequence[str] = list(contenders)[:: -1 if turn % 2 else 1]
         for name in order:
-            seen[name].append(contenders[name]())
-    return seen
+            results[name].append(contenders[name]())
+    return results

@@ -1,6 +1,6 @@
-"""What is kept of a run: figures that mean the same on another machine, since each is to something of the same round.
+"""Ratios between figures of the same round, which hold on other machines, too.
 
-`make bench-check` compares them with the committed ones: `python -m benchmarks.ratios`.
+`make bench-check` compares new ratios with the committed ones: `python -m benchmarks.ratios`.
 """
 
 import json
@@ -13,12 +13,12 @@ from typing import NamedTuple
 from benchmarks.programs import ROOT, Json
 
 KEPT = ROOT / "docs" / "performance.json"
-# Less than this is not worth a word, however quiet the machine was.
-WORTH_SAYING = 0.10
+# Smaller changes are not reported, however quiet the machine was.
+REPORTED_CHANGE = 0.10
 
 
 class Ratio(NamedTuple):
-    """The median of the rounds, the least and the most."""
+    """The median, the lowest and the highest of the rounds."""
 
     median: float
     low: float
@@ -35,16 +35,16 @@ def of(values: list[float], *, more_is_better: bool = True) -> Ratio:
 
 
 def between(rounds: Json, one: str, other: str, figure: str = "per_s") -> Ratio:
-    """Of two contenders of the same rounds; latencies and CPU time are better when less."""
+    """Return the ratio of two contenders in the same rounds. Lower latencies and CPU times are better."""
     pairs = zip(rounds[one], rounds[other], strict=True)
     return of([a[figure] / b[figure] for a, b in pairs], more_is_better=figure == "per_s")
 
 
-def ratios(seen: Json) -> dict[str, dict[str, Ratio]]:
-    """By database and name, of the sections that were run."""
+def ratios(results: Json) -> dict[str, dict[str, Ratio]]:
+    """Return the ratios of the measured sections, by database and name."""
     found: dict[str, dict[str, Ratio]] = {}
     for section, of_section in _OF_SECTIONS.items():
-        for database, rounds in seen.get(section, {}).items():
+        for database, rounds in results.get(section, {}).items():
             found.setdefault(database, {}).update(of_section(rounds))
     return found
 
@@ -56,12 +56,12 @@ def _of_table(rounds: Json) -> dict[str, Ratio]:
         found[f"AddItem p99 / no-op p99, {mode}"] = between(rounds[mode], "add", "noop", "p99_us")
         found[f"AddItem CPU / no-op CPU, {mode}"] = between(rounds[mode], "add", "noop", "cpu_us")
         found[f"GetCart / no-op, {mode}"] = between(rounds[mode], "get", "noop")
-        found[f"GetCart of what changes / no-op, {mode}"] = between(rounds[mode], "get changing", "noop")
+        found[f"GetCart of changing carts / no-op, {mode}"] = between(rounds[mode], "get changing", "noop")
     return found
 
 
 def _of_flatness(rounds: Json) -> dict[str, Ratio]:
-    # Against the small one with as many items in a cart.
+    # Each compares with the small database whose carts have as many items.
     against = {"many carts": "1 item", "many pending": "few", "many finished": "few"}
     found = {
         f"{call}, {kind} / few": between(rounds, f"{call}, {kind}", f"{call}, {small}")
@@ -77,9 +77,9 @@ def _of_comparisons(rounds: Json) -> dict[str, Ratio]:
     return {f"{name} / no-op": between(rounds, name, "noop") for name in rounds if name != "noop"}
 
 
-def _of_overload(seen: Json) -> dict[str, Ratio]:
-    # The best that was answered at any load is the peak.
-    answered = {times: load["ok_per_s"] for times, load in seen["loads"].items()}
+def _of_overload(results: Json) -> dict[str, Ratio]:
+    # The peak is the highest goodput at any load.
+    answered = {times: load["ok_per_s"] for times, load in results["loads"].items()}
     return {"goodput at 10 × / peak": of([answered["10"] / max(answered.values())])}
 
 
@@ -92,7 +92,7 @@ _OF_SECTIONS: dict[str, Callable[[Json], dict[str, Ratio]]] = {
 
 
 def find_fallen(then: dict[str, dict[str, Ratio]], now: dict[str, dict[str, Ratio]]) -> list[str]:
-    """What is worse by more than the noise, in words: even the best round now is worse than the worst was then."""
+    """Describe the ratios that got worse by more than noise: the best new round is worse than the worst old one."""
     complaints = []
     for database, of_database in now.items():
         for name, ratio in of_database.items():
@@ -101,9 +101,9 @@ def find_fallen(then: dict[str, dict[str, Ratio]], now: dict[str, dict[str, Rati
                 continue
             change = ratio.median / before.median - 1
             if before.more_is_better:
-                is_worse = ratio.high < before.low and change < -WORTH_SAYING
+                is_worse = ratio.high < before.low and change < -REPORTED_CHANGE
             else:
-                is_worse = ratio.low > before.high and change > WORTH_SAYING
+                is_worse = ratio.low > before.high and change > REPORTED_CHANGE
             if is_worse:
                 complaints.append(f"{database}: {name} was {before} and is {ratio}: {change:+.0%}")
     return complaints
@@ -115,7 +115,7 @@ def read(file: Path = KEPT) -> dict[str, dict[str, Ratio]]:
 
 
 def main() -> int:
-    """Compare what `benchmarks.run` has seen with what is committed. Returns the exit status."""
+    """Compare the results of `benchmarks.run` with the committed ratios. Return the exit status."""
     now = ratios(json.loads(Path(sys.argv[1]).read_text()))
     complaints = find_fallen(read(), now)
     for complaint in complaints:

@@ -1,4 +1,4 @@
-"""Writes docs/performance.json, the pictures, and what stands between the marks in docs/performance.md."""
+"""Writes docs/performance.json, the pictures, and the text between the marks in docs/performance.md."""
 
 import json
 import re
@@ -15,23 +15,23 @@ MARKS = ("<!-- written by `make bench`: do not edit -->", "<!-- until here -->")
 Found = dict[str, dict[str, Ratio]]
 
 
-def write(seen: Json) -> None:
-    """Write all of it from what was seen."""
-    found = ratios.ratios(seen)
+def write(results: Json) -> None:
+    """Write the report of `results`."""
+    found = ratios.ratios(results)
     KEPT.parent.mkdir(exist_ok=True)
-    kept = {"surroundings": seen["surroundings"], "ratios": found, "seen": _condensed(seen)}
+    kept = {"surroundings": results["surroundings"], "ratios": found, "results": _condensed(results)}
     KEPT.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-    draw(seen, found, PAGE.parent / "performance")
-    parts = [_surroundings(seen["surroundings"])]
-    parts += [part(seen, found) for name, part in _PARTS.items() if name in seen]
+    draw(results, found, PAGE.parent / "performance")
+    parts = [_surroundings(results["surroundings"])]
+    parts += [part(results, found) for name, part in _PARTS.items() if name in results]
     start, end = map(re.escape, MARKS)
     text = "\n\n".join(parts)
     page = PAGE.read_text() if PAGE.exists() else "\n".join(MARKS)
     PAGE.write_text(re.sub(f"{start}.*{end}", lambda _: f"{MARKS[0]}\n{text}\n{MARKS[1]}", page, flags=re.DOTALL))
 
 
-def _condensed(seen: Json) -> Json:
-    """The medians of everything, for whoever wants to draw their own."""
+def _condensed(results: Json) -> Json:
+    """Return the medians of all figures, for readers who draw their own pictures."""
 
     def condense(value: object) -> object:
         if isinstance(value, list) and value and isinstance(value[0], dict) and "per_s" in value[0]:
@@ -40,7 +40,7 @@ def _condensed(seen: Json) -> Json:
             return {name: condense(inner) for name, inner in value.items() if name != "timeline"}
         return round(value, 3) if isinstance(value, float) else value
 
-    return {name: condense(value) for name, value in seen.items() if name != "surroundings"}
+    return {name: condense(value) for name, value in results.items() if name != "surroundings"}
 
 
 def _surroundings(around: Json) -> str:
@@ -48,7 +48,7 @@ def _surroundings(around: Json) -> str:
     return (
         f"Measured on {around['date']} at commit `{around['commit']}`: {around['cores']} cores for servers, database"
         f" and load generator, {around['memory_gib']} GiB, {around['system']}, {around['python']}, {versions}."
-        " A figure is the median of the rounds; in brackets the least and the most."
+        " A figure is the median of the rounds; in brackets are the lowest and the highest."
     )
 
 
@@ -62,21 +62,21 @@ def _middle(turns: list[Json], figure: str) -> float:
     return float(median(turn[figure] for turn in turns))
 
 
-def _databases(seen: Json) -> list[str]:
-    return [database for database in DATABASES if database in seen]
+def _databases(results: Json) -> list[str]:
+    return [database for database in DATABASES if database in results]
 
 
 AIMS = (
     ("AddItem / no-op", ("≥ 0.85", "≥ 0.90")),
     ("AddItem p99 / no-op p99", ("≤ 2", "≤ 2")),
     ("GetCart / no-op", ("≥ 0.80", "≥ 0.80")),
-    ("GetCart of what changes / no-op", ("", "")),
+    ("GetCart of changing carts / no-op", ("", "")),
     ("AddItem CPU / no-op CPU", ("", "")),
 )
 
 
-def _table(seen: Json, found: Found) -> str:
-    databases = _databases(seen["table"])
+def _table(results: Json, found: Found) -> str:
+    databases = _databases(results["table"])
     head = ["64 in flight", *(f"{TITLES[d]}, {mode}" for d in databases for mode in ("aim", "idle", "draining"))]
     rows: list[list[object]] = []
     for name, aims in AIMS:
@@ -87,7 +87,7 @@ def _table(seen: Json, found: Found) -> str:
         rows.append(row)
     alone: list[object] = ["one at a time: AddItem p50 − no-op p50"]
     for database in databases:
-        rounds = seen["table"][database]
+        rounds = results["table"][database]
         durable = rounds["durable_us"] / 1e3
         more = _middle(rounds["idle"]["add_alone"], "p50_us") - _middle(rounds["idle"]["noop_alone"], "p50_us")
         alone += [f"≤ {durable + 0.5:.2f} ms ({durable:.2f} + 0.5)", f"{more / 1e3:.2f} ms", ""]
@@ -96,7 +96,7 @@ def _table(seen: Json, found: Found) -> str:
     for database in databases:
         for mode in ("idle", "draining"):
             for name, title in NAMES.items():
-                turns = seen["table"][database][mode][name]
+                turns = results["table"][database][mode][name]
                 calls.append(_absolute(f"{TITLES[database]}, {mode}: {title}", turns))
     return f"{_rows(head, rows)}\n\n{_rows(ABSOLUTE, calls)}"
 
@@ -111,34 +111,34 @@ def _absolute(name: str, turns: list[Json]) -> list[object]:
     return [name, f"{_middle(turns, 'per_s'):.0f}", *times, f"{_middle(turns, 'cpu_us'):.0f}", share]
 
 
-def _concurrency(seen: Json, _: Found) -> str:
+def _concurrency(results: Json, _: Found) -> str:
     rows = []
-    for database in _databases(seen["concurrency"]):
-        for level, contenders in seen["concurrency"][database].items():
+    for database in _databases(results["concurrency"]):
+        for level, contenders in results["concurrency"][database].items():
             cells = [
                 f"{_middle(turns, 'per_s'):.0f}/s, p99 {_middle(turns, 'p99_us') / 1e3:.1f} ms"
                 for turns in contenders.values()
             ]
             rows.append([f"{TITLES[database]}, {level} in flight", *cells])
     picture = "![Throughput and p99 against calls in flight](performance/concurrency.svg)"
-    return f"### As more is in flight\n\n{picture}\n\n{_rows(('', *LABELS.values()), rows)}"
+    return f"### More calls in flight\n\n{picture}\n\n{_rows(('', *LABELS.values()), rows)}"
 
 
-def _flatness(seen: Json, found: Found) -> str:
-    databases = _databases(seen["flatness"])
-    size = seen["flatness"][databases[0]]["rows"]
+def _flatness(results: Json, found: Found) -> str:
+    databases = _databases(results["flatness"])
+    size = results["flatness"][databases[0]]["rows"]
     names = [name for name in found[databases[0]] if name.endswith(("/ few", "/ 1 item")) or "hot" in name]
     rows = [[name, *(found[database].get(name, "") for database in databases)] for name in names]
     table = _rows(("64 in flight", *(TITLES[database] for database in databases)), rows)
     picture = "![Throughput with much in the database against little](performance/flatness.svg)"
-    size = f"`many` is {size:,}; `few` is 1,000 carts with as many items each, and nothing else."
-    return f"### As more is in the database\n\n{size}\n\n{picture}\n\n{table}"
+    size = f"`many` is {size:,}; `few` is 1,000 carts with as many items each, and no other rows."
+    return f"### More rows in the database\n\n{size}\n\n{picture}\n\n{table}"
 
 
-def _settling(seen: Json, _: Found) -> str:
+def _settling(results: Json, _: Found) -> str:
     rows = []
-    for database in _databases(seen["settling"]):
-        found = seen["settling"][database]
+    for database in _databases(results["settling"]):
+        found = results["settling"][database]
         million = 1e6 / found["per_s"] / 60
         rows.append(
             [
@@ -149,33 +149,33 @@ def _settling(seen: Json, _: Found) -> str:
                 f"{million:.0f} min",
             ]
         )
-    head = ("", "settled/s", "server CPU µs each", "seen", "1,000,000 at that rate")
+    head = ("", "settled/s", "server CPU µs each", "settled in the run", "1,000,000 at that rate")
     return f"### Reservations settled\n\nThe simulator answers at once, on the same cores.\n\n{_rows(head, rows)}"
 
 
-def _slow_calls(seen: Json, _: Found) -> str:
+def _slow_calls(results: Json, _: Found) -> str:
     rows = []
-    for database in _databases(seen["slow calls"]):
-        found = seen["slow calls"][database]
+    for database in _databases(results["slow calls"]):
+        found = results["slow calls"][database]
         before, during = (ratios.between(found[when], "add", "noop") for when in ("before", "during"))
         rows.append([TITLES[database], f"{found['hanging']:,}", f"{found['kib_each']:.1f}", before, during])
-    head = ("", "calls hanging", "KiB each", "AddItem / no-op before", "meanwhile")
+    head = ("", "calls hanging", "KiB each", "AddItem / no-op before", "AddItem / no-op during")
     return f"### While the Reservation API hangs\n\n{_rows(head, rows)}"
 
 
-def _overload(seen: Json, _: Found) -> str:
+def _overload(results: Json, _: Found) -> str:
     head = ("offered", "answered / capacity", "p99 ms", "refused p99 ms", "refused, by code", "never answered",
             "peak MiB", "health p99 ms", "load generator, cores")  # fmt: skip
     rows, after = [], []
-    for database in _databases(seen["overload"]):
-        found = seen["overload"][database]
+    for database in _databases(results["overload"]):
+        found = results["overload"][database]
         rows += [_load_row(f"{TITLES[database]}, {times} ×", load, found) for times, load in found["loads"].items()]
         seconds = found["recovery_s"]
-        itself = "not itself again within the run" if seconds is None else f"itself again after {seconds:.1f} s"
+        itself = "not recovered within the run" if seconds is None else f"recovered after {seconds:.1f} s"
         memory = f"{found['memory_before_mib']:.0f} MiB before, {found['memory_after_mib']:.0f} MiB after"
         after.append(f"{TITLES[database]}: capacity {found['capacity']:.0f}/s; {itself}; {memory}.")
     picture = "![Goodput and latency against offered load](performance/overload.svg)"
-    return f"### More than it can do\n\n{picture}\n\n{_rows(head, rows)}\n\n" + "\n".join(after)
+    return f"### Overload\n\n{picture}\n\n{_rows(head, rows)}\n\n" + "\n".join(after)
 
 
 def _load_row(name: str, load: Json, found: Json) -> list[object]:
@@ -200,7 +200,7 @@ CODES = {"1": "CANCELLED", "2": "UNKNOWN", "4": "DEADLINE_EXCEEDED", "8": "RESOU
 RESETS = {"7": "REFUSED_STREAM", "8": "RST_STREAM CANCEL"}
 
 
-def _fairness(seen: Json, _: Found) -> str:
+def _fairness(results: Json, _: Found) -> str:
     def p99(turns: list[Json]) -> str:
         return f"{median((turn['ok_us'] or {}).get('p99', float('nan')) for turn in turns) / 1e3:.1f}"
 
@@ -208,38 +208,38 @@ def _fairness(seen: Json, _: Found) -> str:
         return f"{median(turn['not_ok'] / max(turn['due'], 1) for turn in turns):.1%}"
 
     rows = []
-    for database in _databases(seen["fairness"]):
-        found = seen["fairness"][database]
+    for database in _databases(results["fairness"]):
+        found = results["fairness"][database]
         floods = [found[name] for name in ("beside a flood", "in a flood")]
         measured = [cell for turns in floods for cell in (p99(turns), refused(turns))]
         rows.append([TITLES[database], p99(found["alone"]), *measured])
     head = (
         "",
-        "others' p99 ms alone",
-        "with the flood on a connection of its own",
-        "of theirs refused",
-        "with the flood on theirs",
-        "of theirs refused",
+        "other users' p99 ms without a flood",
+        "p99 ms, flood on its own connection",
+        "their refused calls",
+        "p99 ms, flood on their connections",
+        "their refused calls",
     )
-    about = "Everybody else asks for 0.3 of the capacity, and one user for twice of it."
-    return f"### One who floods\n\n{about}\n\n{_rows(head, rows)}"
+    about = "All other users together use 0.3 of the capacity. One user sends twice the capacity."
+    return f"### One user floods the server\n\n{about}\n\n{_rows(head, rows)}"
 
 
-def _workers(seen: Json, _: Found) -> str:
-    found = seen["workers"]["postgresql"]
+def _workers(results: Json, _: Found) -> str:
+    found = results["workers"]["postgresql"]
     rows = [_absolute(name if name == "noop" else f"{name} workers", turns) for name, turns in found.items()]
     return f"### Several processes on PostgreSQL\n\n{_rows(ABSOLUTE, rows)}"
 
 
-def _comparisons(seen: Json, found: Found) -> str:
+def _comparisons(results: Json, found: Found) -> str:
     rows = []
-    for database in _databases(seen["comparisons"]):
-        rounds = seen["comparisons"][database]
+    for database in _databases(results["comparisons"]):
+        rounds = results["comparisons"][database]
         for name in rounds:
             if name != "noop":
                 _, *cells = _absolute(name, rounds[name])
                 rows.append([f"{TITLES[database]}: {PEERS[name]}", found[database][f"{name} / no-op"], *cells[:-1]])
-    return f"### What a reader would compare with\n\n{_rows(('', '/ no-op', *ABSOLUTE[1:-1]), rows)}"
+    return f"### Other designs\n\n{_rows(('', '/ no-op', *ABSOLUTE[1:-1]), rows)}"
 
 
 PEERS = {

@@ -1,4 +1,4 @@
-"""`make bench`: measure, keep what was seen under build/bench, write docs/performance.*. See `--help`."""
+"""`make bench`: measure, keep the results under build/bench, and write docs/performance.*. See `--help`."""
 
 import argparse
 import json
@@ -16,16 +16,16 @@ import psutil
 
 from benchmarks import report
 from benchmarks.plan import Plan
-from benchmarks.programs import DATABASES, ROOT, Json, World, load, world
+from benchmarks.programs import DATABASES, ROOT, Json, Testbed, load, testbed
 from benchmarks.sections import SECTIONS
 
-SEEN = ROOT / "build" / "bench" / "seen.json"
+RESULTS = ROOT / "build" / "bench" / "results.json"
 log = logging.getLogger(__name__)
 VERSIONS = ("grpcio", "protobuf", "uvloop", "SQLAlchemy", "aiosqlite", "asyncpg")
 
 
 def surroundings() -> Json:
-    """The machine and the commit, as far as a reader of the figures needs them."""
+    """Describe the machine and the commit."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -40,22 +40,22 @@ def surroundings() -> Json:
     }
 
 
-def check_counting(opened: World) -> None:
-    """The load generator's word is all there is: a refusal that it took for success would make every figure a lie."""
+def check_counting(opened: Testbed) -> None:
+    """Check that the load generator counts refusals. If it took them for successes, every figure would be wrong."""
     moody = opened.start("benchmarks.servers", "moody")
-    seen = load(moody.address, calls="noop", in_flight=16, warmup=0, duration=0.5)
+    results = load(moody.address, calls="noop", in_flight=16, warmup=0, duration=0.5)
     unoffered = load(moody.address, calls="get", in_flight=16, warmup=0, duration=0.1)
     moody.stop()
-    refused = sum(count for code, count in seen["grpc_status"].items() if code != "0")
-    if unoffered["ok"] or seen["not_ok"] != refused or abs(refused / seen["due"] - 0.3) > 0.01:
-        raise RuntimeError(f"the load generator cannot count: {seen}, {unoffered}")
+    refused = sum(count for code, count in results["grpc_status"].items() if code != "0")
+    if unoffered["ok"] or results["not_ok"] != refused or abs(refused / results["due"] - 0.3) > 0.01:
+        raise RuntimeError(f"the load generator cannot count: {results}, {unoffered}")
 
 
-def run(names: list[str], databases: list[str], plan: Plan, seen: Json) -> int:
-    """Measure, and add it to `seen`; one that fails does not keep the others from it. Returns how many failed."""
+def run(names: list[str], databases: list[str], plan: Plan, results: Json) -> int:
+    """Measure the sections and add them to `results`. Continue after a failure. Return the number of failures."""
     failed = 0
-    seen["surroundings"] = surroundings()
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder, world(Path(folder)) as opened:
+    results["surroundings"] = surroundings()
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, testbed(Path(folder)) as opened:
         check_counting(opened)
         for name in names:
             for database in databases:
@@ -67,34 +67,34 @@ def run(names: list[str], databases: list[str], plan: Plan, seen: Json) -> int:
                     failed += 1
                     continue
                 if found is not None:
-                    seen.setdefault(name, {})[database] = found
+                    results.setdefault(name, {})[database] = found
                 print(f"{name} on {database}: {time.monotonic() - started:.0f} s", flush=True)
     return failed
 
 
 def main() -> int:
-    """Returns the exit status: 1 where something could not be measured."""
+    """Return the exit status: 1 if a section failed."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run", description="Measure, and write docs/performance.*"
     )
-    parser.add_argument("sections", nargs="*", help=f"all, if none are named: {', '.join(SECTIONS)}")
-    parser.add_argument("--database", choices=DATABASES, action="append", help="both, if not said")
+    parser.add_argument("sections", nargs="*", help=f"default: all of {', '.join(SECTIONS)}")
+    parser.add_argument("--database", choices=DATABASES, action="append", help="default: both")
     parser.add_argument("--rounds", type=int, default=Plan.rounds)
     parser.add_argument("--seconds", type=float, default=Plan.seconds, help="of a round")
-    parser.add_argument("--rows", type=int, default=Plan.rows, help="where it is about many carts or reservations")
-    parser.add_argument("--keep", action="store_true", help="what was seen before and is not measured now")
-    parser.add_argument("--only-see", type=Path, metavar="FILE", help="write what was seen there, and no docs")
+    parser.add_argument("--rows", type=int, default=Plan.rows, help="rows of a large database")
+    parser.add_argument("--keep", action="store_true", help="keep earlier results of other sections")
+    parser.add_argument("--results-only", type=Path, metavar="FILE", help="write the results to FILE, and no docs")
     options = parser.parse_args()
     if unknown := set(options.sections) - set(SECTIONS):
-        parser.error(f"there is no {', '.join(sorted(unknown))}")
-    file = options.only_see or SEEN
-    seen: Json = json.loads(file.read_text()) if options.keep and file.exists() else {}
+        parser.error(f"unknown section {', '.join(sorted(unknown))}")
+    file = options.results_only or RESULTS
+    results: Json = json.loads(file.read_text()) if options.keep and file.exists() else {}
     plan = Plan(options.rounds, options.seconds, options.rows)
-    failed = run(options.sections or list(SECTIONS), options.database or list(DATABASES), plan, seen)
+    failed = run(options.sections or list(SECTIONS), options.database or list(DATABASES), plan, results)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(seen, indent=1))
-    if not options.only_see:
-        report.write(seen)
+    file.write_text(json.dumps(results, indent=1))
+    if not options.results_only:
+        report.write(results)
     return 1 if failed else 0
 
 

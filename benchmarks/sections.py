@@ -1,4 +1,4 @@
-"""What is measured, a function each: it starts what it reads, interleaves it with the no-op server, and ends it."""
+"""The sections of the benchmark. Each starts its servers, alternates them with the no-op server, and stops them."""
 
 import asyncio
 import functools
@@ -16,17 +16,16 @@ from sqlalchemy import make_url
 from benchmarks import http_load
 from benchmarks.overload import fairness, overload
 from benchmarks.plan import CARTS, IN_FLIGHT, SKUS, Plan, Section
-from benchmarks.programs import ROOT, Json, Product, World, interleave, load, measure
+from benchmarks.programs import ROOT, Json, Product, Testbed, interleave, load, measure
 
 
-def table(world: World, database: str, plan: Plan) -> Json:
-    """AddItem and GetCart against the no-op, the reconciler idle; then again while it drains what is due.
+def table(testbed: Testbed, database: str, plan: Plan) -> Json:
+    """Measure AddItem and GetCart against the no-op, first with an idle reconciler, then while it drains the due work.
 
-    What is read are carts of their own, in which nothing happens meanwhile, and which have been read before; `get
-    changing` reads those of AddItem.
+    `get` reads carts that do not change and were read before. `get changing` reads the carts that AddItem changes.
     """
-    product = world.serve(world.database(database, carts=2 * CARTS, items=SKUS))
-    noop, served = world.noop, product.program
+    product = testbed.serve(testbed.database(database, carts=2 * CARTS, items=SKUS))
+    noop, served = testbed.noop, product.program
     ask = functools.partial(measure, duration=plan.seconds, carts=CARTS, skus=SKUS)
     many = {
         "noop": lambda: ask(noop, "noop", in_flight=IN_FLIGHT),
@@ -41,7 +40,7 @@ def table(world: World, database: str, plan: Plan) -> Json:
     }
     many["get"]()
     idle = interleave({**many, **alone}, plan.rounds)
-    durable = asyncio.run(commit_us(product.database_url)) if database == "postgresql" else fsync_us(world.folder)
+    durable = asyncio.run(commit_us(product.database_url)) if database == "postgresql" else fsync_us(testbed.folder)
     product.resume()
     draining = interleave(many, plan.rounds)
     due = product.stats().due_count
@@ -50,7 +49,7 @@ def table(world: World, database: str, plan: Plan) -> Json:
 
 
 def fsync_us(folder: Path, times: int = 200) -> float:
-    """What it costs to have 8 KiB on the disk, in µs: the median."""
+    """Return the median time of writing 8 KiB to disk, in µs."""
     file = os.open(folder / "fsync", os.O_CREAT | os.O_RDWR)
     took = []
     for turn in range(times):
@@ -77,24 +76,24 @@ async def commit_us(url: str, times: int = 200) -> float:
     return round(statistics.median(took) * 1e6, 1)
 
 
-def concurrency(world: World, database: str, plan: Plan) -> Json:
+def concurrency(testbed: Testbed, database: str, plan: Plan) -> Json:
     """Throughput and latency as more is in flight."""
-    product = world.serve(world.database(database, carts=2 * CARTS, items=SKUS))
-    seen: Json = {}
+    product = testbed.serve(testbed.database(database, carts=2 * CARTS, items=SKUS))
+    results: Json = {}
     for in_flight in (1, 8, 64, 256):
         ask = functools.partial(measure, duration=plan.seconds, in_flight=in_flight, carts=CARTS, skus=SKUS)
         contenders = {
-            "noop": functools.partial(ask, world.noop, "noop"),
+            "noop": functools.partial(ask, testbed.noop, "noop"),
             "add": functools.partial(ask, product.program, "add"),
             "get": functools.partial(ask, product.program, "get", first_cart=CARTS),
         }
-        seen[str(in_flight)] = interleave(contenders, max(2, plan.rounds - 1))
+        results[str(in_flight)] = interleave(contenders, max(2, plan.rounds - 1))
     product.program.stop()
-    return seen
+    return results
 
 
-def flatness(world: World, database: str, plan: Plan) -> Json:
-    """The same with much in the database, against a small one: servers side by side, asked in turn."""
+def flatness(testbed: Testbed, database: str, plan: Plan) -> Json:
+    """Measure AddItem and GetCart on large databases against small ones. The servers take turns."""
     fillings = {
         "few": {"carts": 2 * CARTS, "items": SKUS},
         "many pending": {"carts": 2 * CARTS, "items": SKUS, "pending": plan.rows},
@@ -103,11 +102,11 @@ def flatness(world: World, database: str, plan: Plan) -> Json:
         "many carts": {"carts": plan.rows, "items": 1},
         "200 items": {"carts": CARTS // 5, "items": 200},
     }
-    # Where there are twice as many carts as are asked for, reads have those in which nothing happens.
+    # If there are twice as many carts as AddItem uses, GetCart reads the other half, which does not change.
     asked = {"many carts": plan.rows, "200 items": CARTS // 5}
-    products = {name: world.serve(world.database(database, **filling)) for name, filling in fillings.items()}
+    products = {name: testbed.serve(testbed.database(database, **filling)) for name, filling in fillings.items()}
     ask = functools.partial(measure, duration=plan.seconds, in_flight=IN_FLIGHT)
-    contenders: dict[str, Callable[[], Json]] = {"noop": functools.partial(ask, world.noop, "noop", carts=CARTS)}
+    contenders: dict[str, Callable[[], Json]] = {"noop": functools.partial(ask, testbed.noop, "noop", carts=CARTS)}
     for name, product in products.items():
         carts, skus = asked.get(name, CARTS), fillings[name]["items"]
         still = fillings[name]["carts"] - carts
@@ -116,19 +115,19 @@ def flatness(world: World, database: str, plan: Plan) -> Json:
                 ask, product.program, call, carts=carts, skus=skus, first_cart=first
             )
     contenders["add, one hot cart"] = functools.partial(ask, products["200 items"].program, "add", carts=1, skus=200)
-    seen = interleave(contenders, plan.rounds)
+    results = interleave(contenders, plan.rounds)
     for product in products.values():
         product.program.stop()
-    return {"rows": plan.rows, **seen}
+    return {"rows": plan.rows, **results}
 
 
-def settling(world: World, database: str, plan: Plan) -> Json:
-    """A backlog is worked off: how many reservations are settled a second, all processes on the same cores."""
+def settling(testbed: Testbed, database: str, plan: Plan) -> Json:
+    """Measure how many reservations of a backlog settle per second, with all processes on the same cores."""
     backlog = plan.rows
-    product = world.serve(world.database(database, pending=backlog))
+    product = testbed.serve(testbed.database(database, pending=backlog))
     product.resume()
     before, cpu, started = _left(product), product.program.cpu_seconds(), time.monotonic()
-    # As long as it lasts, or long enough to tell.
+    # Until the backlog is empty or the time is up.
     while (left := _left(product)) > 0 and time.monotonic() - started < 10 * plan.seconds:
         time.sleep(0.1)
     took, cpu = time.monotonic() - started, product.program.cpu_seconds() - cpu
@@ -147,16 +146,16 @@ def _left(product: Product) -> int:
     return sum(kind.count for kind in product.stats().backlog)
 
 
-def slow_calls(world: World, database: str, plan: Plan) -> Json:
-    """AddItem while the Reservation API lets ten thousand calls hang, and what one of them costs in memory."""
-    slow = world.simulate("90s")
+def slow_calls(testbed: Testbed, database: str, plan: Plan) -> Json:
+    """Measure AddItem while 10,000 calls of the Reservation API hang, and the memory of one of them."""
+    slow = testbed.simulate("90s")
     wanted = 10_000
-    url = world.database(database, carts=CARTS, items=SKUS, pending=wanted)
-    product = world.serve(url, api=slow, CART_RESERVATION_MAX_IN_FLIGHT=str(wanted))
-    # Long enough to see what is done for all of them every few seconds.
+    url = testbed.database(database, carts=CARTS, items=SKUS, pending=wanted)
+    product = testbed.serve(url, api=slow, CART_RESERVATION_MAX_IN_FLIGHT=str(wanted))
+    # Long enough to include the work that the server does for all of them every few seconds.
     ask = functools.partial(measure, in_flight=IN_FLIGHT, carts=CARTS, skus=SKUS)
     contenders = {
-        "noop": functools.partial(ask, world.noop, "noop", duration=plan.seconds),
+        "noop": functools.partial(ask, testbed.noop, "noop", duration=plan.seconds),
         "add": functools.partial(ask, product.program, "add", duration=3 * plan.seconds),
     }
     before = interleave(contenders, plan.rounds)
@@ -172,20 +171,20 @@ def slow_calls(world: World, database: str, plan: Plan) -> Json:
     return {"hanging": hanging, "kib_each": each, "before": before, "during": during}
 
 
-def workers(world: World, database: str, plan: Plan) -> Json | None:
-    """Several processes on one PostgreSQL, each with as much in flight; None where that does not exist."""
+def workers(testbed: Testbed, database: str, plan: Plan) -> Json | None:
+    """Measure several processes on one PostgreSQL, each with as many calls in flight. None on SQLite."""
     offered = subprocess.run(
         [sys.executable, "-m", "cart_grpc.cli", "serve", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     if database == "sqlite" or "--workers" not in offered:
         return None
     contenders: dict[str, Callable[[], Json]] = {
-        "noop": functools.partial(measure, world.noop, "noop", duration=plan.seconds, in_flight=IN_FLIGHT)
+        "noop": functools.partial(measure, testbed.noop, "noop", duration=plan.seconds, in_flight=IN_FLIGHT)
     }
     served = {}
     for count in (1, 2):
-        url = world.database(database, carts=CARTS, items=SKUS)
-        served[count] = world.serve(url, f"--workers={count}").program
+        url = testbed.database(database, carts=CARTS, items=SKUS)
+        served[count] = testbed.serve(url, f"--workers={count}").program
         contenders[str(count)] = functools.partial(
             measure,
             served[count],
@@ -195,38 +194,38 @@ def workers(world: World, database: str, plan: Plan) -> Json | None:
             connections=count * 8,
             carts=CARTS,
         )
-    seen = interleave(contenders, plan.rounds)
+    results = interleave(contenders, plan.rounds)
     for program in served.values():
         program.stop()
-    return seen
+    return results
 
 
-def comparisons(world: World, database: str, plan: Plan) -> Json:
-    """An ORM session per request on the same proto; on SQLite also the exercise's design, and asyncio's loop."""
-    orm = world.start("benchmarks.orm_server", world.database(database))
-    # Few carts of twenty items: filling many would take it minutes.
+def comparisons(testbed: Testbed, database: str, plan: Plan) -> Json:
+    """Measure an ORM session per request with the same proto. On SQLite also FastAPI, and asyncio's event loop."""
+    orm = testbed.start("benchmarks.orm_server", testbed.database(database))
+    # Only 20 carts of 20 items: this server would take minutes to fill more.
     load(orm.address, "--each", carts=20, skus=SKUS)
     ask = functools.partial(measure, duration=plan.seconds, in_flight=IN_FLIGHT, carts=CARTS, skus=SKUS)
     contenders: dict[str, Callable[[], Json]] = {
-        "noop": functools.partial(ask, world.noop, "noop"),
+        "noop": functools.partial(ask, testbed.noop, "noop"),
         "orm add": functools.partial(ask, orm, "add", warmup=1),
         "orm get": functools.partial(measure, orm, "get", duration=plan.seconds, in_flight=IN_FLIGHT, carts=20),
     }
     started = [orm]
     if database == "sqlite":
-        asyncio_noop = world.start("benchmarks.servers", "noop", "asyncio")
+        asyncio_noop = testbed.start("benchmarks.servers", "noop", "asyncio")
         contenders["asyncio noop"] = functools.partial(ask, asyncio_noop, "noop")
-        stub = world.start("benchmarks.exercise_server", "stub")
+        stub = testbed.start("benchmarks.exercise_server", "stub")
         url = f"http://{stub.address}/reservations"
-        exercise = world.start("benchmarks.exercise_server", str(world.folder / "exercise.db"), url)
+        exercise = testbed.start("benchmarks.exercise_server", str(testbed.folder / "exercise.db"), url)
         asked = functools.partial(http_load.measure, exercise, duration=2 * plan.seconds, carts=CARTS)
         contenders["exercise get"] = functools.partial(asked, "get")
         contenders["exercise add"] = functools.partial(asked, "add")
         started += [exercise, stub, asyncio_noop]
-    seen = interleave(contenders, plan.rounds)
+    results = interleave(contenders, plan.rounds)
     for program in started:
         program.stop()
-    return seen
+    return results
 
 
 SECTIONS: dict[str, Section] = {

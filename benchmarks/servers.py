@@ -1,4 +1,4 @@
-"""The servers beside the product. `python -m benchmarks.servers noop` prints the port that it listens on."""
+"""The reference servers. `python -m benchmarks.servers noop` prints its address."""
 
 import asyncio
 import itertools
@@ -13,28 +13,28 @@ from google.protobuf import wrappers_pb2
 
 from cart_grpc.rpc.server import OPTIONS
 
-# 37 bytes on the wire, as an id is.
+# 37 bytes on the wire, as for an id.
 REPLY = wrappers_pb2.StringValue(value="0" * 35)
-# How every tenth call ends at the moody server, in turn; the rest is answered.
+# The moody server ends these of every ten calls with an error, and answers the others.
 MOODS = {3: grpc.StatusCode.RESOURCE_EXHAUSTED, 6: grpc.StatusCode.UNAVAILABLE, 9: grpc.StatusCode.INTERNAL}
 
 _numbers = itertools.count()
 
 
 async def answer(_: cart_service_pb2.AddItemRequest, __: Any) -> wrappers_pb2.StringValue:
-    """Nothing at all: what any Python gRPC service could do at best."""
+    """Do nothing. No Python gRPC service can be faster."""
     return REPLY
 
 
 async def answer_by_mood(_: cart_service_pb2.AddItemRequest, context: Any) -> wrappers_pb2.StringValue:
-    """Refuses three calls of ten, on HTTP 200 as gRPC does: what the load generator must not take for success."""
+    """Refuse three calls of ten. gRPC sends refusals with HTTP 200, and the load generator must still count them."""
     if mood := MOODS.get(next(_numbers) % 10):
-        await context.abort(mood, "a mood")
+        await context.abort(mood, "refused on purpose")
     return REPLY
 
 
 async def serve(behaviour: Callable[[cart_service_pb2.AddItemRequest, Any], Awaitable[Any]]) -> None:
-    """No interceptor, no work; the product's options and loop, an AddItem's bytes as the request."""
+    """Serve without interceptors, with the product's options and event loop. The request is an AddItem."""
     server = grpc.aio.server(options=OPTIONS)
     method = grpc.unary_unary_rpc_method_handler(
         behaviour,

@@ -1,4 +1,4 @@
-"""What every suite shares: both databases, each test with a fresh one."""
+"""What all suites share: both databases, a fresh one for each test, and the order in which tests start."""
 
 import asyncio
 import itertools
@@ -17,9 +17,9 @@ _numbers = itertools.count()
 
 
 class OneImage(LoadScopeScheduling):  # type: ignore[misc]
-    """Whoever is free takes the next test, but one worker takes all that need the image, so that it is built once.
+    """Gives each idle worker the next test, but all tests of the image to one worker, so that it is built once.
 
-    xdist's own groups do nothing under pytest 9: it no longer asks for the name that they change.
+    xdist's own groups do nothing under pytest 9: pytest no longer asks for the name that xdist changes.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -31,9 +31,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return OneImage(config, log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest tests first (Graham's LPT rule), or one worker would end alone with a test of half a minute.
+
+    A test that needs more than the usual time has a time limit of its own. The other tests of processes come next:
+    each starts servers and takes seconds.
+    """
+
+    def rank(item: pytest.Item) -> tuple[float, bool]:
+        limit = item.get_closest_marker("timeout")
+        return (-limit.args[0] if limit else 0, "tests/processes/" not in item.nodeid)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL of this run's own, with an empty schema to copy."""
+    """A PostgreSQL server for this worker's whole run, with `template_cart`, a migrated database to copy."""
     with running_postgres() as server:
         asyncio.run(_migrate(server.create_database("template_cart")))
         yield server
@@ -46,13 +60,13 @@ async def _migrate(url: str) -> None:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def backend(request: pytest.FixtureRequest) -> str:
-    """The database under test: everything that asks for it runs on each."""
+    """The database under test. Every test that requests it runs on each database."""
     return str(request.param)
 
 
 @pytest.fixture
 def database_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A fresh database, migrated where it is not the embedded one, which migrates itself."""
+    """The URL of a fresh database. PostgreSQL's is migrated; a SQLite file is migrated when the server opens it."""
     if backend == "sqlite":
         return f"sqlite:///{tmp_path}/cart.db"
     server: PostgresServer = request.getfixturevalue("postgres")

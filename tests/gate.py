@@ -1,10 +1,10 @@
-"""Latency that a test decides on: sleeps that end when it says so."""
+"""Latency under a test's control: sleeps that end when the test says so."""
 
 import asyncio
 
 
 class Gate:
-    """Stands in for `asyncio.sleep` where time is not what a test is about. Closed at first."""
+    """Replaces `asyncio.sleep` as a source of latency. The gate starts closed."""
 
     def __init__(self) -> None:
         self._opened = asyncio.Event()
@@ -19,14 +19,14 @@ class Gate:
         await self._opened.wait()
 
     async def until_waiting(self, count: int) -> None:
-        """Return once `count` sleeps have begun, over the gate's whole life."""
+        """Wait until `count` sleeps have begun since the gate was made."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._waiting >= count)
 
     def open(self) -> None:
-        """End all sleeps, and those to come."""
+        """End all sleeps. New sleeps end at once."""
         self._opened.set()
 
     def close(self) -> None:
-        """Let the sleeps to come wait again."""
+        """Make new sleeps wait again."""
         self._opened.clear()

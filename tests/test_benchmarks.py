@@ -1,4 +1,4 @@
-"""What `make bench-check` calls a fall; measuring itself is not part of the tests."""
+"""The rule by which `make bench-check` reports a fallen ratio. The tests do not measure."""
 
 import pytest
 
@@ -12,23 +12,25 @@ LATENCY = of([1.8, 2.0, 2.1], more_is_better=False)
     ("now", "fell"),
     [
         (of([0.60, 0.62, 0.70]), True),
-        (of([0.70, 0.75, 0.85]), False),  # one round was as good as one of then
+        (of([0.70, 0.75, 0.85]), False),  # one round is as good as an earlier one
         (of([0.80, 0.82, 0.83]), False),  # less than a tenth
         (of([1.2, 1.3, 1.4]), False),
     ],
 )
-def test_a_throughput_fell_when_its_best_round_is_below_the_worst_of_then(now: Ratio, fell: bool) -> None:
+def test_a_throughput_has_fallen_if_its_best_round_is_below_the_worst_earlier_round(now: Ratio, fell: bool) -> None:
     complaints = find_fallen({"sqlite": {"AddItem / no-op": THROUGHPUT}}, {"sqlite": {"AddItem / no-op": now}})
     assert bool(complaints) is fell
 
 
 @pytest.mark.parametrize(("now", "fell"), [((2.6, 2.7, 2.8), True), ((2.0, 2.7, 2.8), False), ((1.0, 1.1, 1.2), False)])
-def test_a_latency_fell_when_its_least_is_above_the_most_of_then(now: tuple[float, ...], fell: bool) -> None:
+def test_a_latency_has_fallen_behind_if_its_best_round_is_above_the_worst_earlier_round(
+    now: tuple[float, ...], fell: bool
+) -> None:
     found = find_fallen({"sqlite": {"p99": LATENCY}}, {"sqlite": {"p99": of(list(now), more_is_better=False)}})
     assert bool(found) is fell
 
 
-def test_what_was_not_measured_then_or_not_now_is_not_compared() -> None:
+def test_a_ratio_that_is_missing_on_either_side_is_not_compared() -> None:
     assert (
         find_fallen({"sqlite": {"old": THROUGHPUT}}, {"sqlite": {"new": of([0.1])}, "postgresql": {"old": of([0.1])}})
         == []

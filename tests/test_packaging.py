@@ -1,4 +1,4 @@
-"""The image's steps, read from the Dockerfile and run here: there need not be a container engine."""
+"""Runs the steps of the Dockerfile without a container engine, and checks the resulting files."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ import pytest
 from tests.postgres import copy_readable, process_owner, shared_temporary_folder
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = {"cart_grpc": "cart_grpc", "cart": "generated/cart", "reservation": "generated/reservation"}
+PACKAGES = {"cart_grpc": "cart_grpc", "cartgrpc": "generated/cartgrpc"}
 IMAGE_PATHS = ("/src", "/wheels", "/opt/cart-grpc", "/var/lib/cart-grpc")
 
 pytestmark = pytest.mark.timeout(300)
@@ -58,7 +58,7 @@ class Image:
     environment: dict[str, str]
 
     def here(self, text: str) -> str:
-        """The image's absolute paths, moved below `folder`."""
+        """Replace the image's absolute paths in `text` by paths below `folder`."""
         paths = "|".join(map(re.escape, IMAGE_PATHS))
         return re.sub(rf"(?<![\w.-])({paths})(?![\w-])", lambda match: f"{self.folder}{match[1]}", text)
 
@@ -68,7 +68,7 @@ class Image:
         return wheel
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """As another user than root, in a folder that has nothing to do with the project."""
+        """Run an installed command as a user other than root, outside the project's folder."""
         return subprocess.run(
             [self.folder / "opt/cart-grpc/bin" / command[0], *command[1:]],
             cwd="/",
@@ -113,7 +113,7 @@ def build(image: Image) -> None:
                 shutil.copytree(ROOT / name, to, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(ROOT / name, to)
-    # The index and the cache are those of the machine, so its environment goes along.
+    # Keep the machine's environment: it configures the package index and the cache.
     environment = os.environ | image.environment | {"PATH": f"{image.folder}/bin{os.pathsep}{os.environ['PATH']}"}
     for command in stage.all("RUN"):
         finished = subprocess.run(
@@ -129,7 +129,7 @@ def build(image: Image) -> None:
 
 
 def provide_python(folder: Path) -> tuple[Path, dict[str, str]]:
-    """The interpreter of these tests; or a copy of it, when it lies where the other user cannot go."""
+    """Return the tests' interpreter, or a copy if the other user cannot read it, and the environment to run it."""
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     base = Path(sys.base_prefix)
     environment = {"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"}
@@ -151,7 +151,7 @@ def provide_python(folder: Path) -> tuple[Path, dict[str, str]]:
     return base / "bin" / name, environment
 
 
-def test_the_wheel_holds_the_three_packages_whole_and_nothing_else(image: Image) -> None:
+def test_the_wheel_holds_both_packages_completely_and_nothing_else(image: Image) -> None:
     expected = {
         f"{name}/{file.relative_to(image.folder / 'src' / path)}"
         for name, path in PACKAGES.items()
@@ -165,10 +165,11 @@ def test_the_wheel_holds_the_three_packages_whole_and_nothing_else(image: Image)
     assert any(name.startswith("cart_grpc/store/migrations/versions/") for name in found)
 
 
-def test_the_installed_packages_are_found_from_anywhere(image: Image) -> None:
+def test_the_installed_packages_import_from_any_folder(image: Image) -> None:
     code = """
-import cartgrpc.v1.cart_service_pb2_grpc, cart_grpc, cartgrpc.reservation.v1.reservation_pb2_grpc, cartgrpc.reservation.v1.simulator_pb2_grpc
-print(cart.__path__[0], cart_grpc.__path__[0], reservation.__path__[0], sep="\\n")
+import cart_grpc, cartgrpc, cartgrpc.v1.cart_service_pb2_grpc
+import cartgrpc.reservation.v1.reservation_pb2_grpc, cartgrpc.simulator.v1.simulator_pb2_grpc
+print(cartgrpc.__path__[0], cart_grpc.__path__[0], sep="\\n")
 """
     finished = image.run("python", "-W", "error", "-c", code)
     assert finished.returncode == 0, finished.stderr
@@ -176,14 +177,14 @@ print(cart.__path__[0], cart_grpc.__path__[0], reservation.__path__[0], sep="\\n
     assert all(Path(path).is_relative_to(installed) for path in finished.stdout.split())
 
 
-def test_the_command_runs_as_another_user_from_anywhere(image: Image) -> None:
+def test_the_command_runs_as_another_user_in_any_folder(image: Image) -> None:
     finished = image.run("cart-grpc", "--help")
     assert finished.returncode == 0, finished.stderr
     for command in ("serve", "reconcile", "migrate", "simulate", "dev", "config", "health"):
         assert command in finished.stdout
 
 
-def test_the_pinned_versions_are_installed(image: Image) -> None:
+def test_the_image_installs_the_pinned_versions(image: Image) -> None:
     pinned = dict(re.findall(r"^([\w.-]+)==([^ \n]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     finished = image.run("python", "-m", "pip", "list", "--format=json")
     assert finished.returncode == 0, finished.stderr
@@ -194,7 +195,7 @@ def test_the_pinned_versions_are_installed(image: Image) -> None:
     assert "pytest" not in installed
 
 
-def test_the_image_keeps_its_database_on_a_volume_of_its_user() -> None:
+def test_the_image_keeps_its_database_on_a_volume_that_its_user_owns() -> None:
     _, stage = read_dockerfile()
     (volume,) = stage.only("VOLUME").split()
     assert f":///{volume}/" in stage.only("ENV")
@@ -205,7 +206,7 @@ def test_the_image_keeps_its_database_on_a_volume_of_its_user() -> None:
     assert prepare.endswith(volume)
 
 
-def test_the_image_starts_reports_itself_healthy_and_stops(image: Image) -> None:
+def test_the_image_starts_becomes_healthy_and_stops(image: Image) -> None:
     _, stage = read_dockerfile()
     start = json.loads(stage.only("CMD"))
     check = json.loads(stage.only("HEALTHCHECK").split("CMD ")[1])
@@ -216,7 +217,7 @@ def test_the_image_starts_reports_itself_healthy_and_stops(image: Image) -> None
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     settings = dict(re.findall(r"(CART_\w+)=(\S+)", image.here(stage.only("ENV"))))
-    # Nobody listens there: whether the Reservation API is up is not the service's health.
+    # No Reservation API listens on port 1. The service is healthy without one.
     settings |= {"CART_LISTEN": address, "CART_RESERVATION_URL": "grpc://127.0.0.1:1"}
     there = replace(image, environment=image.environment | settings)
     migrated = there.run("cart-grpc", "migrate")
@@ -235,14 +236,14 @@ def test_the_image_starts_reports_itself_healthy_and_stops(image: Image) -> None
     assert any(data.iterdir())
 
 
-def test_the_image_has_a_python_that_the_project_supports() -> None:
+def test_the_project_supports_the_python_of_the_image() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for stage in read_dockerfile():
         version = stage.only("FROM").removeprefix("python:").split("-")[0]
         assert f"Programming Language :: Python :: {version}" in project["classifiers"]
 
 
-def test_all_that_the_image_copies_is_sent_to_the_engine() -> None:
+def test_dockerignore_lets_through_exactly_the_files_that_the_image_copies() -> None:
     stage, _ = read_dockerfile()
     copied = {name for arguments in stage.all("COPY") for name in arguments.split()[:-1]}
     sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}

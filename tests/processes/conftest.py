@@ -1,4 +1,4 @@
-"""Programs in a folder of the test's own, and a PostgreSQL that keeps what it has committed."""
+"""Programs in the test's own folder, and a durable PostgreSQL server."""
 
 import itertools
 from collections.abc import Iterator
@@ -14,21 +14,21 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Iterator[Programs]:
-    """Starts programs; those that still run at the end are killed."""
+    """Starts programs. Those that still run at the end of the test are killed."""
     with running_programs(tmp_path) as programs:
         yield programs
 
 
 @pytest.fixture(scope="session")
 def durable_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL with its own settings, fsync and synchronous_commit among them."""
+    """A PostgreSQL server with its default settings: fsync and synchronous_commit are on."""
     with running_postgres(durable=True) as server:
         yield server
 
 
 @pytest.fixture
 def durable_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A new, empty database that survives what its servers do not."""
+    """The URL of a new, empty, durable database. PostgreSQL's still needs `cart-grpc migrate`."""
     if backend == "sqlite":
         return f"sqlite:///{tmp_path}/cart.db"
     server: PostgresServer = request.getfixturevalue("durable_postgres")
@@ -37,5 +37,5 @@ def durable_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) ->
 
 @pytest.fixture
 def shared_url(postgres: PostgresServer) -> str:
-    """A database that is migrated and empty."""
+    """The URL of a new, migrated PostgreSQL database."""
     return postgres.create_database(f"shared_{next(_numbers)}", template="template_cart")

@@ -1,7 +1,9 @@
-"""Real processes: servers and a simulator that are started, killed, and gone at the end whatever happens."""
+"""Servers and a simulator in processes of their own, which the tests start, stop and kill by pid."""
 
 import asyncio
+import importlib
 import itertools
+import multiprocessing
 import os
 import random
 import re
@@ -11,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import grpc
@@ -25,29 +28,30 @@ LISTENS = re.compile(r"^cart-grpc listens on (\S+:\d+)$", re.MULTILINE)
 SIMULATES = re.compile(r"^the simulator listens on grpc://(\S+:\d+) and http://(\S+:\d+)$", re.MULTILINE)
 
 _numbers = itertools.count()
+# Forks processes that have imported the program already. The imports are three quarters of a server's start, and the
+# crash tests start fifty servers each.
+_PRELOADED = multiprocessing.get_context("forkserver")
+_PRELOADED.set_forkserver_preload(["cart_grpc.cli", "tests.processes.killable"])
 
 
 class Program:
-    """`module` with some arguments, in a folder of its own settings; what it prints goes to files there."""
+    """A running `module`, started with `arguments` in `folder`. Its output goes to two files in the folder."""
 
-    def __init__(self, module: str, arguments: Sequence[str], folder: Path, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, module: str, arguments: Sequence[str], folder: Path, settings: Mapping[str, str], *, preloaded: bool
+    ) -> None:
         stem = f"{next(_numbers):04}-{arguments[0]}"
         self.arguments = arguments
         self._output, self._errors = folder / f"{stem}.out", folder / f"{stem}.err"
-        with self._output.open("wb") as output, self._errors.open("wb") as errors:
-            # In a session of its own, so that Ctrl-C reaches the tests first and they end it.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
-                cwd=folder,
-                env=_environment(settings),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-                start_new_session=True,
-            )
-        # Should these tests themselves be killed, a small process sees its input end and kills the program.
+        files = (self._output, self._errors)
+        for file in files:
+            file.touch()
+        start = _fork if preloaded else _execute
+        self._process = start(module, arguments, files, _environment(settings))
+        self.pid = self._process.pid or 0
+        # If the tests themselves are killed, this shell sees the end of its input and kills the program.
         self._sweeper = subprocess.Popen(
-            ["/bin/sh", "-c", 'cat >/dev/null; kill -9 "$0" 2>/dev/null', str(self._process.pid)],
+            ["/bin/sh", "-c", 'cat >/dev/null; kill -9 "$0" 2>/dev/null', str(self.pid)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -63,66 +67,117 @@ class Program:
         return self._errors.read_text(errors="replace")
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def exit_status(self) -> int | None:
+        """The exit status, -N if signal N ended the program, None while it runs."""
+        if isinstance(self._process, subprocess.Popen):
+            return self._process.poll()
+        return self._process.exitcode
 
     @property
     def is_running(self) -> bool:
-        return self._process.poll() is None
+        return self.exit_status is None
 
     async def says(self, pattern: re.Pattern[str]) -> re.Match[str]:
-        """The first match of `pattern` in what it prints. Fails if it ends first, or takes too long."""
+        """Return the first match of `pattern` in the output. Fail if the program ends first or takes too long."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             running = self.is_running
             match = pattern.search(self.output)
             if match:
                 return match
-            assert running, f"{self.arguments} ended with {self._process.returncode}: {self.errors[-3000:]}"
+            assert running, f"{self.arguments} ended with {self.exit_status}: {self.errors[-3000:]}"
             await asyncio.sleep(0.01)
         raise AssertionError(f"{self.arguments} did not say {pattern.pattern!r}: {self.output}{self.errors[-3000:]}")
 
     def send(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
+        """Send a signal. A program that has ended gets none."""
+        if self.is_running:
+            os.kill(self.pid, number)
 
     async def ended(self, timeout: float) -> int:
-        """Its exit status, negative for a signal. Fails if it goes on for longer than `timeout` seconds."""
+        """Return the exit status. Fail if the program still runs after `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        while self.is_running:
+        while (status := self.exit_status) is None:
             assert time.monotonic() < deadline, f"{self.arguments} still runs: {self.errors[-3000:]}"
             await asyncio.sleep(0.005)
         self._dismiss_sweeper()
-        return self._process.wait()
+        return status
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """Send SIGKILL and wait for the end."""
         self._process.kill()
-        self._process.wait()
+        if isinstance(self._process, subprocess.Popen):
+            self._process.wait()
+        else:
+            self._process.join()
         self._dismiss_sweeper()
 
     def _dismiss_sweeper(self) -> None:
-        # First: by the time that its input ends, the pid may be somebody else's.
+        # Kill it before its input ends: by then the program's pid may belong to another process.
         self._sweeper.kill()
         self._sweeper.communicate()
 
 
+def _execute(
+    module: str, arguments: Sequence[str], files: tuple[Path, Path], environment: dict[str, str]
+) -> "subprocess.Popen[bytes]":
+    """Start `python -m module`, as a user does."""
+    with files[0].open("wb") as output, files[1].open("wb") as errors:
+        # In its own session: Ctrl-C reaches the tests only, and they end the program.
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=files[0].parent,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=errors,
+            start_new_session=True,
+        )
+
+
+def _fork(
+    module: str, arguments: Sequence[str], files: tuple[Path, Path], environment: dict[str, str]
+) -> ForkServerProcess:
+    """Start `module` in a fork of a process that has imported it."""
+    process = _PRELOADED.Process(target=_run_module, args=(module, arguments, files, environment))
+    process.start()
+    return process
+
+
+def _run_module(module: str, arguments: Sequence[str], files: tuple[Path, Path], environment: dict[str, str]) -> None:
+    os.setsid()
+    for path, descriptor in zip(files, (1, 2), strict=True):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), descriptor)
+    os.chdir(files[0].parent)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [module, *arguments]
+    sys.exit(importlib.import_module(module).main())
+
+
 class Programs:
-    """The programs of one test. `module` is the command line, or one that stands in for it."""
+    """The programs of one test. They run `module`: the command line, or a module that replaces it.
+
+    `preloaded` programs start in a third of the time. They are forks of a process that has imported the program, so
+    tests of starting and stopping themselves do without.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.module = "cart_grpc.cli"
+        self.preloaded = False
         self.started: list[Program] = []
 
     def start(self, *arguments: str, **settings: str) -> Program:
-        """Start `cart-grpc` with `arguments`; `settings` are CART_*, their names as in `Settings`."""
+        """Start `cart-grpc` with `arguments`. `settings` are the CART_* variables, named as in `Settings`."""
         environment = {f"CART_{name.upper()}": value for name, value in settings.items()}
-        program = Program(self.module, arguments, self.folder, environment)
+        program = Program(self.module, arguments, self.folder, environment, preloaded=self.preloaded)
         self.started.append(program)
         return program
 
     async def simulate(self, *options: str) -> "Simulated":
-        """Start a simulator that remembers what it did."""
+        """Start a simulator that keeps a journal of its effects."""
         journal = str(self.folder / "journal.jsonl")
         listen = ("--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0")
         program = self.start("simulate", *listen, "--journal", journal, *options)
@@ -130,14 +185,14 @@ class Programs:
         return Simulated(program, match[1])
 
     def complaints(self) -> list[str]:
-        """What the programs logged that should never be seen."""
+        """Return the lines that no program may ever log."""
         bad = re.compile(r" (ERROR|CRITICAL) |Traceback|Exception ignored|never (awaited|retrieved)|ALARM")
         return [line for program in self.started for line in program.errors.splitlines() if bad.search(line)]
 
 
 @contextmanager
 def running_programs(folder: Path) -> Iterator[Programs]:
-    """Programs that are killed at the end of the block, each by its own pid."""
+    """Yield a Programs. At the end of the block, each of its programs is killed by its own pid."""
     programs = Programs(folder)
     try:
         yield programs
@@ -147,7 +202,7 @@ def running_programs(folder: Path) -> Iterator[Programs]:
 
 
 class Simulated:
-    """A simulator in another process, and what it really did."""
+    """A simulator in another process, and access to its effects."""
 
     def __init__(self, program: Program, address: str) -> None:
         self.program = program
@@ -155,7 +210,7 @@ class Simulated:
         self.url = f"grpc://{address}"
 
     async def effects(self) -> tuple[list[simulator_pb2.Effect], int]:
-        """All effects so far, in their order, and how many messages have arrived."""
+        """Return all effects so far in order, and the number of messages that have arrived."""
         effects: list[simulator_pb2.Effect] = []
         async with grpc.aio.insecure_channel(self.address) as channel:
             stub: simulator_pb2_grpc.SimulatorServiceAsyncStub = simulator_pb2_grpc.SimulatorServiceStub(channel)
@@ -172,25 +227,25 @@ class Simulated:
             return await stub.GetStock(simulator_pb2.GetStockRequest(sku=sku), timeout=10)
 
     async def set_faults(self, *, latency: float, slow: float = 0.0, slow_latency: float = 0.0) -> None:
-        """Replace the faults in force. Latencies in seconds."""
+        """Replace the faults in force. Latencies are in seconds, `slow` is the share of slow calls."""
         faults = simulator_pb2.Faults(latency=_duration(latency), slow=slow, slow_latency=_duration(slow_latency))
         async with grpc.aio.insecure_channel(self.address) as channel:
             stub: simulator_pb2_grpc.SimulatorServiceAsyncStub = simulator_pb2_grpc.SimulatorServiceStub(channel)
             await stub.SetFaults(simulator_pb2.SetFaultsRequest(faults=faults), timeout=10)
 
     async def until_called(self, count: int) -> None:
-        """Return once `count` messages have arrived."""
+        """Wait until `count` messages have arrived."""
         deadline = time.monotonic() + 20
         while (await self.effects())[1] < count:
-            assert time.monotonic() < deadline, "the Reservation API is not called"
+            assert time.monotonic() < deadline, "the Reservation API got too few calls"
             await asyncio.sleep(0.02)
 
     async def until_silent(self, seconds: float) -> None:
-        """Return once no message has arrived for `seconds`."""
+        """Wait until no message has arrived for `seconds`."""
         deadline = time.monotonic() + 60
         before, since = -1, time.monotonic()
         while time.monotonic() - since < seconds:
-            assert time.monotonic() < deadline, "the Reservation API is called without end"
+            assert time.monotonic() < deadline, "the calls of the Reservation API do not end"
             _, count = await self.effects()
             if count != before:
                 before, since = count, time.monotonic()
@@ -198,7 +253,7 @@ class Simulated:
 
 
 class Replicas:
-    """The servers of one service, some of them running, and where they listen."""
+    """The servers of one service, running or not, and their addresses."""
 
     def __init__(self, programs: Programs, settings: Mapping[str, str], count: int) -> None:
         self._programs = programs
@@ -209,7 +264,7 @@ class Replicas:
         self.kills = 0
 
     def start(self, index: int) -> "asyncio.Task[None]":
-        """Start a server that does not run. The task ends once it listens."""
+        """Start server `index`, which must not be running. The task ends when the server listens."""
         program = self._programs.start("serve", **self._settings)
         self.servers[index] = program
         self._starts[index] = task = asyncio.create_task(self._listen(index, program))
@@ -222,7 +277,7 @@ class Replicas:
         await asyncio.gather(*(self.start(index) for index in range(len(self.servers))))
 
     def kill(self, index: int) -> None:
-        """SIGKILL, listening or not."""
+        """Send SIGKILL to server `index`, whether it listens yet or not."""
         server, start = self._take(index)
         if start:
             start.cancel()
@@ -230,7 +285,7 @@ class Replicas:
         self.kills += 1
 
     async def stop(self, index: int, by: signal.Signals = signal.SIGTERM, timeout: float = 20.0) -> int:
-        """Ask it to stop; its exit status."""
+        """Send the signal `by` to server `index` and return its exit status."""
         server, _ = self._take(index)
         server.send(by)
         return await server.ended(timeout)
@@ -242,14 +297,14 @@ class Replicas:
         return server, start
 
     async def address(self, numbers: random.Random, but: str | None = None) -> str:
-        """Where one of those that run listens; another one than `but`, where there is any."""
+        """Return the address of a running server, if possible not `but`."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             known = [address for address in self.addresses if address is not None]
             if known:
                 return numbers.choice([address for address in known if address != but] or known)
             await asyncio.sleep(0.01)
-        raise AssertionError("no server came up")
+        raise AssertionError("no server listens")
 
 
 def _duration(seconds: float) -> Duration:
@@ -265,7 +320,7 @@ def _environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 @asynccontextmanager
 async def connected(address: str) -> AsyncIterator[Replica]:
-    """A client of the server at `address`, with a connection of its own: by default, channels share them."""
+    """Yield a client of `address` with its own connection. gRPC channels share connections by default."""
     async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub = cart_service_pb2_grpc.CartServiceStub(channel)
         yield Replica(stub, channel, int(address.rpartition(":")[2]))

@@ -1,8 +1,8 @@
-"""`cart-grpc` that ends itself by SIGKILL where it next passes the point that the file `kill-at` in its folder names.
+"""`cart-grpc` that kills itself with SIGKILL when it reaches the point named in the file `kill-at` of its folder.
 
-The points are in each transaction and after it, told by what is in its batch (`claim begun`, `written`, `committed`),
-around each call of the Reservation API (`call unsent`, `call answered`), and before a caller's answer (`reply unsent`).
-The product knows nothing of them: they are put around its seams from outside.
+Points are named after the commands in a batch and the progress of its transaction (`claim begun`, `claim written`,
+`claim committed`), the call of the Reservation API (`call unsent`, `call answered`) and the caller's reply
+(`reply unsent`). This module patches them into the product, which has no code for them.
 """
 
 import functools
@@ -34,7 +34,7 @@ BATCHES: dict[type, str] = {
     ExtendLeases: "extension",
     Purge: "purge",
     Expire: "expiry",
-    ReturnClaims: "hand-back",
+    ReturnClaims: "return",
 }
 POINTS = (
     *(f"{batch} {moment}" for batch in BATCHES.values() for moment in ("begun", "written", "committed")),
@@ -47,14 +47,14 @@ _batches: ContextVar[list[str]] = ContextVar("batches")
 
 
 def arm(folder: Path, point: str) -> None:
-    """Have the program in `folder` die where it next passes `point`."""
+    """Make the program in `folder` die when it next reaches `point`."""
     assert point in POINTS
-    # Whole or not at all: it is read while it is written.
+    # Renamed into place, because the program may read the file at any time.
     (folder / "kill-at.new").write_text(point)
     (folder / "kill-at.new").rename(folder / _KILL_AT)
 
 
-def _pass(point: str) -> None:
+def _reach(point: str) -> None:
     try:
         armed = _KILL_AT.read_text()
     except FileNotFoundError:
@@ -71,32 +71,32 @@ def _around_take(take: Callable[..., Any]) -> Callable[..., Any]:
         taken = take(self)
         batches = _batches.get()
         batches.extend(sorted({BATCHES[type(queued.command)] for queued in taken}))
-        _pass_batches(batches, "begun")
+        _reach_batches(batches, "begun")
         return taken
 
     return around
 
 
-def _pass_batches(batches: Sequence[str], moment: str) -> None:
+def _reach_batches(batches: Sequence[str], moment: str) -> None:
     for batch in batches:
-        _pass(f"{batch} {moment}")
+        _reach(f"{batch} {moment}")
 
 
 def _around_transaction(transact: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(transact)
     async def around(self: object, work: Callable[[Connection], Any]) -> Any:
-        # What is in it is only known once it has been taken, in the transaction.
+        # The batch is taken inside the transaction, so its commands are not known yet.
         batches: list[str] = []
 
         def watched(connection: Connection) -> Any:
-            # The writer may have a thread of its own, which has other context variables.
+            # Set here: SQLite's writer runs in another thread, which has its own context variables.
             _batches.set(batches)
             result = work(connection)
-            _pass_batches(batches, "written")
+            _reach_batches(batches, "written")
             return result
 
         result = await transact(self, watched)
-        _pass_batches(batches, "committed")
+        _reach_batches(batches, "committed")
         return result
 
     return around
@@ -105,16 +105,16 @@ def _around_transaction(transact: Callable[..., Awaitable[Any]]) -> Callable[...
 def _between(before: str, after: str, function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(function)
     async def around(*arguments: Any, **named: Any) -> Any:
-        _pass(before)
+        _reach(before)
         result = await function(*arguments, **named)
-        _pass(after)
+        _reach(after)
         return result
 
     return around
 
 
 def main() -> int:
-    """Run the command line with the points in place."""
+    """Run the command line with the points patched in."""
     seams: Any
     for seams in (SqliteEngine, PostgresqlEngine):
         seams.transact = _around_transaction(seams.transact)

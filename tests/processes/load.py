@@ -1,4 +1,4 @@
-"""Callers who repeat each call under its request_id until it is answered, and write down what they are told."""
+"""Callers that repeat each call under its request_id until it is answered, and record every attempt."""
 
 import asyncio
 import random
@@ -19,34 +19,34 @@ from tests.processes.harness import Replicas
 Response = TypeVar("Response", bound=Message)
 
 State = cart_pb2.Reservation.State
-# The only sku that may run out.
+# The only sku that may be out of stock.
 SCARCE = "scarce"
 SKUS = ("beans", "filters", "grinder", "kettle", "scale", SCARCE)
 HOT_CART = "users/u0/carts/hot"
 HOT_SKU = "hot-beans"
 
-# The call may or may not have had its effect: it is repeated. Any other refusal is a failure of the test.
+# After these codes the effect is unknown, so the call is repeated. Any other refusal fails the test.
 _AGAIN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 _OPTIONS = (("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
 
 
 @dataclass
 class History:
-    """What all callers together have seen: each attempt of each call, in the order in which they ended."""
+    """Each attempt of each call of all callers, in the order in which the attempts ended."""
 
     calls: list[Call] = field(default_factory=list)
 
     def request_ids(self, outcome: Outcome) -> set[str]:
-        """The request_ids of the attempts that ended so."""
+        """Return the request_ids of the attempts with this outcome."""
         return {call.request_id for call in self.calls if call.outcome is outcome and call.request_id}
 
     def repeats(self) -> Counter[str]:
-        """How many attempts were not answered, by code."""
+        """Count the attempts that were not answered, by code."""
         return Counter(call.code for call in self.calls if call.outcome is Outcome.UNKNOWN)
 
 
 class Caller:
-    """One client with a connection to one of the replicas; to another after each call that was not answered."""
+    """One client, connected to one replica. After each unanswered attempt it connects to another replica."""
 
     def __init__(self, replicas: Replicas, history: History, name: str, seed: object) -> None:
         self.name = name
@@ -58,7 +58,7 @@ class Caller:
         self._channel: grpc.aio.Channel | None = None
 
     async def call(self, method: str, request: Any, response: type[Response]) -> Response:
-        """The answer, however long it takes; `request` is given a request_id of its own."""
+        """Send `request` under a new request_id until it is answered, and return the response."""
         self._count += 1
         request.request_id = f"{self.name}-{self._count}"
         raw = request.SerializeToString(deterministic=True)
@@ -69,7 +69,7 @@ class Caller:
         return cart_service_pb2.GetCartResponse.FromString(await self.send(name, "GetCart", raw)).cart
 
     async def send(self, cart: str, method: str, request: bytes, request_id: str = "") -> bytes:
-        """The bytes that answer `request`, sent again until they come. Raises AioRpcError for a refusal."""
+        """Send `request` until it is answered, and return the response's bytes. Raises AioRpcError for a refusal."""
         while True:
             channel = await self._connected()
             send: Any = channel.unary_unary(f"/cartgrpc.v1.CartService/{method}")
@@ -103,7 +103,7 @@ class Caller:
 
 
 def _cart_of(request: Any) -> str:
-    """The cart that a request is about, by whichever name it says so."""
+    """Return the cart's name, from `parent`, `name` or `item.name`."""
     name: str = getattr(request, "parent", "") or getattr(request, "name", "") or request.item.name
     return name.partition("/items/")[0]
 
@@ -113,7 +113,7 @@ def _now() -> int:
 
 
 class CartWriter:
-    """The only writer of one cart, so that it knows which items there are."""
+    """The only writer of one cart, so it knows the cart's items."""
 
     def __init__(self, caller: Caller, cart: str) -> None:
         self.cart = cart
@@ -122,8 +122,8 @@ class CartWriter:
         self._numbers = caller.numbers
 
     async def step(self) -> None:
-        """One call of a random kind."""
-        kinds = (self._add, self._update, self._remove, self._look, self._retry, self._clear, self._delete)
+        """Make one call of a random kind."""
+        kinds = (self._add, self._update, self._remove, self._get, self._retry, self._clear, self._delete)
         (kind,) = self._numbers.choices(kinds, (45, 18, 16, 12, 6, 2, 1))
         await (kind() if self._items else self._add())
 
@@ -152,7 +152,7 @@ class CartWriter:
         answer = await self._caller.call("RetryReservation", request, cart_service_pb2.RetryReservationResponse)
         self._check(answer.item)
 
-    async def _look(self) -> None:
+    async def _get(self) -> None:
         for item in (await self._caller.get(self.cart)).items:
             self._check(item)
 
@@ -171,11 +171,11 @@ class CartWriter:
 
     def _check(self, answer: cart_pb2.Item) -> None:
         refused = answer.reservation.state in (State.STATE_REJECTED, State.STATE_EXPIRED)
-        assert not refused or answer.sku == SCARCE, f"refused for no reason: {answer}"
+        assert not refused or answer.sku == SCARCE, f"rejected, but in stock: {answer}"
 
 
 class Adder:
-    """One of several callers that add to the same item of the same cart."""
+    """One of several callers that all add to the same item of the same cart."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -187,10 +187,10 @@ class Adder:
 
 
 class Load:
-    """Writers, each with a cart of its own, and adders that share one.
+    """Writers, each with its own cart, and adders that share one cart.
 
-    `pause` seconds pass between two calls of each, on average: two cores carry the servers, the database, the
-    simulator and the callers.
+    Each pauses for `pause` seconds on average between two calls, because servers, database, simulator and callers share
+    two cores.
     """
 
     def __init__(
@@ -221,13 +221,13 @@ class Load:
             await asyncio.sleep(numbers.uniform(0, 2 * self._pause))
 
     def check(self) -> None:
-        """Raises what any caller has met that it should not have."""
+        """Raise the first unexpected error of any caller."""
         for task in self._tasks:
             if task.done():
                 task.result()
 
     async def stop(self) -> None:
-        """Let every call that was begun be answered, and begin no more."""
+        """Begin no more calls, and wait until every call is answered."""
         self._stopping.set()
         await asyncio.wait_for(asyncio.gather(*self._tasks), 60)
 
@@ -241,5 +241,5 @@ class Load:
 
     @property
     def carts(self) -> list[str]:
-        """The names of the carts that are written to."""
+        """The names of all carts in use."""
         return [*(writer.cart for writer in self.writers), HOT_CART]

@@ -1,4 +1,4 @@
-"""A wire that a test can cut: between a replica and its database, or between a replica and the Reservation API."""
+"""A TCP proxy that a test can cut or hang, between a replica and PostgreSQL or the Reservation API."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -8,34 +8,34 @@ Open = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
 
 
 class Wire:
-    """Passes on what is sent to `port`, both ways. While it is cut, connections are closed as soon as they are made."""
+    """Forwards connections to `port` in both directions. While it is cut, it resets every connection."""
 
     def __init__(self, open_far_end: Open) -> None:
         self._open_far_end = open_far_end
         self._ends: set[asyncio.StreamWriter] = set()
-        self._passing = asyncio.Event()
-        self._passing.set()
+        self._forwarding = asyncio.Event()
+        self._forwarding.set()
         self.is_cut = False
         self.port = 0
 
     def cut(self) -> None:
-        """Reset every connection that there is, and those that are made until `mend`."""
+        """Reset all connections, and every new one until `mend`."""
         self.is_cut = True
         for end in self._ends:
-            # What is on its way is lost, too.
+            # abort, not close: bytes in flight are lost, too.
             end.transport.abort()
 
     def hang(self) -> None:
-        """Pass nothing on, and close nothing, until `mend`."""
-        self._passing.clear()
+        """Forward nothing and close nothing until `mend`."""
+        self._forwarding.clear()
 
     def mend(self) -> None:
-        """Pass everything on again."""
+        """Forward again."""
         self.is_cut = False
-        self._passing.set()
+        self._forwarding.set()
 
     async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until either side ends it."""
+        """Forward one connection until either side closes it."""
         if self.is_cut:
             writer.transport.abort()
             return
@@ -43,16 +43,16 @@ class Wire:
         ends = {writer, far_writer}
         self._ends |= ends
         try:
-            await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
+            await asyncio.gather(self._forward(reader, far_writer), self._forward(far_reader, writer))
         finally:
             self._ends -= ends
             for end in ends:
                 end.transport.abort()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(65536):
-                await self._passing.wait()
+                await self._forwarding.wait()
                 writer.write(data)
                 await writer.drain()
         except OSError:
@@ -63,7 +63,7 @@ class Wire:
 
 @asynccontextmanager
 async def wired(open_far_end: Open) -> AsyncIterator[Wire]:
-    """A wire to the far end, with a port of its own on this machine."""
+    """Yield a proxy to the far end, listening on its own port of 127.0.0.1."""
     wire = Wire(open_far_end)
     server = await asyncio.start_server(wire.connect, "127.0.0.1", 0)
     wire.port = server.sockets[0].getsockname()[1]

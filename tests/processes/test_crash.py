@@ -1,4 +1,7 @@
-"""Servers are killed at random moments under load: nothing acknowledged is lost, nothing is reserved twice or left."""
+"""Servers and the database are killed at random moments under load.
+
+No acknowledged write is lost, nothing is reserved twice, and no hold is left behind.
+"""
 
 import asyncio
 import logging
@@ -18,7 +21,7 @@ log = logging.getLogger(__name__)
 STOCK = {**dict.fromkeys((*SKUS, HOT_SKU), 1_000_000), SCARCE: 12}
 DUPLICATE_DELAY = 1.0
 Killer = Callable[[Replicas, Load, int, random.Random], Coroutine[None, None, None]]
-# As many of each kind of fault as a bad day brings; the exactness below holds whatever they are.
+# More faults of each kind than a bad day brings. The checks are exact for any faults.
 FAULTS = {
     "--latency": "20ms",
     "--slow": "0.05",
@@ -33,19 +36,19 @@ FAULTS = {
 
 
 @pytest.mark.timeout(240)
-async def test_no_acknowledged_effect_is_lost_when_servers_are_killed(
+async def test_no_acknowledged_write_is_lost_when_servers_are_killed(
     backend: str, durable_url: str, programs: Programs
 ) -> None:
     await _crash(backend, durable_url, programs, kills=20)
 
 
 @pytest.mark.timeout(180)
-async def test_no_acknowledged_effect_is_lost_when_the_database_is_killed(programs: Programs) -> None:
+async def test_no_acknowledged_write_is_lost_when_postgresql_is_killed(programs: Programs) -> None:
     await _crash_database(programs, kills=6)
 
 
 @pytest.mark.night
-async def test_no_acknowledged_effect_is_lost_in_a_night_of_killed_databases(programs: Programs) -> None:
+async def test_no_acknowledged_write_is_lost_when_postgresql_is_killed_all_night(programs: Programs) -> None:
     await _crash_database(programs, kills=int(os.environ.get("CRASH_KILLS", "100")))
 
 
@@ -53,7 +56,7 @@ async def _crash_database(programs: Programs, *, kills: int) -> None:
     with running_postgres(durable=True) as postgres:
 
         async def kill(replicas: Replicas, load: Load, kills: int, numbers: random.Random) -> None:
-            """Kill PostgreSQL, and now and then a replica with it."""
+            """Kill PostgreSQL, and every third time a replica with it."""
             for number in range(kills):
                 await asyncio.sleep(numbers.uniform(0.5, 1.5))
                 load.check()
@@ -69,7 +72,7 @@ async def _crash_database(programs: Programs, *, kills: int) -> None:
 
 
 @pytest.mark.night
-async def test_no_acknowledged_effect_is_lost_in_a_night_of_kills(
+async def test_no_acknowledged_write_is_lost_when_servers_are_killed_all_night(
     backend: str, durable_url: str, programs: Programs
 ) -> None:
     kills = int(os.environ.get("CRASH_KILLS", {"sqlite": 1000, "postgresql": 300}[backend]))
@@ -79,6 +82,7 @@ async def test_no_acknowledged_effect_is_lost_in_a_night_of_kills(
 async def _crash(
     backend: str, database_url: str, programs: Programs, *, kills: int, kill: Killer | None = None
 ) -> None:
+    programs.preloaded = True
     seed = os.environ.get("CRASH_SEED") or str(random.randrange(1 << 32))
     log.warning("CRASH_SEED=%s", seed)
     simulated = await _simulate(programs, seed)
@@ -122,7 +126,7 @@ def _settings(database_url: str, simulated: Simulated) -> dict[str, str]:
 
 
 async def _kill_at_random(replicas: Replicas, load: Load, kills: int, numbers: random.Random) -> None:
-    """Kill one of the replicas, listening or still starting, and start it again, `kills` times."""
+    """Kill a replica and start it again, `kills` times. One kill in five hits a server that is still starting."""
     starting = None
     while replicas.kills < kills:
         if starting and numbers.random() < 0.8:

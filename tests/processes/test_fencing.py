@@ -1,4 +1,4 @@
-"""Two replicas' reconcilers on one PostgreSQL, and latency that the tests decide: what comes late changes nothing."""
+"""Two replicas' reconcilers share one PostgreSQL. The tests control latency: late answers must change nothing."""
 
 import asyncio
 import random
@@ -32,11 +32,11 @@ State = cart_pb2.Reservation.State
 
 
 @dataclass(frozen=True)
-class Road:
-    """A replica's store and reconciler, and its own way to the one Reservation API.
+class Path:
+    """A replica's reconciler and its path to the shared Reservation API.
 
-    `gate` holds messages back before they take effect, `answers` holds back what is answered. `reconciler.run_once`
-    alone never extends a lease: so a replica that stands still looks to the others.
+    `gate` delays messages before they take effect, `answers` delays the answers. `reconciler.run_once` never extends a
+    lease, so to the other replica this one looks stopped.
     """
 
     reconciler: Reconciler
@@ -46,7 +46,7 @@ class Road:
 
 
 class SlowAnswers:
-    """A ReservationApi whose answers are held back by a gate."""
+    """A ReservationApi whose answers wait for a gate."""
 
     def __init__(self, api: ReservationApi, gate: Gate) -> None:
         self._api = api
@@ -63,15 +63,15 @@ class SlowAnswers:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two replicas' reconcilers, one stock, and a server that leaves the reconciling to them."""
+    """Two replicas' reconcilers, one stock, and a server that does not reconcile."""
 
     serving: Replica
-    one: Road
-    two: Road
+    one: Path
+    two: Path
     settings: Settings
 
     async def rows(self) -> list[Any]:
-        """The reservations as the database has them."""
+        """Return the database's rows of reservations."""
 
         def read(connection: Connection) -> list[Any]:
             return list(connection.execute(select(schema.reservations)).all())
@@ -84,7 +84,7 @@ class Pair:
         return row
 
     async def until_recorded(self, revision: int) -> Any:
-        """The row once `revision` of it is observed."""
+        """Wait until `revision` is observed, and return the row."""
         async with asyncio.timeout(20):
             while (row := await self.row()).observed_revision < revision:
                 await asyncio.sleep(0.01)
@@ -93,7 +93,7 @@ class Pair:
 
 @pytest.fixture
 def lease() -> float:
-    """Over soon, for a replica that stands still; tests in which none does override it."""
+    """Seconds of a lease. Short, for tests with a stopped replica; others override it."""
     return 0.3
 
 
@@ -102,17 +102,17 @@ no_lease_ends = pytest.mark.parametrize("lease", [60.0])
 
 @pytest.fixture
 async def pair(shared_url: str, lease: float, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Pair]:
-    """Two replicas, neither of which may have met an error by the end."""
+    """Two replicas. Neither may log an error during the test."""
     settings = Settings(listen="127.0.0.1:0", database_url=shared_url)
     stock = Stock(default_total=1_000)
     async with AsyncExitStack() as stack:
         serving = await stack.enter_async_context(running_replica(settings, reconcile=False))
-        one, two = [await _road(stack, settings, stock, lease) for _ in range(2)]
+        one, two = [await _path(stack, settings, stock, lease) for _ in range(2)]
         yield Pair(serving, one, two, settings)
     assert [record.message for record in caplog.get_records("call") if record.levelname == "ERROR"] == []
 
 
-async def _road(stack: AsyncExitStack, settings: Settings, stock: Stock, lease: float) -> Road:
+async def _path(stack: AsyncExitStack, settings: Settings, stock: Stock, lease: float) -> Path:
     gate, answers = Gate(), Gate()
     answers.open()
     simulator = Simulator(
@@ -131,25 +131,25 @@ async def _road(stack: AsyncExitStack, settings: Settings, stock: Stock, lease: 
     config = ReconcilerConfig(lease_us=to_us(lease), poll_interval_us=20_000, backoff_max_us=50_000)
     reconciler = Reconciler(store, api, config, app.monotonic_us)
     stack.push_async_callback(reconciler.stop, 0)
-    return Road(reconciler, simulator, gate, answers)
+    return Path(reconciler, simulator, gate, answers)
 
 
-async def _take_over(road: Road) -> None:
-    """Claim what the other replica's lease no longer protects."""
+async def _take_over(path: Path) -> None:
+    """Wait until the other replica's lease ends, and claim its work."""
     async with asyncio.timeout(20):
-        while not (await road.reconciler.run_once()).total:
+        while not (await path.reconciler.run_once()).total:
             await asyncio.sleep(0.02)
 
 
-async def _end_calls(road: Road) -> None:
-    """Let the calls of `road` end and be recorded."""
-    road.gate.open()
-    road.answers.open()
-    await road.reconciler.stop(to_us(20))
+async def _end_calls(path: Path) -> None:
+    """Let the calls of `path` end and record them."""
+    path.gate.open()
+    path.answers.open()
+    await path.reconciler.stop(to_us(20))
 
 
 @no_lease_ends
-async def test_what_one_replica_has_claimed_no_other_calls_for(pair: Pair) -> None:
+async def test_a_replica_does_not_call_for_a_reservation_that_another_has_claimed(pair: Pair) -> None:
     await pair.serving.add()
     assert (await pair.one.reconciler.run_once()).total == 1
     assert (await pair.two.reconciler.run_once()).total == 0
@@ -159,9 +159,7 @@ async def test_what_one_replica_has_claimed_no_other_calls_for(pair: Pair) -> No
 
 
 @pytest.mark.parametrize("lease", [1.5])
-async def test_a_call_that_takes_longer_than_a_lease_is_left_to_the_replica_that_makes_it(
-    pair: Pair, lease: float
-) -> None:
+async def test_a_call_longer_than_a_lease_keeps_its_claim(pair: Pair, lease: float) -> None:
     await pair.serving.add()
     running = asyncio.create_task(pair.one.reconciler.run())
     await pair.one.gate.until_waiting(1)
@@ -176,7 +174,7 @@ async def test_a_call_that_takes_longer_than_a_lease_is_left_to_the_replica_that
     assert (row.state, row.lease_epoch) == (Observed.HELD, 1)
 
 
-async def test_an_answer_that_comes_after_a_takeover_changes_nothing(pair: Pair) -> None:
+async def test_an_answer_after_a_takeover_changes_nothing(pair: Pair) -> None:
     await pair.serving.add(quantity=2)
     await pair.one.reconciler.run_once()
     await pair.one.gate.until_waiting(1)
@@ -188,7 +186,7 @@ async def test_an_answer_that_comes_after_a_takeover_changes_nothing(pair: Pair)
     assert [effect.quantity_after for effect in pair.one.simulator.effects()] == [2]
 
 
-async def test_a_failure_that_comes_after_a_takeover_leaves_the_new_claim_alone(pair: Pair) -> None:
+async def test_a_failure_after_a_takeover_leaves_the_new_claim_alone(pair: Pair) -> None:
     await pair.serving.add()
     await pair.one.reconciler.run_once()
     await pair.one.gate.until_waiting(1)
@@ -203,7 +201,7 @@ async def test_a_failure_that_comes_after_a_takeover_leaves_the_new_claim_alone(
     assert (await pair.row()).state == Observed.HELD
 
 
-async def test_an_answer_for_an_old_quantity_that_comes_after_a_takeover_changes_nothing(pair: Pair) -> None:
+async def test_an_answer_for_an_old_quantity_after_a_takeover_changes_nothing(pair: Pair) -> None:
     await pair.serving.add(quantity=5)
     await pair.one.reconciler.run_once()
     await pair.one.gate.until_waiting(1)
@@ -217,7 +215,7 @@ async def test_an_answer_for_an_old_quantity_that_comes_after_a_takeover_changes
     assert pair.one.simulator.levels("espresso-beans").held == 7
 
 
-async def test_being_told_of_a_newer_revision_is_no_answer_for_the_newest(pair: Pair) -> None:
+async def test_the_decision_on_a_newer_revision_does_not_answer_the_newest_one(pair: Pair) -> None:
     await pair.serving.add(quantity=5)
     await pair.one.reconciler.run_once()
     await pair.one.gate.until_waiting(1)
@@ -226,7 +224,7 @@ async def test_being_told_of_a_newer_revision_is_no_answer_for_the_newest(pair: 
     await _take_over(pair.two)
     await pair.until_recorded(2)
     await pair.serving.add(quantity=1)
-    # Arrives with revision 1, and hears of revision 2.
+    # The call carries revision 1. The API refuses it and returns its decision on revision 2.
     await _end_calls(pair.one)
     before = await pair.row()
     assert (before.observed_revision, before.revision) == (2, 3)
@@ -234,7 +232,7 @@ async def test_being_told_of_a_newer_revision_is_no_answer_for_the_newest(pair: 
     assert (await pair.until_recorded(3)).granted_quantity == 8
 
 
-async def test_an_answer_that_was_overtaken_on_its_way_back_changes_nothing(pair: Pair) -> None:
+async def test_an_answer_overtaken_by_a_newer_decision_changes_nothing(pair: Pair) -> None:
     pair.one.gate.open()
     pair.one.answers.close()
     await pair.serving.add(quantity=5)
@@ -252,13 +250,13 @@ async def test_an_answer_that_was_overtaken_on_its_way_back_changes_nothing(pair
     assert (seen.reservation.state, seen.reservation.reserved_quantity) == (State.STATE_RESERVED, 7)
 
 
-async def test_a_hold_that_takes_effect_after_a_takeover_released_it_takes_nothing(pair: Pair) -> None:
+async def test_a_hold_that_arrives_after_its_release_takes_no_stock(pair: Pair) -> None:
     item = await pair.serving.add(quantity=5)
     await pair.one.reconciler.run_once()
     await pair.one.gate.until_waiting(1)
     await pair.serving.stub.RemoveItem(cart_service_pb2.RemoveItemRequest(name=item.name))
     pair.two.gate.open()
-    # A release waits for no lease.
+    # A release is due at once: it does not wait for the lease to end.
     assert (await pair.two.reconciler.run_once()).total == 1
     released = await pair.until_recorded(2)
     await _end_calls(pair.one)
@@ -268,13 +266,13 @@ async def test_a_hold_that_takes_effect_after_a_takeover_released_it_takes_nothi
 
 
 @no_lease_ends
-async def test_two_replicas_share_the_work_and_call_once_for_each(pair: Pair) -> None:
-    for road in (pair.one, pair.two):
-        road.gate.open()
+async def test_two_replicas_share_the_work_and_make_one_call_per_reservation(pair: Pair) -> None:
+    for path in (pair.one, pair.two):
+        path.gate.open()
     carts = [f"users/user{number}/carts/default" for number in range(100)]
     for cart in carts:
         await pair.serving.add(cart=cart)
-    running = [asyncio.create_task(road.reconciler.run()) for road in (pair.one, pair.two)]
+    running = [asyncio.create_task(path.reconciler.run()) for path in (pair.one, pair.two)]
     for cart in carts:
         await pair.serving.settled(cart)
     for task in running:
@@ -286,10 +284,10 @@ async def test_two_replicas_share_the_work_and_call_once_for_each(pair: Pair) ->
 
 
 @no_lease_ends
-async def test_callers_and_two_reconcilers_that_write_at_once_write_over_nothing(pair: Pair) -> None:
-    for road in (pair.one, pair.two):
-        road.gate.open()
-    running = [asyncio.create_task(road.reconciler.run()) for road in (pair.one, pair.two)]
+async def test_concurrent_callers_and_reconcilers_lose_no_update(pair: Pair) -> None:
+    for path in (pair.one, pair.two):
+        path.gate.open()
+    running = [asyncio.create_task(path.reconciler.run()) for path in (pair.one, pair.two)]
 
     async def change(cart: str) -> None:
         for quantity in range(1, 16):

@@ -1,4 +1,4 @@
-"""A server is killed at each point of each transaction and call: the next one finds everything, and nothing twice."""
+"""A server is killed at each point of each transaction and call. The next server loses nothing and repeats nothing."""
 
 import random
 import signal
@@ -20,31 +20,31 @@ from tests.processes.load import HOT_SKU, SKUS, Load
 from tests.service.conftest import Replica
 
 STOCK = dict.fromkeys((*SKUS, HOT_SKU), 1_000_000)
-# Long enough for a claim to be extended while a call is under way.
+# Slow calls last long enough for their claims' leases to be extended.
 FAULTS = ("--latency", "20ms", "--slow", "0.2", "--slow-latency", "500ms", "--lost-after-effect", "0.05")
 EXPIRED = cart_pb2.Cart.State.STATE_EXPIRED
 
 
 @dataclass(frozen=True)
 class Service:
-    """One server that dies where it is told to, and the load on it."""
+    """One server that kills itself at a given point, and the load on it."""
 
     programs: Programs
     replicas: Replicas
     simulated: Simulated
     load: Load
     database_url: str
-    # Each expires once: of a cart that began anew, nothing tells that it had expired before.
+    # One cart for each expiry: an expired cart that is used again shows no trace of its expiry.
     idle_carts: list[str] = field(default_factory=list)
 
     async def die_at(self, point: str) -> None:
-        """Under load, reach `point`, be killed there, and start again."""
+        """Let the server reach `point` under load and die there. Start the next one."""
         (server,) = self.replicas.servers
         assert server is not None
         if point.startswith("expiry"):
             await self._add_to_idle_cart()
         arm(self.programs.folder, point)
-        if point.startswith("hand-back"):
+        if point.startswith("return"):
             await self._stop_in_mid_call(server)
         if point.startswith("expiry"):
             await self._let_idle_cart_expire()
@@ -55,7 +55,7 @@ class Service:
         self.load.check()
 
     async def _stop_in_mid_call(self, server: Program) -> None:
-        """Ask it to stop while a call hangs for longer than it waits for."""
+        """Stop the server while a call hangs for longer than the shutdown grace."""
         await self.simulated.set_faults(latency=1)
         await self.simulated.until_called((await self.simulated.effects())[1] + 1)
         server.send(signal.SIGTERM)
@@ -77,18 +77,18 @@ class Service:
         await engine.transact(expire)
         await engine.close()
 
-    def _connected(self) -> AbstractAsyncContextManager[Replica]:
+    def _connect(self) -> AbstractAsyncContextManager[Replica]:
         (address,) = self.replicas.addresses
         assert address is not None
         return connected(address)
 
     async def check_idle_carts(self) -> None:
-        async with self._connected() as client:
+        async with self._connect() as client:
             for cart in self.idle_carts:
                 await client.eventually(lambda seen: seen.state == EXPIRED and not seen.reconciling, cart)
 
     async def check(self) -> None:
-        """Once the load has stopped: stop the server, and compare everything."""
+        """Stop the server and compare callers, database and simulator. The load has stopped."""
         await truth.replay(self.load, most=10)
         await truth.settled(self.load, self.simulated, silence=0.1)
         assert await self.replicas.stop(0) == 0
@@ -98,7 +98,7 @@ class Service:
 
 @pytest.fixture
 async def service(backend: str, durable_url: str, programs: Programs) -> AsyncIterator[Service]:
-    """The service, running."""
+    """The running service, without load."""
     stock = [argument for sku, quantity in STOCK.items() for argument in ("--stock", f"{sku}={quantity}")]
     simulated = await programs.simulate("--seed", "1", *stock, *FAULTS)
     settings = {
@@ -115,6 +115,7 @@ async def service(backend: str, durable_url: str, programs: Programs) -> AsyncIt
     if backend == "postgresql":
         assert await programs.start("migrate", **settings).ended(60) == 0
     programs.module = "tests.processes.killable"
+    programs.preloaded = True
     replicas = Replicas(programs, settings, count=1)
     await replicas.start_all()
     load = Load(replicas, 1, writers=3, adders=2, pause=0.01)
@@ -126,7 +127,7 @@ async def service(backend: str, durable_url: str, programs: Programs) -> AsyncIt
 
 
 @pytest.mark.timeout(240)
-async def test_a_server_that_is_killed_at_any_point_loses_nothing_and_does_nothing_twice(service: Service) -> None:
+async def test_a_server_killed_at_each_point_loses_nothing_and_repeats_nothing(service: Service) -> None:
     service.load.start()
     for point in POINTS:
         await service.die_at(point)
@@ -136,7 +137,7 @@ async def test_a_server_that_is_killed_at_any_point_loses_nothing_and_does_nothi
 
 
 @pytest.mark.night
-async def test_a_server_that_is_killed_at_every_point_again_and_again_loses_nothing(service: Service) -> None:
+async def test_a_server_killed_at_a_thousand_points_loses_nothing_and_repeats_nothing(service: Service) -> None:
     numbers = random.Random(1)
     service.load.start()
     for point in numbers.choices(POINTS, k=1000):

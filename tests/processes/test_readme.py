@@ -1,4 +1,4 @@
-"""The README's five minutes, as written: its calls are taken from the text and made by reflection."""
+"""Runs the calls in the README's introduction as written, through server reflection."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ STATES = {"filters": "STATE_RESERVED", "espresso-beans": "STATE_RESERVED", "kett
 
 
 async def call(url: str, body: str) -> dict[str, Any]:
-    """What `buf curl` answers, with no proto files at hand."""
+    """Call with `buf curl`, without proto files, and return the response."""
     assert BUF is not None
     arguments = ("curl", "--protocol", "grpc", "--http2-prior-knowledge", "-d", body, url)
     process = await asyncio.create_subprocess_exec(
@@ -30,7 +30,7 @@ async def call(url: str, body: str) -> dict[str, Any]:
     return answer
 
 
-def test_the_grpcurl_line_of_the_readme_is_the_call_that_is_tested() -> None:
+def test_the_readmes_grpcurl_call_is_one_of_the_tested_calls() -> None:
     grpcurl = re.search(
         r"grpcurl -plaintext -d '([^']+)' \\\s+127\.0\.0\.1:50051 cartgrpc\.v1\.CartService/AddItem", README
     )
@@ -38,7 +38,7 @@ def test_the_grpcurl_line_of_the_readme_is_the_call_that_is_tested() -> None:
     assert grpcurl.group(1) in [match["body"] for match in CALL.finditer(README)]
 
 
-async def test_the_readmes_calls_lead_to_reserved_items(programs: Programs) -> None:
+async def test_the_readmes_calls_end_with_reserved_items(programs: Programs) -> None:
     options = ("--simulator-listen", "127.0.0.1:0", "--latency", "300ms")
     program = programs.start("dev", *options, listen="127.0.0.1:0", database_url="sqlite:///cart.db")
     addresses = {

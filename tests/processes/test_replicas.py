@@ -1,4 +1,4 @@
-"""Replicas in processes of their own: one that dies or stands still is taken over; a SQLite file has room for one."""
+"""Another replica takes over from one that died or stopped. A SQLite file admits one process only."""
 
 import asyncio
 import signal
@@ -16,10 +16,10 @@ LEASE = 2.0
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGSTOP], ids=lambda by: by.name)
-async def test_a_replica_lost_in_mid_call_is_taken_over_within_its_lease(
+async def test_another_replica_takes_over_from_one_lost_during_a_call_when_its_lease_ends(
     by: signal.Signals, shared_url: str, programs: Programs
 ) -> None:
-    # The first call hangs for longer than a take-over lasts, and then takes effect all the same.
+    # The first call hangs for longer than a takeover takes, and still takes effect afterwards.
     hang = LEASE + 3
     simulated = await programs.simulate("--latency", f"{hang}s")
     settings = {
@@ -40,11 +40,11 @@ async def test_a_replica_lost_in_mid_call_is_taken_over_within_its_lease(
         other = programs.start("serve", **settings)
         second = await stack.enter_async_context(connected((await other.says(LISTENS))[1]))
         cart = await second.settled()
-        assert time.monotonic() - began < hang, "it was the lost replica's own call that was waited for"
+        assert time.monotonic() - began < hang, "the hanging call settled the reservation, not a takeover"
         assert cart.items[0].reservation.state == State.STATE_RESERVED
         if by == signal.SIGSTOP:
             lost.send(signal.SIGCONT)
-        # Until the call that hangs has come to its end.
+        # Wait until the hanging call has ended.
         await asyncio.sleep(max(0.0, began + hang + 0.5 - time.monotonic()))
         assert await second.get() == cart
         effects, _ = await simulated.effects()
@@ -57,13 +57,13 @@ async def test_a_replica_lost_in_mid_call_is_taken_over_within_its_lease(
 
 
 async def _check_works(first: Replica, second: Replica, item: cart_pb2.Item) -> None:
-    """The replica that stood still serves and reconciles again, and both see the same."""
+    """The stopped replica serves and reconciles again, and both replicas return the same cart."""
     await first.stub.RemoveItem(cart_service_pb2.RemoveItemRequest(name=item.name))
     assert not (await first.settled()).items
     assert not (await second.get()).items
 
 
-async def test_a_second_process_on_a_sqlite_file_says_which_and_ends_while_the_first_goes_on(
+async def test_a_second_process_on_a_sqlite_file_names_the_file_and_exits_while_the_first_continues(
     programs: Programs,
 ) -> None:
     file = programs.folder / "cart.db"

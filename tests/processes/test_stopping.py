@@ -1,4 +1,4 @@
-"""Stopping in order answers what is under way and hands the rest back; being killed loses nothing either."""
+"""A server that is asked to stop answers its calls and returns its claims. One that is killed loses nothing."""
 
 import asyncio
 import random
@@ -23,7 +23,7 @@ SKU = "espresso-beans"
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT], ids=lambda by: by.name)
 @pytest.mark.timeout(120)
-async def test_a_server_that_is_asked_to_stop_answers_all_that_it_has_taken_in(
+async def test_a_server_asked_to_stop_answers_every_call_it_has_accepted(
     by: signal.Signals, backend: str, durable_url: str, programs: Programs
 ) -> None:
     simulated = await programs.simulate("--latency", "500ms")
@@ -40,12 +40,12 @@ async def test_a_server_that_is_asked_to_stop_answers_all_that_it_has_taken_in(
             await client.eventually(lambda cart: cart.total_quantity == 2)
             assert not load.history.request_ids(Outcome.UNKNOWN)
             assert await replicas.stop(0, by, timeout=GRACE + 3) == 0
-        # Its wait was cut short, not its answer.
+        # Stopping ended its max_wait early, but it was answered.
         assert (await waiting).quantity == 2
         found, _ = await truth.dump(durable_url)
         kept = {request_id for _, request_id in found.replies}
-        assert not kept & load.history.request_ids(Outcome.UNKNOWN), "done, and not answered"
-        assert load.history.request_ids(Outcome.OK) <= kept, "answered, and not done"
+        assert not kept & load.history.request_ids(Outcome.UNKNOWN), "committed, but not answered"
+        assert load.history.request_ids(Outcome.OK) <= kept, "answered, but not committed"
         await replicas.start(0)
         await _until_answered(load, len(load.history.request_ids(Outcome.OK)) + 50)
         await load.stop()
@@ -59,7 +59,7 @@ async def test_a_server_that_is_asked_to_stop_answers_all_that_it_has_taken_in(
 
 
 async def _settings(programs: Programs, database_url: str, simulated: Simulated) -> dict[str, str]:
-    """Settings for a server on a database that is migrated."""
+    """Migrate the database and return a server's settings."""
     settings = {
         "listen": "127.0.0.1:0",
         "database_url": database_url,
@@ -87,9 +87,7 @@ async def _add(caller: Caller, max_wait: int = 0) -> cart_pb2.Item:
     return (await caller.call("AddItem", request, cart_service_pb2.AddItemResponse)).item
 
 
-async def test_a_server_that_stops_hands_back_the_reservations_it_was_calling_for(
-    backend: str, durable_url: str, programs: Programs
-) -> None:
+async def test_a_server_that_stops_returns_its_claims(backend: str, durable_url: str, programs: Programs) -> None:
     simulated = await programs.simulate("--latency", "1h")
     settings = await _settings(programs, durable_url, simulated)
     server = programs.start("serve", **settings)
@@ -101,13 +99,13 @@ async def test_a_server_that_stops_hands_back_the_reservations_it_was_calling_fo
     await simulated.set_faults(latency=0.0)
     again = programs.start("serve", **settings)
     async with connected((await again.says(LISTENS))[1]) as client:
-        # Its lease would have lasted for an hour.
+        # Without the return, the lease would have lasted for an hour.
         cart = await client.settled()
     assert cart.items[0].reservation.state == State.STATE_RESERVED
     assert programs.complaints() == []
 
 
-async def test_a_server_whose_database_is_gone_still_stops_in_order(programs: Programs) -> None:
+async def test_a_server_stops_with_status_0_although_its_database_is_gone(programs: Programs) -> None:
     simulated = await programs.simulate("--latency", "1h")
     with running_postgres() as postgres:
         settings = await _settings(programs, postgres.create_database("gone"), simulated)
@@ -122,7 +120,7 @@ async def test_a_server_whose_database_is_gone_still_stops_in_order(programs: Pr
 
 
 async def _dev(programs: Programs, *options: str) -> tuple[Program, str, Simulated]:
-    """`cart-grpc dev` in the folder of the test; where it listens, and its simulator."""
+    """Start `cart-grpc dev`. Return it, its address and its simulator."""
     settings = {"listen": "127.0.0.1:0", "reservation_lease": "1"}
     program = programs.start("dev", "--simulator-listen", "127.0.0.1:0", *options, **settings)
     simulator = (await program.says(SIMULATES))[1]
@@ -130,7 +128,9 @@ async def _dev(programs: Programs, *options: str) -> tuple[Program, str, Simulat
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM], ids=lambda by: by.name)
-async def test_dev_starts_everything_and_ends_without_a_trace(by: signal.Signals, programs: Programs) -> None:
+async def test_dev_starts_server_and_simulator_and_stops_without_complaints(
+    by: signal.Signals, programs: Programs
+) -> None:
     program, address, simulated = await _dev(programs, "--latency", "100ms")
     async with connected(address) as client:
         await client.add(quantity=2)
@@ -146,7 +146,7 @@ async def test_dev_starts_everything_and_ends_without_a_trace(by: signal.Signals
     assert programs.complaints() == []
 
 
-async def test_dev_that_is_killed_in_mid_reservation_ends_it_when_it_is_started_again(programs: Programs) -> None:
+async def test_dev_completes_its_reservations_after_it_was_killed_and_restarted(programs: Programs) -> None:
     program, address, simulated = await _dev(programs, "--latency", "100ms")
     async with connected(address) as client:
         kept = await client.add(quantity=2)
@@ -168,7 +168,7 @@ async def test_dev_that_is_killed_in_mid_reservation_ends_it_when_it_is_started_
         )
         assert {item.reservation.state for item in cart.items} == {State.STATE_RESERVED}
         effects, _ = await simulated.effects()
-    assert effects[: len(before)] == before, "the simulator has forgotten what it did"
+    assert effects[: len(before)] == before, "the simulator has lost effects"
     last = {effect.reservation_id: effect.quantity_after for effect in effects}
     assert {name: held for name, held in last.items() if held} == quantities
     assert programs.complaints() == []

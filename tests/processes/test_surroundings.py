@@ -1,4 +1,4 @@
-"""A server whose database fails: one documented error, not ready, nothing acknowledged lost, and on by itself."""
+"""A server whose database fails returns one documented error, is not ready, loses nothing, and recovers by itself."""
 
 import asyncio
 import resource
@@ -22,20 +22,20 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def start(programs: Programs, url: str) -> Program:
-    # Nobody answers for the Reservation API: none of this is its business.
+    # No Reservation API listens on port 1: these tests need none.
     return programs.start("serve", listen="127.0.0.1:0", database_url=url, reservation_url="grpc://127.0.0.1:1")
 
 
 @asynccontextmanager
 async def serving(programs: Programs, url: str) -> AsyncIterator[tuple[Program, Replica]]:
-    """A server and its client."""
+    """Yield a running server and its client."""
     program = start(programs, url)
     async with connected((await program.says(LISTENS))[1]) as client:
         yield program, client
 
 
 async def refused(client: Replica, cart: str) -> tuple[grpc.StatusCode, str]:
-    """The code and reason of an AddItem that must fail."""
+    """Call AddItem, which must fail, and return its code and reason."""
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await client.add(cart=cart)
     status = rpc_status.from_call(failed.value)  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ async def refused(client: Replica, cart: str) -> tuple[grpc.StatusCode, str]:
 
 
 async def until_health(client: Replica, wanted: int) -> None:
-    """Return once the server says that it is `wanted`."""
+    """Wait until the server's health is `wanted`."""
     stub = health_pb2_grpc.HealthStub(client.channel)
     request = health_pb2.HealthCheckRequest(service="cartgrpc.v1.CartService")
     async with asyncio.timeout(20):
@@ -56,7 +56,7 @@ async def until_health(client: Replica, wanted: int) -> None:
 
 @contextmanager
 def files_limited(program: Program, size: int) -> Iterator[None]:
-    """Files of the program cannot grow beyond `size` bytes meanwhile."""
+    """Keep the program's files from growing beyond `size` bytes."""
     pid = program.pid
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     try:
@@ -65,7 +65,7 @@ def files_limited(program: Program, size: int) -> Iterator[None]:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
 
-async def test_a_disk_that_takes_no_more_is_told_and_written_to_again_when_it_does(programs: Programs) -> None:
+async def test_a_server_with_a_full_disk_is_unavailable_and_recovers_when_there_is_room(programs: Programs) -> None:
     file = programs.folder / "cart.db"
     async with serving(programs, f"sqlite:///{file}") as (program, client):
         await client.add()
@@ -81,7 +81,9 @@ async def test_a_disk_that_takes_no_more_is_told_and_written_to_again_when_it_do
         assert (await client.get()).total_quantity == 2
 
 
-async def test_a_file_that_others_lock_is_told_and_written_to_again_when_they_are_done(programs: Programs) -> None:
+async def test_a_server_whose_file_is_locked_is_unavailable_and_recovers_when_it_is_unlocked(
+    programs: Programs,
+) -> None:
     file = programs.folder / "cart.db"
     async with serving(programs, f"sqlite:///{file}") as (_, client):
         await client.add()
@@ -96,7 +98,7 @@ async def test_a_file_that_others_lock_is_told_and_written_to_again_when_they_ar
 
 
 async def _abandoned(programs: Programs, adds: int) -> Path:
-    """The file of a server that was killed, its log beside it."""
+    """Return the database file of a killed server, with its WAL beside it."""
     file = programs.folder / "cart.db"
     async with serving(programs, f"sqlite:///{file}") as (program, client):
         for _ in range(adds):
@@ -119,7 +121,7 @@ async def _cannot_start(programs: Programs, file: Path) -> str:
 
 
 def _page_of(file: Path, table: str) -> int:
-    """The first page of a table, everything in the file itself."""
+    """Checkpoint the file, and return the number of a table's first page."""
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         select = "SELECT rootpage FROM sqlite_master WHERE name = ?"
@@ -127,7 +129,7 @@ def _page_of(file: Path, table: str) -> int:
 
 
 @pytest.mark.parametrize("table", ["", "alembic_version", "commit_markers"])
-async def test_a_damaged_file_that_a_start_meets_ends_it_with_one_line(programs: Programs, table: str) -> None:
+async def test_a_start_on_a_damaged_file_fails_with_one_line(programs: Programs, table: str) -> None:
     file = await _abandoned(programs, adds=1)
     page = _page_of(file, table) if table else 1
     (programs.folder / "cart.db-wal").unlink(missing_ok=True)
@@ -136,7 +138,7 @@ async def test_a_damaged_file_that_a_start_meets_ends_it_with_one_line(programs:
     assert line.startswith(f"cart-grpc: CART_DATABASE_URL: the database sqlite:///{file} cannot be used: ")
 
 
-async def test_damage_that_is_met_while_running_is_told_and_makes_it_not_ready(programs: Programs) -> None:
+async def test_damage_found_while_running_is_reported_and_makes_the_server_not_ready(programs: Programs) -> None:
     file = await _abandoned(programs, adds=1)
     _overwrite(file, _page_of(file, "carts"))
     async with serving(programs, f"sqlite:///{file}") as (program, client):
@@ -147,7 +149,7 @@ async def test_damage_that_is_met_while_running_is_told_and_makes_it_not_ready(p
         assert "Traceback" not in program.errors
 
 
-async def test_a_log_that_was_cut_short_still_has_what_came_before(programs: Programs) -> None:
+async def test_a_truncated_wal_keeps_the_commits_before_the_cut(programs: Programs) -> None:
     file = await _abandoned(programs, adds=9)
     log = programs.folder / "cart.db-wal"
     with log.open("r+b") as opened:
@@ -174,12 +176,12 @@ def _psql(server: PostgresServer, database: str, *statements: str) -> None:
     ],
     ids=["too many connections", "read-only", "no login"],
 )
-async def test_a_postgresql_that_refuses_is_told_and_used_again_when_it_does_not(
+async def test_a_server_refused_by_postgresql_is_unavailable_and_recovers_when_it_is_admitted(
     programs: Programs, postgres: PostgresServer, shared_url: str, worse: str, better: str
 ) -> None:
     role = database = shared_url.partition("?")[0].rpartition("/")[2]
     owned = f"CREATE ROLE {role} LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}"
-    cut = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"  # noqa: S608 - a name of our own
+    cut = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"  # noqa: S608 - the test chose the name
     _psql(postgres, database, owned)
     async with serving(programs, shared_url.replace("postgres@", f"{role}@")) as (program, client):
         await client.add()

@@ -1,4 +1,4 @@
-"""What a lost replica had claimed passes to another one when its lease ends: not before, and soon after."""
+"""Another replica claims a lost replica's work within a second after its leases end, and not before."""
 
 import signal
 from contextlib import AsyncExitStack
@@ -13,7 +13,7 @@ LEASE = 1.0
 SECOND = 1_000_000
 ITEMS = 20
 
-# Every claim, by the database's own clock: what the one before it was promised, and when the next one was made.
+# Record each claim by the database's clock: when the previous lease was to end, and when the claim was made.
 WATCH = (
     "CREATE TABLE seen_claims (reservation_id text, lease_expire_time bigint, claimed_at bigint)",
     """CREATE FUNCTION see_claim() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -26,7 +26,7 @@ WATCH = (
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGSTOP], ids=lambda by: by.name)
-async def test_claims_pass_on_when_their_lease_ends_and_within_a_second(
+async def test_another_replica_claims_within_a_second_after_the_lease_ends_and_not_before(
     by: signal.Signals, shared_url: str, programs: Programs
 ) -> None:
     simulated = await programs.simulate("--latency", "5m")
@@ -51,7 +51,7 @@ async def test_claims_pass_on_when_their_lease_ends_and_within_a_second(
         other = programs.start("serve", **settings)
         await other.says(LISTENS)
         lost.send(by)
-        # Its own calls hang: what arrives now was claimed by the other.
+        # The lost replica's calls hang, so new calls come from the other replica.
         await simulated.until_called(2 * ITEMS)
         rows = (await connection.execute(text("SELECT * FROM seen_claims WHERE lease_expire_time IS NOT NULL"))).all()
         assert len({row.reservation_id for row in rows}) == len(rows) == ITEMS

@@ -1,4 +1,4 @@
-"""`serve --workers N`: one port, several processes, each of which may die, and none of which outlives its parent."""
+"""`serve --workers N`: processes share a port, dead ones are replaced, and none outlives its parent."""
 
 import asyncio
 import re
@@ -21,24 +21,24 @@ from tests.service.conftest import Replica
 pytestmark = pytest.mark.timeout(120)
 OPERATORS = re.compile(r"^cart-grpc listens for operators on (\S+:\d+)$", re.MULTILINE)
 GRACE = 6.0
-# No Reservation API: what is added waits.
+# No Reservation API listens here, so reservations stay pending.
 NOWHERE = "grpc://127.0.0.1:1"
 
 
 async def eventually(holds: Callable[[], object], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < deadline, "it never came to be"
+        assert time.monotonic() < deadline, "the condition was never met"
         await asyncio.sleep(0.02)
 
 
 def workers(program: Program) -> dict[int, psutil.Process]:
-    """The processes that listen for it, by their pid."""
+    """Return the worker processes that listen, by pid."""
     return {child.pid: child for child in psutil.Process(program.pid).children() if listening(child)}
 
 
 def listening(process: psutil.Process) -> set[int]:
-    """The ports that it listens on."""
+    """Return the ports that a process listens on."""
     try:
         wires = process.net_connections("tcp")
     except psutil.Error:
@@ -47,20 +47,20 @@ def listening(process: psutil.Process) -> set[int]:
 
 
 def connections(process: psutil.Process, port: int) -> int:
-    """How many clients of `port` it has."""
+    """Return the number of clients connected to a process on `port`."""
     wires = process.net_connections("tcp")
     return sum(wire.laddr.port == port and wire.status == psutil.CONN_ESTABLISHED for wire in wires)
 
 
 async def serve(programs: Programs, url: str, *options: str, **settings: str) -> tuple[Program, str]:
-    """Two workers, and where they listen."""
+    """Start two workers, and return their parent and address."""
     settings = {"listen": "127.0.0.1:0", "database_url": url, "shutdown_grace": str(GRACE), **settings}
     program = programs.start("serve", "--workers", "2", *options, **settings)
     return program, (await program.says(LISTENS))[1]
 
 
 async def add_and_wait(client: Replica, number: int) -> int:
-    """AddItem to the cart of a user, with a wait that nothing but the server's end will end; the answer's quantity."""
+    """Call AddItem with a max_wait that only the server's stop ends. Return the quantity."""
     request = cart_service_pb2.AddItemRequest(parent=cart_of(number), item=cart_pb2.Item(sku="espresso-beans"))
     request.max_wait.seconds = 50
     return (await client.stub.AddItem(request, timeout=60)).item.quantity
@@ -70,7 +70,7 @@ def cart_of(number: int) -> str:
     return f"users/u{number}/carts/default"
 
 
-async def test_connections_are_dealt_to_all_and_all_drain(shared_url: str, programs: Programs) -> None:
+async def test_connections_spread_over_all_workers_and_all_drain(shared_url: str, programs: Programs) -> None:
     program, address = await serve(programs, shared_url, reservation_url=NOWHERE)
     children = workers(program)
     async with AsyncExitStack() as stack:
@@ -78,13 +78,13 @@ async def test_connections_are_dealt_to_all_and_all_drain(shared_url: str, progr
         await asyncio.gather(*(client.add(cart=cart_of(number)) for number, client in enumerate(clients)))
         dealt = [connections(worker, int(address.rpartition(":")[2])) for worker in children.values()]
         assert sum(dealt) == 20
-        # None for one of them is one in half a million.
+        # By chance, a worker gets none in one of half a million runs.
         assert len(dealt) == 2
         assert min(dealt) > 0
         waiting = [asyncio.create_task(add_and_wait(client, number)) for number, client in enumerate(clients)]
         for number, client in enumerate(clients):
             await client.eventually(lambda cart: cart.total_quantity == 2, cart_of(number))
-        # As a service manager may: to each of them.
+        # A service manager may signal each process.
         for process in (*children.values(), psutil.Process(program.pid)):
             process.send_signal(signal.SIGTERM)
         assert await program.ended(GRACE + 5) == 0
@@ -93,16 +93,16 @@ async def test_connections_are_dealt_to_all_and_all_drain(shared_url: str, progr
     assert programs.complaints() == []
 
 
-async def test_a_worker_that_is_killed_is_replaced_and_the_other_answers_meanwhile(
+async def test_a_killed_worker_is_replaced_and_the_other_answers_in_the_meantime(
     shared_url: str, programs: Programs
 ) -> None:
     program, address = await serve(programs, shared_url, "--no-reconciler", admin_listen="127.0.0.1:0")
     await program.says(OPERATORS)
     before = workers(program)
-    # The one with the operators' port.
+    # The victim is the worker that also listens for operators.
     (victim,) = (worker for worker in before.values() if len(listening(worker)) == 2)
     victim.kill()
-    # Its port is closed with the last of its threads; until then it is given connections, which are reset.
+    # The kernel closes its socket with its last thread. Until then, new connections may reach it and be reset.
     await eventually(lambda: not victim.is_running())
     for number in range(10):
         async with connected(address) as client:
@@ -116,7 +116,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_the_other_answers_meanwhi
     assert await program.ended(GRACE + 5) == 0
 
 
-async def test_they_drain_and_end_when_their_parent_is_killed(shared_url: str, programs: Programs) -> None:
+async def test_workers_drain_and_end_when_their_parent_is_killed(shared_url: str, programs: Programs) -> None:
     program, address = await serve(programs, shared_url, reservation_url=NOWHERE)
     children = psutil.Process(program.pid).children(recursive=True)
     async with connected(address) as client:
@@ -128,11 +128,11 @@ async def test_they_drain_and_end_when_their_parent_is_killed(shared_url: str, p
         assert await waiting == 2
 
 
-async def test_a_second_ctrl_c_ends_all_at_once(shared_url: str, programs: Programs) -> None:
+async def test_a_second_ctrl_c_ends_all_workers_at_once(shared_url: str, programs: Programs) -> None:
     program, address = await serve(programs, shared_url, "--no-reconciler", shutdown_grace="3600")
     children = psutil.Process(program.pid).children(recursive=True)
     async with connected(address) as client:
-        # It lasts for as long as its server allows.
+        # Health/Watch ends only when the server ends it.
         watch = health_pb2_grpc.HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         for process in (*children, psutil.Process(program.pid)):
@@ -144,7 +144,9 @@ async def test_a_second_ctrl_c_ends_all_at_once(shared_url: str, programs: Progr
         await eventually(lambda: not any(child.is_running() for child in children), 5)
 
 
-async def test_what_keeps_all_of_them_from_starting_is_told_once(postgres: PostgresServer, programs: Programs) -> None:
+async def test_an_error_that_keeps_all_workers_from_starting_is_printed_once(
+    postgres: PostgresServer, programs: Programs
+) -> None:
     url = postgres.create_database("workers_of_nothing")
     program = programs.start("serve", "--workers", "2", database_url=url, listen="127.0.0.1:0")
     assert await program.ended(60) == 2
@@ -153,12 +155,12 @@ async def test_what_keeps_all_of_them_from_starting_is_told_once(postgres: Postg
     assert program.output == ""
 
 
-def test_their_port_is_theirs_before_anybody_listens() -> None:
+def test_the_workers_port_is_reserved_before_any_worker_listens() -> None:
     with _reserve("127.0.0.1:0") as held, pytest.raises(StartupError, match="it is taken"):
         _reserve(f"127.0.0.1:{held.getsockname()[1]}")
 
 
-async def test_nobody_else_gets_their_port(shared_url: str, programs: Programs) -> None:
+async def test_no_other_server_gets_the_workers_port(shared_url: str, programs: Programs) -> None:
     _, address = await serve(programs, shared_url, "--no-reconciler")
     for options in ((), ("--workers", "2")):
         other = programs.start("serve", "--no-reconciler", *options, database_url=shared_url, listen=address)

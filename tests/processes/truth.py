@@ -1,4 +1,4 @@
-"""What is true once nothing moves any more: of the carts, of the database, and of what was really reserved."""
+"""Waits until the service is settled, and compares callers, database and simulator."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ from tests.processes.load import SCARCE, Load
 
 
 async def settled(load: Load, simulated: Simulated, *, silence: float, timeout: float = 90) -> None:
-    """Return once no cart is reconciling and no message has been on its way for `silence` seconds."""
+    """Wait until no cart is reconciling and no message has arrived for `silence` seconds."""
     deadline = time.monotonic() + timeout
     while True:
         carts = [await load.reader.get(name) for name in load.carts]
@@ -32,14 +32,14 @@ async def settled(load: Load, simulated: Simulated, *, silence: float, timeout: 
 
 
 async def replay(load: Load, most: int = 150) -> None:
-    """Repeat some of the calls that were answered under their request_ids; what comes back is in the history."""
+    """Repeat up to `most` answered calls under their request_ids. The history records the replies, for `check`."""
     calls = [call for call in load.history.calls if call.outcome is Outcome.OK and call.request_id]
     for call in load.reader.numbers.sample(calls, min(most, len(calls))):
         await load.reader.send(call.cart, call.rpc, call.request, call.request_id)
 
 
 async def dump(database_url: str) -> tuple[Dump, int]:
-    """Everything, and the database's time, once the servers have stopped."""
+    """Return the whole database and its time in microseconds. No server may be running."""
     async with app.open_engine(Settings(database_url=database_url)) as engine:
 
         def read(connection: Connection) -> tuple[Dump, int]:
@@ -49,8 +49,9 @@ async def dump(database_url: str) -> tuple[Dump, int]:
 
 
 async def check(load: Load, simulated: Simulated, journal: Path, database_url: str, stock: Mapping[str, int]) -> None:
-    """Once all has settled and the servers have stopped: nothing that callers, the Reservation API and the database
-    say is at odds. `stock` is how many pieces of each sku there were; only what is scarce may be refused.
+    """Fail if callers, simulator and database contradict each other. All is settled and no server is running.
+
+    `stock` is the number of pieces of each sku at the start. Only SCARCE may be rejected.
     """
     left = {sku: await simulated.stock(sku) for sku in stock}
     levels = {
@@ -64,7 +65,7 @@ async def check(load: Load, simulated: Simulated, journal: Path, database_url: s
 
 
 def read_effects(journal: Path) -> list[Effect]:
-    """What the simulator did, while it is silent."""
+    """Return the effects in a simulator's journal. It must not be writing."""
     kept = Journal(journal)
     kept.close()
     return effects_of(kept.entries)
