@@ -1,8 +1,8 @@
 """The tables, for both databases.
 
 Every key begins with `slice`, a small stable hash of the user (see `cart_grpc.names`). It costs nothing on one
-database, and a distributed PostgreSQL can use it to shard. Times and durations are int64 microseconds. Guards in the statements,
-and triggers behind them, keep the columns in RISING from decreasing.
+database, and a distributed PostgreSQL can use it to shard. Times and durations are int64 microseconds. Guards in the
+statements, and triggers behind them, keep the columns in RISING from decreasing.
 """
 
 from sqlalchemy import (
