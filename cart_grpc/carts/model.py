@@ -31,8 +31,8 @@ ENDED = frozenset({CartState.EXPIRED, CartState.DELETED})
 class Cart(NamedTuple):
     """A cart without its items; the totals are kept as items change, so that no change reads the whole cart.
 
-    `etag_revision` is the revision at which a caller last changed the cart. `ttl_us` and `expire_time` are None if the cart
-    does not expire.
+    `etag_revision` is the revision at which a caller last changed the cart. `ttl_us` and `expire_time` are None if the
+    cart does not expire.
     """
 
     key: CartKey

@@ -95,8 +95,8 @@ class ClaimAction(Enum):
 class ClaimEvent:
     """`owner` did `action` under the claim `epoch`; `lease_expire_time` where it has the claim from then on.
 
-    RECORDED means that the bookkeeping (`due_time`, `lease_expire_time`, `attempt_count`) was written. A decision may be
-    merged under any epoch.
+    RECORDED means that the bookkeeping (`due_time`, `lease_expire_time`, `attempt_count`) was written. Any epoch
+    may merge a decision.
     """
 
     time: int
