@@ -29,7 +29,7 @@ from tests.simulation.seeds import run
 
 Patch = pytest.MonkeyPatch
 Mutant = Callable[[Patch], None]
-MAX_SEEDS = 50
+MAX_SEEDS = 25
 real_hold, real_release, real_record = transitions.hold, transitions.release, transitions.record_outcome
 
 
