@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from tests.invariants.history import Call, Dump, Outcome
+from tests.invariants.history import Call, CallOutcome, Dump
 from tests.invariants.operations import (
     READS,
     Operation,
@@ -33,18 +33,18 @@ def check_durable(calls: Sequence[Call], operations: Iterable[Operation], dump: 
 
 def _check_resolved(calls: Iterable[Call]) -> Iterator[str]:
     for call in calls:
-        if call.outcome is Outcome.UNKNOWN and not call.request_id and call.rpc not in READS:
-            yield f"{call.rpc} on {call.cart} at {call.invoked} had no request_id: nobody can tell what became of it"
+        if call.outcome is CallOutcome.UNKNOWN and not call.request_id and call.rpc not in READS:
+            yield f"{call.rpc} on {call.cart} at {call.invoked} had no request_id: its outcome cannot be resolved"
 
 
 def _check_kept(calls: Iterable[Call], dump: Dump) -> Iterator[str]:
     for (user, request_id), attempts in by_request_id(calls).items():
-        acknowledged = [attempt for attempt in attempts if attempt.outcome is Outcome.OK]
+        acknowledged = [attempt for attempt in attempts if attempt.outcome is CallOutcome.OK]
         has_reply = (user, request_id) in dump.replies
         if acknowledged and not has_reply:
-            yield f"{acknowledged[0].rpc} {request_id} of {user} was acknowledged, and its reply is gone"
-        if has_reply and all(attempt.outcome is Outcome.REFUSED for attempt in attempts):
-            yield f"{attempts[0].rpc} {request_id} of {user} was refused ({attempts[0].reason}), and took place"
+            yield f"{acknowledged[0].rpc} {request_id} of {user} was acknowledged, but its reply is not stored"
+        if has_reply and all(attempt.outcome is CallOutcome.REFUSED for attempt in attempts):
+            yield f"{attempts[0].rpc} {request_id} of {user} was refused ({attempts[0].reason}), but took effect"
 
 
 def _check_quantities(carts: dict[str, list[Operation]], dump: Dump) -> Iterator[str]:
@@ -53,7 +53,7 @@ def _check_quantities(carts: dict[str, list[Operation]], dump: Dump) -> Iterator
         found.setdefault(item.cart.name, {})[item.name] = item.quantity
     for name, items in found.items():
         if all(operation.rpc == "Expire" for operation in carts.get(name, ())):
-            yield f"{name} is there with {items}, and nobody has asked for it"
+            yield f"{name} exists with {items}, but no operation made it"
     for name, ordered in carts.items():
         expected: Quantities = {}
         for operation in ordered:
@@ -77,7 +77,7 @@ def check_replays(calls: Iterable[Call], dump: Dump) -> list[str]:
 
 
 def _check_attempts(name: str, attempts: Sequence[Call], stored: bytes | None) -> Iterator[str]:
-    answered = [attempt for attempt in attempts if attempt.outcome is Outcome.OK]
+    answered = [attempt for attempt in attempts if attempt.outcome is CallOutcome.OK]
     if not answered:
         return
     first = min(answered, key=lambda attempt: attempt.returned)
@@ -86,16 +86,16 @@ def _check_attempts(name: str, attempts: Sequence[Call], stored: bytes | None) -
         if body(attempt) != original:
             yield f"{name} was accepted with two bodies: {first.request!r} and {attempt.request!r}"
         elif _lasting(attempt) != reply:
-            yield f"{name} was answered {first.reply!r}, and when it was repeated {attempt.reply!r}"
+            yield f"{name} got {first.reply!r}, but {attempt.reply!r} when it was repeated"
     waited = any(_waits(attempt) for attempt in answered)
     if stored is not None and not waited and stored != first.reply:
-        yield f"{name} was answered {first.reply!r}, and {stored!r} is kept"
+        yield f"{name} got {first.reply!r}, but {stored!r} is stored"
     for attempt in attempts:
-        if attempt.outcome is not Outcome.REFUSED or attempt.invoked <= first.returned:
+        if attempt.outcome is not CallOutcome.REFUSED or attempt.invoked <= first.returned:
             continue
         same = body(attempt) == original
         if same and attempt.reason not in _NOT_TAKEN_IN:
-            yield f"{name} was acknowledged, and refused when it was repeated: {attempt.code} {attempt.reason}"
+            yield f"{name} was acknowledged, but refused when it was repeated: {attempt.code} {attempt.reason}"
         if not same and (attempt.code, attempt.reason) != REUSED and attempt.reason not in _NOT_TAKEN_IN:
             yield f"{name} was used for another body, which was refused with {attempt.code} {attempt.reason}"
 

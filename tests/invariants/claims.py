@@ -31,12 +31,12 @@ class _Claim:
         match event.action:
             case ClaimAction.CLAIMED:
                 if event.epoch <= self.epoch:
-                    yield f"a claim after epoch {self.epoch} does not raise it: {event}"
+                    yield f"a claim does not raise epoch {self.epoch}: {event}"
                 if event.time < self.until:
-                    yield f"{self.owner} has a claim until {self.until}, and there is another: {event}"
+                    yield f"{self.owner} has a claim until {self.until}, but another claim began: {event}"
                 self.owner = event.owner
             case action if action in _OWN and (event.epoch, event.owner) != (self.epoch, self.owner):
-                yield f"the claim is {self.owner or 'nobody'}'s with epoch {self.epoch}, and this was accepted: {event}"
+                yield f"{self.owner or 'no process'} has the claim with epoch {self.epoch}, but this was accepted: {event}"
             case _:
                 pass
         self.epoch = max(self.epoch, event.epoch)

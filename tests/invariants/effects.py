@@ -8,7 +8,7 @@ from cart_grpc.carts.model import Item, Line
 from cart_grpc.carts.progress import Progress, ProgressState, progress
 from cart_grpc.protocol.reservation import FINAL, Observed, Reservation
 from cart_grpc.simulator.stock import Levels
-from tests.invariants.history import Dump, Effect
+from tests.invariants.history import ApiEffect, Dump
 from tests.invariants.operations import Operation
 
 Owners = Mapping[str, str]
@@ -38,7 +38,7 @@ def _items(operation: Operation) -> Sequence[Any]:
     return found
 
 
-def check_one_live(effects: Iterable[Effect], behind: Owners, *, since: int = 0) -> list[str]:
+def check_one_live(effects: Iterable[ApiEffect], behind: Owners, *, since: int = 0) -> list[str]:
     """At every instant from `since` on, at most one reservation holds stock for what `behind` says is one thing.
 
     For a weaker contract, `since` is when all had come to rest.
@@ -68,7 +68,7 @@ def check_one_live(effects: Iterable[Effect], behind: Owners, *, since: int = 0)
     return list(violations.values())
 
 
-def check_no_orphans(effects: Iterable[Effect], behind: Owners, dump: Dump) -> list[str]:
+def check_no_orphans(effects: Iterable[ApiEffect], behind: Owners, dump: Dump) -> list[str]:
     """At quiescence what is held is an item's, what an item says it holds is held, and every reservation is known."""
     last = _last(effects)
     of_items = {item.reservation_id: item for item in dump.items}
@@ -76,15 +76,17 @@ def check_no_orphans(effects: Iterable[Effect], behind: Owners, dump: Dump) -> l
     violations = []
     for reservation_id, effect in last.items():
         if effect.granted_quantity and effect.state is not Observed.COMMITTED and reservation_id not in of_items:
-            violations.append(f"{reservation_id} holds {effect.granted_quantity} of {effect.sku} for nobody: {effect}")
+            violations.append(
+                f"{reservation_id} holds {effect.granted_quantity} of {effect.sku} without an item: {effect}"
+            )
         if reservation_id not in behind:
             violations.append(f"no answer and no row ever named {reservation_id}: {effect}")
         if reservation_id not in rows and effect.state not in FINAL:
-            violations.append(f"the row of {reservation_id} is gone before its end: {effect}")
+            violations.append(f"the row of {reservation_id} was deleted before its end: {effect}")
     forgotten = sorted(behind.keys() - last.keys() - rows)
-    violations += [f"{name} was made for {behind[name]}, and forgotten" for name in forgotten]
+    violations += [f"{name} was made for {behind[name]}, but has neither a row nor a decision" for name in forgotten]
     undecided = [row for row in dump.reservations if row.observed_revision and row.reservation_id not in last]
-    violations += [f"{row.reservation_id} was never decided, and its row says so: {row}" for row in undecided]
+    violations += [f"{row.reservation_id} was never decided, but its row has a decision: {row}" for row in undecided]
     return violations
 
 
@@ -94,7 +96,7 @@ def has_reason(_sku: str, reason: str) -> bool:
 
 
 def check_granted(
-    effects: Iterable[Effect],
+    effects: Iterable[ApiEffect],
     dump: Dump,
     now: int,
     may_refuse: Callable[[str, str], bool] = has_reason,
@@ -117,46 +119,46 @@ def check_granted(
 
 
 def _check_shown(
-    item: Item, seen: Progress, effect: Effect | None, may_refuse: Callable[[str, str], bool]
+    item: Item, seen: Progress, effect: ApiEffect | None, may_refuse: Callable[[str, str], bool]
 ) -> Iterator[str]:
     held = effect.granted_quantity if effect is not None else 0
     if seen.state not in (ProgressState.RESERVED, ProgressState.REJECTED, ProgressState.COMMITTED):
-        yield f"{item.name} is not at its end: {seen}"
+        yield f"{item.name} is not settled: {seen}"
         return
     if held != seen.reserved_quantity or (effect is not None and held and effect.sku != item.sku):
-        yield f"{item.name} shows {seen}, and this is what is reserved for it: {effect}"
+        yield f"{item.name} shows {seen}, but the API has {effect}"
     if seen.state is ProgressState.REJECTED:
         if not may_refuse(item.sku, seen.reason):
-            yield f"{item.name} was refused for no good reason: {seen}"
+            yield f"{item.name} was rejected without a valid reason: {seen}"
         if held >= item.quantity:
-            yield f"{item.name} is shown as refused, and all of it is held: {effect}"
+            yield f"{item.name} is shown as rejected, but all of it is held: {effect}"
     elif seen.reserved_quantity != item.quantity:
-        yield f"{item.name} has {item.quantity}, and {seen.state.name} are {seen.reserved_quantity}"
+        yield f"{item.name} has {item.quantity}, but {seen.reserved_quantity} are {seen.state.name}"
 
 
-def _check_observed(row: Reservation, effect: Effect | None, now: int) -> Iterator[str]:
+def _check_observed(row: Reservation, effect: ApiEffect | None, now: int) -> Iterator[str]:
     if effect is None or not row.settled:
         return
     lapsed = effect.state is not row.state and row.expire_time is not None and row.expire_time <= now
     observed = (row.observed_revision, row.state, row.granted_quantity)
     if not lapsed and observed != (effect.revision, effect.state, effect.granted_quantity):
-        yield f"{row.reservation_id} has observed {observed}, and what was decided last is {effect}"
+        yield f"{row.reservation_id} observed {observed}, but the last decision is {effect}"
     asked = (row.disposition, row.quantity)
     if effect.revision == row.revision and asked != (effect.disposition, effect.quantity):
-        yield f"{row.reservation_id} intends {asked} at revision {row.revision}, and {effect} was asked"
+        yield f"{row.reservation_id} intends {asked} at revision {row.revision}, but the API decided {effect}"
 
 
-def check_stock(effects: Iterable[Effect], initial: Mapping[str, int], left: Mapping[str, Levels]) -> list[str]:
+def check_stock(effects: Iterable[ApiEffect], initial: Mapping[str, int], left: Mapping[str, Levels]) -> list[str]:
     """No piece is made or lost: at each effect no more is taken than there is, and `left` is what remains at the end.
 
     `initial` is how many pieces of each sku there are altogether.
     """
     taken: dict[str, Counter[bool]] = {sku: Counter() for sku in initial}
-    before: dict[str, Effect] = {}
+    before: dict[str, ApiEffect] = {}
     violations = []
     for effect in effects:
         if effect.granted_quantity and effect.sku not in initial:
-            violations.append(f"there is no {effect.sku}, and it was granted: {effect}")
+            violations.append(f"{effect.sku} does not exist, but was granted: {effect}")
         for one, sign in ((before.get(effect.reservation_id), -1), (effect, 1)):
             if one is not None:
                 is_sold = one.state is Observed.COMMITTED
@@ -168,31 +170,31 @@ def check_stock(effects: Iterable[Effect], initial: Mapping[str, int], left: Map
         held, sold = taken[sku][False], taken[sku][True]
         expected = Levels(initial[sku] - held - sold, held, sold)
         if levels != expected:
-            violations.append(f"of {initial[sku]} {sku} there should be {expected}, and there are {levels}")
+            violations.append(f"of {initial[sku]} {sku} there should be {expected}, but there are {levels}")
     return violations
 
 
-def check_decisions(effects: Iterable[Effect]) -> list[str]:
+def check_decisions(effects: Iterable[ApiEffect]) -> list[str]:
     """From one decision of a reservation to the next: revisions rise, what is final stays, no hold ends early."""
-    last: dict[str, Effect] = {}
+    last: dict[str, ApiEffect] = {}
     violations = []
     for after in effects:
         before = last.get(after.reservation_id)
         last[after.reservation_id] = after
         if after.state is Observed.RELEASED and after.granted_quantity:
-            violations.append(f"what is released holds something: {after}")
+            violations.append(f"a released reservation holds stock: {after}")
         if before is None:
             continue
         if after.revision < before.revision or (after.revision == before.revision and not _lapsed(before, after)):
             violations.append(f"revision {after.revision} was decided after {before.revision}: {after}")
         if before.state in FINAL and (after.state, after.granted_quantity) != (before.state, before.granted_quantity):
-            violations.append(f"{before} was final, and became {after}")
+            violations.append(f"{before} was final, but became {after}")
         if _lapsed(before, after) and (before.expire_time is None or after.time < before.expire_time):
-            violations.append(f"a hold ended before its time: {before}, then {after}")
+            violations.append(f"a hold expired too early: {before}, then {after}")
     return violations
 
 
-def _lapsed(before: Effect, after: Effect) -> bool:
+def _lapsed(before: ApiEffect, after: ApiEffect) -> bool:
     """Whether `after` is the end of a hold that ran out, at the revision that was decided last."""
     return (
         after.revision == before.revision
@@ -201,5 +203,5 @@ def _lapsed(before: Effect, after: Effect) -> bool:
     )
 
 
-def _last(effects: Iterable[Effect]) -> dict[str, Effect]:
+def _last(effects: Iterable[ApiEffect]) -> dict[str, ApiEffect]:
     return {effect.reservation_id: effect for effect in effects}

@@ -1,7 +1,7 @@
 """What a run leaves behind for the checkers: records of what callers, the Reservation API and the database saw.
 
-All times are int microseconds. Callers' times are of one monotonic clock for all callers; an Effect's and a
-Delivery's are the Reservation API's; a ClaimEvent's and a Written's are the database's. Every list is in the order in
+All times are int microseconds. Callers' times are of one monotonic clock for all callers; an ApiEffect's and a
+Delivery's are the Reservation API's; a ClaimEvent's and a RowVersion's are the database's. Every list is in the order in
 which things happened.
 """
 
@@ -14,7 +14,7 @@ from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from cart_grpc.simulator.stock import Decided, Entry
 
 
-class Outcome(Enum):
+class CallOutcome(Enum):
     """How an attempt ended: UNKNOWN is any end that does not tell whether it had its effect."""
 
     OK = "ok"
@@ -37,7 +37,7 @@ class Call:
     request_id: str
     invoked: int
     returned: int
-    outcome: Outcome
+    outcome: CallOutcome
     code: str = ""
     reason: str = ""
     reply: bytes = b""
@@ -49,7 +49,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Effect:
+class ApiEffect:
     """One decision of the Reservation API, or the end of a hold that ran out: from `time` on the reservation is so.
 
     `quantity` and `disposition` are what was asked at `revision`; `granted_quantity` pieces of `sku` are held, or sold
@@ -108,7 +108,7 @@ class ClaimEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class RowVersion:
     """A row as a transaction left it."""
 
     time: int
@@ -125,14 +125,14 @@ class Dump:
     replies: Mapping[tuple[str, str], bytes]
 
 
-def effects_of(entries: Iterable[Entry]) -> list[Effect]:
+def effects_of(entries: Iterable[Entry]) -> list[ApiEffect]:
     """The effects in the simulator's journal."""
     return [_effect(entry) for entry in entries if isinstance(entry, Decided)]
 
 
-def _effect(entry: Decided) -> Effect:
+def _effect(entry: Decided) -> ApiEffect:
     record = entry.reservation
-    return Effect(
+    return ApiEffect(
         time=entry.time,
         reservation_id=record.intent.reservation_id,
         revision=record.intent.revision,

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from cart_grpc.carts.model import ENDED, Cart, CartState
 from cart_grpc.names import item_id_of
-from tests.invariants.history import Call, Outcome, Written
+from tests.invariants.history import Call, CallOutcome, RowVersion
 
 FOREVER = 1 << 62
 READS = frozenset({"GetCart"})
@@ -51,7 +51,7 @@ class Operation:
 
 def parse(call: Call) -> tuple[Any, Any]:
     """The messages of a call; the reply is None where there is none."""
-    return _request(call), _reply(call.rpc, call.reply) if call.outcome is Outcome.OK else None
+    return _request(call), _reply(call.rpc, call.reply) if call.outcome is CallOutcome.OK else None
 
 
 def _request(call: Call) -> Any:
@@ -85,10 +85,10 @@ def took_place(calls: Iterable[Call], replies: Mapping[tuple[str, str], bytes]) 
     """The operations that had an answer, and those whose answer only the database has: `replies`."""
     calls = list(calls)
     operations = [
-        _operation([call], call.reply) for call in calls if not call.request_id and call.outcome is Outcome.OK
+        _operation([call], call.reply) for call in calls if not call.request_id and call.outcome is CallOutcome.OK
     ]
     for key, attempts in by_request_id(calls).items():
-        answers = [attempt.reply for attempt in attempts if attempt.outcome is Outcome.OK]
+        answers = [attempt.reply for attempt in attempts if attempt.outcome is CallOutcome.OK]
         stored = replies.get(key)
         if answers or stored is not None:
             operations.append(_operation(attempts, answers[0] if answers else stored or b""))
@@ -97,7 +97,7 @@ def took_place(calls: Iterable[Call], replies: Mapping[tuple[str, str], bytes]) 
 
 def _operation(attempts: Sequence[Call], raw: bytes) -> Operation:
     first = min(attempts, key=lambda attempt: attempt.invoked)
-    answered = [attempt for attempt in attempts if attempt.outcome is Outcome.OK]
+    answered = [attempt for attempt in attempts if attempt.outcome is CallOutcome.OK]
     # Where several bodies went out under one id, that which was answered is the operation.
     call = answered[0] if answered else first
     request, reply = _request(call), _reply(call.rpc, raw)
@@ -121,7 +121,7 @@ def _etag_revision(etag: str) -> int:
     return int(etag.strip('"').rpartition("-")[2] or "0", 16)
 
 
-def expiries(written: Iterable[Written], operations: Iterable[Operation]) -> list[Operation]:
+def expiries(written: Iterable[RowVersion], operations: Iterable[Operation]) -> list[Operation]:
     """The ends of carts that were left alone, which nobody asked for, from the rows of carts as they were written."""
     deleted: defaultdict[str, list[int]] = defaultdict(list)
     for operation in operations:

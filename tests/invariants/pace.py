@@ -4,12 +4,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from cart_grpc.protocol.reservation import Reservation
-from tests.invariants.history import Delivery, Written
+from tests.invariants.history import Delivery, RowVersion
 
 SECOND = 1_000_000
 
 
-def check_ends(written: Iterable[Written], healthy_at: int, bound: int, now: int) -> list[str]:
+def check_ends(written: Iterable[RowVersion], healthy_at: int, bound: int, now: int) -> list[str]:
     """Whatever is intended is settled within `bound` of its being intended, or of `healthy_at` where that is later.
 
     `now` is the database's time when the last row was read. A new intent of a caller begins a new wait, what the

@@ -65,9 +65,9 @@ class _Cart:
 
     def _change(self, change: Operation, before: int) -> Iterator[str]:
         if change.rpc == "RemoveItem" and change.request.name not in self._quantities:
-            yield f"{change} removed what was not there"
+            yield f"{change} removed an item that did not exist"
         if change.rpc == "UpdateItem" and change.request.item.name not in self._quantities:
-            yield f"{change} updated what was not there"
+            yield f"{change} updated an item that did not exist"
         if change.expected_etag not in (None, before):
             yield f"{change} expected the etag of {change.expected_etag}, but {before} was the last change"
         apply(self._quantities, change)
@@ -80,7 +80,7 @@ class _Cart:
 
     def _look(self, other: Operation, change: Operation | None) -> Iterator[str]:
         if other.rpc in CHANGES or _must_change(other, self._quantities):
-            made = f"which {change} made" if change else "which nobody made"
+            made = f"that {change} made" if change else "that no operation made"
             yield f"{other} changed something, but was answered with a revision {made}"
             return
         if other.etag != self._last_change:
@@ -123,7 +123,7 @@ def _check_real_time(sequence: Sequence[Sequence[Operation]]) -> Iterator[str]:
     for members in reversed(sequence):
         for one in members:
             if earliest is not None and one.rpc != "Expire" and earliest.returned < one.invoked:
-                yield f"{earliest} was answered before {one} was invoked, which it follows"
+                yield f"{earliest} was answered before {one} began, but follows it"
         first = min(members, key=lambda one: one.returned)
         if earliest is None or first.returned < earliest.returned:
             earliest = first

@@ -15,7 +15,7 @@ from tests.invariants.effects import (
     has_reason,
     owners,
 )
-from tests.invariants.history import Call, ClaimEvent, Dump, Effect, Written
+from tests.invariants.history import ApiEffect, Call, ClaimEvent, Dump, RowVersion
 from tests.invariants.operations import expiries, took_place
 from tests.invariants.revisions import check_revisions
 from tests.invariants.rows import check_atomic, check_rising, check_settled
@@ -31,13 +31,13 @@ class Run:
     """
 
     calls: Sequence[Call]
-    effects: Sequence[Effect]
+    effects: Sequence[ApiEffect]
     dump: Dump
     now: int
     stock: Mapping[str, int]
     levels: Mapping[str, Levels]
     claims: Sequence[ClaimEvent] = ()
-    written: Sequence[Written] = ()
+    written: Sequence[RowVersion] = ()
 
 
 def check_run(run: Run, may_refuse: Callable[[str, str], bool] = has_reason) -> list[str]:
@@ -46,7 +46,7 @@ def check_run(run: Run, may_refuse: Callable[[str, str], bool] = has_reason) -> 
     What depends on when things went wrong is in `pace`.
     """
     operations = took_place(run.calls, run.dump.replies)
-    at_rest = [Written(run.now, cart) for cart in run.dump.carts]
+    at_rest = [RowVersion(run.now, cart) for cart in run.dump.carts]
     operations += expiries([*run.written, *at_rest], operations)
     behind, used_twice = owners(operations, run.dump)
     return [

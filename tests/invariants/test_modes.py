@@ -11,11 +11,11 @@ from cart_grpc.protocol.reservation import Disposition, Observed
 from tests.carts.examples import KEY, NOW
 from tests.invariants.callers import check_replays
 from tests.invariants.effects import check_one_live
-from tests.invariants.history import Call, Dump, Effect, Outcome, Written
+from tests.invariants.history import ApiEffect, Call, CallOutcome, Dump, RowVersion
 from tests.invariants.operations import Operation, expiries
 
 State = cart_pb2.Reservation.State
-HELD = Effect(10, "r-1", 1, Disposition.HOLD, "beans", 2, Observed.HELD, 2, 1_000)
+HELD = ApiEffect(10, "r-1", 1, Disposition.HOLD, "beans", 2, Observed.HELD, 2, 1_000)
 SECOND = replace(HELD, time=20, reservation_id="r-2")
 RELEASED = replace(HELD, time=30, revision=2, state=Observed.RELEASED, granted_quantity=0)
 BEHIND = {"r-1": "item", "r-2": "item"}
@@ -40,7 +40,7 @@ def _waiting(quantity: int, state: cart_pb2.Reservation.State.ValueType) -> Call
         quantity=quantity, reservation=cart_pb2.Reservation(state=state), reconciling=state == State.STATE_PENDING
     )
     reply = cart_service_pb2.AddItemResponse(item=item).SerializeToString()
-    return Call(KEY.name, "AddItem", request.SerializeToString(), "once", 0, 1, Outcome.OK, "OK", reply=reply)
+    return Call(KEY.name, "AddItem", request.SerializeToString(), "once", 0, 1, CallOutcome.OK, "OK", reply=reply)
 
 
 def test_a_replay_that_waits_shows_the_reservation_as_it_is_by_then_and_all_else_as_it_was() -> None:
@@ -54,9 +54,9 @@ def test_a_replay_that_waits_shows_the_reservation_as_it_is_by_then_and_all_else
     assert len(check_replays([pending, other], nothing)) == 1
 
 
-def _cart(uid: str, revision: int, state: CartState = CartState.ACTIVE) -> Written:
+def _cart(uid: str, revision: int, state: CartState = CartState.ACTIVE) -> RowVersion:
     cart = Cart(KEY, uid, state, {}, "", None, 0, 0, 0, revision, revision, NOW, NOW)
-    return Written(NOW, cart)
+    return RowVersion(NOW, cart)
 
 
 def _delete(revision: int) -> Operation:

@@ -6,7 +6,7 @@ import pytest
 
 from cart_grpc.protocol.reservation import Observed, Reservation
 from tests.carts.examples import a_held, a_hold
-from tests.invariants.history import Delivery, Written
+from tests.invariants.history import Delivery, RowVersion
 from tests.invariants.pace import check_backlog, check_calls, check_ends, check_probes
 
 SECOND = 1_000_000
@@ -24,23 +24,23 @@ def _again(row: Reservation, *, by_caller: bool) -> Reservation:
 
 
 def test_what_is_settled_within_the_bound_passes() -> None:
-    written = [Written(0, PENDING), Written(HEALTHY + BOUND, _settled(PENDING))]
+    written = [RowVersion(0, PENDING), RowVersion(HEALTHY + BOUND, _settled(PENDING))]
     assert check_ends(written, HEALTHY, BOUND, HEALTHY + BOUND) == []
 
 
 def test_what_is_settled_after_the_bound_is_late() -> None:
-    written = [Written(0, PENDING), Written(HEALTHY + BOUND + 1, _settled(PENDING))]
+    written = [RowVersion(0, PENDING), RowVersion(HEALTHY + BOUND + 1, _settled(PENDING))]
     assert len(check_ends(written, HEALTHY, BOUND, HEALTHY + BOUND + 1)) == 1
 
 
 def test_what_is_intended_later_has_its_time_from_then() -> None:
     later = HEALTHY + 50 * SECOND
-    written = [Written(later, PENDING), Written(later + BOUND, _settled(PENDING))]
+    written = [RowVersion(later, PENDING), RowVersion(later + BOUND, _settled(PENDING))]
     assert check_ends(written, HEALTHY, BOUND, later + BOUND) == []
 
 
 def test_what_is_never_settled_is_late_once_the_bound_has_passed() -> None:
-    written = [Written(HEALTHY, PENDING)]
+    written = [RowVersion(HEALTHY, PENDING)]
     assert check_ends(written, HEALTHY, BOUND, HEALTHY + BOUND) == []
     assert len(check_ends(written, HEALTHY, BOUND, HEALTHY + BOUND + 1)) == 1
 
@@ -51,9 +51,9 @@ def test_a_new_intent_begins_a_new_wait_unless_the_reconciler_made_it(by_caller:
     if not by_caller:
         again = again._replace(intent_revision=again.revision, seal_reason="NOT_TODAY")
     written = [
-        Written(HEALTHY, PENDING),
-        Written(HEALTHY + BOUND // 2, again),
-        Written(HEALTHY + BOUND + BOUND // 2, _settled(again)),
+        RowVersion(HEALTHY, PENDING),
+        RowVersion(HEALTHY + BOUND // 2, again),
+        RowVersion(HEALTHY + BOUND + BOUND // 2, _settled(again)),
     ]
     assert len(check_ends(written, HEALTHY, BOUND, HEALTHY + 2 * BOUND)) == late
 
@@ -62,9 +62,9 @@ def test_a_renewal_has_its_time_too() -> None:
     held = a_held()
     renewal = _again(held, by_caller=False)
     written = [
-        Written(HEALTHY, held),
-        Written(HEALTHY + SECOND, renewal),
-        Written(HEALTHY + 2 * BOUND, _settled(renewal)),
+        RowVersion(HEALTHY, held),
+        RowVersion(HEALTHY + SECOND, renewal),
+        RowVersion(HEALTHY + 2 * BOUND, _settled(renewal)),
     ]
     assert len(check_ends(written, HEALTHY, BOUND, HEALTHY + 2 * BOUND)) == 1
 

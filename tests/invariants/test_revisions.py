@@ -53,36 +53,36 @@ def _step(quantities: Quantities, kind: str, sku: str, quantity: int) -> Quantit
     return {other: held for other, held in quantities.items() if other != name}
 
 
-def a_window(numbers: random.Random, count: int) -> list[Operation]:
+def a_window(rng: random.Random, count: int) -> list[Operation]:
     """A history that was linearizable until, now and then, something in it was changed."""
     revision = etag = 0
     quantities: Quantities = {}
     window: list[Operation] = []
     while len(window) < count:
-        kind = numbers.choice(("AddItem", "AddItem", "UpdateItem", "RemoveItem", "GetCart"))
-        sku, quantity, expected = numbers.choice("xy"), numbers.randint(1, 2), etag
+        kind = rng.choice(("AddItem", "AddItem", "UpdateItem", "RemoveItem", "GetCart"))
+        sku, quantity, expected = rng.choice("xy"), rng.randint(1, 2), etag
         after = _step(quantities, kind, sku, quantity)
         if after is None:
             continue
         # The reconciler raises revisions too.
-        revision += numbers.choice((0, 0, 1))
+        revision += rng.choice((0, 0, 1))
         if kind == "AddItem" or after != quantities:
             revision = etag = revision + 1
         quantities = after
         at = 10 * len(window)
         one = _operation(kind, sku, quantity, revision, etag, quantities)
-        one = replace(one, invoked=at - numbers.randint(0, 25), returned=at + numbers.randint(0, 25))
-        window.append(replace(one, expected_etag=expected) if numbers.random() < 0.2 else one)
-    for _ in range(numbers.choice((0, 1, 1, 2))):
-        index = numbers.randrange(count)
-        window[index] = _spoiled(numbers, window[index])
-    numbers.shuffle(window)
+        one = replace(one, invoked=at - rng.randint(0, 25), returned=at + rng.randint(0, 25))
+        window.append(replace(one, expected_etag=expected) if rng.random() < 0.2 else one)
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        index = rng.randrange(count)
+        window[index] = _spoiled(rng, window[index])
+    rng.shuffle(window)
     return window
 
 
-def _spoiled(numbers: random.Random, one: Operation) -> Operation:
-    shift = numbers.choice((-2, -1, 1, 2))
-    match numbers.randrange(5):
+def _spoiled(rng: random.Random, one: Operation) -> Operation:
+    shift = rng.choice((-2, -1, 1, 2))
+    match rng.randrange(5):
         case 0:
             return replace(one, revision=max(1, one.revision + shift))
         case 1:
@@ -146,8 +146,8 @@ def _asked(one: Operation) -> tuple[str, int]:
 
 @settings(max_examples=500, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, 8))
-def test_revisions_are_wrong_exactly_where_no_order_explains_the_answers(numbers: random.Random, count: int) -> None:
-    window = a_window(numbers, count)
+def test_revisions_are_wrong_exactly_where_no_order_explains_the_answers(rng: random.Random, count: int) -> None:
+    window = a_window(rng, count)
     said = check_revisions(window)
     assert (said == []) == explained(window), (said, [str(one) for one in window])
 
