@@ -1,4 +1,4 @@
-"""What was really reserved: by the effects that the Reservation API had, against what the database says."""
+"""Invariants of stock: compares the decisions of the Reservation API with the database."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ Owners = Mapping[str, str]
 
 
 def owners(operations: Iterable[Operation], dump: Dump) -> tuple[dict[str, str], list[str]]:
-    """The item's name behind each reservation id that any answer or row ever named, and ids used for two items."""
+    """The item's name for each reservation id in any answer or row, and a violation for each id used for two items."""
     found: dict[str, str] = {}
     violations = []
     named = [(row.reservation_id, row.cart.item_name(row.item_id)) for row in dump.reservations]
@@ -39,9 +39,9 @@ def _items(operation: Operation) -> Sequence[Any]:
 
 
 def check_one_live(effects: Iterable[ApiEffect], behind: Owners, *, since: int = 0) -> list[str]:
-    """At every instant from `since` on, at most one reservation holds stock for what `behind` says is one thing.
+    """At every instant from `since` on, at most one reservation holds stock for one item. `behind` maps ids to items.
 
-    For a weaker contract, `since` is when all had come to rest.
+    For a weaker contract, `since` is the time at which everything had settled.
     """
     live: defaultdict[str, set[str]] = defaultdict(set)
     violations: dict[frozenset[str], str] = {}
@@ -69,7 +69,7 @@ def check_one_live(effects: Iterable[ApiEffect], behind: Owners, *, since: int =
 
 
 def check_no_orphans(effects: Iterable[ApiEffect], behind: Owners, dump: Dump) -> list[str]:
-    """At quiescence what is held is an item's, what an item says it holds is held, and every reservation is known."""
+    """At quiescence, only items hold stock, and every reservation is known to the database."""
     last = _last(effects)
     of_items = {item.reservation_id: item for item in dump.items}
     rows = {row.reservation_id for row in dump.reservations}
@@ -91,7 +91,7 @@ def check_no_orphans(effects: Iterable[ApiEffect], behind: Owners, dump: Dump) -
 
 
 def has_reason(_sku: str, reason: str) -> bool:
-    """Any refusal will do that says more than that it is one."""
+    """Whether the rejection has a reason that says more than its state."""
     return reason not in ("", *Observed.__members__)
 
 
@@ -99,12 +99,12 @@ def check_granted(
     effects: Iterable[ApiEffect],
     dump: Dump,
     now: int,
-    may_refuse: Callable[[str, str], bool] = has_reason,
+    may_reject: Callable[[str, str], bool] = has_reason,
 ) -> list[str]:
-    """At quiescence, at the database's time `now`, each item's reservation is at its end and is what it shows.
+    """At quiescence, at the database's time `now`, each item is settled and holds exactly the quantity that it shows.
 
-    RESERVED means that exactly the item's quantity is held, REJECTED that exactly what it says is held, with a reason
-    that `may_refuse(sku, reason)`. Every row has observed what was really decided last.
+    RESERVED means that the item's quantity is held. REJECTED means that the quantity shown is held, and that
+    `may_reject(sku, reason)` is true. Every row has observed the API's last decision.
     """
     last = _last(effects)
     rows = {row.reservation_id: row for row in dump.reservations}
@@ -112,14 +112,14 @@ def check_granted(
     for item in dump.items:
         row, effect = rows.get(item.reservation_id), last.get(item.reservation_id)
         if row is not None:
-            violations.extend(_check_shown(item, progress(Line(item, row), now), effect, may_refuse))
+            violations.extend(_check_shown(item, progress(Line(item, row), now), effect, may_reject))
     for row in dump.reservations:
         violations.extend(_check_observed(row, last.get(row.reservation_id), now))
     return violations
 
 
 def _check_shown(
-    item: Item, seen: Progress, effect: ApiEffect | None, may_refuse: Callable[[str, str], bool]
+    item: Item, seen: Progress, effect: ApiEffect | None, may_reject: Callable[[str, str], bool]
 ) -> Iterator[str]:
     held = effect.granted_quantity if effect is not None else 0
     if seen.state not in (ProgressState.RESERVED, ProgressState.REJECTED, ProgressState.COMMITTED):
@@ -128,7 +128,7 @@ def _check_shown(
     if held != seen.reserved_quantity or (effect is not None and held and effect.sku != item.sku):
         yield f"{item.name} shows {seen}, but the API has {effect}"
     if seen.state is ProgressState.REJECTED:
-        if not may_refuse(item.sku, seen.reason):
+        if not may_reject(item.sku, seen.reason):
             yield f"{item.name} was rejected without a valid reason: {seen}"
         if held >= item.quantity:
             yield f"{item.name} is shown as rejected, but all of it is held: {effect}"
@@ -149,9 +149,9 @@ def _check_observed(row: Reservation, effect: ApiEffect | None, now: int) -> Ite
 
 
 def check_stock(effects: Iterable[ApiEffect], initial: Mapping[str, int], left: Mapping[str, Levels]) -> list[str]:
-    """No piece is made or lost: at each effect no more is taken than there is, and `left` is what remains at the end.
+    """Stock is conserved: no decision grants more than exists, and `left` is the stock at the end, by sku.
 
-    `initial` is how many pieces of each sku there are altogether.
+    `initial` is the stock at the beginning, by sku.
     """
     taken: dict[str, Counter[bool]] = {sku: Counter() for sku in initial}
     before: dict[str, ApiEffect] = {}
@@ -175,7 +175,7 @@ def check_stock(effects: Iterable[ApiEffect], initial: Mapping[str, int], left: 
 
 
 def check_decisions(effects: Iterable[ApiEffect]) -> list[str]:
-    """From one decision of a reservation to the next: revisions rise, what is final stays, no hold ends early."""
+    """From one decision on a reservation to the next: revisions rise, final states stay, no hold expires early."""
     last: dict[str, ApiEffect] = {}
     violations = []
     for after in effects:
@@ -195,7 +195,7 @@ def check_decisions(effects: Iterable[ApiEffect]) -> list[str]:
 
 
 def _lapsed(before: ApiEffect, after: ApiEffect) -> bool:
-    """Whether `after` is the end of a hold that ran out, at the revision that was decided last."""
+    """Whether `after` is the expiry of a hold, at the revision decided last."""
     return (
         after.revision == before.revision
         and before.state in (Observed.HELD, Observed.REJECTED)

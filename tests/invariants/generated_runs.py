@@ -1,4 +1,4 @@
-"""Histories in which nothing is wrong: the real rules, one thing at a time, with lost replies, retries and renewals."""
+"""Runs without violations: the product's rules, one step at a time, with lost replies, retries and renewals."""
 
 import random
 from collections.abc import Coroutine
@@ -37,7 +37,7 @@ LIMITS = Limits(hold_ttl_us=60 * SECOND, cart_ttl_us=3_600 * SECOND)
 
 
 class RunGenerator:
-    """A service, its database in memory, its callers and its Reservation API, in one thread and one random order."""
+    """Generates a run: a service with its tables in memory, callers and a Reservation API, in one random order."""
 
     def __init__(self, seed: object) -> None:
         self.rng = random.Random(str(seed))
@@ -68,7 +68,7 @@ class RunGenerator:
         return make_cart_json(cart, lines, self.now)
 
     def _write(self, command: Any) -> Any:
-        """Run one command, and note which rows it wrote and whose claims it took away."""
+        """Run one command. Record the rows that it wrote and the claims that it ended."""
         unit = self._unit_of_work
         before = dict(unit.reservations)
         answer = command.run(unit, self.now, self._new_id)
@@ -101,7 +101,7 @@ class RunGenerator:
         return f"id-{self._count:08x}"
 
     def step(self) -> None:
-        """A caller's operation, or a piece of the reconciler's work."""
+        """One operation of a caller, one claim, or the end of one call."""
         self.now += self.rng.randint(1, 2 * SECOND)
         kind = self.rng.random()
         if kind < 0.45:
@@ -150,12 +150,12 @@ class RunGenerator:
         request = requests[rpc][1]
         row = self._unit_of_work.carts.get(_key(cart))
         if rpc != "GetCart" and row is not None and self.rng.random() < 0.1:
-            # Now and then one of yesterday.
+            # Sometimes an old etag.
             request.etag = row._replace(etag_revision=row.etag_revision - self.rng.choice((0, 0, 1))).etag
         return rpc, request
 
     def _call(self, cart: str, rpc: str, request: Any, *, lost: bool = False) -> None:
-        """One attempt; where it is `lost`, before or after its effect, another follows at once."""
+        """One attempt. If it is `lost`, before or after its effect, another attempt follows at once."""
         invoked, reply, code, reason = self.now, b"", "", ""
         outcome = CallOutcome.UNKNOWN
         self.now += self.rng.randint(1, SECOND // 10)
@@ -202,7 +202,7 @@ class RunGenerator:
         self._claim_event(row, action, _owner(row))
 
     def _finish(self, claimed: Reservation) -> None:
-        """The call for a claim takes effect, or does not, and its outcome is recorded, or the claim is handed back."""
+        """End the call of a claim and record its outcome, or hand the claim back."""
         row = self._unit_of_work.reservations[claimed.reservation_id]
         kind = self.rng.random()
         if kind < 0.1 and row.lease_epoch == claimed.lease_epoch and row.lease_expire_time is not None:
@@ -229,7 +229,7 @@ class RunGenerator:
         return _decision(decided)
 
     def settle(self) -> None:
-        """Expire what was left alone, and let the reconciler work until nothing is left to do."""
+        """Expire some carts, then let the reconciler work until everything is settled."""
         for key, cart in list(self._unit_of_work.carts.items()):
             if self.rng.random() < 0.2 and cart.expire_time is not None:
                 self.now = max(self.now, cart.expire_time)
@@ -248,7 +248,7 @@ class RunGenerator:
         return row.settled and (row.due_time is None or (row.expire_time or 0) > self.now + margin)
 
     def run(self, steps: int) -> Run:
-        """The history of so many steps and of what it took to come to rest."""
+        """The history of `steps` random steps, and of settling afterwards."""
         for _ in range(steps):
             self.step()
         self.settle()
@@ -262,12 +262,12 @@ class RunGenerator:
 
 
 def _completed(call: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine that is still waiting returns."""
+    """The result of a coroutine that never waits."""
     try:
         call.send(None)
     except StopIteration as end:
         return end.value
-    raise AssertionError("it waits for something")
+    raise AssertionError("the coroutine waits")
 
 
 def _owner(claimed: Reservation) -> str:

@@ -1,4 +1,4 @@
-"""The tables agree with each other: an item has its reservation, its cart and its reply, and each of these has it."""
+"""Invariants between tables: items, reservations, carts and replies agree with each other."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +12,7 @@ RISING = ("revision", "intent_revision", "observed_revision", "lease_epoch")
 
 
 def check_atomic(operations: Iterable[Operation], dump: Dump) -> list[str]:
-    """Item, reservation, reply and revision were written together: none is there without the others."""
+    """Each operation wrote its item, reservation, reply and revision atomically: none exists without the others."""
     operations = list(operations)
     rows = {row.reservation_id: row for row in dump.reservations}
     return [
@@ -43,7 +43,7 @@ def _check_items(dump: Dump, rows: Mapping[str, Reservation]) -> Iterator[str]:
 
 def _check_intent(item: Item, row: Reservation) -> Iterator[str]:
     if row.seal_reason:
-        # Sealed: what is intended is what was granted, or nothing.
+        # Sealed: the intent is the granted quantity, or RELEASE.
         if row.disposition is Disposition.HOLD and row.quantity > item.quantity:
             yield f"{item.name} has {item.quantity}, but its sealed hold keeps {row.quantity}: {row}"
     elif row.disposition is Disposition.RELEASE:
@@ -95,7 +95,7 @@ def _check_replies(operations: Iterable[Operation], dump: Dump) -> Iterator[str]
 
 
 def check_settled(dump: Dump) -> list[str]:
-    """At quiescence nothing is left to do, but to renew what is held."""
+    """At quiescence, only renewals of holds are left to do."""
     violations = []
     for row in dump.reservations:
         if not row.settled:
@@ -110,7 +110,7 @@ def check_settled(dump: Dump) -> list[str]:
 
 
 def check_rising(written: Iterable[RowVersion]) -> list[str]:
-    """In every row, from one version to the next: what only rises never falls, what is final never leaves."""
+    """From one version of a row to the next: revisions never fall, and final states never change."""
     last: dict[str, Cart | Reservation] = {}
     violations: list[str] = []
     for after in (one.row for one in written):

@@ -1,4 +1,4 @@
-"""A run in which nothing is wrong is not complained of, and whatever is wrong with one is."""
+"""The checks accept every generated run, and report every corruption of one."""
 
 import random
 from collections import Counter
@@ -27,11 +27,11 @@ def a_run(seed: int) -> Run:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_run_in_which_nothing_is_wrong_passes(seed: int) -> None:
+def test_a_generated_run_has_no_violations(seed: int) -> None:
     assert check_run(a_run(seed)) == []
 
 
-def test_the_runs_that_pass_have_had_their_share_of_everything() -> None:
+def test_the_generated_runs_cover_all_states_refusals_and_claim_events() -> None:
     runs = [a_run(seed) for seed in SEEDS]
     reasons = Counter(call.reason for run in runs for call in run.calls)
     assert reasons.keys() >= {"REQUEST_ID_REUSED", "ETAG_MISMATCH", "ITEM_NOT_FOUND", "CART_CLOSED"}
@@ -46,7 +46,7 @@ def test_the_runs_that_pass_have_had_their_share_of_everything() -> None:
 
 
 def corrupted(name: str, seed: int, rng: random.Random) -> Run | None:
-    """The run with one thing wrong, None where it has nothing that could be."""
+    """The corrupted run, or None if the corruption does not apply to it."""
     try:
         return CORRUPTIONS[name][0](a_run(seed), rng)
     except NotApplicable:
@@ -54,16 +54,16 @@ def corrupted(name: str, seed: int, rng: random.Random) -> Run | None:
 
 
 @pytest.mark.parametrize("name", sorted(CORRUPTIONS))
-def test_what_is_wrong_is_said(name: str) -> None:
-    wrong = [run for seed in SEEDS if (run := corrupted(name, seed, random.Random(seed)))]
-    assert wrong
-    for run in wrong[:5]:
-        said = check_run(run)
-        assert any(CORRUPTIONS[name][1].search(sentence) for sentence in said), said
+def test_each_corruption_is_reported_with_its_message(name: str) -> None:
+    corrupt = [run for seed in SEEDS if (run := corrupted(name, seed, random.Random(seed)))]
+    assert corrupt
+    for run in corrupt[:5]:
+        violations = check_run(run)
+        assert any(CORRUPTIONS[name][1].search(violation) for violation in violations), violations
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(sorted(CORRUPTIONS)), st.sampled_from(SEEDS), st.randoms(use_true_random=False))
-def test_nothing_that_is_wrong_goes_unnoticed(name: str, seed: int, rng: random.Random) -> None:
-    wrong = corrupted(name, seed, rng)
-    assert wrong is None or check_run(wrong)
+def test_every_corruption_of_every_run_is_reported(name: str, seed: int, rng: random.Random) -> None:
+    corrupt = corrupted(name, seed, rng)
+    assert corrupt is None or check_run(corrupt)

@@ -1,1 +1,1 @@
-"""Runs that are wrong in one known way each."""
+"""Corruptions of a run: each breaks one invariant in a known way."""

@@ -1,4 +1,4 @@
-"""What callers were promised, and did not get."""
+"""Corruptions of calls and replies."""
 
 import random
 from dataclasses import replace

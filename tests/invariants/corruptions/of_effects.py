@@ -1,4 +1,4 @@
-"""Reservations that are not what the carts say, and stock that is not what was taken."""
+"""Corruptions of reservations and stock."""
 
 import random
 from dataclasses import replace
@@ -15,7 +15,7 @@ def _last(run: Run) -> dict[str, ApiEffect]:
 
 
 def _held(run: Run, rng: random.Random) -> tuple[Reservation, ApiEffect]:
-    """A row that is RESERVED, and the last effect of it."""
+    """A row that is HELD, and its last effect."""
     rows = {row.reservation_id: row for row in run.dump.reservations}
     held = [(rows[name], one) for name, one in _last(run).items() if one.state is Observed.HELD and name in rows]
     return pick(rng, held)

@@ -1,4 +1,4 @@
-"""Operations in an order in which they cannot have been."""
+"""Corruptions of the order of operations."""
 
 import random
 from dataclasses import replace
@@ -14,7 +14,7 @@ from tests.invariants.run import Run
 
 
 def _reply_again(run: Run, call: Call, **values: Any) -> Run:
-    """`call` answered otherwise, in all its attempts and in the database."""
+    """The run with another reply of `call`, in all its attempts and in the database."""
     _, reply = parse(call)
     target = reply.cart if "cart" in reply.DESCRIPTOR.fields_by_name else reply
     for name, value in values.items():
@@ -30,7 +30,7 @@ def _reply_again(run: Run, call: Call, **values: Any) -> Run:
 
 
 def _neighbours(run: Run, rng: random.Random) -> tuple[Call, Call]:
-    """The answers of two changes of one cart, one after the other, the first answered before the second began."""
+    """Two consecutive changes of one cart; the first was answered before the second began."""
     pairs = []
     for ordered in by_cart(changes(run)).values():
         for one, two in pairwise(ordered):

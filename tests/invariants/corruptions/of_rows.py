@@ -1,4 +1,4 @@
-"""Rows and claims that changed as they must not, and work that was left."""
+"""Corruptions of rows and claims, and of quiescence."""
 
 import random
 from dataclasses import replace
@@ -73,7 +73,7 @@ def a_release_is_taken_back(run: Run, rng: random.Random) -> Run:
 
 
 def _claimed_again(run: Run, rng: random.Random, epochs: int, action: ClaimAction, **changes: Any) -> Run:
-    """Right after a claim, something by another replica under an epoch that is so much higher."""
+    """The run with `action` of another replica right after a claim, under an epoch that is higher by `epochs`."""
     event = pick(rng, (event for event in run.claims if event.action is ClaimAction.CLAIMED))
     other = replace(event, epoch=event.epoch + epochs, owner="another", action=action, **changes)
     at = run.claims.index(event) + 1

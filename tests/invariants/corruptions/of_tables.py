@@ -1,4 +1,4 @@
-"""Tables that do not agree."""
+"""Corruptions of one table, so that the tables disagree."""
 
 import random
 
@@ -27,7 +27,7 @@ def _of_item(run: Run, rng: random.Random) -> Reservation:
     return pick(rng, (row for row in run.dump.reservations if row.reservation_id in names and not row.seal_reason))
 
 
-def _of_nobody(run: Run, rng: random.Random) -> Reservation:
+def _without_item(run: Run, rng: random.Random) -> Reservation:
     names = {item.reservation_id for item in run.dump.items}
     return pick(rng, (row for row in run.dump.reservations if row.reservation_id not in names))
 
@@ -58,7 +58,7 @@ def a_sealed_hold_keeps_more_than_wanted(run: Run, rng: random.Random) -> Run:
 
 @must_report("belongs to no item, but its intent is not RELEASE")
 def a_removed_item_is_not_released(run: Run, rng: random.Random) -> Run:
-    row = _of_nobody(run, rng)
+    row = _without_item(run, rng)
     return with_row(run, row, disposition=Disposition.HOLD)
 
 

@@ -1,6 +1,6 @@
-"""Ways for a run to be wrong: each takes a run in which nothing is, makes one thing wrong, and says what is to be said.
+"""The table of corruptions: each takes a run without violations, breaks one thing, and declares the expected report.
 
-NotApplicable is raised where a run has nothing that can be wrong in this way.
+A corruption raises NotApplicable if the run has nothing that can be broken in this way.
 """
 
 import random
@@ -20,21 +20,21 @@ CORRUPTIONS: dict[str, tuple[Corruption, re.Pattern[str]]] = {}
 
 
 class NotApplicable(Exception):
-    """There is none to be picked."""
+    """The run has nothing to corrupt in this way."""
 
 
 def must_report(pattern: str) -> Callable[[Corruption], Corruption]:
-    """Register a mutation that must be reported with `pattern`."""
+    """Register a corruption. The checks must report it with a violation that matches `pattern`."""
 
-    def register(mutation: Corruption) -> Corruption:
-        CORRUPTIONS[mutation.__name__] = (mutation, re.compile(pattern))
-        return mutation
+    def register(corruption: Corruption) -> Corruption:
+        CORRUPTIONS[corruption.__name__] = (corruption, re.compile(pattern))
+        return corruption
 
     return register
 
 
 def pick(rng: random.Random, values: Iterable[T]) -> T:
-    """One of them. Raises NotApplicable where there is none."""
+    """Pick one of `values`. Raises NotApplicable if there are none."""
     found = list(values)
     if not found:
         raise NotApplicable
@@ -42,7 +42,7 @@ def pick(rng: random.Random, values: Iterable[T]) -> T:
 
 
 def swap(values: Sequence[T], old: T, new: T) -> list[T]:
-    """`values` with `new` in place of the one that is `old`."""
+    """`values` with `old` replaced by `new`."""
     return [new if value is old else value for value in values]
 
 
@@ -55,7 +55,7 @@ def with_row(run: Run, old: Reservation, **changes: Any) -> Run:
 
 
 def changes(run: Run) -> list[Operation]:
-    """Operations that were answered, and that no cart can be without."""
+    """Answered operations that always change their cart."""
     operations = took_place(run.calls, {})
     return [one for one in operations if one.rpc in ("AddItem", "BatchAddItems", "RemoveItem", "DeleteCart")]
 
