@@ -1,1 +1,1 @@
-"""What must hold of a history, whoever made it: a simulation, or real processes that are killed."""
+"""Invariants of histories, from generated runs or from real processes that are killed."""

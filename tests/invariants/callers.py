@@ -1,8 +1,8 @@
-"""What callers were promised: an acknowledged change is there, once, and a repetition is answered like the first."""
+"""Invariants for callers: acknowledged writes survive and take effect once; a replay gets the first reply again."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from tests.invariants.history import Call, Dump, Outcome
+from tests.invariants.history import Call, CallOutcome, Dump
 from tests.invariants.operations import (
     READS,
     Operation,
@@ -15,14 +15,14 @@ from tests.invariants.operations import (
 )
 
 REUSED = ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
-# A refusal that says nothing about the request: nothing was looked up.
-_NOT_TAKEN_IN = frozenset({"CALL_TIMEOUT", "DATABASE_UNAVAILABLE", "OVERLOADED", "SHUTTING_DOWN", "TOO_MANY_CALLS"})
+# Reasons of refusals that come before the look-up of a stored reply.
+_BEFORE_LOOK_UP = frozenset({"CALL_TIMEOUT", "DATABASE_UNAVAILABLE", "OVERLOADED", "SHUTTING_DOWN", "TOO_MANY_CALLS"})
 
 
 def check_durable(calls: Sequence[Call], operations: Iterable[Operation], dump: Dump) -> list[str]:
-    """Every cart holds what the operations on it make, no more and no less, and every reply is kept.
+    """Every cart has exactly the effects of its operations, and every reply is stored.
 
-    `operations` are all that took place, expiries included.
+    `operations` are all operations that took effect, expiries included.
     """
     return [
         *_check_resolved(calls),
@@ -33,18 +33,18 @@ def check_durable(calls: Sequence[Call], operations: Iterable[Operation], dump: 
 
 def _check_resolved(calls: Iterable[Call]) -> Iterator[str]:
     for call in calls:
-        if call.outcome is Outcome.UNKNOWN and not call.request_id and call.rpc not in READS:
-            yield f"{call.rpc} on {call.cart} at {call.invoked} had no request_id: nobody can tell what became of it"
+        if call.outcome is CallOutcome.UNKNOWN and not call.request_id and call.rpc not in READS:
+            yield f"{call.rpc} on {call.cart} at {call.invoked} had no request_id: its outcome cannot be resolved"
 
 
 def _check_kept(calls: Iterable[Call], dump: Dump) -> Iterator[str]:
     for (user, request_id), attempts in by_request_id(calls).items():
-        acknowledged = [attempt for attempt in attempts if attempt.outcome is Outcome.OK]
+        acknowledged = [attempt for attempt in attempts if attempt.outcome is CallOutcome.OK]
         has_reply = (user, request_id) in dump.replies
         if acknowledged and not has_reply:
-            yield f"{acknowledged[0].rpc} {request_id} of {user} was acknowledged, and its reply is gone"
-        if has_reply and all(attempt.outcome is Outcome.REFUSED for attempt in attempts):
-            yield f"{attempts[0].rpc} {request_id} of {user} was refused ({attempts[0].reason}), and took place"
+            yield f"{acknowledged[0].rpc} {request_id} of {user} was acknowledged, but its reply is not stored"
+        if has_reply and all(attempt.outcome is CallOutcome.REFUSED for attempt in attempts):
+            yield f"{attempts[0].rpc} {request_id} of {user} was refused ({attempts[0].reason}), but took effect"
 
 
 def _check_quantities(carts: dict[str, list[Operation]], dump: Dump) -> Iterator[str]:
@@ -53,7 +53,7 @@ def _check_quantities(carts: dict[str, list[Operation]], dump: Dump) -> Iterator
         found.setdefault(item.cart.name, {})[item.name] = item.quantity
     for name, items in found.items():
         if all(operation.rpc == "Expire" for operation in carts.get(name, ())):
-            yield f"{name} is there with {items}, and nobody has asked for it"
+            yield f"{name} exists with {items}, but no operation made it"
     for name, ordered in carts.items():
         expected: Quantities = {}
         for operation in ordered:
@@ -66,8 +66,9 @@ def _check_quantities(carts: dict[str, list[Operation]], dump: Dump) -> Iterator
 
 
 def check_replays(calls: Iterable[Call], dump: Dump) -> list[str]:
-    """What is sent again under its request_id is answered with the same bytes, wherever and whenever; another body
-    under the same request_id is refused, always in the same way.
+    """A replay under its request_id gets the same bytes from every replica at any time.
+
+    Another body under the same request_id is refused with REQUEST_ID_REUSED.
     """
     return [
         violation
@@ -77,26 +78,26 @@ def check_replays(calls: Iterable[Call], dump: Dump) -> list[str]:
 
 
 def _check_attempts(name: str, attempts: Sequence[Call], stored: bytes | None) -> Iterator[str]:
-    answered = [attempt for attempt in attempts if attempt.outcome is Outcome.OK]
+    answered = [attempt for attempt in attempts if attempt.outcome is CallOutcome.OK]
     if not answered:
         return
     first = min(answered, key=lambda attempt: attempt.returned)
-    original, reply = body(first), _lasting(first)
+    original, reply = body(first), _without_progress(first)
     for attempt in answered:
         if body(attempt) != original:
             yield f"{name} was accepted with two bodies: {first.request!r} and {attempt.request!r}"
-        elif _lasting(attempt) != reply:
-            yield f"{name} was answered {first.reply!r}, and when it was repeated {attempt.reply!r}"
+        elif _without_progress(attempt) != reply:
+            yield f"{name} got {first.reply!r}, but {attempt.reply!r} when it was repeated"
     waited = any(_waits(attempt) for attempt in answered)
     if stored is not None and not waited and stored != first.reply:
-        yield f"{name} was answered {first.reply!r}, and {stored!r} is kept"
+        yield f"{name} got {first.reply!r}, but {stored!r} is stored"
     for attempt in attempts:
-        if attempt.outcome is not Outcome.REFUSED or attempt.invoked <= first.returned:
+        if attempt.outcome is not CallOutcome.REFUSED or attempt.invoked <= first.returned:
             continue
         same = body(attempt) == original
-        if same and attempt.reason not in _NOT_TAKEN_IN:
-            yield f"{name} was acknowledged, and refused when it was repeated: {attempt.code} {attempt.reason}"
-        if not same and (attempt.code, attempt.reason) != REUSED and attempt.reason not in _NOT_TAKEN_IN:
+        if same and attempt.reason not in _BEFORE_LOOK_UP:
+            yield f"{name} was acknowledged, but refused when it was repeated: {attempt.code} {attempt.reason}"
+        if not same and (attempt.code, attempt.reason) != REUSED and attempt.reason not in _BEFORE_LOOK_UP:
             yield f"{name} was used for another body, which was refused with {attempt.code} {attempt.reason}"
 
 
@@ -105,8 +106,8 @@ def _waits(call: Call) -> bool:
     return "max_wait" in request.DESCRIPTOR.fields_by_name and request.HasField("max_wait")
 
 
-def _lasting(call: Call) -> bytes:
-    """The reply without what is as of now in it, which is where the caller waits for the reservation."""
+def _without_progress(call: Call) -> bytes:
+    """The reply without the reservations' progress if the request has max_wait: that shows the time of each answer."""
     if not _waits(call):
         return call.reply
     _, reply = parse(call)

@@ -1,4 +1,4 @@
-"""Claims by the database's clock: one owner at a time, and whoever was overtaken writes nothing."""
+"""Invariants of claims, by the database's clock: one owner at a time; an overtaken owner changes nothing."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ _OWN = frozenset({ClaimAction.EXTENDED, ClaimAction.RECORDED, ClaimAction.HANDED
 
 
 def check_claims(events: Iterable[ClaimEvent]) -> list[str]:
-    """Each claim has a higher epoch than all before it and begins when none is in force; only the last one's owner
-    extends it, hands it back or does its bookkeeping.
+    """Each claim raises the epoch and begins when no other claim is in force.
+
+    Only the owner of the latest claim extends it, hands it back or writes its bookkeeping.
     """
     claims: dict[str, _Claim] = {}
     return [
@@ -21,7 +22,7 @@ def check_claims(events: Iterable[ClaimEvent]) -> list[str]:
 
 @dataclass(slots=True)
 class _Claim:
-    """The latest claim of a reservation, and how long it is in force."""
+    """The latest claim of a reservation; it is in force until `until`."""
 
     epoch: int = 0
     owner: str = ""
@@ -31,12 +32,13 @@ class _Claim:
         match event.action:
             case ClaimAction.CLAIMED:
                 if event.epoch <= self.epoch:
-                    yield f"a claim after epoch {self.epoch} does not raise it: {event}"
+                    yield f"a claim does not raise epoch {self.epoch}: {event}"
                 if event.time < self.until:
-                    yield f"{self.owner} has a claim until {self.until}, and there is another: {event}"
+                    yield f"{self.owner} has a claim until {self.until}, but another claim began: {event}"
                 self.owner = event.owner
             case action if action in _OWN and (event.epoch, event.owner) != (self.epoch, self.owner):
-                yield f"the claim is {self.owner or 'nobody'}'s with epoch {self.epoch}, and this was accepted: {event}"
+                owner = self.owner or "no process"
+                yield f"{owner} has the claim with epoch {self.epoch}, but this was accepted: {event}"
             case _:
                 pass
         self.epoch = max(self.epoch, event.epoch)
@@ -46,7 +48,7 @@ class _Claim:
 def find_record(
     before: Reservation, after: Reservation, claimed: Reservation, time: int, owner: str
 ) -> ClaimEvent | None:
-    """What a record for the claim `claimed` did to the claim in force, None where it left it alone."""
+    """The event of recording an outcome for the claim `claimed`, or None if that left the claim in force alone."""
 
     def event(action: ClaimAction, epoch: int) -> ClaimEvent:
         return ClaimEvent(time, after.reservation_id, epoch, owner, action, after.lease_expire_time)

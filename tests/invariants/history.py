@@ -1,8 +1,7 @@
-"""What a run leaves behind for the checkers: records of what callers, the Reservation API and the database saw.
+"""The history of a run: calls, decisions of the Reservation API, and changes in the database.
 
-All times are int microseconds. Callers' times are of one monotonic clock for all callers; an Effect's and a
-Delivery's are the Reservation API's; a ClaimEvent's and a Written's are the database's. Every list is in the order in
-which things happened.
+All times are int microseconds. All callers share one monotonic clock. ApiEffect and Delivery have the time of the
+Reservation API, ClaimEvent and RowVersion that of the database. Every list is in the order of events.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +13,8 @@ from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from cart_grpc.simulator.stock import Decided, Entry
 
 
-class Outcome(Enum):
-    """How an attempt ended: UNKNOWN is any end that does not tell whether it had its effect."""
+class CallOutcome(Enum):
+    """How an attempt ended. UNKNOWN: the caller cannot tell whether it took effect."""
 
     OK = "ok"
     REFUSED = "refused"
@@ -26,9 +25,9 @@ class Outcome(Enum):
 class Call:
     """One attempt of a caller's operation. Attempts of one user with one request_id are one operation.
 
-    `rpc` is the method (`AddItem`), `request` and `reply` its messages as bytes; `cart` is the cart's name
-    (`users/{user}/carts/{cart}`), whatever part of it the request named. `request_id` is "" where none was given.
-    `code` is the gRPC code's name, `reason` that of ErrorInfo; both are "" where unknown.
+    `rpc` is the method, such as `AddItem`; `request` and `reply` are its encoded messages. `cart` is the full name
+    `users/{user}/carts/{cart}`. `request_id` is "" if the request has none. `code` is the name of the gRPC status code,
+    `reason` that of ErrorInfo; both are "" if unknown.
     """
 
     cart: str
@@ -37,7 +36,7 @@ class Call:
     request_id: str
     invoked: int
     returned: int
-    outcome: Outcome
+    outcome: CallOutcome
     code: str = ""
     reason: str = ""
     reply: bytes = b""
@@ -49,11 +48,11 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Effect:
-    """One decision of the Reservation API, or the end of a hold that ran out: from `time` on the reservation is so.
+class ApiEffect:
+    """One decision of the Reservation API, or the expiry of a hold: the reservation's state from `time` on.
 
-    `quantity` and `disposition` are what was asked at `revision`; `granted_quantity` pieces of `sku` are held, or sold
-    where `state` is COMMITTED. A hold that ran out is told at the revision that was decided last.
+    `quantity` and `disposition` are those of the message with `revision`. `granted_quantity` pieces of `sku` are held,
+    or sold if `state` is COMMITTED. An expiry has the revision of the last decision.
     """
 
     time: int
@@ -69,9 +68,9 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message that `replica` sent and that reached the Reservation API, whatever became of it.
+    """One message that `replica` sent and that reached the Reservation API.
 
-    Copies that the network made are no deliveries: nobody sent them.
+    Copies that the network made do not count.
     """
 
     time: int
@@ -81,22 +80,22 @@ class Delivery:
 
 
 class ClaimAction(Enum):
-    """What was done to a claim, and accepted: what changed nothing is no event."""
+    """An accepted change of a claim."""
 
     CLAIMED = "claimed"
     EXTENDED = "extended"
     RECORDED = "recorded"
     HANDED_BACK = "handed back"
-    # A caller's removal takes the claim away from whoever has it.
+    # A caller's removal ended the claim.
     OVERTAKEN = "overtaken"
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimEvent:
-    """`owner` did `action` under the claim `epoch`; `lease_expire_time` where it has the claim from then on.
+    """`owner` did `action` under the claim with `epoch`. `lease_expire_time` is None if the claim ended.
 
-    RECORDED means that the bookkeeping (`due_time`, `lease_expire_time`, `attempt_count`) was written. Any epoch
-    may merge a decision.
+    RECORDED means that the bookkeeping (`due_time`, `lease_expire_time`, `attempt_count`) was written. A merged
+    decision alone is no event: any epoch may merge one.
     """
 
     time: int
@@ -108,8 +107,8 @@ class ClaimEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """A row as a transaction left it."""
+class RowVersion:
+    """A row as a transaction wrote it."""
 
     time: int
     row: Cart | Reservation
@@ -125,14 +124,14 @@ class Dump:
     replies: Mapping[tuple[str, str], bytes]
 
 
-def effects_of(entries: Iterable[Entry]) -> list[Effect]:
-    """The effects in the simulator's journal."""
+def effects_of(entries: Iterable[Entry]) -> list[ApiEffect]:
+    """The effects in the journal of the simulator."""
     return [_effect(entry) for entry in entries if isinstance(entry, Decided)]
 
 
-def _effect(entry: Decided) -> Effect:
+def _effect(entry: Decided) -> ApiEffect:
     record = entry.reservation
-    return Effect(
+    return ApiEffect(
         time=entry.time,
         reservation_id=record.intent.reservation_id,
         revision=record.intent.revision,

@@ -1,4 +1,4 @@
-"""Callers' attempts, put together: what each operation asked, what it was answered, and what it made of its cart."""
+"""Operations, each put together from its attempts: its request, its reply, and its effect on the cart."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
@@ -10,24 +10,25 @@ from google.protobuf.message import Message
 
 from cart_grpc.carts.model import ENDED, Cart, CartState
 from cart_grpc.names import item_id_of
-from tests.invariants.history import Call, Outcome, Written
+from tests.invariants.history import Call, CallOutcome, RowVersion
 
 FOREVER = 1 << 62
 READS = frozenset({"GetCart"})
-# What raises the revision whatever it finds; anything else may find that nothing is to be done.
+# Methods that always raise the revision. The others may change nothing.
 CHANGES = frozenset({"AddItem", "BatchAddItems", "RemoveItem", "DeleteCart", "CreateCart", "Expire"})
 _CLEARING = frozenset({"ClearCart", "DeleteCart", "CreateCart", "Expire"})
-# What changes no quantity.
+# Methods that change no quantity.
 _OTHER = frozenset({"UpdateCart", "RetryReservation", "GetCart"})
-# The items of a cart and their quantities, by the items' names.
+# The quantities of a cart's items, by the items' names.
 Quantities = MutableMapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """An operation that took place. `invoked` is when its first attempt began, `returned` when its first answer came.
+    """An operation that took effect.
 
-    `etag` is the revision in the answer's etag, `expected_etag` that of the request's, None where it had none.
+    `invoked` is the start of its first attempt, `returned` the time of its first reply. `etag` is the revision in the
+    reply's etag. `expected_etag` is that in the request's etag, or None.
     """
 
     cart: str
@@ -40,7 +41,7 @@ class Operation:
     revision: int
     etag: int
     expected_etag: int | None = None
-    # Between two revisions: an end that no row shows, since another cart began in the same transaction.
+    # An expiry that no row shows, because one transaction ended the cart and created a new one.
     hidden: bool = False
 
     def __str__(self) -> str:
@@ -50,8 +51,8 @@ class Operation:
 
 
 def parse(call: Call) -> tuple[Any, Any]:
-    """The messages of a call; the reply is None where there is none."""
-    return _request(call), _reply(call.rpc, call.reply) if call.outcome is Outcome.OK else None
+    """The request and the reply of a call. The reply is None if there is none."""
+    return _request(call), _reply(call.rpc, call.reply) if call.outcome is CallOutcome.OK else None
 
 
 def _request(call: Call) -> Any:
@@ -63,7 +64,7 @@ def _reply(rpc: str, raw: bytes) -> Any:
 
 
 def body(call: Call) -> bytes:
-    """What all attempts under one request_id must have in common."""
+    """The body that all attempts under one request_id must share."""
     request = _request(call)
     for name in ("request_id", "max_wait"):
         if name in request.DESCRIPTOR.fields_by_name:
@@ -73,7 +74,7 @@ def body(call: Call) -> bytes:
 
 
 def by_request_id(calls: Iterable[Call]) -> dict[tuple[str, str], list[Call]]:
-    """The attempts that had a request_id, by user and request_id."""
+    """The attempts with a request_id, by user and request_id."""
     attempts: defaultdict[tuple[str, str], list[Call]] = defaultdict(list)
     for call in calls:
         if call.request_id:
@@ -82,13 +83,13 @@ def by_request_id(calls: Iterable[Call]) -> dict[tuple[str, str], list[Call]]:
 
 
 def took_place(calls: Iterable[Call], replies: Mapping[tuple[str, str], bytes]) -> list[Operation]:
-    """The operations that had an answer, and those whose answer only the database has: `replies`."""
+    """The operations that were answered, and those whose reply only the database has (`replies`)."""
     calls = list(calls)
     operations = [
-        _operation([call], call.reply) for call in calls if not call.request_id and call.outcome is Outcome.OK
+        _operation([call], call.reply) for call in calls if not call.request_id and call.outcome is CallOutcome.OK
     ]
     for key, attempts in by_request_id(calls).items():
-        answers = [attempt.reply for attempt in attempts if attempt.outcome is Outcome.OK]
+        answers = [attempt.reply for attempt in attempts if attempt.outcome is CallOutcome.OK]
         stored = replies.get(key)
         if answers or stored is not None:
             operations.append(_operation(attempts, answers[0] if answers else stored or b""))
@@ -97,8 +98,8 @@ def took_place(calls: Iterable[Call], replies: Mapping[tuple[str, str], bytes]) 
 
 def _operation(attempts: Sequence[Call], raw: bytes) -> Operation:
     first = min(attempts, key=lambda attempt: attempt.invoked)
-    answered = [attempt for attempt in attempts if attempt.outcome is Outcome.OK]
-    # Where several bodies went out under one id, that which was answered is the operation.
+    answered = [attempt for attempt in attempts if attempt.outcome is CallOutcome.OK]
+    # If several bodies were sent under one id, the answered one is the operation.
     call = answered[0] if answered else first
     request, reply = _request(call), _reply(call.rpc, raw)
     shown = reply.cart if "cart" in reply.DESCRIPTOR.fields_by_name else reply
@@ -121,8 +122,8 @@ def _etag_revision(etag: str) -> int:
     return int(etag.strip('"').rpartition("-")[2] or "0", 16)
 
 
-def expiries(written: Iterable[Written], operations: Iterable[Operation]) -> list[Operation]:
-    """The ends of carts that were left alone, which nobody asked for, from the rows of carts as they were written."""
+def expiries(written: Iterable[RowVersion], operations: Iterable[Operation]) -> list[Operation]:
+    """The expiries of carts, found in the versions of their rows."""
     deleted: defaultdict[str, list[int]] = defaultdict(list)
     for operation in operations:
         if operation.rpc == "DeleteCart":
@@ -149,7 +150,7 @@ def _expiry(cart: str, revision: int, *, hidden: bool = False) -> Operation:
 
 
 def by_cart(operations: Iterable[Operation]) -> dict[str, list[Operation]]:
-    """The operations of each cart in the order of their revisions; of one revision, what surely made it first."""
+    """The operations of each cart by revision. Within one revision, those that always change the cart come first."""
     found: defaultdict[str, list[Operation]] = defaultdict(list)
     for operation in operations:
         found[operation.cart].append(operation)
@@ -159,7 +160,7 @@ def by_cart(operations: Iterable[Operation]) -> dict[str, list[Operation]]:
 
 
 def apply(quantities: Quantities, operation: Operation) -> None:
-    """Do to `quantities` what the operation asked."""
+    """Apply the operation to `quantities`."""
     request = operation.request
     match operation.rpc:
         case "AddItem" | "BatchAddItems":
@@ -175,25 +176,25 @@ def apply(quantities: Quantities, operation: Operation) -> None:
         case rpc if rpc in _CLEARING:
             quantities.clear()
         case rpc if rpc not in _OTHER:
-            raise ValueError(f"nobody has said yet what {rpc} makes of a cart")
+            raise ValueError(f"the effect of {rpc} on a cart is not defined here")
 
 
 def sets_quantity(request: cart_service_pb2.UpdateItemRequest) -> bool:
-    """Whether an UpdateItem speaks of the quantity."""
+    """Whether an UpdateItem sets the quantity."""
     if request.HasField("update_mask"):
         return bool({"quantity", "*"}.intersection(request.update_mask.paths))
     return request.item.HasField("quantity")
 
 
 def sets_only_quantity(request: cart_service_pb2.UpdateItemRequest) -> bool:
-    """Whether an UpdateItem speaks of nothing but the quantity."""
+    """Whether an UpdateItem sets the quantity and nothing else."""
     if request.HasField("update_mask"):
         return set(request.update_mask.paths) == {"quantity"}
     return request.item.HasField("quantity") and not request.item.HasField("unit_price") and not request.item.labels
 
 
 def shown(operation: Operation) -> tuple[Mapping[str, int], bool] | None:
-    """The quantities that an answer shows, and whether they are the whole cart; None where it shows none."""
+    """The quantities that a reply shows, and whether they are the whole cart. None if it shows none."""
     reply: Message | None = operation.reply
     if reply is None:
         return None

@@ -1,19 +1,19 @@
-"""How long it takes until everything is at its end, and how many messages that costs."""
+"""Bounds on the time until everything is settled, and on the number of messages."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from cart_grpc.protocol.reservation import Reservation
-from tests.invariants.history import Delivery, Written
+from tests.invariants.history import Delivery, RowVersion
 
 SECOND = 1_000_000
 
 
-def check_ends(written: Iterable[Written], healthy_at: int, bound: int, now: int) -> list[str]:
-    """Whatever is intended is settled within `bound` of its being intended, or of `healthy_at` where that is later.
+def check_ends(written: Iterable[RowVersion], healthy_at: int, bound: int, now: int) -> list[str]:
+    """Every intent is settled within `bound` microseconds of its time, or of `healthy_at` if that is later.
 
-    `now` is the database's time when the last row was read. A new intent of a caller begins a new wait, what the
-    reconciler raises by itself does not.
+    `now` is the database's time when the last row was read. A caller's new intent starts a new wait; a revision that
+    the reconciler raises does not.
     """
     waiting: dict[str, tuple[int, Reservation]] = {}
     violations = []
@@ -39,7 +39,7 @@ def check_ends(written: Iterable[Written], healthy_at: int, bound: int, now: int
 
 
 def check_calls(deliveries: Sequence[Delivery], most: float = 1.05) -> list[str]:
-    """While all is well, at most `most` calls are made for each revision."""
+    """Without faults, at most `most` calls are made per revision on average."""
     revisions = {(one.reservation_id, one.revision) for one in deliveries}
     if len(deliveries) <= most * len(revisions):
         return []
@@ -47,20 +47,20 @@ def check_calls(deliveries: Sequence[Delivery], most: float = 1.05) -> list[str]
 
 
 def check_backlog(deliveries: Sequence[Delivery], backlog: int, most: float = 1.2) -> list[str]:
-    """What waited while the API was down, `backlog` revisions, takes at most `most` times as many calls once it is up.
+    """After an outage, a backlog of `backlog` revisions costs at most `most` calls per revision.
 
-    `deliveries` are those from then on until all is settled.
+    `deliveries` are those from the end of the outage until everything is settled.
     """
     if len(deliveries) <= most * backlog:
         return []
-    return [f"{len(deliveries)} calls were made for the {backlog} revisions that had waited"]
+    return [f"{len(deliveries)} calls were made for the {backlog} revisions of the backlog"]
 
 
 def check_probes(deliveries: Iterable[Delivery], interval: int = SECOND, burst: float = 1.1) -> list[str]:
-    """While the API is down and known to be, each replica calls it at most once per `interval`.
+    """While its breaker is open, each replica calls the API at most once per `interval` microseconds.
 
-    `deliveries` are those of the outage, after the breakers have opened. `burst` is what a replica may save up, in
-    calls: above 1 by what latency varies.
+    `deliveries` are those of the outage after the breakers opened. `burst` is the size of the token bucket, in calls:
+    above 1 to allow for varying latency.
     """
     by_replica: defaultdict[str, list[int]] = defaultdict(list)
     for one in deliveries:

@@ -1,4 +1,4 @@
-"""Each cart's operations took place one after the other, in the order of their revisions."""
+"""Linearizability: the operations of each cart took effect one after the other, in the order of their revisions."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -16,17 +16,18 @@ from tests.invariants.operations import (
 
 
 def check_revisions(operations: Iterable[Operation]) -> list[str]:
-    """Every cart is linearizable by its revisions, given all that took place, expiries included.
+    """Every cart is linearizable by its revisions. `operations` are all that took effect, expiries included.
 
-    One change makes one revision; what is answered at a revision shows the fold of all changes up to it; its etag is
-    that of the last of them; a change that expected an etag was made to that one; no operation was answered before
-    one that it follows was even invoked.
+    - One change makes one revision.
+    - A reply at a revision shows the result of all changes up to it, with the etag of the last change.
+    - A change with an expected etag follows the change with that etag.
+    - Real time: an operation that was answered before another began has no higher revision.
     """
     return [violation for one in by_cart(operations).values() for violation in _Cart().check(one)]
 
 
 class _Cart:
-    """The fold of one cart's operations."""
+    """Applies one cart's operations in order and checks each."""
 
     def __init__(self) -> None:
         self._quantities: dict[str, int] = {}
@@ -41,18 +42,18 @@ class _Cart:
             others = [one for one in members if one is not change]
             if change is not None:
                 sequence.append([change])
-                yield from self._change(change, before)
+                yield from self._check_change(change, before)
             if others:
                 sequence.append(others)
             for other in others:
-                yield from self._look(other, change)
+                yield from self._check_unchanged(other, change)
         yield from _check_real_time(sequence)
 
     def _find_change(self, members: Sequence[Operation]) -> Operation | None:
-        """Which of the operations answered with one revision made it.
+        """Find the operation that made a revision, among all `members` that were answered with it.
 
-        Of several that may have, one that expected the etag before; else the one invoked first that did not expect
-        another. Any other that changes something is found out by looking.
+        If several can have made it, prefer one that expected the previous etag, then the earliest one that expected no
+        other etag. `_check_unchanged` reports any further member that changes something.
         """
         sure = [one for one in members if one.rpc in CHANGES]
         if sure:
@@ -63,11 +64,11 @@ class _Cart:
         ranks = {self._last_change: 0, None: 1}
         return min(able, key=lambda one: (ranks.get(one.expected_etag, 2), one.invoked), default=None)
 
-    def _change(self, change: Operation, before: int) -> Iterator[str]:
+    def _check_change(self, change: Operation, before: int) -> Iterator[str]:
         if change.rpc == "RemoveItem" and change.request.name not in self._quantities:
-            yield f"{change} removed what was not there"
+            yield f"{change} removed an item that did not exist"
         if change.rpc == "UpdateItem" and change.request.item.name not in self._quantities:
-            yield f"{change} updated what was not there"
+            yield f"{change} updated an item that did not exist"
         if change.expected_etag not in (None, before):
             yield f"{change} expected the etag of {change.expected_etag}, but {before} was the last change"
         apply(self._quantities, change)
@@ -78,9 +79,9 @@ class _Cart:
             yield f"{change} is a change, but was answered with the etag of {change.etag}"
         yield from self._check_shown(change)
 
-    def _look(self, other: Operation, change: Operation | None) -> Iterator[str]:
+    def _check_unchanged(self, other: Operation, change: Operation | None) -> Iterator[str]:
         if other.rpc in CHANGES or _must_change(other, self._quantities):
-            made = f"which {change} made" if change else "which nobody made"
+            made = f"that {change} made" if change else "that no operation made"
             yield f"{other} changed something, but was answered with a revision {made}"
             return
         if other.etag != self._last_change:
@@ -111,19 +112,19 @@ def _must_change(operation: Operation, quantities: Mapping[str, int]) -> bool:
 
 
 def _may_change(operation: Operation) -> bool:
-    """Whether it could have changed something that is not a quantity."""
+    """Whether the operation may have changed something other than a quantity."""
     if operation.rpc in READS or operation.rpc == "ClearCart":
         return False
     return operation.rpc != "UpdateItem" or not sets_only_quantity(operation.request)
 
 
 def _check_real_time(sequence: Sequence[Sequence[Operation]]) -> Iterator[str]:
-    """From the last to the first: nothing may begin after something that follows it has been answered."""
+    """Walk backwards: no operation may begin after one that follows it was answered."""
     earliest: Operation | None = None
     for members in reversed(sequence):
         for one in members:
             if earliest is not None and one.rpc != "Expire" and earliest.returned < one.invoked:
-                yield f"{earliest} was answered before {one} was invoked, which it follows"
+                yield f"{earliest} was answered before {one} began, but follows it"
         first = min(members, key=lambda one: one.returned)
         if earliest is None or first.returned < earliest.returned:
             earliest = first

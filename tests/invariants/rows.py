@@ -1,18 +1,18 @@
-"""The tables agree with each other: an item has its reservation, its cart and its reply, and each of these has it."""
+"""Invariants between tables: items, reservations, carts and replies agree with each other."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from cart_grpc.carts.model import ENDED, Cart, Item
 from cart_grpc.protocol.reservation import FINAL, Disposition, Reservation
-from tests.invariants.history import Dump, Written
+from tests.invariants.history import Dump, RowVersion
 from tests.invariants.operations import Operation
 
 RISING = ("revision", "intent_revision", "observed_revision", "lease_epoch")
 
 
 def check_atomic(operations: Iterable[Operation], dump: Dump) -> list[str]:
-    """Item, reservation, reply and revision were written together: none is there without the others."""
+    """Each operation wrote its item, reservation, reply and revision atomically: none exists without the others."""
     operations = list(operations)
     rows = {row.reservation_id: row for row in dump.reservations}
     return [
@@ -43,20 +43,20 @@ def _check_items(dump: Dump, rows: Mapping[str, Reservation]) -> Iterator[str]:
 
 def _check_intent(item: Item, row: Reservation) -> Iterator[str]:
     if row.seal_reason:
-        # Sealed: what is intended is what was granted, or nothing.
+        # Sealed: the intent is the granted quantity, or RELEASE.
         if row.disposition is Disposition.HOLD and row.quantity > item.quantity:
-            yield f"{item.name} has {item.quantity}, and {row.quantity} are kept for it: {row}"
+            yield f"{item.name} has {item.quantity}, but its sealed hold keeps {row.quantity}: {row}"
     elif row.disposition is Disposition.RELEASE:
-        yield f"{item.name} is in its cart, and its reservation is to be released: {row}"
+        yield f"{item.name} is in its cart, but its reservation has the intent RELEASE: {row}"
     elif row.quantity != item.quantity:
-        yield f"{item.name} has {item.quantity}, and {row.quantity} are intended to be reserved: {row}"
+        yield f"{item.name} has {item.quantity}, but the intent is to reserve {row.quantity}: {row}"
 
 
 def _check_reservations(dump: Dump) -> Iterator[str]:
     of_items = {item.reservation_id for item in dump.items}
     for row in dump.reservations:
         if row.reservation_id not in of_items and row.disposition is not Disposition.RELEASE:
-            yield f"{row.reservation_id} is no item's, and is to be kept: {row}"
+            yield f"{row.reservation_id} belongs to no item, but its intent is not RELEASE: {row}"
 
 
 def _check_totals(dump: Dump) -> Iterator[str]:
@@ -71,7 +71,7 @@ def _check_totals(dump: Dump) -> Iterator[str]:
             sum(item.quantity * (item.unit_price or 0) for item in of_cart),
         )
         if (cart.item_count, cart.total_quantity, cart.subtotal) != found:
-            yield f"{cart.key.name} says {cart}, but its items make (count, quantity, subtotal) {found}"
+            yield f"{cart.key.name} has {cart}, but its items make (count, quantity, subtotal) {found}"
 
 
 def _check_revisions(operations: Iterable[Operation], dump: Dump) -> Iterator[str]:
@@ -83,34 +83,34 @@ def _check_revisions(operations: Iterable[Operation], dump: Dump) -> Iterator[st
     for cart in dump.carts:
         name = cart.key.name
         if cart.revision < revisions[name]:
-            yield f"{name} is at revision {cart.revision}, and {revisions[name]} was answered"
+            yield f"{name} is at revision {cart.revision}, but {revisions[name]} was answered"
         if cart.etag_revision != etags[name]:
-            yield f"{name} has the etag of {cart.etag_revision}, and {etags[name]} was the last that was answered"
+            yield f"{name} has the etag of {cart.etag_revision}, but {etags[name]} was the last in an answer"
 
 
 def _check_replies(operations: Iterable[Operation], dump: Dump) -> Iterator[str]:
     asked = {(one.cart.partition("/carts/")[0], one.request_id) for one in operations if one.request_id}
     for user, request_id in dump.replies.keys() - asked:
-        yield f"a reply to {request_id} of {user} is kept, and nobody has asked for it"
+        yield f"a reply to {request_id} of {user} is stored, but no operation has this request_id"
 
 
 def check_settled(dump: Dump) -> list[str]:
-    """At quiescence nothing is left to do, but to renew what is held."""
+    """At quiescence, only renewals of holds are left to do."""
     violations = []
     for row in dump.reservations:
         if not row.settled:
-            violations.append(f"{row.reservation_id} was never answered for its last intent: {row}")
+            violations.append(f"{row.reservation_id} has no decision on its latest revision: {row}")
         elif row.waiting:
-            violations.append(f"{row.reservation_id} waits for nothing: {row}")
+            violations.append(f"{row.reservation_id} is still waiting: {row}")
         elif row.lease_expire_time is not None:
-            violations.append(f"{row.reservation_id} is settled, and still claimed: {row}")
+            violations.append(f"{row.reservation_id} is settled, but still claimed: {row}")
         elif row.due_time is not None and not row.granted_quantity:
-            violations.append(f"{row.reservation_id} is due, though it holds nothing that could be renewed: {row}")
+            violations.append(f"{row.reservation_id} is due, but has nothing to renew: {row}")
     return violations
 
 
-def check_rising(written: Iterable[Written]) -> list[str]:
-    """In every row, from one version to the next: what only rises never falls, what is final never leaves."""
+def check_rising(written: Iterable[RowVersion]) -> list[str]:
+    """From one version of a row to the next: revisions never fall, and final states never change."""
     last: dict[str, Cart | Reservation] = {}
     violations: list[str] = []
     for after in (one.row for one in written):
@@ -136,6 +136,6 @@ def _fallen(name: str, before: object, after: object, columns: Iterable[str]) ->
 
 def _unfinished(before: Reservation, after: Reservation) -> Iterator[str]:
     if before.state in FINAL and after.state is not before.state:
-        yield f"{after.reservation_id} was {before.state.name} for good and became {after.state.name}"
+        yield f"{after.reservation_id} left the final state {before.state.name} for {after.state.name}"
     if before.disposition is Disposition.RELEASE and after.disposition is not Disposition.RELEASE:
-        yield f"{after.reservation_id} was to be released, and is to be kept: {after}"
+        yield f"{after.reservation_id} changed its intent after RELEASE: {after}"

@@ -1,4 +1,4 @@
-"""A whole run, and the verdict on it."""
+"""A whole run, and all checks on it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tests.invariants.effects import (
     has_reason,
     owners,
 )
-from tests.invariants.history import Call, ClaimEvent, Dump, Effect, Written
+from tests.invariants.history import ApiEffect, Call, ClaimEvent, Dump, RowVersion
 from tests.invariants.operations import expiries, took_place
 from tests.invariants.revisions import check_revisions
 from tests.invariants.rows import check_atomic, check_rising, check_settled
@@ -23,30 +23,30 @@ from tests.invariants.rows import check_atomic, check_rising, check_settled
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All that is known of a run that came to rest: every call answered or repeated until it was, no message left.
+    """The history of a run that reached quiescence: every call has a known outcome, and no message is in flight.
 
-    `dump`, `levels` (the stock at the end, by sku) and `now` (the database's time) were read then; the Reservation API
-    had ended the holds that ran out. `stock` is how many pieces there are of each sku. `claims` and `written` are empty
-    where nobody watched the rows.
+    `dump`, `levels` (the stock by sku) and `now` (the database's time) were read at the end, after the Reservation API
+    had expired its holds. `stock` is the initial stock by sku. `claims` and `written` are empty if the run did not
+    record the versions of rows.
     """
 
     calls: Sequence[Call]
-    effects: Sequence[Effect]
+    effects: Sequence[ApiEffect]
     dump: Dump
     now: int
     stock: Mapping[str, int]
     levels: Mapping[str, Levels]
     claims: Sequence[ClaimEvent] = ()
-    written: Sequence[Written] = ()
+    written: Sequence[RowVersion] = ()
 
 
-def check_run(run: Run, may_refuse: Callable[[str, str], bool] = has_reason) -> list[str]:
-    """Everything that must hold of any run, whatever went wrong in it; `may_refuse` as in `check_granted`.
+def check_run(run: Run, may_reject: Callable[[str, str], bool] = has_reason) -> list[str]:
+    """Check all invariants that hold for every run with any faults. `may_reject` is as in `check_granted`.
 
-    What depends on when things went wrong is in `pace`.
+    `pace` has the checks that depend on the time of the faults.
     """
     operations = took_place(run.calls, run.dump.replies)
-    at_rest = [Written(run.now, cart) for cart in run.dump.carts]
+    at_rest = [RowVersion(run.now, cart) for cart in run.dump.carts]
     operations += expiries([*run.written, *at_rest], operations)
     behind, used_twice = owners(operations, run.dump)
     return [
@@ -58,7 +58,7 @@ def check_run(run: Run, may_refuse: Callable[[str, str], bool] = has_reason) -> 
         *check_decisions(run.effects),
         *check_one_live(run.effects, behind),
         *check_no_orphans(run.effects, behind, run.dump),
-        *check_granted(run.effects, run.dump, run.now, may_refuse),
+        *check_granted(run.effects, run.dump, run.now, may_reject),
         *check_stock(run.effects, run.stock, run.levels),
         *check_settled(run.dump),
         *check_rising(run.written),

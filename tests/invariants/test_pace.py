@@ -1,4 +1,4 @@
-"""What takes too long, and what asks too often, is noticed; what is just in time, and just often enough, is not."""
+"""The bounds on time and on the number of calls: the bound itself passes, anything above it is reported."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 
 from cart_grpc.protocol.reservation import Observed, Reservation
 from tests.carts.examples import a_held, a_hold
-from tests.invariants.history import Delivery, Written
+from tests.invariants.history import Delivery, RowVersion
 from tests.invariants.pace import check_backlog, check_calls, check_ends, check_probes
 
 SECOND = 1_000_000
@@ -23,48 +23,48 @@ def _again(row: Reservation, *, by_caller: bool) -> Reservation:
     return row._replace(revision=raised, intent_revision=raised if by_caller else row.intent_revision)
 
 
-def test_what_is_settled_within_the_bound_passes() -> None:
-    written = [Written(0, PENDING), Written(HEALTHY + BOUND, _settled(PENDING))]
+def test_settling_within_the_bound_passes() -> None:
+    written = [RowVersion(0, PENDING), RowVersion(HEALTHY + BOUND, _settled(PENDING))]
     assert check_ends(written, HEALTHY, BOUND, HEALTHY + BOUND) == []
 
 
-def test_what_is_settled_after_the_bound_is_late() -> None:
-    written = [Written(0, PENDING), Written(HEALTHY + BOUND + 1, _settled(PENDING))]
+def test_settling_after_the_bound_is_reported() -> None:
+    written = [RowVersion(0, PENDING), RowVersion(HEALTHY + BOUND + 1, _settled(PENDING))]
     assert len(check_ends(written, HEALTHY, BOUND, HEALTHY + BOUND + 1)) == 1
 
 
-def test_what_is_intended_later_has_its_time_from_then() -> None:
+def test_a_later_intent_has_its_own_bound() -> None:
     later = HEALTHY + 50 * SECOND
-    written = [Written(later, PENDING), Written(later + BOUND, _settled(PENDING))]
+    written = [RowVersion(later, PENDING), RowVersion(later + BOUND, _settled(PENDING))]
     assert check_ends(written, HEALTHY, BOUND, later + BOUND) == []
 
 
-def test_what_is_never_settled_is_late_once_the_bound_has_passed() -> None:
-    written = [Written(HEALTHY, PENDING)]
+def test_a_row_that_never_settles_is_reported_after_the_bound() -> None:
+    written = [RowVersion(HEALTHY, PENDING)]
     assert check_ends(written, HEALTHY, BOUND, HEALTHY + BOUND) == []
     assert len(check_ends(written, HEALTHY, BOUND, HEALTHY + BOUND + 1)) == 1
 
 
 @pytest.mark.parametrize(("by_caller", "late"), [(True, 0), (False, 1)])
-def test_a_new_intent_begins_a_new_wait_unless_the_reconciler_made_it(by_caller: bool, late: int) -> None:
+def test_a_new_intent_starts_a_new_wait_unless_the_reconciler_raised_it(by_caller: bool, late: int) -> None:
     again = _again(PENDING, by_caller=by_caller)
     if not by_caller:
         again = again._replace(intent_revision=again.revision, seal_reason="NOT_TODAY")
     written = [
-        Written(HEALTHY, PENDING),
-        Written(HEALTHY + BOUND // 2, again),
-        Written(HEALTHY + BOUND + BOUND // 2, _settled(again)),
+        RowVersion(HEALTHY, PENDING),
+        RowVersion(HEALTHY + BOUND // 2, again),
+        RowVersion(HEALTHY + BOUND + BOUND // 2, _settled(again)),
     ]
     assert len(check_ends(written, HEALTHY, BOUND, HEALTHY + 2 * BOUND)) == late
 
 
-def test_a_renewal_has_its_time_too() -> None:
+def test_a_renewal_has_a_bound_too() -> None:
     held = a_held()
     renewal = _again(held, by_caller=False)
     written = [
-        Written(HEALTHY, held),
-        Written(HEALTHY + SECOND, renewal),
-        Written(HEALTHY + 2 * BOUND, _settled(renewal)),
+        RowVersion(HEALTHY, held),
+        RowVersion(HEALTHY + SECOND, renewal),
+        RowVersion(HEALTHY + 2 * BOUND, _settled(renewal)),
     ]
     assert len(check_ends(written, HEALTHY, BOUND, HEALTHY + 2 * BOUND)) == 1
 
@@ -73,17 +73,17 @@ def _deliveries(count: int, revisions: int, replica: str = "one", interval: int 
     return [Delivery(number * interval, "r-1", number % revisions, replica) for number in range(count)]
 
 
-def test_one_call_in_twenty_may_be_a_second_one() -> None:
+def test_five_percent_of_the_calls_may_be_repeated() -> None:
     assert check_calls(_deliveries(105, 100)) == []
     assert len(check_calls(_deliveries(106, 100))) == 1
 
 
-def test_a_revision_is_one_of_one_reservation() -> None:
+def test_revisions_of_two_reservations_are_counted_separately() -> None:
     other = [replace(one, reservation_id="r-2") for one in _deliveries(100, 100)]
     assert check_calls([*_deliveries(100, 100), *other]) == []
 
 
-def test_a_backlog_takes_little_more_than_one_call_for_each_revision() -> None:
+def test_a_backlog_costs_at_most_a_fifth_more_calls_than_revisions() -> None:
     assert check_backlog(_deliveries(120, 100), 100) == []
     assert len(check_backlog(_deliveries(121, 100), 100)) == 1
 
@@ -93,12 +93,12 @@ def test_each_replica_may_probe_once_a_second() -> None:
 
 
 @pytest.mark.parametrize("interval", [0, SECOND // 2, SECOND * 9 // 10])
-def test_a_replica_that_probes_more_often_is_named(interval: int) -> None:
+def test_a_replica_that_probes_more_often_is_reported(interval: int) -> None:
     (violation,) = check_probes([*_deliveries(60, 1), *_deliveries(60, 1, "two", interval)])
     assert violation.startswith("two")
 
 
-def test_two_probes_at_once_are_noticed_in_a_long_outage() -> None:
+def test_two_probes_at_once_are_reported() -> None:
     deliveries = _deliveries(60, 1)
     deliveries.insert(30, deliveries[30])
     assert len(check_probes(deliveries)) == 1

@@ -1,4 +1,4 @@
-"""The order by revisions is found wrong exactly where no order at all explains what was answered."""
+"""The check by revisions agrees with a brute-force search over all orders of the operations."""
 
 import random
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Quantities = dict[str, int]
 
 
 def _operation(kind: str, sku: str, quantity: int, revision: int, etag: int, shown: Quantities) -> Operation:
-    """An operation as it is answered: at `revision`, with the etag of `etag`, where the cart holds `shown`."""
+    """An operation that was answered at `revision`, with the etag of revision `etag`, by a cart with `shown`."""
     name = NAMES[sku]
     item = cart_pb2.Item(name=name, quantity=shown.get(name, 0))
     if kind == "AddItem":
@@ -40,7 +40,7 @@ def _answered(rpc: str, request: object, reply: object, revision: int, etag: int
 
 
 def _step(quantities: Quantities, kind: str, sku: str, quantity: int) -> Quantities | None:
-    """What the operation makes of the cart, None where there is nothing to do it to."""
+    """The cart after the operation, or None if the item does not exist."""
     name = NAMES[sku]
     if kind == "AddItem":
         return {**quantities, name: quantities.get(name, 0) + quantity}
@@ -53,36 +53,36 @@ def _step(quantities: Quantities, kind: str, sku: str, quantity: int) -> Quantit
     return {other: held for other, held in quantities.items() if other != name}
 
 
-def a_window(numbers: random.Random, count: int) -> list[Operation]:
-    """A history that was linearizable until, now and then, something in it was changed."""
+def a_history(rng: random.Random, count: int) -> list[Operation]:
+    """A linearizable history, then changed at up to two places."""
     revision = etag = 0
     quantities: Quantities = {}
-    window: list[Operation] = []
-    while len(window) < count:
-        kind = numbers.choice(("AddItem", "AddItem", "UpdateItem", "RemoveItem", "GetCart"))
-        sku, quantity, expected = numbers.choice("xy"), numbers.randint(1, 2), etag
+    history: list[Operation] = []
+    while len(history) < count:
+        kind = rng.choice(("AddItem", "AddItem", "UpdateItem", "RemoveItem", "GetCart"))
+        sku, quantity, expected = rng.choice("xy"), rng.randint(1, 2), etag
         after = _step(quantities, kind, sku, quantity)
         if after is None:
             continue
-        # The reconciler raises revisions too.
-        revision += numbers.choice((0, 0, 1))
+        # The reconciler raises revisions, too.
+        revision += rng.choice((0, 0, 1))
         if kind == "AddItem" or after != quantities:
             revision = etag = revision + 1
         quantities = after
-        at = 10 * len(window)
+        at = 10 * len(history)
         one = _operation(kind, sku, quantity, revision, etag, quantities)
-        one = replace(one, invoked=at - numbers.randint(0, 25), returned=at + numbers.randint(0, 25))
-        window.append(replace(one, expected_etag=expected) if numbers.random() < 0.2 else one)
-    for _ in range(numbers.choice((0, 1, 1, 2))):
-        index = numbers.randrange(count)
-        window[index] = _spoiled(numbers, window[index])
-    numbers.shuffle(window)
-    return window
+        one = replace(one, invoked=at - rng.randint(0, 25), returned=at + rng.randint(0, 25))
+        history.append(replace(one, expected_etag=expected) if rng.random() < 0.2 else one)
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        index = rng.randrange(count)
+        history[index] = _spoiled(rng, history[index])
+    rng.shuffle(history)
+    return history
 
 
-def _spoiled(numbers: random.Random, one: Operation) -> Operation:
-    shift = numbers.choice((-2, -1, 1, 2))
-    match numbers.randrange(5):
+def _spoiled(rng: random.Random, one: Operation) -> Operation:
+    shift = rng.choice((-2, -1, 1, 2))
+    match rng.randrange(5):
         case 0:
             return replace(one, revision=max(1, one.revision + shift))
         case 1:
@@ -99,9 +99,9 @@ def _spoiled(numbers: random.Random, one: Operation) -> Operation:
     return one
 
 
-def explained(window: Sequence[Operation]) -> bool:
-    """Whether any order explains all answers: every order is tried that keeps what came before in time before."""
-    return _explain(list(window), 0, 0, {})
+def is_linearizable(history: Sequence[Operation]) -> bool:
+    """Whether any order explains all answers: tries every order that agrees with real time."""
+    return _explain(list(history), 0, 0, {})
 
 
 def _explain(left: list[Operation], revision: int, etag: int, quantities: Quantities) -> bool:
@@ -119,7 +119,7 @@ def _explain(left: list[Operation], revision: int, etag: int, quantities: Quanti
 
 
 def _follow(one: Operation, revision: int, etag: int, quantities: Quantities) -> tuple[int, Quantities] | None:
-    """The last change and the cart after `one`, None where that cannot have been its answer then."""
+    """The last change and the cart after `one`, or None if its answer contradicts the state before it."""
     if one.expected_etag not in (None, etag):
         return None
     after = _step(quantities, one.rpc, *_asked(one))
@@ -146,12 +146,12 @@ def _asked(one: Operation) -> tuple[str, int]:
 
 @settings(max_examples=500, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, 8))
-def test_revisions_are_wrong_exactly_where_no_order_explains_the_answers(numbers: random.Random, count: int) -> None:
-    window = a_window(numbers, count)
-    said = check_revisions(window)
-    assert (said == []) == explained(window), (said, [str(one) for one in window])
+def test_the_check_reports_a_violation_exactly_if_no_order_explains_the_answers(rng: random.Random, count: int) -> None:
+    history = a_history(rng, count)
+    said = check_revisions(history)
+    assert (said == []) == is_linearizable(history), (said, [str(one) for one in history])
 
 
-def test_the_windows_are_as_often_explained_as_not() -> None:
-    verdicts = [explained(a_window(random.Random(seed), 6)) for seed in range(300)]
+def test_about_half_of_the_histories_are_linearizable() -> None:
+    verdicts = [is_linearizable(a_history(random.Random(seed), 6)) for seed in range(300)]
     assert 60 < sum(verdicts) < 240

@@ -1,4 +1,4 @@
-"""A run in which nothing is wrong is not complained of, and whatever is wrong with one is."""
+"""The checks accept every generated run, and report every corruption of one."""
 
 import random
 from collections import Counter
@@ -10,28 +10,28 @@ from hypothesis import strategies as st
 
 from cart_grpc.carts.model import CartState
 from cart_grpc.protocol.reservation import Observed
+from tests.invariants.corruptions import of_callers, of_effects, of_order, of_rows, of_tables
+from tests.invariants.corruptions.registry import CORRUPTIONS, NotApplicable
+from tests.invariants.generated_runs import RunGenerator
 from tests.invariants.history import ClaimAction
-from tests.invariants.mutations import of_callers, of_effects, of_order, of_rows, of_tables
-from tests.invariants.mutations.registry import MUTATIONS, Nothing
 from tests.invariants.run import Run, check_run
-from tests.invariants.worlds import World
 
 SEEDS = range(40)
-# Importing them fills MUTATIONS.
+# Importing them fills CORRUPTIONS.
 FAMILIES = (of_callers, of_effects, of_order, of_rows, of_tables)
 
 
 @cache
 def a_run(seed: int) -> Run:
-    return World(seed).run(120)
+    return RunGenerator(seed).run(120)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_run_in_which_nothing_is_wrong_passes(seed: int) -> None:
+def test_a_generated_run_has_no_violations(seed: int) -> None:
     assert check_run(a_run(seed)) == []
 
 
-def test_the_runs_that_pass_have_had_their_share_of_everything() -> None:
+def test_the_generated_runs_cover_all_states_refusals_and_claim_events() -> None:
     runs = [a_run(seed) for seed in SEEDS]
     reasons = Counter(call.reason for run in runs for call in run.calls)
     assert reasons.keys() >= {"REQUEST_ID_REUSED", "ETAG_MISMATCH", "ITEM_NOT_FOUND", "CART_CLOSED"}
@@ -45,25 +45,25 @@ def test_the_runs_that_pass_have_had_their_share_of_everything() -> None:
     assert any(row.seal_reason for run in runs for row in run.dump.reservations)
 
 
-def mutated(name: str, seed: int, numbers: random.Random) -> Run | None:
-    """The run with one thing wrong, None where it has nothing that could be."""
+def corrupted(name: str, seed: int, rng: random.Random) -> Run | None:
+    """The corrupted run, or None if the corruption does not apply to it."""
     try:
-        return MUTATIONS[name][0](a_run(seed), numbers)
-    except Nothing:
+        return CORRUPTIONS[name][0](a_run(seed), rng)
+    except NotApplicable:
         return None
 
 
-@pytest.mark.parametrize("name", sorted(MUTATIONS))
-def test_what_is_wrong_is_said(name: str) -> None:
-    wrong = [run for seed in SEEDS if (run := mutated(name, seed, random.Random(seed)))]
-    assert wrong
-    for run in wrong[:5]:
-        said = check_run(run)
-        assert any(MUTATIONS[name][1].search(sentence) for sentence in said), said
+@pytest.mark.parametrize("name", sorted(CORRUPTIONS))
+def test_each_corruption_is_reported_with_its_message(name: str) -> None:
+    corrupt = [run for seed in SEEDS if (run := corrupted(name, seed, random.Random(seed)))]
+    assert corrupt
+    for run in corrupt[:5]:
+        violations = check_run(run)
+        assert any(CORRUPTIONS[name][1].search(violation) for violation in violations), violations
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(sorted(MUTATIONS)), st.sampled_from(SEEDS), st.randoms(use_true_random=False))
-def test_nothing_that_is_wrong_goes_unnoticed(name: str, seed: int, numbers: random.Random) -> None:
-    wrong = mutated(name, seed, numbers)
-    assert wrong is None or check_run(wrong)
+@given(st.sampled_from(sorted(CORRUPTIONS)), st.sampled_from(SEEDS), st.randoms(use_true_random=False))
+def test_every_corruption_of_every_run_is_reported(name: str, seed: int, rng: random.Random) -> None:
+    corrupt = corrupted(name, seed, rng)
+    assert corrupt is None or check_run(corrupt)

@@ -13,7 +13,7 @@ import grpc
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.message import Message
 
-from tests.invariants.history import Call, Outcome
+from tests.invariants.history import Call, CallOutcome
 from tests.processes.harness import Replicas
 
 Response = TypeVar("Response", bound=Message)
@@ -36,13 +36,13 @@ class History:
 
     calls: list[Call] = field(default_factory=list)
 
-    def request_ids(self, outcome: Outcome) -> set[str]:
+    def request_ids(self, outcome: CallOutcome) -> set[str]:
         """Return the request_ids of the attempts with this outcome."""
         return {call.request_id for call in self.calls if call.outcome is outcome and call.request_id}
 
     def repeats(self) -> Counter[str]:
         """Count the attempts that were not answered, by code."""
-        return Counter(call.code for call in self.calls if call.outcome is Outcome.UNKNOWN)
+        return Counter(call.code for call in self.calls if call.outcome is CallOutcome.UNKNOWN)
 
 
 class Caller:
@@ -73,16 +73,16 @@ class Caller:
         while True:
             channel = await self._connected()
             send: Any = channel.unary_unary(f"/cartgrpc.v1.CartService/{method}")
-            attempt = Call(cart, method, request, request_id, _now(), 0, Outcome.UNKNOWN)
+            attempt = Call(cart, method, request, request_id, _now(), 0, CallOutcome.UNKNOWN)
             try:
                 reply: bytes = await send(request, timeout=5)
             except grpc.aio.AioRpcError as error:
                 code, again = error.code(), error.code() in _AGAIN
-                self._note(attempt, outcome=Outcome.UNKNOWN if again else Outcome.REFUSED, code=code.name)
+                self._note(attempt, outcome=CallOutcome.UNKNOWN if again else CallOutcome.REFUSED, code=code.name)
                 if not again:
                     raise
             else:
-                self._note(attempt, outcome=Outcome.OK, code="OK", reply=reply)
+                self._note(attempt, outcome=CallOutcome.OK, code="OK", reply=reply)
                 return reply
             await self.close()
             await asyncio.sleep(self.numbers.uniform(0.005, 0.02))

@@ -9,7 +9,7 @@ import pytest
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.duration_pb2 import Duration
 
-from tests.invariants.history import Outcome
+from tests.invariants.history import CallOutcome
 from tests.postgres import running_postgres
 from tests.processes import truth
 from tests.processes.harness import LISTENS, SIMULATES, Program, Programs, Replicas, Simulated, connected
@@ -38,16 +38,16 @@ async def test_a_server_asked_to_stop_answers_every_call_it_has_accepted(
             await _add(load.reader)
             waiting = asyncio.create_task(_add(load.reader, max_wait=5))
             await client.eventually(lambda cart: cart.total_quantity == 2)
-            assert not load.history.request_ids(Outcome.UNKNOWN)
+            assert not load.history.request_ids(CallOutcome.UNKNOWN)
             assert await replicas.stop(0, by, timeout=GRACE + 3) == 0
         # Stopping ended its max_wait early, but it was answered.
         assert (await waiting).quantity == 2
         found, _ = await truth.dump(durable_url)
         kept = {request_id for _, request_id in found.replies}
-        assert not kept & load.history.request_ids(Outcome.UNKNOWN), "committed, but not answered"
-        assert load.history.request_ids(Outcome.OK) <= kept, "answered, but not committed"
+        assert not kept & load.history.request_ids(CallOutcome.UNKNOWN), "committed, but not answered"
+        assert load.history.request_ids(CallOutcome.OK) <= kept, "answered, but not committed"
         await replicas.start(0)
-        await _until_answered(load, len(load.history.request_ids(Outcome.OK)) + 50)
+        await _until_answered(load, len(load.history.request_ids(CallOutcome.OK)) + 50)
         await load.stop()
         await truth.settled(load, simulated, silence=0.5)
         assert await replicas.stop(0) == 0
@@ -75,7 +75,7 @@ async def _settings(programs: Programs, database_url: str, simulated: Simulated)
 
 async def _until_answered(load: Load, count: int) -> None:
     async with asyncio.timeout(30):
-        while len(load.history.request_ids(Outcome.OK)) < count:
+        while len(load.history.request_ids(CallOutcome.OK)) < count:
             load.check()
             await asyncio.sleep(0.01)
 

@@ -11,8 +11,8 @@ from cart_grpc import app
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.journal import Journal
 from cart_grpc.simulator.stock import Levels
-from tests.invariants.database import read_dump
-from tests.invariants.history import Dump, Effect, Outcome, effects_of
+from tests.invariants.dump import read_dump
+from tests.invariants.history import ApiEffect, CallOutcome, Dump, effects_of
 from tests.invariants.run import Run, check_run
 from tests.processes.harness import Simulated
 from tests.processes.load import SCARCE, Load
@@ -33,7 +33,7 @@ async def settled(load: Load, simulated: Simulated, *, silence: float, timeout: 
 
 async def replay(load: Load, most: int = 150) -> None:
     """Repeat up to `most` answered calls under their request_ids. The history records the replies, for `check`."""
-    calls = [call for call in load.history.calls if call.outcome is Outcome.OK and call.request_id]
+    calls = [call for call in load.history.calls if call.outcome is CallOutcome.OK and call.request_id]
     for call in load.reader.numbers.sample(calls, min(most, len(calls))):
         await load.reader.send(call.cart, call.rpc, call.request, call.request_id)
 
@@ -64,7 +64,7 @@ async def check(load: Load, simulated: Simulated, journal: Path, database_url: s
     assert not violations, "\n".join(violations)
 
 
-def read_effects(journal: Path) -> list[Effect]:
+def read_effects(journal: Path) -> list[ApiEffect]:
     """Return the effects in a simulator's journal. It must not be writing."""
     kept = Journal(journal)
     kept.close()

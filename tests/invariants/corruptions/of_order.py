@@ -1,4 +1,4 @@
-"""Operations in an order in which they cannot have been."""
+"""Corruptions of the order of operations."""
 
 import random
 from dataclasses import replace
@@ -7,14 +7,14 @@ from typing import Any
 
 from cartgrpc.v1 import cart_pb2
 
-from tests.invariants.history import Call, Outcome
-from tests.invariants.mutations.registry import answers, attempts, changes, pick, says, swap, with_dump
+from tests.invariants.corruptions.registry import answers, attempts, changes, must_report, pick, swap, with_dump
+from tests.invariants.history import Call, CallOutcome
 from tests.invariants.operations import READS, by_cart, parse, took_place
 from tests.invariants.run import Run
 
 
 def _reply_again(run: Run, call: Call, **values: Any) -> Run:
-    """`call` answered otherwise, in all its attempts and in the database."""
+    """The run with another reply of `call`, in all its attempts and in the database."""
     _, reply = parse(call)
     target = reply.cart if "cart" in reply.DESCRIPTOR.fields_by_name else reply
     for name, value in values.items():
@@ -29,20 +29,20 @@ def _reply_again(run: Run, call: Call, **values: Any) -> Run:
     return replace(with_dump(run, replies=replies), calls=calls)
 
 
-def _neighbours(run: Run, numbers: random.Random) -> tuple[Call, Call]:
-    """The answers of two changes of one cart, one after the other, the first answered before the second began."""
+def _neighbours(run: Run, rng: random.Random) -> tuple[Call, Call]:
+    """Two consecutive changes of one cart; the first was answered before the second began."""
     pairs = []
     for ordered in by_cart(changes(run)).values():
         for one, two in pairwise(ordered):
-            answered = [[call for call in attempts(run, of) if call.outcome is Outcome.OK] for of in (one, two)]
+            answered = [[call for call in attempts(run, of) if call.outcome is CallOutcome.OK] for of in (one, two)]
             if one.returned < two.invoked and all(answered):
                 pairs.append((answered[0][0], answered[1][0]))
-    return pick(numbers, pairs)
+    return pick(rng, pairs)
 
 
-@says("was answered before .* was invoked, which it follows")
-def two_revisions_are_swapped(run: Run, numbers: random.Random) -> Run:
-    pair = _neighbours(run, numbers)
+@must_report("was answered before .* began, but follows it")
+def two_revisions_are_swapped(run: Run, rng: random.Random) -> Run:
+    pair = _neighbours(run, rng)
     (_, first), (_, second) = parse(pair[0]), parse(pair[1])
     old, new = [getattr(one, "cart", one) for one in (first, second)]
     swapped = _reply_again(run, pair[0], revision=new.revision, etag=new.etag)
@@ -52,43 +52,43 @@ def two_revisions_are_swapped(run: Run, numbers: random.Random) -> Run:
     return _reply_again(swapped, other, revision=old.revision, etag=old.etag)
 
 
-@says("changed something, but was answered with a revision which")
-def two_changes_have_one_revision(run: Run, numbers: random.Random) -> Run:
-    pair = _neighbours(run, numbers)
+@must_report("changed something, but was answered with a revision that")
+def two_changes_have_one_revision(run: Run, rng: random.Random) -> Run:
+    pair = _neighbours(run, rng)
     _, reply = parse(pair[0])
     shown = getattr(reply, "cart", reply)
     return _reply_again(run, pair[1], revision=shown.revision, etag=shown.etag)
 
 
-@says("is a change, but was answered with the etag of")
-def a_change_keeps_the_etag(run: Run, numbers: random.Random) -> Run:
-    call = pick(numbers, answers(run, "AddItem", "RemoveItem"))
+@must_report("is a change, but was answered with the etag of")
+def a_change_keeps_the_etag(run: Run, rng: random.Random) -> Run:
+    call = pick(rng, answers(run, "AddItem", "RemoveItem"))
     return _reply_again(run, call, etag='"0"')
 
 
-@says("was the last change")
-def a_read_has_an_etag_that_nobody_made(run: Run, numbers: random.Random) -> Run:
-    call = pick(numbers, answers(run, "GetCart"))
+@must_report("was the last change")
+def a_read_has_an_etag_that_no_change_made(run: Run, rng: random.Random) -> Run:
+    call = pick(rng, answers(run, "GetCart"))
     return _reply_again(run, call, etag='"7fffffff"')
 
 
-@says("was answered before .* was invoked, which it follows")
-def a_read_is_stale(run: Run, numbers: random.Random) -> Run:
+@must_report("was answered before .* began, but follows it")
+def a_read_is_stale(run: Run, rng: random.Random) -> Run:
     stale = []
     for ordered in by_cart(took_place(run.calls, {})).values():
         reads = [one for one in ordered if one.rpc in READS]
         later = {one.revision: one.returned for one in ordered if one.rpc not in READS}
         stale += [(one, max(later.values())) for one in reads if later and max(later) > one.revision]
-    found = pick(numbers, stale)
+    found = pick(rng, stale)
     read, _ = found
     call = next(one for one in run.calls if one.rpc in READS and one.invoked == read.invoked)
     late = max(one.returned for one in run.calls) + 1
     return replace(run, calls=swap(run.calls, call, replace(call, invoked=late, returned=late + 1)))
 
 
-@says("shows .* but all changes up to it make")
-def an_answer_shows_another_quantity(run: Run, numbers: random.Random) -> Run:
-    call = pick(numbers, answers(run, "AddItem", "UpdateItem"))
+@must_report("shows .* but all changes up to it make")
+def a_reply_shows_another_quantity(run: Run, rng: random.Random) -> Run:
+    call = pick(rng, answers(run, "AddItem", "UpdateItem"))
     _, reply = parse(call)
     reply.item.quantity += 1
     return _with_item(run, call, reply.item)
@@ -103,27 +103,27 @@ def _with_item(run: Run, call: Call, item: cart_pb2.Item) -> Run:
     return replace(with_dump(run, replies=replies), calls=calls)
 
 
-@says("shows .* but all changes up to it make")
-def a_read_misses_an_item(run: Run, numbers: random.Random) -> Run:
-    call = pick(numbers, (call for call in answers(run, "GetCart") if parse(call)[1].cart.items))
+@must_report("shows .* but all changes up to it make")
+def a_read_misses_an_item(run: Run, rng: random.Random) -> Run:
+    call = pick(rng, (call for call in answers(run, "GetCart") if parse(call)[1].cart.items))
     _, reply = parse(call)
     del reply.cart.items[0]
     return replace(run, calls=swap(run.calls, call, replace(call, reply=reply.SerializeToString(deterministic=True))))
 
 
-@says("expected the etag of")
-def a_change_overlooks_an_etag(run: Run, numbers: random.Random) -> Run:
-    operation = pick(numbers, (one for one in changes(run) if one.rpc in ("AddItem", "RemoveItem")))
+@must_report("expected the etag of")
+def a_change_ignores_its_etag(run: Run, rng: random.Random) -> Run:
+    operation = pick(rng, (one for one in changes(run) if one.rpc in ("AddItem", "RemoveItem")))
     operation.request.etag = '"7fffffff"'
     raw = operation.request.SerializeToString(deterministic=True)
-    sent = {id(call) for call in attempts(run, operation) if call.outcome is not Outcome.REFUSED}
+    sent = {id(call) for call in attempts(run, operation) if call.outcome is not CallOutcome.REFUSED}
     return replace(run, calls=[replace(one, request=raw) if id(one) in sent else one for one in run.calls])
 
 
-@says("(removed|updated) what was not there")
-def what_is_not_there_is_changed(run: Run, numbers: random.Random) -> Run:
+@must_report("(removed|updated) an item that did not exist")
+def an_item_that_does_not_exist_is_changed(run: Run, rng: random.Random) -> Run:
     made = [one for one in took_place(run.calls, {}) if one.etag == one.revision]
-    operation = pick(numbers, (one for one in made if one.rpc in ("RemoveItem", "UpdateItem")))
+    operation = pick(rng, (one for one in made if one.rpc in ("RemoveItem", "UpdateItem")))
     item = operation.request if operation.rpc == "RemoveItem" else operation.request.item
     item.name = f"{operation.cart}/items/{'0' * 32}"
     raw = operation.request.SerializeToString(deterministic=True)

@@ -1,6 +1,6 @@
-"""Ways for a run to be wrong: each takes a run in which nothing is, makes one thing wrong, and says what is to be said.
+"""The table of corruptions: each takes a run without violations, breaks one thing, and declares the expected report.
 
-Nothing is raised where a run has nothing that can be wrong in this way.
+A corruption raises NotApplicable if the run has nothing that can be broken in this way.
 """
 
 import random
@@ -10,39 +10,39 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from cart_grpc.protocol.reservation import Reservation
-from tests.invariants.history import Call, Outcome
+from tests.invariants.history import Call, CallOutcome
 from tests.invariants.operations import Operation, took_place
 from tests.invariants.run import Run
 
 T = TypeVar("T")
-Mutation = Callable[[Run, random.Random], Run]
-MUTATIONS: dict[str, tuple[Mutation, re.Pattern[str]]] = {}
+Corruption = Callable[[Run, random.Random], Run]
+CORRUPTIONS: dict[str, tuple[Corruption, re.Pattern[str]]] = {}
 
 
-class Nothing(Exception):
-    """There is none to be picked."""
+class NotApplicable(Exception):
+    """The run has nothing to corrupt in this way."""
 
 
-def says(pattern: str) -> Callable[[Mutation], Mutation]:
-    """Register a mutation that must be reported with `pattern`."""
+def must_report(pattern: str) -> Callable[[Corruption], Corruption]:
+    """Register a corruption. The checks must report it with a violation that matches `pattern`."""
 
-    def register(mutation: Mutation) -> Mutation:
-        MUTATIONS[mutation.__name__] = (mutation, re.compile(pattern))
-        return mutation
+    def register(corruption: Corruption) -> Corruption:
+        CORRUPTIONS[corruption.__name__] = (corruption, re.compile(pattern))
+        return corruption
 
     return register
 
 
-def pick(numbers: random.Random, values: Iterable[T]) -> T:
-    """One of them. Raises Nothing where there is none."""
+def pick(rng: random.Random, values: Iterable[T]) -> T:
+    """Pick one of `values`. Raises NotApplicable if there are none."""
     found = list(values)
     if not found:
-        raise Nothing
-    return numbers.choice(found)
+        raise NotApplicable
+    return rng.choice(found)
 
 
 def swap(values: Sequence[T], old: T, new: T) -> list[T]:
-    """`values` with `new` in place of the one that is `old`."""
+    """`values` with `old` replaced by `new`."""
     return [new if value is old else value for value in values]
 
 
@@ -55,7 +55,7 @@ def with_row(run: Run, old: Reservation, **changes: Any) -> Run:
 
 
 def changes(run: Run) -> list[Operation]:
-    """Operations that were answered, and that no cart can be without."""
+    """Answered operations that always change their cart."""
     operations = took_place(run.calls, {})
     return [one for one in operations if one.rpc in ("AddItem", "BatchAddItems", "RemoveItem", "DeleteCart")]
 
@@ -65,11 +65,11 @@ def attempts(run: Run, operation: Operation) -> list[Call]:
 
 
 def answers(run: Run, *rpcs: str) -> list[Call]:
-    return [call for call in run.calls if call.outcome is Outcome.OK and call.rpc in rpcs]
+    return [call for call in run.calls if call.outcome is CallOutcome.OK and call.rpc in rpcs]
 
 
 def acknowledged(run: Run) -> list[tuple[str, str]]:
     """The keys of the replies whose operations were acknowledged."""
     return sorted(
-        {(call.user, call.request_id) for call in run.calls if call.outcome is Outcome.OK and call.request_id}
+        {(call.user, call.request_id) for call in run.calls if call.outcome is CallOutcome.OK and call.request_id}
     )

@@ -1,4 +1,4 @@
-"""Histories in which nothing is wrong: the real rules, one thing at a time, with lost replies, retries and renewals."""
+"""Runs without violations: the product's rules, one step at a time, with lost replies, retries and renewals."""
 
 import random
 from collections.abc import Coroutine
@@ -25,7 +25,7 @@ from cart_grpc.simulator.stock import Entry, Stock
 from cart_grpc.store.read.cache_validator import CacheValidator
 from cart_grpc.store.read.cart_json import CartJson
 from tests.invariants.claims import find_record
-from tests.invariants.history import Call, ClaimAction, ClaimEvent, Dump, Outcome, Written, effects_of
+from tests.invariants.history import Call, CallOutcome, ClaimAction, ClaimEvent, Dump, RowVersion, effects_of
 from tests.invariants.run import Run
 from tests.store.cart_json import make_cart_json
 
@@ -33,27 +33,27 @@ SECOND = 1_000_000
 LEASE = 15 * SECOND
 STOCK = {"beans": 10_000, "filters": 10_000, "scarce": 6}
 CARTS = ("users/a/carts/one", "users/a/carts/two", "users/b/carts/one")
-TERMS = Limits(hold_ttl_us=60 * SECOND, cart_ttl_us=3_600 * SECOND)
+LIMITS = Limits(hold_ttl_us=60 * SECOND, cart_ttl_us=3_600 * SECOND)
 
 
-class World:
-    """A service, its database in memory, its callers and its Reservation API, in one thread and one random order."""
+class RunGenerator:
+    """Generates a run: a service with its tables in memory, callers and a Reservation API, in one random order."""
 
     def __init__(self, seed: object) -> None:
-        self.numbers = random.Random(str(seed))
+        self.rng = random.Random(str(seed))
         self.now = 1_000_000 * SECOND
         self._count = 0
-        self._working = UnitOfWork()
+        self._unit_of_work = UnitOfWork()
         self._entries: list[Entry] = []
         self._stock = Stock(STOCK, default_total=0, log=self._entries.append)
-        self._service = CartService(self, TERMS)  # type: ignore[arg-type]  # the store of a service that never waits
+        self._service = CartService(self, LIMITS)  # type: ignore[arg-type]  # the store of a service that never waits
         self._calls: list[Call] = []
         self._claims: list[ClaimEvent] = []
-        self._written: list[Written] = []
+        self._written: list[RowVersion] = []
         self._claimed: list[Reservation] = []
 
     @property
-    def reads(self) -> "World":
+    def reads(self) -> "RunGenerator":
         return self
 
     async def mutate(self, mutation: Mutation) -> bytes:
@@ -61,20 +61,20 @@ class World:
         return reply
 
     async def find_json(self, key: CartKey, _: CacheValidator | None = None) -> CartJson | None:
-        cart = self._working.carts.get(key)
+        cart = self._unit_of_work.carts.get(key)
         if cart is None:
             return None
-        lines = list(self._working.view([CartRead(key)]).lines.values())
+        lines = list(self._unit_of_work.view([CartRead(key)]).lines.values())
         return make_cart_json(cart, lines, self.now)
 
     def _write(self, command: Any) -> Any:
-        """Run one command, and note which rows it wrote and whose claims it took away."""
-        working = self._working
-        before = dict(working.reservations)
-        answer = command.run(working, self.now, self._new_id)
-        rows: list[Cart | Reservation] = [working.carts[key] for key in working.changed_carts]
-        for reservation_id in sorted(working.changed_reservations):
-            after, old = working.reservations[reservation_id], before.get(reservation_id)
+        """Run one command. Record the rows that it wrote and the claims that it ended."""
+        unit = self._unit_of_work
+        before = dict(unit.reservations)
+        answer = command.run(unit, self.now, self._new_id)
+        rows: list[Cart | Reservation] = [unit.carts[key] for key in unit.changed_carts]
+        for reservation_id in sorted(unit.changed_reservations):
+            after, old = unit.reservations[reservation_id], before.get(reservation_id)
             rows.append(after)
             if old is None or isinstance(command, RecordOutcome):
                 continue
@@ -83,12 +83,12 @@ class World:
         if isinstance(command, RecordOutcome):
             claimed = command.claimed
             old = before[claimed.reservation_id]
-            event = find_record(old, working.reservations[claimed.reservation_id], claimed, self.now, "")
+            event = find_record(old, unit.reservations[claimed.reservation_id], claimed, self.now, "")
             if event is not None:
                 self._claims.append(replace(event, owner=_owner(claimed)))
-        self._written.extend(Written(self.now, row) for row in rows)
-        working.changed_carts.clear()
-        working.changed_reservations.clear()
+        self._written.extend(RowVersion(self.now, row) for row in rows)
+        unit.changed_carts.clear()
+        unit.changed_reservations.clear()
         return answer
 
     def _claim_event(self, row: Reservation, action: ClaimAction, owner: str) -> None:
@@ -101,36 +101,36 @@ class World:
         return f"id-{self._count:08x}"
 
     def step(self) -> None:
-        """A caller's operation, or a piece of the reconciler's work."""
-        self.now += self.numbers.randint(1, 2 * SECOND)
-        kind = self.numbers.random()
+        """One operation of a caller, one claim, or the end of one call."""
+        self.now += self.rng.randint(1, 2 * SECOND)
+        kind = self.rng.random()
         if kind < 0.45:
             self._operate()
         elif kind < 0.7:
             self._claim()
         elif self._claimed:
-            self._finish(self._claimed.pop(self.numbers.randrange(len(self._claimed))))
+            self._finish(self._claimed.pop(self.rng.randrange(len(self._claimed))))
 
     def _operate(self) -> None:
-        cart = self.numbers.choice(CARTS)
+        cart = self.rng.choice(CARTS)
         rpc, request = self._request(cart)
         if rpc != "GetCart":
             request.request_id = self._new_id()
-        self._call(cart, rpc, request, lost=rpc != "GetCart" and self.numbers.random() < 0.2)
+        self._call(cart, rpc, request, lost=rpc != "GetCart" and self.rng.random() < 0.2)
         if rpc == "GetCart":
             return
-        for _ in range(self.numbers.choice((0, 0, 1, 2))):
+        for _ in range(self.rng.choice((0, 0, 1, 2))):
             self._call(cart, rpc, request)
-        if self.numbers.random() < 0.1:
+        if self.rng.random() < 0.1:
             other = cart_service_pb2.AddItemRequest(
                 parent=cart, item=cart_pb2.Item(sku="other"), request_id=request.request_id
             )
             self._call(cart, "AddItem", other)
 
     def _request(self, cart: str) -> tuple[str, Any]:
-        sku = self.numbers.choice(list(STOCK))
+        sku = self.rng.choice(list(STOCK))
         name = f"{cart}/items/{item_id_of(sku, {})}"
-        quantity = self.numbers.randint(1, 4)
+        quantity = self.rng.randint(1, 4)
         item = cart_pb2.Item(sku=sku, quantity=quantity)
         add = cart_service_pb2.AddItemRequest(parent=cart, item=item)
         update = cart_pb2.Item(name=name, quantity=quantity)
@@ -146,30 +146,30 @@ class World:
             "RetryReservation": (2, cart_service_pb2.RetryReservationRequest(name=name)),
             "GetCart": (4, cart_service_pb2.GetCartRequest(name=cart)),
         }
-        (rpc,) = self.numbers.choices(list(requests), [weight for weight, _ in requests.values()])
+        (rpc,) = self.rng.choices(list(requests), [weight for weight, _ in requests.values()])
         request = requests[rpc][1]
-        row = self._working.carts.get(_key(cart))
-        if rpc != "GetCart" and row is not None and self.numbers.random() < 0.1:
-            # Now and then one of yesterday.
-            request.etag = row._replace(etag_revision=row.etag_revision - self.numbers.choice((0, 0, 1))).etag
+        row = self._unit_of_work.carts.get(_key(cart))
+        if rpc != "GetCart" and row is not None and self.rng.random() < 0.1:
+            # Sometimes an old etag.
+            request.etag = row._replace(etag_revision=row.etag_revision - self.rng.choice((0, 0, 1))).etag
         return rpc, request
 
     def _call(self, cart: str, rpc: str, request: Any, *, lost: bool = False) -> None:
-        """One attempt; where it is `lost`, before or after its effect, another follows at once."""
+        """One attempt. If it is `lost`, before or after its effect, another attempt follows at once."""
         invoked, reply, code, reason = self.now, b"", "", ""
-        outcome = Outcome.UNKNOWN
-        self.now += self.numbers.randint(1, SECOND // 10)
-        if not lost or self.numbers.random() < 0.5:
+        outcome = CallOutcome.UNKNOWN
+        self.now += self.rng.randint(1, SECOND // 10)
+        if not lost or self.rng.random() < 0.5:
             try:
                 answer = _completed(getattr(self._service, rpc)(request, None))
                 reply = answer if isinstance(answer, bytes) else answer.SerializeToString(deterministic=True)
-                outcome, code = Outcome.OK, "OK"
+                outcome, code = CallOutcome.OK, "OK"
             except CallRefused as refusal:
-                outcome, reason = Outcome.REFUSED, refusal.reason
+                outcome, reason = CallOutcome.REFUSED, refusal.reason
                 code = next(code.name for kind, code in CODES if isinstance(refusal, kind))
         if lost:
-            outcome, reply, code, reason = Outcome.UNKNOWN, b"", "", ""
-        self.now += self.numbers.randint(1, SECOND // 10)
+            outcome, reply, code, reason = CallOutcome.UNKNOWN, b"", "", ""
+        self.now += self.rng.randint(1, SECOND // 10)
         raw = request.SerializeToString(deterministic=True)
         request_id = "" if rpc == "GetCart" else request.request_id
         self._calls.append(Call(cart, rpc, raw, request_id, invoked, self.now, outcome, code, reason, reply))
@@ -178,11 +178,13 @@ class World:
 
     def _claim(self) -> None:
         due = [
-            row for row in self._working.reservations.values() if row.due_time is not None and row.due_time <= self.now
+            row
+            for row in self._unit_of_work.reservations.values()
+            if row.due_time is not None and row.due_time <= self.now
         ]
         if not due:
             return
-        row = self.numbers.choice(due)
+        row = self.rng.choice(due)
         claimed = row._replace(
             revision=row.revision + row.settled,
             lease_epoch=row.lease_epoch + 1,
@@ -194,26 +196,26 @@ class World:
         self._claimed.append(claimed)
 
     def _put(self, row: Reservation, action: ClaimAction) -> None:
-        self._working.put_reservation(row)
-        self._working.changed_reservations.clear()
-        self._written.append(Written(self.now, row))
+        self._unit_of_work.put_reservation(row)
+        self._unit_of_work.changed_reservations.clear()
+        self._written.append(RowVersion(self.now, row))
         self._claim_event(row, action, _owner(row))
 
     def _finish(self, claimed: Reservation) -> None:
-        """The call for a claim takes effect, or does not, and its outcome is recorded, or the claim is handed back."""
-        row = self._working.reservations[claimed.reservation_id]
-        kind = self.numbers.random()
+        """End the call of a claim and record its outcome, or hand the claim back."""
+        row = self._unit_of_work.reservations[claimed.reservation_id]
+        kind = self.rng.random()
         if kind < 0.1 and row.lease_epoch == claimed.lease_epoch and row.lease_expire_time is not None:
             self._put(row._replace(lease_expire_time=None, due_time=self.now), ClaimAction.HANDED_BACK)
             return
         if kind < 0.2 and row.lease_epoch == claimed.lease_epoch and row.lease_expire_time is not None:
             self._put(row._replace(lease_expire_time=self.now + LEASE, due_time=self.now + LEASE), ClaimAction.EXTENDED)
-        self._write(RecordOutcome(claimed, self._answer(claimed), retry_delay_us=self.numbers.randint(0, SECOND)))
+        self._write(RecordOutcome(claimed, self._answer(claimed), retry_delay_us=self.rng.randint(0, SECOND)))
 
     def _answer(self, claimed: Reservation) -> Decision | StaleRevision | PermanentFailure | NoAnswer:
         intent = next_intent(claimed)
         assert intent is not None
-        kind = self.numbers.random()
+        kind = self.rng.random()
         if kind < 0.1:
             return NoAnswer("UNAVAILABLE", "lost before it took effect")
         if kind < 0.15:
@@ -227,13 +229,13 @@ class World:
         return _decision(decided)
 
     def settle(self) -> None:
-        """Expire what was left alone, and let the reconciler work until nothing is left to do."""
-        for key, cart in list(self._working.carts.items()):
-            if self.numbers.random() < 0.2 and cart.expire_time is not None:
+        """Expire some carts, then let the reconciler work until everything is settled."""
+        for key, cart in list(self._unit_of_work.carts.items()):
+            if self.rng.random() < 0.2 and cart.expire_time is not None:
                 self.now = max(self.now, cart.expire_time)
                 self._write(Expire(key))
         while True:
-            waiting = [row for row in self._working.reservations.values() if not self._at_rest(row)]
+            waiting = [row for row in self._unit_of_work.reservations.values() if not self._at_rest(row)]
             if not waiting and not self._claimed:
                 break
             self.now += SECOND
@@ -246,26 +248,26 @@ class World:
         return row.settled and (row.due_time is None or (row.expire_time or 0) > self.now + margin)
 
     def run(self, steps: int) -> Run:
-        """The history of so many steps and of what it took to come to rest."""
+        """The history of `steps` random steps, and of settling afterwards."""
         for _ in range(steps):
             self.step()
         self.settle()
-        working = self._working
-        items = [item for of_cart in working.items.values() for item in of_cart.values()]
-        replies = {(user.name, request_id): kept.reply for (user, request_id), kept in working.replies.items()}
+        unit = self._unit_of_work
+        items = [item for of_cart in unit.items.values() for item in of_cart.values()]
+        replies = {(user.name, request_id): kept.reply for (user, request_id), kept in unit.replies.items()}
         levels = {sku: self._stock.levels(sku, self.now) for sku in STOCK}
-        dump = Dump(list(working.carts.values()), items, list(working.reservations.values()), replies)
+        dump = Dump(list(unit.carts.values()), items, list(unit.reservations.values()), replies)
         effects = effects_of(self._entries)
         return Run(self._calls, effects, dump, self.now, STOCK, levels, self._claims, self._written)
 
 
 def _completed(call: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine that waits for nothing returns."""
+    """The result of a coroutine that never waits."""
     try:
         call.send(None)
     except StopIteration as end:
         return end.value
-    raise AssertionError("it waits for something")
+    raise AssertionError("the coroutine waits")
 
 
 def _owner(claimed: Reservation) -> str:

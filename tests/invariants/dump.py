@@ -1,4 +1,4 @@
-"""What a database holds, as the checkers take it."""
+"""Reads a database into the form that the checks use."""
 
 from sqlalchemy import Connection, select
 
@@ -8,7 +8,7 @@ from tests.invariants.history import Dump
 
 
 def read_dump(connection: Connection) -> Dump:
-    """Every cart, item, reservation and reply."""
+    """All carts, items, reservations and replies."""
     replies = connection.execute(select(schema.replies)).all()
     return Dump(
         carts=[rows.to_cart(row) for row in connection.execute(select(schema.carts))],

@@ -1,0 +1,1 @@
+"""Corruptions of a run: each breaks one invariant in a known way."""

@@ -1,1 +1,0 @@
-"""Runs that are wrong in one known way each."""
