@@ -1,1 +1,1 @@
-"""Clients that mean harm, and what the server's limits make of them."""
+"""Hostile clients, and the limits that contain them."""

@@ -1,4 +1,4 @@
-"""Each limit of the server at work: gRPC takes a name that it does not know without a word."""
+"""Each gRPC option of the server has its effect: gRPC silently ignores an option name that it does not know."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -30,7 +30,7 @@ Start = Callable[..., AbstractAsyncContextManager[str]]
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Start:
-    """Starts a server with the limits of the product, some of them replaced by smaller ones; where it listens."""
+    """Start a server with the product's options, some of them replaced by smaller values; yield its address."""
 
     @asynccontextmanager
     async def started(**smaller: int) -> AsyncIterator[str]:
@@ -52,17 +52,17 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Start:
 
 
 @pytest.mark.parametrize("said", [b"", PREFACE[:10], PREFACE], ids=["nothing", "half a preface", "no settings"])
-async def test_who_does_not_speak_http_2_is_ended(said: bytes, start: Start) -> None:
+async def test_a_peer_without_an_http_2_handshake_is_disconnected(said: bytes, start: Start) -> None:
     async with start(server_handshake_timeout_ms=300) as address, wired(address, said, is_polite=False) as wire:
         assert await wire.ended(5) == HANDSHAKE
 
 
-async def test_who_does_not_acknowledge_our_settings_is_ended(start: Start) -> None:
+async def test_a_peer_that_does_not_acknowledge_settings_is_disconnected(start: Start) -> None:
     async with start(settings_timeout=300) as address, wired(address, is_polite=False) as wire:
         assert await wire.ended(5) == "settings_timeout"
 
 
-async def test_who_does_not_answer_a_ping_is_ended(start: Start) -> None:
+async def test_a_peer_that_does_not_answer_a_ping_is_disconnected(start: Start) -> None:
     async with start(keepalive_time_ms=200, ping_timeout_ms=300) as address, wired(address) as wire:
         while SETTINGS not in wire.seen:
             await asyncio.sleep(0.01)
@@ -70,18 +70,18 @@ async def test_who_does_not_answer_a_ping_is_ended(start: Start) -> None:
         assert await wire.ended(5) == "ping_timeout"
 
 
-async def test_who_has_nothing_to_say_is_ended(start: Start) -> None:
+async def test_an_idle_connection_is_closed(start: Start) -> None:
     async with start(max_connection_idle_ms=300) as address, wired(address) as wire:
         assert await wire.ended(5) == "connection idle"
 
 
-async def test_who_is_old_is_ended_even_where_a_call_never_ends(start: Start) -> None:
+async def test_an_old_connection_is_closed_even_if_a_call_never_ends(start: Start) -> None:
     async with start(max_connection_age_ms=300) as address, wired(address) as wire:
         await wire.send([OPEN])
         assert await wire.ended(5) == "max_age"
 
 
-async def test_who_pings_at_a_decent_pace_is_not_ended(start: Start) -> None:
+async def test_a_peer_that_pings_at_the_allowed_rate_stays_connected(start: Start) -> None:
     async with start(min_ping_interval_without_data_ms=50) as address, wired(address) as wire:
         for _ in range(6):
             await wire.send([frame(PING, 0, 0, b"12345678")])
@@ -89,14 +89,14 @@ async def test_who_pings_at_a_decent_pace_is_not_ended(start: Start) -> None:
         assert not wire.has_ended
 
 
-async def test_who_pings_faster_is_ended(start: Start) -> None:
+async def test_a_peer_that_pings_faster_is_disconnected(start: Start) -> None:
     async with start() as address, wired(address) as wire:
         for _ in range(6):
             await wire.send([frame(PING, 0, 0, b"12345678")])
         assert await wire.ended(5) == "too_many_pings"
 
 
-async def test_who_connects_too_often_is_ended(start: Start) -> None:
+async def test_connections_beyond_the_limit_are_closed(start: Start) -> None:
     async with start(max_allowed_incoming_connections=3) as address, AsyncExitStack() as stack:
         wires = [await stack.enter_async_context(wired(address)) for _ in range(5)]
         async with asyncio.timeout(5):
@@ -105,7 +105,7 @@ async def test_who_connects_too_often_is_ended(start: Start) -> None:
         assert sum(SETTINGS in wire.seen for wire in wires) == 3
 
 
-async def test_a_connection_is_told_how_much_it_may_send(start: Start) -> None:
+async def test_the_server_announces_its_stream_and_window_limits(start: Start) -> None:
     async with start() as address, wired(address) as wire:
         async with asyncio.timeout(5):
             while SETTINGS not in wire.seen:
@@ -115,7 +115,7 @@ async def test_a_connection_is_told_how_much_it_may_send(start: Start) -> None:
 
 
 async def check_health(address: str, service: str, metadata: int = 0) -> grpc.StatusCode:
-    """How a call with so many bytes of metadata ends."""
+    """Call Health/Check with so many bytes of metadata; return the status code."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub: health_pb2_grpc.HealthAsyncStub = health_pb2_grpc.HealthStub(channel)  # type: ignore[name-defined]
         fields = [(f"x-{number}", "x" * 900) for number in range(metadata // 1000)]
@@ -126,14 +126,14 @@ async def check_health(address: str, service: str, metadata: int = 0) -> grpc.St
         return grpc.StatusCode.OK
 
 
-async def test_metadata_up_to_its_limit_is_always_taken_and_beyond_it_never(start: Start) -> None:
+async def test_metadata_is_always_accepted_up_to_its_limit_and_never_beyond(start: Start) -> None:
     async with start() as address:
-        # By default, half of these are refused, by chance.
+        # With gRPC's defaults, about half of these are rejected at random.
         assert {await check_health(address, "", 12_000) for _ in range(12)} == {grpc.StatusCode.OK}
         assert {await check_health(address, "", 20_000) for _ in range(12)} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
-async def test_a_message_up_to_its_limit_is_taken_and_beyond_it_not(start: Start) -> None:
+async def test_a_message_is_accepted_up_to_its_limit_and_not_beyond(start: Start) -> None:
     async with start() as address:
         assert await check_health(address, "x" * 65_000) == grpc.StatusCode.NOT_FOUND
         assert await check_health(address, "x" * 66_000) == grpc.StatusCode.RESOURCE_EXHAUSTED

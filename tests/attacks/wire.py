@@ -1,4 +1,4 @@
-"""HTTP/2 by hand: what no client library would send."""
+"""HTTP/2 frames by hand, for sequences that no client library sends."""
 
 import asyncio
 import struct
@@ -21,7 +21,7 @@ def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> b
 
 
 def header(name: str, value: str) -> bytes:
-    """One header field, spelled out (HPACK: a literal without indexing); both up to 126 ASCII characters."""
+    """One header field (HPACK literal without indexing); name and value up to 126 ASCII characters each."""
     return b"\0" + b"".join(bytes((len(text),)) + text.encode() for text in (name, value))
 
 
@@ -39,12 +39,12 @@ def call_of(path: str) -> bytes:
 
 
 def message(length: int) -> bytes:
-    """The beginning of a gRPC message that is to have this many bytes."""
+    """The prefix of a gRPC message of `length` bytes."""
     return b"\0" + struct.pack(">I", length)
 
 
 class Wire:
-    """One connection. What arrives is counted; `is_polite` decides whether SETTINGS and PING are answered."""
+    """One connection. It counts the frames that arrive; with `is_polite` it answers SETTINGS and PING."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_polite: bool) -> None:
         self._reader, self._writer = reader, writer
@@ -57,6 +57,7 @@ class Wire:
         self.connection_window = WINDOW
         self.granted: Counter[int] = Counter()
         self.refused: set[int] = set()
+        self.ended_streams: set[int] = set()
         self._reading = asyncio.create_task(self._read())
 
     @property
@@ -65,15 +66,15 @@ class Wire:
         return self._reading.done()
 
     async def send(self, frames: Iterable[bytes]) -> None:
-        """Write, and wait while the server does not read. Once the connection has ended, nothing happens."""
+        """Write, and wait while the server does not read. Do nothing once the connection has ended."""
         with suppress(OSError):
             self._writer.write(b"".join(frames))
             await self._writer.drain()
-        # For those who share the event loop.
+        # Let the other tasks of this event loop run.
         await asyncio.sleep(0)
 
     async def ended(self, seconds: float) -> str:
-        """What GOAWAY said, once the server has closed the connection. Raises TimeoutError."""
+        """Wait until the server has closed the connection; return the text of its GOAWAY. Raises TimeoutError."""
         await asyncio.wait_for(asyncio.shield(self._reading), seconds)
         return self.farewell
 
@@ -92,6 +93,8 @@ class Wire:
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         self.seen[kind] += 1
+        if kind == RST_STREAM or (kind in (HEADERS, DATA) and flags & END_STREAM):
+            self.ended_streams.add(stream)
         if kind == SETTINGS and not flags & ACK:
             self.settings |= dict(struct.iter_unpack(">HI", payload))
         elif kind == WINDOW_UPDATE and stream:
@@ -110,7 +113,7 @@ class Wire:
 async def wired(
     address: str, greeting: bytes = PREFACE + frame(SETTINGS), *, is_polite: bool = True
 ) -> AsyncIterator[Wire]:
-    """A connection to HOST:PORT that begins with `greeting`."""
+    """A connection to HOST:PORT that sends `greeting` first."""
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     wire = Wire(reader, writer, is_polite=is_polite)
