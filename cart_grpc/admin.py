@@ -25,7 +25,7 @@ class ReconcilerStatus(Protocol):
         ...
 
 
-class Operator:
+class OperatorActions:
     """The operator's actions on one store. Each change is logged.
 
     Every method raises DatabaseUnavailable, and the other kinds of CallRefused that it names. `reconciler` is None in a

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy import Connection, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from cart_grpc.admin import Operator
+from cart_grpc.admin import OperatorActions
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.readiness import ReadinessWatcher
 from cart_grpc.background.reconciler import Reconciler
@@ -81,7 +81,7 @@ async def running(
             reconciler = await stack.enter_async_context(running_reconciler(settings, store))
             await stack.enter_async_context(running_sweeper(settings, store))
         if settings.admin_listen:
-            server = admin_server(Operator(store, limits, reconciler), timeout)
+            server = admin_server(OperatorActions(store, limits, reconciler), timeout)
             admin_port = await stack.enter_async_context(running_server(server, "admin_listen", settings, store))
         if serve:
             server = cart_server(store, limits, timeout, _admission(settings), shares_port=shares_port)

@@ -6,7 +6,7 @@ import grpc
 from cartgrpc.v1 import cart_admin_service_pb2 as pb
 from cartgrpc.v1 import cart_admin_service_pb2_grpc
 
-from cart_grpc.admin import Operator
+from cart_grpc.admin import OperatorActions
 from cart_grpc.rpc import admin_requests
 from cart_grpc.rpc.admin_messages import pause_message, reservation_message, stats_message
 
@@ -16,7 +16,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class CartAdminService(cart_admin_service_pb2_grpc.CartAdminServiceServicer):
     """Reservations, for the operators of the service."""
 
-    def __init__(self, operator: Operator) -> None:
+    def __init__(self, operator: OperatorActions) -> None:
         self._operator = operator
 
     async def ListReservations(

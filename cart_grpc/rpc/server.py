@@ -8,7 +8,7 @@ from cartgrpc.v1 import cart_admin_service_pb2_grpc, cart_service_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from cart_grpc.admin import Operator
+from cart_grpc.admin import OperatorActions
 from cart_grpc.carts.calls import Limits
 from cart_grpc.rpc.admission import Admission, OpenStreams
 from cart_grpc.rpc.cart_admin_service import CartAdminService
@@ -79,7 +79,7 @@ def cart_server(
     )
 
 
-def admin_server(operator: Operator, call_timeout: float) -> "Server":
+def admin_server(operator: OperatorActions, call_timeout: float) -> "Server":
     """Return the operators' server: `cartgrpc.v1.CartAdminService`. Anyone who reaches its port may call it."""
     servicer = CartAdminService(operator)
     add = cart_admin_service_pb2_grpc.add_CartAdminServiceServicer_to_server

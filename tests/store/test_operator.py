@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cart_grpc import app
-from cart_grpc.admin import Operator
+from cart_grpc.admin import OperatorActions
 from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.carts.refusals import CartClosed, ReservationCommitted, ReservationNotFound
 from cart_grpc.commands.direct import ExtendLeases
@@ -42,17 +42,19 @@ EVERYTHING = frozenset(WorkState)
 
 
 @pytest.fixture
-def operator(store: Store) -> Operator:
-    return Operator(store, TERMS, None)
+def operator(store: Store) -> OperatorActions:
+    return OperatorActions(store, TERMS, None)
 
 
-async def rows(operator: Operator, states: frozenset[WorkState] = BACKLOG, **more: int) -> list[ReservationSnapshot]:
+async def rows(
+    operator: OperatorActions, states: frozenset[WorkState] = BACKLOG, **more: int
+) -> list[ReservationSnapshot]:
     """What a list shows."""
     page = ReservationPage(100, states, more.get("min_age", 0), more.get("min_attempts", 0), None)
     return await operator.list(page)
 
 
-async def only(operator: Operator, states: frozenset[WorkState] = EVERYTHING) -> ReservationSnapshot:
+async def only(operator: OperatorActions, states: frozenset[WorkState] = EVERYTHING) -> ReservationSnapshot:
     """The one reservation there is."""
     [seen] = await rows(operator, states)
     return seen
@@ -81,7 +83,7 @@ async def committing(store: Store, engine: Engine) -> Reservation:
     return held
 
 
-async def test_every_state_of_the_work_is_told_from_the_others(store: Store, operator: Operator) -> None:
+async def test_every_state_of_the_work_is_told_from_the_others(store: Store, operator: OperatorActions) -> None:
     await store.mutate(add())
     seen = [(await only(operator)).state]
     claimed = await claim_one(store)
@@ -102,7 +104,7 @@ async def test_every_state_of_the_work_is_told_from_the_others(store: Store, ope
     ],
 )
 async def test_what_was_answered_is_listed_where_it_is_asked_for_alone(
-    store: Store, operator: Operator, observed: Observed, changes: dict[str, object], state: WorkState
+    store: Store, operator: OperatorActions, observed: Observed, changes: dict[str, object], state: WorkState
 ) -> None:
     await decided(store, observed, **changes)
     assert await rows(operator) == []
@@ -111,7 +113,9 @@ async def test_what_was_answered_is_listed_where_it_is_asked_for_alone(
     assert (seen.state, seen.line is not None) == (state, True)
 
 
-async def test_a_finished_release_is_listed_as_released_without_an_item(store: Store, operator: Operator) -> None:
+async def test_a_finished_release_is_listed_as_released_without_an_item(
+    store: Store, operator: OperatorActions
+) -> None:
     await decided(store)
     await store.mutate(remove())
     assert (await only(operator, BACKLOG)).line is None
@@ -121,7 +125,7 @@ async def test_a_finished_release_is_listed_as_released_without_an_item(store: S
 
 
 async def test_an_error_that_was_sealed_with_a_release_is_listed_as_rejected_until_its_item_goes(
-    store: Store, operator: Operator
+    store: Store, operator: OperatorActions
 ) -> None:
     await store.mutate(add())
     await store.record(RecordOutcome(await claim_one(store), PermanentFailure("INVALID_SKU", "no such thing"), 0))
@@ -131,14 +135,18 @@ async def test_an_error_that_was_sealed_with_a_release_is_listed_as_rejected_unt
     assert (await only(operator)).state is WorkState.RELEASED
 
 
-async def test_a_renewal_under_way_is_no_backlog_and_shows_as_what_it_renews(store: Store, operator: Operator) -> None:
+async def test_a_renewal_under_way_is_no_backlog_and_shows_as_what_it_renews(
+    store: Store, operator: OperatorActions
+) -> None:
     await decided(store, expire_time=app.clock() + 1)
     await claim_one(store)
     assert await rows(operator) == []
     assert (await only(operator)).state is WorkState.EXPIRED
 
 
-async def test_a_claim_of_a_dead_replica_is_due_again_once_its_lease_is_over(store: Store, operator: Operator) -> None:
+async def test_a_claim_of_a_dead_replica_is_due_again_once_its_lease_is_over(
+    store: Store, operator: OperatorActions
+) -> None:
     await store.mutate(add())
     await claim_one(store, lease=1)
     seen = await only(operator, BACKLOG)
@@ -148,7 +156,7 @@ async def test_a_claim_of_a_dead_replica_is_due_again_once_its_lease_is_over(sto
     assert (stats.due_count, stats.oldest_due_time) == (1, seen.reservation.due_time)
 
 
-async def test_lists_go_through_all_users_oldest_first_page_by_page(store: Store, operator: Operator) -> None:
+async def test_lists_go_through_all_users_oldest_first_page_by_page(store: Store, operator: OperatorActions) -> None:
     for number in range(7):
         # Some in one batch, so that some have one create_time.
         names = [f"user-{number}-{other}" for other in range(number % 3 + 1)]
@@ -166,7 +174,7 @@ async def test_lists_go_through_all_users_oldest_first_page_by_page(store: Store
     assert [seen.reservation.reservation_id for seen in paged] == [reservation_id for _, reservation_id in order]
 
 
-async def test_lists_are_narrowed_by_age_and_attempts(store: Store, operator: Operator) -> None:
+async def test_lists_are_narrowed_by_age_and_attempts(store: Store, operator: OperatorActions) -> None:
     await store.mutate(add())
     assert await rows(operator, min_age=HOUR) == []
     assert len(await rows(operator, min_age=1)) == 1
@@ -176,7 +184,9 @@ async def test_lists_are_narrowed_by_age_and_attempts(store: Store, operator: Op
     assert await rows(operator, min_attempts=2) == []
 
 
-async def test_a_reservation_is_found_by_its_id_alone_and_another_is_not(store: Store, operator: Operator) -> None:
+async def test_a_reservation_is_found_by_its_id_alone_and_another_is_not(
+    store: Store, operator: OperatorActions
+) -> None:
     for number in range(5):
         await store.mutate(add(key=cart_key(user_key(f"user-{number}"), "default")))
     for seen in await rows(operator):
@@ -185,7 +195,7 @@ async def test_a_reservation_is_found_by_its_id_alone_and_another_is_not(store: 
         await operator.get(app.new_id())
 
 
-async def test_stats_count_the_backlog_by_state_and_intent(store: Store, operator: Operator) -> None:
+async def test_stats_count_the_backlog_by_state_and_intent(store: Store, operator: OperatorActions) -> None:
     empty = await operator.get_stats()
     assert (list(empty.backlog), empty.due_count, empty.oldest_due_time, empty.pause) == ([], 0, None, None)
     await behind_an_old_release(store)
@@ -203,12 +213,12 @@ async def test_stats_count_the_backlog_by_state_and_intent(store: Store, operato
     assert min(one.oldest_create_time for one in stats.backlog) == seen[0].reservation.create_time
 
 
-async def test_renewals_that_are_due_are_counted_as_due(store: Store, operator: Operator) -> None:
+async def test_renewals_that_are_due_are_counted_as_due(store: Store, operator: OperatorActions) -> None:
     await decided(store, expire_time=app.clock() + 1)
     assert (await operator.get_stats()).due_count == 1
 
 
-async def test_what_was_put_off_is_due_at_once_when_it_is_tried_again(store: Store, operator: Operator) -> None:
+async def test_what_was_put_off_is_due_at_once_when_it_is_tried_again(store: Store, operator: OperatorActions) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
     await store.record(silent(claimed, HOUR))
@@ -221,7 +231,7 @@ async def test_what_was_put_off_is_due_at_once_when_it_is_tried_again(store: Sto
 
 
 async def test_a_hanging_call_is_made_again_and_its_late_silence_changes_nothing(
-    store: Store, operator: Operator
+    store: Store, operator: OperatorActions
 ) -> None:
     await store.mutate(add())
     hanging = await claim_one(store)
@@ -238,7 +248,7 @@ async def test_a_hanging_call_is_made_again_and_its_late_silence_changes_nothing
     [(Observed.REJECTED, {"reason": "OUT_OF_STOCK"}), (Observed.EXPIRED, {}), (Observed.HELD, {"expire_time": 1})],
 )
 async def test_a_rejected_or_expired_item_is_asked_for_again_without_a_new_etag(
-    store: Store, operator: Operator, observed: Observed, changes: dict[str, object]
+    store: Store, operator: OperatorActions, observed: Observed, changes: dict[str, object]
 ) -> None:
     claimed = await decided(store, observed, **changes)
     before = (await snapshot(store)).cart
@@ -251,7 +261,7 @@ async def test_a_rejected_or_expired_item_is_asked_for_again_without_a_new_etag(
     assert await shown(store) is ProgressState.RESERVED
 
 
-async def test_what_has_nothing_to_say_is_left_as_it_is(store: Store, operator: Operator) -> None:
+async def test_what_has_nothing_to_say_is_left_as_it_is(store: Store, operator: OperatorActions) -> None:
     claimed = await decided(store)
     before = await snapshot(store)
     assert (await operator.retry(claimed.reservation_id)).state is WorkState.HELD
@@ -262,7 +272,9 @@ async def test_what_has_nothing_to_say_is_left_as_it_is(store: Store, operator: 
     assert await claim(store) == []
 
 
-async def test_a_waiting_hold_goes_on_once_the_release_before_it_is_given_up(store: Store, operator: Operator) -> None:
+async def test_a_waiting_hold_goes_on_once_the_release_before_it_is_given_up(
+    store: Store, operator: OperatorActions
+) -> None:
     old, new = await behind_an_old_release(store)
     assert (await operator.retry(new)).state is WorkState.WAITING
     assert (await operator.get(old.reservation_id)).state is WorkState.DUE
@@ -278,7 +290,7 @@ async def test_a_waiting_hold_goes_on_once_the_release_before_it_is_given_up(sto
 
 
 async def test_a_hold_of_an_item_is_given_back_and_the_item_is_rejected_until_a_caller_retries(
-    store: Store, operator: Operator
+    store: Store, operator: OperatorActions
 ) -> None:
     claimed = await decided(store)
     before = (await snapshot(store)).cart
@@ -300,7 +312,7 @@ async def test_a_hold_of_an_item_is_given_back_and_the_item_is_rejected_until_a_
 
 
 async def test_a_forced_release_is_finished_at_once_and_alarmed(
-    store: Store, operator: Operator, caplog: pytest.LogCaptureFixture
+    store: Store, operator: OperatorActions, caplog: pytest.LogCaptureFixture
 ) -> None:
     claimed = await decided(store)
     seen = await operator.release(claimed.reservation_id, "their ticket 17", force=True)
@@ -316,7 +328,7 @@ async def test_a_forced_release_is_finished_at_once_and_alarmed(
     assert (await operator.get(claimed.reservation_id)).reservation == seen.reservation
 
 
-async def test_a_call_under_way_cannot_undo_a_forced_release(store: Store, operator: Operator) -> None:
+async def test_a_call_under_way_cannot_undo_a_forced_release(store: Store, operator: OperatorActions) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
     finished = await operator.release(claimed.reservation_id, "never mind", force=True)
@@ -328,7 +340,7 @@ async def test_a_call_under_way_cannot_undo_a_forced_release(store: Store, opera
 
 @pytest.mark.parametrize("force", [False, True])
 async def test_what_is_being_committed_or_is_sold_is_not_released(
-    store: Store, operator: Operator, engine: Engine, force: bool
+    store: Store, operator: OperatorActions, engine: Engine, force: bool
 ) -> None:
     held = await committing(store, engine)
     before = await row_of(engine, held.reservation_id)
@@ -341,7 +353,7 @@ async def test_what_is_being_committed_or_is_sold_is_not_released(
 
 
 async def test_what_is_being_committed_can_be_tried_again_at_once(
-    store: Store, operator: Operator, engine: Engine
+    store: Store, operator: OperatorActions, engine: Engine
 ) -> None:
     held = await committing(store, engine)
     await store.record(silent(await claim_one(store), HOUR))
@@ -350,7 +362,7 @@ async def test_what_is_being_committed_can_be_tried_again_at_once(
 
 
 async def test_an_item_of_a_cart_that_is_closed_is_not_asked_for_again(
-    store: Store, operator: Operator, engine: Engine
+    store: Store, operator: OperatorActions, engine: Engine
 ) -> None:
     claimed = await decided(store, Observed.REJECTED)
     await overwrite(engine, schema.carts, state=2)
@@ -359,7 +371,7 @@ async def test_an_item_of_a_cart_that_is_closed_is_not_asked_for_again(
 
 
 async def test_a_reservation_that_was_purged_meanwhile_is_not_found(
-    store: Store, operator: Operator, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    store: Store, operator: OperatorActions, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claimed = await decided(store)
     found = await operator.get(claimed.reservation_id)
@@ -375,7 +387,7 @@ async def test_a_reservation_that_was_purged_meanwhile_is_not_found(
 
 
 async def test_while_paused_nothing_is_claimed_what_is_claimed_goes_on_and_callers_are_served(
-    store: Store, operator: Operator, engine: Engine
+    store: Store, operator: OperatorActions, engine: Engine
 ) -> None:
     await store.mutate(add("under way"))
     claimed = await claim_one(store)
@@ -399,7 +411,7 @@ async def test_while_paused_nothing_is_claimed_what_is_claimed_goes_on_and_calle
 
 
 async def test_a_pause_is_remembered_with_its_first_time_and_latest_reason(
-    store: Store, operator: Operator, engine: Engine
+    store: Store, operator: OperatorActions, engine: Engine
 ) -> None:
     first = await operator.pause("maintenance")
     second = await operator.pause("it takes longer")
@@ -413,7 +425,7 @@ async def test_a_pause_is_remembered_with_its_first_time_and_latest_reason(
     assert (await operator.get_stats()).pause is None
 
 
-async def test_an_operators_command_shares_a_batch_with_callers(store: Store, operator: Operator) -> None:
+async def test_an_operators_command_shares_a_batch_with_callers(store: Store, operator: OperatorActions) -> None:
     claimed = await decided(store, Observed.REJECTED)
     await asyncio.gather(
         *(store.mutate(add(f"sku-{n}")) for n in range(5)), operator.retry(claimed.reservation_id), store.mutate(add())
