@@ -1,6 +1,5 @@
 """Refusals as google.rpc.Status: one table of codes, and details for the caller's program and for a person."""
 
-import asyncio
 from typing import Any, NoReturn
 
 import grpc
@@ -71,11 +70,7 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], status: status_pb2.
 
 
 async def _end(context: grpc.aio.ServicerContext[Any, Any], rich: grpc.Status) -> NoReturn:
-    try:
-        await context.abort(rich.code, rich.details or "", rich.trailing_metadata or ())
-    except grpc.aio.InternalError:
-        # The caller is gone, so the status cannot be sent. Raised on, it would be logged as an error of the server.
-        raise asyncio.CancelledError from None
+    await context.abort(rich.code, rich.details or "", rich.trailing_metadata or ())
     raise AssertionError("abort returned")
 
 

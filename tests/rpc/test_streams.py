@@ -14,8 +14,11 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from cart_grpc.carts.refusals import CartNotFound, ShuttingDown
+from cart_grpc.rpc import server as server_module
 from cart_grpc.rpc.admission import OpenStreams
+from cart_grpc.rpc.layers import write_each
 from cart_grpc.rpc.methods import CART_SERVICE, Method
+from cart_grpc.rpc.server import Server
 from tests.rpc.refusal import to_refusal
 from tests.rpc.serving import pipeline_of, started, streams_with
 from tests.rpc.test_admission import until
@@ -222,6 +225,41 @@ async def test_a_cancelled_stream_ends_its_servicer_and_frees_its_slot(
     assert not caplog.records
 
 
+async def test_a_generator_is_closed_before_its_call_ends() -> None:
+    class Context:
+        async def write(self, _reply: Any) -> None:
+            raise ConnectionError
+
+    servicer, context = Stream(1), Context()
+    endpoint: Any = None
+    with pytest.raises(ConnectionError):
+        await write_each(endpoint, servicer.watch)(GET, context)  # type: ignore[arg-type]
+    assert servicer.ends == [GeneratorExit]
+
+
+async def test_a_refusal_after_the_caller_has_gone_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    refused_late = asyncio.Event()
+
+    async def watch_on(_request: Any, context: Any) -> None:
+        await context.write(REPLY)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            refused_late.set()
+            raise CartNotFound(CART) from None
+
+    servicer: Any = Stream()
+    servicer.watch = watch_on
+    async with streaming(servicer) as channel:
+        call = watch(channel)
+        await call.read()
+        call.cancel()
+        async with asyncio.timeout(10):
+            await refused_late.wait()
+        assert (await watch(channel).read()) == REPLY.SerializeToString()
+    assert not caplog.records
+
+
 def is_empty(streams: OpenStreams) -> bool:
     return not (streams._tasks or streams._users or streams._connections)
 
@@ -291,6 +329,27 @@ async def test_draining_ends_every_stream_and_refuses_new_ones() -> None:
     for refusal in refusals:
         assert (refusal.code, refusal.info.reason) == ("UNAVAILABLE", ShuttingDown.reason)
         assert refusal.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == 1000
+
+
+async def test_a_stopping_server_ends_its_streams_after_its_health_watchers_see_not_serving(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "METHODS", {CART_SERVICE: ROWS[:1]})
+    servicer, decode = Stream(1), cart_service_pb2.GetCartRequest.FromString
+    methods: Any = {"WatchCart": grpc.unary_stream_rpc_method_handler(servicer.watch, decode)}
+    server = Server(CART_SERVICE, lambda pipeline: pipeline.add_registered_method_handlers(CART_SERVICE, methods), 10)
+    await server.start("127.0.0.1:0")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        call = watch(channel)
+        assert await call.read() == REPLY.SerializeToString()
+        health = watch(channel, health_pb2.HealthCheckRequest(service=CART_SERVICE).SerializeToString(), HEALTH)
+        await health.read()
+        stopping = asyncio.create_task(server.stop(30))
+        assert to_refusal(await refused(call)).info.reason == "SHUTTING_DOWN"
+        state = health_pb2.HealthCheckResponse.FromString(await health.read())
+        assert state.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        health.cancel()
+        await asyncio.wait_for(stopping, 10)
 
 
 async def test_a_stream_that_its_caller_cancels_while_it_drains_gets_no_status() -> None:
