@@ -202,10 +202,8 @@ class TestTwoReplicas:
             await stores[0].mutate(add("clockwise", key=key))
             await stores[1].mutate(add("counterclockwise", key=key))
         for _ in range(5):
-            # Each batch locks every user. Both batches stop at one in the middle, with the locks that they have by then.
-            await outside.execute(
-                text("SELECT 1 FROM users WHERE user_id = :user FOR UPDATE"), {"user": keys[10].user_id}
-            )
+            # Each batch locks every user. Both stop at a user in the middle, and keep the locks that they have by then.
+            await outside.execute(LOCK_USER, {"user": keys[10].user_id})
             calls = [stores[0].mutate(move(source, target, "clockwise")) for source, target in ring]
             calls += [stores[1].mutate(move(target, source, "counterclockwise")) for source, target in reversed(ring)]
             writing = asyncio.gather(*calls)
