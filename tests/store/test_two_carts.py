@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from cart_grpc import app
 from cart_grpc.carts import rules
@@ -39,6 +40,7 @@ from tests.store.writes import SKU, TERMS, Wrapped, add, claim, snapshot
 T = TypeVar("T")
 ALICE = cart_key(user_key("alice"), "default")
 BOB = cart_key(user_key("bob"), "default")
+LOCK_USER = text("SELECT 1 FROM users WHERE user_id = :user FOR UPDATE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,26 +176,50 @@ class TestTwoReplicas:
         yield [NotingFailures(engine), NotingFailures(other)]
         await other.close()
 
-    async def test_calls_in_opposite_directions_do_not_deadlock(self, engines: list[NotingFailures]) -> None:
-        keys = [cart_key(user_key(f"user-{number}"), "default") for number in range(100)]
+    @pytest.fixture
+    async def stores(self, engines: list[NotingFailures]) -> AsyncIterator[list[Store]]:
         stores = [Store(engine, app.new_id, queue_size=1000) for engine in engines]
         for store in stores:
             await store.start()
-        for key in keys:
-            await stores[0].mutate(add(key.user_id, key=key))
-        for _ in range(5):
-            there = [stores[0].mutate(move(source, target, source.user_id)) for source, target in _pairs(keys)]
-            back = [stores[1].mutate(add("more", key=key)) for key in reversed(keys)]
-            back += [stores[1].mutate(move(target, source, "more")) for source, target in reversed(_pairs(keys))]
-            await asyncio.gather(*there, *back)
-            await asyncio.gather(*(stores[1].mutate(move(b, a, a.user_id)) for a, b in _pairs(keys)))
-        totals = [(await snapshot(stores[0], key)).cart.total_quantity for key in keys]
+        yield stores
         for store in stores:
             await store.close()
-        assert sum(totals) == len(keys) * (1 + 5)
+
+    @pytest.fixture
+    async def outside(self, database_url: str) -> AsyncIterator[AsyncConnection]:
+        """A connection beside the stores."""
+        engine = create_async_engine(database_url)
+        async with engine.connect() as connection:
+            yield connection
+        await engine.dispose()
+
+    async def test_calls_in_opposite_directions_do_not_deadlock(
+        self, stores: list[Store], engines: list[NotingFailures], outside: AsyncConnection
+    ) -> None:
+        keys = sorted(cart_key(user_key(f"user-{number}"), "default") for number in range(20))
+        ring = list(zip(keys, keys[1:] + keys[:1], strict=True))
+        for key in keys:
+            await stores[0].mutate(add("clockwise", key=key))
+            await stores[1].mutate(add("counterclockwise", key=key))
+        for _ in range(5):
+            # Each batch locks every user. Both stop at a user in the middle, and keep the locks that they have by then.
+            await outside.execute(LOCK_USER, {"user": keys[10].user_id})
+            calls = [stores[0].mutate(move(source, target, "clockwise")) for source, target in ring]
+            calls += [stores[1].mutate(move(target, source, "counterclockwise")) for source, target in reversed(ring)]
+            writing = asyncio.gather(*calls)
+            await _until_waiting(outside, 2)
+            await outside.rollback()
+            await writing
+        totals = [(await snapshot(stores[0], key)).cart.total_quantity for key in keys]
+        assert sum(totals) == 2 * len(keys)
         assert [engine.failures for engine in engines] == [[], []]
 
 
-def _pairs(keys: list[CartKey]) -> list[tuple[CartKey, CartKey]]:
-    """Each cart with its next one, so that every user is locked for two calls of every round."""
-    return list(zip(keys, keys[1:] + keys[:1], strict=True))
+async def _until_waiting(connection: AsyncConnection, count: int) -> None:
+    """Return once `count` connections wait for a lock."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with asyncio.timeout(20):
+        while (await connection.execute(waiting)).scalar_one() < count:
+            await asyncio.sleep(0.005)
