@@ -11,7 +11,7 @@ from cart_grpc import server_cli as server
 from cart_grpc.app import StartupError
 from cart_grpc.probe import options as probe_options
 from cart_grpc.probe import probe as probing
-from cart_grpc.probe.findings import NobodyThere
+from cart_grpc.probe.findings import Unreachable
 from cart_grpc.reservation_api import transports
 from cart_grpc.settings import Settings
 from cart_grpc.simulator import options as simulator_options
@@ -42,11 +42,11 @@ def probe(settings: Settings, arguments: argparse.Namespace) -> int:
     async def work() -> int:
         try:
             async with probing.connect(url, config, clock=app.clock, new_id=app.new_id) as session:
-                report = await session.run(process.stop_signal(), greeted=announce)
-        except NobodyThere as error:
+                report = await session.run(process.stop_signal(), on_reachable=announce)
+        except Unreachable as error:
             raise StartupError(f"no Reservation API answers at {url}: {error}") from None
         print(report)
-        return 0 if report.kept else 1
+        return 0 if report.passed else 1
 
     return process.run(work())
 

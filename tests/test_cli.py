@@ -273,19 +273,19 @@ def test_an_http_port_in_use_stops_the_simulator(taken_port: int, refuse: Refuse
 
 
 WRONG_OPTIONS = [
-    (["--latency", "soon"], "'soon' should be a time such as 30s"),
+    (["--latency", "soon"], "'soon' must be a duration such as 30s"),
     (["--latency", "-1s"], None),
-    (["--latency", "25h"], "latency is 0 to 24 hours"),
-    (["--slow-latency", "1"], "'1' should be a time"),
-    (["--duplicate-delay", ""], "'' should be a time"),
-    (["--slow", "1.5"], "slow is a probability, 0 to 1"),
-    (["--out-of-stock", "nan"], "out_of_stock is a probability"),
-    (["--stock", "beans"], "--stock 'beans' should be SKU=N"),
-    (["--stock", "beans=-1"], "should be SKU=N"),
-    (["--stock", "=1"], "should be SKU=N"),
-    (["--stock", "beans=²"], "should be SKU=N"),
+    (["--latency", "25h"], "latency must be 0 to 24 hours"),
+    (["--slow-latency", "1"], "'1' must be a duration"),
+    (["--duplicate-delay", ""], "'' must be a duration"),
+    (["--slow", "1.5"], "slow must be a probability from 0 to 1"),
+    (["--out-of-stock", "nan"], "out_of_stock must be a probability"),
+    (["--stock", "beans"], "--stock 'beans' must be SKU=N"),
+    (["--stock", "beans=-1"], "must be SKU=N"),
+    (["--stock", "=1"], "must be SKU=N"),
+    (["--stock", "beans=²"], "must be SKU=N"),
     (["--default-stock", "-5"], "stock"),
-    (["--http-listen", "nonsense"], "should be HOST:PORT"),
+    (["--http-listen", "nonsense"], "must be HOST:PORT"),
     (["--journal", "no/such/file"], "No such file or directory"),
     (["--journal", "."], "Is a directory"),
 ]
@@ -313,7 +313,7 @@ def test_an_invalid_option_of_the_simulator_is_refused(
 def test_an_invalid_address_of_the_simulator_is_refused(address: str, refuse: Refuse) -> None:
     said = refuse("simulate", "--listen", address)
     assert repr(address) in said
-    assert "should be HOST:PORT" in said
+    assert "must be HOST:PORT" in said
 
 
 def test_the_highest_port_for_grpc_needs_an_explicit_port_for_http(refuse: Refuse) -> None:
@@ -468,12 +468,12 @@ def test_a_process_whose_port_is_in_use_prints_one_line(taken_port: int, folder:
     ("arguments", "why"),
     [
         (["ftp://h:1"], "the scheme is 'ftp'"),
-        (["grpc://h:1", "--stock", "4"], "--stock should be 5 or more"),
-        (["grpc://h:1", "--ttl", "-1"], "--ttl should be 0 to 60 seconds"),
-        (["grpc://h:1", "--ttl", "nan"], "--ttl should be 0 to 60 seconds"),
-        (["grpc://h:1", "--timeout", "0"], "--timeout should be more than 0 seconds"),
-        (["grpc://h:1", "--timeout", "inf"], "--timeout should be more than 0 seconds"),
-        (["grpc://h:1", "--sku", ""], "--sku should name a sku"),
+        (["grpc://h:1", "--stock", "4"], "--stock must be 5 or more"),
+        (["grpc://h:1", "--ttl", "-1"], "--ttl must be 0 to 60 seconds"),
+        (["grpc://h:1", "--ttl", "nan"], "--ttl must be 0 to 60 seconds"),
+        (["grpc://h:1", "--timeout", "0"], "--timeout must be more than 0 seconds"),
+        (["grpc://h:1", "--timeout", "inf"], "--timeout must be more than 0 seconds"),
+        (["grpc://h:1", "--sku", ""], "--sku must not be empty"),
         (["grpc://127.0.0.1:1"], "no Reservation API answers at grpc://127.0.0.1:1: UNAVAILABLE"),
         (["http://127.0.0.1:1"], "no Reservation API answers at http://127.0.0.1:1: UNAVAILABLE"),
         (["basic+http://127.0.0.1:1"], "no Reservation API answers at basic+http://127.0.0.1:1: UNAVAILABLE"),
@@ -495,13 +495,13 @@ async def test_a_probe_ends_with_0_if_the_contract_is_kept_and_1_if_that_is_unkn
     server = SimulatorServer(make_simulator(SimulatorConfig(stock={"tea": 0})))
     ports = await server.start("127.0.0.1:0", None)
     try:
-        for sku, status, verdict in (("beans", 0, "kept, as far as it was tested"), ("tea", 1, "not known: rules ")):
+        for sku, status, verdict in (("beans", 0, "PASSED: no tested rule is broken"), ("tea", 1, "UNKNOWN: rules ")):
             process = await probing(folder, f"grpc://127.0.0.1:{ports.grpc}", "--sku", sku, "--ttl", "0.3")
             said, errors = (each.decode() for each in await process.communicate())
             assert (process.returncode, errors) == (status, "")
             assert f"\ncartgrpc.reservation.v1: {verdict}" in said
             assert re.search(r"^reservations: \d+ released, 0 left behind$", said, re.MULTILINE)
-            assert re.search(r"^calls: \d+ answered, 0 not; p50 \d+ ms, p90 .*, slowest ", said, re.MULTILINE)
+            assert re.search(r"^calls: \d+ answered, 0 unanswered; p50 \d+ ms, p90 .*, slowest ", said, re.MULTILINE)
     finally:
         await server.stop(0)
 
@@ -517,7 +517,7 @@ async def test_a_basic_api_is_probed_against_the_basic_contract(folder: Path) ->
     finally:
         await server.stop(0)
     assert (process.returncode, errors) == (0, "")
-    assert "\nbasic: kept, as far as it was tested" in said
+    assert "\nbasic: PASSED: no tested rule is broken" in said
     assert simulator.levels("beans").held == 0
 
 

@@ -1,6 +1,6 @@
-"""A probe of somebody's Reservation API: which rules of its contract does it keep?
+"""The probe checks which rules of its contract a partner's Reservation API keeps. The server's rooms do not import it.
 
-`contract` says what a contract is: checks, one per sentence that can be tried from outside. Those of
-`cartgrpc.reservation.v1` are in `decisions` and `endurance`, those of the `basic` one in `basic`. A session makes the
-calls and releases everything, `probe` runs the checks, and `report` prints the result.
+A contract is a list of checks (`contract`): `decisions` and `endurance` check `cartgrpc.reservation.v1`, `basic` checks
+the `basic` contract. A session sends the messages of one check and then releases everything. `probe` runs the checks,
+and `report` prints the results and the consequences of each broken rule.
 """

@@ -1,4 +1,4 @@
-"""Single calls of the API, timed and counted, and repeated where that may help and does no harm."""
+"""Single calls to the API: timed, counted, and repeated if that can help and does no harm."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,59 +8,59 @@ from typing import Final, TypeVar
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from cart_grpc.reservation_api.api import NoAnswerError
+from cart_grpc.units import to_seconds
 
 T = TypeVar("T")
 
-SECOND: Final = 1_000_000
-TRIES: Final = 3
+MAX_TRIES: Final = 3
 
-_LONGEST_WAIT: Final = 10.0
+_MAX_WAIT_SECONDS: Final = 10.0
 _backoff = wait_random_exponential(multiplier=0.1, max=2)
 
 
 @dataclass(slots=True)
 class Log:
-    """What the sessions of one probe went through.
+    """The statistics of all sessions of one probe.
 
-    `latencies` in seconds, of calls that were answered; `unanswered` calls; pieces `sold`; reservations that were
-    `released`, and those that could not be and are `stuck`, each with the reason.
+    `latencies` are those of answered calls, in seconds. `unanswered` counts calls, `sold` units, `released`
+    reservations. `left_behind` describes each reservation that could not be released, with the reason.
     """
 
     latencies: list[float] = field(default_factory=list)
     unanswered: int = 0
     sold: int = 0
     released: int = 0
-    stuck: list[str] = field(default_factory=list)
+    left_behind: list[str] = field(default_factory=list)
 
 
 async def call_once(log: Log, call: Callable[[], Awaitable[T]]) -> T:
     """Make `call` and return the answer. Raises NoAnswerError."""
     now = asyncio.get_running_loop().time
-    started = now()
+    start = now()
     try:
         answer = await call()
     except NoAnswerError:
         log.unanswered += 1
         raise
-    log.latencies.append(now() - started)
+    log.latencies.append(now() - start)
     return answer
 
 
-async def call_again(log: Log, call: Callable[[], Awaitable[T]]) -> T:
-    """Make `call` and return the answer. Raises NoAnswerError if there is none after a few tries."""
+async def call_with_retries(log: Log, call: Callable[[], Awaitable[T]]) -> T:
+    """Make `call`, up to MAX_TRIES times, and return the answer. Raises NoAnswerError if there is none."""
     retrying = AsyncRetrying(
-        stop=stop_after_attempt(TRIES), wait=_wait, retry=retry_if_exception(_is_passing), reraise=True
+        stop=stop_after_attempt(MAX_TRIES), wait=_wait, retry=retry_if_exception(_is_transient), reraise=True
     )
     return await retrying(call_once, log, call)
 
 
 def breaks_contract(error: NoAnswerError) -> bool:
-    """Whether the API did say something, only nothing that the contract knows."""
+    """Whether the API answered, but not in a form that the contract allows."""
     return error.code in ("INVALID_ANSWER", "ABORTED")
 
 
-def _is_passing(error: BaseException) -> bool:
-    """Whether asking again may help. A time-out is not worth as much time again, and what is not found stays so."""
+def _is_transient(error: BaseException) -> bool:
+    """Whether a retry can help. A time-out is not worth the same wait again, and a 404 stays a 404."""
     if not isinstance(error, NoAnswerError) or breaks_contract(error):
         return False
     return error.code not in ("DEADLINE_EXCEEDED", "HTTP_404")
@@ -68,5 +68,5 @@ def _is_passing(error: BaseException) -> bool:
 
 def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after_us if isinstance(error, NoAnswerError) else None
-    return min(asked / SECOND, _LONGEST_WAIT) if asked else _backoff(state)
+    retry_after_us = error.retry_after_us if isinstance(error, NoAnswerError) else None
+    return min(to_seconds(retry_after_us), _MAX_WAIT_SECONDS) if retry_after_us else _backoff(state)

@@ -1,71 +1,76 @@
-"""What several checks of `cartgrpc.reservation.v1` do."""
+"""Steps that several checks of `cartgrpc.reservation.v1` share."""
 
 import asyncio
 from dataclasses import replace
 from typing import Final
 
-from cart_grpc.probe.calls import SECOND
-from cart_grpc.probe.findings import Broken, NotTested
-from cart_grpc.probe.session import Session, is_held, say
+from cart_grpc.probe.findings import CheckFailed, NotTested
+from cart_grpc.probe.session import Session, describe, is_held
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed, StaleRevision
 from cart_grpc.reservation_api.api import Answer
+from cart_grpc.units import to_seconds
 
-SLACK: Final = 5.0
-"""How many seconds the API's clock may differ from this machine's before it is noticed."""
+MAX_CLOCK_SKEW_SECONDS: Final = 5.0
+"""The difference between the clocks of the API and of this machine that the checks tolerate."""
 
-_PATIENCE: Final = 60.0
+_MAX_LATE_SECONDS: Final = 60.0
 
 
-def must(kept: bool, answer: Answer | str) -> None:  # noqa: FBT001 - as assert has it
+def require(kept: bool, answer: Answer | str) -> None:  # noqa: FBT001 - as assert has it
     if not kept:
-        raise Broken(answer if isinstance(answer, str) else say(answer))
+        raise CheckFailed(answer if isinstance(answer, str) else describe(answer))
 
 
-def must_be_same(answer: Answer, first: Decision) -> None:
-    """Raise Broken unless `answer` is the decision `first`."""
-    said = f"{say(first)} and {say(answer)}"
-    if isinstance(answer, Decision) and say(answer) == say(first):
-        said = f"{say(first)}, but decided anew: expire_time moved by {(expires(answer) - expires(first)) / SECOND:g} s"
-    must(answer == first, said)
+def require_same(answer: Answer, first: Decision) -> None:
+    """Raise CheckFailed unless `answer` is the decision `first`."""
+    difference = f"{describe(first)}, then {describe(answer)}"
+    if isinstance(answer, Decision) and describe(answer) == describe(first):
+        moved = to_seconds(expiry_of(answer) - expiry_of(first))
+        difference = f"{describe(first)}, but decided again: expire_time moved by {moved:g} s"
+    require(answer == first, difference)
 
 
-async def must_take_nothing(session: Session, intent: Intent) -> str:
-    """The RELEASE of revision 2 comes first, the HOLD of revision 1 after it."""
-    released = await session.ask(replace(intent, revision=2, disposition=Disposition.RELEASE))
-    must(isinstance(released, Decision) and released.state is Observed.RELEASED, released)
-    late = await session.ask(intent)
-    must(
-        not is_held(late) and not (isinstance(late, StaleRevision) and is_held(late.current)), f"the HOLD: {say(late)}"
+async def release_then_hold(session: Session, intent: Intent) -> str:
+    """Send a RELEASE of revision 2, then a HOLD of revision 1. Raises CheckFailed if the HOLD takes anything."""
+    released = await session.send(replace(intent, revision=2, disposition=Disposition.RELEASE))
+    require(isinstance(released, Decision) and released.state is Observed.RELEASED, released)
+    late = await session.send(intent)
+    require(
+        not is_held(late) and not (isinstance(late, StaleRevision) and is_held(late.current)),
+        f"the HOLD: {describe(late)}",
     )
-    await session.count(0)
-    return f"RELEASED; {say(late)}"
+    await session.check_held(0)
+    return f"RELEASED; {describe(late)}"
 
 
-async def let_run_out(session: Session, intent: Intent) -> float:
-    """Wait until the hold has run out and return within how many seconds it has. Raises Broken if it was too soon."""
+async def let_expire(session: Session, intent: Intent) -> float:
+    """Hold `intent` until it expires and return after how many seconds it was seen to be EXPIRED.
+
+    Raises CheckFailed if it expires early.
+    """
     now = asyncio.get_running_loop().time
-    asked = now()
-    first = await session.held(intent)
-    ttl, lasts = intent.ttl_us / SECOND, (expires(first) - session.clock()) / SECOND
-    if lasts > ttl + _PATIENCE:
-        raise NotTested(f"it lasts {lasts:.0f} s, although {ttl:g} s were asked for")
-    while now() < asked + ttl + _PATIENCE:
+    start = now()
+    first = await session.prepare_hold(intent)
+    ttl, lasts = to_seconds(intent.ttl_us), to_seconds(expiry_of(first) - session.clock())
+    if lasts > ttl + _MAX_LATE_SECONDS:
+        raise NotTested(f"it lasts {lasts:.0f} s, although {ttl:g} s were requested")
+    while now() < start + ttl + _MAX_LATE_SECONDS:
         await asyncio.sleep(ttl / 5)
-        answer = await session.ask(intent)
+        answer = await session.send(intent)
         if not is_held(answer):
-            lasted, early = now() - asked, (expires(first) - session.clock()) / SECOND
-            must(isinstance(answer, Decision) and answer.state is Observed.EXPIRED, answer)
-            must(lasted >= ttl, f"EXPIRED within {lasted:.1f} s, although {ttl:g} s were promised")
-            must(early < SLACK, f"EXPIRED {early:.1f} s before its expire_time, by the clock of this machine")
+            lasted, early = now() - start, to_seconds(expiry_of(first) - session.clock())
+            require(isinstance(answer, Decision) and answer.state is Observed.EXPIRED, answer)
+            require(lasted >= ttl, f"EXPIRED within {lasted:.1f} s, although {ttl:g} s were promised")
+            require(early < MAX_CLOCK_SKEW_SECONDS, f"EXPIRED {early:.1f} s before its expire_time, by the local clock")
             return lasted
-    raise NotTested(f"still HELD {_PATIENCE:g} s after its time")
+    raise NotTested(f"still HELD {_MAX_LATE_SECONDS:g} s after its expiry was due")
 
 
-def ttl(session: Session) -> int:
-    if not session.config.ttl:
-        raise NotTested("--ttl would say how long to hold it")
-    return session.config.ttl
+def get_ttl(session: Session) -> int:
+    if not session.config.ttl_us:
+        raise NotTested("this check needs --ttl")
+    return session.config.ttl_us
 
 
-def expires(decision: Decision) -> int:
+def expiry_of(decision: Decision) -> int:
     return decision.expire_time or 0

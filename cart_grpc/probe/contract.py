@@ -1,59 +1,59 @@
-"""What a contract is to the probe: one check per sentence that can be tried from outside."""
+"""A contract, as the probe sees it: one check per sentence that a client can test."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 
-class Asking(Protocol):
-    """One check's conversation with an API."""
+class CheckSession(Protocol):
+    """The calls of one check to an API."""
 
-    async def greet(self) -> None:
-        """Find out whether somebody is there. Raises NobodyThere."""
+    async def check_reachable(self) -> None:
+        """Raises Unreachable unless an API answers."""
         ...
 
-    async def begin(self) -> None:
-        """Find out whether a check can begin. Raises NotTested and NoAnswerError."""
+    async def prepare(self) -> None:
+        """Prepare the session for a check. Raises NotTested or NoAnswerError if no check can run."""
         ...
 
-    async def end(self) -> None:
-        """Give everything back, and note in the log what cannot be."""
+    async def release_all(self) -> None:
+        """Release everything that the session reserved; note in the log what could not be released."""
         ...
 
 
-S = TypeVar("S", bound=Asking)
-Ask = Callable[[S], Awaitable[str]]
+S = TypeVar("S", bound=CheckSession)
+Run = Callable[[S], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Check(Generic[S]):
-    """Whether `rule` is kept. `asked` says what is asked to find out.
+    """A check of `rule`. `test` describes in the report what the check sends.
 
-    `ask` returns what came back if the rule is kept, and raises Broken, NotTested or NoAnswerError otherwise. What it
-    needs to begin with goes through methods of its session that raise NotTested, so that an API which breaks one rule
-    is not blamed for the others.
+    `run` returns a description of the answer if the rule is kept. Otherwise it raises CheckFailed, NotTested or
+    NoAnswerError. Preconditions raise NotTested, so that an API that breaks one rule does not fail the others.
     """
 
     rule: str
-    asked: str
-    ask: Ask[S]
+    test: str
+    run: Run[S]
 
 
-def check(rule: str, asked: str) -> Callable[[Ask[S]], Check[S]]:
-    """Make a Check of the function below."""
-    return lambda ask: Check(rule, asked, ask)
+def check(rule: str, test: str) -> Callable[[Run[S]], Check[S]]:
+    """Make a Check of the decorated function."""
+    return lambda run: Check(rule, test, run)
 
 
 @dataclass(frozen=True, slots=True)
 class Contract(Generic[S]):
-    """`checks` in the order in which they are made.
+    """A contract. The probe runs `checks` in their order.
 
-    `costs` says of each rule, in the order in which they are shown, what it costs where it is not kept; of the `spare`
-    ones nothing need be known. `lasts` is for how long a reservation stays that could not be given back.
+    `consequences` says for each rule what happens in carts if the API breaks it; the report lists the rules in this
+    order. A rule in `optional` need not be tested for the contract to pass. `leftover_lifetime` says how long a
+    reservation stays that the probe could not release.
     """
 
     name: str
     checks: tuple[Check[S], ...]
-    costs: Mapping[str, str]
-    lasts: str
-    spare: frozenset[str] = frozenset()
+    consequences: Mapping[str, str]
+    leftover_lifetime: str
+    optional: frozenset[str] = frozenset()

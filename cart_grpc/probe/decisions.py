@@ -1,180 +1,185 @@
-"""Rules 1 to 4 of `cartgrpc.reservation.v1`: what is decided, what is refused, what absorbs."""
+"""Checks of rules 1 to 4 of `cartgrpc.reservation.v1`: decisions, refusals and final states."""
 
 from dataclasses import replace
 from typing import Any, Final
 
-from cart_grpc.probe.calls import SECOND
-from cart_grpc.probe.check import expires, let_run_out, must, must_be_same, must_take_nothing, ttl
+from cart_grpc.probe.check import expiry_of, get_ttl, let_expire, release_then_hold, require, require_same
 from cart_grpc.probe.contract import check
 from cart_grpc.probe.findings import NotTested
-from cart_grpc.probe.session import LONG, Session, is_held, say
+from cart_grpc.probe.session import LONG_TTL_US, Session, describe, is_held
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed, PermanentFailure, StaleRevision
 from cart_grpc.reservation_api.api import Answer
+from cart_grpc.units import to_seconds
 
 
 @check("1", "HOLD 2")
 async def hold(session: Session) -> str:
-    answer = await session.ask(session.hold())
+    answer = await session.send(session.new_hold())
     if isinstance(answer, PermanentFailure) or (isinstance(answer, Decision) and answer.state is Observed.REJECTED):
-        raise NotTested(f"{say(answer)}; --sku should name one of which there are a few")
-    must(is_held(answer), answer)
-    await session.count(2)
-    return say(answer)
+        raise NotTested(f"{describe(answer)}; choose a --sku with a few units")
+    require(is_held(answer), answer)
+    await session.check_held(2)
+    return describe(answer)
 
 
-@check("1", "HOLD 2, and the same message again")
+@check("1", "HOLD 2, then the same message again")
 async def same_message(session: Session) -> str:
-    intent = session.hold()
-    first = await session.held(intent)
-    must_be_same(await session.ask(intent), first)
-    await session.count(2)
-    return f"{say(first)} again"
+    intent = session.new_hold()
+    first = await session.prepare_hold(intent)
+    require_same(await session.send(intent), first)
+    await session.check_held(2)
+    return f"{describe(first)} again"
 
 
-@check("1", "HOLD 2, and under the same revision HOLD 3")
+@check("1", "HOLD 2, then HOLD 3 with the same revision")
 async def another_quantity(session: Session) -> str:
     return await _another_body(session, quantity=3)
 
 
-@check("1", "HOLD 2, and under the same revision RELEASE")
+@check("1", "HOLD 2, then RELEASE with the same revision")
 async def another_disposition(session: Session) -> str:
     return await _another_body(session, disposition=Disposition.RELEASE)
 
 
 async def _another_body(session: Session, **changes: Any) -> str:
-    intent = session.hold()
-    first = await session.held(intent)
-    answer = await session.ask(replace(intent, **changes))
-    must(isinstance(answer, PermanentFailure), answer)
-    must_be_same(await session.ask(intent), first)
-    await session.count(2)
-    return say(answer)
+    intent = session.new_hold()
+    first = await session.prepare_hold(intent)
+    answer = await session.send(replace(intent, **changes))
+    require(isinstance(answer, PermanentFailure), answer)
+    require_same(await session.send(intent), first)
+    await session.check_held(2)
+    return describe(answer)
 
 
-@check("1", "HOLD 2 as revision 5, then HOLD 3 as revision 4")
+@check("1", "HOLD 2 with revision 5, then HOLD 3 with revision 4")
 async def lower_revision(session: Session) -> str:
-    intent = session.hold(revision=5)
-    first = await session.held(intent)
-    answer = await session.ask(replace(intent, revision=4, quantity=3))
-    must(isinstance(answer, StaleRevision) and answer.current.revision == 5, answer)
-    must_be_same(await session.ask(intent), first)
-    await session.count(2)
-    return say(answer)
+    intent = session.new_hold(revision=5)
+    first = await session.prepare_hold(intent)
+    answer = await session.send(replace(intent, revision=4, quantity=3))
+    require(isinstance(answer, StaleRevision) and answer.current.revision == 5, answer)
+    require_same(await session.send(intent), first)
+    await session.check_held(2)
+    return describe(answer)
 
 
-@check("1", "HOLD 3, then HOLD 1 and HOLD 2, each as the next revision")
+@check("1", "HOLD 3, then HOLD 1 and HOLD 2 with the next revisions")
 async def resize(session: Session) -> str:
-    intent = session.hold(3)
-    await session.held(intent)
+    intent = session.new_hold(3)
+    await session.prepare_hold(intent)
     for revision, quantity in ((2, 1), (3, 2)):
-        answer = await session.ask(replace(intent, revision=revision, quantity=quantity))
-        must(is_held(answer), answer)
-        await session.count(quantity)
+        answer = await session.send(replace(intent, revision=revision, quantity=quantity))
+        require(is_held(answer), answer)
+        await session.check_held(quantity)
     return "HELD 1, HELD 2"
 
 
-@check("1", "HOLD 2, then HOLD 2 as a revision above 2^40")
+@check("1", "HOLD 2, then HOLD 2 with a revision above 2^40")
 async def large_revision(session: Session) -> str:
-    intent = session.hold()
-    await session.held(intent)
-    answer = await session.ask(replace(intent, revision=2**40 + 1))
-    must(is_held(answer), answer)
-    lower = await session.ask(replace(intent, revision=2**40, quantity=1))
-    must(isinstance(lower, StaleRevision), lower)
-    return say(answer)
+    intent = session.new_hold()
+    await session.prepare_hold(intent)
+    answer = await session.send(replace(intent, revision=2**40 + 1))
+    require(is_held(answer), answer)
+    lower = await session.send(replace(intent, revision=2**40, quantity=1))
+    require(isinstance(lower, StaleRevision), lower)
+    return describe(answer)
 
 
-@check("2", "RELEASE of an id never seen, then a HOLD of a lower revision")
+@check("2", "RELEASE of an unknown id, then HOLD with a lower revision")
 async def release_first(session: Session) -> str:
-    return await must_take_nothing(session, session.hold())
+    return await release_then_hold(session, session.new_hold())
 
 
-@check("3", "HOLD 2, then more than there is")
+@check("3", "HOLD 2, then HOLD more than the stock")
 async def refused_change(session: Session) -> str:
-    intent = session.hold()
-    await session.held(intent)
-    answer = await session.refused(replace(intent, revision=2, quantity=session.too_many))
-    must(answer.granted_quantity == 2, answer)
-    await session.count(2)
-    return say(answer)
+    intent = session.new_hold()
+    await session.prepare_hold(intent)
+    answer = await session.expect_rejected(replace(intent, revision=2, quantity=session.too_many))
+    require(answer.granted_quantity == 2, answer)
+    await session.check_held(2)
+    return describe(answer)
 
 
-@check("3", "HOLD 2 for 10 min, then more than there is for 20 min")
+@check("3", "HOLD 2 for 10 min, then HOLD more than the stock for 20 min")
 async def refused_renewal(session: Session) -> str:
-    intent = session.hold()
-    first = await session.held(intent)
-    answer = await session.refused(replace(intent, revision=2, quantity=session.too_many, ttl_us=2 * LONG))
-    longer = expires(answer) - expires(first)
-    must(longer > 0, f"{say(answer)}, for no longer than before")
-    return f"{say(answer)}, {longer / SECOND:.0f} s longer"
+    intent = session.new_hold()
+    first = await session.prepare_hold(intent)
+    answer = await session.expect_rejected(
+        replace(intent, revision=2, quantity=session.too_many, ttl_us=2 * LONG_TTL_US)
+    )
+    longer = expiry_of(answer) - expiry_of(first)
+    require(longer > 0, f"{describe(answer)}, but not extended")
+    return f"{describe(answer)}, extended by {to_seconds(longer):.0f} s"
 
 
-@check("3", "HOLD of more than there is, and the same message again")
+@check("3", "HOLD more than the stock, then the same message again")
 async def rejected(session: Session) -> str:
-    intent = session.hold(session.too_many, revision=2)
-    await session.refused(intent)
+    intent = session.new_hold(session.too_many, revision=2)
+    await session.expect_rejected(intent)
     return await _must_stay_rejected(session, intent)
 
 
-@check("3", "HOLD of what another has, and again when that is given back")
-async def rejected_for_good(session: Session) -> str:
-    if session.free is None:
-        raise NotTested("--stock would say how many there are")
-    other = session.hold(session.free)
-    await session.held(other)
-    intent = session.hold(1, revision=2)
-    await session.refused(intent)
-    await session.give_back(other.reservation_id)
+@check("3", "HOLD 1 while another reservation has all units, and again after its release")
+async def stays_rejected(session: Session) -> str:
+    if session.available is None:
+        raise NotTested("this check needs --stock")
+    other = session.new_hold(session.available)
+    await session.prepare_hold(other)
+    intent = session.new_hold(1, revision=2)
+    await session.expect_rejected(intent)
+    await session.release(other.reservation_id)
     return await _must_stay_rejected(session, intent)
 
 
-@check("3", "HOLD 1 of a sku that should not be known")
+@check("3", "HOLD 1 of a sku that should be unknown")
 async def unknown_sku(session: Session) -> str:
-    answer = await session.ask(replace(session.hold(1), sku=f"cart-grpc-probe-{session.new_id()}"))
-    return f"{say(answer)}: every sku is known" if is_held(answer) else say(answer)
+    answer = await session.send(replace(session.new_hold(1), sku=f"cart-grpc-probe-{session.new_id()}"))
+    return f"{describe(answer)}: the API accepts any sku" if is_held(answer) else describe(answer)
 
 
-@check("4", "HOLD 2, RELEASE, then HOLD 2 and RELEASE as higher revisions")
+@check("4", "HOLD 2, RELEASE, then HOLD 2 and RELEASE with higher revisions")
 async def released_absorbs(session: Session) -> str:
-    intent = session.hold()
-    await session.held(intent)
+    intent = session.new_hold()
+    await session.prepare_hold(intent)
     for revision, disposition in ((2, Disposition.RELEASE), (3, Disposition.HOLD), (4, Disposition.RELEASE)):
-        answer = await session.ask(replace(intent, revision=revision, disposition=disposition))
-        must(isinstance(answer, Decision) and answer.state is Observed.RELEASED, f"revision {revision}: {say(answer)}")
-    await session.count(0)
+        answer = await session.send(replace(intent, revision=revision, disposition=disposition))
+        require(
+            isinstance(answer, Decision) and answer.state is Observed.RELEASED,
+            f"revision {revision}: {describe(answer)}",
+        )
+    await session.check_held(0)
     return "RELEASED each time"
 
 
-@check("4", "HOLD 1, COMMIT, then HOLD 2 and RELEASE as higher revisions")
+@check("4", "HOLD 1, COMMIT, then HOLD 2 and RELEASE with higher revisions")
 async def committed_absorbs(session: Session) -> str:
-    _need_leave_to_sell(session)
-    intent = session.hold(1)
-    await session.held(intent)
-    answer = await session.ask(replace(intent, revision=2, disposition=Disposition.COMMIT))
-    must(_is_sold(answer), answer)
-    session.sell(intent)
+    _require_commit_option(session)
+    intent = session.new_hold(1)
+    await session.prepare_hold(intent)
+    answer = await session.send(replace(intent, revision=2, disposition=Disposition.COMMIT))
+    require(_is_sold(answer), answer)
+    session.keep_sold(intent)
     for higher in (
         replace(intent, revision=3, quantity=2),
         replace(intent, revision=4, disposition=Disposition.RELEASE),
     ):
-        answer = await session.ask(higher)
-        must(_is_sold(answer), f"then {higher.disposition.name}: {say(answer)}")
-    await session.count(0)
+        answer = await session.send(higher)
+        require(_is_sold(answer), f"then {higher.disposition.name}: {describe(answer)}")
+    await session.check_held(0)
     return "COMMITTED 1 each time"
 
 
-@check("4", "HOLD 1, and COMMIT after it ran out")
+@check("4", "HOLD 1, then COMMIT after it expired")
 async def late_commit(session: Session) -> str:
-    _need_leave_to_sell(session)
-    intent = session.hold(1, ttl_us=ttl(session))
-    await let_run_out(session, intent)
-    answer = await session.ask(replace(intent, revision=2, disposition=Disposition.COMMIT))
+    _require_commit_option(session)
+    intent = session.new_hold(1, ttl_us=get_ttl(session))
+    await let_expire(session, intent)
+    answer = await session.send(replace(intent, revision=2, disposition=Disposition.COMMIT))
     if _is_sold(answer):
-        session.sell(intent)
+        session.keep_sold(intent)
     else:
         rejected = isinstance(answer, Decision) and answer.state is Observed.REJECTED
-        must(rejected and session.free is None, answer)
-    return say(answer)
+        require(rejected and session.available is None, answer)
+    return describe(answer)
 
 
 def _is_sold(answer: Answer) -> bool:
@@ -182,17 +187,17 @@ def _is_sold(answer: Answer) -> bool:
 
 
 async def _must_stay_rejected(session: Session, intent: Intent) -> str:
-    again = await session.ask(intent)
-    must(isinstance(again, Decision) and again.state is Observed.REJECTED, f"REJECTED, and then {say(again)}")
-    lower = await session.ask(replace(intent, revision=intent.revision - 1, quantity=1))
-    must(isinstance(lower, StaleRevision), f"REJECTED, and a lower revision then {say(lower)}")
-    await session.count(0)
-    return f"{say(again)} again"
+    again = await session.send(intent)
+    require(isinstance(again, Decision) and again.state is Observed.REJECTED, f"REJECTED, then {describe(again)}")
+    lower = await session.send(replace(intent, revision=intent.revision - 1, quantity=1))
+    require(isinstance(lower, StaleRevision), f"REJECTED, then for a lower revision {describe(lower)}")
+    await session.check_held(0)
+    return f"{describe(again)} again"
 
 
-def _need_leave_to_sell(session: Session) -> None:
+def _require_commit_option(session: Session) -> None:
     if not session.config.commit:
-        raise NotTested("a sale cannot be taken back: --commit allows it")
+        raise NotTested("this check needs --commit: it cannot undo a sale")
 
 
 DECISIONS: Final = (
@@ -207,7 +212,7 @@ DECISIONS: Final = (
     refused_change,
     refused_renewal,
     rejected,
-    rejected_for_good,
+    stays_rejected,
     unknown_sku,
     released_absorbs,
     committed_absorbs,

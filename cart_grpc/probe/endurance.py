@@ -1,128 +1,140 @@
-"""Rules 5 to 7 of `cartgrpc.reservation.v1`, and its reads: what lasts, what happens at once, what is old."""
+"""Checks of rules 5 to 7 of `cartgrpc.reservation.v1` and of reads: expiry, concurrency and old ids."""
 
 from dataclasses import replace
 from typing import Final
 
-from cart_grpc.probe.calls import SECOND
-from cart_grpc.probe.check import SLACK, expires, let_run_out, must, must_be_same, must_take_nothing, ttl
+from cart_grpc.probe.check import (
+    MAX_CLOCK_SKEW_SECONDS,
+    expiry_of,
+    get_ttl,
+    let_expire,
+    release_then_hold,
+    require,
+    require_same,
+)
 from cart_grpc.probe.contract import check
 from cart_grpc.probe.findings import NotTested
-from cart_grpc.probe.session import LONG, Session, is_held, say
+from cart_grpc.probe.session import LONG_TTL_US, Session, describe, is_held
 from cart_grpc.protocol.reservation import Decision, Observed, PermanentFailure, StaleRevision
 from cart_grpc.reservation_api.api import NoAnswerError
+from cart_grpc.units import to_seconds
 
 _COPIES: Final = 10
-_TEN_YEARS: Final = 10 * 365 * 24 * 3600 * 1000
+_TEN_YEARS_MS: Final = 10 * 365 * 24 * 3600 * 1000
 _NO_READS: Final = frozenset({"UNIMPLEMENTED", "HTTP_404", "HTTP_405", "HTTP_501"})
 
 
-@check("5", "HOLD 2 for 10 min, then renewed for 1 min")
+@check("5", "HOLD 2 for 10 min, then renewal for 1 min")
 async def expire_time(session: Session) -> str:
-    intent, asked = session.hold(), session.clock()
-    first = await session.held(intent)
-    away = (expires(first) - asked) / SECOND
-    must(away > LONG / SECOND - SLACK, f"expire_time is {away:.1f} s away by the clock of this machine")
-    renewed = await session.ask(replace(intent, revision=2, ttl_us=LONG // 10))
-    must(is_held(renewed), renewed)
-    assert isinstance(renewed, Decision)  # noqa: S101 - for mypy: is_held tells so
-    must(expires(renewed) >= expires(first), "the renewal made it shorter")
-    return f"expire_time is {away:.1f} s away, and stays so"
-
-
-@check("5", "HOLD 2 as revision 5 until it runs out, revision 4, HOLD 2 as revision 6")
-async def expiry(session: Session) -> str:
-    intent = session.hold(revision=5, ttl_us=ttl(session))
-    lasted = await let_run_out(session, intent)
-    await session.count(0)
-    lower = await session.ask(replace(intent, revision=4))
-    must(
-        isinstance(lower, StaleRevision) and lower.current.revision == 5, f"after it ran out, revision 4: {say(lower)}"
+    intent, start = session.new_hold(), session.clock()
+    first = await session.prepare_hold(intent)
+    away = to_seconds(expiry_of(first) - start)
+    require(
+        away > to_seconds(LONG_TTL_US) - MAX_CLOCK_SKEW_SECONDS,
+        f"expire_time is {away:.1f} s away by the local clock",
     )
-    again = await session.ask(replace(intent, revision=6, ttl_us=LONG))
-    must(is_held(again), f"after it ran out, revision 6: {say(again)}")
-    await session.count(2)
-    return f"EXPIRED after {lasted:.1f} s at most; {say(lower)}; {say(again)}"
+    renewed = await session.send(replace(intent, revision=2, ttl_us=LONG_TTL_US // 10))
+    require(is_held(renewed), renewed)
+    assert isinstance(renewed, Decision)  # noqa: S101 - for mypy: is_held implies it
+    require(expiry_of(renewed) >= expiry_of(first), "the renewal shortened the hold")
+    return f"expire_time is {away:.1f} s away; the renewal keeps it"
 
 
-@check("6", f"{_COPIES} copies of HOLD 2 at once")
+@check("5", "HOLD 2 with revision 5 until it expires, then revision 4, then HOLD 2 with revision 6")
+async def expiry(session: Session) -> str:
+    intent = session.new_hold(revision=5, ttl_us=get_ttl(session))
+    lasted = await let_expire(session, intent)
+    await session.check_held(0)
+    lower = await session.send(replace(intent, revision=4))
+    require(
+        isinstance(lower, StaleRevision) and lower.current.revision == 5,
+        f"after the expiry, revision 4: {describe(lower)}",
+    )
+    again = await session.send(replace(intent, revision=6, ttl_us=LONG_TTL_US))
+    require(is_held(again), f"after the expiry, revision 6: {describe(again)}")
+    await session.check_held(2)
+    return f"EXPIRED within {lasted:.1f} s; {describe(lower)}; {describe(again)}"
+
+
+@check("6", f"{_COPIES} concurrent copies of HOLD 2")
 async def copies(session: Session) -> str:
-    intent = session.hold()
-    answers = await session.ask_all([intent] * _COPIES)
+    intent = session.new_hold()
+    answers = await session.send_all([intent] * _COPIES)
     held = next((answer for answer in answers if is_held(answer)), None)
     if held is None:
-        raise NotTested(f"there is no hold to try it on: {say(answers[0])}")
-    assert isinstance(held, Decision)  # noqa: S101 - for mypy: is_held tells so
+        raise NotTested(f"this check needs a hold: {describe(answers[0])}")
+    assert isinstance(held, Decision)  # noqa: S101 - for mypy: is_held implies it
     for answer in answers:
-        must_be_same(answer, held)
-    await session.count(2)
-    return f"{say(held)} each time"
+        require_same(answer, held)
+    await session.check_held(2)
+    return f"{describe(held)} each time"
 
 
-@check("6", "revisions 1 to 9 of one id at once, HOLD 1, 2 and 3 by turns")
+@check("6", "concurrent revisions 1 to 9 of one id: HOLD 1, 2 and 3 in turn")
 async def race(session: Session) -> str:
-    first = session.hold()
+    first = session.new_hold()
     intents = [replace(first, revision=revision, quantity=1 + revision % 3) for revision in range(1, 10)]
-    # Neither the first nor the last is first on its way.
-    answers = await session.ask_all(intents[3:] + intents[:3])
+    # Send neither the lowest nor the highest revision first. Revision 9 follows below.
+    answers = await session.send_all(intents[3:] + intents[:3])
     last = intents[-1]
     for answer in answers:
         if isinstance(answer, Decision) and answer.state is Observed.REJECTED:
-            raise NotTested(f"there is no hold to try it on: {say(answer)}")
-        must(is_held(answer) or isinstance(answer, StaleRevision), answer)
-    answer = await session.ask(last)
-    must(is_held(answer), f"at the end, revision 9: {say(answer)}")
-    lower = await session.ask(intents[-2])
-    must(isinstance(lower, StaleRevision) and lower.current.revision == 9, f"at the end, revision 8: {say(lower)}")
-    await session.count(last.quantity)
-    return f"in the end {say(answer)}"
+            raise NotTested(f"this check needs a hold: {describe(answer)}")
+        require(is_held(answer) or isinstance(answer, StaleRevision), answer)
+    answer = await session.send(last)
+    require(is_held(answer), f"finally, revision 9: {describe(answer)}")
+    lower = await session.send(intents[-2])
+    require(isinstance(lower, StaleRevision) and lower.current.revision == 9, f"finally, revision 8: {describe(lower)}")
+    await session.check_held(last.quantity)
+    return f"finally {describe(answer)}"
 
 
-@check("6", "what was answered, after the API was killed")
+@check("6", "decisions after a crash of the API")
 async def durable(_: Session) -> str:
-    raise NotTested("only its owners can kill it")
+    raise NotTested("only the owners of the API can test this")
 
 
-@check("7", "HOLD 2 of an id made ten years ago")
+@check("7", "HOLD 2 with an id that is ten years old")
 async def old_hold(session: Session) -> str:
-    intent = replace(session.hold(), reservation_id=_backdate(session.new_id()))
-    answer = await session.ask(intent)
+    intent = replace(session.new_hold(), reservation_id=_backdate(session.new_id()))
+    answer = await session.send(intent)
     if is_held(answer):
-        return f"{say(answer)}: such ids are not forgotten"
+        return f"{describe(answer)}: the API accepts old ids"
     if isinstance(answer, PermanentFailure):
-        return f"{say(answer)}: too old"
-    must(isinstance(answer, Decision) and answer.state is Observed.REJECTED, answer)
-    later = await session.ask(replace(intent, revision=2))
-    must(not is_held(later), f"{say(answer)}, and the next revision {say(later)}")
-    return f"{say(answer)}: too old"
+        return f"{describe(answer)}: id too old"
+    require(isinstance(answer, Decision) and answer.state is Observed.REJECTED, answer)
+    later = await session.send(replace(intent, revision=2))
+    require(not is_held(later), f"{describe(answer)}, then for the next revision {describe(later)}")
+    return f"{describe(answer)}: id too old"
 
 
-@check("7", "RELEASE of an id made ten years ago, then a HOLD of a lower revision")
+@check("7", "RELEASE of an id that is ten years old, then HOLD with a lower revision")
 async def old_release(session: Session) -> str:
-    return await must_take_nothing(session, replace(session.hold(), reservation_id=_backdate(session.new_id())))
+    return await release_then_hold(session, replace(session.new_hold(), reservation_id=_backdate(session.new_id())))
 
 
-@check("reads", "GetReservation and LookupReservations of a hold and of an id never seen")
+@check("reads", "GetReservation and LookupReservations of a hold and of an unknown id")
 async def reads(session: Session) -> str:
-    intent, unknown = session.hold(), session.new_id()
-    held = await session.held(intent)
+    intent, unknown = session.new_hold(), session.new_id()
+    held = await session.prepare_hold(intent)
     try:
         found = await session.find(intent.reservation_id)
         nothing = await session.find(unknown)
         known, missing = await session.look_up([unknown, intent.reservation_id])
     except NoAnswerError as error:
         if error.code in _NO_READS:
-            raise NotTested(f"{error.code}: no cart needs them") from None
+            raise NotTested(f"{error.code}: reads are optional") from None
         raise
-    must(found == held, f"GetReservation: {say(found) if found else 'not found'}")
-    must(nothing is None, f"GetReservation of an id never seen: {say(nothing) if nothing else ''}")
-    must(known == [held] and missing == [unknown], f"LookupReservations: {[say(each) for each in known]}")
-    return f"{say(held)}, and not found"
+    require(found == held, f"GetReservation: {describe(found) if found else 'not found'}")
+    require(nothing is None, f"GetReservation of an unknown id: {describe(nothing) if nothing else ''}")
+    require(known == [held] and missing == [unknown], f"LookupReservations: {[describe(each) for each in known]}")
+    return f"{describe(held)}, and not found"
 
 
 def _backdate(reservation_id: str) -> str:
-    """Return a UUIDv7 as it would have been made ten years earlier: its first 48 bits are milliseconds."""
+    """Return the UUIDv7 as of ten years earlier. Its first 48 bits are its creation time in milliseconds (RFC 9562)."""
     digits = reservation_id.replace("-", "")
-    made = f"{int(digits[:12], 16) - _TEN_YEARS:012x}"
+    made = f"{int(digits[:12], 16) - _TEN_YEARS_MS:012x}"
     return f"{made[:8]}-{made[8:]}{reservation_id[13:]}"
 
 

@@ -1,35 +1,35 @@
-"""What one check of the contract found, and how a check ends early."""
+"""The result of one check, and the exceptions that end a check."""
 
 from dataclasses import dataclass
 from enum import Enum
 
 
 class Verdict(Enum):
-    """What became of a check. Only an answer can break a rule: no answer says nothing about it."""
+    """The result of a check. Only an answer can fail a check: no answer proves nothing."""
 
-    KEPT = "kept"
-    BROKEN = "BROKEN"
+    PASSED = "passed"
+    FAILED = "FAILED"
     NO_ANSWER = "no answer"
     NOT_TESTED = "not tested"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`asked` of the API to see whether it keeps `rule`, which its contract names, and what came back."""
+    """The result of one check of `rule`: `test` is what the probe sent, `answer` what the API answered."""
 
     rule: str
-    asked: str
-    answered: str
+    test: str
+    answer: str
     verdict: Verdict
 
 
-class Broken(Exception):
-    """What came back breaks the rule; the text says what it was."""
+class CheckFailed(Exception):
+    """The API breaks the rule. The text is its answer."""
 
 
 class NotTested(Exception):
-    """The rule could not be tried; the text says why."""
+    """The check could not run. The text says why."""
 
 
-class NobodyThere(Exception):
-    """Whatever is there, it is no Reservation API that works. The text says how the first call ended."""
+class Unreachable(Exception):
+    """No working Reservation API answers. The text says how the first call ended."""

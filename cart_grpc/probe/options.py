@@ -1,45 +1,50 @@
-"""The probe's command-line options."""
+"""The command-line options of the probe."""
 
 import argparse
 import math
+from typing import Final
 
-from cart_grpc.probe.calls import SECOND
 from cart_grpc.probe.session import ProbeConfig
+from cart_grpc.units import to_seconds, to_us
 
-_LEAST_STOCK = 5
+_MIN_STOCK: Final = 5
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """Add them to a command."""
+    """Add the options to `command`."""
     default = ProbeConfig()
-    command.add_argument("--sku", default=default.sku, help="what to hold a few pieces of (default: %(default)s)")
+    command.add_argument("--sku", default=default.sku, help="sku of which to hold a few units (default: %(default)s)")
     command.add_argument(
         "--stock",
         type=int,
         metavar="N",
-        help="how many pieces of it are free, if nobody else takes any: what is really held is counted then",
+        help="N units of the sku are available and nobody else takes any: the probe then also counts what is held",
     )
     command.add_argument(
         "--ttl",
         type=float,
-        default=default.ttl / SECOND,
+        default=to_seconds(default.ttl_us),
         metavar="SECONDS",
-        help="how long to ask for a hold that is let run out; 0: none is (default: %(default)g)",
+        help="length of the holds that the probe lets expire; 0 skips those checks (default: %(default)g)",
     )
-    command.add_argument("--commit", action="store_true", help="sell two pieces too, which cannot be taken back")
+    command.add_argument("--commit", action="store_true", help="also sell two units; this cannot be undone")
     command.add_argument(
-        "--timeout", type=float, default=default.timeout, metavar="SECONDS", help="for one call (default: %(default)g)"
+        "--timeout",
+        type=float,
+        default=default.timeout,
+        metavar="SECONDS",
+        help="deadline of one call (default: %(default)g)",
     )
 
 
 def to_config(parsed: argparse.Namespace) -> ProbeConfig:
-    """The configuration that the options ask for. Raises ValueError, which says what would be right."""
+    """Return the configuration that the options describe. Raises ValueError with the accepted values."""
     if not parsed.sku:
-        raise ValueError("--sku should name a sku")
-    if parsed.stock is not None and not _LEAST_STOCK <= parsed.stock < 2**31 - 1:
-        raise ValueError(f"--stock should be {_LEAST_STOCK} or more, and not {parsed.stock}")
+        raise ValueError("--sku must not be empty")
+    if parsed.stock is not None and not _MIN_STOCK <= parsed.stock < 2**31 - 1:
+        raise ValueError(f"--stock must be {_MIN_STOCK} or more, not {parsed.stock}")
     if not 0 <= parsed.ttl <= 60:
-        raise ValueError(f"--ttl should be 0 to 60 seconds, and not {parsed.ttl:g}")
+        raise ValueError(f"--ttl must be 0 to 60 seconds, not {parsed.ttl:g}")
     if not (math.isfinite(parsed.timeout) and parsed.timeout > 0):
-        raise ValueError(f"--timeout should be more than 0 seconds, and not {parsed.timeout:g}")
-    return ProbeConfig(parsed.sku, parsed.stock, int(parsed.ttl * SECOND), parsed.commit, parsed.timeout)
+        raise ValueError(f"--timeout must be more than 0 seconds, not {parsed.timeout:g}")
+    return ProbeConfig(parsed.sku, parsed.stock, to_us(parsed.ttl), parsed.commit, parsed.timeout)

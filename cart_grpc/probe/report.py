@@ -1,4 +1,4 @@
-"""What the probe found, for the people who own the API: a table, a verdict, and what each broken rule would cost."""
+"""The report of the probe, for the owners of the API: the checks, the statistics, the verdict and its consequences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,66 +12,70 @@ from cart_grpc.probe.findings import Finding, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All findings about a contract, and what they took."""
+    """All findings about a contract, and the statistics of the calls."""
 
     contract: Contract[Any]
     findings: Sequence[Finding]
     log: Log
 
     @property
-    def kept(self) -> bool:
-        """Whether every rule was seen to be kept and nothing was left behind."""
-        return not (self._rules(Verdict.BROKEN) or self._unknown() or self.log.stuck)
+    def passed(self) -> bool:
+        """Whether every required rule passed and no reservation was left behind."""
+        return not (self._rules(Verdict.FAILED) or self._unknown() or self.log.left_behind)
 
     def __str__(self) -> str:
-        """Return the table, the verdict and the figures."""
-        order = list(self.contract.costs).index
+        """Return the report as text."""
+        order = list(self.contract.consequences).index
         findings = sorted(self.findings, key=lambda each: order(each.rule))
-        found = [(each.rule, each.verdict.value, each.asked, each.answered) for each in findings]
-        rows = [("rule", "", "asked", "came back"), *found]
+        results = [(each.rule, each.verdict.value, each.test, each.answer) for each in findings]
+        rows = [("rule", "result", "test", "answer"), *results]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)) for row in rows]
-        return "\n".join(line.rstrip() for line in (*lines, "", *self._left(), self._latency(), "", *self._verdict()))
+        statistics = (*self._reservations(), self._calls())
+        return "\n".join(line.rstrip() for line in (*lines, "", *statistics, "", *self._verdict()))
 
     def _verdict(self) -> list[str]:
         name = self.contract.name
-        if self.kept:
-            return [f"{name}: kept, as far as it was tested"]
-        broken, unknown = self._rules(Verdict.BROKEN), self._unknown()
-        lines = [f"{name}: not kept: {_name(broken)}"] if broken else []
-        lines += [f"{name}: not known: {_name(unknown)}"] if unknown else []
-        lines += [f"{name}: not everything could be released, see above"] if self.log.stuck else []
-        return lines + [f"  {_name([rule])} not kept: {self.contract.costs[rule]}" for rule in broken]
+        if self.passed:
+            return [f"{name}: PASSED: no tested rule is broken"]
+        failed, unknown = self._rules(Verdict.FAILED), self._unknown()
+        lines = [f"{name}: FAILED: {_name(failed)}"] if failed else []
+        lines += [f"{name}: UNKNOWN: {_name(unknown)}"] if unknown else []
+        lines += [f"{name}: some reservations could not be released, see above"] if self.log.left_behind else []
+        return lines + [f"  if {_name([rule])} is broken: {self.contract.consequences[rule]}" for rule in failed]
 
     def _rules(self, verdict: Verdict) -> list[str]:
         return list(dict.fromkeys(finding.rule for finding in self.findings if finding.verdict is verdict))
 
     def _unknown(self) -> list[str]:
-        """The rules that got no answer, or of which nothing could be tested, but should have been."""
-        kept, silent = self._rules(Verdict.KEPT), self._rules(Verdict.NO_ANSWER)
-        rules = [rule for rule in self.contract.costs if rule in silent or rule not in kept]
-        return [rule for rule in rules if rule not in self._rules(Verdict.BROKEN) and rule not in self.contract.spare]
+        """Return the required rules that did not fail, but had an unanswered check or no check that passed."""
+        passed, silent = self._rules(Verdict.PASSED), self._rules(Verdict.NO_ANSWER)
+        rules = [rule for rule in self.contract.consequences if rule in silent or rule not in passed]
+        return [
+            rule for rule in rules if rule not in self._rules(Verdict.FAILED) and rule not in self.contract.optional
+        ]
 
-    def _left(self) -> list[str]:
-        sold = f", {self.log.sold} pieces sold" if self.log.sold else ""
-        lines = [f"reservations: {self.log.released} released, {len(self.log.stuck)} left behind{sold}"]
-        return lines + [f"  left behind, {self.contract.lasts}: {each}" for each in self.log.stuck]
+    def _reservations(self) -> list[str]:
+        sold = f", {self.log.sold} units sold" if self.log.sold else ""
+        lines = [f"reservations: {self.log.released} released, {len(self.log.left_behind)} left behind{sold}"]
+        return lines + [f"  left behind, {self.contract.leftover_lifetime}: {each}" for each in self.log.left_behind]
 
-    def _latency(self) -> str:
+    def _calls(self) -> str:
         latencies = sorted(self.log.latencies)
-        lost = f"calls: {len(latencies)} answered, {self.log.unanswered} not"
+        counts = f"calls: {len(latencies)} answered, {self.log.unanswered} unanswered"
         if len(latencies) < 2:
-            return lost
+            return counts
         cuts = quantiles(latencies, n=100, method="inclusive")
-        shown = ", ".join(f"{name} {_time(cuts[cut - 1])}" for name, cut in (("p50", 50), ("p90", 90), ("p99", 99)))
-        return f"{lost}; {shown}, slowest {_time(latencies[-1])}"
+        percentiles = ", ".join(f"p{percent} {_format_time(cuts[percent - 1])}" for percent in (50, 90, 99))
+        return f"{counts}; {percentiles}, slowest {_format_time(latencies[-1])}"
 
 
 def _name(rules: Sequence[str]) -> str:
+    """Return the rules as in `rules 1, 2 and reads`."""
     numbers, words = ([rule for rule in rules if rule.isdigit() is number] for number in (True, False))
     named = [f"rule{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"] if numbers else []
     return " and ".join([*named, *([", ".join(words)] if words else [])])
 
 
-def _time(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"

@@ -1,4 +1,4 @@
-"""One check's conversation with the API: it asks, it counts what is really held, and it gives everything back."""
+"""The calls of one check of `cartgrpc.reservation.v1`: it sends, counts the units that are held, and releases all."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -6,37 +6,38 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
 
-from cart_grpc.probe.calls import SECOND, Log, breaks_contract, call_again
-from cart_grpc.probe.findings import Broken, NobodyThere, NotTested
+from cart_grpc.probe.calls import Log, breaks_contract, call_with_retries
+from cart_grpc.probe.findings import CheckFailed, NotTested, Unreachable
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed, PermanentFailure, StaleRevision
 from cart_grpc.reservation_api.api import Answer, AuditableApi, NoAnswerError
+from cart_grpc.units import to_us
 
 T = TypeVar("T")
 
-LONG: Final = 600 * SECOND
-"""How long a hold is asked for where its end does not matter: it outlasts slow checks, and is soon over if stuck."""
+LONG_TTL_US: Final = to_us(600)
+"""The ttl of a hold that must outlast its check. Short enough that a hold left behind does not last long."""
 
-_MOST: Final = 2**31 - 1
+_MAX_QUANTITY: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeConfig:
-    """What to probe with.
+    """The configuration of the probe.
 
-    `sku` is what is held, `stock` how many pieces of it are free, None if that is not known. A hold that is let run out
-    is asked for `ttl` microseconds; 0: none is. `commit` allows to sell two pieces, which cannot be taken back.
-    `timeout` is in seconds, for one call.
+    The probe holds units of `sku`; `stock` of them are available, None if unknown. Holds that it lets expire have a ttl
+    of `ttl_us` microseconds; 0 skips those checks. `commit` allows it to sell two units, which cannot be undone.
+    `timeout` is the deadline of one call in seconds.
     """
 
     sku: str = "cart-grpc-probe"
     stock: int | None = None
-    ttl: int = 5 * SECOND
+    ttl_us: int = to_us(5)
     commit: bool = False
     timeout: float = 30.0
 
 
 class Session:
-    """Asks `api`. `clock` tells the time in microseconds, `new_id` makes UUIDv7s."""
+    """Sends the messages of one check to `api`. `clock` returns microseconds; `new_id` makes UUIDv7s."""
 
     def __init__(
         self, api: AuditableApi, config: ProbeConfig, log: Log, clock: Callable[[], int], new_id: Callable[[], str]
@@ -46,132 +47,134 @@ class Session:
         self.new_id = new_id
         self._api = api
         self._log = log
-        self._asked: dict[str, Intent] = {}
+        self._sent: dict[str, Intent] = {}
         self._sold: set[str] = set()
 
     @property
-    def free(self) -> int | None:
-        """How many pieces are free while this session holds none, None if that is not known."""
+    def available(self) -> int | None:
+        """The number of units that are available if this session holds none, None if unknown."""
         return None if self.config.stock is None else self.config.stock - self._log.sold
 
     @property
     def too_many(self) -> int:
-        """A quantity that there should not be."""
-        return _MOST if self.free is None else self.free + 1
+        """A quantity that should exceed the stock."""
+        return _MAX_QUANTITY if self.available is None else self.available + 1
 
-    def hold(self, quantity: int = 2, *, revision: int = 1, ttl_us: int = LONG) -> Intent:
-        """Return a HOLD of a new reservation."""
+    def new_hold(self, quantity: int = 2, *, revision: int = 1, ttl_us: int = LONG_TTL_US) -> Intent:
+        """Return a HOLD of a new reservation, without sending it."""
         labels = {"client": "cart-grpc-probe"}
         return Intent(self.new_id(), revision, self.config.sku, quantity, Disposition.HOLD, ttl_us, labels)
 
-    async def ask(self, intent: Intent) -> Answer:
-        """Send `intent` and return the answer. Raises NoAnswerError if there is none after a few tries."""
-        before = self._asked.get(intent.reservation_id, intent)
+    async def send(self, intent: Intent) -> Answer:
+        """Send `intent`, with retries, and return the answer. Raises NoAnswerError."""
+        before = self._sent.get(intent.reservation_id, intent)
         if intent.reservation_id not in self._sold:
-            self._asked[intent.reservation_id] = max(intent, before, key=_revision)
+            self._sent[intent.reservation_id] = max(intent, before, key=_revision)
         answer = await self._call(self._api.apply, intent)
-        if isinstance(answer, PermanentFailure) and self._asked.get(intent.reservation_id) is intent:
-            # What was never decided need not be surpassed, and perhaps cannot be.
-            self._asked[intent.reservation_id] = before
+        if isinstance(answer, PermanentFailure) and self._sent.get(intent.reservation_id) is intent:
+            # The API did not decide this revision, so the release need not exceed it, and perhaps cannot.
+            self._sent[intent.reservation_id] = before
         return answer
 
-    async def ask_all(self, intents: Sequence[Intent]) -> list[Answer]:
-        """Send all of them at once and return the answers, in order. Raises NoAnswerError if one has none."""
-        tasks = [asyncio.ensure_future(self.ask(intent)) for intent in intents]
+    async def send_all(self, intents: Sequence[Intent]) -> list[Answer]:
+        """Send `intents` concurrently and return the answers in their order. Raises NoAnswerError if one has none."""
+        tasks = [asyncio.ensure_future(self.send(intent)) for intent in intents]
         await asyncio.gather(*tasks, return_exceptions=True)
         return [task.result() for task in tasks]
 
     async def find(self, reservation_id: str) -> Decision | None:
-        """Read one reservation. Raises NoAnswerError."""
+        """Read one reservation, None if it is unknown. Raises NoAnswerError."""
         return await self._call(self._api.find, reservation_id)
 
     async def look_up(self, reservation_ids: Sequence[str]) -> tuple[list[Decision], list[str]]:
-        """Read several: what is known, and the ids that are not. Raises NoAnswerError."""
+        """Read several reservations: the known ones, and the unknown ids. Raises NoAnswerError."""
         return await self._call(self._api.look_up, reservation_ids)
 
-    async def held(self, intent: Intent) -> Decision:
-        """Have `intent` held, for a check to begin with. Raises NotTested if it is not, NoAnswerError."""
+    async def prepare_hold(self, intent: Intent) -> Decision:
+        """Send `intent` as a precondition of a check. Raises NotTested unless it is HELD, and NoAnswerError."""
         try:
-            answer = await self.ask(intent)
+            answer = await self.send(intent)
         except NoAnswerError as error:
             if breaks_contract(error):
-                raise NotTested(f"there is no hold to try it on: {error}") from None
+                raise NotTested(f"this check needs a hold: {error}") from None
             raise
         if isinstance(answer, Decision) and answer.state is Observed.HELD:
             return answer
-        raise NotTested(f"there is no hold to try it on: {say(answer)}")
+        raise NotTested(f"this check needs a hold: {describe(answer)}")
 
-    async def refused(self, intent: Intent) -> Decision:
-        """Have `intent`, which asks for more than there is, decided as REJECTED.
+    async def expect_rejected(self, intent: Intent) -> Decision:
+        """Send `intent`, which requests more than the stock, and return the REJECTED decision.
 
-        Raises Broken if it is not although it must be, NotTested if nobody knows whether it must, NoAnswerError.
+        Any other answer raises CheckFailed, or NotTested if the stock is unknown. Raises NoAnswerError.
         """
-        answer = await self.ask(intent)
+        answer = await self.send(intent)
         if isinstance(answer, Decision) and answer.state is Observed.REJECTED:
             return answer
-        if self.free is None:
-            raise NotTested(f"asked for {intent.quantity}: {say(answer)}; --stock would say how many there are")
-        raise Broken(f"asked for {intent.quantity}, more than there are: {say(answer)}")
+        if self.available is None:
+            raise NotTested(f"requested {intent.quantity}: {describe(answer)}; this check needs --stock")
+        raise CheckFailed(f"requested {intent.quantity}, more than the stock: {describe(answer)}")
 
-    async def greet(self) -> None:
-        """Raise NobodyThere if a HOLD fails in a way that only a server which does not work fails in."""
+    async def check_reachable(self) -> None:
+        """Raises Unreachable if a HOLD fails as it does only without a working Reservation API."""
         try:
-            await self.ask(self.hold(1))
+            await self.send(self.new_hold(1))
         except NoAnswerError as error:
             if error.code == "DEADLINE_EXCEEDED" or (error.reached and not await self._is_web_server(error)):
                 return
-            raise NobodyThere(str(error)) from None
+            raise Unreachable(str(error)) from None
 
-    async def begin(self) -> None:
-        """Raise NotTested unless nothing is held: what one check could not give back is not the fault of the next."""
+    async def prepare(self) -> None:
+        """Raises NotTested if units are held that an earlier check could not release: they must not fail this check."""
         try:
-            await self.count(0)
-        except Broken:
-            raise NotTested("the stock is not what --stock says, or no longer since an earlier check") from None
+            await self.check_held(0)
+        except CheckFailed:
+            raise NotTested("the stock is not --stock, or an earlier check changed it") from None
 
-    async def count(self, held: int) -> None:
-        """Raise Broken unless `held` pieces are held, no more and no fewer. Without a known stock nobody can tell."""
-        if self.free is None:
+    async def check_held(self, held: int) -> None:
+        """Raises CheckFailed unless exactly `held` units are held. Does nothing if the stock is unknown."""
+        if self.available is None:
             return
-        free = self.free - held
-        greedy, modest = self.hold(free + 1), self.hold(free)
-        answer = await self.ask(greedy)
+        rest = self.available - held
+        too_large, fitting = self.new_hold(rest + 1), self.new_hold(rest)
+        answer = await self.send(too_large)
         if is_held(answer):
-            raise Broken(f"{held} should be held, but another reservation got {free + 1} of {self.free}")
-        await self.give_back(greedy.reservation_id)
-        if free:
-            answer = await self.ask(modest)
+            raise CheckFailed(f"{held} should be held, but another reservation got {rest + 1} of {self.available}")
+        await self.release(too_large.reservation_id)
+        if rest:
+            answer = await self.send(fitting)
             if not is_held(answer):
-                raise Broken(f"{held} should be held, but another reservation of {free} of {self.free}: {say(answer)}")
-            await self.give_back(modest.reservation_id)
+                raise CheckFailed(
+                    f"{held} should be held, but another reservation of {rest} of {self.available}: {describe(answer)}"
+                )
+            await self.release(fitting.reservation_id)
 
-    def sell(self, intent: Intent) -> None:
-        """Let `intent` keep what it was sold."""
+    def keep_sold(self, intent: Intent) -> None:
+        """Record that the units of `intent` are sold, so that they are not released."""
         self._log.sold += intent.quantity
         self._sold.add(intent.reservation_id)
-        del self._asked[intent.reservation_id]
+        del self._sent[intent.reservation_id]
 
-    async def give_back(self, reservation_id: str) -> None:
+    async def release(self, reservation_id: str) -> None:
         """Release a reservation of this session. Raises NotTested if the API refuses, NoAnswerError."""
-        last = self._asked[reservation_id]
+        last = self._sent[reservation_id]
         release = replace(last, revision=last.revision + 1, disposition=Disposition.RELEASE)
         answer = await self._call(self._api.apply, release)
         if isinstance(answer, StaleRevision):
             answer = await self._call(self._api.apply, replace(release, revision=answer.current.revision + 1))
         if not (isinstance(answer, Decision) and answer.state is Observed.RELEASED):
-            raise NotTested(f"it cannot be released: {say(answer)}")
-        # Only now: what is cut short here is tried again at the end.
-        del self._asked[reservation_id]
+            raise NotTested(f"the reservation cannot be released: {describe(answer)}")
+        # Not earlier: release_all retries a release that was interrupted here.
+        del self._sent[reservation_id]
         self._log.released += 1
 
-    async def end(self) -> None:
-        """Release everything that was ever asked for, answered or not, and note in the log what cannot be."""
-        ids = list(self._asked)
-        ends = await asyncio.gather(*map(self.give_back, ids), return_exceptions=True)
-        self._log.stuck += [f"{one}: {end}" for one, end in zip(ids, ends, strict=True) if end is not None]
+    async def release_all(self) -> None:
+        """Release every reservation that was ever sent, answered or not; note in the log what cannot be released."""
+        ids = list(self._sent)
+        ends = await asyncio.gather(*map(self.release, ids), return_exceptions=True)
+        self._log.left_behind += [f"{one}: {end}" for one, end in zip(ids, ends, strict=True) if end is not None]
 
     async def _is_web_server(self, error: NoAnswerError) -> bool:
-        """Whether what answered nonsense has nothing to be read either: the address or the path is wrong."""
+        """Whether reads fail, too, after an invalid answer: then the address or the path is wrong."""
         if not breaks_contract(error):
             return False
         try:
@@ -181,18 +184,18 @@ class Session:
         return False
 
     async def _call(self, method: Callable[..., Awaitable[T]], subject: object) -> T:
-        return await call_again(self._log, partial(method, subject, timeout=self.config.timeout))
+        return await call_with_retries(self._log, partial(method, subject, timeout=self.config.timeout))
 
 
 def is_held(answer: Answer) -> bool:
-    """Whether all that was asked for is held. An answer with another quantity is no answer."""
+    """Whether the requested quantity is held. (An answer with another quantity raised NoAnswerError.)"""
     return isinstance(answer, Decision) and answer.state is Observed.HELD
 
 
-def say(answer: Answer) -> str:
+def describe(answer: Answer) -> str:
     """Return `answer` in a few words."""
     if isinstance(answer, StaleRevision):
-        return f"ABORTED, revision {answer.current.revision} is {say(answer.current)}"
+        return f"ABORTED, revision {answer.current.revision} is {describe(answer.current)}"
     if not isinstance(answer, Decision):
         return f"error {answer}"
     granted = f" {answer.granted_quantity}" if answer.granted_quantity else ""

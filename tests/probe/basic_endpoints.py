@@ -1,4 +1,4 @@
-"""The simulator's basic door, served alone: as it is, within what the contract leaves open, and down in many ways."""
+"""The simulator's `basic` endpoint, served alone: unchanged, with behaviour that `basic` leaves open, and failing."""
 
 import asyncio
 import json
@@ -14,26 +14,26 @@ from cart_grpc.simulator.http_endpoint import _answer_errors
 from cart_grpc.simulator.simulator import Simulator
 
 
-class Door(BasicEndpoint):
-    """Breaks nothing; says what a broken one is made of."""
+class Endpoint(BasicEndpoint):
+    """Keeps `basic`; the parts of which broken endpoints are made."""
 
     def __init__(self, simulator: Simulator) -> None:
         super().__init__(simulator)
         self.simulator = simulator
 
     def live(self, basic_id: str) -> list[dict[str, Any]]:
-        """What is live for an id."""
+        """The live reservations of an id."""
         return [_to_object(each) for each in self.simulator._stock.find_live(basic_id, self.simulator._clock())]
 
     async def reserve(self, basic_id: str, item: str, quantity: int) -> web.Response:
-        """Answer as a POST of these."""
+        """Reserve, and answer as a POST does."""
         record = await self.simulator.reserve(lambda: (basic_id, item, quantity))
         assert record
         return web.json_response({"reservation_id": record.intent.reservation_id}, status=201)
 
 
-class Idempotent(Door):
-    """Not broken: a repeated POST is answered as the first was."""
+class Idempotent(Endpoint):
+    """Keeps `basic`: answers a repeated POST like the first."""
 
     async def post(self, request: web.Request) -> web.Response:
         if live := self.live((await request.json())["id"]):
@@ -41,8 +41,8 @@ class Idempotent(Door):
         return await super().post(request)
 
 
-class RefusesRepeats(Door):
-    """Not broken: a repeated POST is refused."""
+class RefusesRepeats(Endpoint):
+    """Keeps `basic`: refuses a repeated POST."""
 
     async def post(self, request: web.Request) -> web.Response:
         if self.live((await request.json())["id"]):
@@ -50,8 +50,8 @@ class RefusesRepeats(Door):
         return await super().post(request)
 
 
-class Numbers(Door):
-    """Not broken: ids are numbers, and a look-up does not repeat the item."""
+class Numbers(Endpoint):
+    """Keeps `basic`: ids are numbers, and look-ups leave out the item."""
 
     async def post(self, request: web.Request) -> web.Response:
         answer = await super().post(request)
@@ -61,12 +61,15 @@ class Numbers(Door):
     async def get(self, request: web.Request) -> web.Response:
         live = self.live(request.query["id"])
         return web.json_response(
-            [{"reservation_id": int(e["reservation_id"]), "id": e["id"], "quantity": e["quantity"]} for e in live]
+            [
+                {"reservation_id": int(each["reservation_id"]), "id": each["id"], "quantity": each["quantity"]}
+                for each in live
+            ]
         )
 
 
-class Dies(Door):
-    """After a few POSTs, nothing answers any more."""
+class Dies(Endpoint):
+    """Goes down after three POSTs."""
 
     posts = 0
 
@@ -77,30 +80,30 @@ class Dies(Door):
         return answer
 
 
-class ReservesAndFails(Door):
-    """Every POST takes effect, and its answer is lost."""
+class ReservesAndFails(Endpoint):
+    """Every POST takes effect, but its answer is 500."""
 
     async def post(self, request: web.Request) -> web.Response:
         await super().post(request)
         raise web.HTTPInternalServerError
 
 
-class TakesNoPosts(Door):
+class TakesNoPosts(Endpoint):
     """Every POST fails."""
 
     async def post(self, request: web.Request) -> web.Response:
         raise web.HTTPInternalServerError
 
 
-class LooksNothingUp(Door):
+class LooksNothingUp(Endpoint):
     """Every look-up fails."""
 
     async def get(self, request: web.Request) -> web.Response:
         raise web.HTTPServiceUnavailable
 
 
-class Told(Door):
-    """Sets `arrived` when the `count`th `method` arrives, and takes a while before it does what was asked."""
+class Signals(Endpoint):
+    """Sets `arrived` at call number `count` of `method`, and delays that call by 0.1 s."""
 
     method, count = "POST", 1
 
@@ -109,40 +112,40 @@ class Told(Door):
         self.arrived = asyncio.Event()
 
     async def post(self, request: web.Request) -> web.Response:
-        await self._tell(request)
+        await self._signal(request)
         return await super().post(request)
 
     async def delete(self, request: web.Request) -> web.Response:
-        await self._tell(request)
+        await self._signal(request)
         return await super().delete(request)
 
-    async def _tell(self, request: web.Request) -> None:
+    async def _signal(self, request: web.Request) -> None:
         self.count -= request.method == self.method
         if self.count == 0 and not self.arrived.is_set():
             self.arrived.set()
             await asyncio.sleep(0.1)
 
 
-class ToldOfDelete(Told):
-    """The same of the second DELETE: the first check gives back what it took last."""
+class SignalsDelete(Signals):
+    """Signals the second DELETE: with the first one, the first check releases its last reservation."""
 
     method, count = "DELETE", 2
 
 
 @asynccontextmanager
 async def serving(
-    simulator: Simulator, make: Callable[[Simulator], BasicEndpoint] = Door, *, drops: bool = True
+    simulator: Simulator, make: Callable[[Simulator], BasicEndpoint] = Endpoint, *, drops: bool = True
 ) -> AsyncIterator[tuple[str, BasicEndpoint]]:
-    """Serve a door on a free port. `drops`: it stops working on what its caller does not wait for."""
-    door = make(simulator)
+    """Serve an endpoint on a free port; yields its URL. `drops`: a call whose client leaves is cancelled."""
+    endpoint = make(simulator)
     app = web.Application(middlewares=[_answer_errors])
-    app.router.add_post("/shop", door.post)
-    app.router.add_get("/shop", door.get)
-    app.router.add_delete("/shop/{reservation_id}", door.delete)
+    app.router.add_post("/shop", endpoint.post)
+    app.router.add_get("/shop", endpoint.get)
+    app.router.add_delete("/shop/{reservation_id}", endpoint.delete)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0, handler_cancellation=drops)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
-        yield f"basic+http://127.0.0.1:{runner.addresses[0][1]}/shop", door
+        yield f"basic+http://127.0.0.1:{runner.addresses[0][1]}/shop", endpoint
     finally:
         await runner.cleanup()

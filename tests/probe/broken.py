@@ -1,4 +1,4 @@
-"""Reservation APIs that break one rule each: the simulator, with that rule taken out."""
+"""Reservation APIs that break one rule each: the simulator without that rule."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,29 +13,29 @@ from cart_grpc.simulator.stock import Decided, Entry, Stock
 
 
 class DecidesAgain(Stock):
-    """A repeated message is a new decision."""
+    """Decides a repeated message again."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
-        record = super().apply(intent, now, sold_out=sold_out)
-        if record.state is Observed.HELD:
-            record = replace(record, expire_time=max(now + intent.ttl_us, record.expire_time or 0))
-            self._write(Decided(now, record))
-        return record
+        stored = super().apply(intent, now, sold_out=sold_out)
+        if stored.state is Observed.HELD:
+            stored = replace(stored, expire_time=max(now + intent.ttl_us, stored.expire_time or 0))
+            self._write(Decided(now, stored))
+        return stored
 
 
 class ReservesAgain(Stock):
-    """A repeated message is answered as before, and takes as much again."""
+    """Answers a repeated message as before, but takes the units again."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         known = self._reservations.get(intent.reservation_id)
-        record = super().apply(intent, now, sold_out=sold_out)
-        if known is record:
-            self._held[intent.sku] += record.granted
-        return record
+        stored = super().apply(intent, now, sold_out=sold_out)
+        if known is stored:
+            self._held[intent.sku] += stored.granted
+        return stored
 
 
 class IgnoresTheBody(Stock):
-    """The same revision with another body is answered, and the body not looked at."""
+    """Answers the same revision with a different body, and ignores the body."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         try:
@@ -45,7 +45,7 @@ class IgnoresTheBody(Stock):
 
 
 class ObeysTheBody(Stock):
-    """The same revision with another body is a change."""
+    """Applies the same revision with a different body."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         before = self._reservations.get(intent.reservation_id)
@@ -55,7 +55,7 @@ class ObeysTheBody(Stock):
 
 
 class RefusesAndObeysTheBody(Stock):
-    """The same revision with another body is refused, but takes more all the same."""
+    """Refuses the same revision with a different body, but takes a unit."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         try:
@@ -66,7 +66,7 @@ class RefusesAndObeysTheBody(Stock):
 
 
 class LastWins(Stock):
-    """Whatever arrives last is done: revisions mean nothing."""
+    """Applies every message in order of arrival and ignores revisions."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         before = self._reservations.get(intent.reservation_id)
@@ -76,7 +76,7 @@ class LastWins(Stock):
 
 
 class StaleIsBad(Stock):
-    """A lower revision is refused as an error that does not tell what is current."""
+    """Refuses a lower revision with an error that does not contain the current reservation."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         try:
@@ -86,38 +86,38 @@ class StaleIsBad(Stock):
 
 
 class SmallRevisions(Stock):
-    """A revision is an int32."""
+    """Stores revisions as int32."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         if intent.revision >= 2**31:
-            raise BadRequest("INVALID_FIELD", "revision: it is an int32")
+            raise BadRequest("INVALID_FIELD", "revision must be an int32")
         return super().apply(intent, now, sold_out=sold_out)
 
 
 class NeverShrinks(Stock):
-    """A hold that is made smaller is answered so, and keeps what it had."""
+    """Answers a smaller hold as granted, but keeps the units of the larger one."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         before = self._reservations.get(intent.reservation_id)
-        record = super().apply(intent, now, sold_out=sold_out)
-        if before and record.state is Observed.HELD and record.granted < before.granted:
-            self._held[intent.sku] += before.granted - record.granted
-        return record
+        stored = super().apply(intent, now, sold_out=sold_out)
+        if before and stored.state is Observed.HELD and stored.granted < before.granted:
+            self._held[intent.sku] += before.granted - stored.granted
+        return stored
 
 
 class NeverGrows(Stock):
-    """A hold that is made larger is answered so, and takes no more than it had."""
+    """Answers a larger hold as granted, but takes no more units."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         before = self._reservations.get(intent.reservation_id)
-        record = super().apply(intent, now, sold_out=sold_out)
-        if before and record is not before and before.state is record.state is Observed.HELD:
-            self._held[intent.sku] -= max(0, record.granted - before.granted)
-        return record
+        stored = super().apply(intent, now, sold_out=sold_out)
+        if before and stored is not before and before.state is stored.state is Observed.HELD:
+            self._held[intent.sku] -= max(0, stored.granted - before.granted)
+        return stored
 
 
 class KnowsNoUnseenRelease(Stock):
-    """RELEASE of an id never seen is NOT_FOUND."""
+    """Answers RELEASE of an unknown id with NOT_FOUND."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         if intent.disposition is Disposition.RELEASE and intent.reservation_id not in self._reservations:
@@ -126,18 +126,18 @@ class KnowsNoUnseenRelease(Stock):
 
 
 class ForgetsReleases(Stock):
-    """A RELEASE of an id never seen is answered, and leaves no memory."""
+    """Answers RELEASE of an unknown id, but does not remember it."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         known = intent.reservation_id in self._reservations
-        record = super().apply(intent, now, sold_out=sold_out)
-        if not known and record.state is Observed.RELEASED:
+        stored = super().apply(intent, now, sold_out=sold_out)
+        if not known and stored.state is Observed.RELEASED:
             del self._reservations[intent.reservation_id]
-        return record
+        return stored
 
 
 class RefusesAndTakes(Stock):
-    """A HOLD that comes after its RELEASE is refused, and takes stock all the same."""
+    """Refuses a HOLD that arrives after its RELEASE, but takes the units."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         try:
@@ -149,7 +149,7 @@ class RefusesAndTakes(Stock):
 
 
 class RefusedLoses(Stock):
-    """A change that is refused costs what was held."""
+    """Drops the hold if it refuses a change."""
 
     def _write(self, entry: Entry) -> None:
         if isinstance(entry, Decided) and entry.reservation.state is Observed.REJECTED:
@@ -162,31 +162,31 @@ class RefusedLoses(Stock):
 
 
 class RefusedRunsOut(Stock):
-    """A renewal that is refused does not extend what is held."""
+    """Does not extend the hold if it refuses a renewal."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         before = self._reservations.get(intent.reservation_id)
-        record = super().apply(intent, now, sold_out=sold_out)
-        if before and before.granted and record.state is Observed.REJECTED:
-            record = replace(record, expire_time=before.expire_time)
-            self._write(Decided(now, record))
-        return record
+        stored = super().apply(intent, now, sold_out=sold_out)
+        if before and before.granted and stored.state is Observed.REJECTED:
+            stored = replace(stored, expire_time=before.expire_time)
+            self._write(Decided(now, stored))
+        return stored
 
 
 class SoldOutIsAnError(Stock):
-    """Out of stock is an error, and so not remembered."""
+    """Answers out of stock with an error, which it does not remember."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         before = self._reservations.get(intent.reservation_id)
         held = before.granted if before else 0
-        free = self._find_available(intent.sku) or 0
-        if intent.disposition is Disposition.HOLD and intent.quantity - held > free:
-            raise BadRequest("OUT_OF_STOCK", "there are not as many")
+        available = self._find_available(intent.sku) or 0
+        if intent.disposition is Disposition.HOLD and intent.quantity - held > available:
+            raise BadRequest("OUT_OF_STOCK", "not enough units")
         return super().apply(intent, now, sold_out=sold_out)
 
 
 class ForgetsRejections(Stock):
-    """What was rejected is decided anew when it is asked again."""
+    """Decides a repeated rejected message again."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         before = self._reservations.get(intent.reservation_id)
@@ -196,7 +196,7 @@ class ForgetsRejections(Stock):
 
 
 class ReleasedComesBack(Stock):
-    """A HOLD under a higher revision takes stock after a RELEASE."""
+    """Holds units for a higher revision after a RELEASE."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         before = self._reservations.get(intent.reservation_id)
@@ -206,7 +206,7 @@ class ReleasedComesBack(Stock):
 
 
 class SoldComesBack(Stock):
-    """A RELEASE undoes a sale."""
+    """Undoes a sale on RELEASE."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         before = self._reservations.get(intent.reservation_id)
@@ -217,19 +217,19 @@ class SoldComesBack(Stock):
 
 
 class RefusesLateSales(Stock):
-    """COMMIT of a hold that ran out is rejected though the stock is there."""
+    """Rejects COMMIT of an expired hold although the units are available."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         before = self._reservations.get(intent.reservation_id)
         if before and before.state is Observed.EXPIRED and intent.disposition is Disposition.COMMIT:
-            record = StoredReservation(intent, Observed.REJECTED, intent.sku, 0, intent.revision, None, "EXPIRED")
-            self._write(Decided(now, record))
-            return record
+            stored = StoredReservation(intent, Observed.REJECTED, intent.sku, 0, intent.revision, None, "EXPIRED")
+            self._write(Decided(now, stored))
+            return stored
         return super().apply(intent, now, sold_out=sold_out)
 
 
 class ExpiresEarly(Stock):
-    """A hold ends when half its time is over."""
+    """Expires a hold at half its time."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         before = self._reservations.get(intent.reservation_id)
@@ -239,7 +239,7 @@ class ExpiresEarly(Stock):
 
 
 class ForgetsExpired(Stock):
-    """What has run out was never there."""
+    """Forgets a reservation when its hold expires."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         before = self.find(intent.reservation_id, now)
@@ -249,19 +249,19 @@ class ForgetsExpired(Stock):
 
 
 class RenewalShortens(Stock):
-    """A renewal for a shorter time takes back what was promised."""
+    """Shortens a hold on a renewal with a shorter ttl."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         known = self._reservations.get(intent.reservation_id)
-        record = super().apply(intent, now, sold_out=sold_out)
-        if record is not known and record.state is Observed.HELD:
-            record = replace(record, expire_time=now + intent.ttl_us)
-            self._write(Decided(now, record))
-        return record
+        stored = super().apply(intent, now, sold_out=sold_out)
+        if stored is not known and stored.state is Observed.HELD:
+            stored = replace(stored, expire_time=now + intent.ttl_us)
+            self._write(Decided(now, stored))
+        return stored
 
 
 class TooOldForNow(Stock):
-    """A HOLD of an old id is rejected, but not for good."""
+    """Rejects revision 1 of an old id, but accepts the next."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         hold = intent.disposition is Disposition.HOLD
@@ -269,7 +269,7 @@ class TooOldForNow(Stock):
 
 
 class OldIsAnError(Stock):
-    """Even a RELEASE of an old id is refused."""
+    """Refuses even a RELEASE of an old id."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         if is_old(intent, now) and intent.reservation_id not in self._reservations:
@@ -278,7 +278,7 @@ class OldIsAnError(Stock):
 
 
 class Forgetful(Stock):
-    """Not broken: it has a watermark, as rule 7 allows."""
+    """Keeps the contract: has a watermark, as rule 7 allows."""
 
     def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
         if not is_old(intent, now):
@@ -289,7 +289,7 @@ class Forgetful(Stock):
 
 
 class Races(Simulator):
-    """Two copies that arrive at once do not see each other."""
+    """Decides two concurrent copies of a message independently."""
 
     async def apply(self, read: Callable[[], Intent]) -> SimulatedReply:
         intent = read()
@@ -300,7 +300,7 @@ class Races(Simulator):
 
 
 class ReadsNothing(Simulator):
-    """Reads know of no reservation."""
+    """Finds no reservation on reads."""
 
     def get(self, reservation_id: str) -> StoredReservation:
         raise UnknownReservation

@@ -1,4 +1,4 @@
-"""Basic Reservation APIs that break one thing each: the simulator's door, with that thing taken out."""
+"""Basic Reservation APIs that break one point each: the simulator's endpoint without that point."""
 
 import asyncio
 import time
@@ -7,27 +7,27 @@ from aiohttp import web
 
 from cart_grpc.simulator.errors import BadRequest, NotReserved, UnknownReservation
 from cart_grpc.simulator.simulator import Simulator
-from tests.probe.basic_endpoints import Door
+from tests.probe.basic_endpoints import Endpoint
 
 
-class AnswersNoId(Door):
-    """A POST reserves, and does not say under which id."""
+class AnswersNoId(Endpoint):
+    """Answers a POST without an id."""
 
     async def post(self, request: web.Request) -> web.Response:
         await super().post(request)
         return web.json_response({}, status=201)
 
 
-class TakesNothing(Door):
-    """What is reserved can still be reserved by others."""
+class TakesNothing(Endpoint):
+    """Does not reduce the stock."""
 
     async def post(self, request: web.Request) -> web.Response:
         self.simulator.set_stock((await request.json())["item"], 10)
         return await super().post(request)
 
 
-class Lags(Door):
-    """A look-up finds what was posted a while ago."""
+class Lags(Endpoint):
+    """Finds a reservation only 0.3 s after its POST."""
 
     def __init__(self, simulator: Simulator) -> None:
         super().__init__(simulator)
@@ -42,23 +42,23 @@ class Lags(Door):
         return web.json_response([]) if fresh else await super().get(request)
 
 
-class QuotesQuantities(Door):
-    """A quantity is a string."""
+class QuotesQuantities(Endpoint):
+    """Answers quantities as strings."""
 
     async def get(self, request: web.Request) -> web.Response:
         live = self.live(request.query["id"])
         return web.json_response([each | {"quantity": str(each["quantity"])} for each in live])
 
 
-class WrapsLists(Door):
-    """A look-up answers an object."""
+class WrapsLists(Endpoint):
+    """Answers a look-up with an object instead of a list."""
 
     async def get(self, request: web.Request) -> web.Response:
         return web.json_response({"reservations": self.live(request.query["id"])})
 
 
-class UnknownIsNotFound(Door):
-    """A look-up of an id that has nothing is 404."""
+class UnknownIsNotFound(Endpoint):
+    """Answers a look-up of an unknown id with 404."""
 
     async def get(self, request: web.Request) -> web.Response:
         if not self.live(request.query["id"]):
@@ -66,19 +66,19 @@ class UnknownIsNotFound(Door):
         return await super().get(request)
 
 
-class FindsAll(Door):
-    """A look-up finds everybody's, and says that it is what was asked for."""
+class FindsAll(Endpoint):
+    """Finds the reservations of all ids, and answers them under the requested id."""
 
     async def get(self, request: web.Request) -> web.Response:
-        found = [each for basic_id in self.simulator._stock._by_basic_id for each in self.live(basic_id)]
-        asked = request.query["id"]
+        found = [each for known in self.simulator._stock._by_basic_id for each in self.live(known)]
+        basic_id = request.query["id"]
         return web.json_response(
-            [{"reservation_id": each["reservation_id"], "id": asked, "quantity": each["quantity"]} for each in found]
+            [{"reservation_id": each["reservation_id"], "id": basic_id, "quantity": each["quantity"]} for each in found]
         )
 
 
-class Mixes(Door):
-    """Of two POSTs at once, the later one's quantity is reserved for both."""
+class Mixes(Endpoint):
+    """Reserves the quantity of the later one for two concurrent POSTs."""
 
     async def post(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -87,8 +87,8 @@ class Mixes(Door):
         return await self.reserve(body["id"], body["item"], self.quantity)
 
 
-class Sums(Door):
-    """A repeated POST is added to what is there."""
+class Sums(Endpoint):
+    """Adds a repeated POST to the existing reservation."""
 
     async def post(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -98,15 +98,15 @@ class Sums(Door):
         return await self.reserve(body["id"], body["item"], body["quantity"])
 
 
-class DeletesNothing(Door):
-    """A DELETE is answered, and that is all."""
+class DeletesNothing(Endpoint):
+    """Answers a DELETE and does nothing."""
 
     async def delete(self, request: web.Request) -> web.Response:
         return web.Response(status=204)
 
 
-class HidesDeleted(Door):
-    """What is deleted is not found any more, and nobody else gets it."""
+class HidesDeleted(Endpoint):
+    """Hides a deleted reservation, but keeps its units."""
 
     def __init__(self, simulator: Simulator) -> None:
         super().__init__(simulator)
@@ -121,32 +121,32 @@ class HidesDeleted(Door):
         return web.json_response([each for each in live if each["reservation_id"] not in self.hidden])
 
 
-class DeletesAll(Door):
-    """A DELETE ends all reservations under the same id."""
+class DeletesAll(Endpoint):
+    """Deletes all reservations of the same id."""
 
     async def delete(self, request: web.Request) -> web.Response:
-        record = self.simulator._stock._reservations.get(request.match_info["reservation_id"])
-        for each in self.live(record.intent.labels["basic.id"] if record else ""):
+        stored = self.simulator._stock._reservations.get(request.match_info["reservation_id"])
+        for each in self.live(stored.intent.labels["basic.id"] if stored else ""):
             await self.simulator.delete(each["reservation_id"])
         return web.Response(status=204)
 
 
-class HasNoDelete(Door):
-    """There is no DELETE."""
+class HasNoDelete(Endpoint):
+    """Has no DELETE."""
 
     async def delete(self, request: web.Request) -> web.Response:
         raise web.HTTPMethodNotAllowed("DELETE", ["GET"])
 
 
 class FindsAndDeletesNothing(HasNoDelete):
-    """There is no DELETE, and a look-up finds nothing."""
+    """Has no DELETE, and finds nothing on look-ups."""
 
     async def get(self, request: web.Request) -> web.Response:
         return web.json_response([])
 
 
-class GoneIsAnError(Door):
-    """A DELETE of what is not there is 500."""
+class GoneIsAnError(Endpoint):
+    """Answers DELETE of an unknown reservation with 500."""
 
     async def delete(self, request: web.Request) -> web.Response:
         try:
@@ -155,8 +155,8 @@ class GoneIsAnError(Door):
             raise web.HTTPInternalServerError from None
 
 
-class GoneIsRefused(Door):
-    """A DELETE of what is not there is 400."""
+class GoneIsRefused(Endpoint):
+    """Answers DELETE of an unknown reservation with 400."""
 
     async def delete(self, request: web.Request) -> web.Response:
         try:
@@ -165,8 +165,8 @@ class GoneIsRefused(Door):
             raise BadRequest("GONE", "it is gone") from None
 
 
-class DeletesAnother(Door):
-    """A DELETE of an id that was never given ends whatever is there."""
+class DeletesAnother(Endpoint):
+    """Deletes all reservations on DELETE of an unknown one."""
 
     async def delete(self, request: web.Request) -> web.Response:
         if request.match_info["reservation_id"] not in self.simulator._stock._reservations:
@@ -175,8 +175,8 @@ class DeletesAnother(Door):
         return await super().delete(request)
 
 
-class SoldOutIsAnError(Door):
-    """Out of stock is 500."""
+class SoldOutIsAnError(Endpoint):
+    """Answers out of stock with 500."""
 
     async def post(self, request: web.Request) -> web.Response:
         try:
@@ -185,8 +185,8 @@ class SoldOutIsAnError(Door):
             raise web.HTTPInternalServerError from None
 
 
-class SoldOutIsText(Door):
-    """Out of stock is 409 without a body that says so."""
+class SoldOutIsText(Endpoint):
+    """Answers out of stock with 409 and without the error body."""
 
     async def post(self, request: web.Request) -> web.Response:
         try:
@@ -195,8 +195,8 @@ class SoldOutIsText(Door):
             raise web.HTTPConflict from None
 
 
-class SoldOutHangs(Door):
-    """Out of stock is waited for."""
+class SoldOutHangs(Endpoint):
+    """Never answers if out of stock."""
 
     async def post(self, request: web.Request) -> web.Response:
         try:
@@ -205,8 +205,8 @@ class SoldOutHangs(Door):
             return await asyncio.Future()
 
 
-class RefusesAndReserves(Door):
-    """What is out of stock is refused, and some of it reserved."""
+class RefusesAndReserves(Endpoint):
+    """Refuses as out of stock, but reserves one unit."""
 
     async def post(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -218,8 +218,8 @@ class RefusesAndReserves(Door):
             raise
 
 
-class KnowsAsciiOnly(Door):
-    """Other letters become question marks."""
+class KnowsAsciiOnly(Endpoint):
+    """Replaces non-ASCII characters with question marks."""
 
     async def post(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -229,8 +229,8 @@ class KnowsAsciiOnly(Door):
         return await self.reserve(body["id"], item, body["quantity"])
 
 
-class FailsOnLetters(Door):
-    """Other letters are 500."""
+class FailsOnLetters(Endpoint):
+    """Answers non-ASCII items with 500."""
 
     async def post(self, request: web.Request) -> web.Response:
         if not (await request.json())["item"].isascii():
