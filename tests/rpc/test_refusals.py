@@ -1,4 +1,4 @@
-"""Every kind of wrong request: the code, the reason, the field at fault, and that nothing came of it."""
+"""Every kind of invalid request: the code, the reason, the invalid field, and that the call had no effect."""
 
 import asyncio
 import base64
@@ -32,25 +32,25 @@ EVERY_STATE = " OR ".join(f"state = {name.removeprefix('STATE_')}" for name in c
 
 @dataclass(frozen=True)
 class Row:
-    """A request with one fault: where, and why."""
+    """A request with one invalid field, and the violation that the server must report."""
 
     method: str
     field: str
     violation: str
-    spoil: Callable[[Any], object]
+    make_invalid: Callable[[Any], object]
     id: str
 
     @property
     def request(self) -> Any:
         request = right(self.method)
-        self.spoil(request)
+        self.make_invalid(request)
         return request
 
 
 def put(path: str, value: Any) -> Callable[[Any], None]:
-    """Set the field at `path`, such as `requests[0].item.sku`; a message or a container is replaced."""
+    """Set the field at `path`, such as `requests[0].item.sku`; replace a message or a map as a whole."""
 
-    def spoil(request: Any) -> None:
+    def make_invalid(request: Any) -> None:
         *parents, last = re.findall(r"[^.\[\]]+", path)
         target = request
         for part in parents:
@@ -63,11 +63,11 @@ def put(path: str, value: Any) -> Callable[[Any], None]:
         else:
             setattr(target, last, value)
 
-    return spoil
+    return make_invalid
 
 
 def row(method: str, path: str, violation: str, value: Any, *, at: str | None = None) -> Row:
-    """One row: `value` in the field at `path` is a `violation` at that field, or at `at`."""
+    """Return a row: `value` in the field at `path` is a `violation` of that field, or of `at`."""
     shown = str(value).replace("\n", " ")
     label = f"{method}-{path}-{shown[:24]}({len(shown)})".encode("unicode_escape").decode()
     return Row(method, at or path, violation, put(path, value), label)
@@ -193,10 +193,10 @@ def added_item_rows(method: str, path: str) -> Iterator[Row]:
 def update_item_rows() -> Iterator[Row]:
     for quantity in (0, -1, 1001, *INT32):
         yield row("UpdateItem", "item.quantity", "OUT_OF_RANGE", quantity)
-    for spoiled in itertools.chain(
+    for broken in itertools.chain(
         text_map_rows("UpdateItem", "item.labels", 16), money_rows("UpdateItem", "item.unit_price")
     ):
-        yield masked(spoiled, ["labels", "unit_price"])
+        yield masked(broken, ["labels", "unit_price"])
     yield masked(row("UpdateItem", "item.quantity", "OUT_OF_RANGE", 0), [])
     for path in (
         "sku",
@@ -220,17 +220,17 @@ def update_item_rows() -> Iterator[Row]:
     yield mask_row("UpdateItem", ["quantity", "sku"])
 
 
-def masked(spoiled: Row, paths: Sequence[str]) -> Row:
-    """The row with another update_mask: unset where there are no paths."""
+def masked(broken: Row, paths: Sequence[str]) -> Row:
+    """The row with `paths` as its update_mask; without paths, the mask is unset."""
 
-    def spoil(request: Any) -> None:
-        spoiled.spoil(request)
+    def make_invalid(request: Any) -> None:
+        broken.make_invalid(request)
         request.ClearField("update_mask")
         request.update_mask.paths.extend(paths)
         if not paths:
             request.ClearField("update_mask")
 
-    return Row(spoiled.method, spoiled.field, spoiled.violation, spoil, f"{spoiled.id}-mask{list(paths)}")
+    return Row(broken.method, broken.field, broken.violation, make_invalid, f"{broken.id}-mask{list(paths)}")
 
 
 def mask_row(method: str, paths: list[str]) -> Row:
@@ -252,9 +252,9 @@ def cart_rows(method: str) -> Iterator[Row]:
     if method == "CreateCart":
         yield from rows
         return
-    yield from (masked(spoiled, ["labels", "currency_code", "ttl"]) for spoiled in rows)
-    yield from (masked(spoiled, ["*"]) for spoiled in rows)
-    yield from (masked(spoiled, []) for spoiled in rows)
+    yield from (masked(broken, ["labels", "currency_code", "ttl"]) for broken in rows)
+    yield from (masked(broken, ["*"]) for broken in rows)
+    yield from (masked(broken, []) for broken in rows)
     for path in (
         "name",
         "state",
@@ -301,13 +301,13 @@ def option_rows(method: str) -> Iterator[Row]:
 
 def batch_rows() -> Iterator[Row]:
     def of(count: int) -> Callable[[Any], None]:
-        def spoil(request: Any) -> None:
+        def make_invalid(request: Any) -> None:
             del request.requests[:]
             request.requests.extend(
                 cart_service_pb2.AddItemRequest(item=cart_pb2.Item(sku=str(number))) for number in range(count)
             )
 
-        return spoil
+        return make_invalid
 
     for count in (0, 201, 5000):
         yield Row("BatchAddItems", "requests", "OUT_OF_RANGE", of(count), f"BatchAddItems-{count}-requests")
@@ -323,7 +323,7 @@ def batch_rows() -> Iterator[Row]:
 
 
 def token(content: object) -> str:
-    """A page token that holds any JSON."""
+    """A page token with `content` in it as JSON."""
     return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
 
 
@@ -363,8 +363,8 @@ TABLE = [
     *list_rows(),
 ]
 
-# Said by the server, or known from elsewhere in the request: what a caller says here is ignored.
-SAID_BY_THE_SERVER = {
+# Output-only fields, and fields that repeat another field of the request: the server ignores them in requests.
+OUTPUT_ONLY = {
     cart_pb2.Cart.DESCRIPTOR: {
         "uid", "state", "items", "item_count", "total_quantity", "subtotal", "etag", "revision", "reconciling",
         "create_time", "update_time", "expire_time",
@@ -380,9 +380,9 @@ IGNORED = {
 
 
 def readable_fields(message: Descriptor, prefix: str = "") -> Iterator[str]:
-    """The paths of the fields of a request that a caller has a say in."""
+    """The paths of the request fields that are not output-only."""
     for one in message.fields:
-        if one.name in SAID_BY_THE_SERVER.get(message, ()):
+        if one.name in OUTPUT_ONLY.get(message, ()):
             continue
         path = f"{prefix}{one.name}"
         inner = one.message_type if one.type == FieldDescriptor.TYPE_MESSAGE else None
@@ -399,25 +399,25 @@ def test_every_field_of_every_request_has_a_row() -> None:
     assert read == (faulty | ignored) - {("BatchAddItems", "requests")}
 
 
-def test_every_method_has_a_right_request() -> None:
+def test_every_method_has_a_valid_request() -> None:
     assert set(RIGHT) == {method.name for method in SERVICE.methods}
 
 
 async def everything(replica: Replica, user: str = USER) -> list[Message]:
-    """All that a user has, ended carts included."""
+    """All carts of a user, including those that have ended."""
     listed = await call(replica, "ListCarts", ask("ListCarts", parent=user, filter=EVERY_STATE, page_size=500))
     return [*listed.carts, *[await replica.get(cart.name) for cart in listed.carts]]
 
 
 @pytest.fixture(scope="session")
 async def alice(validator: Replica) -> Replica:
-    """The validating server, with what the right requests name."""
+    """The server for invalid requests, with the cart and the item that the valid requests name."""
     await validator.add(SKU, 2, CART)
     return validator
 
 
 @pytest.mark.parametrize("one", TABLE, ids=lambda one: one.id)
-async def test_a_field_at_fault_is_named_and_nothing_comes_of_it(alice: Replica, one: Row) -> None:
+async def test_an_invalid_field_is_named_and_the_call_has_no_effect(alice: Replica, one: Row) -> None:
     before = await everything(alice)
     refusal = await refuse(alice, one.method, one.request)
     assert (refusal.code, refusal.info.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
@@ -428,7 +428,7 @@ async def test_a_field_at_fault_is_named_and_nothing_comes_of_it(alice: Replica,
 
 
 @pytest.mark.parametrize("method", list(RIGHT))
-async def test_the_right_requests_are_taken(keeper: Replica, method: str) -> None:
+async def test_the_valid_requests_succeed(keeper: Replica, method: str) -> None:
     user = new_user()
     await keeper.add(SKU, 2, f"{user}/carts/default")
     before = await everything(keeper, user)
@@ -445,7 +445,7 @@ def takes_a_resource(method: str) -> bool:
 
 
 @pytest.mark.parametrize("method", [method for method in RIGHT if takes_a_resource(method)])
-async def test_what_only_the_server_says_is_ignored_in_requests(keeper: Replica, method: str) -> None:
+async def test_output_only_fields_in_requests_are_ignored(keeper: Replica, method: str) -> None:
     answers = []
     for is_filled in (False, True):
         user = new_user()
@@ -468,7 +468,7 @@ def resources_of(request: Any) -> list[Any]:
 
 
 def fill(message: Any, ignored: Collection[str]) -> None:
-    """Put something into every field that only the server says, and into those that are ignored."""
+    """Set every output-only field and every ignored field to some value."""
     message.MergeFrom(type(message)(uid="mine", reconciling=True))
     message.create_time.seconds = message.update_time.seconds = 1
     if isinstance(message, cart_pb2.Item):
@@ -496,7 +496,7 @@ def new_user() -> str:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A call that is right by itself, and refused for the state of the user's carts. `{user}` is the user's name."""
+    """A valid call that the state of the user's carts forbids. `{user}` stands for the user's name."""
 
     id: str
     given: Sequence[tuple[str, dict[str, Any]]]
@@ -526,7 +526,7 @@ def batch(*items: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 DELETED = ("DeleteCart", {"name": FIRST})
 FULL_CART = batch(*({"sku": f"sku-{number}"} for number in range(200)))
 FULL_ITEM = batch(*([{"sku": SKU, "quantity": 100}] * 10))
-# What each mutation needs to be right by itself, on the first item or cart.
+# The fields of a valid request for each mutation, on the first item or cart.
 ON_ITEM: dict[str, dict[str, Any]] = {
     "UpdateItem": {"item": {"name": FIRST_ITEM, "quantity": 3}},
     "RemoveItem": {"name": FIRST_ITEM},
@@ -682,10 +682,10 @@ def request_id_rows() -> Iterator[Scenario]:
     for method, request in {**ON_ITEM, **ON_CART, **ON_NEW}.items():
         if method != "AddItem":
             yield reused(f"{method}-under-the-request-id-of-AddItem", [first], method, request)
-    # The request_id is looked at before the etag and the state.
+    # The server checks the request_id before the etag and the state.
     yield reused("a-request-id-before-the-etag", [first], "AddItem", {**add(2)[1], "etag": STALE})
     yield reused("a-request-id-before-the-state", [first, DELETED], "ClearCart", {"name": FIRST})
-    # Requests of the same fields, of two methods.
+    # Two methods whose requests have the same fields.
     removed = [add(), ("RemoveItem", {"name": FIRST_ITEM, "requestId": "once"})]
     yield reused(
         "RetryReservation-under-the-request-id-of-RemoveItem", removed, "RetryReservation", {"name": FIRST_ITEM}
@@ -706,7 +706,9 @@ SCENARIOS = [
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.id)
-async def test_a_call_that_the_state_forbids_says_why_and_changes_nothing(keeper: Replica, scenario: Scenario) -> None:
+async def test_a_call_that_the_state_forbids_names_the_reason_and_changes_nothing(
+    keeper: Replica, scenario: Scenario
+) -> None:
     user = new_user()
 
     def theirs(text: Any) -> Any:
@@ -719,7 +721,7 @@ async def test_a_call_that_the_state_forbids_says_why_and_changes_nothing(keeper
     assert (refusal.code, refusal.info.reason) == (scenario.code, scenario.reason)
     metadata = dict(refusal.info.metadata)
     if "current_etag" in metadata:
-        # Which cart it is of, its uid says; only the server knows that before.
+        # The first half of an etag comes from the cart's uid, which the test does not know in advance.
         metadata["current_etag"] = re.sub(r"[0-9a-f]{8}-", "", metadata["current_etag"])
     assert metadata == theirs(scenario.metadata)
     if scenario.detail is None:
@@ -732,7 +734,7 @@ async def test_a_call_that_the_state_forbids_says_why_and_changes_nothing(keeper
 
 
 def described(detail: Any) -> bool:
-    """Whether each part of a detail says something to a person."""
+    """Return whether each part of a detail has a description for a person."""
     parts = list(getattr(detail, "violations", getattr(detail, "field_violations", [detail])))
     return bool(parts) and all(part.description for part in parts)
 
@@ -745,7 +747,7 @@ def without_descriptions(detail: Any) -> Message:
     return copy  # type: ignore[no-any-return]
 
 
-async def test_a_current_etag_is_taken_and_a_used_one_refused(keeper: Replica) -> None:
+async def test_a_current_etag_is_accepted_and_a_stale_one_refused(keeper: Replica) -> None:
     cart = f"{new_user()}/carts/default"
     await keeper.add(cart=cart)
     etag = (await keeper.get(cart)).etag
@@ -755,7 +757,7 @@ async def test_a_current_etag_is_taken_and_a_used_one_refused(keeper: Replica) -
     assert refusal.info.metadata["current_etag"] == (await keeper.get(cart)).etag
 
 
-async def test_a_refused_request_id_can_be_used_for_the_mended_request(keeper: Replica) -> None:
+async def test_a_refused_request_id_can_be_used_for_the_corrected_request(keeper: Replica) -> None:
     cart = f"{new_user()}/carts/default"
     request = ask("AddItem", parent=cart, item={"sku": SKU, "quantity": 0}, request_id="once")
     assert (await refuse(keeper, "AddItem", request)).info.reason == "INVALID_FIELD"
@@ -772,7 +774,7 @@ async def test_users_do_not_share_request_ids(keeper: Replica) -> None:
         assert item.quantity == quantity
 
 
-async def test_a_repeated_request_id_says_the_same_after_the_cart_is_closed_and_with_another_max_wait(
+async def test_a_repeated_request_id_gets_the_same_reply_after_the_cart_is_closed_and_with_another_max_wait(
     keeper: Replica,
 ) -> None:
     cart = f"{new_user()}/carts/default"
@@ -785,7 +787,7 @@ async def test_a_repeated_request_id_says_the_same_after_the_cart_is_closed_and_
     assert (await keeper.get(cart)).state == cart_pb2.Cart.STATE_DELETED
 
 
-async def test_all_faults_of_a_request_are_told_at_once(alice: Replica) -> None:
+async def test_all_violations_of_a_request_are_reported_at_once(alice: Replica) -> None:
     request = ask("AddItem", parent="x", item={"quantity": 0}, request_id="-", etag="x")
     request.max_wait.seconds = 61
     assert (await refuse(alice, "AddItem", request)).violations == {
@@ -798,7 +800,7 @@ async def test_all_faults_of_a_request_are_told_at_once(alice: Replica) -> None:
     }
 
 
-async def test_one_bad_item_of_a_batch_is_told_by_its_place_and_keeps_the_others_out(keeper: Replica) -> None:
+async def test_one_invalid_item_of_a_batch_is_named_by_its_index_and_no_item_is_added(keeper: Replica) -> None:
     cart = f"{new_user()}/carts/default"
     items = [{"sku": "a"}, {"sku": "b", "quantity": 0}, {"sku": ""}]
     request = ask("BatchAddItems", parent=cart, requests=[{"item": item} for item in items])
@@ -807,7 +809,7 @@ async def test_one_bad_item_of_a_batch_is_told_by_its_place_and_keeps_the_others
     assert (await refuse(keeper, "GetCart", cart_service_pb2.GetCartRequest(name=cart))).info.reason == "CART_NOT_FOUND"
 
 
-def many_faults() -> dict[str, Any]:
+def many_violations() -> dict[str, Any]:
     batch = ask("BatchAddItems", parent=CART, requests=[{"item": {"quantity": 0}}] * 200)
     wide = "\U0001f6d2" * 61
     labels = ask("AddItem", parent=CART, item={"sku": SKU, "labels": {f"{n:02}{wide}": "\n" for n in range(16)}})
@@ -816,17 +818,17 @@ def many_faults() -> dict[str, Any]:
     return {"BatchAddItems": batch, "AddItem": labels, "UpdateCart": paths}
 
 
-@pytest.mark.parametrize("method", list(many_faults()))
-async def test_however_many_faults_there_are_the_answer_fits_into_a_callers_metadata(
+@pytest.mark.parametrize("method", list(many_violations()))
+async def test_a_refusal_with_any_number_of_violations_fits_into_a_callers_metadata(
     alice: Replica, method: str
 ) -> None:
-    refusal = await refuse(alice, method, many_faults()[method])
+    refusal = await refuse(alice, method, many_violations()[method])
     assert (refusal.code, refusal.info.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
     assert refusal.violations
 
 
 async def page_token_of(replica: Replica, user: str, **query: Any) -> str:
-    """The token of a second page."""
+    """The token of the second page."""
     for name in ("a", "b"):
         await replica.add(cart=f"{user}/carts/{name}")
     return str((await call(replica, "ListCarts", ask("ListCarts", parent=user, page_size=1, **query))).next_page_token)
@@ -837,7 +839,7 @@ async def page_token_of(replica: Replica, user: str, **query: Any) -> str:
     [{"parent": "users/mallory"}, {"filter": "state = ACTIVE"}, {"order_by": "name desc"}, {"order_by": "create_time"}],
     ids=str,
 )
-async def test_a_page_token_is_good_for_its_own_query_only(keeper: Replica, change: dict[str, str]) -> None:
+async def test_a_page_token_is_valid_only_for_its_own_query(keeper: Replica, change: dict[str, str]) -> None:
     user = new_user()
     query = {"parent": user, "page_token": await page_token_of(keeper, user), **change}
     refusal = await refuse(keeper, "ListCarts", ask("ListCarts", **query))
@@ -871,7 +873,7 @@ async def test_a_tampered_page_token_is_refused(keeper: Replica, how: str) -> No
 
 
 @pytest.mark.parametrize("time", [True, 1.5, "1", None, 2**63, -(2**63), 10**4000])
-async def test_a_page_token_with_a_time_that_is_none_is_refused(keeper: Replica, time: object) -> None:
+async def test_a_page_token_with_an_invalid_time_is_refused(keeper: Replica, time: object) -> None:
     user = new_user()
     page_token = await page_token_of(keeper, user, order_by="create_time")
     parts = json.loads(base64.urlsafe_b64decode(page_token + "=" * (-len(page_token) % 4)))
@@ -880,7 +882,7 @@ async def test_a_page_token_with_a_time_that_is_none_is_refused(keeper: Replica,
     assert (await refuse(keeper, "ListCarts", request)).violations == {"page_token": "INVALID_PAGE_TOKEN"}
 
 
-async def test_a_page_token_with_other_values_of_the_right_kind_shows_nothing_of_others(keeper: Replica) -> None:
+async def test_a_forged_page_token_shows_no_other_users_carts(keeper: Replica) -> None:
     user = new_user()
     page_token = await page_token_of(keeper, user)
     parts = json.loads(base64.urlsafe_b64decode(page_token + "=" * (-len(page_token) % 4)))
@@ -890,7 +892,7 @@ async def test_a_page_token_with_other_values_of_the_right_kind_shows_nothing_of
 
 
 @pytest.mark.parametrize("path", ["filter", "order_by", "page_token", "parent"])
-async def test_a_long_line_of_spaces_does_not_stop_the_server(alice: Replica, path: str) -> None:
+async def test_a_long_run_of_spaces_does_not_stall_the_server(alice: Replica, path: str) -> None:
     request = cart_service_pb2.ListCartsRequest(parent=USER)
     setattr(request, path, f"a{' ' * 60_000}b")
     async with asyncio.timeout(3):
@@ -898,7 +900,7 @@ async def test_a_long_line_of_spaces_does_not_stop_the_server(alice: Replica, pa
     assert list(refusal.violations) == [path]
 
 
-async def test_a_subtotal_beyond_64_bits_is_refused_where_the_limits_were_raised(database_url: str) -> None:
+async def test_a_subtotal_beyond_64_bits_is_refused_even_with_raised_limits(database_url: str) -> None:
     settings = quiet_settings(database_url).with_changes(max_quantity_per_add=10**6, max_quantity_per_item=10**6)
     price = {"currency_code": "EUR", "minor_units": str(10**12)}
     items = [{"sku": f"sku-{number}", "quantity": 10**6, "unit_price": price} for number in range(10)]
@@ -910,7 +912,7 @@ async def test_a_subtotal_beyond_64_bits_is_refused_where_the_limits_were_raised
         assert (await replica.get(CART)).item_count == 9
 
 
-async def test_a_cart_that_was_filled_within_every_limit_can_be_read_with_a_clients_own_limits(alice: Replica) -> None:
+async def test_a_cart_that_is_full_to_every_limit_can_be_read_by_a_default_client(alice: Replica) -> None:
     user = new_user()
     labels = {f"{number:063}": "\U0001f6d2" * 256 for number in range(16)}
     for number in range(200):
