@@ -1,4 +1,4 @@
-"""What each call does to a cart, one rule at a time."""
+"""The rules of the calls, one at a time."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -137,7 +137,7 @@ async def test_calls_in_opposite_directions_in_one_batch_run_in_order(engine: En
     await store.mutate(add("b", 3, BOB))
     counted = Wrapped(engine)
     queue = WriteQueue(counted, ChangeNotifier(), app.new_id, 1000)
-    answers = [queue.submit(move(ALICE, BOB, "a")), writer.submit(move(BOB, ALICE, "b"))]
+    answers = [queue.submit(move(ALICE, BOB, "a")), queue.submit(move(BOB, ALICE, "b"))]
     answers += [queue.submit(move(BOB, ALICE, "a"))]
     await queue.start()
     replies = [json.loads(await answer)[0] for answer in answers]
