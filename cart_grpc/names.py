@@ -1,4 +1,4 @@
-"""Resource names: `users/{user}/carts/{cart}/items/{item}`, and the keys that the store knows them by."""
+"""Resource names, such as `users/{user}/carts/{cart}/items/{item}`, and the keys that the store uses for them."""
 
 import re
 import zlib
@@ -16,7 +16,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class UserKey(NamedTuple):
-    """A user. `slice` is a small stable hash of the user, the first column of every key: it never changes."""
+    """A user. `slice` is a hash of the user id and the first column of every key in the database: it never changes."""
 
     slice: int
     user_id: str
@@ -27,7 +27,7 @@ class UserKey(NamedTuple):
 
 
 class CartKey(NamedTuple):
-    """A cart's name, whichever cart is under it now."""
+    """The key of a cart's name. After a cart has ended, another cart may take the name."""
 
     slice: int
     user_id: str
@@ -55,12 +55,12 @@ def cart_key(user: UserKey, cart_id: str) -> CartKey:
 
 
 def is_id(text: str) -> bool:
-    """Whether `text` can be a user's, a cart's or a request's id."""
+    """Whether `text` is a valid id of a user, a cart or a request."""
     return ID.fullmatch(text) is not None and text not in _NOT_IDS
 
 
 def find_user(name: str) -> UserKey | None:
-    """The user in `users/{user}`, or None where `name` is not of that form."""
+    """The user in `users/{user}`, or None if `name` does not have that form."""
     match name.split("/"):
         case ["users", user_id] if is_id(user_id):
             return user_key(user_id)
@@ -68,7 +68,7 @@ def find_user(name: str) -> UserKey | None:
 
 
 def find_cart(name: str) -> CartKey | None:
-    """The cart in `users/{user}/carts/{cart}`, or None where `name` is not of that form."""
+    """The cart in `users/{user}/carts/{cart}`, or None if `name` does not have that form."""
     found = _CART.fullmatch(name)
     if found is None:
         return None
@@ -77,22 +77,23 @@ def find_cart(name: str) -> CartKey | None:
 
 
 def find_item(name: str) -> tuple[CartKey, str] | None:
-    """The cart and item id in `users/{user}/carts/{cart}/items/{item}`, or None where `name` is not of that form."""
+    """The cart and item id in `users/{user}/carts/{cart}/items/{item}`, or None if `name` does not have that form."""
     cart_name, separator, item_id = name.partition("/items/")
     cart = find_cart(cart_name)
     return (cart, item_id) if cart and separator and _ITEM_ID.fullmatch(item_id) else None
 
 
 def find_reservation(name: str) -> str | None:
-    """The reservation id in `reservations/{reservation}`, or None where `name` is not of that form."""
+    """The reservation id in `reservations/{reservation}`, or None if `name` does not have that form."""
     collection, _, reservation_id = name.partition("/")
     return reservation_id if collection == "reservations" and _UUID.fullmatch(reservation_id) else None
 
 
 def item_id_of(sku: str, options: Mapping[str, str]) -> str:
-    """The item id of a sku with its options: the same line has the same id, so the primary key keeps it one line.
+    """The item id of a sku with its options. Equal lines have equal ids, so the primary key prevents a second line.
 
-    128 bits of SHA-256 over the parts, each preceded by its length, the options in the order of their keys.
+    128 bits of SHA-256, as 32 hex digits, over the sku and the options in the order of their keys, each part preceded
+    by its length.
     """
     parts = [sku, *(part for pair in sorted(options.items()) for part in pair)]
     return sha256("".join(f"{len(part)}:{part}" for part in parts).encode()).hexdigest()[:32]

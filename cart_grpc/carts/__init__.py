@@ -1,4 +1,4 @@
-"""What a cart is and what each call does to it: values and pure rules. Standard library only.
+"""Carts: the values that make one, the calls that change it, and the pure rule of each call.
 
-No SQL, no protobuf and no network belong here.
+Standard library only: no SQL, no protobuf and no network belong here.
 """

@@ -1,4 +1,4 @@
-"""What a cart, an item and its progress are. Times and durations are int microseconds, times since the Unix epoch."""
+"""Carts and items. Times are int microseconds since the Unix epoch, durations int microseconds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Money:
 
 
 class CartState(IntEnum):
-    """Where a cart is in its life. The numbers are those of `cartgrpc.v1` and of the database."""
+    """The state of a cart. `cartgrpc.v1` and the database use the same numbers."""
 
     ACTIVE = 1
     EXPIRED = 2
@@ -29,10 +29,11 @@ ENDED = frozenset({CartState.EXPIRED, CartState.DELETED})
 
 
 class Cart(NamedTuple):
-    """A cart without its items; the totals are kept as items change, so that no change reads the whole cart.
+    """A cart without its items. Each change updates the totals, so that no change must read the whole cart.
 
-    `etag_revision` is the revision at which a caller last changed the cart. `ttl_us` and `expire_time` are None if the
-    cart does not expire.
+    `subtotal` is in the smallest unit of `currency_code`, which is "" until the cart has a price. `revision` counts
+    every visible change; `etag_revision` is the revision of the last change by a caller. `ttl_us` and `expire_time` are
+    None if the cart does not expire.
     """
 
     key: CartKey
@@ -51,7 +52,7 @@ class Cart(NamedTuple):
 
     @property
     def etag(self) -> str:
-        # With the uid: revisions begin anew once an ended cart is purged, and an old etag must not fit by chance.
+        # The uid is part of it because revisions restart after a purge: an old etag must not match a new cart.
         return f'"{self.uid[-8:]}-{self.etag_revision:x}"'
 
     @property
@@ -60,7 +61,7 @@ class Cart(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One line of a cart. `unit_price` is in the cart's currency, None where it was never given."""
+    """One line of a cart. `unit_price` is in the smallest unit of the cart's currency, None if it has no price."""
 
     cart: CartKey
     item_id: str
@@ -80,7 +81,7 @@ class Item(NamedTuple):
 
 
 class Line(NamedTuple):
-    """An item and the reservation behind it."""
+    """An item and its reservation."""
 
     item: Item
     reservation: Reservation

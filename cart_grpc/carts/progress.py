@@ -1,4 +1,4 @@
-"""What callers see of a reservation."""
+"""The progress of a reservation, as callers see it: computed at each read, never stored."""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from cart_grpc.protocol.reservation import RELEASED_BY_OPERATOR, Disposition, Ob
 
 
 class ProgressState(IntEnum):
-    """How far a reservation is, as callers see it. The numbers are those of `cartgrpc.v1`."""
+    """The state of a reservation, as callers see it. `cartgrpc.v1` uses the same numbers."""
 
     PENDING = 1
     RESERVED = 2
@@ -21,9 +21,9 @@ class ProgressState(IntEnum):
 
 
 class Progress(NamedTuple):
-    """What callers see of a reservation.
+    """The state of a reservation, and the quantity that is certainly held until `expire_time` (None: without end).
 
-    `reserved_quantity` are certainly held, until `expire_time`, or for good where that is None.
+    `reason` is UPPER_SNAKE_CASE; reason and message are "" if there is nothing to explain.
     """
 
     state: ProgressState
@@ -33,16 +33,16 @@ class Progress(NamedTuple):
     message: str
 
 
-# A hold is no longer shown as held this close to its end: the caller could not act on it in time.
+# This close to its end, a hold no longer shows as held: a caller could not act on it in time.
 HOLD_MARGIN_US = 2_000_000
 
 
 def progress(line: Line, now: int) -> Progress:
-    """How far the reservation of `line` is at `now`: computed, never stored.
+    """The progress of the line's reservation at `now`.
 
-    RESERVED if the unexpired grant covers the quantity, else PENDING (or UNCERTAIN) while unanswered, else REJECTED or
-    EXPIRED. A renewal shows nowhere. What is shown as reserved is the least of the last grant observed and every
-    quantity intended since.
+    RESERVED if the unexpired grant covers the quantity; else PENDING or UNCERTAIN if an answer is missing; else
+    REJECTED or EXPIRED. A renewal does not show. The reserved quantity is the least of the last observed grant and
+    every quantity intended since.
     """
     row, wanted = line.reservation, line.item.quantity
     if row.state is Observed.COMMITTED:
@@ -59,14 +59,14 @@ def progress(line: Line, now: int) -> Progress:
         reason = row.seal_reason or row.reason or row.state.name
         message = f"the Reservation API refused {wanted} of {row.sku}: {reason}; {held} held"
         if reason == RELEASED_BY_OPERATOR:
-            message = f"an operator gave back what was reserved of {row.sku}"
+            message = f"an operator released the reservation of {row.sku}"
         return Progress(ProgressState.REJECTED, held, expire_time, reason, message)
     return Progress(
         ProgressState.EXPIRED,
         0,
         None,
         "HOLD_EXPIRED",
-        f"the hold on {wanted} of {row.sku} ran out and is asked for again",
+        f"the hold on {wanted} of {row.sku} expired; it is being requested again",
     )
 
 
@@ -79,11 +79,11 @@ def _held_quantity(row: Reservation, now: int) -> int:
 
 def _why_uncertain(row: Reservation) -> str:
     code, _, _ = row.last_error.partition(":")
-    return f"an attempt was not answered ({code}) and may have taken effect; it is looked for before another is made"
+    return f"an attempt got no answer ({code}) and may have taken effect; it is looked up before the next attempt"
 
 
 def _why_pending(row: Reservation) -> str:
     if row.waiting:
-        return "waits for an earlier reservation of the same sku to be released"
+        return "waiting until an earlier reservation of the same sku is released"
     code, _, _ = row.last_error.partition(":")
     return f"no answer yet; the last attempt ended with {code}" if code else ""

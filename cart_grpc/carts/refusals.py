@@ -1,29 +1,29 @@
-"""Why a call is refused: one tree of exceptions, and nothing in it is a bug.
+"""Why a call is refused: one tree of exceptions. None of them is a bug.
 
-    CallRefused                          a call that did not do what it was asked, and why
-    ├── InvalidArgument              the request itself is wrong: which fields, and what would be right
-    │   └── RequestIdReused          the request_id was used for another body
+    CallRefused                      the call did not do what the caller asked
+    ├── InvalidArgument              the request is wrong; lists each field and its valid values
+    │   └── RequestIdReused          another request has used the request_id
     ├── NotFound                     no such cart, item or reservation
-    ├── AlreadyExists                the cart is there already
-    ├── FailedPrecondition           the request is fine, the cart's state is not
+    ├── AlreadyExists                an open cart has this name
+    ├── FailedPrecondition           the request is valid, but the state does not allow it
     │   ├── CartClosed               the cart has ended
-    │   ├── CurrencyMismatch         a price is in another currency than the cart
-    │   └── ReservationCommitted     a reservation is sold, or being sold, and cannot be released
+    │   ├── CurrencyMismatch         a price has another currency than the cart
+    │   └── ReservationCommitted     the reservation is committed, or about to be, and cannot be released
     ├── Aborted
     │   └── EtagMismatch             the cart has changed since the caller read it
-    ├── LimitExceeded                a stored total would pass its limit
-    └── Unavailable                  nothing is wrong with the request; try again
-        ├── Overloaded               too much is under way
-        │   ├── TooManyCalls         too much of one user is under way
+    ├── LimitExceeded                a stored total would exceed its limit
+    └── Unavailable                  the request is valid; try again later
+        ├── Overloaded               too many calls are running
+        │   ├── TooManyCalls         too many calls of one user are running
         │   └── TooManyStreams       one user or one connection has too many open streams
-        ├── DatabaseUnavailable      the database does not answer; nothing was done
-        │   ├── DatabaseFull         it has no room left
-        │   └── DatabaseDamaged      what it has stored cannot be read any more
-        ├── OutcomeUnknown           the database went away in mid-commit: it may have been done
-        ├── CallTimeout              it took longer than this server lets a call take
-        └── ShuttingDown             this server is about to stop
+        ├── DatabaseUnavailable      the database does not answer; nothing was changed
+        │   ├── DatabaseFull         the database has no space left; nothing was changed
+        │   └── DatabaseDamaged      the database cannot read its data; nothing was changed
+        ├── OutcomeUnknown           the connection broke during COMMIT: the change may have been made
+        ├── CallTimeout              the call took too long: the change may have been made
+        └── ShuttingDown             this server is stopping; nothing was changed
 
-The gRPC status code of each stands in one table, at the edge.
+One table maps them to gRPC status codes: `rpc.status.CODES`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """A field at fault, as a path such as `item.quantity`, and what would be right."""
+    """An invalid field, as a path such as `item.quantity`, and a description of its valid values."""
 
     field: str
     reason: str
@@ -41,9 +41,9 @@ class FieldViolation:
 
 
 class CallRefused(Exception):
-    """A call that did not do what it was asked: without effect, unless its kind says that it may have had one.
+    """The call did not do what the caller asked. It had no effect, unless the subclass says that it may have had one.
 
-    `reason` is UPPER_SNAKE_CASE; `metadata` repeats what varies in the message.
+    `reason` is UPPER_SNAKE_CASE. `metadata` repeats the variable parts of the message.
     """
 
     reason: ClassVar[str] = "REFUSED"
@@ -55,7 +55,7 @@ class CallRefused(Exception):
 
 
 class InvalidArgument(CallRefused):
-    """The request itself is wrong. `violations` has at least one entry."""
+    """The request is wrong. `violations` has at least one entry."""
 
     reason = "INVALID_FIELD"
 
@@ -69,18 +69,18 @@ class InvalidArgument(CallRefused):
 
 
 class RequestIdReused(InvalidArgument):
-    """The request_id was used for another body."""
+    """Another request has used the request_id. A request_id is scoped to the user, not to the cart."""
 
     reason = "REQUEST_ID_REUSED"
 
     def __init__(self, request_id: str) -> None:
-        description = f"{request_id!r} was used for another request; take a new one"
+        description = f"another request has used {request_id!r}; use a new request_id"
         super().__init__([FieldViolation("request_id", self.reason, description)])
         self.metadata["request_id"] = request_id
 
 
 class NotFound(CallRefused):
-    """No such cart, item or reservation. `resource_type` is its type, such as `cartgrpc.v1.Cart`."""
+    """No such resource. `resource_type` is its type, such as `cartgrpc.v1.Cart`."""
 
     def __init__(self, resource_type: str, name: str) -> None:
         super().__init__(f"{name} was not found", {"resource_type": resource_type, "resource_name": name})
@@ -89,7 +89,7 @@ class NotFound(CallRefused):
 
 
 class CartNotFound(NotFound):
-    """No cart was ever made under this name."""
+    """This name has never had a cart, or its last cart ended and was purged."""
 
     reason = "CART_NOT_FOUND"
 
@@ -107,7 +107,7 @@ class ItemNotFound(NotFound):
 
 
 class ReservationNotFound(NotFound):
-    """There is no such reservation, or it has been finished for so long that it was purged."""
+    """There is no such reservation, or it has ended and was purged."""
 
     reason = "RESERVATION_NOT_FOUND"
 
@@ -116,18 +116,18 @@ class ReservationNotFound(NotFound):
 
 
 class AlreadyExists(CallRefused):
-    """The cart is there already, and has not ended."""
+    """An open cart has this name."""
 
     reason = "CART_EXISTS"
     resource_type = "cartgrpc.v1.Cart"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{name} exists already", {"resource_type": self.resource_type, "resource_name": name})
+        super().__init__(f"{name} already exists", {"resource_type": self.resource_type, "resource_name": name})
         self.name = name
 
 
 class FailedPrecondition(CallRefused):
-    """The request is fine, the state is not. `subject` names what is in the way."""
+    """The request is valid, but the state of `subject`, a resource name, does not allow it."""
 
     def __init__(self, subject: str, message: str, metadata: Mapping[str, str]) -> None:
         super().__init__(message, {"subject": subject, **metadata})
@@ -135,26 +135,26 @@ class FailedPrecondition(CallRefused):
 
 
 class CartClosed(FailedPrecondition):
-    """The cart is not ACTIVE."""
+    """The cart has ended. `state` is the name of its state."""
 
     reason = "CART_CLOSED"
 
     def __init__(self, name: str, state: str) -> None:
-        super().__init__(name, f"{name} is {state} and takes no changes", {"state": state})
+        super().__init__(name, f"{name} is {state} and cannot be changed", {"state": state})
 
 
 class CurrencyMismatch(FailedPrecondition):
-    """A price is in another currency than the cart's."""
+    """A price has another currency than the cart."""
 
     reason = "CURRENCY_MISMATCH"
 
     def __init__(self, name: str, cart_currency: str, currency: str) -> None:
-        message = f"{name} has prices in {cart_currency}, not in {currency}"
+        message = f"{name} has the currency {cart_currency}; a price cannot be in {currency}"
         super().__init__(name, message, {"cart_currency_code": cart_currency, "currency_code": currency})
 
 
 class ReservationCommitted(FailedPrecondition):
-    """From COMMIT no other intent follows: the customer may have paid, and the answer may be under way."""
+    """No intent follows COMMIT: the customer may have paid, and the COMMIT may have taken effect without an answer."""
 
     reason = "RESERVATION_COMMITTED"
 
@@ -163,7 +163,7 @@ class ReservationCommitted(FailedPrecondition):
 
 
 class Aborted(CallRefused):
-    """Somebody else was faster: read again, decide again."""
+    """Another change came first. The caller should read again and decide again."""
 
 
 class EtagMismatch(Aborted):
@@ -172,13 +172,13 @@ class EtagMismatch(Aborted):
     reason = "ETAG_MISMATCH"
 
     def __init__(self, name: str, sent: str, current: str) -> None:
-        has_changed = f"{name} has changed: its etag is {current}, not {sent}"
-        message = has_changed if current else f"{name} does not exist, so it has no etag; {sent} was sent"
+        changed = f"{name} has changed: its etag is {current}, but the request has {sent}"
+        message = changed if current else f"{name} does not exist, but the request has the etag {sent}"
         super().__init__(message, {"resource_name": name, "sent_etag": sent, "current_etag": current})
 
 
 class LimitExceeded(CallRefused):
-    """A stored total would pass its limit. `subject` is whose total, `limit` the most that is allowed."""
+    """A stored total would exceed its limit. `subject` names the cart or item, `quota` the total."""
 
     reason = "LIMIT_EXCEEDED"
 
@@ -189,32 +189,34 @@ class LimitExceeded(CallRefused):
 
 
 class Unavailable(CallRefused):
-    """Nothing is wrong with the request. `retry_after_us` is a hint in microseconds."""
+    """The request is valid; try again later. `retry_after_us` suggests a delay in microseconds."""
 
     retry_after_us: ClassVar[int] = 1_000_000
 
 
 class Overloaded(Unavailable):
-    """Too much is under way; nothing was done."""
+    """Too many calls are running. Nothing was changed."""
 
     reason = "OVERLOADED"
     retry_after_us = 500_000
 
     def __init__(
         self,
-        message: str = "too many calls are under way; try again shortly",
+        message: str = "too many calls are running; try again shortly",
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message, metadata)
 
 
 class TooManyCalls(Overloaded):
-    """Too many calls of one user are under way; nothing was done. `limit` is how many."""
+    """A user has `limit` calls running or queued, the most that are allowed. Nothing was changed."""
 
     reason = "TOO_MANY_CALLS"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"this user has {limit} calls under way; wait for some to end", {"limit": str(limit)})
+        super().__init__(
+            f"this user has {limit} calls running or queued; wait until some of them end", {"limit": str(limit)}
+        )
 
 
 class TooManyStreams(Overloaded):
@@ -228,7 +230,7 @@ class TooManyStreams(Overloaded):
 
 
 class DatabaseUnavailable(Unavailable):
-    """The database does not answer; nothing was done."""
+    """The database does not answer. Nothing was changed."""
 
     reason = "DATABASE_UNAVAILABLE"
     text: ClassVar[str] = "the database is not available; nothing was changed"
@@ -238,15 +240,15 @@ class DatabaseUnavailable(Unavailable):
 
 
 class DatabaseFull(DatabaseUnavailable):
-    """The database has no room left; nothing was done, and somebody has to make room."""
+    """The database has no space left, and an operator must free some. Nothing was changed."""
 
     reason = "DATABASE_FULL"
-    text = "the database has no room left; nothing was changed"
+    text = "the database has no space left; nothing was changed"
     retry_after_us = 10_000_000
 
 
 class DatabaseDamaged(DatabaseUnavailable):
-    """What the database has stored cannot be read any more; nothing was done, and somebody has to restore it."""
+    """The database cannot read its data, and an operator must restore it. Nothing was changed."""
 
     reason = "DATABASE_DAMAGED"
     text = "the database is damaged; nothing was changed"
@@ -254,26 +256,32 @@ class DatabaseDamaged(DatabaseUnavailable):
 
 
 class OutcomeUnknown(Unavailable):
-    """The database went away in mid-commit: the change may have been made."""
+    """The connection to the database broke during COMMIT. The change may have been made."""
 
     reason = "OUTCOME_UNKNOWN"
 
     def __init__(self) -> None:
-        super().__init__("the database went away in mid-commit; repeat the call with the same request_id to find out")
+        super().__init__(
+            "the connection to the database broke during COMMIT, so the change may have been made; "
+            "to find out, repeat the call with the same request_id"
+        )
 
 
 class CallTimeout(Unavailable):
-    """It took longer than this server lets a call take: the change may have been made."""
+    """The call exceeded this server's time limit, `seconds`. The change may have been made."""
 
     reason = "CALL_TIMEOUT"
 
     def __init__(self, seconds: float) -> None:
-        message = f"not done within {seconds:g} s; repeat the call with the same request_id to find out"
+        message = (
+            f"the call did not finish within {seconds:g} s, so the change may have been made; "
+            "to find out, repeat the call with the same request_id"
+        )
         super().__init__(message, {"timeout": f"{seconds:g}s"})
 
 
 class ShuttingDown(Unavailable):
-    """This server is about to stop; nothing was done."""
+    """This server is stopping. Nothing was changed."""
 
     reason = "SHUTTING_DOWN"
 

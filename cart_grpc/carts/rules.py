@@ -1,4 +1,4 @@
-"""What each call does to a cart: pure functions from the loaded cart to its change.
+"""The rules of the calls: pure functions from a loaded cart and a call to the change.
 
 `decide` is the way in. It checks that the cart exists, that the etag matches and that the cart is open, in this order,
 and passes on to the rule of the call's type. A rule takes an OpenCart, the call, and what is Given; it returns a Change

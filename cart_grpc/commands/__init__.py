@@ -1,4 +1,4 @@
-"""What one transaction can do: each command is a function of the rows that were read for it. Pure, no SQL.
+"""The writes that the store folds into one transaction: pure functions of the rows that they name. No SQL.
 
-Commands run in company: a unit of work holds what they share. The store reads it before and writes it after.
+The commands of a batch share a UnitOfWork. The store loads it before them and writes its changes after them.
 """

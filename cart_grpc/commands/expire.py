@@ -1,4 +1,4 @@
-"""The end of a cart that nobody has changed for the time of its ttl."""
+"""The command that ends a cart whose ttl has passed."""
 
 from dataclasses import dataclass
 

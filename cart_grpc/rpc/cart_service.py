@@ -25,13 +25,13 @@ Encoded: TypeAlias = Any
 class CartService(cart_service_pb2_grpc.CartServiceServicer):
     """Carts and their items in `store`, within `limits`.
 
-    `rest` is called before a call waits, and returns whether there is room to wait.
+    `park` is called before a call waits. It returns whether there is room to wait.
     """
 
-    def __init__(self, store: Store, limits: Limits, rest: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, store: Store, limits: Limits, park: Callable[[], bool] = lambda: True) -> None:
         self._store = store
         self._limits = limits
-        self._waiting = Waiting(store, rest)
+        self._waiting = Waiting(store, park)
         self._get_cart_cache = GetCartCache(store.reads)
 
     async def AddItem(self, request: pb.AddItemRequest, context: Context) -> Encoded:

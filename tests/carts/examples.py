@@ -1,4 +1,4 @@
-"""Reservations, lines and answers as the tests of the cart's rules need them."""
+"""Reservations, lines and decisions for the tests of the pure rules."""
 
 import itertools
 from collections.abc import Callable
@@ -18,13 +18,13 @@ SKU = "espresso-beans"
 
 
 def numbered_ids() -> Callable[[], str]:
-    """A source of ids that never repeats one."""
+    """A source of ids that never repeats an id."""
     numbers = itertools.count(1)
     return lambda: f"id-{next(numbers)}"
 
 
 def a_hold(quantity: int = 2, **changes: Any) -> Reservation:
-    """A reservation that was just made: revision 1, due now, nothing observed."""
+    """A new reservation: revision 1, due now, nothing observed."""
     made = Reservation(
         reservation_id="r-1",
         cart=KEY,
@@ -43,14 +43,14 @@ def a_hold(quantity: int = 2, **changes: Any) -> Reservation:
 
 
 def decided(reservation: Reservation, state: Observed, granted: int = 0, **changes: Any) -> Decision:
-    """The decision on the latest revision of `reservation`, then changed by `changes`."""
+    """A decision on the latest revision of `reservation`, with `changes`."""
     expire_time = LATER if granted else None
     decision = Decision(reservation.reservation_id, reservation.revision, state, granted, expire_time, "")
     return replace(decision, **changes)
 
 
 def held(reservation: Reservation) -> Decision:
-    """All that is wanted is held."""
+    """The decision that holds the whole quantity."""
     return decided(reservation, Observed.HELD, reservation.quantity)
 
 
@@ -61,7 +61,7 @@ def a_held(quantity: int = 2) -> Reservation:
 
 
 def line_of(reservation: Reservation, quantity: int | None = None) -> Line:
-    """The line whose reservation it is; its item has `quantity`, or what the reservation intends."""
+    """The line of `reservation`. Its item has `quantity`, by default the quantity that the reservation intends."""
     wanted = reservation.quantity if quantity is None else quantity
     item = Item(KEY, reservation.item_id, "uid", SKU, {}, wanted, None, {}, reservation.reservation_id, NOW, NOW)
     return Line(item, reservation)

@@ -1,4 +1,4 @@
-"""Names and the keys made of them."""
+"""Resource names and their keys."""
 
 from collections.abc import Mapping
 
@@ -14,16 +14,16 @@ OPTIONS = st.dictionaries(TRICKY, TRICKY, max_size=3)
 
 
 @pytest.mark.parametrize("text", ["a", "default", "alice@example.com", "a|b", "A:1+2~_.-", "...", "--", "x" * 128])
-def test_ids_that_are_taken(text: str) -> None:
+def test_a_valid_id_is_accepted(text: str) -> None:
     assert is_id(text)
 
 
 @pytest.mark.parametrize("text", ["", "-", ".", "..", "x" * 129, "a b", "a/b", "a\n", "é", "a\0", "%41", "*"])
-def test_ids_that_are_not_taken(text: str) -> None:
+def test_an_invalid_id_is_refused(text: str) -> None:
     assert not is_id(text)
 
 
-def test_names_are_read_back_from_what_was_written() -> None:
+def test_a_name_parses_to_the_key_that_it_was_written_from() -> None:
     user = user_key("alice")
     cart = cart_key(user, "default")
     assert find_user(user.name) == user
@@ -35,14 +35,14 @@ def test_names_are_read_back_from_what_was_written() -> None:
 @pytest.mark.parametrize(
     "name", ["", "users", "users/", "users/-", "users/a/", "user/a", "users/a/carts/b", "/users/a"]
 )
-def test_what_names_no_user(name: str) -> None:
+def test_an_invalid_user_name_parses_to_none(name: str) -> None:
     assert find_user(name) is None
 
 
 @pytest.mark.parametrize(
     "name", ["users/a", "users/a/carts", "users/a/carts/", "users/a/carts/..", "users/-/carts/b", "users/a/carts/b/c"]
 )
-def test_what_names_no_cart(name: str) -> None:
+def test_an_invalid_cart_name_parses_to_none(name: str) -> None:
     assert find_cart(name) is None
 
 
@@ -57,17 +57,17 @@ def test_what_names_no_cart(name: str) -> None:
         "users/a/carts/b/items/",
     ],
 )
-def test_what_names_no_item(name: str) -> None:
+def test_an_invalid_item_name_parses_to_none(name: str) -> None:
     assert find_item(name) is None
 
 
 def test_a_users_slice_never_changes() -> None:
-    # What is stored is found by it: these are the values of the first release.
+    # The keys of stored rows contain it: these are the values of the first release.
     assert [user_key(name).slice for name in ("alice", "bob", "carol")] == [71, 64, 195]
 
 
 @given(st.text(alphabet="abc123._~@|:+-", min_size=1, max_size=128))
-def test_a_slice_is_one_of_those_there_are(user_id: str) -> None:
+def test_a_slice_is_within_the_number_of_slices(user_id: str) -> None:
     assert 0 <= user_key(user_id).slice < SLICES
 
 
@@ -92,5 +92,5 @@ def test_the_order_of_options_does_not_matter(options: dict[str, str]) -> None:
     assert item_id_of("a", options) == item_id_of("a", dict(reversed(options.items())))
 
 
-def test_an_item_id_is_what_a_name_takes() -> None:
+def test_an_item_id_is_valid_in_an_item_name() -> None:
     assert find_item(f"users/a/carts/b/items/{item_id_of('sku', {'size': 'L'})}") is not None

@@ -1,4 +1,4 @@
-"""What each call does to a cart, one rule at a time."""
+"""The rules of the calls, one at a time."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -294,7 +294,7 @@ def test_these_are_all_the_calls_that_have_a_rule() -> None:
 
 
 @every_call
-def test_a_missing_cart_is_not_found_whatever_the_etag_unless_the_call_would_start_it(call: Call) -> None:
+def test_a_missing_cart_is_not_found_even_with_an_etag_unless_the_call_would_start_it(call: Call) -> None:
     with pytest.raises(EtagMismatch if isinstance(call, STARTS_A_CART) else CartNotFound):
         change_of(NO_CART, call)
 
