@@ -8,7 +8,7 @@ from cartgrpc.v1 import cart_pb2
 
 from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.protocol.reservation import FINAL, Disposition, Observed
-from cart_grpc.simulator.rules import StoredReservation as Record
+from cart_grpc.simulator.rules import StoredReservation
 from cart_grpc.simulator.stock import Stock
 from tests.simulation.histories import HistoryChecker, revision_of
 from tests.simulation.operations import CallerOperation
@@ -42,7 +42,7 @@ class Checks:
         self._carts: dict[tuple[str, str], CartRow] = {}
         self._changes = 0
         self._live: defaultdict[ItemKey, dict[str, int]] = defaultdict(dict)
-        self._records: dict[str, Record] = {}
+        self._records: dict[str, StoredReservation] = {}
         self._items: dict[str, ItemKey] = {}
         # The process that committed the claim, by reservation id and lease epoch.
         self._owners: dict[tuple[str, int], str] = {}
@@ -54,7 +54,7 @@ class Checks:
 
     # At every decision of the API.
 
-    def check_decision(self, record: Record) -> None:
+    def check_decision(self, record: StoredReservation) -> None:
         """At most one live reservation per item; no more held than there is; no reservation without a row."""
         reservation_id = record.intent.reservation_id
         self._records[reservation_id] = record

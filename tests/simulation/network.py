@@ -16,7 +16,7 @@ from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerE
 from cart_grpc.simulator import codec
 from cart_grpc.simulator.errors import BodyMismatch, RevisionTooLow, SimulatorError
 from cart_grpc.simulator.faults import Garbage
-from cart_grpc.simulator.rules import StoredReservation as Record
+from cart_grpc.simulator.rules import StoredReservation
 from cart_grpc.simulator.simulator import SimulatedReply
 from cart_grpc.simulator.stock import Stock
 from tests.simulation.loop import OUTSIDE, Process
@@ -167,7 +167,7 @@ class Network:
             reply.set_exception(NoAnswerError("UNAVAILABLE", why))
 
 
-def _translate(record: Record, intent: Intent, nonsense: "Garbage | bool") -> Answer:
+def _translate(record: StoredReservation, intent: Intent, nonsense: "Garbage | bool") -> Answer:
     response = codec.to_response(SimulatedReply(record, nonsense or None))  # type: ignore[arg-type]  # False is none
     if response is None:
         raise wire.invalid_answer("no message")

@@ -1,4 +1,4 @@
-"""The simulator as the exercise's API: weak on purpose, over the same stock and journal."""
+"""The simulator's `basic` endpoint: weak on purpose, with the same stock and journal."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,19 +31,19 @@ async def call(method: str, url: str, **more: Any) -> tuple[int, Any]:
 
 
 async def test_the_same_post_reserves_again_until_there_is_no_stock(url: str, simulator: Simulator) -> None:
-    wanted = {"id": "x", "item": SKU, "quantity": 5}
-    assert await call("POST", url, json=wanted) == (201, {"reservation_id": "1"})
-    assert await call("POST", url, json=wanted) == (201, {"reservation_id": "2"})
-    status, body = await call("POST", url, json=wanted)
-    assert (status, body["error"]["reason"]) == (409, "OUT_OF_STOCK")
+    body = {"id": "x", "item": SKU, "quantity": 5}
+    assert await call("POST", url, json=body) == (201, {"reservation_id": "1"})
+    assert await call("POST", url, json=body) == (201, {"reservation_id": "2"})
+    status, error = await call("POST", url, json=body)
+    assert (status, error["error"]["reason"]) == (409, "OUT_OF_STOCK")
     assert await call("GET", url, params={"id": "x"}) == (
         200,
-        [{"reservation_id": number, **wanted} for number in ("1", "2")],
+        [{"reservation_id": number, **body} for number in ("1", "2")],
     )
     assert simulator.levels(SKU).held == 10
 
 
-async def test_what_is_deleted_is_gone_and_the_rest_stays(url: str, simulator: Simulator) -> None:
+async def test_a_delete_releases_one_reservation_and_keeps_the_others(url: str, simulator: Simulator) -> None:
     for _ in range(2):
         await call("POST", url, json={"id": "x", "item": SKU, "quantity": 1})
     assert await call("DELETE", f"{url}/1") == (204, None)
@@ -52,12 +52,12 @@ async def test_what_is_deleted_is_gone_and_the_rest_stays(url: str, simulator: S
     assert simulator.levels(SKU).held == 1
 
 
-async def test_an_id_that_nothing_was_reserved_for_has_nothing(url: str) -> None:
+async def test_an_unknown_id_has_no_reservations(url: str) -> None:
     assert await call("GET", url, params={"id": "nobody's"}) == (200, [])
     assert await call("GET", url) == (200, [])
 
 
-async def test_what_the_other_contract_holds_cannot_be_deleted(url: str, simulator: Simulator) -> None:
+async def test_a_reservation_of_the_other_contract_cannot_be_deleted(url: str, simulator: Simulator) -> None:
     intent = hold(2)
     await simulator.apply(lambda: intent)
     assert (await call("DELETE", f"{url}/{intent.reservation_id}"))[0] == 404
@@ -85,7 +85,7 @@ async def test_a_body_that_breaks_the_contract_is_refused(url: str, simulator: S
     assert simulator.effects() == []
 
 
-async def test_its_holds_never_end_and_outlive_the_process(tmp_path: Path) -> None:
+async def test_reservations_of_basic_never_expire_and_survive_a_restart(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
     first = Stock(default_total=10, log=journal.write)
     for _ in range(3):
@@ -99,7 +99,7 @@ async def test_its_holds_never_end_and_outlive_the_process(tmp_path: Path) -> No
     again.close()
 
 
-async def test_posts_at_once_each_reserve(url: str, simulator: Simulator) -> None:
-    wanted = {"id": "x", "item": SKU, "quantity": 1}
-    await asyncio.gather(*(call("POST", url, json=wanted) for _ in range(5)))
+async def test_each_of_several_concurrent_posts_reserves(url: str, simulator: Simulator) -> None:
+    body = {"id": "x", "item": SKU, "quantity": 1}
+    await asyncio.gather(*(call("POST", url, json=body) for _ in range(5)))
     assert len((await call("GET", url, params={"id": "x"}))[1]) == 5

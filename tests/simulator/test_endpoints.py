@@ -1,4 +1,4 @@
-"""The simulator's two front doors: what is set and read, and what is refused."""
+"""The simulator's gRPC and HTTP endpoints: controls, reads, and errors."""
 
 import asyncio
 import uuid
@@ -34,7 +34,7 @@ SKU = "espresso-beans"
 
 
 class Stubs:
-    """The simulator by its generated clients."""
+    """The generated clients of the simulator."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
@@ -44,7 +44,7 @@ class Stubs:
 
 @pytest.fixture
 async def ports(simulator: Simulator) -> AsyncIterator[BoundPorts]:
-    """Return where the simulator listens."""
+    """The ports of the running simulator."""
     server = SimulatorServer(simulator)
     yield await server.start("127.0.0.1:0", "127.0.0.1:0")
     await server.stop(0)
@@ -52,12 +52,14 @@ async def ports(simulator: Simulator) -> AsyncIterator[BoundPorts]:
 
 @pytest.fixture
 async def stubs(ports: BoundPorts) -> AsyncIterator[Stubs]:
-    """Return generated clients."""
+    """Clients of the running simulator."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{ports.grpc}") as channel:
         yield Stubs(channel)
 
 
-async def test_stock_and_effects_are_set_and_read(stubs: Stubs, simulator: Simulator, clock: Clock) -> None:
+async def test_stock_can_be_set_and_stock_and_effects_can_be_read(
+    stubs: Stubs, simulator: Simulator, clock: Clock
+) -> None:
     await stubs.control.SetStock(simulator_pb2.SetStockRequest(sku=SKU, quantity=3), timeout=5)
     await simulator.apply(lambda: hold(2))
     levels = await stubs.control.GetStock(simulator_pb2.GetStockRequest(sku=SKU), timeout=5)
@@ -71,19 +73,19 @@ async def test_stock_and_effects_are_set_and_read(stubs: Stubs, simulator: Simul
     assert not page.effects
 
 
-async def test_faults_are_set_and_read(stubs: Stubs, simulator: Simulator) -> None:
+async def test_faults_can_be_set_and_read(stubs: Stubs, simulator: Simulator) -> None:
     faults = simulator_pb2.Faults(slow=0.25, down=True)
     faults.latency.FromMilliseconds(1500)
     await stubs.control.SetFaults(simulator_pb2.SetFaultsRequest(faults=faults), timeout=5)
     assert simulator.faults == Faults(latency_us=1_500_000, slow=0.25, slow_latency_us=0, down=True)
-    told = await stubs.control.GetFaults(simulator_pb2.GetFaultsRequest(), timeout=5)
-    assert (told.faults.latency, told.faults.slow, told.faults.down) == (faults.latency, 0.25, True)
+    response = await stubs.control.GetFaults(simulator_pb2.GetFaultsRequest(), timeout=5)
+    assert (response.faults.latency, response.faults.slow, response.faults.down) == (faults.latency, 0.25, True)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stubs.control.SetFaults(simulator_pb2.SetFaultsRequest(faults=simulator_pb2.Faults(slow=2)), timeout=5)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_reservations_are_read_one_by_one_and_together(stubs: Stubs, simulator: Simulator) -> None:
+async def test_reservations_can_be_read_singly_and_in_a_batch(stubs: Stubs, simulator: Simulator) -> None:
     first, unknown = hold(2), hold(1).reservation_id
     await simulator.apply(lambda: first)
     found = await stubs.reservation.GetReservation(
@@ -132,7 +134,9 @@ async def test_a_message_without_an_id_is_refused(stubs: Stubs) -> None:
 @pytest.mark.parametrize(
     "method", ["reservation.v1.ReservationService/ApplyReservation", "simulator.v1.SimulatorService/SetFaults"]
 )
-async def test_bytes_that_are_no_request_are_refused_without_a_word_of_ours(stubs: Stubs, method: str) -> None:
+async def test_a_malformed_grpc_request_is_invalid_and_the_error_contains_no_exception_text(
+    stubs: Stubs, method: str
+) -> None:
     call: Any = stubs.channel.unary_unary(f"/cartgrpc.{method}")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call(b"\xff\xff\xff", timeout=5)
@@ -140,7 +144,7 @@ async def test_bytes_that_are_no_request_are_refused_without_a_word_of_ours(stub
     assert "Error" not in str(caught.value.details())
 
 
-async def test_a_bug_tells_callers_nothing(
+async def test_the_error_for_a_bug_contains_no_exception_text(
     simulator: Simulator, stubs: Stubs, ports: BoundPorts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_arguments: object) -> None:
@@ -161,14 +165,14 @@ async def test_a_bug_tells_callers_nothing(
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"reservation": {"colour": 1}}', b'{"reservation": 3}', b"1"])
-async def test_a_body_that_is_no_request_is_refused(ports: BoundPorts, body: bytes) -> None:
+async def test_a_malformed_http_body_is_refused(ports: BoundPorts, body: bytes) -> None:
     url = f"http://127.0.0.1:{ports.http}/v1/reservations/{hold().reservation_id}"
     async with aiohttp.ClientSession() as session, session.put(url, data=body) as response:
         assert response.status == 400
         assert (await response.json())["error"]["reason"] == "MALFORMED"
 
 
-async def test_the_path_and_the_body_name_the_same_reservation(ports: BoundPorts) -> None:
+async def test_the_path_and_the_body_must_name_the_same_reservation(ports: BoundPorts) -> None:
     intent = hold()
     body = json_format.MessageToDict(reservation_pb2.ApplyReservationRequest(reservation=wire.to_message(intent)))
     base = f"http://127.0.0.1:{ports.http}/v1/reservations/"
@@ -178,11 +182,11 @@ async def test_the_path_and_the_body_name_the_same_reservation(ports: BoundPorts
                 assert response.status == status
 
 
-async def test_health_is_told_of_both_services(stubs: Stubs) -> None:
+async def test_both_services_report_their_health(stubs: Stubs) -> None:
     health: Any = health_pb2_grpc.HealthStub(stubs.channel)
     for service in ("", "cartgrpc.reservation.v1.ReservationService", "cartgrpc.simulator.v1.SimulatorService"):
-        told = await health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
-        assert told.status == health_pb2.HealthCheckResponse.SERVING
+        response = await health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+        assert response.status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_a_second_server_cannot_share_the_port(ports: BoundPorts) -> None:
@@ -192,12 +196,12 @@ async def test_a_second_server_cannot_share_the_port(ports: BoundPorts) -> None:
 
 
 @pytest.mark.parametrize("address", ["", "50052", "host:", ":50052", "host:port", "host:70000"])
-async def test_a_wrong_address_says_what_would_be_right(address: str) -> None:
+async def test_the_error_for_a_malformed_address_shows_the_correct_form(address: str) -> None:
     with pytest.raises(ValueError, match="HOST:PORT"):
         await SimulatorServer(make_simulator(SimulatorConfig())).start(address, None)
 
 
-async def test_served_with_a_journal_it_remembers_after_a_restart(tmp_path: Path) -> None:
+async def test_a_simulator_with_a_journal_remembers_after_a_restart(tmp_path: Path) -> None:
     config = SimulatorConfig("127.0.0.1:0", "127.0.0.1:0", stock={SKU: 2}, journal=tmp_path / "journal")
     first = hold(2)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""What the simulator does wrong on purpose, over both transports."""
+"""The simulator injects its faults, over gRPC and over HTTP."""
 
 import asyncio
 from random import Random
@@ -23,13 +23,11 @@ SKU = "espresso-beans"
 
 
 def held(simulator: Simulator) -> int:
-    """Return how many pieces are held."""
+    """The number of held units."""
     return simulator.levels(SKU).held
 
 
-async def test_an_answer_waits_for_the_latency_and_is_decided_after_it(
-    simulator: Simulator, api: ReservationApi, gate: Gate
-) -> None:
+async def test_a_call_takes_effect_after_its_latency(simulator: Simulator, api: ReservationApi, gate: Gate) -> None:
     simulator.faults = Faults(latency_us=30 * SECOND)
     call = asyncio.ensure_future(api.apply(hold(2), timeout=60))
     await gate.until_waiting(1)
@@ -39,7 +37,7 @@ async def test_an_answer_waits_for_the_latency_and_is_decided_after_it(
     assert held(simulator) == 2
 
 
-async def test_a_caller_that_gives_up_gets_the_effect_all_the_same(
+async def test_a_call_takes_effect_even_if_its_client_gives_up(
     simulator: Simulator, api: ReservationApi, gate: Gate
 ) -> None:
     simulator.faults = Faults(slow=1, slow_latency_us=30 * SECOND)
@@ -55,21 +53,19 @@ async def test_a_caller_that_gives_up_gets_the_effect_all_the_same(
     assert held(simulator) == 3
 
 
-async def test_lost_before_effect(simulator: Simulator, api: ReservationApi) -> None:
+async def test_a_call_lost_before_its_effect_changes_nothing(simulator: Simulator, api: ReservationApi) -> None:
     simulator.faults = Faults(lost_before_effect=1)
     assert not (await no_answer(api, hold(2))).reached
     assert (held(simulator), simulator.effects()) == (0, [])
 
 
-async def test_lost_after_effect(simulator: Simulator, api: ReservationApi) -> None:
+async def test_a_call_lost_after_its_effect_fails_but_holds(simulator: Simulator, api: ReservationApi) -> None:
     simulator.faults = Faults(lost_after_effect=1)
     assert not (await no_answer(api, hold(2))).reached
     assert held(simulator) == 2
 
 
-async def test_a_message_that_arrives_twice_is_decided_once(
-    simulator: Simulator, api: ReservationApi, gate: Gate
-) -> None:
+async def test_a_duplicated_message_is_decided_once(simulator: Simulator, api: ReservationApi, gate: Gate) -> None:
     simulator.faults = Faults(duplicated=1, duplicate_delay_us=SECOND)
     await api.apply(hold(2), timeout=5)
     gate.open()
@@ -77,7 +73,9 @@ async def test_a_message_that_arrives_twice_is_decided_once(
     assert (simulator.call_count, held(simulator), len(simulator.effects())) == (2, 2, 1)
 
 
-async def test_a_lost_message_may_arrive_later(simulator: Simulator, api: ReservationApi, gate: Gate) -> None:
+async def test_the_duplicate_of_a_lost_message_takes_effect(
+    simulator: Simulator, api: ReservationApi, gate: Gate
+) -> None:
     simulator.faults = Faults(duplicated=1, duplicate_delay_us=SECOND, lost_before_effect=1)
     await no_answer(api, hold(2))
     assert held(simulator) == 0
@@ -86,7 +84,7 @@ async def test_a_lost_message_may_arrive_later(simulator: Simulator, api: Reserv
     assert held(simulator) == 2
 
 
-async def test_a_hold_that_arrives_again_after_its_release_takes_nothing(
+async def test_the_duplicate_of_a_hold_after_its_release_takes_nothing(
     simulator: Simulator, api: ReservationApi, gate: Gate
 ) -> None:
     simulator.faults = Faults(duplicated=1, duplicate_delay_us=SECOND)
@@ -98,7 +96,7 @@ async def test_a_hold_that_arrives_again_after_its_release_takes_nothing(
     assert (held(simulator), simulator.call_count) == (0, 4)
 
 
-async def test_refused(simulator: Simulator, api: ReservationApi) -> None:
+async def test_a_refused_call_is_a_permanent_failure_without_effect(simulator: Simulator, api: ReservationApi) -> None:
     simulator.faults = Faults(refused=1)
     answer = await api.apply(hold(2), timeout=5)
     assert isinstance(answer, PermanentFailure)
@@ -106,7 +104,7 @@ async def test_refused(simulator: Simulator, api: ReservationApi) -> None:
     assert simulator.effects() == []
 
 
-async def test_out_of_stock_is_remembered_and_spares_commits(simulator: Simulator, api: ReservationApi) -> None:
+async def test_out_of_stock_is_remembered_and_applies_only_to_holds(simulator: Simulator, api: ReservationApi) -> None:
     sold, refused = hold(2), hold(1)
     await api.apply(sold, timeout=5)
     simulator.faults = Faults(out_of_stock=1)
@@ -119,31 +117,33 @@ async def test_out_of_stock_is_remembered_and_spares_commits(simulator: Simulato
     assert simulator.levels(SKU).committed == 2
 
 
-async def test_garbage_comes_after_the_effect_and_is_never_believed(simulator: Simulator, api: ReservationApi) -> None:
+async def test_garbage_follows_the_effect_and_the_client_never_believes_it(
+    simulator: Simulator, api: ReservationApi
+) -> None:
     simulator.faults = Faults(garbage=1)
-    told = set()
+    errors = set()
     for number in range(30):
         error = await no_answer(api, hold(1, sku=f"sku-{number}"))
         assert error.code == "INVALID_ANSWER"
-        told.add(str(error).split()[1])
-    assert len(told) > 2
+        errors.add(str(error).split()[1])
+    assert len(errors) > 2
     assert sum(effect.quantity_after for effect in simulator.effects()) == 30
 
 
-async def test_throttled(simulator: Simulator, api: ReservationApi) -> None:
+async def test_a_throttled_call_has_no_effect_and_a_retry_delay(simulator: Simulator, api: ReservationApi) -> None:
     simulator.faults = Faults(throttled=1)
     error = await no_answer(api, hold(2))
     assert (error.reached, error.retry_after_us) == (True, SECOND)
     assert simulator.effects() == []
 
 
-async def test_down_fails_at_once_though_the_latency_is_long(simulator: Simulator, api: ReservationApi) -> None:
+async def test_while_down_every_call_fails_without_latency(simulator: Simulator, api: ReservationApi) -> None:
     simulator.faults = Faults(down=True, latency_us=30 * SECOND)
     error = await no_answer(api, hold(2))
     assert (error.reached, simulator.call_count, simulator.effects()) == (False, 1, [])
 
 
-async def test_stopping_ends_the_wait_of_callers_and_drops_what_is_pending(
+async def test_stop_fails_the_calls_in_flight_and_drops_their_messages(
     simulator: Simulator, transport: str, gate: Gate
 ) -> None:
     simulator.faults = Faults(latency_us=SECOND)
@@ -158,7 +158,7 @@ async def test_stopping_ends_the_wait_of_callers_and_drops_what_is_pending(
     await api.close()
 
 
-async def test_a_call_that_is_dropped_at_the_end_says_so(simulator: Simulator, gate: Gate) -> None:
+async def test_a_call_that_stop_drops_fails(simulator: Simulator, gate: Gate) -> None:
     simulator.faults = Faults(latency_us=SECOND)
     call = asyncio.ensure_future(simulator.apply(hold))
     await gate.until_waiting(1)
@@ -167,19 +167,19 @@ async def test_a_call_that_is_dropped_at_the_end_says_so(simulator: Simulator, g
         await call
 
 
-def test_a_seed_repeats_a_run() -> None:
+def test_the_same_seed_draws_the_same_faults() -> None:
     faults = Faults(slow=0.5, garbage=0.5, duplicated=0.5, refused=0.3)
     runs = [[draw(faults, numbers) for _ in range(50)] for numbers in (Random(3), Random(3), Random(4))]
     assert runs[0] == runs[1] != runs[2]
 
 
 @pytest.mark.parametrize("wrong", [{"slow": 1.5}, {"garbage": -0.1}, {"refused": float("nan")}, {"latency_us": -1}])
-def test_wrong_faults_are_refused(wrong: dict[str, Any]) -> None:
+def test_faults_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong)).removesuffix("_us")):
         Faults(**wrong)
 
 
-async def test_hundreds_of_slow_calls_are_in_flight_at_once(
+async def test_four_hundred_slow_calls_are_in_flight_together(
     simulator: Simulator, api: ReservationApi, gate: Gate
 ) -> None:
     simulator.faults = Faults(latency_us=30 * SECOND)

@@ -1,4 +1,4 @@
-"""The simulator remembers what it decided, whenever it was killed."""
+"""The simulator's journal keeps every decision, even if the process is killed."""
 
 import json
 from dataclasses import replace
@@ -15,26 +15,26 @@ from cart_grpc.simulator.errors import BodyMismatch, RevisionTooLow
 from cart_grpc.simulator.journal import Journal
 from cart_grpc.simulator.stock import Levels, Stock
 from tests.intents import SECOND, START, after, hold
-from tests.simulator.test_rules import SKU, told
+from tests.simulator.test_rules import SKU, state_of
 
 
 def reopened(path: Path) -> tuple[Journal, Stock]:
-    """Return what a new process would know."""
+    """The journal and the stock, as a new process reads them."""
     journal = Journal(path)
     return journal, Stock(default_total=10, entries=journal.entries, log=journal.write)
 
 
-def test_a_restart_remembers_everything(tmp_path: Path) -> None:
+def test_every_decision_survives_a_restart(tmp_path: Path) -> None:
     journal, stock = reopened(tmp_path / "journal")
     held, refused, released, sold = hold(2), hold(50), hold(1), hold(3)
     stock.set_stock(SKU, 8, START)
     for intent in (held, refused, after(released, Disposition.RELEASE), sold, after(sold, Disposition.COMMIT)):
         stock.apply(intent, START)
     before = stock.effects(0, 100, START), stock.levels(SKU, START)
-    # Not closed, as after SIGKILL.
+    # The first journal is not closed, as after SIGKILL.
     second, again = reopened(tmp_path / "journal")
     assert (again.effects(0, 100, START), again.levels(SKU, START)) == before
-    assert told(again.apply(refused, START)) == (Observed.REJECTED, 0)
+    assert state_of(again.apply(refused, START)) == (Observed.REJECTED, 0)
     with pytest.raises(RevisionTooLow):
         again.apply(released, START)
     with pytest.raises(BodyMismatch):
@@ -47,7 +47,7 @@ def test_a_restart_remembers_everything(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-def test_a_journal_cut_anywhere_is_read_up_to_its_last_whole_line(
+def test_a_journal_cut_at_any_byte_is_read_up_to_its_last_complete_line(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("journal") / "journal"
@@ -70,7 +70,7 @@ def test_a_journal_cut_anywhere_is_read_up_to_its_last_whole_line(
 
 
 @pytest.mark.parametrize("line", ["{}", "nonsense", json.dumps({"type": "decision"}), "[]"])
-def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, line: str) -> None:
+def test_a_file_that_is_not_a_journal_stays_unchanged(tmp_path: Path, line: str) -> None:
     path = tmp_path / "notes.txt"
     path.write_text(f"{line}\ntorn")
     with pytest.raises(ValueError, match=r"line 1 of .*notes\.txt is not a journal entry"):
@@ -78,7 +78,7 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, line: str) -> N
     assert path.read_text() == f"{line}\ntorn"
 
 
-def test_a_line_that_cannot_be_written_whole_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_line_is_removed_if_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "journal"
     journal, stock = reopened(path)
     first = hold(1)
@@ -86,7 +86,7 @@ def test_a_line_that_cannot_be_written_whole_is_taken_back(tmp_path: Path, monke
     kept = path.read_bytes()
 
     class FullDisk(FileIO):
-        """A file that takes half of what it is given."""
+        """A file that writes only half of each line."""
 
         def write(self, line: Any) -> int:
             return super().write(line[: len(line) // 2])

@@ -1,4 +1,4 @@
-"""The OpenAPI document says what the protos say and what the simulator answers."""
+"""The OpenAPI document agrees with the protos and with the simulator."""
 
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -31,12 +31,12 @@ TYPES = {
     FieldDescriptor.CPPTYPE_STRING: "string",
     FieldDescriptor.CPPTYPE_ENUM: "string",
 }
-# GetReservation has its id in the path, and so no body.
+# GetReservation has no body: its id is in the path.
 WITHOUT_BODY = {"GetReservationRequest"}
 
 
 def resolved(node: Mapping[str, Any]) -> Any:
-    """Return what `node` refers to, or itself."""
+    """The target of the reference in `node`, or `node` itself."""
     while "$ref" in node:
         target: Any = DOCUMENT
         for part in node["$ref"].removeprefix("#/").split("/"):
@@ -46,7 +46,7 @@ def resolved(node: Mapping[str, Any]) -> Any:
 
 
 def nodes(node: Any) -> Iterator[Mapping[str, Any]]:
-    """Walk over every mapping in the document."""
+    """Every mapping below `node`."""
     if isinstance(node, dict):
         yield node
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
@@ -54,20 +54,20 @@ def nodes(node: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def validate(instance: Any, schema: Mapping[str, Any]) -> None:
-    """Raise ValidationError unless `instance` is what `schema` in the document wants."""
+    """Raise ValidationError unless `instance` is valid by `schema` of the document."""
     root = {"components": DOCUMENT["components"], **schema}
     Draft202012Validator(root, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(instance)
 
 
 def schema_of(path: str, method: str, status: int) -> Mapping[str, Any]:
-    """Return the schema of an answer that the document lists by its status."""
+    """The schema of the response with this status."""
     response = resolved(DOCUMENT["paths"][path][method]["responses"][str(status)])
     schema: Mapping[str, Any] = response["content"]["application/json"]["schema"]
     return schema
 
 
 def json_type(field: FieldDescriptor) -> str:
-    """Return the JSON type of a field in proto3 JSON."""
+    """The JSON type of a field in proto3 JSON."""
     message = field.message_type
     if field.is_repeated:
         return "object" if message is not None and message.GetOptions().map_entry else "array"
@@ -76,7 +76,7 @@ def json_type(field: FieldDescriptor) -> str:
     return TYPES[field.cpp_type]
 
 
-def test_the_document_is_a_valid_openapi_of_its_own_references() -> None:
+def test_the_document_is_openapi_3_1_with_valid_references_and_schemas() -> None:
     assert DOCUMENT["openapi"].startswith("3.1.")
     for node in nodes(DOCUMENT):
         resolved(node)
@@ -107,7 +107,7 @@ def test_an_enum_has_the_names_of_its_proto(name: str) -> None:
     assert SCHEMAS[name]["enum"] == [value.name for value in enum.values]
 
 
-def test_what_the_protos_call_output_only_is_read_only() -> None:
+def test_fields_that_are_output_only_in_the_protos_are_read_only() -> None:
     proto = PATH.with_name("reservation.proto").read_text()
     names = set(re.findall(r"// OUTPUT_ONLY\.[^\n]*\n\s+\S+ (\w+) =", proto))
     fields = MESSAGES["Reservation"].fields_by_name
@@ -126,12 +126,12 @@ def test_the_examples_are_valid() -> None:
 
 
 def body_of(intent: Intent) -> dict[str, Any]:
-    """Return the body that a client sends."""
+    """The body that a client sends."""
     return json_format.MessageToDict(reservation_pb2.ApplyReservationRequest(reservation=wire.to_message(intent)))
 
 
 class Prover:
-    """Calls the simulator and holds each request and answer against the document."""
+    """Calls the simulator and validates each request and response against the document."""
 
     def __init__(self, session: aiohttp.ClientSession, base: str) -> None:
         self._session = session
@@ -165,7 +165,7 @@ class Prover:
 
 @pytest.fixture
 async def prover(simulator: Simulator) -> AsyncIterator[Prover]:
-    """Return a prover of the running simulator."""
+    """A prover of the running simulator."""
     server = SimulatorServer(simulator)
     ports: BoundPorts = await server.start(None, "127.0.0.1:0")
     async with aiohttp.ClientSession() as session:
@@ -173,7 +173,7 @@ async def prover(simulator: Simulator) -> AsyncIterator[Prover]:
     await server.stop(0)
 
 
-async def test_every_decision_of_the_simulator_is_as_the_document_says(prover: Prover, clock: Clock) -> None:
+async def test_every_decision_of_the_simulator_is_valid_by_the_document(prover: Prover, clock: Clock) -> None:
     first = hold(2)
     states = [await prover.put(first, 200), await prover.put(hold(11), 200)]
     changed = after(first, Disposition.HOLD, quantity=11)
@@ -196,7 +196,7 @@ async def test_every_decision_of_the_simulator_is_as_the_document_says(prover: P
     assert await prover.lookup({}, 200) == {}
 
 
-async def test_every_error_of_the_simulator_is_as_the_document_says(prover: Prover, simulator: Simulator) -> None:
+async def test_every_error_of_the_simulator_is_valid_by_the_document(prover: Prover, simulator: Simulator) -> None:
     first = hold(2)
     await prover.put(first, 200)
     assert (await prover.put(replace(first, quantity=3), 400))["error"]["reason"] == "REVISION_BODY_MISMATCH"
@@ -217,7 +217,7 @@ async def test_every_error_of_the_simulator_is_as_the_document_says(prover: Prov
 
 
 @pytest.mark.parametrize("wrong", [{"state": "STATE_SOLD"}, {"expireTime": 7}, {"revision": 1}, {"reservationId": "1"}])
-def test_the_document_tells_a_wrong_answer_from_a_right_one(wrong: dict[str, Any]) -> None:
+def test_the_document_rejects_invalid_responses(wrong: dict[str, Any]) -> None:
     held = DOCUMENT["paths"]["/v1/reservations/{reservationId}"]["put"]["responses"]["200"]["content"]
     right = held["application/json"]["examples"]["held"]["value"]["reservation"]
     validate(right, {"$ref": "#/components/schemas/DecidedReservation"})

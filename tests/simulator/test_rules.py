@@ -1,4 +1,4 @@
-"""The rules of `cartgrpc.reservation.v1`, as the simulator keeps them."""
+"""The simulator keeps the rules of `cartgrpc.reservation.v1`."""
 
 from dataclasses import replace
 
@@ -16,29 +16,29 @@ SKU = "espresso-beans"
 MINUTE = 60 * SECOND
 
 
-def told(record: StoredReservation) -> tuple[Observed, int]:
-    """Return what a caller would see first."""
-    return record.state, record.granted
+def state_of(stored: StoredReservation) -> tuple[Observed, int]:
+    """The state and the granted quantity."""
+    return stored.state, stored.granted
 
 
 @pytest.fixture
 def stock() -> Stock:
-    """Return a stock with 10 pieces of each sku."""
+    """A stock with 10 units of each sku."""
     return Stock(default_total=10)
 
 
-def test_the_same_revision_gets_the_same_decision_again(stock: Stock) -> None:
+def test_a_repeated_revision_gets_the_same_decision(stock: Stock) -> None:
     first = hold(10)
     decided = stock.apply(first, START)
     assert stock.apply(first, START + MINUTE) == decided
     refused = hold(1)
-    assert told(stock.apply(refused, START)) == (Observed.REJECTED, 0)
+    assert state_of(stock.apply(refused, START)) == (Observed.REJECTED, 0)
     stock.set_stock(SKU, 5, START)
-    assert told(stock.apply(refused, START)) == (Observed.REJECTED, 0)
+    assert state_of(stock.apply(refused, START)) == (Observed.REJECTED, 0)
     assert len(stock.effects(0, 100, START)) == 2
 
 
-def test_the_same_revision_tells_the_state_as_of_now(stock: Stock) -> None:
+def test_a_repeated_revision_is_answered_with_the_current_state(stock: Stock) -> None:
     first = hold(2)
     stock.apply(first, START)
     later = stock.apply(first, START + 600 * SECOND)
@@ -46,15 +46,17 @@ def test_the_same_revision_tells_the_state_as_of_now(stock: Stock) -> None:
 
 
 @pytest.mark.parametrize("change", [{"quantity": 3}, {"ttl_us": MINUTE}, {"sku": "tea"}])
-def test_the_same_revision_with_another_body_is_refused_without_effect(stock: Stock, change: dict[str, object]) -> None:
+def test_a_repeated_revision_with_a_different_body_is_refused_without_effect(
+    stock: Stock, change: dict[str, object]
+) -> None:
     first = hold(2)
     decided = stock.apply(first, START)
     with pytest.raises(BodyMismatch):
-        stock.apply(replace(first, **change), START)  # type: ignore[arg-type]  # which field it is varies
+        stock.apply(replace(first, **change), START)  # type: ignore[arg-type]  # the field varies
     assert stock.find(first.reservation_id, START) == decided
 
 
-def test_a_lower_revision_is_refused_without_effect_and_told_the_current_one(stock: Stock) -> None:
+def test_a_lower_revision_is_refused_without_effect_and_with_the_current_reservation(stock: Stock) -> None:
     first = hold(2, revision=3)
     current = stock.apply(first, START)
     with pytest.raises(RevisionTooLow) as caught:
@@ -63,58 +65,58 @@ def test_a_lower_revision_is_refused_without_effect_and_told_the_current_one(sto
     assert stock.levels(SKU, START) == Levels(8, 2, 0)
 
 
-def test_a_release_of_an_unknown_id_is_remembered_against_a_late_hold(stock: Stock) -> None:
+def test_a_release_of_an_unknown_id_refuses_a_late_hold(stock: Stock) -> None:
     first = hold(2)
-    assert told(stock.apply(after(first, Disposition.RELEASE), START)) == (Observed.RELEASED, 0)
+    assert state_of(stock.apply(after(first, Disposition.RELEASE), START)) == (Observed.RELEASED, 0)
     with pytest.raises(RevisionTooLow) as caught:
         stock.apply(first, START)
-    assert told(caught.value.current) == (Observed.RELEASED, 0)
+    assert state_of(caught.value.current) == (Observed.RELEASED, 0)
     assert stock.levels(SKU, START) == Levels(10, 0, 0)
 
 
-def test_a_refused_change_leaves_what_was_held(stock: Stock) -> None:
+def test_a_refused_change_keeps_the_hold(stock: Stock) -> None:
     first = hold(3)
     stock.apply(first, START)
     stock.apply(hold(6), START)
     refused = stock.apply(after(first, Disposition.HOLD, quantity=5), START)
-    assert (*told(refused), refused.reason) == (Observed.REJECTED, 3, "OUT_OF_STOCK")
+    assert (*state_of(refused), refused.reason) == (Observed.REJECTED, 3, "OUT_OF_STOCK")
     commit = after(replace(first, revision=2), Disposition.COMMIT, quantity=5)
-    assert told(stock.apply(commit, START)) == (Observed.REJECTED, 3)
+    assert state_of(stock.apply(commit, START)) == (Observed.REJECTED, 3)
     assert stock.levels(SKU, START) == Levels(1, 9, 0)
 
 
-def test_a_change_needs_stock_only_for_what_is_more(stock: Stock) -> None:
+def test_a_larger_hold_needs_stock_only_for_the_additional_units(stock: Stock) -> None:
     first = hold(6)
     stock.apply(first, START)
-    assert told(stock.apply(after(first, Disposition.HOLD, quantity=10), START)) == (Observed.HELD, 10)
+    assert state_of(stock.apply(after(first, Disposition.HOLD, quantity=10), START)) == (Observed.HELD, 10)
 
 
-def test_a_refused_change_stays_refused_when_what_was_held_runs_out(stock: Stock) -> None:
+def test_a_refused_change_stays_rejected_after_the_kept_hold_expires(stock: Stock) -> None:
     first = hold(3)
     stock.apply(first, START)
     refused = after(first, Disposition.HOLD, quantity=11)
     stock.apply(refused, START)
-    assert told(stock.apply(refused, START + 600 * SECOND)) == (Observed.REJECTED, 0)
+    assert state_of(stock.apply(refused, START + 600 * SECOND)) == (Observed.REJECTED, 0)
 
 
-def test_a_refused_renewal_extends_what_was_held(stock: Stock) -> None:
+def test_a_refused_renewal_extends_the_hold(stock: Stock) -> None:
     first = hold(3)
     stock.apply(first, START)
     refused = stock.apply(after(first, Disposition.HOLD), START + MINUTE, sold_out=True)
-    assert told(refused) == (Observed.REJECTED, 3)
+    assert state_of(refused) == (Observed.REJECTED, 3)
     assert refused.expire_time == START + MINUTE + first.ttl_us
 
 
-def test_an_unknown_sku_is_a_decision_that_is_remembered() -> None:
+def test_the_rejection_of_an_unknown_sku_is_remembered() -> None:
     stock = Stock({"tea": 1}, default_total=None)
     first = hold(1)
     assert stock.apply(first, START).reason == "UNKNOWN_SKU"
     stock.set_stock(SKU, 5, START)
     assert stock.apply(first, START).reason == "UNKNOWN_SKU"
-    assert told(stock.apply(after(first, Disposition.HOLD), START)) == (Observed.HELD, 1)
+    assert state_of(stock.apply(after(first, Disposition.HOLD), START)) == (Observed.HELD, 1)
 
 
-def test_another_sku_is_refused_while_the_first_is_held(stock: Stock) -> None:
+def test_a_change_of_the_sku_is_rejected_while_units_are_held(stock: Stock) -> None:
     first = hold(2)
     stock.apply(first, START)
     refused = stock.apply(after(first, Disposition.HOLD, sku="tea"), START)
@@ -127,7 +129,7 @@ def test_another_sku_is_refused_while_the_first_is_held(stock: Stock) -> None:
     [(Disposition.COMMIT, Observed.COMMITTED, 2), (Disposition.RELEASE, Observed.RELEASED, 0)],
 )
 @pytest.mark.parametrize("late", list(Disposition))
-def test_what_is_final_absorbs_whatever_follows(
+def test_a_final_state_absorbs_every_later_message(
     stock: Stock, last: Disposition, state: Observed, granted: int, late: Disposition
 ) -> None:
     first = hold(2)
@@ -136,29 +138,29 @@ def test_what_is_final_absorbs_whatever_follows(
     stock.apply(final, START)
     levels = stock.levels(SKU, START)
     absorbed = stock.apply(after(final, late, quantity=7), START + MINUTE)
-    assert (*told(absorbed), absorbed.intent.revision) == (state, granted, 3)
+    assert (*state_of(absorbed), absorbed.intent.revision) == (state, granted, 3)
     assert stock.levels(SKU, START) == levels
 
 
 @pytest.mark.parametrize(("left", "state", "granted"), [(2, Observed.COMMITTED, 2), (1, Observed.REJECTED, 0)])
-def test_a_commit_of_an_expired_hold_takes_what_is_there(
+def test_a_commit_of_an_expired_hold_takes_the_units_only_if_they_are_available(
     stock: Stock, left: int, state: Observed, granted: int
 ) -> None:
     first = hold(2)
     stock.apply(first, START)
     later = START + 600 * SECOND
     stock.set_stock(SKU, left, later)
-    assert told(stock.apply(after(first, Disposition.COMMIT), later)) == (state, granted)
+    assert state_of(stock.apply(after(first, Disposition.COMMIT), later)) == (state, granted)
 
 
-def test_a_commit_sells_as_many_as_it_says(stock: Stock) -> None:
+def test_a_commit_sells_its_own_quantity(stock: Stock) -> None:
     first = hold(4)
     stock.apply(first, START)
     stock.apply(after(first, Disposition.COMMIT, quantity=3), START)
     assert stock.levels(SKU, START) == Levels(7, 0, 3)
 
 
-def test_a_hold_never_ends_before_the_time_that_was_answered(stock: Stock) -> None:
+def test_a_hold_never_expires_before_the_answered_expire_time(stock: Stock) -> None:
     first = hold(2)
     promised = stock.apply(first, START).expire_time
     shorter = stock.apply(after(first, Disposition.HOLD, ttl_us=SECOND, quantity=1), START)
@@ -168,15 +170,15 @@ def test_a_hold_never_ends_before_the_time_that_was_answered(stock: Stock) -> No
     assert stock.levels(SKU, promised).held == 0
 
 
-def test_the_memory_of_revisions_outlives_the_hold(stock: Stock) -> None:
+def test_revisions_are_remembered_after_the_hold_expired(stock: Stock) -> None:
     first = hold(2, revision=5)
     stock.apply(first, START)
     with pytest.raises(RevisionTooLow) as caught:
         stock.apply(replace(first, revision=4), START + 600 * SECOND)
-    assert told(caught.value.current) == (Observed.EXPIRED, 0)
+    assert state_of(caught.value.current) == (Observed.EXPIRED, 0)
 
 
-def test_nothing_is_decided_that_the_log_cannot_keep() -> None:
+def test_nothing_changes_if_the_log_cannot_be_written() -> None:
     def full(_entry: object) -> None:
         raise OSError("no space")
 
@@ -187,21 +189,21 @@ def test_nothing_is_decided_that_the_log_cannot_keep() -> None:
     assert stock.levels(SKU, START).held == 0
 
 
-def test_an_old_id_that_is_unknown_is_decided_like_any_other(stock: Stock) -> None:
+def test_an_unknown_old_id_is_decided_like_any_other(stock: Stock) -> None:
     old = "00000000-0000-7000-8000-000000000000"
-    assert told(stock.apply(hold(2, reservation_id=old), START)) == (Observed.HELD, 2)
+    assert state_of(stock.apply(hold(2, reservation_id=old), START)) == (Observed.HELD, 2)
 
 
-def test_effects_tell_every_decision_and_every_end(stock: Stock) -> None:
+def test_effects_contain_every_decision_and_every_expiry(stock: Stock) -> None:
     first = hold(2)
     stock.apply(first, START)
     stock.apply(after(first, Disposition.HOLD, quantity=11), START)
     stock.apply(hold(3, reservation_id=new_id()), START + 1)
-    told_effects = [
+    effects = [
         (effect.sequence, effect.revision, effect.state.name, effect.quantity_before, effect.quantity_after)
         for effect in stock.effects(0, 100, START + 600 * SECOND)
     ]
-    assert told_effects == [
+    assert effects == [
         (1, 1, "HELD", 0, 2),
         (2, 2, "REJECTED", 2, 2),
         (3, 1, "HELD", 0, 3),
@@ -227,19 +229,19 @@ STEPS = st.tuples(
 
 
 @given(st.lists(STEPS, max_size=30))
-def test_no_piece_is_made_or_lost_whatever_is_asked(steps: list[tuple[Intent, int]]) -> None:
+def test_no_sequence_of_messages_creates_or_loses_units(steps: list[tuple[Intent, int]]) -> None:
     stock = Stock(default_total=6)
     promised: dict[str, tuple[int, int]] = {}
     now = START
     for intent, passed in steps:
         now += passed
         try:
-            record = stock.apply(intent, now)
+            stored = stock.apply(intent, now)
         except SimulatorError:
             continue
         promised.pop(intent.reservation_id, None)
-        if record.expire_time is not None:
-            promised[intent.reservation_id] = (record.expire_time, record.granted)
+        if stored.expire_time is not None:
+            promised[intent.reservation_id] = (stored.expire_time, stored.granted)
         for sku in "ab":
             levels = stock.levels(sku, now)
             assert levels.available + levels.held + levels.committed == 6
