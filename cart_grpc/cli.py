@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 def _worker_count(text: str) -> int:
     count = int(text)
     if not 1 <= count <= 256:
-        raise argparse.ArgumentTypeError("should be 1 to 256")
+        raise argparse.ArgumentTypeError("must be 1 to 256")
     return count
 
 

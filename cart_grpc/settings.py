@@ -27,7 +27,7 @@ PREFIX = "CART_"
 CONFIG_FILE = "CART_CONFIG_FILE"
 # Variables that Kubernetes adds to every container for a Service whose name begins with "cart".
 _SERVICE_LINK = re.compile(r"CART_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
-_DATABASE_HINT = "should be sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+_DATABASE_HINT = "must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 
 
 class SettingsError(Exception):
@@ -38,7 +38,7 @@ def check_address(address: str) -> str:
     """Return `address` unchanged if it is HOST:PORT. Raises ValueError."""
     host, _, port = address.rpartition(":")
     if not host or not (port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise ValueError("should be HOST:PORT, such as 127.0.0.1:50051")
+        raise ValueError("must be HOST:PORT, such as 127.0.0.1:50051")
     return address
 
 
@@ -51,7 +51,7 @@ def check_database_url(url: str) -> str:
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise ValueError(_DATABASE_HINT)
     if parsed.get_backend_name() == "sqlite" and (not parsed.database or parsed.database == ":memory:"):
-        raise ValueError("needs a file, sqlite:///FILE: an in-memory database is lost when the process ends")
+        raise ValueError("must name a file, sqlite:///FILE: an in-memory database is lost when the process ends")
     return url
 
 
@@ -248,10 +248,10 @@ def _unknown(written: str, source: str, similar: list[str]) -> SettingsError:
 def _explain(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     variable = variable_of(str(first["loc"][0]))
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
     # A URL may contain a password.
     value = "" if "URL" in variable else f" (it is {first['input']!r})"
-    return f"{variable}: {message[:1].lower()}{message[1:]}{value}"
+    return f"{variable}: {message}{value}"
 
 
 def _hide_passwords(url: str) -> str:

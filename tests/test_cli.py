@@ -97,7 +97,7 @@ COMMANDS = ("serve", "reconcile", "migrate", "simulate", "probe", "dev", "config
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_invalid_setting_ends_every_command(command: str, refuse: Refuse) -> None:
-    assert refuse(command, CART_LISTEN="nonsense").startswith("CART_LISTEN: should be HOST:PORT")
+    assert refuse(command, CART_LISTEN="nonsense").startswith("CART_LISTEN: must be HOST:PORT")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -108,7 +108,7 @@ def test_an_unknown_setting_ends_every_command(command: str, refuse: Refuse) -> 
 def test_an_invalid_setting_in_dotenv_is_refused(folder: Path, refuse: Refuse) -> None:
     (folder / ".env").write_text("CART_DATABASE_URL=mysql://u:hunter2@h/d\n")
     assert refuse("config") == (
-        "CART_DATABASE_URL: should be sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+        "CART_DATABASE_URL: must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
     )
 
 
@@ -425,7 +425,7 @@ async def test_health_ends_with_1_if_another_service_answers(capsys: Any) -> Non
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1", ":1", "127.0.0.1:http", "127.0.0.1:65536"])
 def test_an_invalid_address_for_health_is_wrong_use(address: str, refuse: Refuse) -> None:
-    assert "should be HOST:PORT" in refuse("health", address)
+    assert "must be HOST:PORT" in refuse("health", address)
 
 
 def run_process(folder: Path, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":

@@ -60,10 +60,10 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
 }
 # The hint that the error for a wrong value contains.
 HINTS = {
-    "ADMIN_LISTEN": "should be HOST:PORT, such as 127.0.0.1:50051",
-    "LISTEN": "should be HOST:PORT, such as 127.0.0.1:50051",
-    "RESERVATION_URL": "it should be grpc://HOST:PORT, grpcs://HOST:PORT, http://HOST:PORT[/PREFIX] or https://",
-    "LOG_LEVEL": "should be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'",
+    "ADMIN_LISTEN": "must be HOST:PORT, such as 127.0.0.1:50051",
+    "LISTEN": "must be HOST:PORT, such as 127.0.0.1:50051",
+    "RESERVATION_URL": "it must be grpc://HOST:PORT, grpcs://HOST:PORT, http://HOST:PORT[/PREFIX] or https://",
+    "LOG_LEVEL": "must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'",
 }
 
 
@@ -98,7 +98,7 @@ def test_a_valid_value_is_accepted(name: str, value: str, folder: Path) -> None:
 def test_an_invalid_value_is_refused_in_one_line_that_names_the_setting(name: str, value: str, folder: Path) -> None:
     text = refusal({f"CART_{name}": value}, folder)
     assert text.startswith(f"CART_{name}: ")
-    assert "should be" in text or "needs a file" in text
+    assert "must be" in text or "must name a file" in text
     assert HINTS.get(name, "") in text
     assert "hunter2" not in text
     assert "Value error" not in text
@@ -122,7 +122,7 @@ def test_the_error_for_an_invalid_value_in_a_file_names_the_setting(name: str, f
 @pytest.mark.parametrize("value", ["5", "[1]", "{a = 1}", "true", "1979-05-27"])
 def test_a_value_of_the_wrong_type_in_a_file_is_refused_in_one_line(value: str, folder: Path) -> None:
     (folder / "cart.toml").write_text(f"listen = {value}\n")
-    assert "should be" in refusal({"CART_CONFIG_FILE": "cart.toml"}, folder)
+    assert "must be" in refusal({"CART_CONFIG_FILE": "cart.toml"}, folder)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cart_grpc.reservation_api.basic_api import BasicReservationApi
 
 _HINT: Final = (
-    "it should be grpc://HOST:PORT, grpcs://HOST:PORT, http://HOST:PORT[/PREFIX] or https://HOST:PORT[/PREFIX], or "
+    "it must be grpc://HOST:PORT, grpcs://HOST:PORT, http://HOST:PORT[/PREFIX] or https://HOST:PORT[/PREFIX], or "
     "basic+http://HOST:PORT[/PREFIX] or basic+https://HOST:PORT[/PREFIX] for the contract with POST and GET"
 )
 _SCHEMES: Final = frozenset({"grpc", "grpcs", "http", "https", "basic+http", "basic+https"})

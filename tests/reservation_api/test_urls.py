@@ -47,7 +47,7 @@ async def test_a_url_of_a_known_transport_is_accepted(url: str) -> None:
     ],
 )
 def test_the_error_for_an_invalid_url_says_what_is_right(url: str, why: str) -> None:
-    with pytest.raises(ValueError, match=r"it should be grpc://HOST:PORT") as caught:
+    with pytest.raises(ValueError, match=r"it must be grpc://HOST:PORT") as caught:
         check_url(url)
     assert why in str(caught.value)
     assert "secret" not in str(caught.value)
