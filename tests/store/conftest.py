@@ -1,4 +1,4 @@
-"""The store itself on a fresh database, without a service around it."""
+"""A store on a fresh database, without a service around it."""
 
 from collections.abc import AsyncIterator
 
@@ -10,11 +10,12 @@ from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.store import Store
 from cart_grpc.store.write_queue import WriteQueue
+from tests.store.writes import Wrapped
 
 
 @pytest.fixture
 async def engine(database_url: str) -> AsyncIterator[Engine]:
-    """The database, connected and migrated."""
+    """The database, migrated."""
     engine = connect(database_url, app.clock)
     await engine.transact(migrate.upgrade)
     yield engine
@@ -23,7 +24,7 @@ async def engine(database_url: str) -> AsyncIterator[Engine]:
 
 @pytest.fixture
 async def store(engine: Engine) -> AsyncIterator[Store]:
-    """The store, open."""
+    """The store, started."""
     store = Store(engine, app.new_id, queue_size=1000)
     await store.start()
     yield store
@@ -31,9 +32,20 @@ async def store(engine: Engine) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
-async def writer(engine: Engine) -> AsyncIterator[WriteQueue]:
-    """The writer, at work. What is written without waiting in between goes into one batch."""
-    writer = WriteQueue(engine, ChangeNotifier(), app.new_id, 1000)
-    await writer.start()
-    yield writer
-    await writer.close()
+async def queue(engine: Engine) -> AsyncIterator[WriteQueue]:
+    """The write queue, started. Commands that are submitted without an await in between share a batch."""
+    queue = WriteQueue(engine, ChangeNotifier(), app.new_id, 1000)
+    await queue.start()
+    yield queue
+    await queue.close()
+
+
+@pytest.fixture
+def counted(engine: Engine) -> Wrapped:
+    return Wrapped(engine)
+
+
+@pytest.fixture
+async def idle(counted: Wrapped) -> WriteQueue:
+    """A write queue that is not started. Commands that are submitted before `start` share a batch."""
+    return WriteQueue(counted, ChangeNotifier(), app.new_id, 1000)

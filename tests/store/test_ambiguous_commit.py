@@ -1,4 +1,4 @@
-"""A COMMIT whose connection breaks may have happened or not: the caller gets the one right answer, and one effect."""
+"""A COMMIT whose connection breaks may have happened. The caller gets the right answer, and there is one effect."""
 
 import asyncio
 import itertools
@@ -57,7 +57,7 @@ class Breaking:
 
 
 @pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
-async def test_a_commit_whose_connection_breaks_is_answered_rightly_and_has_one_effect(
+async def test_a_lost_commit_reply_is_resolved_by_the_commit_marker(
     store: Store, engine: Engine, committed: bool
 ) -> None:
     await store.mutate(add(quantity=1))
@@ -71,19 +71,19 @@ async def test_a_commit_whose_connection_breaks_is_answered_rightly_and_has_one_
 
 @pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
 async def test_every_command_of_a_broken_batch_keeps_its_own_answer(
-    writer: WriteQueue, engine: Engine, committed: bool
+    queue: WriteQueue, engine: Engine, committed: bool
 ) -> None:
     breaking = Breaking(engine, committed=committed)
-    answers = [writer.submit(add(request_id="r1")), writer.submit(add()), writer.submit(add(request_id="r1"))]
+    answers = [queue.submit(add(request_id="r1")), queue.submit(add()), queue.submit(add(request_id="r1"))]
     first, second, replay = await asyncio.gather(*answers)
     assert breaking.broken == 1
     assert [decode(first), decode(second)] == [{SKU: 1}, {SKU: 2}]
     assert replay == first
     assert await count(engine, schema.replies) == 1
-    assert decode(await writer.submit(add())) == {SKU: 3}
+    assert decode(await queue.submit(add())) == {SKU: 3}
 
 
-async def test_a_commit_that_breaks_again_and_again_is_still_one_effect(store: Store, engine: Engine) -> None:
+async def test_a_commit_that_breaks_several_times_has_one_effect(store: Store, engine: Engine) -> None:
     breaking = Breaking(engine, committed=False, plan="x.x.x")
     assert decode(await store.mutate(add())) == {SKU: 1}
     assert breaking.broken == 3
@@ -91,7 +91,7 @@ async def test_a_commit_that_breaks_again_and_again_is_still_one_effect(store: S
 
 
 @pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
-async def test_a_connection_that_breaks_while_the_outcome_is_looked_up_does_not_keep_the_answer_away(
+async def test_reading_the_commit_marker_is_retried_if_that_connection_breaks_too(
     store: Store, engine: Engine, committed: bool
 ) -> None:
     breaking = Breaking(engine, committed=committed, plan="xx")
@@ -110,7 +110,7 @@ async def test_a_claim_and_its_record_survive_a_broken_commit(store: Store, engi
     assert (await snapshot(store)).cart.revision == 2
 
 
-async def test_two_writers_on_one_database_do_not_take_each_others_marks(store: Store, engine: Engine) -> None:
+async def test_two_processes_on_one_database_do_not_confuse_their_commit_markers(store: Store, engine: Engine) -> None:
     other = WriteQueue(engine, ChangeNotifier(), app.new_id, 10)
     await other.start()
     for _ in range(3):
@@ -121,15 +121,15 @@ async def test_two_writers_on_one_database_do_not_take_each_others_marks(store: 
 
 
 @pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
-async def test_what_became_of_a_batch_is_found_out_although_the_next_one_is_written_before(
-    writer: WriteQueue, engine: Engine, committed: bool
+async def test_a_broken_commit_is_resolved_after_the_other_writer_has_committed_the_next_batch(
+    queue: WriteQueue, engine: Engine, committed: bool
 ) -> None:
     loop, is_there = asyncio.get_running_loop(), threading.Event()
     breaking = Breaking(engine, committed=committed)
     answers: list[asyncio.Future[bytes]] = []
 
     def put_next() -> None:
-        answers.append(writer.submit(add(quantity=2)))
+        answers.append(queue.submit(add(quantity=2)))
         is_there.set()
 
     def put_next_first(_: Connection) -> None:
@@ -142,16 +142,16 @@ async def test_what_became_of_a_batch_is_found_out_although_the_next_one_is_writ
 
     assert isinstance(engine, SqliteEngine | PostgresqlEngine)
     end = before_commit(engine, put_next_first)
-    first = decode(await writer.submit(add(quantity=1)))
+    first = decode(await queue.submit(add(quantity=1)))
     second = decode(await answers[0])
     assert breaking.broken == 1
     # What was committed was so first; what was not was written again, whenever that was.
     assert (first, second) == ({SKU: 1}, {SKU: 3}) or (not committed and (first, second) == ({SKU: 3}, {SKU: 2}))
-    assert decode(await writer.submit(add(quantity=4))) == {SKU: 7}
+    assert decode(await queue.submit(add(quantity=4))) == {SKU: 7}
 
 
-async def test_a_batch_is_tried_again_however_long_it_had_to_wait_for_the_other_writer(
-    writer: WriteQueue, engine: Engine, monkeypatch: pytest.MonkeyPatch
+async def test_the_time_a_batch_waits_for_the_other_writer_does_not_count_against_its_retries(
+    queue: WriteQueue, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop, answers = asyncio.get_running_loop(), list[asyncio.Future[bytes]]()
     monkeypatch.setattr(batch_writer, "RETRY_SECONDS", 0.5)
@@ -161,25 +161,25 @@ async def test_a_batch_is_tried_again_however_long_it_had_to_wait_for_the_other_
         end()
         Breaking(engine, committed=False)
         if isinstance(engine, SqliteEngine):
-            loop.call_soon_threadsafe(lambda: answers.append(writer.submit(add(quantity=2))))
+            loop.call_soon_threadsafe(lambda: answers.append(queue.submit(add(quantity=2))))
             time.sleep(0.6)
         else:
-            answers.append(writer.submit(add(quantity=2)))
+            answers.append(queue.submit(add(quantity=2)))
             await_only(asyncio.sleep(0.6))
 
     end = before_commit(engine, take_long)
     # The hook of `Breaking` is for the batch after this one.
-    assert decode(await writer.submit(add(quantity=1))) == {SKU: 1}
+    assert decode(await queue.submit(add(quantity=1))) == {SKU: 1}
     assert decode(await answers[0]) == {SKU: 3}
 
 
-async def test_what_came_to_nothing_is_not_tried_again_for_a_caller_who_has_gone_meanwhile(
-    writer: WriteQueue, engine: Engine
+async def test_a_command_whose_caller_left_after_a_failed_attempt_is_not_retried(
+    queue: WriteQueue, engine: Engine
 ) -> None:
     loop = asyncio.get_running_loop()
     breaking = Breaking(engine, committed=False)
     assert isinstance(engine, SqliteEngine | PostgresqlEngine)
-    given_up, other = writer.submit(add("given up")), writer.submit(add())
+    given_up, other = queue.submit(add("given up")), queue.submit(add())
 
     def give_up(_: Connection) -> None:
         loop.call_soon_threadsafe(given_up.cancel)
@@ -219,7 +219,7 @@ async def kill(store: Store, engine: Engine, database_url: str) -> AsyncIterator
     await outside.dispose()
 
 
-async def test_no_effect_is_lost_or_doubled_while_connections_are_killed_under_load(store: Store, kill: Kill) -> None:
+async def test_connections_killed_under_load_neither_lose_nor_double_an_effect(store: Store, kill: Kill) -> None:
     async def add_for_certain(request_id: str) -> None:
         for _ in range(100):
             try:

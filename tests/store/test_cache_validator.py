@@ -26,8 +26,8 @@ from cart_grpc.store.store import Store
 from tests.store.writes import (
     HOUR,
     KEY,
+    LIMITS,
     SECOND,
-    TERMS,
     add,
     answered,
     claim_one,
@@ -180,7 +180,7 @@ async def test_an_operators_retry_invalidates_the_validator(store: Store) -> Non
     await store.record(silent(claimed, HOUR))
     validator = await validator_of(store)
     assert await store.reads.find_json(KEY, validator) is NOT_MODIFIED
-    await store.intervene(Retry(claimed, TERMS))
+    await store.intervene(Retry(claimed, LIMITS))
     assert await store.reads.find_json(KEY, validator) is not NOT_MODIFIED
 
 

@@ -1,4 +1,4 @@
-"""The claim in SQL is the claim as a rule, which the exploration of the protocol relies on: for any row, on each."""
+"""The claim statement and the claim rule of the protocol model do the same to every row, on both databases."""
 
 import itertools
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def every_state() -> Iterator[Reservation]:
 
 
 @pytest.mark.parametrize("lane", [HOLD_LANE, RELEASE_LANE])
-async def test_a_claim_turns_any_row_into_what_the_rule_says(engine: Engine, lane: Lane) -> None:
+async def test_the_claim_statement_changes_every_row_as_the_claim_rule_does(engine: Engine, lane: Lane) -> None:
     before = {row.reservation_id: row for row in itertools.chain(every_row(), every_state())}
     queries = WriteQueries(engine.dialect, lock_users=engine.locks_users)
 

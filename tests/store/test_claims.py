@@ -1,4 +1,4 @@
-"""Claims: leases save work, epochs keep overtaken workers from the bookkeeping, answers count whoever brings them."""
+"""Claims: leases save work, epochs keep overtaken workers from the bookkeeping, every answer counts."""
 
 import asyncio
 
@@ -33,14 +33,14 @@ from tests.store.writes import (
 NO_TIME = 1
 
 
-async def test_a_claim_raises_epoch_and_attempt_and_is_not_given_twice(store: Store) -> None:
+async def test_a_claim_raises_epoch_and_attempt_count_and_no_other_claim_gets_the_row(store: Store) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
     assert (claimed.lease_epoch, claimed.attempt_count) == (1, 1)
     assert await claim(store) == []
 
 
-async def test_a_claim_takes_no_more_than_it_asked_for_and_the_longest_due_first(store: Store) -> None:
+async def test_a_claim_takes_up_to_its_limit_and_the_longest_due_first(store: Store) -> None:
     for sku in "abcde":
         await store.mutate(add(sku))
     first = await claim(store, limit=2)
@@ -48,7 +48,7 @@ async def test_a_claim_takes_no_more_than_it_asked_for_and_the_longest_due_first
     assert sorted(row.sku for row in await claim(store)) == ["c", "d", "e"]
 
 
-async def test_claims_at_once_share_what_is_due_without_overlap(store: Store) -> None:
+async def test_concurrent_claims_share_the_due_rows_without_overlap(store: Store) -> None:
     for number in range(20):
         await store.mutate(add(f"sku-{number}"))
     shares = await asyncio.gather(*(claim(store, limit=4) for _ in range(8)))
@@ -56,7 +56,7 @@ async def test_claims_at_once_share_what_is_due_without_overlap(store: Store) ->
     assert len(taken) == len(set(taken)) == 20
 
 
-async def test_a_lease_that_has_run_out_is_claimed_again_under_a_higher_epoch(store: Store) -> None:
+async def test_a_row_with_an_expired_lease_is_claimed_again_under_a_higher_epoch(store: Store) -> None:
     await store.mutate(add())
     first = await claim_one(store, lease=NO_TIME)
     second = await claim_one(store)
@@ -64,7 +64,7 @@ async def test_a_lease_that_has_run_out_is_claimed_again_under_a_higher_epoch(st
     assert (second.lease_epoch, second.attempt_count) == (2, 2)
 
 
-async def test_an_overtaken_claim_cannot_finish_the_bookkeeping(store: Store, engine: Engine) -> None:
+async def test_an_overtaken_claim_cannot_change_the_bookkeeping(store: Store, engine: Engine) -> None:
     await store.mutate(add())
     overtaken = await claim_one(store, lease=NO_TIME)
     current = await claim_one(store)
@@ -74,7 +74,7 @@ async def test_an_overtaken_claim_cannot_finish_the_bookkeeping(store: Store, en
     assert row.last_error == ""
 
 
-async def test_the_decision_that_an_overtaken_claim_brings_is_joined_in(store: Store) -> None:
+async def test_a_decision_recorded_under_an_overtaken_claim_counts(store: Store) -> None:
     await store.mutate(add(quantity=2))
     overtaken = await claim_one(store, lease=NO_TIME)
     await claim_one(store)
@@ -84,7 +84,7 @@ async def test_the_decision_that_an_overtaken_claim_brings_is_joined_in(store: S
     assert await claim(store) == []
 
 
-async def test_an_answer_for_an_old_quantity_that_arrives_late_changes_nothing(store: Store) -> None:
+async def test_a_late_answer_for_an_older_revision_changes_nothing(store: Store) -> None:
     await store.mutate(add(quantity=2))
     old = await claim_one(store, lease=NO_TIME)
     await store.mutate(add(quantity=3))
@@ -96,14 +96,14 @@ async def test_an_answer_for_an_old_quantity_that_arrives_late_changes_nothing(s
     assert (after.cart, after.lines) == (before.cart, before.lines)
 
 
-async def test_the_same_answer_recorded_twice_at_once_counts_once(store: Store) -> None:
+async def test_the_same_answer_recorded_twice_concurrently_counts_once(store: Store) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
     await asyncio.gather(store.record(answered(claimed)), store.record(answered(claimed)))
     assert (await snapshot(store)).cart.revision == 2
 
 
-async def test_no_answer_is_tried_again_when_its_time_has_come(store: Store) -> None:
+async def test_a_call_without_an_answer_is_due_again_after_its_retry_delay(store: Store) -> None:
     await store.mutate(add())
     await store.record(silent(await claim_one(store), retry_delay=3600 * SECOND))
     assert await claim(store) == []
@@ -112,7 +112,7 @@ async def test_no_answer_is_tried_again_when_its_time_has_come(store: Store) -> 
     assert (await claim_one(store)).attempt_count == 2
 
 
-async def test_releases_have_a_lane_of_their_own(store: Store) -> None:
+async def test_holds_and_releases_have_separate_lanes(store: Store) -> None:
     for sku in ("kept", "gone"):
         await store.mutate(add(sku))
     await store.mutate(remove("gone"))
@@ -120,7 +120,7 @@ async def test_releases_have_a_lane_of_their_own(store: Store) -> None:
     assert [row.sku for row in await claim(store, RELEASE_LANE)] == ["gone"]
 
 
-async def test_a_release_is_claimed_while_the_call_for_the_hold_still_hangs(store: Store) -> None:
+async def test_a_release_is_claimed_while_the_call_for_the_hold_hangs(store: Store) -> None:
     await store.mutate(add())
     hanging = await claim_one(store)
     await store.mutate(remove())
@@ -131,7 +131,7 @@ async def test_a_release_is_claimed_while_the_call_for_the_hold_still_hangs(stor
     assert late.reservation.state is Observed.RELEASED
 
 
-async def test_a_change_while_a_call_hangs_waits_for_its_answer_and_is_then_due(store: Store) -> None:
+async def test_a_change_during_a_hanging_call_is_due_after_its_answer(store: Store) -> None:
     await store.mutate(add())
     hanging = await claim_one(store)
     await store.mutate(add())
@@ -140,7 +140,7 @@ async def test_a_change_while_a_call_hangs_waits_for_its_answer_and_is_then_due(
     assert (await claim_one(store)).quantity == 2
 
 
-async def test_only_claims_that_are_still_ours_are_extended(store: Store, engine: Engine) -> None:
+async def test_an_overtaken_claim_is_not_extended(store: Store, engine: Engine) -> None:
     await store.mutate(add())
     overtaken = await claim_one(store, lease=NO_TIME)
     current = await claim_one(store)
@@ -151,7 +151,7 @@ async def test_only_claims_that_are_still_ours_are_extended(store: Store, engine
     assert row.lease_expire_time == row.due_time > (current.lease_expire_time or 0)
 
 
-async def test_only_claims_that_are_still_ours_are_handed_back(store: Store) -> None:
+async def test_an_overtaken_claim_is_not_returned(store: Store) -> None:
     await store.mutate(add())
     overtaken = await claim_one(store, lease=NO_TIME)
     current = await claim_one(store)
@@ -161,7 +161,7 @@ async def test_only_claims_that_are_still_ours_are_handed_back(store: Store) -> 
     assert (await claim_one(store)).lease_epoch == 3
 
 
-async def test_what_is_settled_is_neither_extended_nor_handed_back(store: Store) -> None:
+async def test_a_settled_reservation_is_neither_extended_nor_returned(store: Store) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
     await store.record(answered(claimed))
@@ -170,7 +170,7 @@ async def test_what_is_settled_is_neither_extended_nor_handed_back(store: Store)
     assert await claim(store) == []
 
 
-async def test_an_item_added_again_waits_until_the_release_of_the_old_one_is_recorded(store: Store) -> None:
+async def test_the_hold_of_a_readded_item_waits_until_the_old_release_is_recorded(store: Store) -> None:
     await store.mutate(add())
     await store.mutate(remove())
     await store.mutate(add())
@@ -181,7 +181,7 @@ async def test_an_item_added_again_waits_until_the_release_of_the_old_one_is_rec
     assert (await claim_one(store)).reservation_id == waiting.reservation_id
 
 
-async def test_an_item_added_twice_again_waits_for_every_older_release(store: Store) -> None:
+async def test_the_hold_of_a_readded_item_waits_for_every_older_release(store: Store) -> None:
     for _ in range(2):
         await store.mutate(add())
         await store.mutate(remove())
@@ -193,7 +193,7 @@ async def test_an_item_added_twice_again_waits_for_every_older_release(store: St
     await claim_one(store)
 
 
-async def test_a_release_that_gets_no_answer_keeps_the_new_hold_waiting(store: Store) -> None:
+async def test_a_release_without_an_answer_keeps_the_new_hold_waiting(store: Store) -> None:
     await store.mutate(add())
     await store.mutate(remove())
     await store.mutate(add())
@@ -202,7 +202,7 @@ async def test_a_release_that_gets_no_answer_keeps_the_new_hold_waiting(store: S
 
 
 @pytest.mark.parametrize("stranger", ["another sku", "another user"])
-async def test_nobody_else_waits_for_a_release(store: Store, stranger: str) -> None:
+async def test_holds_of_other_skus_and_users_do_not_wait_for_a_release(store: Store, stranger: str) -> None:
     key = KEY if stranger == "another sku" else cart_key(user_key("bob"), "default")
     await store.mutate(add("shared"))
     await store.mutate(remove("shared"))
@@ -210,7 +210,7 @@ async def test_nobody_else_waits_for_a_release(store: Store, stranger: str) -> N
     await claim_one(store)
 
 
-async def test_a_claim_on_postgresql_passes_over_a_row_that_another_replica_has_locked(
+async def test_a_claim_on_postgresql_skips_a_row_that_another_replica_has_locked(
     postgres: PostgresServer,
 ) -> None:
     url = postgres.create_database("cart_locked_rows", template="template_cart")

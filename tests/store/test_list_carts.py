@@ -16,10 +16,10 @@ USER = user_key("alice")
 
 @pytest.mark.parametrize("descending", [False, True])
 async def test_carts_with_one_create_time_are_ordered_by_id(
-    writer: WriteQueue, engine: Engine, descending: bool
+    queue: WriteQueue, engine: Engine, descending: bool
 ) -> None:
     ids = [f"cart-{number}" for number in range(5)]
-    await asyncio.gather(*(writer.submit(add(key=cart_key(USER, cart_id))) for cart_id in ids))
+    await asyncio.gather(*(queue.submit(add(key=cart_key(USER, cart_id))) for cart_id in ids))
     found: list[str] = []
     after = None
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""The migrations make what the metadata says, once, on both databases."""
+"""The migrations create the schema of the metadata, on both databases."""
 
 import asyncio
 import re
@@ -105,7 +105,7 @@ def make_empty(backend: str, request: pytest.FixtureRequest, folder: Path, name:
     return server.create_database(f"{name}_{abs(hash(request.node.nodeid))}")
 
 
-async def test_the_migrations_make_what_the_metadata_says(empty_url: str, other_empty_url: str) -> None:
+async def test_the_migrations_create_the_same_schema_as_the_metadata(empty_url: str, other_empty_url: str) -> None:
     await migrated(empty_url)
     async with opened(other_empty_url) as engine:
         await engine.transact(schema.metadata.create_all)
@@ -124,14 +124,14 @@ async def test_the_migrations_make_what_the_metadata_says(empty_url: str, other_
     assert "reservations_only_rise" in found
 
 
-async def test_a_migration_from_empty_says_where_it_came_from_and_got_to(empty_url: str) -> None:
+async def test_a_migration_returns_the_revisions_before_and_after(empty_url: str) -> None:
     assert await migrated(empty_url) == (None, migrate.latest_revision())
     async with opened(empty_url) as engine:
         assert await engine.transact(migrate.current_revision) == migrate.latest_revision()
         await app.check_database(engine)
 
 
-def test_the_revisions_are_told_without_alembic_as_alembic_tells_them() -> None:
+def test_the_revisions_known_without_alembic_are_those_of_alembic() -> None:
     scripts = ScriptDirectory.from_config(migrate.config())
     assert migrate.known_revisions() == [script.revision for script in scripts.walk_revisions()][::-1]
     assert migrate.latest_revision() == scripts.get_current_head()
@@ -161,7 +161,7 @@ async def test_a_migration_that_fails_leaves_nothing_behind(empty_url: str) -> N
     assert (await migrated(empty_url))[0] is None
 
 
-async def test_two_that_migrate_at_once_do_it_one_after_the_other(
+async def test_concurrent_migrations_run_one_after_the_other(
     postgres: PostgresServer, request: pytest.FixtureRequest
 ) -> None:
     url = postgres.create_database(f"twice_{abs(hash(request.node.nodeid))}")
@@ -170,7 +170,7 @@ async def test_two_that_migrate_at_once_do_it_one_after_the_other(
     assert sorted(results, key=str) == sorted([(None, latest), *[(latest, latest)] * 4], key=str)
 
 
-async def test_a_database_of_a_newer_release_is_left_alone_and_can_be_used(empty_url: str) -> None:
+async def test_a_database_of_a_newer_release_is_not_migrated_and_can_be_used(empty_url: str) -> None:
     await migrated(empty_url)
     before = await catalogue_of(empty_url)
     async with opened(empty_url) as engine:
@@ -182,7 +182,7 @@ async def test_a_database_of_a_newer_release_is_left_alone_and_can_be_used(empty
         await app.check_database(engine)
 
 
-async def test_an_unmigrated_database_is_told_to_migrate(empty_url: str) -> None:
+async def test_a_start_on_an_unmigrated_database_fails_and_names_the_migrate_command(empty_url: str) -> None:
     async with opened(empty_url) as engine:
         with pytest.raises(app.StartupError, match=r"is at schema \(none\); run `cart-grpc migrate` first"):
             await app.check_database(engine)
@@ -225,7 +225,9 @@ def count_carts(connection: Connection) -> int:
     ("table", "column"),
     [(table, column) for table, columns in schema.RISING.items() for column in columns],
 )
-async def test_the_database_refuses_to_let_fall_what_only_rises(database_url: str, table: str, column: str) -> None:
+async def test_a_trigger_rejects_an_update_that_decreases_a_rising_column(
+    database_url: str, table: str, column: str
+) -> None:
     def changed(change: str) -> object:
         return lambda connection: connection.execute(text(f"UPDATE {table} SET {change}"))  # noqa: S608
 
@@ -258,7 +260,7 @@ async def test_the_database_refuses_to_let_fall_what_only_rises(database_url: st
         "UPDATE reservations SET granted_quantity = -1",
     ],
 )
-async def test_the_database_refuses_what_cannot_be(database_url: str, change: str) -> None:
+async def test_a_check_constraint_rejects_an_impossible_row(database_url: str, change: str) -> None:
     await migrated(database_url)
     async with opened(database_url) as engine:
         await engine.transact(insert_a_cart)

@@ -1,4 +1,4 @@
-"""What an operator sees of the store and does to it, on both databases."""
+"""What operators see in the store, and what their commands do, on both databases."""
 
 import asyncio
 import re
@@ -23,8 +23,8 @@ from tests.store.writes import (
     HOUR,
     KEY,
     LEASE,
+    LIMITS,
     SKU,
-    TERMS,
     add,
     answered,
     claim,
@@ -43,7 +43,7 @@ EVERYTHING = frozenset(WorkState)
 
 @pytest.fixture
 def operator(store: Store) -> OperatorActions:
-    return OperatorActions(store, TERMS, None)
+    return OperatorActions(store, LIMITS, None)
 
 
 async def rows(
@@ -83,7 +83,9 @@ async def committing(store: Store, engine: Engine) -> Reservation:
     return held
 
 
-async def test_every_state_of_the_work_is_told_from_the_others(store: Store, operator: OperatorActions) -> None:
+async def test_the_work_state_follows_a_reservation_from_due_to_calling_to_backing_off(
+    store: Store, operator: OperatorActions
+) -> None:
     await store.mutate(add())
     seen = [(await only(operator)).state]
     claimed = await claim_one(store)
@@ -103,7 +105,7 @@ async def test_every_state_of_the_work_is_told_from_the_others(store: Store, ope
         (Observed.COMMITTED, {}, WorkState.COMMITTED),
     ],
 )
-async def test_what_was_answered_is_listed_where_it_is_asked_for_alone(
+async def test_a_settled_reservation_is_listed_only_under_its_own_state(
     store: Store, operator: OperatorActions, observed: Observed, changes: dict[str, object], state: WorkState
 ) -> None:
     await decided(store, observed, **changes)
@@ -124,7 +126,7 @@ async def test_a_finished_release_is_listed_as_released_without_an_item(
     assert (await only(operator)).state is WorkState.RELEASED
 
 
-async def test_an_error_that_was_sealed_with_a_release_is_listed_as_rejected_until_its_item_goes(
+async def test_a_failure_sealed_with_a_release_is_listed_as_rejected_until_its_item_is_removed(
     store: Store, operator: OperatorActions
 ) -> None:
     await store.mutate(add())
@@ -135,7 +137,7 @@ async def test_an_error_that_was_sealed_with_a_release_is_listed_as_rejected_unt
     assert (await only(operator)).state is WorkState.RELEASED
 
 
-async def test_a_renewal_under_way_is_no_backlog_and_shows_as_what_it_renews(
+async def test_a_renewal_is_not_backlog_and_is_listed_as_the_hold_that_it_renews(
     store: Store, operator: OperatorActions
 ) -> None:
     await decided(store, expire_time=app.clock() + 1)
@@ -144,7 +146,7 @@ async def test_a_renewal_under_way_is_no_backlog_and_shows_as_what_it_renews(
     assert (await only(operator)).state is WorkState.EXPIRED
 
 
-async def test_a_claim_of_a_dead_replica_is_due_again_once_its_lease_is_over(
+async def test_a_claim_of_a_dead_replica_is_listed_as_due_after_its_lease(
     store: Store, operator: OperatorActions
 ) -> None:
     await store.mutate(add())
@@ -156,7 +158,7 @@ async def test_a_claim_of_a_dead_replica_is_due_again_once_its_lease_is_over(
     assert (stats.due_count, stats.oldest_due_time) == (1, seen.reservation.due_time)
 
 
-async def test_lists_go_through_all_users_oldest_first_page_by_page(store: Store, operator: OperatorActions) -> None:
+async def test_pages_list_the_reservations_of_all_users_oldest_first(store: Store, operator: OperatorActions) -> None:
     for number in range(7):
         # Some in one batch, so that some have one create_time.
         names = [f"user-{number}-{other}" for other in range(number % 3 + 1)]
@@ -174,7 +176,7 @@ async def test_lists_go_through_all_users_oldest_first_page_by_page(store: Store
     assert [seen.reservation.reservation_id for seen in paged] == [reservation_id for _, reservation_id in order]
 
 
-async def test_lists_are_narrowed_by_age_and_attempts(store: Store, operator: OperatorActions) -> None:
+async def test_lists_are_filtered_by_age_and_attempts(store: Store, operator: OperatorActions) -> None:
     await store.mutate(add())
     assert await rows(operator, min_age=HOUR) == []
     assert len(await rows(operator, min_age=1)) == 1
@@ -184,7 +186,7 @@ async def test_lists_are_narrowed_by_age_and_attempts(store: Store, operator: Op
     assert await rows(operator, min_attempts=2) == []
 
 
-async def test_a_reservation_is_found_by_its_id_alone_and_another_is_not(
+async def test_a_reservation_is_found_by_its_id_alone_and_an_unknown_id_is_not_found(
     store: Store, operator: OperatorActions
 ) -> None:
     for number in range(5):
@@ -218,7 +220,7 @@ async def test_renewals_that_are_due_are_counted_as_due(store: Store, operator: 
     assert (await operator.get_stats()).due_count == 1
 
 
-async def test_what_was_put_off_is_due_at_once_when_it_is_tried_again(store: Store, operator: OperatorActions) -> None:
+async def test_retry_makes_a_reservation_that_backs_off_due_now(store: Store, operator: OperatorActions) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
     await store.record(silent(claimed, HOUR))
@@ -230,7 +232,7 @@ async def test_what_was_put_off_is_due_at_once_when_it_is_tried_again(store: Sto
     assert (await snapshot(store)).cart == before._replace(revision=before.revision + 1)
 
 
-async def test_a_hanging_call_is_made_again_and_its_late_silence_changes_nothing(
+async def test_retry_repeats_a_hanging_call_and_the_end_of_the_old_call_changes_nothing(
     store: Store, operator: OperatorActions
 ) -> None:
     await store.mutate(add())
@@ -247,7 +249,7 @@ async def test_a_hanging_call_is_made_again_and_its_late_silence_changes_nothing
     ("observed", "changes"),
     [(Observed.REJECTED, {"reason": "OUT_OF_STOCK"}), (Observed.EXPIRED, {}), (Observed.HELD, {"expire_time": 1})],
 )
-async def test_a_rejected_or_expired_item_is_asked_for_again_without_a_new_etag(
+async def test_retry_asks_again_for_a_rejected_or_expired_item_and_keeps_the_etag(
     store: Store, operator: OperatorActions, observed: Observed, changes: dict[str, object]
 ) -> None:
     claimed = await decided(store, observed, **changes)
@@ -261,7 +263,7 @@ async def test_a_rejected_or_expired_item_is_asked_for_again_without_a_new_etag(
     assert await shown(store) is ProgressState.RESERVED
 
 
-async def test_what_has_nothing_to_say_is_left_as_it_is(store: Store, operator: OperatorActions) -> None:
+async def test_retry_does_not_change_a_settled_reservation(store: Store, operator: OperatorActions) -> None:
     claimed = await decided(store)
     before = await snapshot(store)
     assert (await operator.retry(claimed.reservation_id)).state is WorkState.HELD
@@ -272,9 +274,7 @@ async def test_what_has_nothing_to_say_is_left_as_it_is(store: Store, operator: 
     assert await claim(store) == []
 
 
-async def test_a_waiting_hold_goes_on_once_the_release_before_it_is_given_up(
-    store: Store, operator: OperatorActions
-) -> None:
+async def test_a_forced_release_unblocks_the_hold_that_waits_for_it(store: Store, operator: OperatorActions) -> None:
     old, new = await behind_an_old_release(store)
     assert (await operator.retry(new)).state is WorkState.WAITING
     assert (await operator.get(old.reservation_id)).state is WorkState.DUE
@@ -289,7 +289,7 @@ async def test_a_waiting_hold_goes_on_once_the_release_before_it_is_given_up(
     assert (await claim_one(store)).reservation_id == new
 
 
-async def test_a_hold_of_an_item_is_given_back_and_the_item_is_rejected_until_a_caller_retries(
+async def test_release_of_an_items_hold_rejects_the_item_until_it_is_retried(
     store: Store, operator: OperatorActions
 ) -> None:
     claimed = await decided(store)
@@ -311,7 +311,7 @@ async def test_a_hold_of_an_item_is_given_back_and_the_item_is_rejected_until_a_
     assert again.state is WorkState.DUE
 
 
-async def test_a_forced_release_is_finished_at_once_and_alarmed(
+async def test_a_forced_release_finishes_at_once_and_logs_an_alarm(
     store: Store, operator: OperatorActions, caplog: pytest.LogCaptureFixture
 ) -> None:
     claimed = await decided(store)
@@ -328,7 +328,9 @@ async def test_a_forced_release_is_finished_at_once_and_alarmed(
     assert (await operator.get(claimed.reservation_id)).reservation == seen.reservation
 
 
-async def test_a_call_under_way_cannot_undo_a_forced_release(store: Store, operator: OperatorActions) -> None:
+async def test_the_answer_of_a_running_call_cannot_undo_a_forced_release(
+    store: Store, operator: OperatorActions
+) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
     finished = await operator.release(claimed.reservation_id, "never mind", force=True)
@@ -339,7 +341,7 @@ async def test_a_call_under_way_cannot_undo_a_forced_release(store: Store, opera
 
 
 @pytest.mark.parametrize("force", [False, True])
-async def test_what_is_being_committed_or_is_sold_is_not_released(
+async def test_a_committing_or_committed_reservation_cannot_be_released(
     store: Store, operator: OperatorActions, engine: Engine, force: bool
 ) -> None:
     held = await committing(store, engine)
@@ -352,16 +354,14 @@ async def test_what_is_being_committed_or_is_sold_is_not_released(
         await operator.release(held.reservation_id, "no", force=force)
 
 
-async def test_what_is_being_committed_can_be_tried_again_at_once(
-    store: Store, operator: OperatorActions, engine: Engine
-) -> None:
+async def test_retry_makes_a_commit_due_now(store: Store, operator: OperatorActions, engine: Engine) -> None:
     held = await committing(store, engine)
     await store.record(silent(await claim_one(store), HOUR))
     assert (await operator.get(held.reservation_id)).state is WorkState.BACKING_OFF
     assert (await operator.retry(held.reservation_id)).state is WorkState.DUE
 
 
-async def test_an_item_of_a_cart_that_is_closed_is_not_asked_for_again(
+async def test_retry_of_an_item_in_an_ended_cart_is_refused(
     store: Store, operator: OperatorActions, engine: Engine
 ) -> None:
     claimed = await decided(store, Observed.REJECTED)
@@ -370,7 +370,7 @@ async def test_an_item_of_a_cart_that_is_closed_is_not_asked_for_again(
         await operator.retry(claimed.reservation_id)
 
 
-async def test_a_reservation_that_was_purged_meanwhile_is_not_found(
+async def test_release_of_a_reservation_that_was_purged_after_it_was_read_is_not_found(
     store: Store, operator: OperatorActions, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claimed = await decided(store)
@@ -386,7 +386,7 @@ async def test_a_reservation_that_was_purged_meanwhile_is_not_found(
         await operator.release(claimed.reservation_id, "late", force=False)
 
 
-async def test_while_paused_nothing_is_claimed_what_is_claimed_goes_on_and_callers_are_served(
+async def test_a_pause_stops_claims_but_neither_running_calls_nor_callers(
     store: Store, operator: OperatorActions, engine: Engine
 ) -> None:
     await store.mutate(add("under way"))
@@ -410,7 +410,7 @@ async def test_while_paused_nothing_is_claimed_what_is_claimed_goes_on_and_calle
     assert (await claim_one(store, RELEASE_LANE)).sku == "removed"
 
 
-async def test_a_pause_is_remembered_with_its_first_time_and_latest_reason(
+async def test_a_second_pause_keeps_the_time_and_replaces_the_reason(
     store: Store, operator: OperatorActions, engine: Engine
 ) -> None:
     first = await operator.pause("maintenance")
@@ -425,7 +425,7 @@ async def test_a_pause_is_remembered_with_its_first_time_and_latest_reason(
     assert (await operator.get_stats()).pause is None
 
 
-async def test_an_operators_command_shares_a_batch_with_callers(store: Store, operator: OperatorActions) -> None:
+async def test_an_operators_command_can_share_a_batch_with_callers(store: Store, operator: OperatorActions) -> None:
     claimed = await decided(store, Observed.REJECTED)
     await asyncio.gather(
         *(store.mutate(add(f"sku-{n}")) for n in range(5)), operator.retry(claimed.reservation_id), store.mutate(add())

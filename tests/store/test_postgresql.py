@@ -1,4 +1,4 @@
-"""What is PostgreSQL's own: a planner, which must not be left to guess."""
+"""PostgreSQL only: kept plans stay good when the tables change."""
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -53,7 +53,7 @@ def grow_and_reconcile(connection: Connection) -> None:
         (fill, reconcile),
     ],
 )
-async def test_what_was_planned_before_the_tables_changed_reads_no_more_than_it_needs(
+async def test_plans_made_before_the_tables_grew_read_only_the_rows_that_they_need(
     store: Store, engine: PostgresqlEngine, tell: Callable[[Connection], None], change: Callable[[Connection], None]
 ) -> None:
     async def use(sku: str) -> None:
@@ -75,9 +75,7 @@ async def test_what_was_planned_before_the_tables_changed_reads_no_more_than_it_
     assert 10 < sum(read) < 100, read
 
 
-async def test_of_a_cart_that_is_unchanged_nothing_is_read_but_its_own_row(
-    store: Store, engine: PostgresqlEngine
-) -> None:
+async def test_reading_an_unmodified_cart_reads_only_its_own_row(store: Store, engine: PostgresqlEngine) -> None:
     for number in range(5):
         await store.mutate(add(f"sku-{number}"))
         await store.record(answered(await claim_one(store)))

@@ -1,4 +1,4 @@
-"""What a write or a read costs does not grow with all that is finished: no statement scans a table."""
+"""No statement scans a table, so finished rows do not make writes and reads slower."""
 
 import asyncio
 import re
@@ -23,7 +23,7 @@ from cart_grpc.store.read.reads import Page
 from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
 from tests.postgres import PostgresServer
-from tests.store.writes import KEY, SECOND, TERMS, add, answered, claim, clear, remove, snapshot
+from tests.store.writes import KEY, LIMITS, SECOND, add, answered, claim, clear, remove, snapshot
 
 COUNT_SQLITE = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
 COUNT_POSTGRESQL = "WITH n(i) AS (SELECT generate_series(1, 100000))"
@@ -179,7 +179,7 @@ async def test_claims_and_records_find_their_rows_by_the_partial_indexes(planned
         assert re.search(rf"\b{index}\b", plan), plan
 
 
-async def test_purging_finds_what_is_over_by_an_index(planned: Planned) -> None:
+async def test_purges_find_their_rows_by_an_index(planned: Planned) -> None:
     store = planned.store
     await store.mutate(add(request_id="purged"))
     with heard(planned.writer) as said:
@@ -190,7 +190,7 @@ async def test_purging_finds_what_is_over_by_an_index(planned: Planned) -> None:
         assert re.search(rf"\b{index}\b", "\n".join(plans.values())), index
 
 
-async def test_what_an_operator_asks_about_what_is_stuck_finds_its_rows_by_an_index(planned: Planned) -> None:
+async def test_operator_reads_and_commands_find_their_rows_by_an_index(planned: Planned) -> None:
     store = planned.store
     await store.mutate(add("stuck"))
     reads = store.operator_reads
@@ -199,7 +199,7 @@ async def test_what_an_operator_asks_about_what_is_stuck_finds_its_rows_by_an_in
         await reads.get(first.reservation.reservation_id)
         await reads.get_stats()
     with heard(planned.writer) as written:
-        await store.intervene(Retry(first.reservation, TERMS))
+        await store.intervene(Retry(first.reservation, LIMITS))
         await store.intervene(Release(first.reservation, "over", force=True))
     plans = await planned.plans([*said, *written])
     assert_no_scan(plans)
@@ -207,7 +207,7 @@ async def test_what_an_operator_asks_about_what_is_stuck_finds_its_rows_by_an_in
         assert re.search(rf"\b({index})", "\n".join(plans.values())), index
 
 
-async def test_holds_to_be_renewed_later_are_passed_over_by_the_index_when_it_is_asked_what_is_due(
+async def test_the_search_for_due_rows_uses_the_time_as_an_index_condition(
     planned: Planned,
 ) -> None:
     store = planned.store

@@ -1,4 +1,4 @@
-"""What is SQLite's own: one file, one writer at a time, and others who may hold it."""
+"""SQLite only: one file, one writer, and other processes that may lock the file."""
 
 import asyncio
 import sqlite3
@@ -25,7 +25,7 @@ def backend() -> str:
     return "sqlite"
 
 
-async def test_a_locked_database_is_waited_for(store: Store, tmp_path: Path) -> None:
+async def test_a_write_waits_for_a_locked_database(store: Store, tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "cart.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         writing = asyncio.create_task(store.mutate(add()))
@@ -35,7 +35,7 @@ async def test_a_locked_database_is_waited_for(store: Store, tmp_path: Path) -> 
         assert decode(await writing) == {SKU: 1}
 
 
-async def test_a_database_that_stays_locked_is_unavailable_and_nothing_is_done(
+async def test_a_write_to_a_database_that_stays_locked_is_refused_without_effect(
     store: Store, engine: SqliteEngine, tmp_path: Path
 ) -> None:
     await store.mutate(add())
@@ -64,7 +64,7 @@ async def two_writers(tmp_path: Path) -> AsyncIterator[list[SqliteEngine]]:
         await engine.close()
 
 
-async def test_a_race_to_read_and_then_write_loses_nobody(two_writers: list[SqliteEngine]) -> None:
+async def test_concurrent_transactions_that_read_and_then_write_lose_no_update(two_writers: list[SqliteEngine]) -> None:
     def read_then_write(connection: Connection) -> None:
         batch = connection.execute(text("SELECT coalesce(max(batch_number), 0) FROM commit_markers")).scalar_one()
         connection.execute(
@@ -81,7 +81,7 @@ async def test_a_race_to_read_and_then_write_loses_nobody(two_writers: list[Sqli
     assert await two_writers[0].transact(lambda connection: connection.execute(statement).scalar_one()) == 80
 
 
-async def test_what_keeps_an_acknowledged_write_is_switched_on(engine: SqliteEngine) -> None:
+async def test_the_writer_has_the_settings_that_durability_depends_on(engine: SqliteEngine) -> None:
     def pragmas(connection: Connection) -> dict[str, object]:
         names = ("journal_mode", "synchronous", "foreign_keys", "trusted_schema")
         return {name: connection.execute(text(f"PRAGMA {name}")).scalar_one() for name in names}
@@ -106,7 +106,7 @@ async def test_readers_can_neither_write_nor_checkpoint(engine: SqliteEngine) ->
         await engine.read(lambda connection: connection.execute(text("DELETE FROM carts")))
 
 
-async def test_a_read_under_way_neither_stops_a_write_nor_sees_it(store: Store, tmp_path: Path) -> None:
+async def test_an_open_read_transaction_neither_blocks_a_write_nor_sees_it(store: Store, tmp_path: Path) -> None:
     await store.mutate(add())
     with closing(sqlite3.connect(tmp_path / "cart.db", isolation_level=None)) as reader:
         reader.execute("BEGIN")
@@ -118,9 +118,7 @@ async def test_a_read_under_way_neither_stops_a_write_nor_sees_it(store: Store, 
 
 
 @pytest.mark.parametrize("lane", [HOLD_LANE, RELEASE_LANE])
-async def test_a_pause_is_seen_without_reading_all_that_has_become_due(
-    store: Store, engine: SqliteEngine, lane: Lane
-) -> None:
+async def test_a_pause_is_found_without_reading_all_due_rows(store: Store, engine: SqliteEngine, lane: Lane) -> None:
     for number in range(200):
         await store.mutate(add(f"sku-{number}"))
     if lane == RELEASE_LANE:
@@ -145,7 +143,7 @@ async def test_a_pause_is_seen_without_reading_all_that_has_become_due(
     assert 0 < steps < 200
 
 
-async def test_nothing_is_written_once_damage_was_met_not_even_what_waited_already(engine: SqliteEngine) -> None:
+async def test_no_transaction_begins_after_damage_was_found_not_even_a_queued_one(engine: SqliteEngine) -> None:
     def meet_damage(_: Connection) -> None:
         error = sqlite3.DatabaseError("database disk image is malformed")
         error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT

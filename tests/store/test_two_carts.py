@@ -34,7 +34,7 @@ from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.failures import get_sqlstate
 from cart_grpc.store.store import Store
 from cart_grpc.store.write_queue import WriteQueue
-from tests.store.writes import SKU, TERMS, Wrapped, add, claim, snapshot
+from tests.store.writes import LIMITS, SKU, Wrapped, add, claim, snapshot
 
 T = TypeVar("T")
 ALICE = cart_key(user_key("alice"), "default")
@@ -76,7 +76,7 @@ def encode(change: Change, now: int) -> bytes:
 def move(
     source: CartKey, target: CartKey, sku: str = SKU, *, request_id: str = "", fingerprint: bytes = b""
 ) -> Mutation:
-    return Mutation(MoveItem(target, source, sku, request_id=request_id, fingerprint=fingerprint), encode, TERMS)
+    return Mutation(MoveItem(target, source, sku, request_id=request_id, fingerprint=fingerprint), encode, LIMITS)
 
 
 async def quantities(store: Store, key: CartKey) -> dict[str, int]:
@@ -119,7 +119,7 @@ async def test_a_request_id_is_scoped_to_the_user_of_the_calls_first_cart(store:
 
 
 async def test_a_refused_call_leaves_both_carts_as_they_were(store: Store) -> None:
-    most = TERMS.max_quantity_per_item
+    most = LIMITS.max_quantity_per_item
     for key in (ALICE, BOB):
         await store.mutate(add(quantity=most, key=key))
     before = [replace(await snapshot(store, key), now=0) for key in (ALICE, BOB)]
@@ -134,12 +134,12 @@ async def test_calls_in_opposite_directions_in_one_batch_run_in_order(engine: En
     await store.mutate(add("a", 2, ALICE))
     await store.mutate(add("b", 3, BOB))
     counted = Wrapped(engine)
-    writer = WriteQueue(counted, ChangeNotifier(), app.new_id, 1000)
-    answers = [writer.submit(move(ALICE, BOB, "a")), writer.submit(move(BOB, ALICE, "b"))]
-    answers += [writer.submit(move(BOB, ALICE, "a"))]
-    await writer.start()
+    queue = WriteQueue(counted, ChangeNotifier(), app.new_id, 1000)
+    answers = [queue.submit(move(ALICE, BOB, "a")), queue.submit(move(BOB, ALICE, "b"))]
+    answers += [queue.submit(move(BOB, ALICE, "a"))]
+    await queue.start()
     replies = [json.loads(await answer)[0] for answer in answers]
-    await writer.close()
+    await queue.close()
     assert [[total for total, _ in reply] for reply in replies] == [[5, 0], [3, 2], [5, 0]]
     # One registers the writer, and one runs all three calls.
     assert counted.transactions == 2

@@ -1,4 +1,4 @@
-"""Commands and outcomes for the tests of the store, and ways to look at what became of them."""
+"""Commands and outcomes for the tests of the store, and functions that read the result."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -18,6 +18,7 @@ from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Obse
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.postgresql import PostgresqlEngine
+from cart_grpc.store.read.reads import Reads
 from cart_grpc.store.read.snapshot import Snapshot
 from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
@@ -28,11 +29,11 @@ HOUR = 3600 * SECOND
 LEASE = 15 * SECOND
 KEY = cart_key(user_key("alice"), "default")
 SKU = "espresso-beans"
-TERMS = Limits()
+LIMITS = Limits()
 
 
 def encode(change: Change, now: int) -> bytes:
-    """A reply that tells one effect from another."""
+    """A reply with the quantities by sku, the cart's revision and the time, so that two effects differ."""
     quantities = {line.item.sku: line.item.quantity for line in change.lines}
     return json.dumps([quantities, change.cart.revision, now]).encode()
 
@@ -44,8 +45,8 @@ def decode(reply: bytes) -> Mapping[str, int]:
 
 
 def mutation(call: Call) -> Mutation:
-    """A call whose reply is `encode`'s."""
-    return Mutation(call, encode, TERMS)
+    """A mutation whose reply is the bytes of `encode`."""
+    return Mutation(call, encode, LIMITS)
 
 
 def add(
@@ -110,13 +111,13 @@ async def claim(store: Store, lane: Lane = HOLD_LANE, limit: int = 100, lease: i
 
 
 async def claim_one(store: Store, lane: Lane = HOLD_LANE, lease: int = LEASE) -> Reservation:
-    """The only reservation of the lane that is due."""
+    """Claim the only due reservation of the lane."""
     [claimed] = await claim(store, lane, lease=lease)
     return claimed
 
 
 def answered(claimed: Reservation, **changes: Any) -> RecordOutcome:
-    """The end of a call that gave what was asked for, the decision changed by `changes`."""
+    """The record of a call that was granted in full. `changes` replace fields of the decision."""
     releasing = claimed.disposition is Disposition.RELEASE
     decision = Decision(
         claimed.reservation_id,
@@ -130,12 +131,12 @@ def answered(claimed: Reservation, **changes: Any) -> RecordOutcome:
 
 
 def silent(claimed: Reservation, retry_delay: int = 0) -> RecordOutcome:
-    """The end of a call that got no answer."""
+    """The record of a call without an answer."""
     return RecordOutcome(claimed, NoAnswer("UNAVAILABLE", "no answer"), retry_delay)
 
 
 async def decided(store: Store, state: Observed = Observed.HELD, sku: str = SKU, /, **changes: object) -> Reservation:
-    """Add an item whose reservation is decided."""
+    """Add an item, and record a decision for its reservation."""
     await store.mutate(add(sku))
     claimed = await claim_one(store)
     nothing = {} if state is Observed.HELD else {"granted_quantity": 0, "expire_time": None}
@@ -144,16 +145,22 @@ async def decided(store: Store, state: Observed = Observed.HELD, sku: str = SKU,
 
 
 async def release_all(store: Store) -> None:
-    """Carry out the releases that are due."""
+    """Claim the due releases, and record that each was released."""
     for claimed in await claim(store, RELEASE_LANE):
         await store.record(answered(claimed))
 
 
 async def snapshot(store: Store, key: CartKey = KEY) -> Snapshot:
-    """The cart, which must be there."""
+    """Read the cart, which must exist."""
     found = await store.reads.find_cart(key)
     assert found is not None
     return found
+
+
+async def read_total(engine: Engine) -> int:
+    """The total quantity in the cart KEY, 0 if it does not exist."""
+    found = await Reads(engine).find_cart(KEY)
+    return found.cart.total_quantity if found else 0
 
 
 async def row_of(engine: Engine, reservation_id: str) -> Any:
@@ -164,12 +171,12 @@ async def row_of(engine: Engine, reservation_id: str) -> Any:
 
 
 async def overwrite(engine: Engine, table: Any, *where: Any, **values: Any) -> None:
-    """Set columns of a table by hand, in the rows that `where` holds of, or in all."""
+    """Set columns of a table by hand, in the rows that fulfil `where`."""
     await engine.transact(lambda connection: connection.execute(update(table).where(*where).values(values)))
 
 
 async def count(engine: Engine, table: Any) -> int:
-    """How many rows a table has."""
+    """Count the rows of a table."""
     return int(
         await engine.transact(
             lambda connection: connection.execute(select(func.count()).select_from(table)).scalar_one()
@@ -178,7 +185,7 @@ async def count(engine: Engine, table: Any) -> int:
 
 
 class Wrapped:
-    """An engine with something around each transaction; everything else is the engine's own."""
+    """An engine that counts its transactions, and calls `committed` after each."""
 
     def __init__(self, engine: Engine) -> None:
         self.inner = engine
@@ -199,14 +206,14 @@ class Wrapped:
         return await self.inner.read(work)
 
     async def committed(self) -> None:
-        """What happens between a commit and its answers."""
+        """Runs after a commit and before `transact` returns."""
 
     async def close(self) -> None:
         await self.inner.close()
 
 
 def before_commit(engine: SqliteEngine | PostgresqlEngine, hook: Callable[[Connection], None]) -> Callable[[], None]:
-    """Call `hook` where the writer would commit, and commit after it unless it raises. Returns what ends that."""
+    """Call `hook` before each commit; if it raises, there is no commit. Return a function that ends this."""
     real = engine._commit
 
     def commit(connection: Connection) -> None:

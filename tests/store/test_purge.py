@@ -1,4 +1,4 @@
-"""What has ended is purged a little at a time, and never before its last release is known to be done."""
+"""Purges delete ended rows in small steps, and no cart whose last release is not recorded."""
 
 from sqlalchemy import text
 
@@ -25,7 +25,7 @@ async def held_and_deleted(store: Store, request_id: str = "") -> None:
     await store.mutate(delete_cart())
 
 
-async def test_an_ended_cart_stays_until_its_last_release_is_known_to_be_done(store: Store) -> None:
+async def test_an_ended_cart_is_kept_until_its_last_release_is_recorded(store: Store) -> None:
     await held_and_deleted(store)
     assert await store.purge(CARTS_NOW) == 0
     assert await store.reads.find_cart(KEY) is not None
@@ -34,7 +34,7 @@ async def test_an_ended_cart_stays_until_its_last_release_is_known_to_be_done(st
     assert await store.reads.find_cart(KEY) is None
 
 
-async def test_an_ended_cart_stays_for_its_retention_and_an_open_one_for_ever(store: Store) -> None:
+async def test_an_ended_cart_is_kept_for_its_retention_and_an_active_cart_for_ever(store: Store) -> None:
     await held_and_deleted(store)
     await release_all(store)
     assert await store.purge(Purge(NEVER, NEVER, 60 * SECOND, 10)) == 0
@@ -43,7 +43,7 @@ async def test_an_ended_cart_stays_for_its_retention_and_an_open_one_for_ever(st
     assert (await snapshot(store)).cart.item_count == 1
 
 
-async def test_the_etag_of_a_purged_cart_does_not_fit_the_next_one_under_its_name(store: Store) -> None:
+async def test_the_etag_of_a_purged_cart_does_not_match_the_next_cart_of_the_same_name(store: Store) -> None:
     await store.mutate(add())
     before = (await snapshot(store)).cart
     await store.mutate(delete_cart())
@@ -55,14 +55,14 @@ async def test_the_etag_of_a_purged_cart_does_not_fit_the_next_one_under_its_nam
     assert after.etag != before.etag
 
 
-async def test_no_more_is_purged_at_a_time_than_was_asked_for(store: Store, engine: Engine) -> None:
+async def test_a_purge_deletes_up_to_its_limit(store: Store, engine: Engine) -> None:
     for number in range(5):
         await store.mutate(add(request_id=f"request-{number}"))
     assert await store.purge(Purge(-SECOND, NEVER, NEVER, 2)) == 2
     assert await count(engine, schema.replies) == 3
 
 
-async def test_the_row_that_locks_a_user_goes_with_the_last_cart_and_reply(store: Store, engine: Engine) -> None:
+async def test_the_lock_row_of_a_user_is_deleted_with_the_last_cart_and_reply(store: Store, engine: Engine) -> None:
     locked = 1 if engine.locks_users else 0
     await held_and_deleted(store, request_id="first")
     await release_all(store)
@@ -74,7 +74,7 @@ async def test_the_row_that_locks_a_user_goes_with_the_last_cart_and_reply(store
     assert await count(engine, schema.users) == locked
 
 
-async def test_a_late_answer_for_a_cart_that_was_purged_is_taken_in(store: Store, engine: Engine) -> None:
+async def test_a_late_answer_for_a_purged_cart_is_recorded(store: Store, engine: Engine) -> None:
     await store.mutate(add())
     await store.mutate(remove())
     released = answered(await claim_one(store, "release"))

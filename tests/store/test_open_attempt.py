@@ -1,4 +1,4 @@
-"""Attempts of the `basic` contract in the database: one at a time, whoever asks, and none for who was taken over."""
+"""OpenAttempt, for the `basic` contract: one open attempt at a time, and none for an overtaken claim."""
 
 import asyncio
 from dataclasses import replace
@@ -20,7 +20,7 @@ def attempt(claimed: Reservation, window: int = WINDOW) -> OpenAttempt:
     return OpenAttempt(claimed, window)
 
 
-async def test_an_attempt_is_in_the_row_before_anything_is_sent(store: Store, engine: Engine) -> None:
+async def test_an_open_attempt_is_stored_before_the_request_is_sent(store: Store, engine: Engine) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
     until = await store.open_attempt(attempt(claimed))
@@ -29,7 +29,7 @@ async def test_an_attempt_is_in_the_row_before_anything_is_sent(store: Store, en
     assert (await row_of(engine, claimed.reservation_id)).uncertain_until == until
 
 
-async def test_who_claims_after_a_crash_in_mid_attempt_sees_it_and_opens_no_other(store: Store) -> None:
+async def test_a_claim_after_a_crash_sees_the_open_attempt_and_opens_no_other(store: Store) -> None:
     await store.mutate(add())
     crashed = await claim_one(store, lease=NO_TIME)
     until = await store.open_attempt(attempt(crashed))
@@ -38,7 +38,7 @@ async def test_who_claims_after_a_crash_in_mid_attempt_sees_it_and_opens_no_othe
     assert await store.open_attempt(attempt(heir)) is None
 
 
-async def test_a_zombie_opens_no_attempt(store: Store, engine: Engine) -> None:
+async def test_an_overtaken_claim_opens_no_attempt(store: Store, engine: Engine) -> None:
     await store.mutate(add())
     zombie = await claim_one(store, lease=NO_TIME)
     heir = await claim_one(store)
@@ -47,21 +47,21 @@ async def test_a_zombie_opens_no_attempt(store: Store, engine: Engine) -> None:
     assert await store.open_attempt(attempt(heir)) is not None
 
 
-async def test_of_many_at_once_one_opens(store: Store) -> None:
+async def test_one_of_many_concurrent_attempts_is_opened(store: Store) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
     opened = await asyncio.gather(*(store.open_attempt(attempt(claimed)) for _ in range(8)))
     assert sum(until is not None for until in opened) == 1
 
 
-async def test_another_may_be_opened_once_the_window_is_over(store: Store) -> None:
+async def test_another_attempt_can_be_opened_after_the_window(store: Store) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
     assert await store.open_attempt(attempt(claimed, NO_TIME)) is not None
     assert await store.open_attempt(attempt(claimed)) is not None
 
 
-async def test_a_claim_that_is_handed_back_leaves_its_attempt_open(store: Store) -> None:
+async def test_returning_a_claim_leaves_its_attempt_open(store: Store) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
     until = await store.open_attempt(attempt(claimed))
@@ -69,7 +69,7 @@ async def test_a_claim_that_is_handed_back_leaves_its_attempt_open(store: Store)
     assert (await claim_one(store)).uncertain_until == until
 
 
-async def test_removal_while_an_attempt_is_open_keeps_it_open_and_is_done_after_its_answer(store: Store) -> None:
+async def test_a_release_waits_for_the_answer_of_an_open_attempt(store: Store) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
     until = await store.open_attempt(attempt(claimed))
@@ -86,7 +86,7 @@ async def test_removal_while_an_attempt_is_open_keeps_it_open_and_is_done_after_
     assert closed < until
 
 
-async def test_what_was_released_is_claimed_again_by_the_watch_and_nobody_waits_for_it(
+async def test_a_released_reservation_is_claimed_again_to_be_checked_and_new_holds_do_not_wait_for_it(
     store: Store, engine: Engine
 ) -> None:
     await store.mutate(add())
@@ -103,14 +103,14 @@ async def test_what_was_released_is_claimed_again_by_the_watch_and_nobody_waits_
     assert (await row_of(engine, watched.reservation_id)).finish_time is None
 
 
-async def test_a_reservation_that_was_purged_opens_no_attempt(store: Store, engine: Engine) -> None:
+async def test_a_purged_reservation_opens_no_attempt(store: Store, engine: Engine) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
     await engine.transact(lambda connection: connection.exec_driver_sql("DELETE FROM reservations"))
     assert await store.open_attempt(attempt(claimed)) is None
 
 
-async def test_a_caller_is_told_when_an_attempt_takes_away_what_was_shown(store: Store) -> None:
+async def test_an_attempt_that_lowers_the_reserved_quantity_raises_the_carts_revision(store: Store) -> None:
     await store.mutate(add(quantity=2))
     first = await claim_one(store)
     await store.record(answered(first, expire_time=None))

@@ -1,4 +1,4 @@
-"""The database goes away altogether, and comes back."""
+"""The database goes down and comes back."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -35,7 +35,7 @@ async def engine(own_postgres: PostgresServer, request: pytest.FixtureRequest) -
     own_postgres.start()
 
 
-async def test_without_a_database_nothing_is_done_and_said_so_and_work_goes_on_when_it_is_back(
+async def test_calls_are_refused_while_the_database_is_down_and_succeed_when_it_is_back(
     store: Store, own_postgres: PostgresServer
 ) -> None:
     await store.mutate(add())
@@ -53,9 +53,7 @@ async def test_without_a_database_nothing_is_done_and_said_so_and_work_goes_on_w
     assert len(await claim(store)) == 1
 
 
-async def test_a_restart_in_between_costs_a_caller_time_and_nothing_else(
-    store: Store, own_postgres: PostgresServer
-) -> None:
+async def test_a_write_survives_a_restart_of_the_database(store: Store, own_postgres: PostgresServer) -> None:
     await store.mutate(add())
     own_postgres.stop()
     writing = asyncio.create_task(store.mutate(add()))
@@ -66,7 +64,7 @@ async def test_a_restart_in_between_costs_a_caller_time_and_nothing_else(
 
 
 @pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
-async def test_a_database_that_goes_away_in_mid_commit_leaves_the_outcome_unknown_until_it_is_asked_again(
+async def test_a_commit_that_cannot_be_resolved_is_outcome_unknown_and_a_replay_resolves_it(
     store: Store,
     engine: PostgresqlEngine,
     own_postgres: PostgresServer,
@@ -92,7 +90,7 @@ async def test_a_database_that_goes_away_in_mid_commit_leaves_the_outcome_unknow
     assert (found.cart.total_quantity, found.cart.revision) == (2, 2)
 
 
-async def test_a_database_that_is_back_soon_settles_the_outcome_by_itself(
+async def test_a_broken_commit_is_resolved_when_the_database_is_back_in_time(
     store: Store, engine: PostgresqlEngine, own_postgres: PostgresServer
 ) -> None:
     def pull_the_plug(connection: Connection) -> None:
