@@ -27,7 +27,7 @@ MIN_TIMEOUT_US = to_us(0.001)
 MAX_MESSAGE_LENGTH = 300
 
 
-class Caller:
+class AttemptRunner:
     """Calls the Reservation API for claimed reservations and records each outcome. Reports to `breaker`."""
 
     def __init__(self, store: Store, api: ReservationApi, config: ReconcilerConfig, breaker: Breaker) -> None:
@@ -36,7 +36,7 @@ class Caller:
         self._config = config
         self._breaker = breaker
 
-    async def run_attempt(self, claimed: Reservation) -> None:
+    async def run(self, claimed: Reservation) -> None:
         """Send the claimed reservation's intent and record the outcome. Raises nothing but CancelledError."""
         intent = next_intent(claimed)
         if intent is None:
