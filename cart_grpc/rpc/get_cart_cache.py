@@ -18,7 +18,7 @@ from cart_grpc.carts.refusals import CartNotFound
 from cart_grpc.names import CartKey
 from cart_grpc.rpc.messages import cart_message, item_message
 from cart_grpc.store.read.cache_validator import CacheValidator
-from cart_grpc.store.read.cart_json import NOT_MODIFIED, CartJson, read_head, read_line
+from cart_grpc.store.read.cart_json import NOT_MODIFIED, CartJson, parse_head, parse_line
 from cart_grpc.store.read.reads import Reads
 
 # Room for 6,000 replies of 20 items without labels.
@@ -83,13 +83,13 @@ def _line(text: str) -> bytes:
 
 def _encode_head(text: str) -> bytes:
     """A cart without items; `reconciling` is set if a release is not confirmed."""
-    cart, releasing = read_head(text)
+    cart, releasing = parse_head(text)
     return cart_message(cart, (), 0, reconciling=bool(releasing)).SerializeToString(deterministic=True)
 
 
 def _encode_line(text: str) -> bytes:
     """A cart with only the item; `reconciling` is set if the item's is."""
-    line, currency_code, since = read_line(text)
+    line, currency_code, since = parse_line(text)
     item = item_message(line, currency_code, since)
     return cart_pb2.Cart(items=[item], reconciling=item.reconciling).SerializeToString(deterministic=True)
 

@@ -46,7 +46,7 @@ NOT_MODIFIED: Final = NotModified.NOT_MODIFIED
 
 
 class CartJson(NamedTuple):
-    """A cart at one moment: `head` for `read_head`, `lines` in the order in which they were added for `read_line`.
+    """A cart at one moment: `head` for `parse_head`, `lines` in the order in which they were added for `parse_line`.
 
     `now` is the database's time in microseconds. `version` changes with the cart's revision. `validator` is for reading
     the same texts again; None if they may change at once.
@@ -81,12 +81,12 @@ class TimedLine(NamedTuple):
     since: int
 
 
-def read_head(head: str) -> Head:
+def parse_head(head: str) -> Head:
     *row, item_ids = json.loads(head)
     return Head(to_cart(row), item_ids.split(_NEXT_ID) if item_ids else ())
 
 
-def read_line(line: str) -> TimedLine:
+def parse_line(line: str) -> TimedLine:
     *row, currency_code, since = json.loads(line)
     item, reservation = to_item(row[:_ITEM_WIDTH]), to_reservation(row[_ITEM_WIDTH:])
     return TimedLine(Line(item, reservation), currency_code, since)
@@ -98,13 +98,13 @@ def bind_carts(dialect: Dialect, wanted: Sequence[tuple[CartKey, CacheValidator 
     return dialect.bind_keys(tuple(_KEY_COLUMNS), rows)
 
 
-def read_carts(row: Sequence[Any]) -> list[Found]:
+def parse_carts(row: Sequence[Any]) -> list[Found]:
     """The carts in the row of `select_carts`, in the order of its keys."""
     texts, now = row
-    return [_read_cart(text, now) for text in texts.split(_NEXT_CART)]
+    return [_parse_cart(text, now) for text in texts.split(_NEXT_CART)]
 
 
-def _read_cart(text: str, now: int) -> Found:
+def _parse_cart(text: str, now: int) -> Found:
     if text == NOT_MODIFIED.value:
         return NOT_MODIFIED
     if not text:

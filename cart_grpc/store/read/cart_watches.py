@@ -22,7 +22,7 @@ from cart_grpc.store.read.cache_validator import MAX_AGE_US, CacheValidator, wat
 from cart_grpc.store.read.cart_json import CartJson, Found, NotModified
 from cart_grpc.store.read.grouped_reads import MAX_BATCH
 from cart_grpc.store.read.reads import Reads
-from cart_grpc.store.read.snapshot import Snapshot, read_snapshot
+from cart_grpc.store.read.snapshot import Snapshot, parse_snapshot
 from cart_grpc.units import to_seconds
 
 # Hints come from this process only. Polls find the changes of other processes: often at first, since a change is likely
@@ -116,7 +116,7 @@ class _Subscription:
         if found is None:
             self.state, self._validator, self._lapse_time = None, None, math.inf
             return before is not None
-        self.state = read_snapshot(found)
+        self.state = parse_snapshot(found)
         self._validator = watch_validator(found.version, self.state.lines, found.now)
         self._lapse_time = time + to_seconds(self._validator.until - found.now)
         return before is None or (before.head, before.lines) != (found.head, found.lines)

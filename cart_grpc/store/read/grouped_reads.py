@@ -19,7 +19,7 @@ from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import find_refusal
 from cart_grpc.store.prepared import Prepared
 from cart_grpc.store.read.cache_validator import CacheValidator
-from cart_grpc.store.read.cart_json import Found, bind_carts, read_carts, select_carts
+from cart_grpc.store.read.cart_json import Found, bind_carts, parse_carts, select_carts
 
 MAX_BATCH = 64
 # With this many calls in the queue and the last batch together, it pays to wait for more.
@@ -91,8 +91,8 @@ class GroupedReads:
             found = await self._fetch(distinct)
         except Exception as error:  # noqa: BLE001 - each caller gets the error of its own cart
             refusal = find_refusal(error) or error
-            is_away = isinstance(refusal, DatabaseUnavailable) and not isinstance(refusal, DatabaseDamaged)
-            if len(batch) > 1 and not is_away:
+            is_database_down = isinstance(refusal, DatabaseUnavailable) and not isinstance(refusal, DatabaseDamaged)
+            if len(batch) > 1 and not is_database_down:
                 middle = len(batch) // 2
                 await self._read(batch[:middle])
                 await self._read(batch[middle:])
@@ -110,6 +110,6 @@ class GroupedReads:
 
         def read(connection: Connection) -> list[Found]:
             (row,) = self._statement.fetch(connection, parameters)
-            return read_carts(row)
+            return parse_carts(row)
 
         return dict(zip(wanted, await self._engine.read(read), strict=True))

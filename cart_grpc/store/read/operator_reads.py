@@ -221,7 +221,7 @@ def _select_backlog(now: ColumnElement[int]) -> Select[Any]:
 def _select_due(now: ColumnElement[int]) -> Select[Any, Any, Any]:
     row = reservations.c
     lanes = union_all(
-        *(select(row.due_time).where(among, row.due_time <= now) for among in (due, due_release))
+        *(select(row.due_time).where(is_in_lane, row.due_time <= now) for is_in_lane in (due, due_release))
     ).subquery()
     figures = (func.count().label("how_many"), func.min(lanes.c.due_time).label("oldest"))
     return select(*figures, now.label("now"))
