@@ -64,7 +64,7 @@ def _stop_waiting(unit: UnitOfWork, released: Reservation, now: int) -> list[tup
 
     Returns each before and after.
     """
-    same_sku = unit.of_sku(released.cart, released.sku)
+    same_sku = unit.reservations_of_sku(released.cart, released.sku)
     if any(other.releasing for other in same_sku):
         return []
     changes = [(other, stop_waiting(other, now)) for other in same_sku if other.waiting]

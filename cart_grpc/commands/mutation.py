@@ -35,7 +35,7 @@ class Mutation:
             if stored.fingerprint != call.fingerprint:
                 raise RequestIdReused(call.request_id)
             return stored.reply
-        change = decide(unit.view(call.reads), call, Given(self.limits, now, new_id))
+        change = decide(unit.get_loaded_cart(call.reads), call, Given(self.limits, now, new_id))
         # Before anything is applied: an error in here must leave the unit of work as it was.
         reply = self.encode(change, now)
         unit.apply(change)

@@ -32,7 +32,7 @@ class Retry:
         is_current = line is not None and line.reservation is reservation
         if line and is_current and progress(line, now).state in (ProgressState.REJECTED, ProgressState.EXPIRED):
             call = RetryReservation(reservation.cart, reservation.item_id)
-            change = decide(unit.view(call.reads), call, Given(self.limits, now, new_id))
+            change = decide(unit.get_loaded_cart(call.reads), call, Given(self.limits, now, new_id))
             # No caller changed the cart, so its etag and update_time stay as they are.
             cart = unit.carts[reservation.cart]
             unit.apply(change._replace(cart=cart._replace(revision=cart.revision + 1)))
