@@ -34,7 +34,7 @@ AnyCommand = Command[object] | DirectCommand
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class BatchResult:
     """The result of a batch: an answer or an exception for each command, and whom to notify.
 
     `changed`: the carts in which a change is visible to callers. `due`: a reservation has become due. `now`: the
@@ -42,7 +42,7 @@ class Outcome:
     """
 
     now: int
-    results: Sequence[object]
+    answers: Sequence[object]
     changed: frozenset[CartKey]
     due: bool
 
@@ -53,7 +53,7 @@ def run_batch(
     commands: Sequence[AnyCommand],
     new_id: NewId,
     marker: CommitMarker,
-) -> Outcome:
+) -> BatchResult:
     """Run `commands` in the open transaction of `connection`; the caller commits.
 
     The answer of a command that is refused, or has a bug, is its exception: it changes nothing, and the others go on.
@@ -73,8 +73,10 @@ def run_batch(
         _run_direct(queries, connection, command, now) if isinstance(command, DirectCommand) else next(folded_answers)
         for command in commands
     ]
-    changed = unit.changed_carts | {unit.reservations[name].cart for name in unit.changed_reservations}
-    return Outcome(now, answers, frozenset(changed), _has_due(unit, now))
+    changed = unit.changed_carts | {
+        unit.reservations[reservation_id].cart for reservation_id in unit.changed_reservations
+    }
+    return BatchResult(now, answers, frozenset(changed), _has_due(unit, now))
 
 
 def _load(queries: WriteQueries, connection: Connection, reads: ReadSet) -> UnitOfWork:
@@ -111,7 +113,9 @@ def _write(queries: WriteQueries, connection: Connection, unit: UnitOfWork, now:
     rows: dict[str, Rows] = {
         "carts": [cart_row(unit.carts[key]) for key in sorted(unit.changed_carts)],
         "items": present,
-        "reservations": [reservation_row(unit.reservations[name]) for name in sorted(unit.changed_reservations)],
+        "reservations": [
+            reservation_row(unit.reservations[reservation_id]) for reservation_id in sorted(unit.changed_reservations)
+        ],
         "replies": [_reply_row(unit, key, now) for key in sorted(unit.new_replies)],
         "commit_markers": [COMMIT_MARKERS.to_row(CommitMarkerRow(0, marker, now))],
     }
@@ -145,5 +149,5 @@ def _run_direct(queries: WriteQueries, connection: Connection, command: DirectCo
 
 
 def _has_due(unit: UnitOfWork, now: int) -> bool:
-    changed = (unit.reservations[name] for name in unit.changed_reservations)
+    changed = (unit.reservations[reservation_id] for reservation_id in unit.changed_reservations)
     return any(row.due_time is not None and row.due_time <= now for row in changed)
