@@ -55,7 +55,7 @@ def next_page_token(page: Page, last: Cart) -> str:
 
 def page_size(fields: Fields, requested: int) -> int:
     """Return the number of entries on a page: `requested`, or the default for 0, up to MAX_PAGE_SIZE."""
-    return min(fields.least("page_size", requested) or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+    return min(fields.non_negative("page_size", requested) or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
 
 def encode_token(content: Sequence[object]) -> str:
