@@ -27,7 +27,7 @@ class UserKey(NamedTuple):
 
 
 class CartKey(NamedTuple):
-    """A cart's name, whichever cart is under it now."""
+    """The name of a cart. After a cart ends, a new cart may get the same name."""
 
     slice: int
     user_id: str
@@ -60,7 +60,7 @@ def is_id(text: str) -> bool:
 
 
 def find_user(name: str) -> UserKey | None:
-    """The user in `users/{user}`, or None where `name` is not of that form."""
+    """The user in `users/{user}`, or None if `name` is not of that form."""
     match name.split("/"):
         case ["users", user_id] if is_id(user_id):
             return user_key(user_id)
@@ -68,7 +68,7 @@ def find_user(name: str) -> UserKey | None:
 
 
 def find_cart(name: str) -> CartKey | None:
-    """The cart in `users/{user}/carts/{cart}`, or None where `name` is not of that form."""
+    """The cart in `users/{user}/carts/{cart}`, or None if `name` is not of that form."""
     found = _CART.fullmatch(name)
     if found is None:
         return None
@@ -77,14 +77,14 @@ def find_cart(name: str) -> CartKey | None:
 
 
 def find_item(name: str) -> tuple[CartKey, str] | None:
-    """The cart and item id in `users/{user}/carts/{cart}/items/{item}`, or None where `name` is not of that form."""
+    """The cart and item id in `users/{user}/carts/{cart}/items/{item}`, or None if `name` is not of that form."""
     cart_name, separator, item_id = name.partition("/items/")
     cart = find_cart(cart_name)
     return (cart, item_id) if cart and separator and _ITEM_ID.fullmatch(item_id) else None
 
 
 def find_reservation(name: str) -> str | None:
-    """The reservation id in `reservations/{reservation}`, or None where `name` is not of that form."""
+    """The reservation id in `reservations/{reservation}`, or None if `name` is not of that form."""
     collection, _, reservation_id = name.partition("/")
     return reservation_id if collection == "reservations" and _UUID.fullmatch(reservation_id) else None
 

@@ -1,4 +1,4 @@
-"""What a cart, an item and its progress are. Times and durations are int microseconds, times since the Unix epoch."""
+"""Carts, items and lines as values. Times and durations are int microseconds, times since the Unix epoch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Money:
 
 
 class CartState(IntEnum):
-    """Where a cart is in its life. The numbers are those of `cartgrpc.v1` and of the database."""
+    """The states of a cart's life. The numbers are those of `cartgrpc.v1` and of the database."""
 
     ACTIVE = 1
     EXPIRED = 2
@@ -51,7 +51,8 @@ class Cart(NamedTuple):
 
     @property
     def etag(self) -> str:
-        # With the uid: revisions begin anew once an ended cart is purged, and an old etag must not fit by chance.
+        # The uid is part of it because revisions restart after an ended cart is purged. An old etag must not match
+        # then.
         return f'"{self.uid[-8:]}-{self.etag_revision:x}"'
 
     @property
@@ -60,7 +61,7 @@ class Cart(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One line of a cart. `unit_price` is in the cart's currency, None where it was never given."""
+    """One line of a cart. `unit_price` is in the cart's currency, None if no caller gave one."""
 
     cart: CartKey
     item_id: str

@@ -1,4 +1,4 @@
-"""What callers see of a reservation."""
+"""The progress of a reservation, as callers see it."""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from cart_grpc.protocol.reservation import RELEASED_BY_OPERATOR, Disposition, Ob
 
 
 class ProgressState(IntEnum):
-    """How far a reservation is, as callers see it. The numbers are those of `cartgrpc.v1`."""
+    """The states of a reservation, as callers see them. The numbers are those of `cartgrpc.v1`."""
 
     PENDING = 1
     RESERVED = 2
@@ -21,9 +21,9 @@ class ProgressState(IntEnum):
 
 
 class Progress(NamedTuple):
-    """What callers see of a reservation.
+    """The progress of one reservation.
 
-    `reserved_quantity` are certainly held, until `expire_time`, or for good where that is None.
+    The Reservation API certainly holds `reserved_quantity` until `expire_time`. If that is None, the hold has no end.
     """
 
     state: ProgressState
@@ -33,16 +33,16 @@ class Progress(NamedTuple):
     message: str
 
 
-# A hold is no longer shown as held this close to its end: the caller could not act on it in time.
+# So long before its end, a hold is no longer shown as held: the caller could not act on it in time.
 HOLD_MARGIN_US = 2_000_000
 
 
 def progress(line: Line, now: int) -> Progress:
-    """How far the reservation of `line` is at `now`: computed, never stored.
+    """The progress of the reservation of `line` at `now`. It is computed, never stored.
 
-    RESERVED if the unexpired grant covers the quantity, else PENDING (or UNCERTAIN) while unanswered, else REJECTED or
-    EXPIRED. A renewal shows nowhere. What is shown as reserved is the least of the last grant observed and every
-    quantity intended since.
+    The state is RESERVED if an unexpired grant covers the quantity. Otherwise it is PENDING or UNCERTAIN until the
+    answer comes, and REJECTED or EXPIRED after that. Renewals do not change it. `reserved_quantity` is the smallest of
+    the last observed grant and all quantities intended after that grant.
     """
     row, wanted = line.reservation, line.item.quantity
     if row.state is Observed.COMMITTED:
@@ -59,14 +59,14 @@ def progress(line: Line, now: int) -> Progress:
         reason = row.seal_reason or row.reason or row.state.name
         message = f"the Reservation API refused {wanted} of {row.sku}: {reason}; {held} held"
         if reason == RELEASED_BY_OPERATOR:
-            message = f"an operator gave back what was reserved of {row.sku}"
+            message = f"an operator released the reservation of {row.sku}"
         return Progress(ProgressState.REJECTED, held, expire_time, reason, message)
     return Progress(
         ProgressState.EXPIRED,
         0,
         None,
         "HOLD_EXPIRED",
-        f"the hold on {wanted} of {row.sku} ran out and is asked for again",
+        f"the hold on {wanted} of {row.sku} expired; the service is reserving it again",
     )
 
 
@@ -79,7 +79,7 @@ def _held_quantity(row: Reservation, now: int) -> int:
 
 def _why_uncertain(row: Reservation) -> str:
     code, _, _ = row.last_error.partition(":")
-    return f"an attempt was not answered ({code}) and may have taken effect; it is looked for before another is made"
+    return f"an attempt got no answer ({code}) and may have taken effect; the next attempt waits until this is known"
 
 
 def _why_pending(row: Reservation) -> str:

@@ -1,29 +1,29 @@
-"""Why a call is refused: one tree of exceptions, and nothing in it is a bug.
+"""The reasons for which the service refuses a call: one tree of exceptions. None of them means a bug.
 
-    CallRefused                          a call that did not do what it was asked, and why
-    ├── InvalidArgument              the request itself is wrong: which fields, and what would be right
-    │   └── RequestIdReused          the request_id was used for another body
-    ├── NotFound                     no such cart, item or reservation
-    ├── AlreadyExists                the cart is there already
-    ├── FailedPrecondition           the request is fine, the cart's state is not
+    CallRefused
+    ├── InvalidArgument              a field of the request is invalid
+    │   └── RequestIdReused          another request used this request_id
+    ├── NotFound                     there is no such cart, item or reservation
+    ├── AlreadyExists                the cart exists already
+    ├── FailedPrecondition           the request is valid, but the state of the cart does not allow it
     │   ├── CartClosed               the cart has ended
     │   ├── CurrencyMismatch         a price is in another currency than the cart
-    │   └── ReservationCommitted     a reservation is sold, or being sold, and cannot be released
+    │   └── ReservationCommitted     a reservation is sold, or is being sold, and cannot be released
     ├── Aborted
     │   └── EtagMismatch             the cart has changed since the caller read it
-    ├── LimitExceeded                a stored total would pass its limit
-    └── Unavailable                  nothing is wrong with the request; try again
-        ├── Overloaded               too much is under way
-        │   ├── TooManyCalls         too much of one user is under way
+    ├── LimitExceeded                a stored total would exceed its limit
+    └── Unavailable                  the request is valid; try again
+        ├── Overloaded               too many calls are in progress
+        │   ├── TooManyCalls         too many calls of one user are in progress
         │   └── TooManyStreams       one user or one connection has too many open streams
-        ├── DatabaseUnavailable      the database does not answer; nothing was done
-        │   ├── DatabaseFull         it has no room left
-        │   └── DatabaseDamaged      what it has stored cannot be read any more
-        ├── OutcomeUnknown           the database went away in mid-commit: it may have been done
-        ├── CallTimeout              it took longer than this server lets a call take
+        ├── DatabaseUnavailable      the database does not answer; nothing was changed
+        │   ├── DatabaseFull         the database has no space left
+        │   └── DatabaseDamaged      the database cannot read its data any more
+        ├── OutcomeUnknown           the connection broke during COMMIT: the change may have been made
+        ├── CallTimeout              the call exceeded the server's time-out: the change may have been made
         └── ShuttingDown             this server is about to stop
 
-The gRPC status code of each stands in one table, at the edge.
+`rpc/status.py` has the table of gRPC status codes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """A field at fault, as a path such as `item.quantity`, and what would be right."""
+    """An invalid field, as a path such as `item.quantity`, and the rule that it breaks."""
 
     field: str
     reason: str
@@ -41,9 +41,9 @@ class FieldViolation:
 
 
 class CallRefused(Exception):
-    """A call that did not do what it was asked: without effect, unless its kind says that it may have had one.
+    """The service refused the call. It had no effect, except where a subclass says that it may have had one.
 
-    `reason` is UPPER_SNAKE_CASE; `metadata` repeats what varies in the message.
+    `reason` is UPPER_SNAKE_CASE. `metadata` repeats the variable parts of the message.
     """
 
     reason: ClassVar[str] = "REFUSED"
@@ -55,7 +55,7 @@ class CallRefused(Exception):
 
 
 class InvalidArgument(CallRefused):
-    """The request itself is wrong. `violations` has at least one entry."""
+    """The request is invalid. `violations` has at least one entry."""
 
     reason = "INVALID_FIELD"
 
@@ -69,12 +69,12 @@ class InvalidArgument(CallRefused):
 
 
 class RequestIdReused(InvalidArgument):
-    """The request_id was used for another body."""
+    """The user sent the same request_id with another request before."""
 
     reason = "REQUEST_ID_REUSED"
 
     def __init__(self, request_id: str) -> None:
-        description = f"{request_id!r} was used for another request; take a new one"
+        description = f"{request_id!r} was used for another request; send a new request_id"
         super().__init__([FieldViolation("request_id", self.reason, description)])
         self.metadata["request_id"] = request_id
 
@@ -116,7 +116,7 @@ class ReservationNotFound(NotFound):
 
 
 class AlreadyExists(CallRefused):
-    """The cart is there already, and has not ended."""
+    """The cart exists already, and has not ended."""
 
     reason = "CART_EXISTS"
     resource_type = "cartgrpc.v1.Cart"
@@ -127,7 +127,7 @@ class AlreadyExists(CallRefused):
 
 
 class FailedPrecondition(CallRefused):
-    """The request is fine, the state is not. `subject` names what is in the way."""
+    """The request is valid, but the state does not allow it. `subject` names the resource whose state prevents it."""
 
     def __init__(self, subject: str, message: str, metadata: Mapping[str, str]) -> None:
         super().__init__(message, {"subject": subject, **metadata})
@@ -154,7 +154,7 @@ class CurrencyMismatch(FailedPrecondition):
 
 
 class ReservationCommitted(FailedPrecondition):
-    """From COMMIT no other intent follows: the customer may have paid, and the answer may be under way."""
+    """No other intent may follow a COMMIT: the customer may have paid, and the answer may still come."""
 
     reason = "RESERVATION_COMMITTED"
 
@@ -163,7 +163,7 @@ class ReservationCommitted(FailedPrecondition):
 
 
 class Aborted(CallRefused):
-    """Somebody else was faster: read again, decide again."""
+    """Another caller changed the cart first. Read it again and decide again."""
 
 
 class EtagMismatch(Aborted):
@@ -172,13 +172,14 @@ class EtagMismatch(Aborted):
     reason = "ETAG_MISMATCH"
 
     def __init__(self, name: str, sent: str, current: str) -> None:
-        has_changed = f"{name} has changed: its etag is {current}, not {sent}"
-        message = has_changed if current else f"{name} does not exist, so it has no etag; {sent} was sent"
+        message = f"{name} has changed: its etag is {current}, not {sent}"
+        if not current:
+            message = f"{name} does not exist, so the etag {sent} cannot match"
         super().__init__(message, {"resource_name": name, "sent_etag": sent, "current_etag": current})
 
 
 class LimitExceeded(CallRefused):
-    """A stored total would pass its limit. `subject` is whose total, `limit` the most that is allowed."""
+    """A stored total would exceed its limit. `subject` is the resource that has the total, `quota` the total's name."""
 
     reason = "LIMIT_EXCEEDED"
 
@@ -189,32 +190,34 @@ class LimitExceeded(CallRefused):
 
 
 class Unavailable(CallRefused):
-    """Nothing is wrong with the request. `retry_after_us` is a hint in microseconds."""
+    """The request is valid, and may succeed later. `retry_after_us` is a hint for the caller, in microseconds."""
 
     retry_after_us: ClassVar[int] = 1_000_000
 
 
 class Overloaded(Unavailable):
-    """Too much is under way; nothing was done."""
+    """Too many calls are in progress; nothing was changed."""
 
     reason = "OVERLOADED"
     retry_after_us = 500_000
 
     def __init__(
         self,
-        message: str = "too many calls are under way; try again shortly",
+        message: str = "too many calls are in progress; try again shortly",
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message, metadata)
 
 
 class TooManyCalls(Overloaded):
-    """Too many calls of one user are under way; nothing was done. `limit` is how many."""
+    """Too many calls of one user are in progress; nothing was changed. `limit` is the highest allowed number."""
 
     reason = "TOO_MANY_CALLS"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"this user has {limit} calls under way; wait for some to end", {"limit": str(limit)})
+        super().__init__(
+            f"this user has {limit} calls in progress, the most it may have; wait until some end", {"limit": str(limit)}
+        )
 
 
 class TooManyStreams(Overloaded):
@@ -228,7 +231,7 @@ class TooManyStreams(Overloaded):
 
 
 class DatabaseUnavailable(Unavailable):
-    """The database does not answer; nothing was done."""
+    """The database does not answer; nothing was changed."""
 
     reason = "DATABASE_UNAVAILABLE"
     text: ClassVar[str] = "the database is not available; nothing was changed"
@@ -238,15 +241,15 @@ class DatabaseUnavailable(Unavailable):
 
 
 class DatabaseFull(DatabaseUnavailable):
-    """The database has no room left; nothing was done, and somebody has to make room."""
+    """The database has no space left; nothing was changed. An operator must free space."""
 
     reason = "DATABASE_FULL"
-    text = "the database has no room left; nothing was changed"
+    text = "the database has no space left; nothing was changed"
     retry_after_us = 10_000_000
 
 
 class DatabaseDamaged(DatabaseUnavailable):
-    """What the database has stored cannot be read any more; nothing was done, and somebody has to restore it."""
+    """The database cannot read its data any more; nothing was changed. An operator must restore a backup."""
 
     reason = "DATABASE_DAMAGED"
     text = "the database is damaged; nothing was changed"
@@ -254,21 +257,27 @@ class DatabaseDamaged(DatabaseUnavailable):
 
 
 class OutcomeUnknown(Unavailable):
-    """The database went away in mid-commit: the change may have been made."""
+    """The connection to the database broke during COMMIT: the change may have been made."""
 
     reason = "OUTCOME_UNKNOWN"
 
     def __init__(self) -> None:
-        super().__init__("the database went away in mid-commit; repeat the call with the same request_id to find out")
+        super().__init__(
+            "the connection to the database broke during COMMIT, so the change may have been made; "
+            "repeat the call with the same request_id to find out"
+        )
 
 
 class CallTimeout(Unavailable):
-    """It took longer than this server lets a call take: the change may have been made."""
+    """The call exceeded the server's time-out: the change may have been made."""
 
     reason = "CALL_TIMEOUT"
 
     def __init__(self, seconds: float) -> None:
-        message = f"not done within {seconds:g} s; repeat the call with the same request_id to find out"
+        message = (
+            f"the call did not end within {seconds:g} s, so the change may have been made; "
+            "repeat the call with the same request_id to find out"
+        )
         super().__init__(message, {"timeout": f"{seconds:g}s"})
 
 
