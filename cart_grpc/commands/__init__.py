@@ -1,4 +1,4 @@
-"""What one transaction can do: each command is a function of the rows that were read for it. Pure, no SQL.
+"""Commands: the writes of the service. Each is a pure function of the rows that the store read for it. No SQL.
 
-Commands run in company: a unit of work holds what they share. The store reads it before and writes it after.
+The commands of one transaction share a unit of work. The store fills it before they run, and writes its changes after.
 """

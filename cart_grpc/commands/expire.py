@@ -1,4 +1,4 @@
-"""The end of a cart that nobody has changed for the time of its ttl."""
+"""The command that ends a cart whose ttl has passed since its last change."""
 
 from dataclasses import dataclass
 

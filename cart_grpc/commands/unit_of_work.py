@@ -23,10 +23,10 @@ class Reply:
 
 @dataclass(slots=True)
 class ReadSet:
-    """The keys of all that a batch must read before its commands can run; `users` are the users that it must lock.
+    """The keys of the rows that a batch reads before its commands run. It also locks `users`.
 
-    `whole_carts` are read with all their items and reconciling reservations, `skus` with the reconciling reservations
-    of that cart and sku. A command may add carts of several users.
+    Of each cart in `whole_carts`, it reads all items and reconciling reservations; of each cart and sku in `skus`, the
+    reconciling reservations. One command may add carts of several users.
     """
 
     users: set[UserKey] = field(default_factory=set)
@@ -72,9 +72,9 @@ class UnitOfWork:
         self._ids_by_sku[reservation.cart, reservation.sku].add(reservation.reservation_id)
 
     def get_loaded_cart(self, reads: Sequence[CartRead]) -> LoadedCart:
-        """The first of the carts that a command names, the other ones in its `others`.
+        """Return the cart of the first entry of `reads`, with the carts of the other entries in its `others`.
 
-        `reads` must be covered by the batch's ReadSet: a row that the batch did not read seems not to exist.
+        The ReadSet of the batch must include `reads`: a row that the batch did not read seems not to exist.
         """
         first = self._get_loaded_cart(reads[0])
         return first if len(reads) == 1 else first._replace(others=tuple(map(self._get_loaded_cart, reads[1:])))
@@ -125,7 +125,7 @@ class UnitOfWork:
         self.new_replies.add(key)
 
     def apply(self, change: Change) -> None:
-        """Take over a rule's change, in every cart that it is about."""
+        """Apply a rule's change to each cart that the change names."""
         self._apply_to_cart(change)
         for other in change.others:
             self._apply_to_cart(other)
