@@ -1,5 +1,6 @@
-"""Everything that the service and its loops read, except the operator's reads. Each read is one statement, so it sees
-one moment on both databases.
+"""The reads of the callers and of the background loops. Each read is one statement, so it sees one moment.
+
+Writes do not use this module: a batch reads its own rows (`WriteQueries.load`).
 """
 
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ class Reads:
             .order_by(carts.c.expire_time)
             .limit(bindparam("most", type_=BigInteger))
         )
-        # Prepared: the reconciler asks after every batch.
+        # Prepared, because the reconciler runs these often.
         lanes = ((HOLD_LANE, due), (RELEASE_LANE, due_release))
         self._due: dict[Lane, Prepared] = {
             lane: Prepared(_select_due(is_in_lane, self._now)) for lane, is_in_lane in lanes
@@ -103,7 +104,7 @@ class Reads:
         return parse_snapshot(found) if isinstance(found, CartJson) else None
 
     async def list_carts(self, page: Page) -> list[CartSummary]:
-        """Return one page of a user's carts, and one more cart if there is one. Raises DatabaseUnavailable."""
+        """Return one page of a user's carts, and the first cart of the next page if any. Raises DatabaseUnavailable."""
         rows = await fetch(self._reader, _select_page(page, self._engine.dialect, self._now), {})
         return [CartSummary(to_cart(row[: len(carts.columns)]), bool(row.reconciling), row.now) for row in rows]
 
