@@ -1,4 +1,6 @@
-"""One transaction for many commands: lock, load what they need, fold them in order, write each row once, claim.
+"""One transaction for many commands: lock the users, load the rows, fold the commands, write each row once.
+
+Then the direct commands run.
 
 It is synchronous and takes any SQLAlchemy connection, so it runs in a thread, under `run_sync`, or inline.
 """
@@ -35,7 +37,7 @@ AnyCommand = Command[object] | DirectCommand
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """The result of a batch: an answer or an exception for each command, and whom to notify.
+    """The result of a batch: an answer or an exception for each command, and the changes to publish.
 
     `changed`: the carts in which a change is visible to callers. `due`: a reservation has become due. `now`: the
     database's time for the whole batch, in microseconds.
@@ -56,7 +58,7 @@ def run_batch(
 ) -> BatchResult:
     """Run `commands` in the open transaction of `connection`; the caller commits.
 
-    The answer of a command that is refused, or has a bug, is its exception: it changes nothing, and the others go on.
+    If a command raises, its exception is its answer. Such a command changes nothing, and the others run as usual.
     Raises the database's errors.
     """
     folded = [command for command in commands if not isinstance(command, DirectCommand)]
@@ -67,8 +69,8 @@ def run_batch(
     unit = _load(queries, connection, reads) if folded else UnitOfWork()
     folded_answers = iter([_run_folded(command, unit, now, new_id) for command in folded])
     _write(queries, connection, unit, now, marker)
-    # Direct commands come last: they skip locked rows, so they wait for nobody, and nobody who waits for their rows
-    # holds a lock that this batch needs.
+    # Direct commands run last. They skip locked rows. Another transaction may wait for the rows that they lock, but
+    # from then on this batch waits for no lock, so there is no deadlock.
     answers = [
         _run_direct(queries, connection, command, now) if isinstance(command, DirectCommand) else next(folded_answers)
         for command in commands

@@ -74,8 +74,8 @@ class BatchWriter:
     """Writes one batch after another.
 
     Each writer has its own row in `commit_markers`. So it can find out what happened to its batch while the other
-    writer goes on. It calls `report` after each batch, but not after one that failed because of a command: that tells
-    nothing about the database.
+    writer goes on. It calls `report` after each batch, but not after a batch that failed because of a command: such a
+    failure says nothing about the database.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class BatchWriter:
 
     def _run_in_transaction(self, batch: _Batch, marker: CommitMarker, connection: Connection) -> BatchResult:
         batch.begin_time = batch.begin_time or time.monotonic()
-        # Drop commands whose caller left after a failed attempt; it may have sent a newer change.
+        # Drop commands whose caller left after a failed attempt. That caller may have sent a newer change since.
         batch.commands = [queued for queued in batch.get_commands() if not queued.answer.done()]
         commands = [queued.command for queued in batch.commands]
         return run_batch(self._queries, connection, commands, self._new_id, marker)
