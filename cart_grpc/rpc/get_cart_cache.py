@@ -1,9 +1,10 @@
 """A cache of encoded GetCart replies, whole and in parts.
 
-A whole reply is kept with the validator of the cart that it shows, and the database is only asked whether the cart was
-modified: GetCart of 20 items went from 0.5 to above 0.7 of a no-op call on SQLite, and from 0.35 to 0.7 on PostgreSQL.
-The encoding of a line is kept by the line's JSON text, which contains everything that the encoding shows: it is never
-out of date. Encoding 20 items takes as long as the rest of a call.
+A whole reply is kept with the validator of its cart. The next read sends the validator, and the database answers "not
+modified" if it still holds. This raises the throughput of GetCart with 20 items from 0.5 to above 0.7 of that of an
+empty call on SQLite, and from 0.35 to 0.7 on PostgreSQL. The encoding of a line is kept under the line's JSON text,
+which contains everything that the encoding shows, so it is never out of date. Encoding 20 items takes as long as the
+rest of a call.
 """
 
 from functools import lru_cache

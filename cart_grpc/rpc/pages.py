@@ -1,4 +1,4 @@
-"""ListCarts: its filter, its order, and the tokens that point to the next page."""
+"""The request of ListCarts: its filter and its order. Also the page tokens of all list methods."""
 
 import base64
 import binascii

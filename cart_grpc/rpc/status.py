@@ -1,4 +1,4 @@
-"""Refusals as google.rpc.Status: one table of codes, and details for the caller's program and for a person."""
+"""Refusals as google.rpc.Status: one table of codes, and the error details that fit each refusal."""
 
 import asyncio
 from typing import Any, NoReturn
@@ -74,7 +74,8 @@ async def _end(context: grpc.aio.ServicerContext[Any, Any], rich: grpc.Status) -
     try:
         await context.abort(rich.code, rich.details or "", rich.trailing_metadata or ())
     except grpc.aio.InternalError:
-        # The caller is gone, so the status cannot be sent. Raised on, it would be logged as an error of the server.
+        # The caller is gone, so the status cannot be sent. If InternalError went on, gRPC would log it as a server
+        # error.
         raise asyncio.CancelledError from None
     raise AssertionError("abort returned")
 
