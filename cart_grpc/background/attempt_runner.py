@@ -1,7 +1,7 @@
 """One claim's attempt: the calls to the Reservation API, and the record of their outcome.
 
-An attempt is all that is sent under one claim. It makes at most two tries and is one transaction when it is recorded;
-no transaction is open during the calls.
+An attempt consists of all messages sent under one claim. It has at most two tries. Its outcome is recorded in one
+transaction, and no transaction is open during the calls.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class AttemptRunner:
             self._report(answered=False, error="INTERNAL")
         else:
             self._report(answered=True, error="")
-        # While the API is down, an attempt says nothing about this reservation.
+        # While the API is down, a failed attempt says nothing about this reservation.
         counts_as_attempt = called and not (isinstance(outcome, NoAnswer) and self._breaker.is_open)
         jitter = random.random()  # noqa: S311 - jitter, not a secret
         await self._record(

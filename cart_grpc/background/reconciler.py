@@ -1,8 +1,8 @@
 """The reconciler: claims due reservations, calls the Reservation API and records the answers, for ever.
 
-A claim is committed before its call is made, and the record of the answer is a transaction of its own. Long waiting
-happens in the row (`due_time`), never in a sleeping task, so a crash loses only the rest of a lease. Releases have a
-lane of their own, so that hanging holds cannot starve them.
+A claim is committed before its call is made, and the record of the answer is a transaction of its own. A reservation
+waits in its row (`due_time`), never in a sleeping task, so a crash loses only the rest of a lease. Releases have a lane
+of their own, so that hanging holds cannot starve them.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds, to_us
 
 log = logging.getLogger(__name__)
-# Rows per claim or lease extension: calls that start together, or commit together, delay the callers' own commits.
+# Rows per claim or lease extension. More calls that start together, or commit together, would delay callers' commits.
 MAX_ROWS_PER_COMMAND = 64
 # A claim of one row costs as much as a claim of twenty, so rows that become due within this time are claimed together.
 GATHER_US = to_us(0.01)
