@@ -1,4 +1,4 @@
-"""Units of time. Inside, every time is an int of microseconds; seconds appear only in settings and asyncio calls.
+"""Units of time. Inside the service, every time is an int in microseconds. Only settings and asyncio use seconds.
 
 A duration's name ends in `_us`. A point in time is microseconds since the Unix epoch, in UTC; its name ends in `_time`,
 or is `now`.

@@ -37,7 +37,7 @@ class Breaker:
         self._next_probe = self._clock() + self._probe_interval_us
 
     def record_success(self) -> bool:
-        """Count a call that was answered, whatever the answer. Returns whether this closed the breaker."""
+        """Count a call that got any answer. Returns whether this closed the breaker."""
         was_open, self._failures = self.is_open, 0
         return was_open
 

@@ -1,4 +1,4 @@
-"""The shape that all background loops share: rounds until stopped, surviving and logging their own errors."""
+"""The loop that all background tasks share: it runs rounds until it is stopped, and logs their errors."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The readiness of a server: ready while the database answers, whatever the Reservation API does."""
+"""The readiness of a server: ready while the database answers. The Reservation API does not matter."""
 
 import asyncio
 import logging

@@ -1,8 +1,8 @@
 """The reconciler: claims due reservations, calls the Reservation API and records the answers, for ever.
 
-A claim is committed before its call is made, and the record of the answer is a transaction of its own. Long waiting
-happens in the row (`due_time`), never in a sleeping task, so a crash loses only the rest of a lease. Releases have a
-lane of their own, so that hanging holds cannot starve them.
+A claim is committed before its call is made, and the record of the answer is a transaction of its own. A reservation
+waits in its row (`due_time`), never in a sleeping task, so a crash loses only the rest of a lease. Releases have a lane
+of their own, so that hanging holds cannot starve them.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from cart_grpc.background.attempt_runner import AttemptRunner
 from cart_grpc.background.breaker import Breaker
-from cart_grpc.background.caller import Caller
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.loop import Loop
 from cart_grpc.carts.refusals import Unavailable
@@ -23,7 +23,7 @@ from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds, to_us
 
 log = logging.getLogger(__name__)
-# Rows per claim or lease extension: calls that start together, or commit together, delay the callers' own commits.
+# Rows per claim or lease extension. More calls that start together, or commit together, would delay callers' commits.
 MAX_ROWS_PER_COMMAND = 64
 # A claim of one row costs as much as a claim of twenty, so rows that become due within this time are claimed together.
 GATHER_US = to_us(0.01)
@@ -71,7 +71,7 @@ class Reconciler:
         self._store = store
         self._config = config
         self._breaker = Breaker(clock, threshold=config.breaker_threshold, probe_interval_us=config.probe_interval_us)
-        self._caller = Caller(store, api, config, self._breaker)
+        self._attempt_runner = AttemptRunner(store, api, config, self._breaker)
         self._releases, self._holds = self._lanes = (_Lane(RELEASE_LANE), _Lane(HOLD_LANE))
         self._loop = Loop("reconciler", self._run_round, self._pause)
 
@@ -99,7 +99,7 @@ class Reconciler:
         Raises Unavailable if the database does not answer.
         """
         max_in_flight = self._config.max_in_flight
-        if await _loop_is_lagging():
+        if await _event_loop_is_lagging():
             max_in_flight = min(max_in_flight, MAX_IN_FLIGHT_WHEN_LAGGING)
         releases = await self._claim(self._releases, max_in_flight)
         return CallsStarted(releases, await self._claim(self._holds, max_in_flight))
@@ -161,7 +161,7 @@ class Reconciler:
         return len(claimed)
 
     def _start_attempt(self, lane: _Lane, claimed: Reservation) -> None:
-        task = asyncio.create_task(self._caller.run_attempt(claimed), name=f"reconcile-{claimed.reservation_id}")
+        task = asyncio.create_task(self._attempt_runner.run(claimed), name=f"reconcile-{claimed.reservation_id}")
         lane.calls[task] = claimed
 
         def finished(task: asyncio.Task[None]) -> None:
@@ -183,7 +183,7 @@ class Reconciler:
         await asyncio.sleep(to_seconds(self._config.lease_us) / 3)
 
 
-async def _loop_is_lagging() -> bool:
+async def _event_loop_is_lagging() -> bool:
     """Whether one turn of the event loop takes so long that callers notice."""
     now = asyncio.get_running_loop().time
     started = now()

@@ -1,4 +1,6 @@
-"""The calls that change carts, as values, and the values that go into and come out of a rule.
+"""The calls that change carts, as values, and the inputs and results of the rules.
+
+A call that only reads, such as GetCart, has no type here.
 
 Times and durations are int microseconds.
 """
@@ -18,8 +20,8 @@ NewId = Callable[[], str]
 class Limits:
     """The limits of the service.
 
-    `hold_ttl_us` is how long the Reservation API is asked to hold stock. `cart_ttl_us` is the lifetime of a cart that
-    sets no ttl of its own, counted from its last change.
+    `hold_ttl_us` is the ttl that every HOLD requests from the Reservation API. `cart_ttl_us` is the lifetime, from its
+    last change, of a cart that has no ttl of its own.
     """
 
     max_quantity_per_add: int = 100
@@ -30,7 +32,7 @@ class Limits:
 
 
 class Given(NamedTuple):
-    """What a rule gets beside the cart and the call: the limits, the time, and a source of ids that never repeats."""
+    """The further inputs of a rule, beside the cart and the call: limits, time in microseconds, a generator of ids."""
 
     limits: Limits
     now: int
@@ -38,9 +40,9 @@ class Given(NamedTuple):
 
 
 class CartRead(NamedTuple):
-    """What a call must see of one cart: the items in `item_ids`, or all items if None.
+    """The part of one cart that a call needs: the items in `item_ids`, or all items if None.
 
-    `skus` are the skus of items that the call may create. Their unfinished releases are read too.
+    `skus` are the skus of items that the call may create: the unfinished releases of these skus are read too.
     """
 
     cart: CartKey
@@ -49,7 +51,7 @@ class CartRead(NamedTuple):
 
 
 class LoadedCart(NamedTuple):
-    """One cart as a call finds it: its lines by item id, as far as the call's CartRead names them.
+    """One cart before a call: the lines that the call's CartRead names, by item id.
 
     `cart` is None if no cart exists under this name. `releasing` are the skus that have an unfinished release.
     `others` are the further carts of a call that names several.
@@ -74,9 +76,9 @@ class OpenCart(NamedTuple):
 class Change(NamedTuple):
     """The effect of a call: the cart, the lines that it named in their new state, and the lines that it removed.
 
-    An object that is the same object as in LoadedCart is unchanged and is not written. `releasing` repeats the skus
-    that had an unfinished release before the call, if the reply is about the whole cart. `others` are the changes of
-    the further carts of a call that names several.
+    A cart, item or reservation that is the same Python object as in LoadedCart is unchanged, and is not written. If the
+    reply shows the whole cart, `releasing` repeats the skus that had an unfinished release before the call. `others`
+    are the changes of the further carts of a call that names several.
     """
 
     cart: Cart
@@ -88,11 +90,12 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A change that a caller asks for, checked. It is about the whole cart unless its type says otherwise.
+    """A checked request for a change. It applies to the whole cart unless its type says otherwise.
 
-    `etag` is the caller's, "" if it sent none. `request_id` is scoped to the cart's user, "" if there is none; then
-    `fingerprint` is empty, too. Otherwise the fingerprint tells one request from another under the same request_id.
-    If a call names several carts, these fields belong to `cart`, and `reads` names `cart` first and each cart once.
+    `etag` is the one that the caller sent, or "". `request_id` is unique per user, or "" if the caller sent none.
+    `fingerprint` is a hash of the request, so that another request with the same request_id is detected. It is empty if
+    there is no request_id. If a call names several carts, these fields belong to `cart`, and `reads` names `cart` first
+    and each cart once.
     """
 
     cart: CartKey
@@ -103,12 +106,12 @@ class Call:
 
     @property
     def reads(self) -> tuple[CartRead, ...]:
-        """What the call must see, one entry for each cart."""
+        """The parts of carts that the call needs, one entry for each cart."""
         return (CartRead(self.cart),)
 
 
 class Addition(NamedTuple):
-    """One item to add. `quantity` is how many more; if price or labels are None, the line keeps its own."""
+    """One item to add. `quantity` is added to the line's. A price or labels of None leave the line's unchanged."""
 
     item_id: str
     sku: str

@@ -1,9 +1,9 @@
 """The rules of the calls: pure functions from a loaded cart and a call to the change.
 
-`decide` is the way in. It checks that the cart exists, that the etag matches and that the cart is open, in this order,
-and passes on to the rule of the call's type. A rule takes an OpenCart, the call, and what is Given; it returns a Change
-or raises CallRefused. A transaction may run a rule together with others, or again from the start, so a rule changes
-nothing but its result.
+`decide` is the entry point. It checks that the cart exists, that the etag matches and that the cart is open, in this
+order. Then it runs the rule for the type of the call. A rule takes an OpenCart, the call and a Given. It returns a
+Change or raises CallRefused. A rule has no side effects: a transaction runs the rules of many calls, and may be
+retried.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -56,7 +56,7 @@ def decide(loaded: LoadedCart, call: Call, given: Given) -> Change:
 
 
 class Needs(Enum):
-    """What a call needs to find under the name of its cart."""
+    """The state of the cart that a call needs."""
 
     OPEN_CART = 1
     OPEN_CART_OR_NONE = 2
@@ -64,9 +64,9 @@ class Needs(Enum):
 
 
 def _get_open_cart(loaded: LoadedCart, etag: str, needs: Needs, given: Given) -> Cart:
-    """The open cart that the call is about: the loaded one, or a new one if the call may start it.
+    """The open cart that the call applies to: the loaded one, or a new one if the call may start a cart.
 
-    Callers rely on the order of the checks.
+    The order of the checks is part of the API: callers rely on it.
     """
     cart = loaded.cart
     may_start = needs is not Needs.OPEN_CART
@@ -167,7 +167,7 @@ def _reserve(item: Item, releasing: AbstractSet[str], given: Given) -> Line:
 
 
 def _hold_quantity(loaded: OpenCart, line: Line, given: Given) -> Line:
-    """The line with its item's quantity as the intent: of its reservation, or of a new one if that one is closed."""
+    """The line with a reservation that intends the item's quantity. A closed reservation is replaced by a new one."""
     if not line.reservation.is_closed:
         return Line(line.item, hold(line.reservation, line.item.quantity, given.now))
     sku = line.item.sku
@@ -218,7 +218,7 @@ def expire_cart(loaded: LoadedCart, now: int) -> Change | None:
 
 
 def _take_out(cart: Cart, lines: Iterable[Line], now: int) -> Change:
-    """Remove the lines and release their reservations, however far those have got."""
+    """Remove the lines and release their reservations, in any state."""
     removed = []
     for line in lines:
         cart = recount(cart, line, None)
@@ -261,7 +261,7 @@ def _get_line(loaded: OpenCart, call: ItemCall) -> Line:
 
 
 class Rule(NamedTuple):
-    """How calls of one type are decided. `change` is the rule: it takes an OpenCart, the call, and what is Given."""
+    """The rule for one type of call, and the state of the cart that it needs."""
 
     change: Callable[[OpenCart, Any, Given], Change]
     needs: Needs = Needs.OPEN_CART

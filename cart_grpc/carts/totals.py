@@ -1,4 +1,4 @@
-"""A cart's own columns: how a call starts a cart, counts its items and marks it as changed."""
+"""Steps that the rules share: start a cart, set its currency, update its totals, mark it as changed."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from cart_grpc.carts.model import Cart, CartState, Line, Money
 from cart_grpc.carts.refusals import CurrencyMismatch, LimitExceeded
 from cart_grpc.names import CartKey
 
-# The largest signed 64-bit integer, which is what the databases and the protocol can hold.
+# The largest signed 64-bit integer: databases and protobuf cannot hold more.
 MAX_SUBTOTAL = 2**63 - 1
 
 
@@ -38,7 +38,7 @@ def touch(cart: Cart, now: int) -> Cart:
 
 
 def adopt_currency(cart: Cart, prices: Iterable[Money | None]) -> Cart:
-    """The cart with the currency of `prices`, if it had none. Raises CurrencyMismatch if it has another."""
+    """The cart, with the currency of `prices` if it has none yet. Raises CurrencyMismatch if it has another one."""
     for price in prices:
         if price is None or price.currency_code == cart.currency_code:
             continue

@@ -1,4 +1,4 @@
-"""How a reservation changes without a call of its cart's owner, and the invariant that readers rely on."""
+"""Changes of a reservation that no caller made, and the invariant that readers rely on."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,9 @@ from cart_grpc.protocol.transitions import stop_waiting
 
 
 def apply_transition(unit: UnitOfWork, before: Reservation, after: Reservation, now: int) -> None:
-    """Replace `before` by `after`, unblock the holds that waited for it, and raise the cart's revision if it must rise.
+    """Replace `before` by `after`, and raise the cart's revision if it must rise.
+
+    If `after` is released, the holds that waited for this release become due.
 
     `unit` must have loaded the cart, the item and, if `after` is a release, the reservations of its sku.
 
@@ -19,10 +21,10 @@ def apply_transition(unit: UnitOfWork, before: Reservation, after: Reservation, 
     revision means the same cart (see `store.read.cache_validator`). `must_raise_revision` decides for every command
     that goes through here. The other writers keep the invariant as follows:
     - a caller's change always raises the revision (`carts.rules`);
-    - claiming makes a reservation claimed, and it is due before that; returning a claim leaves it due;
+    - claiming changes only a due reservation, which is claimed afterwards; a returned claim leaves it due;
     - extending a lease needs a claim;
-    - purging deletes only reservations of no item, which no reader shows;
-    - a restore runs while no server does, so no reader remembers a revision.
+    - purging deletes only reservations without an item, which no reader shows;
+    - a restore runs only while no server runs, so no reader remembers a revision.
     """
     if after == before:
         return
@@ -30,8 +32,8 @@ def apply_transition(unit: UnitOfWork, before: Reservation, after: Reservation, 
     changes = [(before, after)]
     if after.settled and not before.settled and after.disposition is Disposition.RELEASE:
         changes += _stop_waiting(unit, after, now)
-    # The cart may be gone: an ended cart is purged once none of its reservations is reconciling, and an operator can
-    # start one of those again.
+    # The cart may be gone. An ended cart is purged once none of its reservations is reconciling, but an operator can
+    # make such a reservation reconciling again.
     cart = unit.carts.get(after.cart)
     if cart and must_raise_revision(unit, changes, now):
         unit.put_cart(cart._replace(revision=cart.revision + 1))
@@ -40,8 +42,8 @@ def apply_transition(unit: UnitOfWork, before: Reservation, after: Reservation, 
 def must_raise_revision(unit: UnitOfWork, changes: Iterable[tuple[Reservation, Reservation]], now: int) -> bool:
     """Whether the cart's revision must rise for `changes` (before, after) of its reservations.
 
-    It must if a change is visible to callers, and, for the invariant of `apply_transition`, if the reservation was
-    unclaimed. Also compare at time 0: if the clock is set back, an expired hold counts as live again.
+    It must rise if callers can see the change. It must also rise if the reservation was unclaimed: that is the
+    invariant of `apply_transition`. Time 0 is compared too: if the clock is set back, an expired hold is live again.
     """
     return any(
         before.lease_expire_time is None
@@ -64,7 +66,7 @@ def _stop_waiting(unit: UnitOfWork, released: Reservation, now: int) -> list[tup
 
     Returns each before and after.
     """
-    same_sku = unit.of_sku(released.cart, released.sku)
+    same_sku = unit.reservations_of_sku(released.cart, released.sku)
     if any(other.releasing for other in same_sku):
         return []
     changes = [(other, stop_waiting(other, now)) for other in same_sku if other.waiting]

@@ -1,7 +1,8 @@
 """The interface of a command: a write that shares its transaction with other commands.
 
-A command names what it must read and is then a function of it. The store may run it together with others, or again from
-the start, so it changes nothing but the unit of work that it gets.
+A command names the rows that it needs. The store reads these rows into a unit of work, and the command changes that.
+To run several commands on one unit of work, one after the other, is to *fold* them. The store may also repeat a whole
+batch, so a command changes nothing else.
 """
 
 from typing import Protocol, TypeVar
@@ -13,10 +14,10 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Command(Protocol[R_co]):
-    """A write that a batch folds with others, and that gets its own answer or refusal."""
+    """A write that is folded with others. Each gets its own answer or refusal."""
 
     def add_reads(self, reads: ReadSet, /) -> None:
-        """Add to `reads` what this command must see."""
+        """Add to `reads` the keys of the rows that this command needs."""
         ...
 
     def run(self, unit: UnitOfWork, now: int, new_id: NewId, /) -> R_co:

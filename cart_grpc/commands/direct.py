@@ -1,6 +1,6 @@
-"""Direct commands: the store runs each as one statement over many rows, and loads no cart for it.
+"""Direct commands. The store runs each as SQL over many rows, without a unit of work.
 
-All others are folded: see `commands.command`.
+All other commands are folded: see `commands.command`.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from cart_grpc.protocol.reservation import Reservation
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Claim up to `limit` due reservations of a lane for `lease_us`. Its answer: their rows, as claimed."""
+    """Claim up to `limit` due reservations of a lane for `lease_us`. The answer: the claimed rows."""
 
     lane: Lane
     limit: int
@@ -38,7 +38,7 @@ class ReturnClaims:
 class Purge:
     """Delete up to `limit` rows of each kind that ended longer ago than its retention.
 
-    Its answer: how many rows were deleted.
+    The answer: the number of deleted rows.
     """
 
     replies_us: int

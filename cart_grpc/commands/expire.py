@@ -18,7 +18,7 @@ class Expire:
         reads.add_cart(CartRead(self.cart))
 
     def run(self, unit: UnitOfWork, now: int, new_id: NewId) -> bool:
-        change = expire_cart(unit.view([CartRead(self.cart)]), now)
+        change = expire_cart(unit.get_loaded_cart([CartRead(self.cart)]), now)
         if change:
             unit.apply(change)
         return change is not None

@@ -1,4 +1,4 @@
-"""A caller's change, as a command of a batch."""
+"""The command for a caller's change."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from cart_grpc.commands.unit_of_work import ReadSet, Reply, UnitOfWork
 class Mutation:
     """A call, and how to encode its reply: `encode` takes the change and the time, and returns the reply's bytes.
 
-    If the call has a request_id, the reply is stored in the transaction of its effect, and a repeated call gets the
-    same bytes.
+    If the call has a request_id, the same transaction stores the change and the reply. A repeated call gets the same
+    bytes.
     """
 
     call: Call
@@ -35,8 +35,8 @@ class Mutation:
             if stored.fingerprint != call.fingerprint:
                 raise RequestIdReused(call.request_id)
             return stored.reply
-        change = decide(unit.view(call.reads), call, Given(self.limits, now, new_id))
-        # Before anything is applied: an error in here must leave the unit of work as it was.
+        change = decide(unit.get_loaded_cart(call.reads), call, Given(self.limits, now, new_id))
+        # Encode first: if this fails, the unit of work must be unchanged.
         reply = self.encode(change, now)
         unit.apply(change)
         if call.request_id:

@@ -14,10 +14,11 @@ from cart_grpc.protocol.transitions import force_release, release, retry_now
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Make the next message due now. If the item was rejected or its hold expired, ask for it again.
+    """Make the reservation due now. If its item is rejected or expired, reserve the item again.
 
-    `found`: the reservation as it was read, which tells its cart and item. Its answer: the id of the reservation that
-    the item has now. Raises ReservationNotFound if it was purged, CartClosed if its cart has ended.
+    `found`: the reservation as the caller read it; only its keys are used. The answer: the id of the reservation that
+    is due now, which is a new one if the old one was closed. Raises ReservationNotFound if it was purged, CartClosed if
+    its cart has ended.
     """
 
     found: Reservation
@@ -32,7 +33,7 @@ class Retry:
         is_current = line is not None and line.reservation is reservation
         if line and is_current and progress(line, now).state in (ProgressState.REJECTED, ProgressState.EXPIRED):
             call = RetryReservation(reservation.cart, reservation.item_id)
-            change = decide(unit.view(call.reads), call, Given(self.limits, now, new_id))
+            change = decide(unit.get_loaded_cart(call.reads), call, Given(self.limits, now, new_id))
             # No caller changed the cart, so its etag and update_time stay as they are.
             cart = unit.carts[reservation.cart]
             unit.apply(change._replace(cart=cart._replace(revision=cart.revision + 1)))
@@ -47,7 +48,7 @@ class Retry:
 class Release:
     """Release a reservation. With `force`, count it as released at once, without an answer of the Reservation API.
 
-    Its answer: with `force`, an alarm that says how much stock may still be held; otherwise None. Raises
+    The answer: with `force`, an alarm that says how much stock may still be held; otherwise None. Raises
     ReservationCommitted if it is committed or being committed, ReservationNotFound if it was purged.
     """
 

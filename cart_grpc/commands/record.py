@@ -14,7 +14,7 @@ from cart_grpc.protocol.transitions import find_alarm, record_outcome
 class Recorded:
     """The reservation after a RecordOutcome, and an alarm for operators if there is one.
 
-    `duplicates`: how many reservations too many the Reservation API had, which were found and undone.
+    `duplicates`: the number of surplus reservations that the call found at the Reservation API and deleted.
     """
 
     reservation: Reservation
@@ -50,7 +50,7 @@ class RecordOutcome:
     def run(self, unit: UnitOfWork, now: int, new_id: NewId) -> Recorded:
         before = unit.reservations.get(self.claimed.reservation_id)
         if before is None:
-            # It was finished and has been purged: a late answer changes nothing.
+            # The reservation was finished and purged. A late answer changes nothing.
             return Recorded(self.claimed, None)
         epoch, sent = self.claimed.lease_epoch, self.claimed.revision
         after = record_outcome(before, epoch, sent, self.outcome, now, now + self.retry_delay_us, self.jitter)
@@ -59,15 +59,15 @@ class RecordOutcome:
             after = after._replace(attempt_count=after.attempt_count - 1)
         apply_transition(unit, before, after, now)
         duplicates = count_duplicates(before, self.outcome)
-        alarm = f"{duplicates} reservations too many were found and undone" if duplicates else None
+        alarm = f"{duplicates} surplus reservations were found and deleted" if duplicates else None
         return Recorded(after, alarm or find_alarm(before, self.outcome), duplicates)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenAttempt:
-    """Write down, before a request is sent, that it may take effect until `window_us` from now.
+    """Record, before a request is sent, that the request may take effect until `window_us` from now.
 
-    Its answer: the end of that window, or None if nothing may be sent.
+    The answer: the end of that window, or None if nothing may be sent.
     """
 
     claimed: Reservation

@@ -23,10 +23,10 @@ class Reply:
 
 @dataclass(slots=True)
 class ReadSet:
-    """The keys of all that a batch must read before its commands can run; `users` are the users that it must lock.
+    """The keys of the rows that a batch reads before its commands run. It also locks `users`.
 
-    `whole_carts` are read with all their items and reconciling reservations, `skus` with the reconciling reservations
-    of that cart and sku. A command may add carts of several users.
+    Of each cart in `whole_carts`, it reads all items and reconciling reservations; of each cart and sku in `skus`, the
+    reconciling reservations. One command may add carts of several users.
     """
 
     users: set[UserKey] = field(default_factory=set)
@@ -58,7 +58,7 @@ class UnitOfWork:
         self.carts: dict[CartKey, Cart] = {}
         self.items: defaultdict[CartKey, dict[str, Item]] = defaultdict(dict)
         self.reservations: dict[str, Reservation] = {}
-        self._of_sku: defaultdict[tuple[CartKey, str], set[str]] = defaultdict(set)
+        self._ids_by_sku: defaultdict[tuple[CartKey, str], set[str]] = defaultdict(set)
         self.new_replies: set[ReplyKey] = set()
         self.changed_carts: set[CartKey] = set()
         self.changed_items: set[ItemKey] = set()
@@ -69,30 +69,32 @@ class UnitOfWork:
 
     def load_reservation(self, reservation: Reservation) -> None:
         self.reservations[reservation.reservation_id] = reservation
-        self._of_sku[reservation.cart, reservation.sku].add(reservation.reservation_id)
+        self._ids_by_sku[reservation.cart, reservation.sku].add(reservation.reservation_id)
 
-    def view(self, reads: Sequence[CartRead]) -> LoadedCart:
-        """The first of the carts that a command names, the other ones in its `others`.
+    def get_loaded_cart(self, reads: Sequence[CartRead]) -> LoadedCart:
+        """Return the cart of the first entry of `reads`, with the carts of the other entries in its `others`.
 
-        `reads` must be covered by the batch's ReadSet: a row that the batch did not read seems not to exist.
+        The ReadSet of the batch must include `reads`: a row that the batch did not read seems not to exist.
         """
-        first = self._get_cart(reads[0])
-        return first if len(reads) == 1 else first._replace(others=tuple(map(self._get_cart, reads[1:])))
+        first = self._get_loaded_cart(reads[0])
+        return first if len(reads) == 1 else first._replace(others=tuple(map(self._get_loaded_cart, reads[1:])))
 
-    def _get_cart(self, read: CartRead) -> LoadedCart:
+    def _get_loaded_cart(self, read: CartRead) -> LoadedCart:
         key, item_ids, skus = read
         items = self.items[key]
         named = set(skus)
         if item_ids is None:
             item_ids = sorted(items, key=lambda item_id: (items[item_id].create_time, items[item_id].uid))
-            named.update(sku for cart, sku in self._of_sku if cart == key)
+            named.update(sku for cart, sku in self._ids_by_sku if cart == key)
         lines = {item_id: self._line(items[item_id]) for item_id in item_ids if item_id in items}
         named.update(line.item.sku for line in lines.values())
         releasing = frozenset(sku for sku in named if self._is_releasing(key, sku))
         return LoadedCart(key, self.carts.get(key), lines, releasing)
 
     def _is_releasing(self, key: CartKey, sku: str) -> bool:
-        return any(self.reservations[name].releasing for name in self._of_sku.get((key, sku), ()))
+        return any(
+            self.reservations[reservation_id].releasing for reservation_id in self._ids_by_sku.get((key, sku), ())
+        )
 
     def _line(self, item: Item) -> Line:
         return Line(item, self.reservations[item.reservation_id])
@@ -101,12 +103,12 @@ class UnitOfWork:
         item = self.items[key].get(item_id)
         return self._line(item) if item else None
 
-    def of_sku(self, key: CartKey, sku: str) -> list[Reservation]:
+    def reservations_of_sku(self, key: CartKey, sku: str) -> list[Reservation]:
         """The reservations of a cart and sku that were read or created.
 
         They include every reconciling one if the ReadSet named the sku or the whole cart.
         """
-        return [self.reservations[reservation_id] for reservation_id in sorted(self._of_sku.get((key, sku), ()))]
+        return [self.reservations[reservation_id] for reservation_id in sorted(self._ids_by_sku.get((key, sku), ()))]
 
     def put_cart(self, cart: Cart) -> None:
         if self.carts.get(cart.key) is not cart:
@@ -123,7 +125,7 @@ class UnitOfWork:
         self.new_replies.add(key)
 
     def apply(self, change: Change) -> None:
-        """Take over a rule's change, in every cart that it is about."""
+        """Apply a rule's change to each cart that the change names."""
         self._apply_to_cart(change)
         for other in change.others:
             self._apply_to_cart(other)

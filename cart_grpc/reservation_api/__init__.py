@@ -1,4 +1,4 @@
 """The client side of the Reservation API: one interface over gRPC, HTTP and the `basic` contract.
 
-It knows neither the store nor when to call: one call of ours is one call to the API, with no retry inside.
+It does not know the store, and does not decide when to call. It never retries.
 """

@@ -1,7 +1,7 @@
 """The interface to the Reservation API that all transports implement.
 
-An answer is a value, even a refusal. No answer is an exception, NoAnswerError: the message may or may not have taken
-effect.
+If the API answers, the answer is a value, even if it is a refusal. If no valid answer comes, NoAnswerError is raised:
+the message may or may not have taken effect. The reconciler turns this exception into the value NoAnswer.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ class NoAnswerError(Exception):
     """No answer, or an invalid one: the message may or may not have taken effect.
 
     `code` is the name of a gRPC status code, `HTTP_<status>` or `INVALID_ANSWER`. `retry_after_us` is how long the API
-    asked us to wait, None if it did not. `reached` is True if a working API throttled the call or sent an invalid
-    answer, so that the call does not count as a failure of the API; None if the API was not called at all.
+    asked us to wait, None if it did not. `reached` is False if the call counts as a failure of the API. It is True if a
+    working API throttled the call or sent an invalid answer, and None if the API was not called at all.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class NoAnswerError(Exception):
 
 
 class Attempt(Protocol):
-    """All that is sent under one claim.
+    """The requests sent under one claim.
 
     `basic` records the attempt before it sends anything: a request may take effect late, and twice if it is sent twice.
     """
@@ -55,7 +55,7 @@ class Attempt(Protocol):
     async def open(self, timeout_us: int) -> bool:
         """Record that this attempt is open, before a request with this timeout is sent.
 
-        Returns whether the request may be sent: not if the claim was overtaken or the database does not answer.
+        Returns whether the request may be sent. It may not if the claim was overtaken or the database does not answer.
         """
         ...
 

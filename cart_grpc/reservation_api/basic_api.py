@@ -4,10 +4,11 @@
     GET    {base}?id=               → [{reservation_id, id, item, quantity}], all live reservations of that id
     DELETE {base}/{reservation_id}  → 2xx; 404 if there is none
 
-A request may take effect after its caller gave up, so exactly once is impossible. The client does what is possible.
+A request may take effect after its caller gave up, so exactly once is impossible. The client comes as close as it can.
 Before it sends anything for a hold, it records an open attempt in the row. Every later attempt then waits until that
 request can no longer take effect, and trusts only look-ups made after that. A release may look up and delete at any
-time, because nobody wants what it deletes; it is done when no attempt is open and a look-up finds nothing.
+time, because no item needs the reservations that it deletes. It is done when no attempt is open and a look-up finds
+nothing.
 """
 
 import asyncio
@@ -149,7 +150,7 @@ class BasicCall:
         return None if answer.status == 404 else wire.to_permanent_failure(reason, name, message)
 
     def to_decision(self, live: list[Live]) -> Decision:
-        """Return the decision that the intent is fulfilled. `live` is what the first look-up found."""
+        """Return the decision that the intent is fulfilled. `live` is the result of the first look-up."""
         intent = self.intent
         state, quantity = {
             Disposition.HOLD: (Observed.HELD, intent.quantity),

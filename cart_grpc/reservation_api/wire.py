@@ -1,8 +1,8 @@
 """Conversions between our values and the messages of `cartgrpc.reservation.v1`, for all transports.
 
-Every intent that a cart makes can be converted to a message. Answers are checked strictly: one that names another
-reservation or revision, or contradicts itself, does not answer our request, and recording it would record a decision
-that the API did not take. Such an answer raises NoAnswerError("INVALID_ANSWER", reached=True).
+Answers are checked strictly. An answer that names another reservation or revision, or contradicts itself, does not
+answer our request. If it were recorded, the row would show a decision that the API did not take. Such an answer raises
+NoAnswerError("INVALID_ANSWER", reached=True).
 """
 
 import re

@@ -50,7 +50,7 @@ def list_reservations(request: pb.ListReservationsRequest) -> ReservationPage:
         size=pages.page_size(fields, request.page_size),
         states=frozenset(WorkState(state) for state in request.states if state in known) or BACKLOG,
         min_age_us=fields.duration("min_age", request.min_age, 0, MAX_AGE_SECONDS),
-        min_attempts=fields.least("min_attempt_count", request.min_attempt_count),
+        min_attempts=fields.non_negative("min_attempt_count", request.min_attempt_count),
         after=None,
     )
     fields.check()

@@ -1,8 +1,8 @@
 """Admission: which calls run, which wait, and which are rejected. A server that starts too much finishes nothing.
 
-- The number of running calls is bounded. One more is rejected before its request is received. A rejection costs 0.8
-  of an empty call, because gRPC's own share cannot be avoided; so this bound is high, and HTTP/2's bound on the
-  streams of one connection keeps most of a flood out.
+- The number of running calls is bounded. At the bound, a further call is rejected before its request is received. A
+  rejection costs 0.8 of an empty call, because most of that is gRPC's own work. So this bound is high, and HTTP/2's
+  limit on the streams of one connection keeps most of a flood out.
 - The number of one user's running calls is bounded. Further calls of that user queue for a slot, which costs nothing:
   a user who floods the server only slows itself down.
 - Waiting calls hold no slot. They wait in a queue for a slot, or they are parked: in max_wait, for a reservation. The
@@ -52,7 +52,7 @@ class Admission:
 
     @property
     def is_full(self) -> bool:
-        """Whether every slot is taken: the next call is rejected, whichever user it is of."""
+        """Whether every slot is taken. If so, the next call of any user is rejected."""
         return self.running >= self._max_calls
 
     async def take_slot(self, user: str) -> None:
@@ -149,9 +149,9 @@ class OpenStreams:
 
     @contextmanager
     def slot(self, user: str, connection: str) -> Iterator[None]:
-        """Count the current task as a stream of `user` ("": of nobody) on `connection` until the block ends.
+        """Count the current task as a stream of `user` ("" if unknown) on `connection` until the block ends.
 
-        Raises TooManyStreams at a limit, and ShuttingDown from `drain` on, in the middle of the block, too.
+        Raises TooManyStreams at a limit. After `drain`, raises ShuttingDown, also out of a block that is running.
         """
         if self._is_draining:
             raise ShuttingDown

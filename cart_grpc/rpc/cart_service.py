@@ -19,7 +19,7 @@ from cart_grpc.store.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
 # A response, or its bytes if those exist already: the pipeline sends them as they are.
-Encoded: TypeAlias = Any
+MessageOrBytes: TypeAlias = Any
 
 
 class CartService(cart_service_pb2_grpc.CartServiceServicer):
@@ -34,43 +34,43 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         self._waiting = Waiting(store, park)
         self._get_cart_cache = GetCartCache(store.reads)
 
-    async def AddItem(self, request: pb.AddItemRequest, context: Context) -> Encoded:
+    async def AddItem(self, request: pb.AddItemRequest, context: Context) -> MessageOrBytes:
         call = requests.add_item(request, self._limits)
         return await self._mutate(call, replies.ADD_ITEM, request, context)
 
-    async def BatchAddItems(self, request: pb.BatchAddItemsRequest, context: Context) -> Encoded:
+    async def BatchAddItems(self, request: pb.BatchAddItemsRequest, context: Context) -> MessageOrBytes:
         call = requests.batch_add_items(request, self._limits)
         return await self._mutate(call, replies.BATCH_ADD_ITEMS, request, context)
 
-    async def UpdateItem(self, request: pb.UpdateItemRequest, context: Context) -> Encoded:
+    async def UpdateItem(self, request: pb.UpdateItemRequest, context: Context) -> MessageOrBytes:
         call = requests.update_item(request, self._limits)
         return await self._mutate(call, replies.UPDATE_ITEM, request, context)
 
-    async def RemoveItem(self, request: pb.RemoveItemRequest, context: Context) -> Encoded:
+    async def RemoveItem(self, request: pb.RemoveItemRequest, context: Context) -> MessageOrBytes:
         call = requests.remove_item(request)
         return await self._mutate(call, replies.REMOVE_ITEM, request, context)
 
-    async def ClearCart(self, request: pb.ClearCartRequest, context: Context) -> Encoded:
+    async def ClearCart(self, request: pb.ClearCartRequest, context: Context) -> MessageOrBytes:
         call = requests.clear_cart(request)
         return await self._mutate(call, replies.CLEAR_CART, request, context)
 
-    async def DeleteCart(self, request: pb.DeleteCartRequest, context: Context) -> Encoded:
+    async def DeleteCart(self, request: pb.DeleteCartRequest, context: Context) -> MessageOrBytes:
         call = requests.delete_cart(request)
         return await self._mutate(call, replies.DELETE_CART, request, context)
 
-    async def CreateCart(self, request: pb.CreateCartRequest, context: Context) -> Encoded:
+    async def CreateCart(self, request: pb.CreateCartRequest, context: Context) -> MessageOrBytes:
         call = requests.create_cart(request, self._limits)
         return await self._mutate(call, replies.CREATE_CART, request, context)
 
-    async def UpdateCart(self, request: pb.UpdateCartRequest, context: Context) -> Encoded:
+    async def UpdateCart(self, request: pb.UpdateCartRequest, context: Context) -> MessageOrBytes:
         call = requests.update_cart(request, self._limits)
         return await self._mutate(call, replies.UPDATE_CART, request, context)
 
-    async def RetryReservation(self, request: pb.RetryReservationRequest, context: Context) -> Encoded:
+    async def RetryReservation(self, request: pb.RetryReservationRequest, context: Context) -> MessageOrBytes:
         call = requests.retry_reservation(request)
         return await self._mutate(call, replies.RETRY_RESERVATION, request, context)
 
-    async def _mutate(self, call: Call, reply: MutationReply, request: Any, context: Context) -> Encoded:
+    async def _mutate(self, call: Call, reply: MutationReply, request: Any, context: Context) -> MessageOrBytes:
         encoded = await self._store.mutate(Mutation(call, reply.encode, self._limits))
         max_wait = requests.max_wait_seconds(request)
         if not max_wait:
@@ -79,7 +79,7 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         await reply.settle(self._waiting, call, response, max_wait, context)
         return response
 
-    async def GetCart(self, request: pb.GetCartRequest, context: Context) -> Encoded:
+    async def GetCart(self, request: pb.GetCartRequest, context: Context) -> MessageOrBytes:
         return await self._get_cart_cache.get_reply(requests.get_cart(request))
 
     async def ListCarts(self, request: pb.ListCartsRequest, context: Context) -> pb.ListCartsResponse:

@@ -115,7 +115,7 @@ class Fields:
             self.fault(field, "OUT_OF_RANGE", f"must be 1 to {most}, not {quantity}")
         return quantity
 
-    def least(self, field: str, number: int) -> int:
+    def non_negative(self, field: str, number: int) -> int:
         if number < 0:
             self.fault(field, "OUT_OF_RANGE", f"must be 0 or more, not {number}")
         return number

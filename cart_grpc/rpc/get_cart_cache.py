@@ -1,9 +1,10 @@
 """A cache of encoded GetCart replies, whole and in parts.
 
-A whole reply is kept with the validator of the cart that it shows, and the database is only asked whether the cart was
-modified: GetCart of 20 items went from 0.5 to above 0.7 of a no-op call on SQLite, and from 0.35 to 0.7 on PostgreSQL.
-The encoding of a line is kept by the line's JSON text, which contains everything that the encoding shows: it is never
-out of date. Encoding 20 items takes as long as the rest of a call.
+A whole reply is kept with the validator of its cart. The next read sends the validator, and the database answers "not
+modified" if it still holds. This raises the throughput of GetCart with 20 items from 0.5 to above 0.7 of that of an
+empty call on SQLite, and from 0.35 to 0.7 on PostgreSQL. The encoding of a line is kept under the line's JSON text,
+which contains everything that the encoding shows, so it is never out of date. Encoding 20 items takes as long as the
+rest of a call.
 """
 
 from functools import lru_cache
@@ -18,7 +19,7 @@ from cart_grpc.carts.refusals import CartNotFound
 from cart_grpc.names import CartKey
 from cart_grpc.rpc.messages import cart_message, item_message
 from cart_grpc.store.read.cache_validator import CacheValidator
-from cart_grpc.store.read.cart_json import NOT_MODIFIED, CartJson, read_head, read_line
+from cart_grpc.store.read.cart_json import NOT_MODIFIED, CartJson, parse_head, parse_line
 from cart_grpc.store.read.reads import Reads
 
 # Room for 6,000 replies of 20 items without labels.
@@ -83,13 +84,13 @@ def _line(text: str) -> bytes:
 
 def _encode_head(text: str) -> bytes:
     """A cart without items; `reconciling` is set if a release is not confirmed."""
-    cart, releasing = read_head(text)
+    cart, releasing = parse_head(text)
     return cart_message(cart, (), 0, reconciling=bool(releasing)).SerializeToString(deterministic=True)
 
 
 def _encode_line(text: str) -> bytes:
     """A cart with only the item; `reconciling` is set if the item's is."""
-    line, currency_code, since = read_line(text)
+    line, currency_code, since = parse_line(text)
     item = item_message(line, currency_code, since)
     return cart_pb2.Cart(items=[item], reconciling=item.reconciling).SerializeToString(deterministic=True)
 

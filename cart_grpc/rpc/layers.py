@@ -1,8 +1,8 @@
 """The layers between the network and the servicers. Each takes an endpoint and the next step, and returns a step.
 
-A step takes a request and a context and returns the reply, or None if it has written its replies to the context. gRPC
-itself would send the text of an exception to the caller as UNKNOWN, answer garbage bytes the same way, and let the
-caller hang when a servicer raises a stray CancelledError.
+A step takes a request and a context and returns the reply, or None if it has written its replies to the context. The
+layers replace three behaviours of gRPC: it sends the text of an exception to the caller, as UNKNOWN; it does the same
+for bytes that are no message; and if a servicer raises a stray CancelledError, it lets the caller hang.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ def errors(endpoint: Endpoint, next_step: Step) -> Step:
             task = asyncio.current_task()
             if task and task.cancelling():
                 raise
-            # Nobody cancelled this call. Without a status, its caller would hang.
+            # A stray CancelledError: this task was not cancelled. Without a status, its caller would hang.
             await _abort_internal(context, endpoint.path, error)
         except Exception as error:  # noqa: BLE001 - a bug: the log has it, the caller gets an id
             await _abort_internal(context, endpoint.path, error)
@@ -88,7 +88,7 @@ def reject_if_full(endpoint: Endpoint, next_step: Step) -> Step:
 
 
 def deadline(endpoint: Endpoint, next_step: Step) -> Step:
-    """Receive the request and finish the call within the time-out; max_wait comes on top. Raises CallTimeout."""
+    """Receive the request and finish the call within the time-out plus max_wait. Raises CallTimeout."""
     receive, decode, waits = endpoint.receiver.receive, endpoint.decode, endpoint.method.waits
     run, extend = endpoint.deadlines.run, endpoint.deadlines.extend
 
@@ -156,7 +156,7 @@ def admit_stream(endpoint: Endpoint, next_step: Step) -> Step:
 
 
 def encode(_: Endpoint, next_step: Step) -> Step:
-    """Serialise the reply; one that is bytes already passes as it is."""
+    """Serialise the reply, unless it is bytes already."""
 
     async def step(request: Any, context: Context) -> bytes:
         return serialize(await next_step(request, context))
@@ -165,13 +165,13 @@ def encode(_: Endpoint, next_step: Step) -> Step:
 
 
 def write_each(_: Endpoint, next_step: Any) -> Step:
-    """Write what an asynchronous generator yields. A servicer that writes to the context itself stays as it is."""
+    """Write each reply that an asynchronous generator yields. A servicer may also write its replies itself."""
     if not isasyncgenfunction(next_step):
         step: Step = next_step
         return step
 
     async def write(request: Any, context: Context) -> None:
-        # Closed at once when the call ends: left to the garbage collector, its `finally` would run at some later time.
+        # `aclosing` runs the generator's `finally` when the call ends, not when the garbage collector finds it.
         async with aclosing(next_step(request, context)) as replies:
             async for reply in replies:
                 await context.write(reply)

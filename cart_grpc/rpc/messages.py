@@ -1,4 +1,4 @@
-"""From values to messages of `cartgrpc.v1`. Times are int microseconds on the way in."""
+"""From values to messages of `cartgrpc.v1`. The times in the values are int microseconds."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def item_message(line: Line, currency_code: str, now: int) -> cart_pb2.Item:
         options=item.options,
         quantity=item.quantity,
         labels=item.labels,
-        # An expired hold is always asked for again.
+        # The reconciler always reserves an expired hold again.
         reconciling=line.reservation.reconciling or seen.state is ProgressState.EXPIRED,
         reservation=_reservation_message(item, line.reservation, seen),
     )
@@ -49,7 +49,7 @@ def _reservation_message(item: Item, row: Reservation, seen: Progress) -> cart_p
 
 
 def cart_message(cart: Cart, lines: Sequence[Line], now: int, *, reconciling: bool) -> cart_pb2.Cart:
-    """A cart with its items as of `now`. `reconciling` says whether anything beside `lines` is reconciling."""
+    """A cart with its items as of `now`. `reconciling`: a reservation that is not in `lines` is reconciling."""
     items = [item_message(line, cart.currency_code, now) for line in lines]
     message = cart_pb2.Cart(
         name=cart.key.name,

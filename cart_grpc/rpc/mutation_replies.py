@@ -17,8 +17,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class MutationReply(NamedTuple):
     """The reply of one method.
 
-    `encode` makes the reply's bytes from the change and the time in microseconds. `settle` waits up to a number of
-    seconds for what the call has asked of the Reservation API, and updates the decoded reply in place.
+    `encode` makes the reply's bytes from the change and the time in microseconds. `settle` waits up to max_wait seconds
+    for the reservations that the reply is about, and updates the decoded reply in place.
     """
 
     response: type[Message]
@@ -89,7 +89,7 @@ async def _settle_cart(waiting: Waiting, call: Call, response: Any, max_wait: fl
 
 
 async def _settle_nothing(*_: object) -> None:
-    """A new cart has asked nothing of the Reservation API."""
+    """Wait for nothing: a new cart has no reservations."""
 
 
 ADD_ITEM = MutationReply(pb.AddItemResponse, _encode_item(pb.AddItemResponse), _settle_item)

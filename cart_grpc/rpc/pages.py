@@ -1,4 +1,4 @@
-"""ListCarts: its filter, its order, and the tokens that point to the next page."""
+"""The request of ListCarts: its filter and its order. Also the page tokens of all list methods."""
 
 import base64
 import binascii
@@ -55,7 +55,7 @@ def next_page_token(page: Page, last: Cart) -> str:
 
 def page_size(fields: Fields, requested: int) -> int:
     """Return the number of entries on a page: `requested`, or the default for 0, up to MAX_PAGE_SIZE."""
-    return min(fields.least("page_size", requested) or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+    return min(fields.non_negative("page_size", requested) or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
 
 def encode_token(content: Sequence[object]) -> str:

@@ -24,7 +24,7 @@ from cart_grpc.rpc.layers import (
 from cart_grpc.rpc.methods import Method
 from cart_grpc.rpc.receiving import Receiver
 
-# A method as grpc sees it; the stubs call each kind of behaviour optional.
+# grpc.RpcMethodHandler. Any, because its stubs type each behaviour, such as unary_unary, as optional.
 RpcMethod: TypeAlias = Any
 Layer: TypeAlias = Callable[[Endpoint, Any], Step]
 
@@ -35,17 +35,17 @@ BOTH_STREAM: Final[tuple[Layer, ...]] = (errors, admit_stream, receive_many, wri
 
 
 class MethodMismatch(Exception):
-    """A method has no row in the methods table, or one that is wrong about it. The text says which."""
+    """A method has no row in the methods table, or its row is wrong."""
 
 
 class Pipeline:
-    """Stands in for a server that servicers are added to, and adds each method with its layers around it.
+    """Gets a servicer's methods from generated code, as a server does, and adds them to `server` with their layers.
 
-    The layers are composed here, once: an interceptor of grpc's would be asked anew at each call.
+    The layers are composed once, when a method is added. A grpc interceptor would run again for each call.
 
-    `methods` has the rows of each service. A call ends after `timeout` seconds at the latest (its max_wait comes on
-    top), or at the caller's own deadline. With `admission`, a unary call needs a slot. Without, each method gets a
-    queue of its own inside gRPC, so that its calls are answered while thousands of others wait to be accepted. With
+    `methods` has the rows of each service. A call ends after `timeout` seconds plus its max_wait at the latest, or at
+    the caller's own deadline. With `admission`, a unary call needs a slot. Without `admission`, each method gets a
+    queue of its own inside gRPC, so that its calls are answered while thousands of other calls wait there. With
     `skips_unlisted`, a method without a row is left out (UNIMPLEMENTED) instead of being an error.
     """
 
@@ -69,7 +69,7 @@ class Pipeline:
         self._skips_unlisted = skips_unlisted
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Do nothing: generated code adds each method in two ways, and only the other way names it."""
+        """Do nothing. Generated code calls this too, but only `add_registered_method_handlers` gets names."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, RpcMethod]) -> None:
         """Add the methods of a service. Raises MethodMismatch."""
@@ -88,7 +88,7 @@ class Pipeline:
         if row is None:
             raise MethodMismatch(f"{path} has no row in methods.py")
         if (row.takes_stream, row.streams) != (method.request_streaming, method.response_streaming):
-            raise MethodMismatch(f"the row of {path} in methods.py is wrong about what streams")
+            raise MethodMismatch(f"the row of {path} in methods.py is wrong: check streams and takes_stream")
         endpoint = Endpoint(
             path,
             row,

@@ -1,10 +1,10 @@
 """Receiving a request whose message may never arrive.
 
-gRPC shows a unary call to its method only when the request is complete, and has no time-out for that. 16,000 half-open
-calls (headers without a message) from 40 connections held 432 MiB for as long as their callers liked. So each
-method is registered as one that takes a stream of requests, and its single message is read here, within the call's
-time-out. The wire format is the same, and so is the cost: server CPU of an empty call is 0.999 of that with a unary
-method (median of 120 interleaved rounds on one server; the quartiles of single rounds are 10 % apart).
+gRPC calls a unary method only when the request is complete, and has no time-out for that. In an attack, 16,000
+half-open calls (headers without a message) from 40 connections held 432 MiB for an unlimited time. So each method is
+registered as one that takes a stream of requests, and its single message is read here, within the call's time-out. The
+wire format is the same, and so is the cost: server CPU of an empty call is 0.999 of that with a unary method (median of
+120 interleaved rounds on one server; the quartiles of single rounds are 10 % apart).
 """
 
 import asyncio
@@ -28,8 +28,8 @@ class MalformedRequest(InvalidArgument):
 class Receiver:
     """Receives the requests of one server; at most `max_incomplete` of them are incomplete at a time.
 
-    One more rejects the oldest. A caller that sends its headers and its message together is never the oldest for
-    long, so it is served during an attack; a limit that rejects the newest would reject it.
+    At the limit, a new request makes the oldest be rejected. A caller that sends its headers and its message together
+    is never the oldest for long, so it is served during an attack. If the newest were rejected, it would not be.
     """
 
     def __init__(self, max_incomplete: int) -> None:

@@ -1,4 +1,7 @@
-"""From the requests of `cartgrpc.v1` to calls: each function checks one request. All of them raise InvalidArgument."""
+"""From the requests of `cartgrpc.v1.CartService` to calls. Each function checks one request. All raise InvalidArgument.
+
+ListCarts is in `pages`.
+"""
 
 import hashlib
 from typing import Any, TypedDict

@@ -21,7 +21,7 @@ from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.store import Store
 
 # gRPC silently ignores an option name that it does not know, so tests/attacks proves each of these. Figures are from
-# grpcio 1.85, where a connection costs 15 KiB, a call that nobody has accepted yet 14 KiB, and an open call 25 KiB.
+# grpcio 1.85, where a connection costs 15 KiB, a call that is not accepted yet 14 KiB, and an open call 25 KiB.
 OPTIONS = (
     # The share of one connection. Further calls wait in the client, which costs us nothing; rejecting one costs 0.8 of
     # an empty call. With overload_protection, a call counts until its memory is free. Without it, 100,000 resets a
@@ -29,8 +29,9 @@ OPTIONS = (
     # The price: a client that keeps its connection full sees a few UNAVAILABLE, which it may retry.
     ("grpc.max_concurrent_streams", 400),
     ("grpc.http.overload_protection", 1),
-    # The incomplete messages of one connection; by default they take 3 GiB in four seconds. The longest request has
-    # 46 KiB. A window that grows with the bandwidth would be filled for each stream, whatever the message limit.
+    # The incomplete messages of one connection; by default they take 3 GiB in four seconds. The longest request has 46
+    # KiB. With bdp_probe, windows grow with the bandwidth, and a client could fill one for each stream in spite of the
+    # message limit.
     ("grpc.max_receive_message_length", 64 * 1024),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 16 * 1024),
@@ -143,7 +144,7 @@ class Server:
         add_reflection(reflection.aio.ReflectionServicer(names), beside)
 
     async def start(self, address: str) -> None:
-        """Listen on HOST:PORT, port 0 for any free one; `port` is the port then. Raises OSError."""
+        """Listen on HOST:PORT and set `port`. Port 0 means any free port. Raises OSError."""
         try:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError:

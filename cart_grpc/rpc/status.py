@@ -1,4 +1,4 @@
-"""Refusals as google.rpc.Status: one table of codes, and details for the caller's program and for a person."""
+"""Refusals as google.rpc.Status: one table of codes, and the error details that fit each refusal."""
 
 from typing import Any, NoReturn
 

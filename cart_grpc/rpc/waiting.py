@@ -20,7 +20,7 @@ _ANSWER_SECONDS = 0.1
 class Waiting:
     """Lets calls wait for the reservations of their carts in `store`.
 
-    `park` is called before a call waits. It returns whether there is room to wait; without room the reply shows the
+    `park` is called before a call waits, and returns whether the call may wait. If it may not, the reply shows the
     current state.
     """
 
@@ -33,20 +33,20 @@ class Waiting:
     ) -> None:
         """Wait up to `max_wait` seconds for the items' reservations to settle, and update `items` in place.
 
-        An item that was removed meanwhile stays as it is. Raises Overloaded or DatabaseUnavailable.
+        An item that another call removed meanwhile is not updated. Raises Overloaded or DatabaseUnavailable.
         """
         if max_wait:
             await self._await_items(cart, items, max_wait, context)
 
     async def await_cart(self, cart: CartKey, message: cart_pb2.Cart, max_wait: float, context: Context) -> None:
-        """Wait as `await_items` does for all items of a cart, and update its `reconciling`, too."""
+        """Wait as `await_items` does, for all items of a cart. Also update the `reconciling` of the cart."""
         if max_wait:
             found = await self._await_items(cart, message.items, max_wait, context)
             releasing = found is not None and found.is_releasing(None)
             message.reconciling = releasing or any(item.reconciling for item in message.items)
 
     async def await_release(self, cart: CartKey, item_id: str | None, max_wait: float, context: Context) -> bool:
-        """Wait up to `max_wait` seconds for removed items to be released: one, or all of the cart's if None.
+        """Wait up to `max_wait` seconds until the removed item `item_id`, or every removed item if None, is released.
 
         Return whether a release is still not confirmed. Raises Overloaded or DatabaseUnavailable.
         """
@@ -78,7 +78,7 @@ class Waiting:
     async def _wait_while(
         self, is_unsettled: Callable[[Snapshot | None], bool], cart: CartKey, max_wait: float, context: Context
     ) -> Snapshot | None:
-        """Return the cart's first settled state, or its state at the end of the wait. A stop of the process ends it."""
+        """Return the cart's first settled state, or its state at the end of the wait. A process stop ends the wait."""
         seconds = self._bounded(max_wait, context)
         with self._store.watches.watch(cart) as states:
             found = await anext(states)
@@ -89,12 +89,13 @@ class Waiting:
                     while is_unsettled(found):
                         found = await anext(states)
             except (TimeoutError, StopAsyncIteration):
-                # Attempts that ended without an answer changed the reservation's message, but woke nobody.
+                # An attempt without an answer changes the reservation's message, but does not wake watchers: read it
+                # now.
                 found = await self._store.reads.find_cart(cart)
         return found
 
     def _bounded(self, max_wait: float, context: Context) -> float:
-        """How long to wait, in seconds: max_wait, but not past the caller's deadline, and not at all without room."""
+        """The seconds to wait: max_wait, but not past the caller's deadline; 0 if the call may not be parked."""
         if not self._park():
             return 0.0
         remaining = context.time_remaining()

@@ -1,4 +1,6 @@
-"""One transaction for many commands: lock, load what they need, fold them in order, write each row once, claim.
+"""One transaction for many commands: lock the users, load the rows, fold the commands, write each row once.
+
+Then the direct commands run.
 
 It is synchronous and takes any SQLAlchemy connection, so it runs in a thread, under `run_sync`, or inline.
 """
@@ -34,15 +36,15 @@ AnyCommand = Command[object] | DirectCommand
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """The result of a batch: an answer or an exception for each command, and whom to notify.
+class BatchResult:
+    """The result of a batch: an answer or an exception for each command, and the changes to publish.
 
     `changed`: the carts in which a change is visible to callers. `due`: a reservation has become due. `now`: the
     database's time for the whole batch, in microseconds.
     """
 
     now: int
-    results: Sequence[object]
+    answers: Sequence[object]
     changed: frozenset[CartKey]
     due: bool
 
@@ -53,10 +55,10 @@ def run_batch(
     commands: Sequence[AnyCommand],
     new_id: NewId,
     marker: CommitMarker,
-) -> Outcome:
+) -> BatchResult:
     """Run `commands` in the open transaction of `connection`; the caller commits.
 
-    The answer of a command that is refused, or has a bug, is its exception: it changes nothing, and the others go on.
+    If a command raises, its exception is its answer. Such a command changes nothing, and the others run as usual.
     Raises the database's errors.
     """
     folded = [command for command in commands if not isinstance(command, DirectCommand)]
@@ -67,14 +69,16 @@ def run_batch(
     unit = _load(queries, connection, reads) if folded else UnitOfWork()
     folded_answers = iter([_run_folded(command, unit, now, new_id) for command in folded])
     _write(queries, connection, unit, now, marker)
-    # Direct commands come last: they skip locked rows, so they wait for nobody, and nobody who waits for their rows
-    # holds a lock that this batch needs.
+    # Direct commands run last. They skip locked rows. Another transaction may wait for the rows that they lock, but
+    # from then on this batch waits for no lock, so there is no deadlock.
     answers = [
         _run_direct(queries, connection, command, now) if isinstance(command, DirectCommand) else next(folded_answers)
         for command in commands
     ]
-    changed = unit.changed_carts | {unit.reservations[name].cart for name in unit.changed_reservations}
-    return Outcome(now, answers, frozenset(changed), _has_due(unit, now))
+    changed = unit.changed_carts | {
+        unit.reservations[reservation_id].cart for reservation_id in unit.changed_reservations
+    }
+    return BatchResult(now, answers, frozenset(changed), _has_due(unit, now))
 
 
 def _load(queries: WriteQueries, connection: Connection, reads: ReadSet) -> UnitOfWork:
@@ -111,7 +115,9 @@ def _write(queries: WriteQueries, connection: Connection, unit: UnitOfWork, now:
     rows: dict[str, Rows] = {
         "carts": [cart_row(unit.carts[key]) for key in sorted(unit.changed_carts)],
         "items": present,
-        "reservations": [reservation_row(unit.reservations[name]) for name in sorted(unit.changed_reservations)],
+        "reservations": [
+            reservation_row(unit.reservations[reservation_id]) for reservation_id in sorted(unit.changed_reservations)
+        ],
         "replies": [_reply_row(unit, key, now) for key in sorted(unit.new_replies)],
         "commit_markers": [COMMIT_MARKERS.to_row(CommitMarkerRow(0, marker, now))],
     }
@@ -145,5 +151,5 @@ def _run_direct(queries: WriteQueries, connection: Connection, command: DirectCo
 
 
 def _has_due(unit: UnitOfWork, now: int) -> bool:
-    changed = (unit.reservations[name] for name in unit.changed_reservations)
+    changed = (unit.reservations[reservation_id] for reservation_id in unit.changed_reservations)
     return any(row.due_time is not None and row.due_time <= now for row in changed)

@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 
 from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown
-from cart_grpc.store.batch import AnyCommand, Outcome, run_batch
+from cart_grpc.store.batch import AnyCommand, BatchResult, run_batch
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import CommitFailed, find_refusal
@@ -74,8 +74,8 @@ class BatchWriter:
     """Writes one batch after another.
 
     Each writer has its own row in `commit_markers`. So it can find out what happened to its batch while the other
-    writer goes on. It calls `report` after each batch, but not after one that failed because of a command: that tells
-    nothing about the database.
+    writer goes on. It calls `report` after each batch, but not after a batch that failed because of a command: such a
+    failure says nothing about the database.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class BatchWriter:
     async def _commit_or_split(self, batch: _Batch) -> None:
         """Commit and answer a batch. Split one that fails because of a command, until only that command fails."""
         try:
-            outcome = await self._transact_with_retries(batch)
+            result = await self._transact_with_retries(batch)
         except Exception as error:  # noqa: BLE001 - each command gets an answer, whatever went wrong
             commands = batch.get_commands()
             if isinstance(error, DatabaseUnavailable | OutcomeUnknown):
@@ -115,10 +115,10 @@ class BatchWriter:
             _answer_all(commands, [error] * len(commands))
         else:
             self._report(accepted=True)
-            _answer_all(batch.get_commands(), outcome.results)
-            self._notifier.publish(outcome.changed, due=outcome.due)
+            _answer_all(batch.get_commands(), result.answers)
+            self._notifier.publish(result.changed, due=result.due)
 
-    async def _transact_with_retries(self, batch: _Batch) -> Outcome:
+    async def _transact_with_retries(self, batch: _Batch) -> BatchResult:
         self._batch_number += 1
         queued_time = time.monotonic()
 
@@ -136,20 +136,20 @@ class BatchWriter:
             raise
         raise AssertionError("unreachable")
 
-    async def _transact_once(self, batch: _Batch) -> Outcome:
+    async def _transact_once(self, batch: _Batch) -> BatchResult:
         marker = CommitMarker(self.writer_id, self._batch_number)
         try:
             return await self._engine.transact(partial(self._run_in_transaction, batch, marker))
         except CommitFailed as failure:
             if await self._was_committed(marker):
-                outcome: Outcome = failure.result
-                return outcome
+                result: BatchResult = failure.result
+                return result
             # Nothing was committed, and nothing will be, so the batch may be retried.
             raise failure.__cause__ or failure from None
 
-    def _run_in_transaction(self, batch: _Batch, marker: CommitMarker, connection: Connection) -> Outcome:
+    def _run_in_transaction(self, batch: _Batch, marker: CommitMarker, connection: Connection) -> BatchResult:
         batch.begin_time = batch.begin_time or time.monotonic()
-        # Drop commands whose caller left after a failed attempt; it may have sent a newer change.
+        # Drop commands whose caller left after a failed attempt. That caller may have sent a newer change since.
         batch.commands = [queued for queued in batch.get_commands() if not queued.answer.done()]
         commands = [queued.command for queued in batch.commands]
         return run_batch(self._queries, connection, commands, self._new_id, marker)

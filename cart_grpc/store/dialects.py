@@ -1,4 +1,4 @@
-"""All that differs between SQLite and PostgreSQL in SQL. `sqlite` and `postgresql` have what differs in connecting.
+"""The differences between SQLite and PostgreSQL in SQL. `sqlite` and `postgresql` connect and run transactions.
 
 A statement over many rows has the same text for one row and for five hundred, so the database prepares it once: its
 parameter is one JSON array on SQLite, one array for each column on PostgreSQL.
@@ -48,7 +48,7 @@ Types = Mapping[str, TypeEngine[Any]]
 
 
 class Dialect(Protocol):
-    """How to say the same in one database's SQL."""
+    """The parts of statements that each database writes differently."""
 
     def row_id(self, table: FromClause) -> Sequence[ColumnElement[Any]]:
         """The columns that identify a row of `table`: those by which the database finds it fastest."""

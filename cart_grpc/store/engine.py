@@ -1,4 +1,4 @@
-"""What an engine is, and how to get one. `sqlite` and `postgresql` implement it; `dialects` has their SQL."""
+"""The interface of an engine, and `connect`. `sqlite` and `postgresql` implement it; `dialects` has their SQL."""
 
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -30,7 +30,7 @@ class Engine(Protocol):
     async def transact(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction on the writer's connection. Return its result once the commit is durable.
 
-        It runs to its end even if the caller is cancelled. Raises CommitFailed if nobody knows whether the commit
+        `work` runs to its end even if the caller is cancelled. Raises CommitFailed if the commit may or may not have
         happened. Otherwise raises what `work` or the database raised, and nothing is done.
         """
         ...

@@ -23,9 +23,9 @@ _SETTINGS: Final = {
     # Compiling takes longer than these statements run.
     "jit": "off",
 }
-# To plan a batch takes 1 ms, half of what one call takes, so plans are kept. A kept plan stays as it is until somebody
-# runs ANALYZE, and it may have been made for empty tables. So every kept plan must find its rows by an index, whatever
-# the statistics said when it was made. Other statements run after `Dialect.force_custom_plan`.
+# Planning a batch takes 1 ms, half of the time of one call, so plans are kept. A kept plan does not change until
+# ANALYZE runs, and the tables may have been empty when it was made. So every kept plan must find its rows by an index,
+# even if the statistics were wrong. Other statements run after `Dialect.force_custom_plan`.
 _KEEP_PLANS: Final = {**_SETTINGS, "plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
 _READ_ONLY_SESSION: Final = {"default_transaction_read_only": "on"}
 # TCP probes an idle connection after 10 s, three times; data that stays unacknowledged for 30 s breaks it.

@@ -87,11 +87,14 @@ class WriteQueries:
         does not lock the user, and this batch must not overwrite its changes.
         """
         keys = {
-            "replies": (REPLY, [(*user, name) for user, name in reads.replies]),
+            "replies": (REPLY, [(*user, request_id) for user, request_id in reads.replies]),
             "carts": (CART, reads.carts),
             "whole_carts": (CART, reads.whole_carts),
             "items": (ITEM, [(*cart, item_id) for cart, item_id in reads.items]),
-            "reservations": (RESERVATION, [(cart.slice, name) for cart, name in reads.reservations]),
+            "reservations": (
+                RESERVATION,
+                [(cart.slice, reservation_id) for cart, reservation_id in reads.reservations],
+            ),
             "skus": (SKU, [(*cart, sku) for cart, sku in reads.skus]),
         }
         parameters: dict[str, Any] = {}

@@ -68,7 +68,7 @@ class SqliteEngine:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work)
 
     def _transact(self, work: Callable[[Connection], T]) -> T:
-        # Check in the writer's thread: the transaction before this one may have met the damage while this one waited.
+        # Check in the writer's thread: the transaction before this one may have found the damage meanwhile.
         if self._damaged:
             raise DatabaseDamaged
         if self._connection is None or self._connection.closed:
@@ -146,7 +146,7 @@ def _prepare_reader(connection: Any, _: Any) -> None:
 
 
 def _prepare(connection: Any) -> None:
-    """Set what every connection needs. No isolation level: the driver would begin transactions by itself."""
+    """Set the options of every connection. No isolation level: the driver would begin transactions by itself."""
     if isinstance(connection, sqlite3.Connection):
         connection.isolation_level = None
     # A write and then a readiness check must both fit into the deadline of one call.

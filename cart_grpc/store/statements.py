@@ -1,6 +1,6 @@
 """The SQL of the write path: one function or constant for each statement. `queries` runs them.
 
-Where SQLite and PostgreSQL differ, `dialects` has the difference.
+`dialects` has the differences between SQLite and PostgreSQL.
 """
 
 from collections.abc import Sequence

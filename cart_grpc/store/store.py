@@ -73,7 +73,7 @@ class Store:
         return recorded
 
     async def expire(self, cart: CartKey) -> bool:
-        """End the cart if its expire_time has passed. Return whether it had."""
+        """End the cart if its expire_time has passed. Return whether the cart was ended."""
         expired: bool = await self._write_queue.submit_background(Expire(cart))
         return expired
 

@@ -29,7 +29,7 @@ class Handover:
     Everything runs on the event loop, except that `take` runs in the writer's thread on SQLite. No lock is needed:
     `deque.append` and `deque.popleft` are atomic, and `take` ends the pending turn before it pops the first command. A
     command that is appended later is either popped by this `take` or starts the next turn. If `take` ended the turn
-    after the last pop, a command that is appended in between would wait until somebody appends another one.
+    after the last pop, a command that is appended in between would wait until another one is appended.
     """
 
     def __init__(self, writers: list[BatchWriter]) -> None:
@@ -69,7 +69,7 @@ class WriteQueue:
     """The only way in which a process writes.
 
     `queue_size` bounds the callers' commands that wait. The reconciler's commands have a queue of their own, so callers
-    cannot keep it from finishing what it started. `failed`: the database did not accept the last batch.
+    cannot keep the reconciler from finishing its calls. `failed`: the database did not accept the last batch.
     """
 
     def __init__(self, engine: Engine, notifier: ChangeNotifier, new_id: NewId, queue_size: int) -> None:
@@ -95,7 +95,7 @@ class WriteQueue:
             await asyncio.wait(self._tasks)
 
     def submit(self, command: AnyCommand) -> "asyncio.Future[Any]":
-        """Queue a caller's command. The future has its answer once that is durable.
+        """Queue a caller's command. The future gets the answer once the change is durable.
 
         Raises Overloaded if the queue is full, ShuttingDown after `close`.
         """

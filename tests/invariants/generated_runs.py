@@ -64,7 +64,7 @@ class RunGenerator:
         cart = self._unit_of_work.carts.get(key)
         if cart is None:
             return None
-        lines = list(self._unit_of_work.view([CartRead(key)]).lines.values())
+        lines = list(self._unit_of_work.get_loaded_cart([CartRead(key)]).lines.values())
         return make_cart_json(cart, lines, self.now)
 
     def _write(self, command: Any) -> Any:

@@ -92,7 +92,7 @@ async def assert_reserved_exactly(service: Service, simulator: Basic, quantity: 
 
 async def until_alarm(service: Service, log: pytest.LogCaptureFixture) -> None:
     """Wait until the log has an alarm for one reservation too many."""
-    await service.eventually(lambda _: "ALARM" in log.text and "1 reservations too many" in log.text)
+    await service.eventually(lambda _: "ALARM" in log.text and "1 surplus reservations" in log.text)
 
 
 async def remove(service: Service, item: cart_pb2.Item) -> None:

@@ -8,7 +8,7 @@ from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from cart_grpc.names import CartKey
 from cart_grpc.rpc.get_cart_cache import encode_get_cart
 from cart_grpc.store.read.cache_validator import CacheValidator
-from cart_grpc.store.read.cart_json import NOT_MODIFIED, CartJson, Found, bind_carts, read_carts
+from cart_grpc.store.read.cart_json import NOT_MODIFIED, CartJson, Found, bind_carts, parse_carts
 from cart_grpc.store.read.reads import Reads
 from tests.simulation.database import SimulatedEngine
 
@@ -53,7 +53,7 @@ class CheckedReads:
     def _read(self, key: CartKey) -> bytes:
         parameters = bind_carts(self._engine.dialect, [(key, None)])
         (row,) = self._reads._statement.fetch(self._engine.connection, parameters)
-        (cart,) = read_carts(row)
+        (cart,) = parse_carts(row)
         assert isinstance(cart, CartJson), f"{key} is not modified, but does not exist"
         return encode_get_cart(cart)
 

@@ -214,15 +214,15 @@ def answer_settles_the_latest_revision(patch: Patch) -> None:
 
 
 def cart_with_a_claimable_row_is_cached(patch: Patch) -> None:
-    real = cart_json._read_cart
+    real = cart_json._parse_cart
 
-    def read_cart(text: str, now: int) -> Found:
+    def parse_cart(text: str, now: int) -> Found:
         found = real(text, now)
         if not isinstance(found, CartJson):
             return found
         return found._replace(validator=CacheValidator(found.version, now + MAX_AGE_US))
 
-    patch.setattr(cart_json, "_read_cart", read_cart)
+    patch.setattr(cart_json, "_parse_cart", parse_cart)
 
 
 MUTANTS: list[Mutant] = [

@@ -1,12 +1,12 @@
-"""When the database may answer "not modified" instead of a cart that the reader has already, as HTTP does for an ETag.
+"""Validators of cached carts: with one, the database may answer "not modified", as an HTTP server does for an ETag.
 
 Both kinds of validator rest on one invariant, which `commands.apply_transition` keeps: an unclaimed reservation never
 changes without raising its cart's revision.
 
-| who asks | must be equal | valid until |
+| reader | "not modified" means | the validator expires when |
 |---|---|---|
-| GetCart | the whole reply | a row may be claimed or a hold runs out; never while a row is claimed |
-| a watcher | all that raises the revision | a hold runs out |
+| GetCart | the whole reply is the same | a row becomes due or a hold expires; there is none while a row is claimed |
+| a watcher | the revision is the same | a hold expires |
 
 A claim, its retries and a renewal change `attempt_count`, `next_attempt_time`, `message` and a later `expire_time`
 without raising the revision. GetCart shows them; a watcher is not woken for them, so its polls stay cheap while a call
@@ -21,7 +21,7 @@ from sqlalchemy import ColumnElement, FromClause, case, or_
 from cart_grpc.carts.model import Line
 from cart_grpc.carts.progress import HOLD_MARGIN_US
 
-# A row that somebody changes by hand raises no revision: readers see such a change after a minute at the latest.
+# A change by hand in the database raises no revision. Readers see it after a minute at the latest.
 MAX_AGE_US: Final = 60_000_000
 
 
@@ -37,9 +37,9 @@ NO_VALIDATOR: Final = CacheValidator("", 0)
 
 
 def reply_valid_until(reservation: FromClause) -> ColumnElement[int]:
-    """SQL: until when GetCart shows a line the same if the cart's revision does not change; 0 for a claimed line.
+    """SQL: the time until which a line looks the same in GetCart if the cart keeps its revision; 0 if it is claimed.
 
-    A due row may be claimed at any moment. A hold is shown as reserved until its lapse.
+    A due row may be claimed at any moment. The lapse is the time from which a hold is not shown as reserved any more.
     """
     due_time, lapse = reservation.c.due_time, reservation.c.expire_time - HOLD_MARGIN_US
     return case(
@@ -60,7 +60,7 @@ def reply_validator(version: str, first_until: int | None, now: int) -> CacheVal
 
 
 def watch_validator(version: str, lines: Iterable[Line], now: int) -> CacheValidator:
-    """The validator of what a watcher was shown at `now`: valid until the next hold of `lines` runs out."""
+    """The validator of the state that a watcher got at `now`. It expires with the next hold of `lines`."""
     lapses = (
         line.reservation.expire_time - HOLD_MARGIN_US for line in lines if line.reservation.expire_time is not None
     )

@@ -1,10 +1,10 @@
 """A cart with its lines as JSON texts, made by the database.
 
 Fetching 20 items column by column means 1,100 values and takes 5 times as long as finding the rows. One text is one
-value. The text contains everything that a reply shows, so equal texts have equal replies, and a reply made from one can
-be reused for the other.
+value. The text contains everything that a reply shows, so equal texts have equal replies, and encoded replies can be
+cached by their text.
 
-Making the text is the main cost of a read. A reader that has the cart already sends its validator (see
+Making the text is the main cost of a read. A reader that has cached the cart sends its validator (see
 `cache_validator`), and the database answers "not modified" instead of the text.
 """
 
@@ -46,10 +46,10 @@ NOT_MODIFIED: Final = NotModified.NOT_MODIFIED
 
 
 class CartJson(NamedTuple):
-    """A cart at one moment: `head` for `read_head`, `lines` in the order in which they were added for `read_line`.
+    """A cart at one moment: `head` for `parse_head`, `lines` in the order in which they were added for `parse_line`.
 
-    `now` is the database's time in microseconds. `version` changes with the cart's revision. `validator` is for reading
-    the same texts again; None if they may change at once.
+    `now` is the database's time in microseconds. `version` changes with the cart's revision. The next read of the same
+    cart sends `validator`. It is None if the cart may change at once.
     """
 
     head: str
@@ -59,14 +59,14 @@ class CartJson(NamedTuple):
     validator: CacheValidator | None = None
 
 
-# None: no cart was ever made under the key.
+# None: there has never been a cart under the key.
 Found = CartJson | NotModified | None
 
 
 class Head(NamedTuple):
     """A cart without its lines.
 
-    `releasing` has the item id of each reservation whose release is not confirmed; after MAX_RELEASING of them it ends.
+    `releasing` has the item ids of the reservations whose release is not confirmed, at most MAX_RELEASING of them.
     """
 
     cart: Cart
@@ -74,19 +74,23 @@ class Head(NamedTuple):
 
 
 class TimedLine(NamedTuple):
-    """A line with the currency of its price. `progress` shows the line at `since` as it shows it now."""
+    """A line with the currency of its price.
+
+    `since` is the time of the hold's lapse if that has passed, else 0. `progress(line, since)` equals `progress(line,
+    now)`, so the text does not change with the time.
+    """
 
     line: Line
     currency_code: str
     since: int
 
 
-def read_head(head: str) -> Head:
+def parse_head(head: str) -> Head:
     *row, item_ids = json.loads(head)
     return Head(to_cart(row), item_ids.split(_NEXT_ID) if item_ids else ())
 
 
-def read_line(line: str) -> TimedLine:
+def parse_line(line: str) -> TimedLine:
     *row, currency_code, since = json.loads(line)
     item, reservation = to_item(row[:_ITEM_WIDTH]), to_reservation(row[_ITEM_WIDTH:])
     return TimedLine(Line(item, reservation), currency_code, since)
@@ -98,13 +102,13 @@ def bind_carts(dialect: Dialect, wanted: Sequence[tuple[CartKey, CacheValidator 
     return dialect.bind_keys(tuple(_KEY_COLUMNS), rows)
 
 
-def read_carts(row: Sequence[Any]) -> list[Found]:
+def parse_carts(row: Sequence[Any]) -> list[Found]:
     """The carts in the row of `select_carts`, in the order of its keys."""
     texts, now = row
-    return [_read_cart(text, now) for text in texts.split(_NEXT_CART)]
+    return [_parse_cart(text, now) for text in texts.split(_NEXT_CART)]
 
 
-def _read_cart(text: str, now: int) -> Found:
+def _parse_cart(text: str, now: int) -> Found:
     if text == NOT_MODIFIED.value:
         return NOT_MODIFIED
     if not text:
@@ -139,7 +143,7 @@ def select_carts(dialect: Dialect) -> Select[str, int]:
 def _lines(dialect: Dialect, cart: FromClause, now: ColumnElement[int]) -> ColumnElement[str]:
     """The lines of the enclosing statement's `cart`, NULL if it has none.
 
-    The first line of the text is the least `reply_valid_until`, empty if no item has one.
+    The first line of the text is the smallest `reply_valid_until`, empty if no item has one.
     """
     reservation, on = dialect.join_by_index(reservations, RESERVATION, items)
     lapse = reservation.c.expire_time - HOLD_MARGIN_US

@@ -1,10 +1,11 @@
-"""The one way to watch a cart. `max_wait` waits with it, and a stream can send its states.
+"""Watches of carts. `max_wait` waits with a watch, and a stream can send the states that a watch returns.
 
-Each watched cart has one subscription per process, which all its watchers share. It is level-triggered: what counts is
-the cart's state, not the hints. The subscription reads the cart when a watcher arrives, after each commit of this
-process that changed the cart, and when a hold runs out. On a database that other processes write to, it also polls. It
-sends its validator with each read, so an unchanged cart costs a "not modified" and not the whole cart. On PostgreSQL, a
-`max_wait` of 30 s for a hanging call read the whole cart 34 times before, and reads it twice now (once at its end).
+Each watched cart has one subscription per process, which all its watchers share. A hint of a change only makes the
+subscription read the cart: watchers get states, not changes. The subscription reads the cart when a watcher arrives,
+after each commit of this process that changed the cart, and when a hold runs out. On a database that other processes
+write to, it also polls. It sends its validator with each read, so for an unchanged cart the answer is "not modified".
+On PostgreSQL, a `max_wait` of 30 s for a hanging call reads the whole cart twice: at its beginning and at its end.
+Without validators it is 34 times.
 """
 
 import asyncio
@@ -22,11 +23,11 @@ from cart_grpc.store.read.cache_validator import MAX_AGE_US, CacheValidator, wat
 from cart_grpc.store.read.cart_json import CartJson, Found, NotModified
 from cart_grpc.store.read.grouped_reads import MAX_BATCH
 from cart_grpc.store.read.reads import Reads
-from cart_grpc.store.read.snapshot import Snapshot, read_snapshot
+from cart_grpc.store.read.snapshot import Snapshot, parse_snapshot
 from cart_grpc.units import to_seconds
 
-# Hints come from this process only. Polls find the changes of other processes: often at first, since a change is likely
-# right after a call, then more and more rarely.
+# Hints come from this process only, so polls find the changes of other processes. The interval doubles from the first
+# value to the last: a change is most likely right after a call.
 FIRST_POLL_SECONDS: Final = 0.1
 LAST_POLL_SECONDS: Final = 1.0
 
@@ -41,9 +42,9 @@ _NOTHING: Final = _Nothing.NOTHING
 class Watch:
     """One watcher's view of a cart: an asynchronous iterator of its states, None if there is no such cart.
 
-    The first state was read after the watcher arrived. Newer states follow. A slow watcher misses those in between, but
-    never the last: at most one state is pending. All watchers share it, so a slow watcher costs nothing. A cancelled
-    wait for the next state loses none. The iterator ends when the process begins to stop.
+    The first state was read after the watcher arrived. Newer states follow. At most one state is pending, so a slow
+    watcher misses states, but never the last one. All watchers share the states, so a slow watcher costs no memory. If
+    a wait for the next state is cancelled, no state is lost. The iterator ends when the process begins to stop.
 
     Raises Overloaded or DatabaseUnavailable if the first state cannot be read.
     """
@@ -62,7 +63,7 @@ class Watch:
         while self._pending is _NOTHING:
             if self._error:
                 raise self._error
-            # The first state is always given: a call that begins to wait during a stop is answered with it.
+            # The first state is always returned: a call that begins to wait during a stop needs it for its reply.
             if self._is_ended and self._has_begun:
                 raise StopAsyncIteration
             self._news.clear()
@@ -88,7 +89,7 @@ class Watch:
 
 
 class _Subscription:
-    """A watched cart: its watchers, those of them that have no state yet (`new`), and what was read last."""
+    """A watched cart: its watchers, those of them that have no state yet (`new`), and the last state that was read."""
 
     def __init__(self, key: CartKey) -> None:
         self.key = key
@@ -104,11 +105,11 @@ class _Subscription:
         self._stale_time = 0.0
 
     def validator(self, time: float) -> CacheValidator | None:
-        """The validator to read with. Without one, the whole cart is read, as it is once a minute."""
+        """The validator for the next read. Once a minute it is None, and the whole cart is read."""
         return self._validator if time < self._stale_time else None
 
     def accept(self, found: Found, time: float) -> bool:
-        """Take in an answer; return whether it shows a new state."""
+        """Record the answer of a read. Return whether the state is new."""
         if isinstance(found, NotModified):
             return False
         before, self._text = self._text, found
@@ -116,7 +117,7 @@ class _Subscription:
         if found is None:
             self.state, self._validator, self._lapse_time = None, None, math.inf
             return before is not None
-        self.state = read_snapshot(found)
+        self.state = parse_snapshot(found)
         self._validator = watch_validator(found.version, self.state.lines, found.now)
         self._lapse_time = time + to_seconds(self._validator.until - found.now)
         return before is None or (before.head, before.lines) != (found.head, found.lines)
@@ -133,7 +134,7 @@ class _Subscription:
 
 
 class CartWatches:
-    """The watched carts of one process. `polls` says that other processes write to the database."""
+    """The watched carts of one process. `polls` is set if other processes write to the same database."""
 
     def __init__(
         self,
@@ -195,7 +196,7 @@ class CartWatches:
             self._task = asyncio.create_task(self._run(), name="cart-watches")
 
     async def _run(self) -> None:
-        """Read what is due, in batches: thousands of polls at once would fill the queue that they share with calls."""
+        """Read the due subscriptions in batches: thousands of polls at once would fill GetCart's queue."""
         try:
             while self._due:
                 batch = list(islice(self._due, MAX_BATCH))
@@ -213,7 +214,8 @@ class CartWatches:
         try:
             found = await self._reads.find_json(subscription.key, subscription.validator(loop.time()))
             is_changed = subscription.accept(found, loop.time())
-            # A watcher that arrived during the read waits for the next one: this one may have missed its own change.
+            # A watcher that arrived during this read waits for the next read: this one may not see that watcher's
+            # change.
             for watch in subscription.watchers - subscription.new if is_changed else new:
                 watch.offer(subscription.state)
             delay = subscription.next_read(loop.time(), self._next_poll(subscription))

@@ -1,10 +1,10 @@
-"""Grouped reads: one statement reads all carts that were asked for while the statement before it ran.
+"""Grouped reads: while one statement runs, reads queue, and the next statement answers all of them.
 
-A statement costs more than an entire no-op call, and each cart in it only a fraction of that. gRPC delivers calls one
-by one, so batches would stay small, and replies sent one by one cost three times as much as replies sent together.
-Therefore, while several calls are in flight, the next batch waits 3 ms to fill. With 64 calls in flight this takes
-GetCart above 0.7 of a no-op call; with 1 ms it stays at 0.6 on SQLite and 0.5 on PostgreSQL. A call that comes alone is
-read at once.
+A statement costs more than an entire empty call, but one more cart in it costs only a fraction of that. gRPC delivers
+calls one by one, so batches would stay small. Replies sent one by one also cost three times as much as replies sent
+together. Therefore, while several calls are in flight, the next batch waits 3 ms to fill. With 64 calls in flight, the
+throughput of GetCart is then above 0.7 of that of an empty call. With 1 ms it is 0.6 on SQLite and 0.5 on PostgreSQL. A
+call that comes alone is read at once.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import find_refusal
 from cart_grpc.store.prepared import Prepared
 from cart_grpc.store.read.cache_validator import CacheValidator
-from cart_grpc.store.read.cart_json import Found, bind_carts, read_carts, select_carts
+from cart_grpc.store.read.cart_json import Found, bind_carts, parse_carts, select_carts
 
 MAX_BATCH = 64
 # With this many calls in the queue and the last batch together, it pays to wait for more.
@@ -85,14 +85,14 @@ class GroupedReads:
         return batch
 
     async def _read(self, batch: Sequence[_QueuedRead]) -> None:
-        """Read a batch and answer it. A batch that fails is split until the cart that makes it fail stands alone."""
+        """Read a batch and answer it. A batch that fails is split until only the cart that causes the failure fails."""
         distinct = list(dict.fromkeys(wanted for wanted, _ in batch))
         try:
             found = await self._fetch(distinct)
         except Exception as error:  # noqa: BLE001 - each caller gets the error of its own cart
             refusal = find_refusal(error) or error
-            is_away = isinstance(refusal, DatabaseUnavailable) and not isinstance(refusal, DatabaseDamaged)
-            if len(batch) > 1 and not is_away:
+            is_database_down = isinstance(refusal, DatabaseUnavailable) and not isinstance(refusal, DatabaseDamaged)
+            if len(batch) > 1 and not is_database_down:
                 middle = len(batch) // 2
                 await self._read(batch[:middle])
                 await self._read(batch[middle:])
@@ -110,6 +110,6 @@ class GroupedReads:
 
         def read(connection: Connection) -> list[Found]:
             (row,) = self._statement.fetch(connection, parameters)
-            return read_carts(row)
+            return parse_carts(row)
 
         return dict(zip(wanted, await self._engine.read(read), strict=True))

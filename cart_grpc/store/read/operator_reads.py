@@ -33,7 +33,7 @@ from cart_grpc.store.schema import due, due_release, is_pause, items, pauses, re
 
 
 class WorkState(IntEnum):
-    """How far the work on a reservation is, as an operator sees it. The numbers are those of `cartgrpc.v1`."""
+    """The states of the work on a reservation, as operators see them. The numbers are those of `cartgrpc.v1`."""
 
     WAITING = 1
     DUE = 2
@@ -112,7 +112,7 @@ class OperatorReads:
     def __init__(self, engine: Engine) -> None:
         self._reader: AsyncEngine = engine.reader
         self._now = engine.dialect.now()
-        # The slice is not known from the id: one statement searches the primary key 256 times.
+        # An id does not contain its slice, so the statement searches the primary key once for each of the 256 slices.
         every_slice = reservations.c.slice.in_(bindparam("slices", list(range(SLICES)), literal_execute=True))
         by_id = (every_slice, reservations.c.reservation_id == bindparam("id"))
         self._one = _select_snapshot(select(reservations).where(*by_id), self._now)
@@ -128,7 +128,7 @@ class OperatorReads:
         return _snapshot(rows[0])
 
     async def list(self, page: ReservationPage) -> list[ReservationSnapshot]:
-        """Return one page of reservations, and one more if there is one. Raises DatabaseUnavailable."""
+        """Return one page of reservations, and the first of the next page if any. Raises DatabaseUnavailable."""
         return [_snapshot(row) for row in await fetch(self._reader, _select_page(page, self._now), {})]
 
     async def find_pause(self) -> PauseSnapshot | None:
@@ -221,7 +221,7 @@ def _select_backlog(now: ColumnElement[int]) -> Select[Any]:
 def _select_due(now: ColumnElement[int]) -> Select[Any, Any, Any]:
     row = reservations.c
     lanes = union_all(
-        *(select(row.due_time).where(among, row.due_time <= now) for among in (due, due_release))
+        *(select(row.due_time).where(is_in_lane, row.due_time <= now) for is_in_lane in (due, due_release))
     ).subquery()
     figures = (func.count().label("how_many"), func.min(lanes.c.due_time).label("oldest"))
     return select(*figures, now.label("now"))

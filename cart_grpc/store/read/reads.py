@@ -1,5 +1,6 @@
-"""Everything that the service and its loops read, except the operator's reads. Each read is one statement, so it sees
-one moment on both databases.
+"""The reads of the callers and of the background loops. Each read is one statement, so it sees one moment.
+
+Writes do not use this module: a batch reads its own rows (`WriteQueries.load`).
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ from cart_grpc.store.prepared import Prepared
 from cart_grpc.store.read.cache_validator import CacheValidator
 from cart_grpc.store.read.cart_json import CartJson, Found
 from cart_grpc.store.read.grouped_reads import GroupedReads
-from cart_grpc.store.read.snapshot import Snapshot, read_snapshot
+from cart_grpc.store.read.snapshot import Snapshot, parse_snapshot
 from cart_grpc.store.rows import to_cart
 from cart_grpc.store.schema import carts, due, due_release, expiring, is_not_paused, reconciling, reservations
 from cart_grpc.store.statements import CART
@@ -77,9 +78,11 @@ class Reads:
             .order_by(carts.c.expire_time)
             .limit(bindparam("most", type_=BigInteger))
         )
-        # Prepared: the reconciler asks after every batch.
+        # Prepared, because the reconciler runs these often.
         lanes = ((HOLD_LANE, due), (RELEASE_LANE, due_release))
-        self._due: dict[Lane, Prepared] = {lane: Prepared(_select_due(among, self._now)) for lane, among in lanes}
+        self._due: dict[Lane, Prepared] = {
+            lane: Prepared(_select_due(is_in_lane, self._now)) for lane, is_in_lane in lanes
+        }
 
     async def close(self) -> None:
         """Wait until every queued read of a cart is answered."""
@@ -98,10 +101,10 @@ class Reads:
         Raises Overloaded or DatabaseUnavailable.
         """
         found = await self._carts.find(key)
-        return read_snapshot(found) if isinstance(found, CartJson) else None
+        return parse_snapshot(found) if isinstance(found, CartJson) else None
 
     async def list_carts(self, page: Page) -> list[CartSummary]:
-        """Return one page of a user's carts, and one more cart if there is one. Raises DatabaseUnavailable."""
+        """Return one page of a user's carts, and the first cart of the next page if any. Raises DatabaseUnavailable."""
         rows = await fetch(self._reader, _select_page(page, self._engine.dialect, self._now), {})
         return [CartSummary(to_cart(row[: len(carts.columns)]), bool(row.reconciling), row.now) for row in rows]
 
@@ -127,12 +130,12 @@ async def fetch(reader: AsyncEngine, statement: Select[Any], parameters: dict[st
             return rows
 
 
-def _select_due(among: TextClause, now: ColumnElement[int]) -> Select[int]:
+def _select_due(is_in_lane: TextClause, now: ColumnElement[int]) -> Select[int]:
     # ORDER BY makes the planner read the index from its beginning, and the first row is the answer. The pause is in
     # LIMIT: as a condition, SQLite would check it for each row that has become due during the pause.
     most = select(case((is_not_paused, 1), else_=0)).scalar_subquery()
-    due = select(reservations.c.due_time).where(among, reservations.c.due_time <= now)
-    return due.order_by(reservations.c.due_time).limit(most)
+    rows = select(reservations.c.due_time).where(is_in_lane, reservations.c.due_time <= now)
+    return rows.order_by(reservations.c.due_time).limit(most)
 
 
 def _select_page(page: Page, dialect: Dialect, now: ColumnElement[int]) -> Select[Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cart_grpc.carts.model import Cart, Line
 from cart_grpc.store.read import cart_json
-from cart_grpc.store.read.cart_json import CartJson, read_head, read_line
+from cart_grpc.store.read.cart_json import CartJson, parse_head, parse_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Snapshot:
         return item_id in self.releasing
 
 
-def read_snapshot(found: CartJson) -> Snapshot:
+def parse_snapshot(found: CartJson) -> Snapshot:
     """Parse a cart's JSON."""
-    cart, releasing = read_head(found.head)
-    return Snapshot(cart, [read_line(line).line for line in found.lines], releasing, found.now)
+    cart, releasing = parse_head(found.head)
+    return Snapshot(cart, [parse_line(line).line for line in found.lines], releasing, found.now)

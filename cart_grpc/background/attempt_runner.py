@@ -1,7 +1,7 @@
 """One claim's attempt: the calls to the Reservation API, and the record of their outcome.
 
-An attempt is all that is sent under one claim. It makes at most two tries and is one transaction when it is recorded;
-no transaction is open during the calls.
+An attempt consists of all messages sent under one claim. It has at most two tries. Its outcome is recorded in one
+transaction, and no transaction is open during the calls.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ MIN_TIMEOUT_US = to_us(0.001)
 MAX_MESSAGE_LENGTH = 300
 
 
-class Caller:
+class AttemptRunner:
     """Calls the Reservation API for claimed reservations and records each outcome. Reports to `breaker`."""
 
     def __init__(self, store: Store, api: ReservationApi, config: ReconcilerConfig, breaker: Breaker) -> None:
@@ -36,7 +36,7 @@ class Caller:
         self._config = config
         self._breaker = breaker
 
-    async def run_attempt(self, claimed: Reservation) -> None:
+    async def run(self, claimed: Reservation) -> None:
         """Send the claimed reservation's intent and record the outcome. Raises nothing but CancelledError."""
         intent = next_intent(claimed)
         if intent is None:
@@ -60,7 +60,7 @@ class Caller:
             self._report(answered=False, error="INTERNAL")
         else:
             self._report(answered=True, error="")
-        # While the API is down, an attempt says nothing about this reservation.
+        # While the API is down, a failed attempt says nothing about this reservation.
         counts_as_attempt = called and not (isinstance(outcome, NoAnswer) and self._breaker.is_open)
         jitter = random.random()  # noqa: S311 - jitter, not a secret
         await self._record(
