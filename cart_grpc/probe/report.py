@@ -42,7 +42,9 @@ class Report:
         lines = [f"{name}: FAILED: {_name(failed)}"] if failed else []
         lines += [f"{name}: UNKNOWN: {_name(unknown)}"] if unknown else []
         lines += [f"{name}: some reservations could not be released, see above"] if self.log.left_behind else []
-        return lines + [f"  if {_name([rule])} is broken: {self.contract.consequences[rule]}" for rule in failed]
+        return lines + [
+            f"  {_name([rule])} is broken. Consequence: {self.contract.consequences[rule]}" for rule in failed
+        ]
 
     def _rules(self, verdict: Verdict) -> list[str]:
         return list(dict.fromkeys(finding.rule for finding in self.findings if finding.verdict is verdict))

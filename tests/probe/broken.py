@@ -1,14 +1,11 @@
 """Reservation APIs that break one rule each: the simulator without that rule."""
 
-import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 
 from cart_grpc.protocol.reservation import FINAL, Disposition, Intent, Observed
 from cart_grpc.simulator import rules
 from cart_grpc.simulator.errors import BadRequest, BodyMismatch, RevisionTooLow, UnknownReservation
 from cart_grpc.simulator.rules import StoredReservation
-from cart_grpc.simulator.simulator import SimulatedReply, Simulator
 from cart_grpc.simulator.stock import Decided, Entry, Stock
 
 
@@ -286,24 +283,6 @@ class Forgetful(Stock):
         if intent.disposition is Disposition.RELEASE:
             return StoredReservation(intent, Observed.RELEASED, intent.sku, 0, intent.revision, None, "")
         return StoredReservation(intent, Observed.REJECTED, intent.sku, 0, intent.revision, None, "TOO_OLD")
-
-
-class Races(Simulator):
-    """Decides two concurrent copies of a message independently."""
-
-    async def apply(self, read: Callable[[], Intent]) -> SimulatedReply:
-        intent = read()
-        if self._stock.find(intent.reservation_id, self._clock()) is None:
-            await asyncio.sleep(0.02)
-            self._stock._reservations.pop(intent.reservation_id, None)
-        return await super().apply(read)
-
-
-class ReadsNothing(Simulator):
-    """Finds no reservation on reads."""
-
-    def get(self, reservation_id: str) -> StoredReservation:
-        raise UnknownReservation
 
 
 def is_old(intent: Intent, now: int) -> bool:

@@ -120,7 +120,7 @@ async def test_an_api_that_breaks_a_point_fails_that_point_and_everything_is_rel
     assert rules(report, Verdict.FAILED) == expected, str(report)
     assert f"\nbasic: FAILED: {', '.join(rule for rule in BASIC.consequences if rule in expected)}\n" in str(report)
     for rule in expected:
-        assert f"\n  if {rule} is broken: {BASIC.consequences[rule]}" in str(report)
+        assert f"\n  {rule} is broken. Consequence: {BASIC.consequences[rule]}" in str(report)
     assert (simulator.levels("beans").held == 0) is (kind not in KEEP_STOCK)
     assert not report.passed
 
