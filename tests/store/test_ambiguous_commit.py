@@ -27,7 +27,7 @@ KILL = "SELECT pg_terminate_backend(pg_backend_pid())"
 
 
 def break_connection(connection: Connection) -> None:
-    """What a cut wire or a killed backend does: an error, and the connection is dead."""
+    """Fail as a cut connection or a killed backend does: an error, and the connection is unusable."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(KILL)
         raise AssertionError("the backend is still there")
@@ -35,9 +35,9 @@ def break_connection(connection: Connection) -> None:
 
 
 class Breaking:
-    """Breaks the writer's connection at the next commits: those that are `x` in `plan`, and not those that are `.`.
+    """Breaks the writer's connection at the next commits: `x` in `plan` breaks one, `.` lets one pass.
 
-    After the commit of a batch that broke comes that of the transaction which finds out what became of it.
+    The commit after a batch's broken commit is that of the transaction which reads the commit marker.
     """
 
     def __init__(self, engine: Engine, *, committed: bool, plan: str = "x") -> None:
@@ -145,7 +145,7 @@ async def test_a_broken_commit_is_resolved_after_the_other_writer_has_committed_
     first = decode(await queue.submit(add(quantity=1)))
     second = decode(await answers[0])
     assert breaking.broken == 1
-    # What was committed was so first; what was not was written again, whenever that was.
+    # If it was committed, it came first. If not, it was retried before or after the second batch.
     assert (first, second) == ({SKU: 1}, {SKU: 3}) or (not committed and (first, second) == ({SKU: 3}, {SKU: 2}))
     assert decode(await queue.submit(add(quantity=4))) == {SKU: 7}
 
@@ -168,7 +168,7 @@ async def test_the_time_a_batch_waits_for_the_other_writer_does_not_count_agains
             await_only(asyncio.sleep(0.6))
 
     end = before_commit(engine, take_long)
-    # The hook of `Breaking` is for the batch after this one.
+    # `Breaking` breaks the commit of the next batch, not of this one.
     assert decode(await queue.submit(add(quantity=1))) == {SKU: 1}
     assert decode(await answers[0]) == {SKU: 3}
 
@@ -197,7 +197,7 @@ Kill = Callable[[], Awaitable[None]]
 
 @pytest.fixture
 async def kill(store: Store, engine: Engine, database_url: str) -> AsyncIterator[Kill]:
-    """Kills the backends, whatever they are doing. SQLite has none: there, the next commit breaks."""
+    """Kill the backends, whatever they are doing. SQLite has none, so there the next commit breaks."""
     if isinstance(engine, SqliteEngine):
         plan = itertools.cycle((True, False))
 
@@ -227,13 +227,13 @@ async def test_connections_killed_under_load_neither_lose_nor_double_an_effect(s
             except Unavailable:
                 continue
             return
-        raise AssertionError("it was never done")
+        raise AssertionError("the item was never added")
 
     async def caller(name: int) -> None:
         for number in range(15):
             adding = asyncio.create_task(add_for_certain(f"{name}-{number}"))
             if number % 5 == name % 5:
-                # Somewhere between the first statement and the commit of what was just begun.
+                # Somewhere between the first statement and the commit.
                 for _ in range(name):
                     await asyncio.sleep(0)
                 await kill()

@@ -25,7 +25,7 @@ async def test_commands_on_one_cart_are_folded_in_order_and_each_has_its_own_ans
     assert [reply[0] for reply in replies] == [{SKU: 1}, {SKU: 3}, {SKU: 6}, {}, {SKU: 7}, {"filters": 1}]
     assert [reply[1] for reply in replies] == [1, 2, 3, 4, 5, 6]
     assert len({reply[2] for reply in replies}) == 1
-    # One to register the writer, one for all six.
+    # One transaction registers the writers, and one runs all six commands.
     assert counted.transactions == 2
 
 
@@ -38,7 +38,7 @@ async def test_the_folded_result_is_stored(idle: WriteQueue, engine: Engine) -> 
     assert found is not None
     assert sorted((line.item.sku, line.item.quantity) for line in found.lines) == [("a", 2), ("c", 1)]
     assert (found.cart.item_count, found.cart.total_quantity, found.cart.revision) == (2, 3, 5)
-    # The hold of the item that came and went is to be released all the same.
+    # The hold of the item that was added and removed must be released, too.
     assert await count(engine, schema.reservations) == 3
 
 

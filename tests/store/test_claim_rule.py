@@ -21,7 +21,7 @@ TIMES = (None, PAST, NOW, FUTURE)
 
 
 def every_row() -> Iterator[Reservation]:
-    """Every row that a claim could tell from another, and some that the rules never make."""
+    """Rows with every combination of the fields that a claim reads, also ones that the rules never produce."""
     numbers = itertools.count()
     for disposition, due_time, expire_time, lease_expire_time, (observed, intent), attempt in itertools.product(
         Disposition, TIMES, TIMES, (None, PAST, FUTURE), ((3, 3), (3, 2), (2, 2), (0, 3)), (0, 4)
@@ -41,7 +41,7 @@ def every_row() -> Iterator[Reservation]:
 
 
 def every_state() -> Iterator[Reservation]:
-    """Due and settled rows in every state, waiting or not: none of it makes a difference."""
+    """Due and settled rows with every combination of fields that a claim must not depend on."""
     for state, waiting, refused in itertools.product(Observed, (False, True), ("", "NOT_FOUND")):
         name = f"r-{state.name}-{waiting}-{refused}"
         row = a_hold(reservation_id=name, state=state, waiting=waiting, seal_reason=refused, observed_revision=1)

@@ -29,7 +29,7 @@ from tests.store.writes import (
     snapshot,
 )
 
-# A lease that has run out by the time of the next statement.
+# A lease that has expired when the next statement runs.
 NO_TIME = 1
 
 

@@ -30,29 +30,29 @@ on_sqlite = pytest.mark.parametrize("backend", ["sqlite"])
 on_postgresql = pytest.mark.parametrize("backend", ["postgresql"])
 
 
-async def say(engine: Engine, statement: str) -> None:
-    """Say something on the writer's own connection."""
+async def execute(engine: Engine, statement: str) -> None:
+    """Run a statement on the writer's connection."""
     await engine.transact(lambda connection: connection.execute(text(statement)))
 
 
 async def refused_until(store: Store, refusal: type[DatabaseUnavailable]) -> int:
-    """Write until it is refused. Returns how often it was not."""
+    """Write until a write is refused. Return how many were not."""
     for number in range(2000):
         try:
             await store.mutate(add(key=cart_key(user_key(f"user{number}"), "default")))
         except DatabaseUnavailable as refused:
-            assert type(refused) is refusal  # noqa: PT017 - how often it was not is the answer
+            assert type(refused) is refusal  # noqa: PT017 - the number of accepted writes is returned
             return number
-    raise AssertionError("it was never refused")
+    raise AssertionError("no write was refused")
 
 
 @on_sqlite
 async def test_a_full_disk_refuses_writes_until_there_is_room(store: Store, engine: Engine) -> None:
     await store.mutate(add())
-    await say(engine, "PRAGMA max_page_count = 60")
+    await execute(engine, "PRAGMA max_page_count = 60")
     count = await refused_until(store, DatabaseFull)
     assert (await snapshot(store)).cart.total_quantity == 1
-    await say(engine, "PRAGMA max_page_count = 100000")
+    await execute(engine, "PRAGMA max_page_count = 100000")
     await store.ping()
     assert not store._write_queue.failed
     assert decode(await store.mutate(add())) == {SKU: 2}
@@ -66,13 +66,13 @@ async def test_a_full_disk_refuses_writes_until_there_is_room(store: Store, engi
 async def test_a_read_only_file_refuses_writes_and_is_not_ready_until_it_is_writable(
     store: Store, engine: Engine
 ) -> None:
-    await say(engine, "PRAGMA query_only = ON")
+    await execute(engine, "PRAGMA query_only = ON")
     with pytest.raises(DatabaseUnavailable):
         await store.mutate(add())
     with pytest.raises(DatabaseUnavailable):
         await store.ping()
     assert isinstance(engine, SqliteEngine)
-    # Its next connection may write.
+    # The next connection is writable again.
     await asyncio.get_running_loop().run_in_executor(engine._thread, engine._writer.dispose)
     await store.ping()
     assert decode(await store.mutate(add())) == {SKU: 1}
@@ -88,7 +88,7 @@ async def test_a_damaged_page_refuses_all_reads_and_writes(store: Store, tmp_pat
         file.seek((page - 1) * 4096)
         file.write(b"\xff" * 4096)
     with closing(connect_sqlite(tmp_path / "cart.db", isolation_level=None)) as other:
-        # Has every connection forget what it remembers of the pages.
+        # A write by another connection makes every connection drop its cached pages.
         other.execute("UPDATE commit_markers SET batch_number = batch_number")
     for _ in range(2):
         with pytest.raises(DatabaseDamaged):
@@ -105,7 +105,7 @@ async def test_a_failed_commit_that_may_survive_in_the_log_is_outcome_unknown(
 ) -> None:
     monkeypatch.setattr(batch_writer, "RESOLVE_SECONDS", 0.2)
     await store.mutate(add())
-    # What the log may still hold can only be made void by writing, and that fails, too.
+    # The log may still contain the transaction. Only a write can overwrite it, and that fails, too.
     Breaking(engine, committed=False, plan="x" * 30)
     with pytest.raises(OutcomeUnknown):
         await store.mutate(add(request_id="r1"))
@@ -120,7 +120,7 @@ async def test_a_connection_that_breaks_during_a_ping_is_replaced(store: Store, 
 
 @pytest.fixture
 async def outside(database_url: str) -> AsyncIterator[AsyncConnection]:
-    """Somebody else's connection."""
+    """A connection of another program."""
     other = create_async_engine(database_url)
     async with other.connect() as connection:
         yield connection
@@ -136,8 +136,8 @@ async def test_a_deadlock_with_another_replica_is_retried(
 ) -> None:
     keys = sorted(cart_key(user_key(name), "default") for name in ("alice", "bob"))
     await asyncio.gather(*(store.mutate(add(key=key)) for key in keys))
-    # The one who looks first gives way: the writer.
-    await say(engine, "SET deadlock_timeout = '50ms'")
+    # The session that detects the deadlock first is aborted: the writer.
+    await execute(engine, "SET deadlock_timeout = '50ms'")
     await outside.execute(text("SET deadlock_timeout = '1min'"))
     states = []
 
@@ -147,7 +147,7 @@ async def test_a_deadlock_with_another_replica_is_retried(
 
     monkeypatch.setattr(batch_writer, "find_refusal", find)
     await outside.execute(LOCK, {"user": keys[1].user_id})
-    # Its locks are taken in one order, so only somebody who takes them in another can be in its way.
+    # The writer locks users in order, so only a program that locks them in another order can deadlock with it.
     writing = asyncio.gather(*(store.mutate(add(key=key, request_id="r1")) for key in keys))
     await _until_waiting(outside)
     await outside.execute(LOCK, {"user": keys[0].user_id})
@@ -170,7 +170,7 @@ async def test_a_statement_timeout_is_refused_without_effect(
     store: Store, engine: Engine, outside: AsyncConnection
 ) -> None:
     await store.mutate(add())
-    await say(engine, "SET statement_timeout = '50ms'")
+    await execute(engine, "SET statement_timeout = '50ms'")
     await outside.execute(LOCK, {"user": "alice"})
     with pytest.raises(DatabaseUnavailable):
         await store.mutate(add(request_id="r1"))
@@ -183,7 +183,7 @@ async def test_a_statement_timeout_is_refused_without_effect(
 async def test_a_session_that_timed_out_idle_in_a_transaction_is_replaced(engine: Engine, store: Store) -> None:
     def stand_still(connection: Connection) -> None:
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '20ms'"))
-        # In one thread with the event loop: so would a process look that was stopped.
+        # This blocks the event loop, as if the process had been stopped.
         time.sleep(0.2)
         connection.execute(text("SELECT 1"))
 
@@ -197,17 +197,17 @@ async def test_a_session_that_timed_out_idle_in_a_transaction_is_replaced(engine
 @on_postgresql
 async def test_a_read_only_postgresql_is_not_ready_until_it_is_writable(store: Store, engine: Engine) -> None:
     await store.mutate(add())
-    await say(engine, "SET default_transaction_read_only = on")
+    await execute(engine, "SET default_transaction_read_only = on")
     with pytest.raises(DatabaseUnavailable):
         await store.ping()
-    # A new connection finds out whether another server takes writes.
+    # The pool opens a new connection, because another server may be the primary now.
     assert decode(await store.mutate(add())) == {SKU: 2}
     await store.ping()
 
 
 @on_postgresql
 async def test_connections_have_keepalive_settings_that_break_a_silent_one_after_30_s(database_url: str) -> None:
-    # No test here can lose packets: what the kernel was asked to do about it has to do.
+    # A test cannot drop packets here, so check the options that tell the kernel to.
     path = f"{make_url(database_url).query['host']}/.s.PGSQL.5432"
     async with wired(partial(asyncio.open_unix_connection, path)) as wire:
         url = make_url(database_url).set(query={}, host="127.0.0.1", port=wire.port)

@@ -18,7 +18,7 @@ from tests.store.writes import SKU, add, before_commit, claim, decode, snapshot
 
 @pytest.fixture(scope="module")
 def own_postgres() -> Iterator[PostgresServer]:
-    """A server that a test may stop: nobody else uses it. What was committed outlives a kill."""
+    """A server of its own, which a test may stop. It is durable, so commits survive a kill."""
     with running_postgres(durable=True) as server:
         yield server
 

@@ -50,17 +50,17 @@ SQLITE = {
 
 
 def read_catalogue(connection: Connection) -> Catalogue:
-    """Everything in the database that a migration can have made, in an order of no meaning."""
+    """Read every object that a migration can create, sorted."""
     queries = POSTGRESQL if connection.dialect.name == "postgresql" else SQLITE
     catalogue = {}
     for kind, query in queries.items():
-        rows = [tuple(map(plainly, row)) for row in connection.execute(text(query))]
+        rows = [tuple(map(normalise, row)) for row in connection.execute(text(query))]
         catalogue[kind] = sorted((row for row in rows if "alembic_version" not in str(row)), key=repr)
     return catalogue
 
 
-def plainly(value: object) -> object:
-    """SQL that says the same in another order or spacing: the parts of a CREATE TABLE, sorted."""
+def normalise(value: object) -> object:
+    """Normalise SQL: one space between words, and the parts of a CREATE TABLE sorted."""
     if not isinstance(value, str) or not value.upper().startswith("CREATE"):
         return value
     one_line = re.sub(r"\s+", " ", value).strip()
@@ -88,13 +88,13 @@ async def catalogue_of(url: str) -> Catalogue:
 
 @pytest.fixture
 def empty_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A database with nothing in it."""
+    """An empty database."""
     return make_empty(backend, request, tmp_path, "migrated")
 
 
 @pytest.fixture
 def other_empty_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Another one."""
+    """Another empty database."""
     return make_empty(backend, request, tmp_path, "made")
 
 
@@ -114,7 +114,7 @@ async def test_the_migrations_create_the_same_schema_as_the_metadata(empty_url: 
         assert by_migrations[kind] == rows, kind
     assert by_migrations.keys() == by_metadata.keys()
     found = str(by_migrations)
-    # What the comparison must not have passed over, on both sides at once.
+    # Prove that the comparison did not ignore these on both sides.
     for table in schema.metadata.tables.values():
         assert table.name in found
         for index in table.indexes:

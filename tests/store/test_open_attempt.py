@@ -12,7 +12,7 @@ from cart_grpc.store.store import Store
 from tests.store.writes import SECOND, add, answered, claim, claim_one, remove, row_of, silent, snapshot
 
 WINDOW = 3600 * SECOND
-# A lease or a window that has run out by the time of the next statement.
+# A lease or a window that has expired when the next statement runs.
 NO_TIME = 1
 
 
@@ -33,18 +33,18 @@ async def test_a_claim_after_a_crash_sees_the_open_attempt_and_opens_no_other(st
     await store.mutate(add())
     crashed = await claim_one(store, lease=NO_TIME)
     until = await store.open_attempt(attempt(crashed))
-    heir = await claim_one(store)
-    assert heir.uncertain_until == until
-    assert await store.open_attempt(attempt(heir)) is None
+    current = await claim_one(store)
+    assert current.uncertain_until == until
+    assert await store.open_attempt(attempt(current)) is None
 
 
 async def test_an_overtaken_claim_opens_no_attempt(store: Store, engine: Engine) -> None:
     await store.mutate(add())
-    zombie = await claim_one(store, lease=NO_TIME)
-    heir = await claim_one(store)
-    assert await store.open_attempt(attempt(zombie)) is None
-    assert (await row_of(engine, heir.reservation_id)).uncertain_until is None
-    assert await store.open_attempt(attempt(heir)) is not None
+    overtaken = await claim_one(store, lease=NO_TIME)
+    current = await claim_one(store)
+    assert await store.open_attempt(attempt(overtaken)) is None
+    assert (await row_of(engine, current.reservation_id)).uncertain_until is None
+    assert await store.open_attempt(attempt(current)) is not None
 
 
 async def test_one_of_many_concurrent_attempts_is_opened(store: Store) -> None:

@@ -49,19 +49,19 @@ def operator(store: Store) -> OperatorActions:
 async def rows(
     operator: OperatorActions, states: frozenset[WorkState] = BACKLOG, **more: int
 ) -> list[ReservationSnapshot]:
-    """What a list shows."""
+    """List reservations."""
     page = ReservationPage(100, states, more.get("min_age", 0), more.get("min_attempts", 0), None)
     return await operator.list(page)
 
 
 async def only(operator: OperatorActions, states: frozenset[WorkState] = EVERYTHING) -> ReservationSnapshot:
-    """The one reservation there is."""
+    """List the only reservation."""
     [seen] = await rows(operator, states)
     return seen
 
 
 async def behind_an_old_release(store: Store) -> tuple[Reservation, str]:
-    """A hold that is being released, and the id of a new one that waits for it."""
+    """Return a reservation that is being released, and the id of a new one that waits for it."""
     old = await decided(store)
     await store.mutate(remove())
     await store.mutate(add())
@@ -70,14 +70,14 @@ async def behind_an_old_release(store: Store) -> tuple[Reservation, str]:
 
 
 async def shown(store: Store) -> ProgressState:
-    """What a caller sees of the one item."""
+    """Return the state of the only item as callers see it."""
     seen = await snapshot(store)
     [line] = seen.lines
     return progress(line, seen.now).state
 
 
 async def committing(store: Store, engine: Engine) -> Reservation:
-    """A reservation that is being committed."""
+    """Return a reservation that is being committed."""
     held = await decided(store)
     await overwrite(engine, schema.reservations, disposition=2, revision=2, intent_revision=2, due_time=0)
     return held
@@ -160,7 +160,7 @@ async def test_a_claim_of_a_dead_replica_is_listed_as_due_after_its_lease(
 
 async def test_pages_list_the_reservations_of_all_users_oldest_first(store: Store, operator: OperatorActions) -> None:
     for number in range(7):
-        # Some in one batch, so that some have one create_time.
+        # Several in one batch, so that several have the same create_time.
         names = [f"user-{number}-{other}" for other in range(number % 3 + 1)]
         await asyncio.gather(*(store.mutate(add(key=cart_key(user_key(name), "default"))) for name in names))
     everything = await rows(operator)
@@ -228,7 +228,7 @@ async def test_retry_makes_a_reservation_that_backs_off_due_now(store: Store, op
     seen = await operator.retry(claimed.reservation_id)
     assert (seen.state, seen.reservation.attempt_count, seen.reservation.revision) == (WorkState.DUE, 0, 1)
     assert (await claim_one(store)).attempt_count == 1
-    # Callers see that it is tried again, and that none of them changed the cart.
+    # Callers see the retry; the etag shows that no caller changed the cart.
     assert (await snapshot(store)).cart == before._replace(revision=before.revision + 1)
 
 

@@ -16,7 +16,7 @@ from tests.store.test_query_plans import fill, grow
 from tests.store.writes import KEY, add, answered, claim_one, remove
 
 T = TypeVar("T")
-# By this session, since it told of them last, which it does between transactions only.
+# Rows that this session read since it last reported statistics, which it does between transactions only.
 ROWS_READ = "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables"
 
 
@@ -25,16 +25,16 @@ def backend() -> str:
     return "postgresql"
 
 
-def tell_nothing(_: Connection) -> None:
-    """As a database is for its first minute."""
+def collect_no_statistics(_: Connection) -> None:
+    """Like a database in its first minute."""
 
 
-def tell_of_empty_tables(connection: Connection) -> None:
+def analyze_empty_tables(connection: Connection) -> None:
     connection.exec_driver_sql("ANALYZE")
 
 
 def reconcile(connection: Connection) -> None:
-    """Make everything reconcile, of which there was nothing."""
+    """Make every reservation reconciling; none was."""
     connection.exec_driver_sql("UPDATE reservations SET revision = revision + 1, intent_revision = revision + 1")
 
 
@@ -44,17 +44,17 @@ def grow_and_reconcile(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tell", "change"),
+    ("prepare", "change"),
     [
-        (tell_nothing, grow),
-        (tell_nothing, grow_and_reconcile),
-        (tell_of_empty_tables, grow),
-        (tell_of_empty_tables, grow_and_reconcile),
+        (collect_no_statistics, grow),
+        (collect_no_statistics, grow_and_reconcile),
+        (analyze_empty_tables, grow),
+        (analyze_empty_tables, grow_and_reconcile),
         (fill, reconcile),
     ],
 )
 async def test_plans_made_before_the_tables_grew_read_only_the_rows_that_they_need(
-    store: Store, engine: PostgresqlEngine, tell: Callable[[Connection], None], change: Callable[[Connection], None]
+    store: Store, engine: PostgresqlEngine, prepare: Callable[[Connection], None], change: Callable[[Connection], None]
 ) -> None:
     async def use(sku: str) -> None:
         await store.mutate(add(sku, request_id=sku))
@@ -64,8 +64,8 @@ async def test_plans_made_before_the_tables_grew_read_only_the_rows_that_they_ne
         for lane in (HOLD_LANE, RELEASE_LANE):
             await store.reads.has_due(lane)
 
-    await engine.transact(tell)
-    # As often as makes the driver, and the database, keep what they have made of a statement.
+    await engine.transact(prepare)
+    # Often enough for the driver and the database to keep their prepared statements and plans.
     for number in range(10):
         await use(f"before-{number}")
     await engine.transact(change)
@@ -92,7 +92,7 @@ async def test_reading_an_unmodified_cart_reads_only_its_own_row(store: Store, e
 
 @contextmanager
 def rows_read(engine: PostgresqlEngine) -> Iterator[list[int]]:
-    """How many rows each batch and each look reads meanwhile."""
+    """Collect how many rows each transaction and each read reads."""
     read: list[int] = []
 
     def counting(work: Callable[[Connection], T]) -> Callable[[Connection], T]:
@@ -104,17 +104,17 @@ def rows_read(engine: PostgresqlEngine) -> Iterator[list[int]]:
 
         return counted
 
-    def looking(work: Callable[[Connection], T]) -> Callable[[Connection], T]:
-        def looked(connection: Connection) -> T:
+    def counting_read(work: Callable[[Connection], T]) -> Callable[[Connection], T]:
+        def counted_read(connection: Connection) -> T:
             fetch(connection, "BEGIN", ())
             result = counting(work)(connection)
             fetch(connection, "COMMIT", ())
             return result
 
-        return looked
+        return counted_read
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, around in (("transact", counting), ("read", looking)):
+        for name, around in (("transact", counting), ("read", counting_read)):
             patch.setattr(engine, name, _around(getattr(engine, name), around))
         yield read
 

@@ -19,7 +19,7 @@ def delete_cart() -> Mutation:
 
 
 async def held_and_deleted(store: Store, request_id: str = "") -> None:
-    """A cart that has ended, its one item held by the Reservation API."""
+    """Make an ended cart whose only item is still held by the Reservation API."""
     await store.mutate(add(request_id=request_id))
     await store.record(answered(await claim_one(store)))
     await store.mutate(delete_cart())

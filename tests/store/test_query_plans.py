@@ -47,7 +47,7 @@ FILL = {
 
 
 def grow(connection: Connection) -> None:
-    """Put many holds to be renewed one day, finished reservations, and strangers' carts into the database."""
+    """Insert many holds that are due much later, finished reservations, and carts of other users."""
     postgresql = connection.dialect.name == "postgresql"
     counter = COUNT_POSTGRESQL if postgresql else COUNT_SQLITE
     for table, select in FILL.items():
@@ -56,14 +56,14 @@ def grow(connection: Connection) -> None:
 
 
 def fill(connection: Connection) -> None:
-    """The same, and let the planner know."""
+    """Grow the tables, and collect statistics for the planner."""
     grow(connection)
     connection.exec_driver_sql("ANALYZE")
 
 
 @contextmanager
-def heard(engine: SyncEngine) -> Iterator[list[tuple[str, Any]]]:
-    """What is said to the database meanwhile, each statement once."""
+def collect_statements(engine: SyncEngine) -> Iterator[list[tuple[str, Any]]]:
+    """Collect the statements that the database gets, each once, with the parameters of its first run."""
     statements: dict[str, Any] = {}
 
     def listen(_1: Any, _2: Any, statement: str, parameters: Any, *_: Any) -> None:
@@ -76,16 +76,16 @@ def heard(engine: SyncEngine) -> Iterator[list[tuple[str, Any]]]:
         return real(connection, statement, values)
 
     event.listen(engine, "before_cursor_execute", listen)
-    said: list[tuple[str, Any]] = []
+    collected: list[tuple[str, Any]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepared, "fetch", fetch)
-        yield said
+        yield collected
     event.remove(engine, "before_cursor_execute", listen)
-    said += statements.items()
+    collected += statements.items()
 
 
 class Planned:
-    """A store on a full database, and the plans of what it has said to it."""
+    """A store on a large database, and the plans of its statements."""
 
     def __init__(self, store: Store, engine: Engine) -> None:
         assert isinstance(engine, SqliteEngine | PostgresqlEngine)
@@ -98,14 +98,14 @@ class Planned:
         return self.engine._writer if isinstance(self.engine, SqliteEngine) else self.engine._writer.sync_engine
 
     @property
-    def looker(self) -> SyncEngine:
+    def read_engine(self) -> SyncEngine:
         return (
             self.engine._read_engine if isinstance(self.engine, SqliteEngine) else self.engine._read_engine.sync_engine
         )
 
-    async def plans(self, said: list[tuple[str, Any]]) -> dict[str, str]:
-        """Each statement that reads or changes rows, with its plan."""
-        wanted = [pair for pair in said if re.match(r"(WITH|SELECT|UPDATE|DELETE)\b", pair[0])]
+    async def plans(self, statements: list[tuple[str, Any]]) -> dict[str, str]:
+        """Return each statement that reads or changes rows, with its plan."""
+        wanted = [pair for pair in statements if re.match(r"(WITH|SELECT|UPDATE|DELETE)\b", pair[0])]
         return {statement: await self.engine.transact(self._plan(statement, values)) for statement, values in wanted}
 
     def _plan(self, statement: str, parameters: Any) -> Any:
@@ -126,7 +126,7 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 async def planned(url: str) -> AsyncIterator[Planned]:
-    """Filled once: the tests here ask how, not what."""
+    """Filled once for all tests of this module, because they look at plans and not at results."""
     engine = connect(url, app.clock)
     await engine.transact(migrate.upgrade)
     await engine.transact(fill)
@@ -138,24 +138,24 @@ async def planned(url: str) -> AsyncIterator[Planned]:
 
 
 def assert_no_scan(plans: dict[str, str]) -> None:
-    """No plan reads a whole table, or a whole index of one."""
+    """Assert that no plan reads a whole table or a whole index."""
     assert plans
     for statement, plan in plans.items():
         for line in plan.splitlines():
             table = re.search(r"\b(Seq Scan on|SCAN) (reservations|carts|items|replies|wanted)\b", line)
-            # Of a partial index, SQLite says SCAN: in it are only the rows that are looked for.
+            # SQLite says SCAN for a partial index, which contains only the wanted rows.
             allowed = re.search(r"USING (COVERING )?INDEX reservations_(due|due_release|reconciling|finished)\b", line)
             assert table is None or allowed, f"{statement}\n{plan}"
 
 
 async def test_no_statement_of_the_write_path_scans_a_table(planned: Planned) -> None:
     store = planned.store
-    with heard(planned.writer) as said:
+    with collect_statements(planned.writer) as statements:
         await asyncio.gather(*(store.mutate(add(f"sku{n}", request_id=f"r{n}")) for n in range(10)))
         await store.mutate(remove("sku1"))
         await store.mutate(clear())
         await store.mutate(add("sku2"))
-    plans = await planned.plans(said)
+    plans = await planned.plans(statements)
     assert_no_scan(plans)
     assert "reservations_reconciling" in "\n".join(plans.values())
 
@@ -165,13 +165,13 @@ async def test_claims_and_records_find_their_rows_by_the_partial_indexes(planned
     for number in range(5):
         await store.mutate(add(f"claimed{number}"))
     await store.mutate(remove("claimed0"))
-    with heard(planned.writer) as said:
+    with collect_statements(planned.writer) as statements:
         for lane in (HOLD_LANE, RELEASE_LANE):
             first, *_ = claimed = await claim(store, lane)
             await store.update_leases(ExtendLeases(claimed, 1))
             await store.update_leases(ReturnClaims(claimed))
             await store.record(answered(first))
-    plans = await planned.plans(said)
+    plans = await planned.plans(statements)
     assert_no_scan(plans)
     claims = [plan for statement, plan in plans.items() if statement.startswith("WITH candidates")]
     assert len(claims) == 2
@@ -182,9 +182,9 @@ async def test_claims_and_records_find_their_rows_by_the_partial_indexes(planned
 async def test_purges_find_their_rows_by_an_index(planned: Planned) -> None:
     store = planned.store
     await store.mutate(add(request_id="purged"))
-    with heard(planned.writer) as said:
+    with collect_statements(planned.writer) as statements:
         await store.purge(Purge(-SECOND, -SECOND, -SECOND, 10))
-    plans = await planned.plans(said)
+    plans = await planned.plans(statements)
     assert_no_scan(plans)
     for index in ("reservations_finished", "carts_ended", "replies_create_time"):
         assert re.search(rf"\b{index}\b", "\n".join(plans.values())), index
@@ -194,14 +194,14 @@ async def test_operator_reads_and_commands_find_their_rows_by_an_index(planned: 
     store = planned.store
     await store.mutate(add("stuck"))
     reads = store.operator_reads
-    with heard(planned.engine.reader.sync_engine) as said:
+    with collect_statements(planned.engine.reader.sync_engine) as statements:
         [first, *_] = await reads.list(ReservationPage(5, BACKLOG, 1, 0, (1, "x")))
         await reads.get(first.reservation.reservation_id)
         await reads.get_stats()
-    with heard(planned.writer) as written:
+    with collect_statements(planned.writer) as written:
         await store.intervene(Retry(first.reservation, LIMITS))
         await store.intervene(Release(first.reservation, "over", force=True))
-    plans = await planned.plans([*said, *written])
+    plans = await planned.plans([*statements, *written])
     assert_no_scan(plans)
     for index in ("reservations_pkey|sqlite_autoindex_reservations", "reservations_reconciling", "reservations_due"):
         assert re.search(rf"\b({index})", "\n".join(plans.values())), index
@@ -211,14 +211,14 @@ async def test_the_search_for_due_rows_uses_the_time_as_an_index_condition(
     planned: Planned,
 ) -> None:
     store = planned.store
-    with heard(planned.engine.reader.sync_engine) as said:
+    with collect_statements(planned.engine.reader.sync_engine) as statements:
         for lane in (HOLD_LANE, RELEASE_LANE):
             await store.reads.has_due(lane)
         await store.reads.find_idle_carts(10)
-    plans = await planned.plans(said)
+    plans = await planned.plans(statements)
     assert len(plans) == 3
     for plan in plans.values():
-        # The time is part of the search, and not of what is thrown away afterwards.
+        # The time limits the index search; it is not a filter after it.
         assert re.search(
             r"Index Cond: \((due_time|expire_time) <= |\((due_time|expire_time)(>\? AND \w+)?<\?\)", plan
         ), plan
@@ -227,16 +227,16 @@ async def test_the_search_for_due_rows_uses_the_time_as_an_index_condition(
 async def test_reads_find_their_rows_by_an_index(planned: Planned) -> None:
     store = planned.store
     await store.mutate(add())
-    with heard(planned.looker) as looked:
+    with collect_statements(planned.read_engine) as read:
         await snapshot(store)
-    with heard(planned.engine.reader.sync_engine) as said:
+    with collect_statements(planned.engine.reader.sync_engine) as statements:
         for lane in (HOLD_LANE, RELEASE_LANE):
             await store.reads.has_due(lane)
         for order in ("name", "create_time", "update_time"):
             for descending in (False, True):
                 await store.reads.list_carts(Page(KEY.user, 5, frozenset({CartState.ACTIVE}), order, descending, None))
-    assert looked
-    plans = await planned.plans([*looked, *said])
+    assert read
+    plans = await planned.plans([*read, *statements])
     assert_no_scan(plans)
     for index in ("reservations_due", "reservations_reconciling"):
         assert re.search(rf"\b{index}\b", "\n".join(plans.values())), index

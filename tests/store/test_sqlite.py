@@ -44,7 +44,7 @@ async def test_a_write_to_a_database_that_stays_locked_is_refused_without_effect
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(DatabaseUnavailable):
             await store.mutate(add(request_id="r1"))
-        # Readers are not kept from reading.
+        # Readers can still read.
         assert (await snapshot(store)).cart.total_quantity == 1
         other.execute("ROLLBACK")
     assert decode(await store.mutate(add(request_id="r1"))) == {SKU: 2}
@@ -52,7 +52,7 @@ async def test_a_write_to_a_database_that_stays_locked_is_refused_without_effect
 
 @pytest.fixture
 async def two_writers(tmp_path: Path) -> AsyncIterator[list[SqliteEngine]]:
-    """Two writers on one file, as no deployment has them: the lock that keeps them apart is not taken here."""
+    """Two writers on one file. In production a lock on the file allows only one process."""
     engines = []
     for _ in range(2):
         engine = connect(f"sqlite:///{tmp_path}/raced.db", app.clock)
@@ -136,7 +136,7 @@ async def test_a_pause_is_found_without_reading_all_due_rows(store: Store, engin
         assert isinstance(driver, sqlite3.Connection)
         driver.set_progress_handler(count_steps, 1)
 
-    # The first one reads the schema.
+    # The first read also reads the schema.
     assert not await store.reads.has_due(lane)
     await engine.read(watch)
     assert not await store.reads.has_due(lane)

@@ -107,7 +107,7 @@ async def test_a_full_queue_rejects_callers_but_not_background_commands(engine: 
     claimed = queue.submit_background(Claim(HOLD_LANE, 10, LEASE))
     await queue.start()
     assert [decode(await answer)[SKU] for answer in answers] == [1, 2, 3]
-    # Claims come after what their batch has changed.
+    # Claims run after the other commands of their batch.
     assert len(await claimed) == 1
     assert decode(await queue.submit(add())) == {SKU: 4}
     await queue.close()
