@@ -13,7 +13,7 @@ All functions are pure. Times are int microseconds since the Unix epoch in UTC; 
 
 from cart_grpc.protocol.reservation import Answer, Decision, Disposition, NoAnswer, Observed, Reservation
 
-DAY = 24 * 3600 * 1_000_000
+DAY_US = 24 * 3600 * 1_000_000
 
 
 def is_uncertain(reservation: Reservation) -> bool:
@@ -76,7 +76,7 @@ def _find_next_check(reservation: Reservation, now: int, grace_us: int) -> int |
     """
     if reservation.state is Observed.REJECTED or reservation.uncertain_until is None:
         return None
-    checks = (reservation.uncertain_until + after for after in (grace_us, 10 * grace_us, DAY))
+    checks = (reservation.uncertain_until + after for after in (grace_us, 10 * grace_us, DAY_US))
     return next((check for check in checks if check > now), None)
 
 

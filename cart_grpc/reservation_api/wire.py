@@ -21,7 +21,7 @@ MAX_ANSWER_BYTES: Final = 1 << 20
 
 _MAX_TEXT: Final = 500
 _MAX_REASON: Final = 63
-_MAX_RETRY_AFTER: Final = 24 * 3600 * 1_000_000
+_MAX_RETRY_AFTER_US: Final = 24 * 3600 * 1_000_000
 _LAST_SECOND: Final = 253_402_300_799  # the end of the year 9999, the maximum of google.protobuf.Timestamp
 
 # The states that can answer each disposition.
@@ -136,7 +136,7 @@ def clean_reason(text: str) -> str:
 
 def clean_retry_after(microseconds: int) -> int | None:
     """Return the wait that the API asked for, in microseconds, a day at most; None if it is not positive."""
-    return min(microseconds, _MAX_RETRY_AFTER) if microseconds > 0 else None
+    return min(microseconds, _MAX_RETRY_AFTER_US) if microseconds > 0 else None
 
 
 def to_duration(microseconds: int) -> Duration:

@@ -46,7 +46,7 @@ class QueuedCommand:
 Take = Callable[[], list[QueuedCommand]]
 
 
-class Report(Protocol):
+class NoteAcceptance(Protocol):
     """Notes whether the database accepted the last batch."""
 
     def __call__(self, *, accepted: bool) -> None: ...
@@ -74,7 +74,7 @@ class BatchWriter:
     """Writes one batch after another.
 
     Each writer has its own row in `commit_markers`. So it can find out what happened to its batch while the other
-    writer goes on. It calls `report` after each batch, but not after a batch that failed because of a command: such a
+    writer goes on. It calls `note_acceptance` after each batch, but not after a batch that failed because of a command: such a
     failure says nothing about the database.
     """
 
@@ -84,7 +84,7 @@ class BatchWriter:
         queries: WriteQueries,
         notifier: ChangeNotifier,
         new_id: NewId,
-        report: Report,
+        note_acceptance: NoteAcceptance,
     ) -> None:
         self.writer_id = new_id()
         self._batch_number = 0
@@ -92,7 +92,7 @@ class BatchWriter:
         self._queries = queries
         self._notifier = notifier
         self._new_id = new_id
-        self._report = report
+        self._note_acceptance = note_acceptance
 
     async def write_batch(self, take: Take) -> None:
         """Take a batch as late as possible, make it durable and answer it."""
@@ -105,7 +105,7 @@ class BatchWriter:
         except Exception as error:  # noqa: BLE001 - each command gets an answer, whatever went wrong
             commands = batch.get_commands()
             if isinstance(error, DatabaseUnavailable | OutcomeUnknown):
-                self._report(accepted=False)
+                self._note_acceptance(accepted=False)
                 log.warning("a batch of %d commands was not written: %s", len(commands), error.reason)
             elif len(commands) > 1:
                 middle = len(commands) // 2
@@ -114,7 +114,7 @@ class BatchWriter:
                 return
             _answer_all(commands, [error] * len(commands))
         else:
-            self._report(accepted=True)
+            self._note_acceptance(accepted=True)
             _answer_all(batch.get_commands(), result.answers)
             self._notifier.publish(result.changed, due=result.due)
 

@@ -77,7 +77,7 @@ class WriteQueue:
         self._queries = WriteQueries(engine.dialect, lock_users=engine.locks_users)
         # Two: one commits while the other waits for the database and takes its batch as late as possible. With one
         # writer, 2.6 of each 10.5 ms passed between the end of a commit and the start of the next batch.
-        self._writers = [BatchWriter(engine, self._queries, notifier, new_id, self._note_report) for _ in range(2)]
+        self._writers = [BatchWriter(engine, self._queries, notifier, new_id, self._note_acceptance) for _ in range(2)]
         self._handover = Handover(self._writers)
         self._queue_size = queue_size
         self._tasks: set[asyncio.Task[None]] = set()
@@ -128,5 +128,5 @@ class WriteQueue:
         self._handover.give_back(writer)
         self._start_next_writer()
 
-    def _note_report(self, *, accepted: bool) -> None:
+    def _note_acceptance(self, *, accepted: bool) -> None:
         self.failed = not accepted

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cart_grpc.carts.progress import Progress, ProgressState, progress
-from cart_grpc.protocol.attempts import DAY, count_duplicates, is_uncertain, open_attempt, update_attempt
+from cart_grpc.protocol.attempts import DAY_US, count_duplicates, is_uncertain, open_attempt, update_attempt
 from cart_grpc.protocol.reservation import (
     Answer,
     Decision,
@@ -128,7 +128,7 @@ def test_a_settled_row_is_looked_up_after_the_grace_ten_times_the_grace_and_a_da
         row = update_attempt(
             record_outcome(again, 1, again.revision, answer, row.due_time, 0), answer, None, row.due_time, GRACE
         )
-    assert checks == [GRACE, 10 * GRACE, DAY]
+    assert checks == [GRACE, 10 * GRACE, DAY_US]
 
 
 def test_a_released_row_is_not_finished_before_its_last_look_up() -> None:
@@ -139,9 +139,9 @@ def test_a_released_row_is_not_finished_before_its_last_look_up() -> None:
     again = watched._replace(revision=watched.revision + 1)
     last = replace(answer, revision=again.revision)
     over = update_attempt(
-        record_outcome(again, 0, again.revision, last, NOW + DAY, RETRY), last, None, NOW + DAY, GRACE
+        record_outcome(again, 0, again.revision, last, NOW + DAY_US, RETRY), last, None, NOW + DAY_US, GRACE
     )
-    assert (over.finish_time, over.due_time) == (NOW + DAY, None)
+    assert (over.finish_time, over.due_time) == (NOW + DAY_US, None)
 
 
 def test_a_rejected_row_is_not_looked_up_again() -> None:

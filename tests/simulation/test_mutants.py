@@ -155,12 +155,12 @@ def lost_commit_counts_as_not_committed(patch: Patch) -> None:
 def fingerprint_of_the_request_is_ignored(patch: Patch) -> None:
     real = Mutation.run
 
-    def run_mutation(self: Mutation, working: UnitOfWork, *rest: Any) -> bytes:
+    def run_mutation(self: Mutation, unit: UnitOfWork, *rest: Any) -> bytes:
         call = self.call
-        stored = working.replies.get((call.cart.user, call.request_id))
+        stored = unit.replies.get((call.cart.user, call.request_id))
         if stored:
             call = replace(call, fingerprint=stored.fingerprint)
-        return real(replace(self, call=call), working, *rest)
+        return real(replace(self, call=call), unit, *rest)
 
     patch.setattr(Mutation, "run", run_mutation)
 
