@@ -74,8 +74,8 @@ class BatchWriter:
     """Writes one batch after another.
 
     Each writer has its own row in `commit_markers`. So it can find out what happened to its batch while the other
-    writer goes on. It calls `note_acceptance` after each batch, but not after a batch that failed because of a command: such a
-    failure says nothing about the database.
+    writer goes on. It calls `note_acceptance` after each batch, but not after a batch that failed because of a
+    command: such a failure says nothing about the database.
     """
 
     def __init__(
