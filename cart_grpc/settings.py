@@ -31,7 +31,7 @@ _DATABASE_HINT = "must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT
 
 
 class SettingsError(Exception):
-    """A setting is unknown or has a wrong value. The text is one line: it names the setting and says what is right."""
+    """A setting is unknown or has a wrong value. The text is one line: it names the setting and the valid values."""
 
 
 def check_address(address: str) -> str:

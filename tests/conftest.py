@@ -1,4 +1,4 @@
-"""What all suites share: both databases, a fresh one for each test, and the order in which tests start."""
+"""Shared by all suites: both databases, a fresh one for each test, and the order in which tests start."""
 
 import asyncio
 import itertools

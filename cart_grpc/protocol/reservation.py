@@ -13,7 +13,7 @@ from cart_grpc.names import CartKey
 
 
 class Disposition(IntEnum):
-    """What we ask the API to do with the stock. `cartgrpc.reservation.v1` and the database use the same numbers."""
+    """The intended effect on the stock. `cartgrpc.reservation.v1` and the database use the same numbers."""
 
     HOLD = 1
     COMMIT = 2

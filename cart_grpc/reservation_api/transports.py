@@ -31,7 +31,7 @@ class _Endpoint:
 
 
 def check_url(url: str) -> str:
-    """Return `url` unchanged if `connect` accepts it. Raises ValueError, whose text says what is wrong and right."""
+    """Return `url` unchanged if `connect` accepts it. Raises ValueError, which names the fault and valid forms."""
     _to_endpoint(url)
     return url
 

@@ -1,4 +1,4 @@
-"""Hypothesis on a busy machine: how long an example takes is not what is tested."""
+"""Hypothesis on a busy machine: these tests do not limit the time of an example."""
 
 from hypothesis import HealthCheck, settings
 

@@ -215,7 +215,7 @@ class Checks:
         return [row for row in self._rows.values() if not row.settled or _has_work(row, now)]
 
     def check_settled(self, stock: Stock, now: int) -> None:
-        """Each item is reserved in full or has a reason why not, and holds what it shows; nothing else holds stock."""
+        """Each item is reserved in full or has a reason, and holds the quantity it shows. Nothing else holds stock."""
         stock.levels("", now)
         live = {name: record.granted for name, record in self._records.items() if record.granted}
         for row in read_items(self._raw):

@@ -44,7 +44,7 @@ OTHER = cart_key(user_key("bob"), "default")
 
 
 class CountedReads(Reads):
-    """Reads that count what they find, wait while `gate` is closed, and raise `error` if there is one."""
+    """Reads that count their results, wait while `gate` is closed, and raise `error` if there is one."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)

@@ -1,4 +1,4 @@
-"""What operators see in the store, and what their commands do, on both databases."""
+"""The operators' reads and commands, on both databases."""
 
 import asyncio
 import re
