@@ -8,8 +8,8 @@ PYTHON ?=
 PYTHONS := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
 PYTEST := $(BIN)/python -m pytest
 PYTEST_ARGS ?=
-# Four for two cores, because the tests wait for servers and time-outs half of the time.
-WORKERS ?= 4
+# Three for two cores, because the tests also wait for servers and time-outs. Four are no faster and use more CPU.
+WORKERS ?= 3
 PARALLEL := -n $(WORKERS)
 SOURCES := cart_grpc tests benchmarks
 # They run the same pure code many thousand times. Measuring coverage triples their time and covers no other line.
