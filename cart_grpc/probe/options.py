@@ -18,7 +18,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--stock",
         type=int,
         metavar="N",
-        help="N units of the sku are available and nobody else takes any: the probe then also counts what is held",
+        help="N units of the sku are available, and only the probe takes them: it then also counts the held units",
     )
     command.add_argument(
         "--ttl",

@@ -95,7 +95,7 @@ def deadline(endpoint: Endpoint, next_step: Step) -> Step:
     async def received(context: Context) -> Any:
         request = decode(await receive(context))
         if waits and request.HasField("max_wait"):
-            return await extend(next_step(request, context), _to_seconds(request.max_wait))
+            return await extend(next_step(request, context), _bounded_seconds(request.max_wait))
         return await next_step(request, context)
 
     return lambda _, context: run(received(context))
@@ -184,7 +184,7 @@ def serialize(reply: Message | bytes) -> bytes:
     return reply if isinstance(reply, bytes) else reply.SerializeToString(deterministic=True)
 
 
-def _to_seconds(max_wait: Any) -> float:
+def _bounded_seconds(max_wait: Any) -> float:
     """Return max_wait, which is not checked yet, within its bounds."""
     seconds: float = max_wait.seconds + max_wait.nanos / 1e9
     return min(max(seconds, 0.0), float(MAX_WAIT_SECONDS))

@@ -18,6 +18,7 @@ from cart_grpc.simulator.errors import (
 from cart_grpc.simulator.faults import Fate, Faults, Garbage, draw
 from cart_grpc.simulator.rules import StoredReservation
 from cart_grpc.simulator.stock import Effect, Levels, Stock
+from cart_grpc.units import to_seconds
 
 RETRY_AFTER_US: Final = 1_000_000
 """The retry delay of a throttled call, in microseconds."""
@@ -195,7 +196,7 @@ class Simulator:
     async def _deliver(self, work: Work[T], fate: Fate) -> tuple[T, Garbage | None] | SimulatorError:
         """Return an error instead of raising it: asyncio logs an exception that no caller retrieves."""
         if fate.delay_us:
-            await self._sleep(fate.delay_us / 1_000_000)
+            await self._sleep(to_seconds(fate.delay_us))
         if fate.throttled:
             return Throttled(RETRY_AFTER_US)
         if fate.refused:
@@ -210,7 +211,7 @@ class Simulator:
         return outcome, fate.garbage
 
     async def _deliver_duplicate(self, work: Work[T], delay_us: int) -> None:
-        await self._sleep(delay_us / 1_000_000)
+        await self._sleep(to_seconds(delay_us))
         self._call_count += 1
         self._run(work, sold_out=False)
 

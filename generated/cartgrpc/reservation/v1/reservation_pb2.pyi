@@ -14,7 +14,7 @@ out of order. That is safe if the API keeps these rules for each reservation id:
    current Reservation (over HTTP: 409, with `status` ABORTED and the current `reservation` in the body).
 2. RELEASE of an unknown id is valid, and the API remembers it: a HOLD of a lower revision that arrives later takes
    nothing.
-3. A refused change keeps what was held before, and a refused renewal extends it. Example: 3 units are held, and 5
+3. A refused change keeps the earlier hold, and a refused renewal extends it. Example: 3 units are held, and 5
    are requested, but only 4 exist. Then 3 stay granted, and the state of the new revision is REJECTED. Out of stock,
    an unknown sku and the like are decisions, which the API remembers. They are not errors.
 4. COMMITTED and RELEASED are final: the API answers any higher revision with that state and changes nothing. COMMIT
