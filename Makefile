@@ -59,8 +59,22 @@ coverage: setup ## run the tests, and fail below the minimum of branch coverage
 	$(PYTEST) $(PARALLEL) $(addprefix --ignore=,$(EXPLORERS)) --cov --cov-report=term $(PYTEST_ARGS)
 
 .PHONY: night
-night: setup ## run the long tests
-	$(PYTEST) -m night --timeout=0 $(PYTEST_ARGS)
+night: setup debian-packages ## run the long tests, and those that need Debian packages
+	$(PYTEST) -m "night or debian" --timeout=0 $(PYTEST_ARGS)
+
+DEBIAN_PROGRAMS := pgbouncer haproxy faketime
+.PHONY: debian-packages
+debian-packages:
+	@for program in $(DEBIAN_PROGRAMS); do \
+	  PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+	then apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet $(DEBIAN_PROGRAMS); \
+	else echo "make: these tests need$$missing; on Debian: sudo apt-get install $(DEBIAN_PROGRAMS)" >&2; exit 2; fi
+
+.PHONY: debian
+debian: setup debian-packages ## run the tests against a real PgBouncer, HAProxy and libfaketime
+	$(PYTEST) -m debian $(PYTEST_ARGS)
 
 .PHONY: simulate
 simulate: setup ## run SEEDS=1000 seeds of the simulation, starting at FIRST=0; or replay SEED=
