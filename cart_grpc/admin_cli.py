@@ -18,8 +18,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from cart_grpc import app
 from cart_grpc.app import StartupError
+from cart_grpc.arguments import duration
 from cart_grpc.settings import Settings, check_address
-from cart_grpc.units import to_us
 
 Stub = cart_admin_service_pb2_grpc.CartAdminServiceStub
 Record = pb.ReservationRecord
@@ -46,7 +46,11 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         "--state", action="append", default=[], choices=STATES, help="only reservations in this state; repeatable"
     )
     listing.add_argument(
-        "--min-age", type=float, default=0, metavar="SECONDS", help="only reservations at least this old"
+        "--min-age",
+        type=duration,
+        default="0s",
+        metavar="TIME",
+        help="only reservations this old, such as 15m",
     )
     listing.add_argument(
         "--min-attempts", type=int, default=0, metavar="N", help="only reservations with at least N attempts"
@@ -108,7 +112,7 @@ def _after_restore(settings: Settings, _: argparse.Namespace) -> int:
 def _list(stub: Stub, arguments: argparse.Namespace) -> Iterator[Message]:
     states = [Record.State.Value(f"STATE_{name.upper()}") for name in arguments.state]
     request = pb.ListReservationsRequest(states=states, min_attempt_count=arguments.min_attempts)
-    request.min_age.FromMicroseconds(to_us(arguments.min_age))
+    request.min_age.FromMicroseconds(arguments.min_age)
     left = arguments.limit
     while left > 0:
         request.page_size = min(left, 500)

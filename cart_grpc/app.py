@@ -110,7 +110,7 @@ async def running_store(settings: Settings) -> AsyncIterator[Store]:
 @asynccontextmanager
 async def running_reconciler(settings: Settings, store: Store) -> AsyncIterator[Reconciler]:
     """Run the reconciler. On exit its calls get a short grace, and it hands back the claims of unfinished calls."""
-    api = transports.connect(settings.reservation_url)
+    api = transports.connect(settings.reservation_url.get_secret_value())
     reconciler = Reconciler(store, api, _reconciler_config(settings), monotonic_us)
     running = asyncio.create_task(reconciler.run(), name="reconciler")
     try:
@@ -164,7 +164,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     """Connect to the database. A SQLite file is locked against other processes. Raises StartupError."""
     with _locked_file(settings) if settings.is_embedded else nullcontext():
         try:
-            engine = connect(settings.database_url, clock)
+            engine = connect(settings.database_url.get_secret_value(), clock)
         except (TypeError, ValueError, SQLAlchemyError) as error:
             raise _unusable(settings.shown()["CART_DATABASE_URL"], error) from error
         try:
@@ -176,7 +176,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
 @contextmanager
 def _locked_file(settings: Settings) -> Iterator[None]:
     """Lock the SQLite file: two processes on one file would each act as its only writer."""
-    path = Path(make_url(settings.database_url).database or "")
+    path = Path(make_url(settings.database_url.get_secret_value()).database or "")
     if not path.parent.is_dir():
         raise StartupError(f"CART_DATABASE_URL: there is no directory {path.parent}")
     lock = FileLock(f"{path}.lock")

@@ -1,16 +1,19 @@
 """The command `cart-grpc`: its arguments, and which function runs each subcommand."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
 from typing import TypeAlias
 
-from cart_grpc import admin_cli, partner_cli, process, server_cli, settings
+from cart_grpc import admin_cli, configuration, partner_cli, process, server_cli
 from cart_grpc.app import StartupError
+from cart_grpc.configuration import SettingsError
 from cart_grpc.probe import options as probe_options
-from cart_grpc.settings import Settings, SettingsError
+from cart_grpc.settings import Settings
 from cart_grpc.simulator import options as simulator_options
 
+log = logging.getLogger(__name__)
 # A subcommand: from the settings and its arguments to an exit status.
 Run: TypeAlias = Callable[[Settings, argparse.Namespace], int]
 
@@ -18,9 +21,12 @@ Run: TypeAlias = Callable[[Settings, argparse.Namespace], int]
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand. Returns the exit status: 0 success, 1 a negative result, 2 wrong use or a failed start."""
     parsed = _parser().parse_args(arguments)
+    warnings: list[str] = []
     try:
-        configured = settings.load()
+        configured = configuration.load(warn=warnings.append)
         process.start_log(configured.log_level)
+        for warning in warnings:
+            log.warning(warning)
         status: int = parsed.run(configured, parsed)
     except (SettingsError, StartupError) as error:
         print(f"cart-grpc: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 from pathlib import Path
 
+from pydantic import SecretStr
 from sqlalchemy import make_url
 
 from cart_grpc import app, process
@@ -32,7 +33,7 @@ def probe(settings: Settings, arguments: argparse.Namespace) -> int:
     """Check a Reservation API and print the report. Returns 0 if it keeps every rule, else 1."""
     try:
         config = probe_options.to_config(arguments)
-        url = transports.check_url(arguments.url or settings.reservation_url)
+        url = transports.check_url(arguments.url or settings.reservation_url.get_secret_value())
     except ValueError as error:
         raise StartupError(f"the probe cannot start: {error}") from None
 
@@ -55,7 +56,7 @@ def dev(settings: Settings, arguments: argparse.Namespace) -> int:
     """Serve, reconcile and simulate in one process until SIGTERM or Ctrl-C."""
     if arguments.journal is None and settings.is_embedded:
         # The carts survive a restart, so their reservations must survive it too.
-        arguments.journal = Path(f"{make_url(settings.database_url).database}.simulator.jsonl")
+        arguments.journal = Path(f"{make_url(settings.database_url.get_secret_value()).database}.simulator.jsonl")
     return process.run(_develop(settings, _simulator_config(arguments)))
 
 
@@ -66,7 +67,8 @@ async def _develop(settings: Settings, config: SimulatorConfig) -> None:
     await asyncio.wait((simulating, address), return_when=asyncio.FIRST_COMPLETED)
     if not simulating.done():
         changed = settings.with_changes(
-            reservation_url=f"grpc://{await address}", admin_listen=settings.admin_listen or _next_port(settings.listen)
+            reservation_url=SecretStr(f"grpc://{await address}"),
+            admin_listen=settings.admin_listen or _next_port(settings.listen),
         )
         try:
             await server.serve_until_stopped(changed, reconcile=True, stopped=stopped, welcome=_WELCOME)

@@ -6,13 +6,21 @@ from typing import Any
 
 import pytest
 
-from cart_grpc.settings import Settings, SettingsError, load
+from cart_grpc.configuration import SettingsError, load
+from cart_grpc.settings import Settings, is_duration
+from cart_grpc.units import parse_duration, to_seconds
 
 RANGES: dict[str, tuple[list[str], list[str]]] = {
     # name: (valid values, invalid values)
-    "CALL_TIMEOUT": (["0.001", "10", "86400"], ["0", "-1", "86400.1", "nan", "inf", "-inf", "", "10s", "ten"]),
-    "HOLD_TTL": (["10", "86400"], ["0", "9", "-1", "86401", "nan", "inf", "x"]),
-    "CART_TTL": (["60", "31536000"], ["59", "31536001", "nan", "x"]),
+    "CALL_TIMEOUT": (
+        ["0.001", "1ms", "10", "10s", "PT10S", "86400", "1d"],
+        ["0", "0s", "-1", "86400.1", "1d1s", "nan", "inf", "-inf", "", "ten"],
+    ),
+    "HOLD_TTL": (
+        ["10", "15m", "1h30m", "PT15M", "86400"],
+        ["0", "9", "-1", "86401", "nan", "inf", "x", "15M", "15 min"],
+    ),
+    "CART_TTL": (["60", "7d", "P7D", "31536000"], ["59", "31536001", "nan", "x"]),
     "REPLY_RETENTION": (["604800", "31536000"], ["604799", "31536001", "nan", "x"]),
     "RESERVATION_RETENTION": (["3600", "31536000"], ["3599", "31536001", "nan", "x"]),
     "CART_RETENTION": (["604800", "315360000"], ["604799", "315360001", "nan", "x"]),
@@ -88,8 +96,10 @@ def test_every_setting_has_valid_and_invalid_values_in_the_table() -> None:
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, (valid, _) in RANGES.items() for value in valid])
 def test_a_valid_value_is_accepted(name: str, value: str, folder: Path) -> None:
     seen = getattr(load({f"CART_{name}": value}, folder), name.lower())
-    expected: Any = type(seen)(value)
-    assert seen == (expected.upper() if name == "LOG_LEVEL" else expected)
+    if is_duration(name.lower()):
+        assert seen == to_seconds(parse_duration(value))
+    else:
+        assert seen == type(seen)(value.upper() if name == "LOG_LEVEL" else value)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +109,8 @@ def test_an_invalid_value_is_refused_in_one_line_that_names_the_setting(name: st
     text = refusal({f"CART_{name}": value}, folder)
     assert text.startswith(f"CART_{name}: ")
     assert "must be" in text or "must name a file" in text
+    if is_duration(name.lower()):
+        assert "must be a duration such as 90, 90s" in text or re.search(r"must be (at \w+|more than) \d+[dhms]", text)
     assert HINTS.get(name, "") in text
     assert "hunter2" not in text
     assert "Value error" not in text
@@ -129,13 +141,12 @@ def test_a_value_of_the_wrong_type_in_a_file_is_refused_in_one_line(value: str, 
     ("name", "suggestion"),
     [
         ("CART_LISTN", "did you mean CART_LISTEN?"),
-        ("CART_DATABASE", "did you mean CART_DATABASE_URL?"),
+        ("CART_DATABASE_LRU", "did you mean CART_DATABASE_URL?"),
         ("CART_RESERVATION_TIMEOUTS", "did you mean CART_RESERVATION_TIMEOUT?"),
-        ("CART_ZZZ", "`cart-grpc config` lists all settings"),
     ],
 )
 @pytest.mark.parametrize("source", ["the environment", ".env", "cart.toml"])
-def test_the_error_for_an_unknown_setting_names_its_source_and_suggests_a_known_one(
+def test_the_error_for_a_misspelt_setting_names_its_source_and_suggests_the_right_name(
     name: str, suggestion: str, source: str, folder: Path
 ) -> None:
     environ: dict[str, str] = {}
@@ -155,6 +166,36 @@ def test_the_error_for_an_unknown_setting_names_its_source_and_suggests_a_known_
     assert source in text
     assert text.endswith(suggestion)
     assert "hunter2" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        # Demos and compose files use these names for their own services.
+        ("CART_ADDR", "`cart-grpc config` lists all settings"),
+        ("CART_SERVICE_ADDR", "`cart-grpc config` lists all settings"),
+        ("CART_DOCKERFILE", "`cart-grpc config` lists all settings"),
+        ("CART_DATABASE", "did you mean CART_DATABASE_URL?"),
+    ],
+)
+@pytest.mark.parametrize("source", ["the environment", ".env"])
+def test_another_programs_variable_is_ignored_with_a_warning(
+    name: str, suggestion: str, source: str, folder: Path
+) -> None:
+    environ: dict[str, str] = {}
+    if source == "the environment":
+        environ[name] = "hunter2"
+    else:
+        (folder / ".env").write_text(f"{name}=hunter2\n")
+    warnings: list[str] = []
+    assert load(environ, folder, warnings.append) == Settings()
+    assert warnings == [f"ignored: {name} in {source} is not a setting; {suggestion}"]
+
+
+def test_an_unknown_name_in_the_file_is_refused_because_the_file_is_ours(folder: Path) -> None:
+    (folder / "cart.toml").write_text('addr = "hunter2"\n')
+    text = refusal({"CART_CONFIG_FILE": "cart.toml"}, folder)
+    assert text == "addr in cart.toml is not a setting; `cart-grpc config` lists all settings"
 
 
 @pytest.mark.parametrize("written", ["LISTEN", "CART_LISTEN", "cart_listen", "Listen"])
@@ -250,8 +291,10 @@ def test_shown_settings_contain_no_password(url: str, folder: Path) -> None:
 
 
 def test_shown_settings_can_be_loaded_as_the_environment(folder: Path) -> None:
-    seen = load({"CART_LISTEN": "h:1", "CART_CALL_TIMEOUT": "2.5"}, folder)
-    assert load(seen.shown(), folder) == seen
+    seen = load({"CART_LISTEN": "h:1", "CART_CALL_TIMEOUT": "2.5", "CART_HOLD_TTL": "PT1H30M"}, folder)
+    shown = seen.shown()
+    assert load(shown, folder) == seen
+    assert (shown["CART_CALL_TIMEOUT"], shown["CART_HOLD_TTL"], shown["CART_CART_TTL"]) == ("2.5s", "1h30m", "7d")
 
 
 def test_settings_are_immutable() -> None:

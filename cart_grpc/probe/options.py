@@ -1,13 +1,14 @@
 """The command-line options of the probe."""
 
 import argparse
-import math
 from typing import Final
 
+from cart_grpc.arguments import duration
 from cart_grpc.probe.session import ProbeConfig
-from cart_grpc.units import to_seconds, to_us
+from cart_grpc.units import format_duration, to_seconds, to_us
 
 _MIN_STOCK: Final = 5
+_MAX_TTL_US: Final = to_us(60)
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -22,18 +23,18 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--ttl",
-        type=float,
-        default=to_seconds(default.ttl_us),
-        metavar="SECONDS",
-        help="length of the holds that the probe lets expire; 0 skips those checks (default: %(default)g)",
+        type=duration,
+        default=format_duration(default.ttl_us),
+        metavar="TIME",
+        help="length of the holds that the probe lets expire; 0 skips those checks (default: %(default)s)",
     )
     command.add_argument("--commit", action="store_true", help="also sell two units; this cannot be undone")
     command.add_argument(
         "--timeout",
-        type=float,
-        default=default.timeout,
-        metavar="SECONDS",
-        help="deadline of one call (default: %(default)g)",
+        type=duration,
+        default=format_duration(to_us(default.timeout)),
+        metavar="TIME",
+        help="deadline of one call (default: %(default)s)",
     )
 
 
@@ -43,8 +44,8 @@ def to_config(parsed: argparse.Namespace) -> ProbeConfig:
         raise ValueError("--sku must not be empty")
     if parsed.stock is not None and not _MIN_STOCK <= parsed.stock < 2**31 - 1:
         raise ValueError(f"--stock must be {_MIN_STOCK} or more, not {parsed.stock}")
-    if not 0 <= parsed.ttl <= 60:
-        raise ValueError(f"--ttl must be 0 to 60 seconds, not {parsed.ttl:g}")
-    if not (math.isfinite(parsed.timeout) and parsed.timeout > 0):
-        raise ValueError(f"--timeout must be more than 0 seconds, not {parsed.timeout:g}")
-    return ProbeConfig(parsed.sku, parsed.stock, to_us(parsed.ttl), parsed.commit, parsed.timeout)
+    if parsed.ttl > _MAX_TTL_US:
+        raise ValueError(f"--ttl must be at most {format_duration(_MAX_TTL_US)}, not {format_duration(parsed.ttl)}")
+    if not parsed.timeout:
+        raise ValueError("--timeout must be more than 0s")
+    return ProbeConfig(parsed.sku, parsed.stock, parsed.ttl, parsed.commit, to_seconds(parsed.timeout))

@@ -1,15 +1,13 @@
 """The simulator's command-line options."""
 
 import argparse
-import re
 from pathlib import Path
 from typing import Final
 
+from cart_grpc.arguments import duration
 from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.server import SimulatorConfig, check_address
 
-_UNITS: Final = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000}
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h)")
 _PROBABILITIES: Final = {
     "slow": "that a call takes --slow-latency instead of --latency",
     "lost_before_effect": "that a call fails and has no effect",
@@ -34,6 +32,7 @@ def add_options(command: argparse.ArgumentParser, *, listen_option: str, latency
     command.add_argument("--http-listen", metavar="HOST:PORT", help="address for HTTP (default: the next port)")
     command.add_argument(
         "--latency",
+        type=duration,
         default=latency,
         metavar="TIME",
         help="duration of each call, such as 30s or 200ms (default: %(default)s)",
@@ -52,10 +51,18 @@ def add_options(command: argparse.ArgumentParser, *, listen_option: str, latency
     command.add_argument("--seed", type=int, metavar="N", help="random seed: the same seed draws the same faults")
     command.add_argument("--down", action="store_true", help="fail every call until SetFaults changes that")
     command.add_argument(
-        "--slow-latency", default="30s", metavar="TIME", help="duration of a slow call (default: %(default)s)"
+        "--slow-latency",
+        type=duration,
+        default="30s",
+        metavar="TIME",
+        help="duration of a slow call (default: %(default)s)",
     )
     command.add_argument(
-        "--duplicate-delay", default="1s", metavar="TIME", help="delay of the second arrival (default: %(default)s)"
+        "--duplicate-delay",
+        type=duration,
+        default="1s",
+        metavar="TIME",
+        help="delay of the second arrival (default: %(default)s)",
     )
     for name, meaning in _PROBABILITIES.items():
         option = f"--{name.replace('_', '-')}"
@@ -70,9 +77,9 @@ def to_config(parsed: argparse.Namespace) -> SimulatorConfig:
     if parsed.default_stock < 0:
         raise ValueError(f"--default-stock must be 0 or more, not {parsed.default_stock}")
     faults = Faults(
-        latency_us=to_microseconds(parsed.latency),
-        slow_latency_us=to_microseconds(parsed.slow_latency),
-        duplicate_delay_us=to_microseconds(parsed.duplicate_delay),
+        latency_us=parsed.latency,
+        slow_latency_us=parsed.slow_latency,
+        duplicate_delay_us=parsed.duplicate_delay,
         down=parsed.down,
         **{name: getattr(parsed, name) for name in _PROBABILITIES},
     )
@@ -85,14 +92,6 @@ def to_config(parsed: argparse.Namespace) -> SimulatorConfig:
         seed=parsed.seed,
         journal=parsed.journal,
     )
-
-
-def to_microseconds(text: str) -> int:
-    """Return the microseconds in `1.5s`, `200ms` or `2m`. Raises ValueError with the correct form."""
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} must be a duration such as 30s, 200ms or 2m")
-    return int(float(match.group(1)) * _UNITS[match.group(2)])
 
 
 def _to_stock(text: str) -> tuple[str, int]:

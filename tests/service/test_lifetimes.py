@@ -34,7 +34,7 @@ def settings(settings: Settings) -> Settings:
 @pytest.fixture
 def run_sql(service: Service) -> RunSql:
     """Runs one statement in the service's database, for example to move times, and raises each cart's revision."""
-    url = service.settings.database_url
+    url = service.settings.database_url.get_secret_value()
 
     async def statement(sql: str, **values: int) -> int:
         scheme = "sqlite+aiosqlite" if url.startswith("sqlite") else "postgresql+asyncpg"
@@ -140,7 +140,7 @@ async def test_a_carts_own_ttl_counts_from_its_latest_change(service: Service) -
 async def test_after_restore_unfinished_reservations_get_a_revision_above_any_sent_before(
     settings: Settings, simulator: Simulator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CART_DATABASE_URL", settings.database_url)
+    monkeypatch.setenv("CART_DATABASE_URL", settings.database_url.get_secret_value())
     command = ["reservations", "after-restore"]
     async with running_replica(settings) as replica:
         held, removed = await replica.add("kettle"), await replica.add("filters")

@@ -85,7 +85,7 @@ async def admin(service: Service) -> AsyncIterator[Admin]:
 
 async def run_sql(service: Service, sql: str) -> None:
     """Run one statement in the service's database."""
-    url = service.settings.database_url
+    url = service.settings.database_url.get_secret_value()
     scheme = "sqlite+aiosqlite" if service.settings.is_embedded else "postgresql+asyncpg"
     engine = create_async_engine(f"{scheme}{url[url.index(':') :]}")
     async with engine.begin() as connection:
