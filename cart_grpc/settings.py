@@ -8,6 +8,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from cart_grpc.reservation_api.transports import check_url
+from cart_grpc.store import database_url
 from cart_grpc.units import format_duration, parse_duration, to_seconds, to_us
 
 PREFIX: Final = "CART_"
@@ -25,15 +26,23 @@ def check_address(address: str) -> str:
 
 def check_database_url(secret: SecretStr) -> SecretStr:
     """Return the URL unchanged if it names a PostgreSQL database or a SQLite file. Raises ValueError."""
+    url = secret.get_secret_value()
+    if database_url.SCHEME.match(url):
+        database_url.parse(url)
+    else:
+        _check_sqlite_url(url)
+    return secret
+
+
+def _check_sqlite_url(url: str) -> None:
     try:
-        parsed = make_url(secret.get_secret_value())
+        parsed = make_url(url)
     except (ArgumentError, ValueError):
         raise ValueError(_DATABASE_HINT) from None
-    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+    if parsed.drivername not in ("sqlite", "sqlite+aiosqlite"):
         raise ValueError(_DATABASE_HINT)
-    if parsed.get_backend_name() == "sqlite" and (not parsed.database or parsed.database == ":memory:"):
+    if not parsed.database or parsed.database == ":memory:":
         raise ValueError("must name a file, sqlite:///FILE: an in-memory database is lost when the process ends")
-    return secret
 
 
 def _check_reservation_url(secret: SecretStr) -> SecretStr:
@@ -71,7 +80,10 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
         "",
         description="HOST:PORT to serve CartAdminService on; anyone who can reach it can use it; empty: not served",
     )
-    database_url: DatabaseUrl = Field(SecretStr("sqlite:///cart.db"), description="the database, as a SQLAlchemy URL")
+    database_url: DatabaseUrl = Field(
+        SecretStr("sqlite:///cart.db"),
+        description="the database: sqlite:///FILE or postgresql://, with libpq's parameters",
+    )
     reservation_url: ReservationUrl = Field(
         SecretStr("grpc://127.0.0.1:50061"),
         description="the Reservation API: grpc://, grpcs://, http:// or https://, or basic+http:// or basic+https://",
@@ -157,7 +169,7 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
     @property
     def is_embedded(self) -> bool:
         """Whether the database is a SQLite file, which only one process may use."""
-        return make_url(self.database_url.get_secret_value()).get_backend_name() == "sqlite"
+        return not database_url.SCHEME.match(self.database_url.get_secret_value())
 
     def with_changes(self, **changes: Any) -> Self:
         """Return a copy with `changes`. The new values are not validated."""
@@ -180,15 +192,8 @@ def is_duration(name: str) -> bool:
 
 
 def _show(name: str, value: Any) -> str:
-    if name == "database_url":
-        return _hide_passwords(value.get_secret_value())
     if isinstance(value, SecretStr):
+        url = value.get_secret_value()
         # A checked URL of a Reservation API has no user, no password and no query.
-        return value.get_secret_value()
+        return database_url.parse(url).shown if database_url.SCHEME.match(url) else url
     return format_duration(to_us(value)) if is_duration(name) else str(value)
-
-
-def _hide_passwords(url: str) -> str:
-    parsed = make_url(url)
-    hidden = {name: "***" for name in parsed.query if "pass" in name.lower()}
-    return parsed.update_query_dict(hidden).render_as_string(hide_password=True)

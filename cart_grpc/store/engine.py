@@ -6,6 +6,7 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cart_grpc.store import database_url
 from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.sqlite import SqliteEngine
@@ -45,11 +46,10 @@ class Engine(Protocol):
 
 
 def connect(url: str, clock: Clock) -> Engine:
-    """Return the engine for a SQLAlchemy URL with the backend `sqlite` or `postgresql`.
+    """Return the engine for a PostgreSQL URL, or a SQLAlchemy URL with the backend `sqlite`. Raises ValueError.
 
     `clock` returns this process's time in microseconds; only SQLite uses it.
     """
-    parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite":
-        return SqliteEngine(parsed, clock)
-    return PostgresqlEngine(parsed)
+    if database_url.SCHEME.match(url):
+        return PostgresqlEngine(database_url.parse(url))
+    return SqliteEngine(make_url(url), clock)

@@ -1,15 +1,18 @@
 """PostgreSQL: a database that several replicas share, through asyncpg."""
 
 import asyncio
-import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import asyncpg
-from sqlalchemy import URL, Connection, event
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
+from cart_grpc.store.database_connection import Connector
+from cart_grpc.store.database_parameters import refusal
+from cart_grpc.store.database_url import ConnectArguments
 from cart_grpc.store.dialects import Dialect, PostgresqlDialect
 from cart_grpc.store.failures import READ_ONLY, CommitFailed, find_refusal, get_sqlstate
 
@@ -28,9 +31,6 @@ _SETTINGS: Final = {
 # even if the statistics were wrong. Other statements run after `Dialect.force_custom_plan`.
 _KEEP_PLANS: Final = {**_SETTINGS, "plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
 _READ_ONLY_SESSION: Final = {"default_transaction_read_only": "on"}
-# TCP probes an idle connection after 10 s, three times; data that stays unacknowledged for 30 s breaks it.
-# The names are those of the socket options, as in libpq.
-_KEEPALIVE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
 
 
 class PostgresqlEngine:
@@ -39,17 +39,16 @@ class PostgresqlEngine:
     locks_users = True
     is_shared = True
 
-    def __init__(self, url: URL) -> None:
-        self.name = url.set(query={}).render_as_string(hide_password=True)
+    def __init__(self, arguments: ConnectArguments) -> None:
+        if taken := arguments.settings.keys() & _KEEP_PLANS.keys() - {"application_name"}:
+            raise refusal("options", f"must not set {min(taken)}: cart-grpc sets it")
+        self.name = arguments.name
         self.dialect: Dialect = PostgresqlDialect()
-        async_url = url.set(drivername="postgresql+asyncpg")
-        if "sslmode" in url.query:
-            # Users write libpq's parameter; asyncpg calls it `ssl`.
-            async_url = async_url.difference_update_query(["sslmode"]).update_query_dict({"ssl": url.query["sslmode"]})
-        self._writer = _create_engine(async_url, 1, _KEEP_PLANS)
-        self._read_engine = _create_engine(async_url, 4, {**_KEEP_PLANS, **_READ_ONLY_SESSION})
+        connector = Connector(arguments)
+        self._writer = _create_engine(connector, 1, _KEEP_PLANS)
+        self._read_engine = _create_engine(connector, 4, {**_KEEP_PLANS, **_READ_ONLY_SESSION})
         self.reader = _create_engine(
-            async_url, 4, {**_SETTINGS, **_READ_ONLY_SESSION, "plan_cache_mode": "force_custom_plan"}
+            connector, 4, {**_SETTINGS, **_READ_ONLY_SESSION, "plan_cache_mode": "force_custom_plan"}
         )
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
@@ -93,18 +92,20 @@ class PostgresqlEngine:
         await self._writer.dispose()
 
 
-def _create_engine(url: URL, size: int, settings: dict[str, str]) -> AsyncEngine:
+def _create_engine(connector: Connector, size: int, settings: dict[str, str]) -> AsyncEngine:
     """Return a pool of up to `size` connections, each with `settings`, in AUTOCOMMIT mode.
 
     We send BEGIN and COMMIT: SQLAlchemy would not begin a transaction for statements that `prepared` runs on the
     driver. Each read is one statement, so a transaction around it would only add two round trips.
     """
-    connect_args = {"server_settings": settings, "timeout": 5}
-    engine = create_async_engine(
-        url, isolation_level="AUTOCOMMIT", pool_size=size, max_overflow=0, connect_args=connect_args
+    return create_async_engine(
+        # The engine does not know the URL, so no text of SQLAlchemy's can contain the password.
+        "postgresql+asyncpg://",
+        async_creator=partial(connector.connect, settings),
+        isolation_level="AUTOCOMMIT",
+        pool_size=size,
+        max_overflow=0,
     )
-    event.listen(engine.sync_engine, "connect", _set_keepalive)
-    return engine
 
 
 async def _roll_back(connection: AsyncConnection, driver: asyncpg.Connection, error: BaseException) -> None:
@@ -116,16 +117,3 @@ async def _roll_back(connection: AsyncConnection, driver: asyncpg.Connection, er
         await driver.execute("ROLLBACK")
     except Exception:  # noqa: BLE001 - the caller raises the first error, not this one
         await connection.invalidate()
-
-
-def _set_keepalive(connection: Any, _: Any) -> None:
-    """Make the kernel break a connection whose packets vanish: asyncpg would wait for an answer for ever."""
-    transport = connection.driver_connection._transport  # noqa: SLF001 - asyncpg has no public way
-    sock = transport.get_extra_info("socket")
-    if sock.family == socket.AF_UNIX:
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
-        # Not every operating system has all of them.
-        if option := getattr(socket, name, None):
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
