@@ -18,6 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from cart_grpc import app
 from cart_grpc.app import StartupError
+from cart_grpc.channels import open_channel
 from cart_grpc.settings import Settings, check_address
 from cart_grpc.units import to_us
 
@@ -84,7 +85,7 @@ def _run(settings: Settings, arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise StartupError(f"{address!r} {error}") from None
     show = _show_json if arguments.json else _show_tables
-    with grpc.insecure_channel(address) as channel:
+    with open_channel(address) as channel:
         try:
             show(arguments.call(cart_admin_service_pb2_grpc.CartAdminServiceStub(channel), arguments))
         except grpc.RpcError as error:

@@ -22,6 +22,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from cart_grpc.reservation_api.transports import check_url
+from cart_grpc.store import sqlite_file
 
 PREFIX = "CART_"
 CONFIG_FILE = "CART_CONFIG_FILE"
@@ -50,8 +51,8 @@ def check_database_url(url: str) -> str:
         raise ValueError(_DATABASE_HINT) from None
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise ValueError(_DATABASE_HINT)
-    if parsed.get_backend_name() == "sqlite" and (not parsed.database or parsed.database == ":memory:"):
-        raise ValueError("must name a file, sqlite:///FILE: an in-memory database is lost when the process ends")
+    if parsed.get_backend_name() == "sqlite":
+        sqlite_file.check_url(url, parsed)
     return url
 
 

@@ -47,7 +47,8 @@ class Engine(Protocol):
 def connect(url: str, clock: Clock) -> Engine:
     """Return the engine for a SQLAlchemy URL with the backend `sqlite` or `postgresql`.
 
-    `clock` returns this process's time in microseconds; only SQLite uses it.
+    `clock` returns this process's time in microseconds; only SQLite uses it. Raises OSError if a SQLite file cannot be
+    used.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
