@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from cart_grpc import app
 from cart_grpc.app import StartupError
 from cart_grpc.arguments import duration
+from cart_grpc.channels import open_channel
 from cart_grpc.settings import Settings, check_address
 
 Stub = cart_admin_service_pb2_grpc.CartAdminServiceStub
@@ -88,7 +89,7 @@ def _run(settings: Settings, arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise StartupError(f"{address!r} {error}") from None
     show = _show_json if arguments.json else _show_tables
-    with grpc.insecure_channel(address) as channel:
+    with open_channel(address) as channel:
         try:
             show(arguments.call(cart_admin_service_pb2_grpc.CartAdminServiceStub(channel), arguments))
         except grpc.RpcError as error:

@@ -6,15 +6,13 @@ Read it top to bottom: `running` starts the parts of a process in order, and the
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import uuid_utils
-from filelock import FileLock, Timeout
-from sqlalchemy import Connection, make_url
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from cart_grpc.admin import OperatorActions
@@ -162,34 +160,16 @@ async def _running_task(work: Coroutine[Any, Any, None], name: str) -> AsyncIter
 @asynccontextmanager
 async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     """Connect to the database. A SQLite file is locked against other processes. Raises StartupError."""
-    with _locked_file(settings) if settings.is_embedded else nullcontext():
-        try:
-            engine = connect(settings.database_url.get_secret_value(), clock)
-        except (TypeError, ValueError, SQLAlchemyError) as error:
-            raise _unusable(settings.shown()["CART_DATABASE_URL"], error) from error
-        try:
-            yield engine
-        finally:
-            await engine.close()
-
-
-@contextmanager
-def _locked_file(settings: Settings) -> Iterator[None]:
-    """Lock the SQLite file: two processes on one file would each act as its only writer."""
-    path = Path(make_url(settings.database_url.get_secret_value()).database or "")
-    if not path.parent.is_dir():
-        raise StartupError(f"CART_DATABASE_URL: there is no directory {path.parent}")
-    lock = FileLock(f"{path}.lock")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise StartupError(f"{path} is in use by another process; several processes need PostgreSQL") from None
+        engine = connect(settings.database_url.get_secret_value(), clock)
     except OSError as error:
-        raise StartupError(f"CART_DATABASE_URL: {path} cannot be locked: {error.strerror}") from None
+        raise StartupError(f"CART_DATABASE_URL: {error.filename} cannot be used: {error.strerror}") from None
+    except (TypeError, ValueError, SQLAlchemyError) as error:
+        raise _unusable(settings.shown()["CART_DATABASE_URL"], error) from error
     try:
-        yield
+        yield engine
     finally:
-        lock.release()
+        await engine.close()
 
 
 async def migrate_database(engine: Engine) -> tuple[str | None, str]:

@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cart_grpc import app, process, workers
 from cart_grpc.app import StartupError
+from cart_grpc.channels import open_channel
 from cart_grpc.settings import Settings, check_address, variable_of
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def health(settings: Settings, arguments: argparse.Namespace) -> int:
     host, _, port = address.rpartition(":")
     # A server that listens on all addresses also listens on loopback.
     address = f"{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound
-    with grpc.insecure_channel(address) as channel:
+    with open_channel(address) as channel:
         request = health_pb2.HealthCheckRequest(service="cartgrpc.v1.CartService")
         stub = health_pb2_grpc.HealthStub(channel)
         try:

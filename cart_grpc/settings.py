@@ -8,7 +8,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from cart_grpc.reservation_api.transports import check_url
-from cart_grpc.store import database_url
+from cart_grpc.store import database_url, sqlite_file
 from cart_grpc.units import format_duration, parse_duration, to_seconds, to_us
 
 PREFIX: Final = "CART_"
@@ -41,8 +41,7 @@ def _check_sqlite_url(url: str) -> None:
         raise ValueError(_DATABASE_HINT) from None
     if parsed.drivername not in ("sqlite", "sqlite+aiosqlite"):
         raise ValueError(_DATABASE_HINT)
-    if not parsed.database or parsed.database == ":memory:":
-        raise ValueError("must name a file, sqlite:///FILE: an in-memory database is lost when the process ends")
+    sqlite_file.check_url(url, parsed)
 
 
 def _check_reservation_url(secret: SecretStr) -> SecretStr:

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from cart_grpc.channels import open_async_channel
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent
 from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerError, StaleRevision
@@ -47,8 +48,6 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.initial_reconnect_backoff_ms", 250),
     ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.use_local_subchannel_pool", 1),
 )
 
 
@@ -60,11 +59,10 @@ class GrpcReservationApi:
     """
 
     def __init__(self, target: str, *, secure: bool = False) -> None:
-        address = f"dns:///{target}"
         credentials = grpc.ssl_channel_credentials() if secure else None
 
         def open_channel() -> grpc.aio.Channel:
-            return _open(address, credentials)
+            return open_async_channel(target, _OPTIONS, credentials)
 
         # The calls return bytes, parsed here: grpc.aio would hide the error of an answer that does not parse.
         self._applies, self._releases, self._gets, self._lookups = self._connections = [
@@ -104,12 +102,6 @@ class GrpcReservationApi:
     async def close(self) -> None:
         """See ReservationApi.close."""
         await asyncio.gather(*(each.close() for each in self._connections))
-
-
-def _open(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-    if credentials is None:
-        return grpc.aio.insecure_channel(address, options=_OPTIONS)
-    return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
 
 
 async def _call(connections: Connections, request: Message, timeout: float) -> bytes:

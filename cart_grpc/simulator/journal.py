@@ -11,26 +11,27 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from cart_grpc.files import LockedFile
 from cart_grpc.protocol.reservation import Disposition, Intent, Observed
 from cart_grpc.simulator.rules import StoredReservation
 from cart_grpc.simulator.stock import Decided, Entry, StockSet
 
 
 class Journal:
-    """The journal at `path`, created if it does not exist. Only one process may use it at a time.
+    """The journal at `path`, created if it does not exist, with the mode 0600, and locked against other processes.
 
     Reads the entries of earlier processes. An incomplete last line was never answered, so it is cut off. Raises OSError
     if the file cannot be read or written, and ValueError, which names the line, if a line is not a journal entry.
     """
 
     def __init__(self, path: Path) -> None:
-        self.entries: list[Entry] = []
-        self._file = FileIO(path, "a+")
+        self._lock = LockedFile(path, flags=os.O_APPEND)
+        self._file = FileIO(self._lock.descriptor, "r+", closefd=False)
         try:
-            self._size = self._read(path)
+            self.entries, self._size = read_entries(path)
             self._file.truncate(self._size)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def write(self, entry: Entry) -> None:
@@ -46,20 +47,22 @@ class Journal:
         self._size += len(line)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close and unlock the file."""
         self._file.close()
+        self._lock.close()
 
-    def _read(self, path: Path) -> int:
-        """Read all complete lines into `entries`; return their size in bytes."""
-        self._file.seek(0, os.SEEK_SET)
-        content = self._file.readall()
-        complete = content.rfind(b"\n") + 1
-        for number, line in enumerate(content[:complete].splitlines(), start=1):
-            try:
-                self.entries.append(_from_json(json.loads(line)))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"line {number} of {path} is not a journal entry: {error!r}") from None
-        return complete
+
+def read_entries(path: Path) -> tuple[list[Entry], int]:
+    """Return the entries of all complete lines, and the size of these lines in bytes. Raises as Journal does."""
+    content = path.read_bytes()
+    complete = content.rfind(b"\n") + 1
+    entries = []
+    for number, line in enumerate(content[:complete].splitlines(), start=1):
+        try:
+            entries.append(_from_json(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"line {number} of {path} is not a journal entry: {error!r}") from None
+    return entries, complete
 
 
 def _to_json(entry: Entry) -> dict[str, Any]:

@@ -48,7 +48,8 @@ class Engine(Protocol):
 def connect(url: str, clock: Clock) -> Engine:
     """Return the engine for a PostgreSQL URL, or a SQLAlchemy URL with the backend `sqlite`. Raises ValueError.
 
-    `clock` returns this process's time in microseconds; only SQLite uses it.
+    `clock` returns this process's time in microseconds; only SQLite uses it. Raises OSError if a SQLite file cannot be
+    used.
     """
     if database_url.SCHEME.match(url):
         return PostgresqlEngine(database_url.parse(url))

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, ExceptionContext, create_engine, event
@@ -13,14 +14,16 @@ from sqlalchemy.pool import QueuePool
 from cart_grpc.carts.refusals import DatabaseDamaged
 from cart_grpc.store.dialects import Dialect, SqliteDialect
 from cart_grpc.store.failures import CommitFailed, find_refusal, is_unwritten
+from cart_grpc.store.sqlite_file import SqliteFile
 
 T = TypeVar("T")
 
 
 class SqliteEngine:
-    """One writer connection in its own thread, and readers beside it.
+    """One writer connection in its own thread, and readers beside it, on a file that is locked until `close`.
 
-    Only the writer checkpoints, and it closes last: SQLite before 3.51.3 can corrupt a WAL that two connections reset.
+    Raises OSError if the file cannot be used. Only the writer checkpoints, and it closes last: SQLite before 3.51.3 can
+    corrupt a WAL that two connections reset.
     """
 
     locks_users = False
@@ -28,6 +31,8 @@ class SqliteEngine:
 
     def __init__(self, url: URL, clock: Callable[[], int]) -> None:
         self.name = url.render_as_string(hide_password=True)
+        self._file = SqliteFile(Path(url.database or ""))
+        url = url.set(database=str(self._file.path))
         self.dialect: Dialect = SqliteDialect(clock)
         # A separate thread, because fdatasync would block the event loop. Both threads release the GIL while they wait.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
@@ -51,6 +56,8 @@ class SqliteEngine:
         )
         self._damaged = False
         for engine in (self._writer, self._read_engine, self.reader.sync_engine):
+            # The path may lead to another file by now.
+            event.listen(engine, "do_connect", lambda *_: self._file.check())
             event.listen(engine, "handle_error", self._on_error)
         event.listen(self._writer, "connect", _prepare_writer)
         for engine in (self._read_engine, self.reader.sync_engine):
@@ -71,6 +78,7 @@ class SqliteEngine:
         # Check in the writer's thread: the transaction before this one may have found the damage meanwhile.
         if self._damaged:
             raise DatabaseDamaged
+        self._file.check()
         if self._connection is None or self._connection.closed:
             self._connection = self._writer.connect()
         connection = self._connection
@@ -117,6 +125,7 @@ class SqliteEngine:
         self._read_thread.shutdown()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close_writer)
         self._thread.shutdown()
+        self._file.close()
 
     def _close_writer(self) -> None:
         if self._connection:

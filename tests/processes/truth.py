@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select
 
 from cart_grpc import app
 from cart_grpc.settings import Settings
-from cart_grpc.simulator.journal import Journal
+from cart_grpc.simulator.journal import read_entries
 from cart_grpc.simulator.stock import Levels
 from tests.invariants.dump import read_dump
 from tests.invariants.history import ApiEffect, CallOutcome, Dump, effects_of
@@ -66,6 +66,5 @@ async def check(load: Load, simulated: Simulated, journal: Path, database_url: s
 
 def read_effects(journal: Path) -> list[ApiEffect]:
     """Return the effects in a simulator's journal. It must not be writing."""
-    kept = Journal(journal)
-    kept.close()
-    return effects_of(kept.entries)
+    entries, _ = read_entries(journal)
+    return effects_of(entries)

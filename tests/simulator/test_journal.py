@@ -1,9 +1,11 @@
 """The simulator's journal keeps every decision, even if the process is killed."""
 
 import json
+from contextlib import closing
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import pytest
@@ -32,7 +34,7 @@ def test_every_decision_survives_a_restart(tmp_path: Path) -> None:
         stock.apply(intent, START)
     before = stock.effects(0, 100, START), stock.levels(SKU, START)
     # The first journal is not closed, as after SIGKILL.
-    second, again = reopened(tmp_path / "journal")
+    second, again = reopened(Path(copy(tmp_path / "journal", tmp_path / "second")))
     assert (again.effects(0, 100, START), again.levels(SKU, START)) == before
     assert state_of(again.apply(refused, START)) == (Observed.REJECTED, 0)
     with pytest.raises(RevisionTooLow):
@@ -40,7 +42,7 @@ def test_every_decision_survives_a_restart(tmp_path: Path) -> None:
     with pytest.raises(BodyMismatch):
         again.apply(replace(held, quantity=1), START)
     assert again.levels(SKU, START + 600 * SECOND).held == 0
-    third, last = reopened(tmp_path / "journal")
+    third, last = reopened(Path(copy(tmp_path / "second", tmp_path / "third")))
     assert last.effects(0, 100, START)[-1].state is Observed.EXPIRED
     for each in (journal, second, third):
         each.close()
@@ -103,3 +105,14 @@ def test_an_incomplete_line_is_removed_if_the_disk_is_full(tmp_path: Path, monke
     journal, stock = reopened(path)
     assert stock.levels(SKU, START).held == 2
     journal.close()
+
+
+def test_a_journal_is_private_and_belongs_to_one_simulator(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.touch(0o644)
+    with closing(Journal(path)):
+        assert path.stat().st_mode & 0o777 == 0o600
+        (tmp_path / "link").symlink_to(path)
+        with pytest.raises(OSError, match="this process uses it already"):
+            Journal(tmp_path / "link")
+    Journal(path).close()

@@ -2,19 +2,15 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, text
 
-from cart_grpc import app
 from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseUnavailable
 from cart_grpc.commands.direct import Pause
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
-from cart_grpc.store import migrate
-from cart_grpc.store.engine import connect
 from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
 from tests.store.writes import SKU, add, clear, decode, snapshot
@@ -50,35 +46,30 @@ async def test_a_write_to_a_database_that_stays_locked_is_refused_without_effect
     assert decode(await store.mutate(add(request_id="r1"))) == {SKU: 2}
 
 
-@pytest.fixture
-async def two_writers(tmp_path: Path) -> AsyncIterator[list[SqliteEngine]]:
-    """Two writers on one file. In production a lock on the file allows only one process."""
-    engines = []
-    for _ in range(2):
-        engine = connect(f"sqlite:///{tmp_path}/raced.db", app.clock)
-        assert isinstance(engine, SqliteEngine)
-        engines.append(engine)
-    await engines[0].transact(migrate.upgrade)
-    yield engines
-    for engine in engines:
-        await engine.close()
+async def test_concurrent_transactions_that_read_and_then_write_lose_no_update(
+    engine: SqliteEngine, tmp_path: Path
+) -> None:
+    read = "SELECT coalesce(max(batch_number), 0) FROM commit_markers WHERE writer_id = 'raced'"
+    write = "INSERT INTO commit_markers VALUES (0, 'raced', ?, 0) ON CONFLICT DO UPDATE SET batch_number = ?"
 
-
-async def test_concurrent_transactions_that_read_and_then_write_lose_no_update(two_writers: list[SqliteEngine]) -> None:
     def read_then_write(connection: Connection) -> None:
-        batch = connection.execute(text("SELECT coalesce(max(batch_number), 0) FROM commit_markers")).scalar_one()
-        connection.execute(
-            text("INSERT INTO commit_markers VALUES (0, 'raced', :n, 0) ON CONFLICT DO UPDATE SET batch_number = :n"),
-            {"n": batch + 1},
-        )
+        number = connection.exec_driver_sql(read).scalar_one() + 1
+        connection.exec_driver_sql(write, (number, number))
 
-    async def race(engine: SqliteEngine) -> None:
+    async def race() -> None:
         for _ in range(40):
             await engine.transact(read_then_write)
 
-    await asyncio.gather(*map(race, two_writers))
-    statement = text("SELECT batch_number FROM commit_markers WHERE writer_id = 'raced'")
-    assert await two_writers[0].transact(lambda connection: connection.execute(statement).scalar_one()) == 80
+    def race_as_another_program() -> None:
+        with closing(sqlite3.connect(tmp_path / "cart.db", isolation_level=None)) as other:
+            for _ in range(40):
+                other.execute("BEGIN IMMEDIATE")
+                number = other.execute(read).fetchone()[0] + 1
+                other.execute(write, (number, number))
+                other.execute("COMMIT")
+
+    await asyncio.gather(race(), asyncio.to_thread(race_as_another_program))
+    assert await engine.transact(lambda connection: connection.exec_driver_sql(read).scalar_one()) == 80
 
 
 async def test_the_writer_has_the_settings_that_durability_depends_on(engine: SqliteEngine) -> None:
