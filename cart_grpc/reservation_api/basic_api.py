@@ -13,7 +13,7 @@ nothing.
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 from urllib.parse import quote
 
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed, PermanentFailure
@@ -21,8 +21,6 @@ from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerError
 from cart_grpc.reservation_api.http_client import REFUSALS, HttpClient
 from cart_grpc.units import to_us
-
-_MAX_ID: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,13 @@ class BasicCall:
 
     async def look_up(self) -> list[Live]:
         """Return the live reservations of the intent's id."""
-        answer = await self._client.call("GET", self._base, timeout=self.seconds_left(), id=self.intent.reservation_id)
+        answer = await self._client.call(
+            "GET",
+            self._base,
+            timeout=self.seconds_left(),
+            max_bytes=wire.MAX_LOOKUP_BYTES,
+            id=self.intent.reservation_id,
+        )
         if answer.status != 200:
             raise answer.to_no_answer(self._client.clock())
         found = answer.to_json()
@@ -181,6 +185,6 @@ def _to_reservation_id(value: dict[str, Any]) -> str:
     found = value.get("reservation_id")
     text = str(found) if isinstance(found, str | int) and not isinstance(found, bool) else ""
     # In a path, "." and ".." would name another resource.
-    if not 0 < len(text) <= _MAX_ID or text in (".", ".."):
+    if not wire.is_clean_id(text) or text in (".", ".."):
         raise wire.invalid_answer("the answer contains no valid reservation_id")
     return text

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -39,8 +40,7 @@ _REACHED: Final = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # The reconciler is the only one that retries: nested retries multiply.
     ("grpc.enable_retries", 0),
-    ("grpc.max_receive_message_length", wire.MAX_ANSWER_BYTES),
-    ("grpc.max_send_message_length", wire.MAX_ANSWER_BYTES),
+    ("grpc.max_send_message_length", wire.MAX_LOOKUP_BYTES),
     # A server with default settings closes connections that ping more often than every five minutes.
     ("grpc.keepalive_time_ms", 330_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -61,13 +61,13 @@ class GrpcReservationApi:
     def __init__(self, target: str, *, secure: bool = False) -> None:
         credentials = grpc.ssl_channel_credentials() if secure else None
 
-        def open_channel() -> grpc.aio.Channel:
-            return open_async_channel(target, _OPTIONS, credentials)
+        def connect(method: str, max_bytes: int = wire.MAX_ANSWER_BYTES) -> Connections:
+            options = (*_OPTIONS, ("grpc.max_receive_message_length", max_bytes))
+            return Connections(partial(open_async_channel, target, options, credentials), method)
 
         # The calls return bytes, parsed here: grpc.aio would hide the error of an answer that does not parse.
-        self._applies, self._releases, self._gets, self._lookups = self._connections = [
-            Connections(open_channel, method) for method in (APPLY_METHOD, APPLY_METHOD, _GET_METHOD, _LOOKUP_METHOD)
-        ]
+        self._applies, self._releases = connect(APPLY_METHOD), connect(APPLY_METHOD)
+        self._gets, self._lookups = connect(_GET_METHOD), connect(_LOOKUP_METHOD, wire.MAX_LOOKUP_BYTES)
 
     async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
         """See ReservationApi.apply."""
@@ -101,7 +101,8 @@ class GrpcReservationApi:
 
     async def close(self) -> None:
         """See ReservationApi.close."""
-        await asyncio.gather(*(each.close() for each in self._connections))
+        connections = (self._applies, self._releases, self._gets, self._lookups)
+        await asyncio.gather(*(each.close() for each in connections))
 
 
 async def _call(connections: Connections, request: Message, timeout: float) -> bytes:

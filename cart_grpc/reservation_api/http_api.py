@@ -42,7 +42,7 @@ class HttpReservationApi:
     async def look_up(self, reservation_ids: Sequence[str], *, timeout: float) -> tuple[list[Decision], list[str]]:
         """See AuditableApi.look_up."""
         request = reservation_pb2.LookupReservationsRequest(reservation_ids=reservation_ids)
-        answer = await self._call("POST", "/v1/reservations:lookup", timeout, request)
+        answer = await self._call("POST", "/v1/reservations:lookup", timeout, request, wire.MAX_LOOKUP_BYTES)
         found = _parse(self._to_object(answer), reservation_pb2.LookupReservationsResponse())
         return wire.to_looked_up(found, reservation_ids)
 
@@ -50,9 +50,16 @@ class HttpReservationApi:
         """See ReservationApi.close."""
         await self._client.close()
 
-    async def _call(self, method: str, path: str, timeout: float, request: Message | None = None) -> HttpAnswer:
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        timeout: float,
+        request: Message | None = None,
+        max_bytes: int = wire.MAX_ANSWER_BYTES,
+    ) -> HttpAnswer:
         body = None if request is None else json_format.MessageToDict(request)
-        return await self._client.call(method, self._base + path, body, timeout=timeout)
+        return await self._client.call(method, self._base + path, body, timeout=timeout, max_bytes=max_bytes)
 
     def _to_object(self, answer: HttpAnswer) -> dict[str, Any]:
         if answer.status != 200:

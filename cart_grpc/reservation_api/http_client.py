@@ -15,12 +15,13 @@ import aiohttp
 
 from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import NoAnswerError
+from cart_grpc.reservation_api.http_connection import bounded_connector
 
 REFUSALS: Final = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 409: "FAILED_PRECONDITION", 422: "INVALID_ARGUMENT"}
 """The statuses of permanent errors, each with the code to report if the body has none."""
 
 _REACHED: Final = frozenset({429})
-# No compression: 1 MiB could expand to 1 GiB.
+# No compression: 64 KiB could expand to 64 MiB.
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
 
 
@@ -85,7 +86,7 @@ class HttpClient:
         self.clock = clock
         self._session = aiohttp.ClientSession(
             # No limit: the reconciler bounds the calls in flight, and each needs a connection.
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=bounded_connector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),
             headers=_HEADERS,
@@ -94,15 +95,27 @@ class HttpClient:
         # By default aiohttp repeats a PUT or DELETE when a reused connection breaks. A test proves that this stops it.
         self._session._retry_connection = False  # noqa: SLF001 - aiohttp has no public switch
 
-    async def call(self, method: str, url: str, body: object = None, *, timeout: float, **query: str) -> HttpAnswer:
-        """Make one call, with `body` as JSON, within `timeout` seconds, and return the answer. Raises NoAnswerError."""
+    async def call(
+        self,
+        method: str,
+        url: str,
+        body: object = None,
+        *,
+        timeout: float,
+        max_bytes: int = wire.MAX_ANSWER_BYTES,
+        **query: str,
+    ) -> HttpAnswer:
+        """Make one call, with `body` as JSON, within `timeout` seconds, and return the answer.
+
+        Raises NoAnswerError, also if the answer has more than `max_bytes` bytes.
+        """
         data = None if body is None else json.dumps(body).encode()
         try:
             async with asyncio.timeout(timeout):
                 async with self._session.request(
                     method, url, data=data, params=query or None, allow_redirects=False
                 ) as response:
-                    return HttpAnswer(response.status, response.headers, await _read(response))
+                    return HttpAnswer(response.status, response.headers, await _read(response, max_bytes))
         except NoAnswerError:
             raise
         except asyncio.CancelledError:
@@ -124,12 +137,12 @@ class HttpClient:
         await self._session.close()
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
+async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     content = bytearray()
     async for chunk in response.content.iter_any():
         content += chunk
-        if len(content) > wire.MAX_ANSWER_BYTES:
-            raise wire.invalid_answer("the answer is longer than 1 MiB")
+        if len(content) > max_bytes:
+            raise wire.invalid_answer(f"the answer is longer than {max_bytes >> 10} KiB")
     return bytes(content)
 
 

@@ -16,10 +16,21 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed
 from cart_grpc.reservation_api.api import NoAnswerError, PermanentFailure, StaleRevision
 
-MAX_ANSWER_BYTES: Final = 1 << 20
-"""Far more than any valid answer about one reservation."""
+MAX_ANSWER_BYTES: Final = 1 << 16
+"""Far more than any valid answer about one reservation. To parse 1 MiB would keep all calls waiting for 0.3 s."""
+
+MAX_LOOKUP_BYTES: Final = 1 << 20
+"""Enough for an answer about 1,000 reservations."""
+
+MAX_REVISION: Final = 2**52
+"""The highest revision of an answer to which our own may be raised.
+
+Half of the integers that a JSON number holds exactly: the renewals after it and a million restores stay exact, too, and
+far from the end of 64 bits.
+"""
 
 _MAX_TEXT: Final = 500
+_MAX_ID: Final = 1000
 _MAX_REASON: Final = 63
 _MAX_RETRY_AFTER_US: Final = 24 * 3600 * 1_000_000
 _LAST_SECOND: Final = 253_402_300_799  # the end of the year 9999, the maximum of google.protobuf.Timestamp
@@ -72,11 +83,13 @@ def to_stale_revision(message: reservation_pb2.Reservation, intent: Intent) -> S
     """Return the newer decision in `message`. Raises NoAnswerError("INVALID_ANSWER") if it is not newer."""
     if message.revision <= intent.revision:
         raise invalid_answer(f"revision {intent.revision} is overtaken by {message.revision}, which is not higher")
+    if message.revision > MAX_REVISION:
+        raise invalid_answer(f"revision {intent.revision} is overtaken by {message.revision}, which is above 2^52")
     return StaleRevision(to_latest(message, intent.reservation_id, intent.sku))
 
 
 def to_latest(message: reservation_pb2.Reservation, reservation_id: str, sku: str = "") -> Decision:
-    """Return the decision in `message`, of any revision, about `reservation_id` and, if given, `sku`.
+    """Return the decision in `message`, of any revision from 1, about `reservation_id` and, if given, `sku`.
 
     Raises NoAnswerError("INVALID_ANSWER") if the message contradicts itself or is about another reservation.
     """
@@ -84,6 +97,8 @@ def to_latest(message: reservation_pb2.Reservation, reservation_id: str, sku: st
         raise invalid_answer(f"asked about {reservation_id}, answered about {message.reservation_id!r}")
     if sku and message.sku and message.sku != sku:
         raise invalid_answer(f"asked about sku {sku!r}, answered about {message.sku!r}")
+    if message.revision < 1:
+        raise invalid_answer(f"revision {message.revision}")
     try:
         state = Observed(message.state)
     except ValueError:
@@ -123,8 +138,16 @@ def invalid_answer(message: str) -> NoAnswerError:
     return NoAnswerError("INVALID_ANSWER", clean_text(message), reached=True)
 
 
+def is_clean_id(text: str) -> bool:
+    """Whether `text`, an id from outside, can be stored, shown and put into a URL: 1 to 1,000 visible characters."""
+    return 0 < len(text) <= _MAX_ID and text.isprintable()
+
+
 def clean_text(text: str) -> str:
-    """Return `text` without control characters, cut to 500 characters: it comes from outside."""
+    """Return `text` without control, invisible and unpaired surrogate characters, cut to 500 characters.
+
+    It comes from outside, and is stored, logged and shown to operators.
+    """
     visible = "".join(letter if letter.isprintable() else " " for letter in text[: 4 * _MAX_TEXT])
     return " ".join(visible.split())[:_MAX_TEXT]
 

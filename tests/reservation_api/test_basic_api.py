@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -212,9 +213,9 @@ class Counting(HttpClient):
         super().__init__(clock=lambda: 0)
         self.sent: list[str] = []
 
-    async def call(self, method: str, url: str, body: object = None, *, timeout: float, **query: str) -> HttpAnswer:
+    async def call(self, method: str, url: str, body: object = None, **options: Any) -> HttpAnswer:
         self.sent.append(method)
-        return await super().call(method, url, body, timeout=timeout, **query)
+        return await super().call(method, url, body, **options)
 
 
 async def test_a_process_suspended_past_its_deadline_sends_nothing(simulator_url: str) -> None:
@@ -291,6 +292,9 @@ NOT_A_LIST: list[object] = [
     [{"reservation_id": "", "quantity": 2}],
     [{"reservation_id": "..", "quantity": 2}],
     [{"reservation_id": "x" * 1001, "quantity": 2}],
+    [{"reservation_id": "\ud800", "quantity": 2}],
+    [{"reservation_id": "a\u202eb", "quantity": 2}],
+    [{"reservation_id": "a\nb", "quantity": 2}],
     [{"reservation_id": 1, "quantity": 2, "id": "somebody else's"}],
     [{"reservation_id": 1, "quantity": 2, "id": None}],
     [{"reservation_id": 1, "quantity": 2, "item": "tea"}],
@@ -298,7 +302,7 @@ NOT_A_LIST: list[object] = [
 
 
 @pytest.mark.parametrize("disposition", [Disposition.HOLD, Disposition.RELEASE])
-@pytest.mark.parametrize("body", NOT_A_LIST, ids=str)
+@pytest.mark.parametrize("body", NOT_A_LIST, ids=ascii)
 async def test_after_an_invalid_look_up_nothing_is_sent(
     scripted: Scripted, scripted_api: ReservationApi, disposition: Disposition, body: object
 ) -> None:
@@ -325,7 +329,10 @@ async def test_a_post_that_neither_succeeded_nor_was_refused_is_no_answer(
     assert len(scripted.received) == 2
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", [], {}, {"reservation_id": None}, {"reservation_id": True}], ids=str)
+NO_ID = [b"", b"<html>", [], {}, {"reservation_id": None}, {"reservation_id": True}, {"reservation_id": "\udfff"}]
+
+
+@pytest.mark.parametrize("body", NO_ID, ids=ascii)
 async def test_a_post_without_a_reservation_id_in_its_answer_is_no_answer(
     scripted: Scripted, scripted_api: ReservationApi, body: object
 ) -> None:

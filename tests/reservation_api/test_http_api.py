@@ -200,3 +200,43 @@ async def test_a_truncated_or_garbled_answer_is_no_answer(answer: bytes) -> None
     assert (await no_answer(api)).code == "INVALID_ANSWER"
     await api.close()
     server.close()
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+ENDLESS = {
+    "informational responses": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "early hints": (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"),
+    "empty lines": (b"", b"\r\n"),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"A: b\r\n"),
+    "one header": (b"HTTP/1.1 200 OK\r\nA: ", b"b"),
+    "chunks": (OK, b"1\r\n \r\n"),
+    "a chunk extension": (OK + b"1;", b"a"),
+    "trailers": (OK + b"2\r\n{}\r\n0\r\n", b"A: b\r\n"),
+    "answers": (HEAD % (b"500 Oops", 0), HEAD % (b"500 Oops", 0)),
+}
+
+
+@pytest.mark.parametrize(("head", "unit"), ENDLESS.values(), ids=ENDLESS)
+async def test_a_server_that_sends_without_end_is_cut_off_and_starves_nobody(head: bytes, unit: bytes) -> None:
+    cut_off = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(head)
+            while True:
+                writer.write(unit * 1000)
+                await writer.drain()
+        except OSError:
+            cut_off.set()
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    api = connect(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with asyncio.timeout(30):
+        # Had the client read until its time-out, the code would be DEADLINE_EXCEEDED.
+        assert (await no_answer(api, timeout=20)).code in ("INVALID_ANSWER", "HTTP_500")
+        await cut_off.wait()
+    await api.close()
+    server.close()

@@ -207,12 +207,18 @@ async def test_aborted_is_accepted_only_with_a_newer_reservation(hostile: Hostil
     assert (await no_answer(hostile_api, intent)).code == "INVALID_ANSWER"
     hostile.script.current = answered(hold(7, revision=9), Message.STATE_HELD, 7)
     assert (await no_answer(hostile_api, intent)).code == "INVALID_ANSWER"
+    for beyond in (wire.MAX_REVISION + 1, 2**63 - 2):
+        hostile.script.current = answered(replace(newer, revision=beyond), Message.STATE_HELD, 7)
+        error = await no_answer(hostile_api, intent)
+        assert (error.code, error.reached) == ("INVALID_ANSWER", True)
+    hostile.script.current = answered(replace(newer, revision=wire.MAX_REVISION), Message.STATE_HELD, 7)
+    assert isinstance(await hostile_api.apply(intent, timeout=5), StaleRevision)
     hostile.script.current = None
     error = await no_answer(hostile_api, intent)
     assert error.reached
 
 
-@pytest.mark.parametrize("raw", [b"", b"<html>", b"\xff" * 100, b"null", b"[]", b'{"reservation": 3}', b"[" * 100_000])
+@pytest.mark.parametrize("raw", [b"", b"<html>", b"\xff" * 100, b"null", b"[]", b'{"reservation": 3}', b"[" * 60_000])
 async def test_bytes_that_are_not_a_message_are_no_answer(
     hostile: Hostile, hostile_api: ReservationApi, raw: bytes
 ) -> None:
