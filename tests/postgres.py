@@ -1,4 +1,4 @@
-"""Private PostgreSQL servers for the tests: no TCP port, no system service, no files left behind."""
+"""Private PostgreSQL servers for the tests: no system service, no files left behind, a TCP port only on request."""
 
 import atexit
 import contextlib
@@ -40,7 +40,10 @@ class PostgresServer:
         self._binaries = binaries
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
-        self._initdb()
+
+    @property
+    def port(self) -> int:
+        return int(self._settings.get("port", "5432"))
 
     @property
     def url(self) -> str:
@@ -64,7 +67,7 @@ class PostgresServer:
     def create_database(self, name: str, *, template: str | None = None) -> str:
         """Create a database, empty or as a copy of `template`, and return its URL."""
         copied = () if template is None else ("--template", template)
-        self._run("createdb", "--host", str(self._directory), "--username", SUPERUSER, *copied, name)
+        self._run("createdb", *self._address, *copied, name)
         return self._database_url(name)
 
     def start(self) -> None:
@@ -76,7 +79,7 @@ class PostgresServer:
             # A direct child, so that we can reap it: PostgreSQL does not start while postmaster.pid names a zombie.
             # In its own session, so that Ctrl-C reaches the tests only and they stop the server.
             self._process = subprocess.Popen(
-                [self._binaries / "postgres", "-D", self._data, "-k", self._directory, *options],
+                [self._binaries / "postgres", "-D", self.data, "-k", self._directory, *options],
                 cwd=self._directory,
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
@@ -106,22 +109,43 @@ class PostgresServer:
         self._process = None
         self._remove_leftovers()
 
+    def reload(self) -> None:
+        """Make the server read its configuration and its certificates again."""
+        os.kill(self.pid, signal.SIGHUP)
+
+    def promote(self) -> None:
+        """Make a standby the primary, and wait until it is."""
+        self._run("pg_ctl", "promote", "--pgdata", str(self.data), "--wait")
+
     def destroy(self) -> None:
         self._end(signal.SIGQUIT)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     @property
-    def _data(self) -> Path:
+    def data(self) -> Path:
         return self._directory / "data"
 
-    def _database_url(self, name: str) -> str:
-        return f"postgresql+asyncpg://{SUPERUSER}@/{name}?host={self._directory}"
+    @property
+    def _address(self) -> tuple[str, ...]:
+        return ("--host", str(self._directory), "--port", str(self.port), "--username", SUPERUSER)
 
-    def _initdb(self) -> None:
+    def _database_url(self, name: str) -> str:
+        port = f"&port={self.port}" if "port" in self._settings else ""
+        return f"postgresql+asyncpg://{SUPERUSER}@/{name}?host={self._directory}{port}"
+
+    def initdb(self) -> None:
+        """Make an empty database cluster."""
         # The builtin provider behaves the same on every system and knows all of Unicode's upper and lower case.
         locale = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
         access = ("--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8")
-        self._run("initdb", "--pgdata", str(self._data), "--no-sync", *access, *locale)
+        self._run("initdb", "--pgdata", str(self.data), "--no-sync", *access, *locale)
+
+    def copy_from(self, primary: "PostgresServer") -> None:
+        """Make a copy of a running server that starts as its standby."""
+        self._run(
+            "pg_basebackup", *primary._address, "--pgdata", str(self.data),
+            "--write-recovery-conf", "--checkpoint=fast", "--no-sync",
+        )  # fmt: skip
 
     def _run(self, program: str, *arguments: str) -> None:
         finished = subprocess.run(
@@ -151,7 +175,7 @@ class PostgresServer:
     def _is_ready(self) -> bool:
         """Read the server's state from line 8 of its pid file, as pg_ctl does."""
         try:
-            lines = (self._data / "postmaster.pid").read_text().splitlines()
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return False
         return len(lines) >= 8 and lines[7].startswith("ready")
@@ -168,23 +192,33 @@ class PostgresServer:
 
     def _remove_leftovers(self) -> None:
         """Remove a killed server's pid file and socket lock: their pid may belong to another process by now."""
-        (self._data / "postmaster.pid").unlink(missing_ok=True)
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
         for socket in self._directory.glob(".s.PGSQL.*"):
             socket.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def running_postgres(*, durable: bool = False) -> Iterator[PostgresServer]:
-    """Yield a running server and destroy it afterwards. A `durable` server writes each commit to disk (fsync)."""
+def running_postgres(
+    *, durable: bool = False, port: int = 0, primary: PostgresServer | None = None
+) -> Iterator[PostgresServer]:
+    """Yield a running server and destroy it afterwards. A `durable` server writes each commit to disk (fsync).
+
+    With a `port`, it also listens on 127.0.0.1. With a `primary`, it is its hot standby.
+    """
     binaries = find_binaries()
     directory = Path(tempfile.mkdtemp(prefix="pg-", dir=shared_temporary_folder()))
-    settings = {"listen_addresses": "", "max_connections": "200", **({} if durable else FAST)}
+    address = {"listen_addresses": "127.0.0.1", "port": str(port)} if port else {"listen_addresses": ""}
+    settings = {**address, "max_connections": "200", **({} if durable else FAST)}
     with _outlived_by_a_sweeper(directory):
         owner = process_owner()
         if owner:
             os.chown(directory, owner["user"], owner["group"])
         server = PostgresServer(directory, binaries, settings)
         try:
+            if primary:
+                server.copy_from(primary)
+            else:
+                server.initdb()
             server.start()
             yield server
         finally:

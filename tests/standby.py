@@ -1,0 +1,54 @@
+"""A primary and its hot standby, both on 127.0.0.1 too."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from tests.postgres import SUPERUSER, PostgresServer, running_postgres
+
+CATCH_UP_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    primary: PostgresServer
+    standby: PostgresServer
+
+    def url(self, database: str, *, standby_first: bool = False) -> str:
+        """Return a URL with both hosts."""
+        servers = (self.standby, self.primary) if standby_first else (self.primary, self.standby)
+        hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
+        return f"postgresql://{SUPERUSER}@{hosts}/{database}?target_session_attrs=read-write"
+
+    async def catch_up(self) -> None:
+        """Wait until the standby has replayed all that the primary has written so far."""
+        written = await _ask(self.primary, "SELECT pg_current_wal_lsn()::text")
+        async with asyncio.timeout(CATCH_UP_TIMEOUT_S):
+            while not await _ask(self.standby, f"SELECT pg_last_wal_replay_lsn() >= '{written}'"):
+                await asyncio.sleep(0.01)
+
+
+@contextmanager
+def running_pair() -> Iterator[Pair]:
+    """Yield a primary and its standby, and destroy both afterwards."""
+    with running_postgres(port=free_port()) as primary, running_postgres(port=free_port(), primary=primary) as standby:
+        yield Pair(primary, standby)
+
+
+async def _ask(server: PostgresServer, query: str) -> Any:
+    connection = await asyncpg.connect(server.url.replace("+asyncpg", ""))
+    try:
+        return await connection.fetchval(query)
+    finally:
+        await connection.close()
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on now."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        return int(server.getsockname()[1])

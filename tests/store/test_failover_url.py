@@ -1,0 +1,109 @@
+"""A URL with several hosts: every connection, for writing and for reading, goes to the primary."""
+
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
+
+import pytest
+
+from cart_grpc import app
+from cart_grpc.settings import Settings
+from cart_grpc.store.database_connection import Connector, NoPrimary
+from cart_grpc.store.database_url import parse
+from cart_grpc.store.engine import connect
+from cart_grpc.store.store import Store
+from tests.postgres import SUPERUSER
+from tests.standby import Pair, free_port, running_pair
+from tests.store.writes import KEY, SKU, add, decode
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    with running_pair() as servers:
+        yield servers
+
+
+@pytest.fixture(scope="module")
+async def database(pair: Pair) -> str:
+    """A migrated database; the standby has it, too."""
+    async with app.open_engine(Settings(database_url=pair.primary.create_database("cart"))) as engine:
+        await app.migrate_database(engine)
+    await pair.catch_up()
+    return "cart"
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that accepts connections and never answers, like a host that is gone."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        yield int(server.getsockname()[1])
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Store]:
+    engine = connect(url, app.clock)
+    store = Store(engine, app.new_id, queue_size=100)
+    await store.start()
+    try:
+        yield store
+    finally:
+        await store.close()
+        await engine.close()
+
+
+async def check_reads_and_writes(url: str) -> None:
+    async with opened(url) as store:
+        before = decode(await store.mutate(add()))[SKU]
+        assert decode(await store.mutate(add()))[SKU] == before + 1
+        found = await store.reads.find_cart(KEY)
+        assert found
+        # A read that goes through the other readers.
+        await store.operator_reads.get_stats()
+
+
+@pytest.mark.parametrize("attribute", ["", "&target_session_attrs=read-write", "&target_session_attrs=any"])
+async def test_a_standby_that_comes_first_is_passed_over(pair: Pair, database: str, attribute: str) -> None:
+    hosts = f"127.0.0.1:{pair.standby.port},127.0.0.1:{pair.primary.port}"
+    await check_reads_and_writes(f"postgresql://{SUPERUSER}@{hosts}/{database}?connect_timeout=5{attribute}")
+
+
+async def test_a_host_that_refuses_connections_is_passed_over(pair: Pair, database: str) -> None:
+    query = f"host=127.0.0.1,127.0.0.1&port={free_port()},{pair.primary.port}&target_session_attrs=primary"
+    await check_reads_and_writes(f"postgresql://{SUPERUSER}@/{database}?{query}")
+
+
+async def test_a_host_that_does_not_answer_is_passed_over_after_the_time_out(
+    pair: Pair, database: str, silent_port: int
+) -> None:
+    hosts = f"127.0.0.1:{silent_port},127.0.0.1:{pair.primary.port}"
+    await check_reads_and_writes(f"postgresql://{SUPERUSER}@{hosts}/{database}?connect_timeout=1")
+
+
+async def test_the_error_says_for_each_host_why_it_is_not_the_primary(pair: Pair, database: str) -> None:
+    dead = free_port()
+    hosts = f"127.0.0.1:{pair.standby.port},127.0.0.1:{dead}"
+    connector = Connector(parse(f"postgresql://{SUPERUSER}:hunter2@{hosts}/{database}"))
+    with pytest.raises(NoPrimary) as failed:
+        await connector.connect({})
+    text = str(failed.value)
+    assert text.startswith(f"127.0.0.1:{pair.standby.port}: it is a standby; 127.0.0.1:{dead}: ")
+    assert "hunter2" not in text
+
+
+async def test_a_host_that_refuses_the_user_is_not_passed_over(pair: Pair, database: str) -> None:
+    """The password would go to every host, and the last error would hide the first."""
+    hosts = f"127.0.0.1:{pair.primary.port},127.0.0.1:{free_port()}"
+    connector = Connector(parse(f"postgresql://nobody@{hosts}/{database}"))
+    with pytest.raises(Exception, match='role "nobody" does not exist'):
+        await connector.connect({})
+
+
+async def test_after_a_failover_the_same_process_finds_the_new_primary(pair: Pair, database: str) -> None:
+    """Last in this module: it ends the primary."""
+    async with opened(pair.url(database)) as store:
+        await store.mutate(add())
+        pair.primary.stop()
+        pair.standby.promote()
+        await check_reads_and_writes(pair.url(database))
+        assert decode(await store.mutate(add("other")))["other"] == 1
+        assert await store.reads.find_cart(KEY)
