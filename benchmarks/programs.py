@@ -153,6 +153,7 @@ class Testbed:
             CART_LISTEN="127.0.0.1:0",
             CART_ADMIN_LISTEN="127.0.0.1:0",
             CART_DATABASE_URL=database_url,
+            CART_LAME_DUCK="0",
             CART_RESERVATION_URL=f"grpc://{(api or self.simulator).address}",
             **settings,
         )

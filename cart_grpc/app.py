@@ -6,7 +6,7 @@ Read it top to bottom: `running` starts the parts of a process in order, and the
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -68,23 +68,35 @@ async def running(
 ) -> AsyncIterator[Ports]:
     """Run one process: the store, then the loops, the admin server and the callers' server, as far as configured.
 
-    `shares_port`: other processes serve on the callers' port too. On exit the parts stop in reverse order. Raises
-    StartupError.
+    `shares_port`: other processes serve on the callers' port too. On exit the servers drain, then the parts stop in
+    reverse order. Raises StartupError.
     """
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(running_store(settings))
         limits, timeout, reconciler = _limits(settings), settings.call_timeout, None
         port = admin_port = 0
+        servers = []
         if reconcile:
             reconciler = await stack.enter_async_context(running_reconciler(settings, store))
             await stack.enter_async_context(running_sweeper(settings, store))
         if settings.admin_listen:
             server = admin_server(OperatorActions(store, limits, reconciler), timeout)
             admin_port = await stack.enter_async_context(running_server(server, "admin_listen", settings, store))
+            servers.append(server)
         if serve:
             server = cart_server(store, limits, timeout, _admission(settings), shares_port=shares_port)
             port = await stack.enter_async_context(running_server(server, "listen", settings, store))
+            servers.append(server)
         yield Ports(port, admin_port)
+        await drain(servers, settings, lame_duck=settings.lame_duck if serve else 0.0)
+
+
+async def drain(servers: Sequence[Server], settings: Settings, *, lame_duck: float) -> None:
+    """Stop the servers without failing a call: callers first have `lame_duck` seconds to see that they should leave."""
+    for server in servers:
+        server.announce_stop()
+    await asyncio.sleep(lame_duck)
+    await asyncio.gather(*(server.stop(settings.shutdown_grace) for server in servers))
 
 
 @asynccontextmanager

@@ -57,11 +57,14 @@ def dev(settings: Settings, arguments: argparse.Namespace) -> int:
     if arguments.journal is None and settings.is_embedded:
         # The carts survive a restart, so their reservations must survive it too.
         arguments.journal = Path(f"{make_url(settings.database_url.get_secret_value()).database}.simulator.jsonl")
+    if "lame_duck" not in settings.model_fields_set:
+        # No balancer sends it calls, so Ctrl-C need not wait.
+        settings = settings.with_changes(lame_duck=0.0)
     return process.run(_develop(settings, _simulator_config(arguments)))
 
 
 async def _develop(settings: Settings, config: SimulatorConfig) -> None:
-    stopped, served = process.stop_signal(), asyncio.Event()
+    stopped, served = process.stop_signal(server.stopping(settings)), asyncio.Event()
     address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     simulating = asyncio.create_task(_simulate_until(served, config, address))
     await asyncio.wait((simulating, address), return_when=asyncio.FIRST_COMPLETED)

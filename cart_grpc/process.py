@@ -8,6 +8,8 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
+log = logging.getLogger(__name__)
+
 
 def run(work: Coroutine[Any, Any, int | None]) -> int:
     """Run `work` in an event loop to its end. Returns the exit status."""
@@ -36,8 +38,11 @@ def start_log(level: str, name: str = "") -> None:
         logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
-def stop_signal() -> asyncio.Event:
-    """Return an event that SIGTERM or Ctrl-C sets. A second signal ends the process at once."""
+def stop_signal(message: str = "") -> asyncio.Event:
+    """Return an event that SIGTERM or Ctrl-C sets. A second signal ends the process at once.
+
+    The first signal writes `message`, if there is one: as a line to a terminal, else to the log.
+    """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -46,6 +51,10 @@ def stop_signal() -> asyncio.Event:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
+        if message and sys.stderr.isatty():
+            sys.stderr.write(f"cart-grpc: {message}; Ctrl-C again ends it at once\n")
+        elif message:
+            log.info(message)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)

@@ -85,21 +85,26 @@ async def serve_until_stopped(
     settings: Settings, *, reconcile: bool, stopped: asyncio.Event | None = None, welcome: str = ""
 ) -> None:
     """Serve until `stopped` is set, by default by a signal. `welcome` is printed, with the addresses filled in."""
-    stopped = stopped or process.stop_signal()
+    stopped = stopped or process.stop_signal(stopping(settings))
     async with app.running(settings, serve=True, reconcile=reconcile) as ports:
         address, admin_address = _print_addresses(settings, ports)
         if welcome:
             print(welcome.format(address=address, admin_address=admin_address), flush=True)
         await stopped.wait()
-        log.info("stopping: running calls have %g s to finish", settings.shutdown_grace)
     log.info("stopped")
+
+
+def stopping(settings: Settings) -> str:
+    """Return the line that says what the first stop signal starts."""
+    served = f"new calls are served for {settings.lame_duck:g} s; then " if settings.lame_duck else ""
+    return f"stopping: {served}running calls have {settings.shutdown_grace:g} s to finish"
 
 
 async def _serve_with_workers(settings: Settings, count: int, *, reconcile: bool) -> None:
     def started(ports: app.Ports) -> None:
         _print_addresses(settings, ports)
 
-    await workers.serve(settings, count, process.stop_signal(), reconcile=reconcile, started=started)
+    await workers.serve(settings, count, process.stop_signal(stopping(settings)), reconcile=reconcile, started=started)
 
 
 async def _reconcile_until_stopped(settings: Settings) -> None:

@@ -89,8 +89,17 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
     )
     log_level: LogLevel = Field("INFO", description="the lowest level to log, to standard error")
     call_timeout: ShortDuration = Field(10.0, description="maximum duration of a call, not counting its max_wait")
+    lame_duck: Duration = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        description="time for which a process that was asked to stop reports NOT_SERVING and still serves new calls",
+    )
     shutdown_grace: Duration = Field(
-        10.0, ge=0, le=3600, description="time that running calls may take to finish when the process stops"
+        10.0,
+        ge=0,
+        le=3600,
+        description="time that running calls may take to finish after that; at least CART_CALL_TIMEOUT",
     )
     max_calls: int = Field(1_000, ge=1, le=100_000, description="maximum calls running at once; more are rejected")
     max_calls_per_user: int = Field(

@@ -164,7 +164,7 @@ def _work(settings: Settings, reconcile: bool, reporter: Connection, name: str) 
         async with app.running(settings, serve=True, reconcile=reconcile, shares_port=True) as ports:
             _report(reporter, ports)
             await stopped.wait()
-            log.info("stopping: running calls have %g s to finish", settings.shutdown_grace)
+            log.info("stopping")
         log.info("stopped")
 
     try:

@@ -218,7 +218,7 @@ def test_the_image_starts_becomes_healthy_and_stops(image: Image) -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     settings = dict(re.findall(r"(CART_\w+)=(\S+)", image.here(stage.only("ENV"))))
     # No Reservation API listens on port 1. The service is healthy without one.
-    settings |= {"CART_LISTEN": address, "CART_RESERVATION_URL": "grpc://127.0.0.1:1"}
+    settings |= {"CART_LISTEN": address, "CART_RESERVATION_URL": "grpc://127.0.0.1:1", "CART_LAME_DUCK": "0"}
     there = replace(image, environment=image.environment | settings)
     migrated = there.run("cart-grpc", "migrate")
     assert migrated.returncode == 0, migrated.stderr

@@ -42,6 +42,7 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
     "RESERVATION_POLL_INTERVAL": (["0.01", "86400"], ["0", "-1", "86401", "nan", "x"]),
     "RESERVATION_PROBE_INTERVAL": (["0.5", "86400"], ["0", "-1", "86401", "nan", "x"]),
     "RESERVATION_TIMEOUT": (["1", "86400"], ["0", "-1", "86401", "nan", "x"]),
+    "LAME_DUCK": (["0", "3600"], ["-1", "3601", "nan"]),
     "SHUTDOWN_GRACE": (["0", "3600"], ["-0.1", "3601", "nan", "x"]),
     "WRITE_QUEUE_SIZE": (["1", "1000000"], ["0", "-1", "1000001", "x"]),
     "LISTEN": (

@@ -15,13 +15,13 @@
     └── Unavailable                  the request is valid; try again later
         ├── Overloaded               too many calls are running
         │   ├── TooManyCalls         too many calls of one user are running
-        │   └── TooManyStreams       one user or one connection has too many open streams
+        │   └── TooManyStreams       one user, one connection or this server has too many open streams
         ├── DatabaseUnavailable      the database does not answer; nothing was changed
         │   ├── DatabaseFull         the database has no space left; nothing was changed
         │   └── DatabaseDamaged      the database cannot read its data; nothing was changed
         ├── OutcomeUnknown           the connection broke during COMMIT: the change may have been made
         ├── CallTimeout              the call took too long: the change may have been made
-        └── ShuttingDown             this server is stopping; nothing was changed
+        └── ShuttingDown             this server is stopping; the change may have been made if the call was running
 
 One table maps them to gRPC status codes: `rpc.status.CODES`.
 """
@@ -220,12 +220,12 @@ class TooManyCalls(Overloaded):
 
 
 class TooManyStreams(Overloaded):
-    """A user or a connection (`holder`) has `limit` open streams already."""
+    """A user, a connection or this server (`holder`) has `limit` open streams already."""
 
     reason = "TOO_MANY_STREAMS"
 
     def __init__(self, holder: str, limit: int) -> None:
-        message = f"this {holder} has {limit} open streams, the most it may have; close one before opening another"
+        message = f"this {holder} has {limit} open streams, the most it may have; try again when one has ended"
         super().__init__(message, {"holder": holder, "limit": str(limit)})
 
 
@@ -281,9 +281,14 @@ class CallTimeout(Unavailable):
 
 
 class ShuttingDown(Unavailable):
-    """This server is stopping. Nothing was changed."""
+    """This server is stopping. Nothing was changed; if the call `was_running`, the change may have been made."""
 
     reason = "SHUTTING_DOWN"
 
-    def __init__(self) -> None:
-        super().__init__("this server is shutting down; nothing was changed")
+    def __init__(self, *, was_running: bool = False) -> None:
+        super().__init__(
+            "this server stopped before the call had finished, so the change may have been made; "
+            "to find out, repeat the call with the same request_id"
+            if was_running
+            else "this server is shutting down; nothing was changed"
+        )

@@ -8,7 +8,7 @@
 - Waiting calls hold no slot. They wait in a queue for a slot, or they are parked: in max_wait, for a reservation. The
   number of waiting calls is bounded, too: beyond it, calls that need a slot are rejected, and calls in max_wait are
   answered with the current state.
-- Open streams hold no slot either. Their number is bounded per user and per connection.
+- Open streams hold no slot either. Their number is bounded per user, per connection and in all.
 """
 
 import asyncio
@@ -137,9 +137,10 @@ class Admission:
 
 
 class OpenStreams:
-    """The open response streams of one server: at most `max_per_user` and `max_per_connection` at a time."""
+    """The open response streams of one server: at most `max_open`, and so many per user and per connection."""
 
-    def __init__(self, *, max_per_user: int, max_per_connection: int) -> None:
+    def __init__(self, *, max_open: int, max_per_user: int, max_per_connection: int) -> None:
+        self._max_open = max_open
         self._max_per_user = max_per_user
         self._max_per_connection = max_per_connection
         self._users: Counter[str] = Counter()
@@ -157,6 +158,8 @@ class OpenStreams:
             raise ShuttingDown
         if self._connections[connection] >= self._max_per_connection:
             raise TooManyStreams("connection", self._max_per_connection)
+        if len(self._tasks) >= self._max_open:
+            raise TooManyStreams("server", self._max_open)
         if user and self._users[user] >= self._max_per_user:
             raise TooManyStreams("user", self._max_per_user)
         task = asyncio.current_task()

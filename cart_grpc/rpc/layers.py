@@ -21,6 +21,7 @@ from cart_grpc.carts.refusals import CallRefused, Overloaded
 from cart_grpc.rpc import status
 from cart_grpc.rpc.admission import Admission, OpenStreams
 from cart_grpc.rpc.deadlines import Deadlines
+from cart_grpc.rpc.drain import Drain
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
 from cart_grpc.rpc.methods import Method
 from cart_grpc.rpc.receiving import MalformedRequest, Receiver
@@ -33,7 +34,10 @@ Step: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One method on one server, for its layers. Without `admission`, every unary call may run at once."""
+    """One method on one server, for its layers.
+
+    Without `admission`, every unary call may run at once. Without `drain`, calls are answered until gRPC stops.
+    """
 
     path: str
     method: Method
@@ -42,13 +46,18 @@ class Endpoint:
     receiver: Receiver
     streams: OpenStreams
     admission: Admission | None
+    drain: Drain | None
 
     def decode(self, data: Any) -> Any:
         """Return the request message in the bytes. Raises MalformedRequest, also for grpc.aio.EOF."""
         try:
             return self.deserialize(data)
         except Exception:  # noqa: BLE001 - the parser's exceptions have no other class in common
-            raise MalformedRequest from None
+            raise MalformedRequest(data) from None
+
+
+class WriteCancelled(Exception):
+    """The call was cancelled while it wrote a reply: the peer does not read, or has gone. No status can follow."""
 
 
 def errors(endpoint: Endpoint, next_step: Step) -> Step:
@@ -61,6 +70,9 @@ def errors(endpoint: Endpoint, next_step: Step) -> Step:
             await status.refuse(context, refusal)
         except grpc.aio.AbortError:
             raise
+        except WriteCancelled:
+            # gRPC refuses a status while a write is under way. It ends the call with the connection, or when it stops.
+            raise asyncio.CancelledError from None
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task and task.cancelling():
@@ -69,6 +81,18 @@ def errors(endpoint: Endpoint, next_step: Step) -> Step:
             await _abort_internal(context, endpoint.path, error)
         except Exception as error:  # noqa: BLE001 - a bug: the log has it, the caller gets an id
             await _abort_internal(context, endpoint.path, error)
+
+    return step
+
+
+def refuse_if_draining(endpoint: Endpoint, next_step: Step) -> Step:
+    """Refuse the call if the server is about to stop. Raises ShuttingDown."""
+    drain = endpoint.drain
+    if drain is None:
+        return next_step
+
+    def step(request: Any, context: Context) -> Awaitable[Any]:
+        return drain.refuse() if drain.has_begun else next_step(request, context)
 
     return step
 
@@ -174,7 +198,10 @@ def write_each(_: Endpoint, next_step: Any) -> Step:
         # `aclosing` runs the generator's `finally` when the call ends, not when the garbage collector finds it.
         async with aclosing(next_step(request, context)) as replies:
             async for reply in replies:
-                await context.write(reply)
+                try:
+                    await context.write(reply)
+                except asyncio.CancelledError:
+                    raise WriteCancelled from None
 
     return write
 

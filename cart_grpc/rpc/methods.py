@@ -75,10 +75,17 @@ METHODS: Final[Mapping[str, tuple[Method, ...]]] = MappingProxyType(
         ),
     }
 )
-# Every server offers these, too. A method of these services that has no row, such as Health/List, is UNIMPLEMENTED.
+_REFLECTION: Final = (Method("ServerReflectionInfo", streams=True, takes_stream=True),)
+# Every server offers these, too. A method of these services that has no row is UNIMPLEMENTED.
 HEALTH_AND_REFLECTION: Final[Mapping[str, tuple[Method, ...]]] = MappingProxyType(
     {
-        "grpc.health.v1.Health": (Method("Check"), Method("Watch", streams=True)),
-        "grpc.reflection.v1alpha.ServerReflection": (Method("ServerReflectionInfo", streams=True, takes_stream=True),),
+        "grpc.health.v1.Health": (
+            Method("Check"),
+            # Not in every version of grpc_health.
+            Method("List"),
+            Method("Watch", streams=True),
+        ),
+        "grpc.reflection.v1.ServerReflection": _REFLECTION,
+        "grpc.reflection.v1alpha.ServerReflection": _REFLECTION,
     }
 )

@@ -7,6 +7,7 @@ import grpc
 
 from cart_grpc.rpc.admission import Admission, OpenStreams
 from cart_grpc.rpc.deadlines import Deadlines
+from cart_grpc.rpc.drain import Drain
 from cart_grpc.rpc.layers import (
     Endpoint,
     Step,
@@ -17,6 +18,7 @@ from cart_grpc.rpc.layers import (
     errors,
     receive_many,
     receive_one,
+    refuse_if_draining,
     reject_if_full,
     serialize,
     write_each,
@@ -29,9 +31,9 @@ RpcMethod: TypeAlias = Any
 Layer: TypeAlias = Callable[[Endpoint, Any], Step]
 
 # The outermost layer is first.
-UNARY: Final[tuple[Layer, ...]] = (errors, reject_if_full, deadline, admit, encode)
-STREAM: Final[tuple[Layer, ...]] = (errors, receive_one, admit_stream, write_each)
-BOTH_STREAM: Final[tuple[Layer, ...]] = (errors, admit_stream, receive_many, write_each)
+UNARY: Final[tuple[Layer, ...]] = (errors, refuse_if_draining, reject_if_full, deadline, admit, encode)
+STREAM: Final[tuple[Layer, ...]] = (errors, refuse_if_draining, receive_one, admit_stream, write_each)
+BOTH_STREAM: Final[tuple[Layer, ...]] = (errors, refuse_if_draining, admit_stream, receive_many, write_each)
 
 
 class MethodMismatch(Exception):
@@ -43,10 +45,10 @@ class Pipeline:
 
     The layers are composed once, when a method is added. A grpc interceptor would run again for each call.
 
-    `methods` has the rows of each service. A call ends after `timeout` seconds plus its max_wait at the latest, or at
-    the caller's own deadline. With `admission`, a unary call needs a slot. Without `admission`, each method gets a
-    queue of its own inside gRPC, so that its calls are answered while thousands of other calls wait there. With
-    `skips_unlisted`, a method without a row is left out (UNIMPLEMENTED) instead of being an error.
+    `methods` has the rows of each service. `deadlines` end the calls, each after its time-out plus its max_wait at the
+    latest. With `drain`, calls that arrive while the server stops are refused. With `admission`, a unary call needs a
+    slot. Without `admission`, each method gets a queue of its own inside gRPC, so that its calls are answered while
+    thousands of other calls wait there.
     """
 
     def __init__(
@@ -54,19 +56,19 @@ class Pipeline:
         server: grpc.aio.Server,
         methods: Mapping[str, Sequence[Method]],
         *,
-        timeout: float,
+        deadlines: Deadlines,
         receiver: Receiver,
         streams: OpenStreams,
         admission: Admission | None = None,
-        skips_unlisted: bool = False,
+        drain: Drain | None = None,
     ) -> None:
         self._server = server
         self._methods = methods
-        self._deadlines = Deadlines(timeout)
+        self._deadlines = deadlines
         self._receiver = receiver
         self._streams = streams
         self._admission = admission
-        self._skips_unlisted = skips_unlisted
+        self._drain = drain
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Do nothing. Generated code calls this too, but only `add_registered_method_handlers` gets names."""
@@ -74,8 +76,10 @@ class Pipeline:
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, RpcMethod]) -> None:
         """Add the methods of a service. Raises MethodMismatch."""
         rows = {row.name: row for row in self._methods.get(service, ())}
-        if self._skips_unlisted:
+        if service.startswith("grpc."):
+            # Services of gRPC itself get more methods with its versions: serve those that both it and the table have.
             handlers = {name: method for name, method in handlers.items() if name in rows}
+            rows = {name: row for name, row in rows.items() if name in handlers}
         added = {name: self._compose(f"/{service}/{name}", rows.get(name), method) for name, method in handlers.items()}
         if missing := rows.keys() - added.keys():
             raise MethodMismatch(f"/{service} has no method {', '.join(sorted(missing))}, but methods.py has a row")
@@ -97,6 +101,7 @@ class Pipeline:
             self._receiver,
             self._streams,
             self._admission,
+            self._drain,
         )
         if not row.streams:
             step = _wrap(UNARY, endpoint, method.unary_unary)

@@ -18,10 +18,16 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class MalformedRequest(InvalidArgument):
-    """The bytes are not a request message, or the caller closed its side without sending one."""
+    """The bytes are not a request message, or the caller closed its side without sending one.
 
-    def __init__(self) -> None:
+    `data` is what arrived: bytes, or grpc.aio.EOF. A bridge can send JSON, as application/grpc+json. gRPC hides the
+    content type from us, so the JSON itself must tell.
+    """
+
+    def __init__(self, data: Any = None) -> None:
         description = "the request message is missing, or its bytes are not valid"
+        if isinstance(data, bytes) and data.lstrip().startswith(b"{"):
+            description = "the request message is JSON; this server speaks only protobuf: send application/grpc+proto"
         super().__init__([FieldViolation("", "MALFORMED_REQUEST", description)])
 
 

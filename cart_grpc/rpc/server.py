@@ -1,22 +1,27 @@
 """The gRPC servers: their services, their limits, how they start and stop."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
 from cartgrpc.v1 import cart_admin_service_pb2_grpc, cart_service_pb2_grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from cart_grpc.admin import OperatorActions
 from cart_grpc.carts.calls import Limits
 from cart_grpc.rpc.admission import Admission, OpenStreams
 from cart_grpc.rpc.cart_admin_service import CartAdminService
 from cart_grpc.rpc.cart_service import CartService
+from cart_grpc.rpc.deadlines import Deadlines
+from cart_grpc.rpc.drain import Drain
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
+from cart_grpc.rpc.health import SERVICE as HEALTH
+from cart_grpc.rpc.health import Health
 from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, HEALTH_AND_REFLECTION, METHODS
 from cart_grpc.rpc.pipeline import Pipeline
 from cart_grpc.rpc.receiving import Receiver
+from cart_grpc.rpc.reflection import add_reflection
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.store import Store
 
@@ -62,6 +67,13 @@ MAX_INCOMPLETE_REQUESTS: Final = 2_000
 # A gateway opens the streams of many users on one connection, which must keep most of its 400 for unary calls.
 MAX_STREAMS_PER_CONNECTION: Final = 100
 MAX_STREAMS_PER_USER: Final = 50
+# A client with health checks has one watch for each of its connections, so a watch for each connection that we accept.
+MAX_STREAMS: Final = 4_000
+# New calls are held back until none has arrived for so long. It must exceed a round trip and the pause of a busy caller
+# between two calls, and is shorter if the grace is.
+QUIET_SECONDS: Final = 0.1
+# A call that we end needs a moment to send its status before gRPC cancels it.
+LAST_WORDS_SECONDS: Final = 1.0
 
 
 def cart_server(
@@ -108,6 +120,7 @@ class Server:
         self.port = 0
         self._service = service
         self._notifier = notifier
+        self._has_stopped = False
         options = (
             *OPTIONS,
             # A connection that reaches its age may finish the calls that it has; a call that never ends is cut off.
@@ -116,32 +129,17 @@ class Server:
             ("grpc.so_reuseport", int(shares_port)),
         )
         self._server = grpc.aio.server(options=options)
-        self._health = health.aio.HealthServicer()
-        self._streams = _open_streams()
-        receiver = Receiver(MAX_INCOMPLETE_REQUESTS)
-        add(
-            Pipeline(
-                self._server,
-                METHODS,
-                timeout=call_timeout,
-                receiver=receiver,
-                streams=self._streams,
-                admission=admission,
-            )
-        )
-        # `stop` does not drain these streams: a health watcher must see NOT_SERVING before its stream ends.
-        beside: Any = Pipeline(
-            self._server,
-            HEALTH_AND_REFLECTION,
-            timeout=call_timeout,
-            receiver=receiver,
-            streams=_open_streams(),
-            skips_unlisted=True,
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, beside)
-        names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        add_reflection: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
-        add_reflection(reflection.aio.ReflectionServicer(names), beside)
+        self._health = Health("", service, HEALTH)
+        self._deadlines = Deadlines(call_timeout)
+        self._drain = Drain()
+        self._streams, self._watches = _open_streams(), _open_streams()
+        common: Any = {"deadlines": self._deadlines, "receiver": Receiver(MAX_INCOMPLETE_REQUESTS)}
+        ends: Any = {"streams": self._streams, "drain": self._drain}
+        add(Pipeline(self._server, METHODS, admission=admission, **common, **ends))
+        add_reflection(Pipeline(self._server, HEALTH_AND_REFLECTION, **common, **ends), (service, HEALTH))
+        # Without the drain: until the end a check must be answered, and a watch must see NOT_SERVING.
+        health: Any = Pipeline(self._server, HEALTH_AND_REFLECTION, **common, streams=self._watches)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, health)
 
     async def start(self, address: str) -> None:
         """Listen on HOST:PORT and set `port`. Port 0 means any free port. Raises OSError."""
@@ -149,26 +147,44 @@ class Server:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError:
             raise OSError(f"cannot listen on {address}: it is taken, or not an address of this machine") from None
-        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
-        await self.set_ready(ready=True)
+        self._health.set_all(serving=True)
         await self._server.start()
 
     async def set_ready(self, *, ready: bool) -> None:
         """Report through health whether callers should send calls here."""
-        statuses = health_pb2.HealthCheckResponse
-        await self._health.set(self._service, statuses.SERVING if ready else statuses.NOT_SERVING)
+        self._health.set(self._service, serving=ready)
+
+    def announce_stop(self) -> None:
+        """Report NOT_SERVING from now on, so that callers go elsewhere. Calls are served as before."""
+        self._health.stop()
 
     async def stop(self, grace: float) -> None:
-        """Report NOT_SERVING, refuse new calls, end the streams, and answer the calls in max_wait.
+        """Refuse new calls, end the streams, answer the calls in max_wait, and send GOAWAY.
 
-        Other calls have `grace` seconds to finish; then they are cancelled.
+        Other calls have `grace` seconds to finish. Then they end with ShuttingDown, and if the caller does not take
+        that, gRPC cancels them.
         """
-        await self._health.enter_graceful_shutdown()
+        if self._has_stopped:
+            return
+        self._has_stopped = True
+        self.announce_stop()
+        self._drain.begin()
         if self._notifier:
             self._notifier.close()
         self._streams.drain()
-        await self._server.stop(grace)
+        self._health.close()
+        await self._drain.quiet(min(QUIET_SECONDS, grace / 50))
+        stopping = asyncio.create_task(self._server.stop(grace + LAST_WORDS_SECONDS), name="stop-grpc")
+        # The task sends GOAWAY before it waits for the first time. A refusal that overtook it would bring new calls.
+        await asyncio.sleep(0)
+        self._drain.release()
+        self._watches.drain()
+        await asyncio.wait((stopping,), timeout=grace)
+        self._deadlines.end_all()
+        await stopping
 
 
 def _open_streams() -> OpenStreams:
-    return OpenStreams(max_per_user=MAX_STREAMS_PER_USER, max_per_connection=MAX_STREAMS_PER_CONNECTION)
+    return OpenStreams(
+        max_open=MAX_STREAMS, max_per_user=MAX_STREAMS_PER_USER, max_per_connection=MAX_STREAMS_PER_CONNECTION
+    )

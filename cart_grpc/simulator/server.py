@@ -10,9 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2_grpc
 
+from cart_grpc.rpc.admission import OpenStreams
+from cart_grpc.rpc.deadlines import Deadlines
+from cart_grpc.rpc.health import SERVICE as HEALTH
+from cart_grpc.rpc.health import Health
+from cart_grpc.rpc.methods import HEALTH_AND_REFLECTION
+from cart_grpc.rpc.pipeline import Pipeline
+from cart_grpc.rpc.receiving import Receiver
+from cart_grpc.rpc.reflection import add_reflection
 from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.grpc_endpoint import RESERVATION_SERVICE, SIMULATOR_SERVICE, add_services
 from cart_grpc.simulator.journal import Journal
@@ -30,6 +37,10 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.server.max_pending_requests_hard_limit", 200_000),
     ("grpc.max_receive_message_length", 1 << 20),
 )
+
+# Of health checks and reflection. The simulator is no public server.
+_TIMEOUT_SECONDS: Final = 10
+_MAX_STREAMS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,7 @@ class SimulatorServer:
         self._simulator = simulator
         self._grpc: grpc.aio.Server | None = None
         self._http: web.AppRunner | None = None
+        self._streams = OpenStreams(max_open=_MAX_STREAMS, max_per_user=_MAX_STREAMS, max_per_connection=_MAX_STREAMS)
 
     async def start(self, grpc_address: str | None, http_address: str | None) -> BoundPorts:
         """Listen on both addresses: HOST:PORT, or None to not listen.
@@ -84,6 +96,7 @@ class SimulatorServer:
 
     async def stop(self, grace: float) -> None:
         """Refuse new calls, wait up to `grace` seconds for calls in flight, and drop the rest without effect."""
+        self._streams.drain()
         stops: list[Awaitable[None]] = [self._simulator.stop(grace)]
         if self._grpc is not None:
             stops.append(self._grpc.stop(grace))
@@ -95,12 +108,7 @@ class SimulatorServer:
         check_address(address)
         server = grpc.aio.server(options=_OPTIONS)
         add_services(server, self._simulator)
-        health_servicer = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-        for name in ("", RESERVATION_SERVICE, SIMULATOR_SERVICE):
-            await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-        names = (RESERVATION_SERVICE, SIMULATOR_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        self._add_health_and_reflection(server)
         try:
             port = server.add_insecure_port(address)
         except RuntimeError:
@@ -108,6 +116,19 @@ class SimulatorServer:
         await server.start()
         self._grpc = server
         return port
+
+    def _add_health_and_reflection(self, server: grpc.aio.Server) -> None:
+        beside: Any = Pipeline(
+            server,
+            HEALTH_AND_REFLECTION,
+            deadlines=Deadlines(_TIMEOUT_SECONDS),
+            receiver=Receiver(_MAX_STREAMS),
+            streams=self._streams,
+        )
+        health = Health("", RESERVATION_SERVICE, SIMULATOR_SERVICE)
+        health.set_all(serving=True)
+        health_pb2_grpc.add_HealthServicer_to_server(health, beside)
+        add_reflection(beside, (RESERVATION_SERVICE, SIMULATOR_SERVICE, HEALTH))
 
     async def _start_http(self, address: str) -> int:
         # cli.py imports this module for every command, and aiohttp is slow to import.

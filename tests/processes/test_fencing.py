@@ -103,7 +103,7 @@ no_lease_ends = pytest.mark.parametrize("lease", [60.0])
 @pytest.fixture
 async def pair(shared_url: str, lease: float, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Pair]:
     """Two replicas. Neither may log an error during the test."""
-    settings = Settings(listen="127.0.0.1:0", database_url=shared_url)
+    settings = Settings(listen="127.0.0.1:0", database_url=shared_url, lame_duck=0.0)
     stock = Stock(default_total=1_000)
     async with AsyncExitStack() as stack:
         serving = await stack.enter_async_context(running_replica(settings, reconcile=False))

@@ -1,20 +1,28 @@
 """A server that is asked to stop answers its calls and returns its claims. One that is killed loses nothing."""
 
 import asyncio
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
+from collections import Counter
+from typing import Any
 
+import grpc
 import pytest
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.duration_pb2 import Duration
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.invariants.history import CallOutcome
 from tests.postgres import running_postgres
 from tests.processes import truth
 from tests.processes.harness import LISTENS, SIMULATES, Program, Programs, Replicas, Simulated, connected
 from tests.processes.load import HOT_SKU, SKUS, Caller, Load
-from tests.service.conftest import CART
+from tests.rpc.refusal import to_refusal
+from tests.service.conftest import CART, Replica
 
 State = cart_pb2.Reservation.State
 GRACE = 8.0
@@ -85,6 +93,90 @@ async def _add(caller: Caller, max_wait: int = 0) -> cart_pb2.Item:
         parent=CART, item=cart_pb2.Item(sku=SKU), max_wait=Duration(seconds=max_wait)
     )
     return (await caller.call("AddItem", request, cart_service_pb2.AddItemResponse)).item
+
+
+async def _serve(programs: Programs, **settings: str) -> tuple[Program, str]:
+    """Start a server on SQLite without a Reservation API. Return it and its address."""
+    settings = {"listen": "127.0.0.1:0", "reservation_url": "grpc://127.0.0.1:1", **settings}
+    program = programs.start("serve", **settings)
+    return program, (await program.says(LISTENS))[1]
+
+
+async def _is_serving(client: Replica) -> bool:
+    stub: Any = health_pb2_grpc.HealthStub(client.channel)
+    request = health_pb2.HealthCheckRequest(service="cartgrpc.v1.CartService")
+    answer = await stub.Check(request, timeout=10)
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def test_no_call_of_32_callers_in_a_loop_is_lost_or_cancelled_when_their_server_stops(programs: Programs) -> None:
+    server, address = await _serve(programs, lame_duck="1")
+    ended: Counter[str] = Counter()
+    async with connected(address) as client, connected(address) as other:
+
+        async def call_again_and_again(number: int) -> None:
+            while not ended["SHUTTING_DOWN"]:
+                try:
+                    await client.add(cart=f"users/u{number}/carts/default")
+                except grpc.aio.AioRpcError as error:
+                    ended[to_refusal(error).info.reason] += 1
+                else:
+                    ended["OK"] += 1
+
+        callers = [asyncio.create_task(call_again_and_again(number)) for number in range(32)]
+        while ended["OK"] < 100:
+            await asyncio.sleep(0.01)
+        server.send(signal.SIGTERM)
+        while await _is_serving(other):
+            await asyncio.sleep(0.01)
+        # Not ready any more, but new calls are served, also on a new connection.
+        served = ended["OK"]
+        async with connected(address) as late:
+            await late.add(cart="users/late/carts/default")
+        while ended["OK"] < served + 50:
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*callers)
+    assert await server.ended(GRACE) == 0
+    assert ended.keys() == {"OK", "SHUTTING_DOWN"}
+    assert programs.complaints() == []
+
+
+async def test_a_second_signal_ends_a_server_at_once(programs: Programs) -> None:
+    server, address = await _serve(programs, lame_duck="3600")
+    async with connected(address) as client:
+        server.send(signal.SIGTERM)
+        while await _is_serving(client):
+            await asyncio.sleep(0.01)
+        assert server.is_running
+        server.send(signal.SIGTERM)
+        assert await server.ended(GRACE) == -signal.SIGTERM
+
+
+def test_ctrl_c_on_a_terminal_says_what_it_started_and_how_to_end_it(programs: Programs) -> None:
+    ours, theirs = os.openpty()
+    program = subprocess.Popen(
+        [sys.executable, "-m", "cart_grpc.cli", "serve"],
+        cwd=programs.folder,
+        env={"PATH": os.defpath, "CART_LISTEN": "127.0.0.1:0", "CART_LOG_LEVEL": "WARNING", "CART_LAME_DUCK": "3"},
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    try:
+        assert program.stdout
+        assert program.stdout.readline().startswith(b"cart-grpc listens on ")
+        program.send_signal(signal.SIGINT)
+        said = os.read(ours, 1000)
+        program.send_signal(signal.SIGINT)
+        assert program.wait(20) == -signal.SIGINT
+    finally:
+        program.kill()
+        program.communicate()
+        os.close(ours)
+    assert said.decode() == (
+        "cart-grpc: stopping: new calls are served for 3 s; then running calls have 10 s to finish; "
+        "Ctrl-C again ends it at once\r\n"
+    )
 
 
 async def test_a_server_that_stops_returns_its_claims(backend: str, durable_url: str, programs: Programs) -> None:

@@ -11,7 +11,7 @@ from tests.service.conftest import Replica, running_replica
 
 def quiet_settings(database_url: str) -> Settings:
     """Settings of a server without a Reservation API."""
-    return Settings(listen="127.0.0.1:0", database_url=database_url, shutdown_grace=0.2)
+    return Settings(listen="127.0.0.1:0", database_url=database_url, lame_duck=0.0, shutdown_grace=0.2)
 
 
 @pytest.fixture(scope="session")

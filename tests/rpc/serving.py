@@ -8,6 +8,7 @@ import grpc
 from cartgrpc.v1 import cart_service_pb2, cart_service_pb2_grpc
 
 from cart_grpc.rpc.admission import Admission, OpenStreams
+from cart_grpc.rpc.deadlines import Deadlines
 from cart_grpc.rpc.methods import CART_SERVICE, Method
 from cart_grpc.rpc.pipeline import Pipeline
 from cart_grpc.rpc.receiving import Receiver
@@ -25,7 +26,7 @@ def admitting(**limits: int) -> Admission:
 
 def streams_with(**limits: int) -> OpenStreams:
     """Open streams with these limits; the others are too high to matter."""
-    return OpenStreams(**({"max_per_user": 1_000, "max_per_connection": 1_000} | limits))
+    return OpenStreams(**({"max_open": 1_000, "max_per_user": 1_000, "max_per_connection": 1_000} | limits))
 
 
 def pipeline_of(
@@ -41,7 +42,7 @@ def pipeline_of(
     return Pipeline(
         server,
         {CART_SERVICE: rows},
-        timeout=timeout,
+        deadlines=Deadlines(timeout),
         receiver=receiver or Receiver(1_000),
         streams=streams or streams_with(),
         admission=admission,

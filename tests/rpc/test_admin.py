@@ -16,19 +16,18 @@ from cartgrpc.v1 import cart_admin_service_pb2_grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from cart_grpc.rpc.methods import ADMIN_SERVICE as NAME
 from cart_grpc.rpc.methods import CART_SERVICE
 from tests.rpc.conftest import quiet_settings
 from tests.rpc.refusal import call, refuse
 from tests.rpc.right import ADMIN, ADMIN_SERVICE, RESERVATION, RIGHT_OF_OPERATORS, request_of, right
+from tests.rpc.test_health import check_health
 from tests.rpc.test_pipeline import (
     GARBAGE,
     assert_malformed,
     assert_statuses_are_intended,
     call_bytes,
-    check_health,
     in_first_text,
 )
 from tests.rpc.test_refusals import CONTROL, GARBAGE_TOKENS, INT32, INT64, Row, readable_fields, row
@@ -174,11 +173,6 @@ async def test_without_an_admin_address_there_is_no_admin_port(validator: Replic
     assert validator.admin_port == 0
 
 
-async def test_the_admin_port_serves_reflection_and_health(admin: Replica) -> None:
-    channel: Any = admin.channel
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
-    asking = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=10)
-    names = {service.name for service in (await anext(aiter(asking))).list_services_response.service}
-    assert names == {NAME, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+async def test_the_admin_port_serves_health(admin: Replica) -> None:
     for service in ("", NAME):
         assert (await check_health(admin, service)).status == health_pb2.HealthCheckResponse.SERVING

@@ -11,8 +11,6 @@ import pytest
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -87,6 +85,15 @@ def in_first_text(message: Descriptor, text: bytes) -> bytes:
     assert first.message_type is not None
     inner = in_first_text(first.message_type, text)
     return b"\x0a" + bytes([len(inner)]) + inner
+
+
+@pytest.mark.parametrize("text", [b"{}", b' \n{"name": "users/alice/carts/default"}', b'{"a|b": "|}"}'])
+async def test_a_request_in_json_is_refused_with_the_encoding_to_use(validator: Replica, text: bytes) -> None:
+    refusal = await refuse_bytes(validator.channel, f"/{CART_SERVICE}/GetCart", text)
+    assert list(refusal.violations.values()) == ["MALFORMED_REQUEST"]
+    assert refusal.message == (
+        ": the request message is JSON; this server speaks only protobuf: send application/grpc+proto"
+    )
 
 
 async def test_unknown_groups_nested_100_deep_are_ignored(validator: Replica) -> None:
@@ -346,34 +353,6 @@ async def test_max_wait_extends_the_timeout_by_at_most_its_maximum(monkeypatch: 
     async with serving(Hanging(), timeout=0.1) as server:
         refusal = await refuse(server, "AddItem", request)
     assert refusal.info.metadata["timeout"] == "1.1s"
-
-
-async def test_reflection_lists_the_services(validator: Replica) -> None:
-    channel: Any = validator.channel
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
-    asking = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=10)
-    answer = await anext(aiter(asking))
-    names = {service.name for service in answer.list_services_response.service}
-    assert names == {CART_SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
-
-
-@pytest.mark.parametrize("service", ["", CART_SERVICE])
-async def test_health_is_serving(validator: Replica, service: str) -> None:
-    answer = await check_health(validator, service)
-    assert answer.status == health_pb2.HealthCheckResponse.SERVING
-
-
-async def test_health_of_an_unknown_service_is_not_found(validator: Replica) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await check_health(validator, "cartgrpc.v1.Nonsense")
-    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-
-
-async def check_health(replica: Replica, service: str) -> health_pb2.HealthCheckResponse:
-    request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
-    return health_pb2.HealthCheckResponse.FromString(
-        await call_bytes(replica.channel, "/grpc.health.v1.Health/Check", request)
-    )
 
 
 NAMES = [

@@ -107,6 +107,7 @@ def settings(database_url: str, simulator_url: str) -> Settings:
         reservation_url=simulator_url,
         reservation_poll_interval=0.05,
         reservation_backoff_max=0.2,
+        lame_duck=0.0,
         shutdown_grace=0.5,
     )
 
