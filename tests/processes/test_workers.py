@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack
 import psutil
 import pytest
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cart_grpc.app import StartupError
 from cart_grpc.workers import _reserve
@@ -129,15 +128,14 @@ async def test_workers_drain_and_end_when_their_parent_is_killed(shared_url: str
 
 
 async def test_a_second_ctrl_c_ends_all_workers_at_once(shared_url: str, programs: Programs) -> None:
-    program, address = await serve(programs, shared_url, "--no-reconciler", shutdown_grace="3600")
+    program, address = await serve(programs, shared_url, "--no-reconciler", lame_duck="3600")
     children = psutil.Process(program.pid).children(recursive=True)
     async with connected(address) as client:
-        # Health/Watch ends only when the server ends it.
-        watch = health_pb2_grpc.HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         for process in (*children, psutil.Process(program.pid)):
             process.send_signal(signal.SIGINT)
-        await eventually(lambda: program.errors.count("stopping") == 2)
+        # The parent and each worker say it.
+        await eventually(lambda: program.errors.count("stopping") == 3)
+        await client.add(cart=cart_of(0))
         assert program.is_running
         program.send(signal.SIGINT)
         assert await program.ended(5) == -signal.SIGINT
