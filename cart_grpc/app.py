@@ -96,6 +96,7 @@ async def running_store(settings: Settings) -> AsyncIterator[Store]:
         if settings.is_embedded:
             await migrate_database(engine)
         await check_database(engine)
+        await open_readers(engine)
         store = Store(engine, new_id, queue_size=settings.write_queue_size)
         try:
             await store.start()
@@ -213,13 +214,19 @@ async def check_database(engine: Engine) -> None:
 
     try:
         risks = await engine.transact(check)
-        # Each kind of read has its own connections. With one of each, every call can be served.
-        for run in (engine.read, engine.query):
-            await run(lambda connection: connection.exec_driver_sql("SELECT 1").scalar_one())
     except Exception as error:
         raise _unusable(engine.name, error) from error
     if risks:
         log.warning("PostgreSQL runs with %s: a power failure can lose acknowledged writes", " and ".join(risks))
+
+
+async def open_readers(engine: Engine) -> None:
+    """Open one connection for each kind of read: with one of each, every call can be served. Raises StartupError."""
+    for run in (engine.read, engine.query):
+        try:
+            await run(lambda connection: connection.exec_driver_sql("SELECT 1").scalar_one())
+        except Exception as error:
+            raise _unusable(engine.name, error) from error
 
 
 async def raise_revisions(engine: Engine) -> int:

@@ -166,7 +166,7 @@ class Sessions:
         except TimeoutError as error:
             raise ConnectionError("a connection pooler has no second server connection free") from error
         finally:
-            if other:
+            if other is not None:
                 other.terminate()
         if is_shared:
             raise Unsuitable(_CHANGES_SERVERS)
