@@ -25,7 +25,7 @@ from cart_grpc.reservation_api import transports
 from cart_grpc.rpc.admission import Admission
 from cart_grpc.rpc.server import Server, admin_server, cart_server
 from cart_grpc.settings import Settings, variable_of
-from cart_grpc.store import migrate, restore
+from cart_grpc.store import migrate, restore, surroundings
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_us
@@ -106,6 +106,7 @@ async def running_store(settings: Settings) -> AsyncIterator[Store]:
         if settings.is_embedded:
             await migrate_database(engine)
         await check_database(engine)
+        await open_readers(engine)
         store = Store(engine, new_id, queue_size=settings.write_queue_size)
         try:
             await store.start()
@@ -196,22 +197,28 @@ async def migrate_database(engine: Engine) -> tuple[str | None, str]:
 
 
 async def check_database(engine: Engine) -> None:
-    """Raise StartupError if the database does not answer or has another schema."""
+    """Raise StartupError if the database does not answer, or cannot be used as it is. Warns of risks in one line."""
 
-    def read(connection: Connection) -> tuple[str | None, str | None]:
-        fsync = None
-        if connection.dialect.name == "postgresql":
-            fsync = str(connection.exec_driver_sql("SHOW fsync").scalar_one())
-        return migrate.current_revision(connection), fsync
+    def check(connection: Connection) -> list[str]:
+        surroundings.check_encoding(connection)
+        migrate.check_revision(connection)
+        return surroundings.find_risks(connection)
 
     try:
-        current, fsync = await engine.transact(read)
+        risks = await engine.transact(check)
     except Exception as error:
         raise _unusable(engine.name, error) from error
-    if fsync == "off":
-        log.warning("PostgreSQL runs with fsync=off: a power failure loses acknowledged writes")
-    if current is None or (migrate.is_known(current) and current != migrate.latest_revision()):
-        raise StartupError(f"the database is at schema {current or '(none)'}; run `cart-grpc migrate` first")
+    if risks:
+        log.warning("PostgreSQL runs with %s: a power failure can lose acknowledged writes", " and ".join(risks))
+
+
+async def open_readers(engine: Engine) -> None:
+    """Open one connection for each kind of read: with one of each, every call can be served. Raises StartupError."""
+    for run in (engine.read, engine.query):
+        try:
+            await run(lambda connection: connection.exec_driver_sql("SELECT 1").scalar_one())
+        except Exception as error:
+            raise _unusable(engine.name, error) from error
 
 
 async def raise_revisions(engine: Engine) -> int:

@@ -36,8 +36,8 @@ class Connector:
         self._last = 0
         to_ssl(arguments.tls)
 
-    async def connect(self, settings: Mapping[str, str]) -> asyncpg.Connection:
-        """Return a connection to the primary, with session `settings`. Tries the host of the last connection first.
+    async def connect(self) -> asyncpg.Connection:
+        """Return a connection to the primary. Tries the host of the last connection first.
 
         Like libpq, it goes on to the next host if one does not answer, does not accept connections now or is a
         standby, but not if one refuses the user. Raises OSError (also for TLS and time-outs) and what asyncpg raises.
@@ -47,7 +47,7 @@ class Connector:
         for index in self._order():
             host, port = self._arguments.hosts[index]
             try:
-                connection = await self._connect(host, port, settings)
+                connection = await self._connect(host, port)
             except (OSError, asyncpg.CannotConnectNowError, asyncpg.PostgresConnectionError) as error:
                 failure = error
                 reasons.append(f"{_show(host, port)}: {_explain(error)}")
@@ -64,7 +64,7 @@ class Connector:
             return random.sample(range(count), count)
         return sorted(range(count), key=lambda index: index != self._last)
 
-    async def _connect(self, host: str | None, port: int | None, settings: Mapping[str, str]) -> asyncpg.Connection:
+    async def _connect(self, host: str | None, port: int | None) -> asyncpg.Connection:
         arguments = self._arguments
         async with asyncio.timeout(arguments.timeout):
             try:
@@ -81,7 +81,8 @@ class Connector:
                 database=arguments.database,
                 ssl=context,
                 direct_tls=arguments.tls.direct,
-                server_settings={**settings, **arguments.settings},
+                # No other settings: poolers refuse start-up parameters that they do not know.
+                server_settings={"application_name": arguments.settings.get("application_name", "cart-grpc")},
                 # PGTARGETSESSIONATTRS could say otherwise.
                 target_session_attrs=SessionAttribute.any,
             )

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cart_grpc.store import database_url
 from cart_grpc.store.dialects import Dialect
@@ -19,14 +18,13 @@ class Engine(Protocol):
     """A connected database.
 
     `name` is its URL with the password hidden. `locks_users`: a batch must lock the rows of its users. `is_shared`:
-    other processes write, too. `reader` is for reads that do not go through `read`.
+    other processes write, too.
     """
 
     name: str
     dialect: Dialect
     locks_users: bool
     is_shared: bool
-    reader: AsyncEngine
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction on the writer's connection. Return its result once the commit is durable.
@@ -37,7 +35,14 @@ class Engine(Protocol):
         ...
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Run `work`, which reads with one statement, on a read-only connection. Return its result."""
+        """Run `work`, which reads with one statement, on a read-only connection that keeps plans. Return its result.
+
+        Both kinds of reads run `work` again on another connection if the first turns out dead.
+        """
+        ...
+
+    async def query(self, work: Callable[[Connection], T]) -> T:
+        """Run `work`, which reads, on a read-only connection that plans each statement. Return its result."""
         ...
 
     async def close(self) -> None:

@@ -19,6 +19,8 @@ READ_ONLY: Final = "25006"
 _UNAVAILABLE_CLASSES = ("08", "28", "3D", "53", "57", "58")
 # Serialisation failure, deadlock, lock timeout, idle-in-transaction timeout, read-only.
 _TRANSIENT = {"40001", "40P01", "55P03", "25P03", READ_ONLY}
+# The database ended the session: an operator, a crash, a shutdown, a dropped database, three kinds of idleness.
+_CUT = {"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"}
 _FULL = "53100"
 _DAMAGED = {"XX001", "XX002"}
 # InternalClientError: the connection was cut in the middle of an answer, and the driver has not noticed yet.
@@ -35,6 +37,13 @@ class CommitFailed(Exception):
         self.result = result
 
 
+class Unsuitable(Exception):
+    """The database, or a pooler in front of it, cannot keep a promise of this service. Waiting does not help.
+
+    The text is one line: the cause and the remedy.
+    """
+
+
 def find_refusal(error: BaseException) -> DatabaseUnavailable | None:
     """Return the refusal for `error` if the database caused it, None if the statement or our code did.
 
@@ -42,7 +51,7 @@ def find_refusal(error: BaseException) -> DatabaseUnavailable | None:
     """
     if isinstance(error, DatabaseUnavailable):
         return error
-    if isinstance(error, OSError | TimeoutError | PoolTimeout):
+    if isinstance(error, OSError | TimeoutError | PoolTimeout | Unsuitable):
         return DatabaseUnavailable()
     origin = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(origin, sqlite3.Error):
@@ -59,6 +68,13 @@ def find_refusal(error: BaseException) -> DatabaseUnavailable | None:
     if not state and isinstance(error, OperationalError | InterfaceError | _ASYNCPG_BROKEN):
         return DatabaseUnavailable()
     return None
+
+
+def is_dead(error: BaseException) -> bool:
+    """Whether `error` means that the connection is gone, so that the same statement may succeed on another one."""
+    state = get_sqlstate(error)
+    is_cut = state in _CUT or state.startswith("08") or not state
+    return is_cut and type(find_refusal(error)) is DatabaseUnavailable
 
 
 @contextmanager

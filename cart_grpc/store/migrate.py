@@ -3,10 +3,15 @@
 Alembic is imported only if there is something to migrate: importing it takes a fifth of a server's start.
 """
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
+
+from cart_grpc.store import surroundings
+from cart_grpc.store.failures import Unsuitable
+from cart_grpc.store.schema import VERSION_TABLE, metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -37,22 +42,45 @@ def latest_revision() -> str:
 
 
 def current_revision(connection: Connection) -> str | None:
-    """Return the revision of the database, None if it is empty."""
-    if not inspect(connection).has_table("alembic_version"):
+    """Return the revision of the database, None if it has none of our tables.
+
+    Raises Unsuitable if the revision is neither ours nor a newer release's, or if a table is missing.
+    """
+    tables = set(inspect(connection).get_table_names())
+    present, missing = tables & set(metadata.tables), set(metadata.tables) - tables
+    if VERSION_TABLE not in tables:
+        if present:
+            raise Unsuitable(f"{_names(present)} in it belong to another program; use another database or schema")
         return None
-    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    revisions = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalars().all()  # noqa: S608
+    if len(revisions) != 1 or not (is_known(revisions[0]) or _is_newer(revisions[0])):
+        found = ", ".join(revisions) or "no revision"
+        raise Unsuitable(f"{VERSION_TABLE} contains {found}, which is not a revision of cart-grpc")
+    revision = str(revisions[0])
+    # An older release may have had fewer tables. A newer one keeps those that this release needs.
+    if missing and (revision == latest_revision() or not is_known(revision)):
+        raise Unsuitable(f"{_names(missing)} are missing in it; restore a backup")
+    return revision
+
+
+def check_revision(connection: Connection) -> None:
+    """Raise Unsuitable if this release cannot use the database's schema."""
+    revision = current_revision(connection)
+    if revision is None or (is_known(revision) and revision != latest_revision()):
+        raise Unsuitable(f"it is at schema {revision or '(none)'}; run `cart-grpc migrate` first")
 
 
 def upgrade(connection: Connection) -> tuple[str | None, str]:
     """Migrate to `latest_revision` in the connection's transaction. Return the revisions before and after.
 
-    Does nothing if the database has that revision, or one that this release does not know: a newer release migrated it.
+    Does nothing if the database has that revision, or that of a newer release. Raises Unsuitable.
     """
     if connection.dialect.name == "postgresql":
         # An index on a large table takes longer than the usual timeouts, and so does waiting for another replica.
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text(_LOCK))
+    surroundings.check_encoding(connection)
     before = current_revision(connection)
     if before is not None and (before == latest_revision() or not is_known(before)):
         return before, before
@@ -67,3 +95,12 @@ def upgrade(connection: Connection) -> tuple[str | None, str]:
 def is_known(revision: str) -> bool:
     """Whether this release knows a revision. A newer release may have migrated further."""
     return revision in known_revisions()
+
+
+def _is_newer(revision: str) -> bool:
+    """Whether a revision has the form of ours and follows the latest that this release knows."""
+    return bool(re.fullmatch(r"[0-9]{4}", revision)) and revision > latest_revision()
+
+
+def _names(tables: set[str]) -> str:
+    return f"the tables {', '.join(sorted(tables))}"

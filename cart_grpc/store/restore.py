@@ -2,14 +2,13 @@
 
 from sqlalchemy import Connection, case, null, text, update
 
+from cart_grpc.store.postgresql_session import IN_USE
 from cart_grpc.store.schema import reservations
 
 # More revisions than one reservation ever gets, and small enough to be added many times within 64 bits.
 STRIDE = 2**32
-_OTHERS = text(
-    "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cart-grpc' AND pid <> pg_backend_pid() "
-    "AND datname = current_database()"
-)
+# Every session of a server holds a shared lock.
+_LOCK = text(f"SELECT pg_try_advisory_xact_lock({IN_USE})")
 
 
 class InUse(Exception):
@@ -23,7 +22,7 @@ def raise_revisions(connection: Connection) -> int:
     SQLite the file's lock keeps servers out.
     """
     if connection.dialect.name == "postgresql":
-        if connection.execute(_OTHERS).scalar_one():
+        if not connection.execute(_LOCK).scalar_one():
             raise InUse("is in use: stop every cart-grpc first")
         connection.execute(text("SET LOCAL statement_timeout = 0"))
     raised = reservations.c.revision + STRIDE

@@ -28,6 +28,8 @@ from sqlalchemy.engine import Connection
 metadata = MetaData(
     naming_convention={"ix": "%(table_name)s_%(column_0_N_name)s", "ck": "%(table_name)s_%(constraint_name)s"}
 )
+# Alembic's default, alembic_version, may belong to another program in the same database.
+VERSION_TABLE = "cart_grpc_version"
 
 # "C" orders text by its bytes, as SQLite and Python do, so locks and pages have the same order everywhere.
 Name = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")

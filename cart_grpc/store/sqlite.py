@@ -119,6 +119,10 @@ class SqliteEngine:
                 self._note_damage(error)
                 raise
 
+    async def query(self, work: Callable[[Connection], T]) -> T:
+        async with self.reader.connect() as connection:
+            return await connection.run_sync(work)
+
     async def close(self) -> None:
         await self.reader.dispose()
         await asyncio.get_running_loop().run_in_executor(self._read_thread, self._read_engine.dispose)

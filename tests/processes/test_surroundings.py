@@ -128,7 +128,7 @@ def _page_of(file: Path, table: str) -> int:
         return int(connection.execute(select, (table,)).fetchone()[0])
 
 
-@pytest.mark.parametrize("table", ["", "alembic_version", "commit_markers"])
+@pytest.mark.parametrize("table", ["", "cart_grpc_version", "commit_markers"])
 async def test_a_start_on_a_damaged_file_fails_with_one_line(programs: Programs, table: str) -> None:
     file = await _abandoned(programs, adds=1)
     page = _page_of(file, table) if table else 1

@@ -8,14 +8,14 @@ the time. A kill before that instant rolls back; a kill after it loses the reply
 import asyncio
 import gc
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from random import Random
-from types import SimpleNamespace, TracebackType
-from typing import Any, Self, TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, CursorResult, create_engine
+from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
@@ -124,9 +124,6 @@ class Database:
     def connection(self) -> Connection:
         return self._template.connection
 
-    def read(self, statement: Any, parameters: Mapping[str, Any]) -> CursorResult[Any]:
-        return self._template.connection.execute(statement, parameters)
-
     def delay(self, slowest: float) -> float:
         """A random delay of at most `slowest`; most are short."""
         return slowest * self._rng.random() ** 4
@@ -203,39 +200,6 @@ def _answer(reply: "asyncio.Future[Any]", outcome: Any) -> None:
         reply.set_result(outcome)
 
 
-class _Reading:
-    """The part of AsyncConnection that reads use."""
-
-    def __init__(self, database: Database, process: Process) -> None:
-        self._database = database
-        self._process = process
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-    async def execute(self, statement: Any, parameters: Mapping[str, Any]) -> Any:
-        database = self._database
-        if database.chance() < 0.3:
-            await asyncio.sleep(database.delay(database.faults.slowest_reply))
-        if database.is_cut(self._process):
-            raise unreachable()
-        return database.read(statement, parameters)
-
-
-class _Reader:
-    def __init__(self, database: Database, process: Process) -> None:
-        self._database = database
-        self._process = process
-
-    def connect(self) -> _Reading:
-        return _Reading(self._database, self._process)
-
-
 class SimulatedEngine:
     """One replica's connection to the shared database. Implements `Engine`."""
 
@@ -245,7 +209,6 @@ class SimulatedEngine:
     def __init__(self, database: Database, process: Process) -> None:
         self.name = process.name
         self.dialect: Dialect = template().dialect
-        self.reader: Any = _Reader(database, process)
         self._database = database
         self._process = process
 
@@ -261,6 +224,8 @@ class SimulatedEngine:
         if database.is_cut(self._process):
             raise unreachable()
         return work(database.connection)
+
+    query = read
 
     @property
     def connection(self) -> Connection:

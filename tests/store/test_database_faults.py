@@ -213,8 +213,8 @@ async def test_connections_have_keepalive_settings_that_break_a_silent_one_after
         url = make_url(database_url).set(query={}, host="127.0.0.1", port=wire.port)
         engine = connect(url.render_as_string(hide_password=False), app.clock)
         assert isinstance(engine, PostgresqlEngine)
-        for end in (engine._writer, engine._read_engine, engine.reader):
-            async with end.connect() as connection:
+        for pool in (engine._writer, engine._reader, engine._query_reader):
+            async with pool.connect() as connection:
                 raw = await connection.get_raw_connection()
                 sock = raw.driver_connection._transport.get_extra_info("socket")  # type: ignore[union-attr]
                 assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)

@@ -55,7 +55,7 @@ def read_catalogue(connection: Connection) -> Catalogue:
     catalogue = {}
     for kind, query in queries.items():
         rows = [tuple(map(normalise, row)) for row in connection.execute(text(query))]
-        catalogue[kind] = sorted((row for row in rows if "alembic_version" not in str(row)), key=repr)
+        catalogue[kind] = sorted((row for row in rows if "cart_grpc_version" not in str(row)), key=repr)
     return catalogue
 
 
@@ -175,7 +175,7 @@ async def test_a_database_of_a_newer_release_is_not_migrated_and_can_be_used(emp
     before = await catalogue_of(empty_url)
     async with opened(empty_url) as engine:
         await engine.transact(
-            lambda connection: connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+            lambda connection: connection.execute(text("UPDATE cart_grpc_version SET version_num = '9999'"))
         )
         assert await app.migrate_database(engine) == ("9999", "9999")
         assert await engine.transact(read_catalogue) == before

@@ -16,6 +16,7 @@ from cart_grpc.commands.direct import ExtendLeases, Purge, ReturnClaims
 from cart_grpc.commands.operator import Release, Retry
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.store import migrate, prepared
+from cart_grpc.store.connection_pool import ConnectionPool
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.read.operator_reads import BACKLOG, ReservationPage
@@ -84,6 +85,10 @@ def collect_statements(engine: SyncEngine) -> Iterator[list[tuple[str, Any]]]:
     collected += statements.items()
 
 
+def _sync_engine(pool: ConnectionPool) -> SyncEngine:
+    return pool.engine.sync_engine
+
+
 class Planned:
     """A store on a large database, and the plans of its statements."""
 
@@ -95,13 +100,17 @@ class Planned:
 
     @property
     def writer(self) -> SyncEngine:
-        return self.engine._writer if isinstance(self.engine, SqliteEngine) else self.engine._writer.sync_engine
+        return self.engine._writer if isinstance(self.engine, SqliteEngine) else _sync_engine(self.engine._writer)
 
     @property
     def read_engine(self) -> SyncEngine:
-        return (
-            self.engine._read_engine if isinstance(self.engine, SqliteEngine) else self.engine._read_engine.sync_engine
-        )
+        return self.engine._read_engine if isinstance(self.engine, SqliteEngine) else _sync_engine(self.engine._reader)
+
+    @property
+    def query_engine(self) -> SyncEngine:
+        if isinstance(self.engine, SqliteEngine):
+            return self.engine.reader.sync_engine
+        return _sync_engine(self.engine._query_reader)
 
     async def plans(self, statements: list[tuple[str, Any]]) -> dict[str, str]:
         """Return each statement that reads or changes rows, with its plan."""
@@ -194,7 +203,7 @@ async def test_operator_reads_and_commands_find_their_rows_by_an_index(planned: 
     store = planned.store
     await store.mutate(add("stuck"))
     reads = store.operator_reads
-    with collect_statements(planned.engine.reader.sync_engine) as statements:
+    with collect_statements(planned.query_engine) as statements:
         [first, *_] = await reads.list(ReservationPage(5, BACKLOG, 1, 0, (1, "x")))
         await reads.get(first.reservation.reservation_id)
         await reads.get_stats()
@@ -211,7 +220,7 @@ async def test_the_search_for_due_rows_uses_the_time_as_an_index_condition(
     planned: Planned,
 ) -> None:
     store = planned.store
-    with collect_statements(planned.engine.reader.sync_engine) as statements:
+    with collect_statements(planned.query_engine) as statements:
         for lane in (HOLD_LANE, RELEASE_LANE):
             await store.reads.has_due(lane)
         await store.reads.find_idle_carts(10)
@@ -229,7 +238,7 @@ async def test_reads_find_their_rows_by_an_index(planned: Planned) -> None:
     await store.mutate(add())
     with collect_statements(planned.read_engine) as read:
         await snapshot(store)
-    with collect_statements(planned.engine.reader.sync_engine) as statements:
+    with collect_statements(planned.query_engine) as statements:
         for lane in (HOLD_LANE, RELEASE_LANE):
             await store.reads.has_due(lane)
         for order in ("name", "create_time", "update_time"):

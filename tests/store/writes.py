@@ -193,7 +193,6 @@ class Wrapped:
         self.locks_users = engine.locks_users
         self.name = engine.name
         self.is_shared = engine.is_shared
-        self.reader = engine.reader
         self.transactions = 0
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
@@ -204,6 +203,9 @@ class Wrapped:
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         return await self.inner.read(work)
+
+    async def query(self, work: Callable[[Connection], T]) -> T:
+        return await self.inner.query(work)
 
     async def committed(self) -> None:
         """Runs after a commit and before `transact` returns."""

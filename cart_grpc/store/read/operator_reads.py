@@ -19,7 +19,6 @@ from sqlalchemy import (
     select,
     union_all,
 )
-from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from cart_grpc.carts.model import Line
@@ -110,7 +109,7 @@ class OperatorReads:
     """The operator's reads of one store."""
 
     def __init__(self, engine: Engine) -> None:
-        self._reader: AsyncEngine = engine.reader
+        self._engine = engine
         self._now = engine.dialect.now()
         # An id does not contain its slice, so the statement searches the primary key once for each of the 256 slices.
         every_slice = reservations.c.slice.in_(bindparam("slices", list(range(SLICES)), literal_execute=True))
@@ -122,24 +121,24 @@ class OperatorReads:
 
     async def get(self, reservation_id: str) -> ReservationSnapshot:
         """Return the reservation with this id. Raises ReservationNotFound or DatabaseUnavailable."""
-        rows = await fetch(self._reader, self._one, {"id": reservation_id})
+        rows = await fetch(self._engine, self._one, {"id": reservation_id})
         if not rows:
             raise ReservationNotFound(f"reservations/{reservation_id}")
         return _snapshot(rows[0])
 
     async def list(self, page: ReservationPage) -> list[ReservationSnapshot]:
         """Return one page of reservations, and the first of the next page if any. Raises DatabaseUnavailable."""
-        return [_snapshot(row) for row in await fetch(self._reader, _select_page(page, self._now), {})]
+        return [_snapshot(row) for row in await fetch(self._engine, _select_page(page, self._now), {})]
 
     async def find_pause(self) -> PauseSnapshot | None:
         """Return the pause, or None if claims are not paused. Raises DatabaseUnavailable."""
-        rows = await fetch(self._reader, self._pause, {})
+        rows = await fetch(self._engine, self._pause, {})
         return PauseSnapshot(rows[0].reason, rows[0].create_time) if rows else None
 
     async def get_stats(self) -> Stats:
         """Return the backlog. Raises DatabaseUnavailable."""
-        [due_row] = await fetch(self._reader, self._due, {})
-        rows = await fetch(self._reader, self._backlog, {})
+        [due_row] = await fetch(self._engine, self._due, {})
+        rows = await fetch(self._engine, self._backlog, {})
         backlog = [
             Backlog(WorkState(row.work_state), Disposition(row.disposition), row.how_many, row.oldest) for row in rows
         ]

@@ -22,7 +22,6 @@ from sqlalchemy import (
     or_,
     select,
 )
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cart_grpc.carts.model import Cart, CartState
 from cart_grpc.names import CartKey, UserKey
@@ -69,7 +68,6 @@ class Reads:
 
     def __init__(self, engine: Engine, queue_size: int = 1_000) -> None:
         self._engine = engine
-        self._reader: AsyncEngine = engine.reader
         self._now = engine.dialect.now()
         self._carts = GroupedReads(engine, queue_size)
         self._idle = (
@@ -105,7 +103,7 @@ class Reads:
 
     async def list_carts(self, page: Page) -> list[CartSummary]:
         """Return one page of a user's carts, and the first cart of the next page if any. Raises DatabaseUnavailable."""
-        rows = await fetch(self._reader, _select_page(page, self._engine.dialect, self._now), {})
+        rows = await fetch(self._engine, _select_page(page, self._engine.dialect, self._now), {})
         return [CartSummary(to_cart(row[: len(carts.columns)]), bool(row.reconciling), row.now) for row in rows]
 
     async def find_idle_carts(self, limit: int) -> list[CartKey]:
@@ -113,7 +111,7 @@ class Reads:
 
         Raises DatabaseUnavailable.
         """
-        rows = await fetch(self._reader, self._idle, {"most": limit})
+        rows = await fetch(self._engine, self._idle, {"most": limit})
         return [CartKey(row.slice, row.user_id, row.cart_id) for row in rows]
 
     async def has_due(self, lane: Lane) -> bool:
@@ -122,12 +120,13 @@ class Reads:
             return bool(await self._engine.read(lambda connection: self._due[lane].fetch(connection, {})))
 
 
-async def fetch(reader: AsyncEngine, statement: Select[Any], parameters: dict[str, Any]) -> Sequence[Row[Any]]:
+async def fetch(engine: Engine, statement: Select[Any], parameters: dict[str, Any]) -> Sequence[Row[Any]]:
     """Return all rows of a read. Raises DatabaseUnavailable."""
     with translate_failures():
-        async with reader.connect() as connection:
-            rows: Sequence[Row[Any]] = (await connection.execute(statement, parameters)).all()
-            return rows
+        rows: Sequence[Row[Any]] = await engine.query(
+            lambda connection: connection.execute(statement, parameters).all()
+        )
+        return rows
 
 
 def _select_due(is_in_lane: TextClause, now: ColumnElement[int]) -> Select[int]:

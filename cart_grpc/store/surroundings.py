@@ -1,0 +1,23 @@
+"""The properties of a database that no session can change: they are checked when a process starts."""
+
+from sqlalchemy import Connection
+
+from cart_grpc.store.failures import Unsuitable
+
+_ENCODINGS = {"postgresql": ("SHOW server_encoding", "UTF8"), "sqlite": ("PRAGMA encoding", "UTF-8")}
+
+
+def check_encoding(connection: Connection) -> None:
+    """Raise Unsuitable if the database cannot store every text that a caller may send."""
+    query, wanted = _ENCODINGS[connection.dialect.name]
+    found = connection.exec_driver_sql(query).scalar_one()
+    if found != wanted:
+        raise Unsuitable(f"its encoding is {found}; create a database with the encoding {wanted}")
+
+
+def find_risks(connection: Connection) -> list[str]:
+    """Return the settings of the server because of which a power failure can lose acknowledged changes."""
+    if connection.dialect.name != "postgresql":
+        return []
+    names = "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off' ORDER BY name"
+    return [f"{name}=off" for name in connection.exec_driver_sql(names).scalars()]
