@@ -56,7 +56,7 @@ async def shown(tls: TlsServer, certificate: trustme.LeafCert) -> AsyncIterator[
 
 async def connects(url: str) -> bool:
     """Connect, and return whether the connection is encrypted."""
-    connection = await Connector(parse(url, {})).connect({})
+    connection = await Connector(parse(url, {})).connect()
     try:
         assert await connection.fetchval("SELECT 1") == 1
         return connection._transport.get_extra_info("cipher") is not None  # type: ignore[attr-defined]
@@ -156,16 +156,16 @@ async def test_a_certificate_that_is_renewed_is_used_without_a_restart(tls: TlsS
     authorities = tmp_path / "ca.pem"
     authorities.write_bytes((tls.files.folder / "ca.pem").read_bytes())
     connector = Connector(parse(url(tls, f"sslmode=verify-full&sslrootcert={authorities}"), {}))
-    await (await connector.connect({})).close()
+    await (await connector.connect()).close()
     authorities.write_bytes((tls.files.folder / "other-ca.pem").read_bytes())
     with pytest.raises(OSError, match="certificate verify failed"):
-        await connector.connect({})
+        await connector.connect()
     # A file that is gone for a moment means that the database is away, not that the service has a bug.
     authorities.unlink()
     with pytest.raises(
         ConnectionError, match=r"^the parameter sslrootcert names .*, which cannot be read: No such file"
     ):
-        await connector.connect({})
+        await connector.connect()
 
 
 async def test_tls_can_begin_at_once(files: Files, server: PostgresServer) -> None:

@@ -84,7 +84,7 @@ async def test_the_error_says_for_each_host_why_it_is_not_the_primary(pair: Pair
     hosts = f"127.0.0.1:{pair.standby.port},127.0.0.1:{dead}"
     connector = Connector(parse(f"postgresql://{SUPERUSER}:hunter2@{hosts}/{database}"))
     with pytest.raises(NoPrimary) as failed:
-        await connector.connect({})
+        await connector.connect()
     text = str(failed.value)
     assert text.startswith(f"127.0.0.1:{pair.standby.port}: it is a standby; 127.0.0.1:{dead}: ")
     assert "hunter2" not in text
@@ -95,7 +95,7 @@ async def test_a_host_that_refuses_the_user_is_not_passed_over(pair: Pair, datab
     hosts = f"127.0.0.1:{pair.primary.port},127.0.0.1:{free_port()}"
     connector = Connector(parse(f"postgresql://nobody@{hosts}/{database}"))
     with pytest.raises(Exception, match='role "nobody" does not exist'):
-        await connector.connect({})
+        await connector.connect()
 
 
 async def test_after_a_failover_the_same_process_finds_the_new_primary(pair: Pair, database: str) -> None:
