@@ -62,18 +62,18 @@ coverage: setup ## run the tests, and fail below the minimum of branch coverage
 night: setup debian-packages ## run the long tests, and those that need Debian packages
 	$(PYTEST) -m "night or debian" --timeout=0 $(PYTEST_ARGS)
 
-DEBIAN_PROGRAMS := pgbouncer haproxy faketime
+DEBIAN_PROGRAMS := pgbouncer haproxy faketime postgresql
 .PHONY: debian-packages
 debian-packages:
 	@for program in $(DEBIAN_PROGRAMS); do \
-	  PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	  PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || [ -d /usr/lib/$$program ] || missing="$$missing $$program"; done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
 	then apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet $(DEBIAN_PROGRAMS); \
 	else echo "make: these tests need$$missing; on Debian: sudo apt-get install $(DEBIAN_PROGRAMS)" >&2; exit 2; fi
 
 .PHONY: debian
-debian: setup debian-packages ## run the tests against a real PgBouncer, HAProxy and libfaketime
+debian: setup debian-packages ## run the tests against Debian's PgBouncer, HAProxy, libfaketime and PostgreSQL
 	$(PYTEST) -m debian $(PYTEST_ARGS)
 
 .PHONY: simulate

@@ -25,6 +25,9 @@ SUPERUSER = "postgres"
 # Not for crash tests or benchmarks: with these settings, a crash of the machine loses acknowledged commits.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
+# The builtin provider behaves the same on every system and knows all of Unicode's upper and lower case.
+BUILTIN_LOCALE = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+
 
 class ProcessOwner(TypedDict, total=False):
     user: int
@@ -133,10 +136,8 @@ class PostgresServer:
         port = f"&port={self.port}" if "port" in self._settings else ""
         return f"postgresql+asyncpg://{SUPERUSER}@/{name}?host={self._directory}{port}"
 
-    def initdb(self) -> None:
+    def initdb(self, locale: tuple[str, ...]) -> None:
         """Make an empty database cluster."""
-        # The builtin provider behaves the same on every system and knows all of Unicode's upper and lower case.
-        locale = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
         access = ("--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8")
         self._run("initdb", "--pgdata", str(self.data), "--no-sync", *access, *locale)
 
@@ -199,13 +200,13 @@ class PostgresServer:
 
 @contextlib.contextmanager
 def running_postgres(
-    *, durable: bool = False, port: int = 0, primary: PostgresServer | None = None
+    *, durable: bool = False, port: int = 0, primary: PostgresServer | None = None, binaries: Path | None = None
 ) -> Iterator[PostgresServer]:
     """Yield a running server and destroy it afterwards. A `durable` server writes each commit to disk (fsync).
 
-    With a `port`, it also listens on 127.0.0.1. With a `primary`, it is its hot standby.
+    With a `port`, it also listens on 127.0.0.1. With a `primary`, it is its hot standby. `binaries`: those of
+    another release than the one that the tests install.
     """
-    binaries = find_binaries()
     directory = Path(tempfile.mkdtemp(prefix="pg-", dir=shared_temporary_folder()))
     address = {"listen_addresses": "127.0.0.1", "port": str(port)} if port else {"listen_addresses": ""}
     settings = {**address, "max_connections": "200", **({} if durable else FAST)}
@@ -213,12 +214,12 @@ def running_postgres(
         owner = process_owner()
         if owner:
             os.chown(directory, owner["user"], owner["group"])
-        server = PostgresServer(directory, binaries, settings)
+        server = PostgresServer(directory, binaries or find_binaries(), settings)
         try:
             if primary:
                 server.copy_from(primary)
             else:
-                server.initdb()
+                server.initdb(BUILTIN_LOCALE if binaries is None else ("--locale=C.UTF-8",))
             server.start()
             yield server
         finally:
