@@ -1,15 +1,26 @@
 """The actions an operator can take: inspect, retry and release reservations, pause and resume all calls."""
 
 import logging
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from cart_grpc.carts.calls import Limits
+from cart_grpc.carts.refusals import ReservationUnprocessable
+from cart_grpc.commands.command import Command
 from cart_grpc.commands.direct import Pause, Resume
 from cart_grpc.commands.operator import Release, Retry
-from cart_grpc.store.read.operator_reads import PauseSnapshot, ReservationPage, ReservationSnapshot, Stats
+from cart_grpc.protocol.reservation import Reservation
+from cart_grpc.store.failures import is_row_at_fault
+from cart_grpc.store.read.operator_reads import (
+    PauseSnapshot,
+    ReservationPage,
+    ReservationSnapshot,
+    Stats,
+    UnreadableReservation,
+)
 from cart_grpc.store.store import Store
 
 log = logging.getLogger(__name__)
+R = TypeVar("R")
 
 
 class ReconcilerStatus(Protocol):
@@ -39,10 +50,10 @@ class OperatorActions:
         self._limits = limits
 
     async def get(self, reservation_id: str) -> ReservationSnapshot:
-        """Return one reservation. Raises ReservationNotFound."""
+        """Return one reservation. Raises ReservationNotFound, ReservationUnprocessable."""
         return await self._reads.get(reservation_id)
 
-    async def list(self, page: ReservationPage) -> list[ReservationSnapshot]:
+    async def list(self, page: ReservationPage) -> list[ReservationSnapshot | UnreadableReservation]:
         """Return one page of reservations, plus one more if there is a next page."""
         return await self._reads.list(page)
 
@@ -53,25 +64,36 @@ class OperatorActions:
     async def retry(self, reservation_id: str) -> ReservationSnapshot:
         """Make the reservation due now, or ask again for a rejected or expired one.
 
-        Returns the reservation that is pursued, which may be a new one. Raises ReservationNotFound, CartClosed.
+        Returns the reservation that is pursued, which may be a new one. Raises ReservationNotFound,
+        ReservationUnprocessable, CartClosed.
         """
-        found = await self._reads.get(reservation_id)
-        pursued = await self._store.intervene(Retry(found.reservation, self._limits))
+        found = (await self._reads.get(reservation_id)).reservation
+        pursued = await self._intervene(Retry(found, self._limits), found)
         log.warning("reservation %s: an operator retried it as %s", reservation_id, pursued)
         return await self._reads.get(pursued)
 
     async def release(self, reservation_id: str, reason: str, *, force: bool) -> ReservationSnapshot:
         """Release the reservation; with `force`, count it as released without an answer of the Reservation API.
 
-        Raises ReservationNotFound, ReservationCommitted.
+        Raises ReservationNotFound, ReservationUnprocessable, ReservationCommitted.
         """
-        found = await self._reads.get(reservation_id)
-        alarm = await self._store.intervene(Release(found.reservation, reason, force))
+        found = (await self._reads.get(reservation_id)).reservation
+        alarm = await self._intervene(Release(found, reason, force), found)
         action = "force-released" if force else "released"
         log.warning("reservation %s: an operator %s it: %s", reservation_id, action, reason)
         if alarm:
             log.error("ALARM reservation %s: %s", reservation_id, alarm)
         return await self._reads.get(reservation_id)
+
+    async def _intervene(self, command: Command[R], found: Reservation) -> R:
+        try:
+            return await self._store.intervene(command)
+        except Exception as error:
+            if not is_row_at_fault(error):
+                raise
+            log.exception("%s: an operator's command failed", found.name)
+            text = f"{type(error).__name__}; try ReleaseReservation with force, or correct the row in the database"
+            raise ReservationUnprocessable(found.name, text) from error
 
     async def pause(self, reason: str) -> PauseSnapshot | None:
         """Stop calling the Reservation API, on every replica. Returns the pause; None if it was resumed meanwhile."""

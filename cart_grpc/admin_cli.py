@@ -177,7 +177,7 @@ def _show_tables(messages: Iterable[Message]) -> None:
 
 
 def _record_row(record: pb.ReservationRecord) -> Sequence[str]:
-    why = record.last_error or record.reason
+    why = record.set_aside_reason or record.last_error or record.reason
     return (
         record.name.removeprefix("reservations/"),
         _word(Record.State.Name(record.state)),

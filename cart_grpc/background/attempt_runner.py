@@ -12,11 +12,13 @@ from cart_grpc.background.backoff import next_attempt_us, second_try_us
 from cart_grpc.background.breaker import Breaker
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.recorded_attempt import RecordedAttempt
+from cart_grpc.background.set_aside import key_of, set_aside
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.record import RecordOutcome
 from cart_grpc.protocol.reservation import Answer, Intent, NoAnswer, PermanentFailure, Reservation
 from cart_grpc.protocol.transitions import next_intent
 from cart_grpc.reservation_api.api import NoAnswerError, ReservationApi
+from cart_grpc.store.failures import is_row_at_fault
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds, to_us
 
@@ -38,6 +40,25 @@ class AttemptRunner:
 
     async def run(self, claimed: Reservation) -> None:
         """Send the claimed reservation's intent and record the outcome. Raises nothing but CancelledError."""
+        try:
+            await self._run(claimed)
+        except Unavailable as refusal:
+            # Nothing is lost: once the lease has expired, the next claim sends the same revision and gets the same
+            # decision.
+            log.warning("reservation %s: the outcome was not recorded: %s", claimed.reservation_id, refusal.reason)
+        except Exception as error:
+            log.exception("reservation %s: unexpected error in the attempt", claimed.reservation_id)
+            await self._set_aside_if_at_fault(claimed, error)
+
+    async def _set_aside_if_at_fault(self, claimed: Reservation, error: Exception) -> None:
+        if not is_row_at_fault(error):
+            return
+        try:
+            await set_aside(self._store, key_of(claimed), error)
+        except Exception:
+            log.exception("reservation %s: it fails, and cannot be set aside", claimed.reservation_id)
+
+    async def _run(self, claimed: Reservation) -> None:
         intent = next_intent(claimed)
         if intent is None:
             return
@@ -92,16 +113,7 @@ class AttemptRunner:
 
     async def _record(self, record: RecordOutcome) -> None:
         claimed = record.claimed
-        try:
-            recorded = await self._store.record(record)
-        except Unavailable as refusal:
-            # Nothing is lost: once the lease has expired, the next claim sends the same revision and gets the same
-            # decision.
-            log.warning("reservation %s: the outcome was not recorded: %s", claimed.reservation_id, refusal.reason)
-            return
-        except Exception:
-            log.exception("reservation %s: unexpected error while recording the outcome", claimed.reservation_id)
-            return
+        recorded = await self._store.record(record)
         if recorded.alarm:
             log.error("ALARM reservation %s: %s", claimed.reservation_id, recorded.alarm)
         if isinstance(record.outcome, NoAnswer | PermanentFailure):

@@ -14,6 +14,7 @@ from cart_grpc.background.attempt_runner import AttemptRunner
 from cart_grpc.background.breaker import Breaker
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.loop import Loop
+from cart_grpc.background.set_aside import claim, update_leases
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.direct import Claim, ExtendLeases, ReturnClaims
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
@@ -120,7 +121,7 @@ class Reconciler:
         await asyncio.gather(*unfinished, return_exceptions=True)
         try:
             for claims in _in_parts([calls[task] for task in unfinished]):
-                await self._store.update_leases(ReturnClaims(claims))
+                await update_leases(self._store, ReturnClaims(claims))
         except Unavailable as refusal:
             log.warning("the claims were not handed back (%s); they expire with their leases", refusal.reason)
 
@@ -152,7 +153,7 @@ class Reconciler:
         room = min(MAX_ROWS_PER_COMMAND, self._breaker.allowed_calls(max_in_flight - len(lane.calls)))
         if room <= 0 or not (lane.backlog or await self._store.reads.has_due(lane.name)):
             return 0
-        claimed = await self._store.claim(Claim(lane.name, room, self._config.lease_us))
+        claimed = await claim(self._store, Claim(lane.name, room, self._config.lease_us))
         lane.backlog = len(claimed) == room
         for reservation in claimed:
             if self._breaker.is_open:
@@ -176,7 +177,7 @@ class Reconciler:
         """Extend the claims of all calls in flight: calls may take minutes, a dead replica's lease should not."""
         claims = [reservation for lane in self._lanes for reservation in lane.calls.values()]
         for some in _in_parts(claims):
-            await self._store.update_leases(ExtendLeases(some, self._config.lease_us))
+            await update_leases(self._store, ExtendLeases(some, self._config.lease_us))
         return LeasesExtended(len(claims))
 
     async def _pause_between_extensions(self, _: LeasesExtended | None) -> None:

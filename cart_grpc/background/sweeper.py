@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from cart_grpc.background.loop import Loop
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.direct import Purge
+from cart_grpc.names import CartKey
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds
 
 log = logging.getLogger(__name__)
 BATCH_SIZE = 64
+# About an hour, if nothing else is to be swept.
+ROUNDS_UNTIL_RETRY = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,10 @@ class Sweeper:
         self._store = store
         self._retention = retention
         self._interval_us = interval_us
+        # The carts that could not be expired, each with the round in which it is tried again. They must neither take
+        # the places of others in every round nor fill the log.
+        self._failed: dict[CartKey, int] = {}
+        self._round = 0
         self._loop = Loop("sweeper", self.run_once, self._pause)
 
     async def run(self) -> None:
@@ -59,13 +66,17 @@ class Sweeper:
         """
         keep = self._retention
         purged = await self._store.purge(Purge(keep.replies_us, keep.reservations_us, keep.carts_us, BATCH_SIZE))
-        carts = await self._store.reads.find_idle_carts(BATCH_SIZE)
+        self._round += 1
+        self._failed = {cart: again for cart, again in self._failed.items() if again > self._round}
+        idle = await self._store.reads.find_idle_carts(BATCH_SIZE + len(self._failed))
+        carts = [cart for cart in idle if cart not in self._failed][:BATCH_SIZE]
         results = await asyncio.gather(*(self._store.expire(cart) for cart in carts), return_exceptions=True)
         for cart, result in zip(carts, results, strict=True):
             if isinstance(result, Unavailable):
                 raise result
             if isinstance(result, BaseException):
-                log.error("%s: unexpected error while expiring the cart", cart.name, exc_info=result)
+                self._failed[cart] = self._round + ROUNDS_UNTIL_RETRY
+                log.error("ALARM %s: the cart cannot be expired", cart.name, exc_info=result)
         return Swept(sum(result is True for result in results), purged)
 
     async def _pause(self, swept: Swept | None) -> None:

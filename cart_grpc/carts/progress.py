@@ -33,6 +33,7 @@ class Progress(NamedTuple):
     message: str
 
 
+_SET_ASIDE = "the server cannot process the reservation, and an operator has to look at it"
 # This close to its end, a hold no longer shows as held: a caller could not act on it in time.
 HOLD_MARGIN_US = 2_000_000
 
@@ -61,13 +62,9 @@ def progress(line: Line, now: int) -> Progress:
         if reason == RELEASED_BY_OPERATOR:
             message = f"an operator released the reservation of {row.sku}"
         return Progress(ProgressState.REJECTED, held, expire_time, reason, message)
-    return Progress(
-        ProgressState.EXPIRED,
-        0,
-        None,
-        "HOLD_EXPIRED",
-        f"the hold on {wanted} of {row.sku} expired; it is being requested again",
-    )
+    again = _SET_ASIDE if row.set_aside_reason else "it is being requested again"
+    message = f"the hold on {wanted} of {row.sku} expired; {again}"
+    return Progress(ProgressState.EXPIRED, 0, None, "HOLD_EXPIRED", message)
 
 
 def _held_quantity(row: Reservation, now: int) -> int:
@@ -83,6 +80,8 @@ def _why_uncertain(row: Reservation) -> str:
 
 
 def _why_pending(row: Reservation) -> str:
+    if row.set_aside_reason:
+        return _SET_ASIDE
     if row.waiting:
         return "waiting until an earlier reservation of the same sku is released"
     code, _, _ = row.last_error.partition(":")

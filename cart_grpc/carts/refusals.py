@@ -8,7 +8,8 @@
     ├── FailedPrecondition           the request is valid, but the state does not allow it
     │   ├── CartClosed               the cart has ended
     │   ├── CurrencyMismatch         a price has another currency than the cart
-    │   └── ReservationCommitted     the reservation is committed, or about to be, and cannot be released
+    │   ├── ReservationCommitted     the reservation is committed, or about to be, and cannot be released
+    │   └── ReservationUnprocessable the database or the server cannot process the reservation's row
     ├── Aborted
     │   └── EtagMismatch             the cart has changed since the caller read it
     ├── LimitExceeded                a stored total would exceed its limit
@@ -160,6 +161,15 @@ class ReservationCommitted(FailedPrecondition):
 
     def __init__(self, name: str, state: str) -> None:
         super().__init__(name, f"{name} is {state} and cannot be released", {"state": state})
+
+
+class ReservationUnprocessable(FailedPrecondition):
+    """The database or the server cannot process the reservation's row. `error` says why."""
+
+    reason = "RESERVATION_UNPROCESSABLE"
+
+    def __init__(self, name: str, error: str) -> None:
+        super().__init__(name, f"{name} cannot be processed: {error}", {"error": error})
 
 
 class Aborted(CallRefused):

@@ -23,6 +23,7 @@ def apply_transition(unit: UnitOfWork, before: Reservation, after: Reservation, 
     - a caller's change always raises the revision (`carts.rules`);
     - claiming changes only a due reservation, which is claimed afterwards; a returned claim leaves it due;
     - extending a lease needs a claim;
+    - setting aside changes only a due or claimed reservation;
     - purging deletes only reservations without an item, which no reader shows;
     - a restore runs only while no server runs, so no reader remembers a revision.
     """

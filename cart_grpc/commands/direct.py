@@ -5,18 +5,45 @@ All other commands are folded: see `commands.command`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cart_grpc.protocol.lanes import Lane
 from cart_grpc.protocol.reservation import Reservation
 
+MAX_SET_ASIDE_REASON = 300
+
+
+class ClaimKey(NamedTuple):
+    """One row of `reservations` in one lease epoch."""
+
+    slice: int
+    reservation_id: str
+    lease_epoch: int
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Claim up to `limit` due reservations of a lane for `lease_us`. The answer: the claimed rows."""
+    """Claim up to `limit` due reservations of a lane for `lease_us`. The answer: the claimed rows.
+
+    `only`: claim this row and no other, if it is still due in its epoch.
+    """
 
     lane: Lane
     limit: int
     lease_us: int
+    only: ClaimKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """Stop claiming a row that makes a statement fail, until a caller or an operator changes it.
+
+    `reason` says why, for operators, in up to MAX_SET_ASIDE_REASON characters. The answer: whether it was set aside. It
+    is not if it has another epoch by now.
+    """
+
+    row: ClaimKey
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,4 +91,4 @@ class Ping:
     """Write a batch's commit marker and nothing else, to see whether the database accepts writes."""
 
 
-DirectCommand = Claim | ExtendLeases | ReturnClaims | Ping | Purge | Pause | Resume
+DirectCommand = Claim | SetAside | ExtendLeases | ReturnClaims | Ping | Purge | Pause | Resume

@@ -31,7 +31,9 @@ class Retry:
         reservation = _get_reservation(unit, self.found)
         line = unit.find_line(reservation.cart, reservation.item_id)
         is_current = line is not None and line.reservation is reservation
-        if line and is_current and progress(line, now).state in (ProgressState.REJECTED, ProgressState.EXPIRED):
+        # A row that is set aside may have no revision left for another intent.
+        asks_again = line and is_current and not reservation.set_aside_reason
+        if line and asks_again and progress(line, now).state in (ProgressState.REJECTED, ProgressState.EXPIRED):
             call = RetryReservation(reservation.cart, reservation.item_id)
             change = decide(unit.get_loaded_cart(call.reads), call, Given(self.limits, now, new_id))
             # No caller changed the cart, so its etag and update_time stay as they are.

@@ -122,6 +122,8 @@ class Reservation(NamedTuple):
     - `due_time` is None if there is nothing to do.
     - `uncertain_until` is the time after which the last attempt under the `basic` contract can no longer take effect,
       or None if there was no attempt: see `attempts`.
+    - `set_aside_reason` is set if the database or our code cannot process the row: it is not claimed again until a
+      caller or an operator changes it. Else it is "".
     """
 
     reservation_id: str
@@ -149,6 +151,7 @@ class Reservation(NamedTuple):
     last_error: str = ""
     finish_time: int | None = None
     uncertain_until: int | None = None
+    set_aside_reason: str = ""
 
     @property
     def name(self) -> str:

@@ -109,30 +109,45 @@ def stop_waiting(reservation: Reservation, now: int) -> Reservation:
 
 
 def retry_now(reservation: Reservation, now: int) -> Reservation:
-    """Make an unsettled row due now with a fresh attempt count, and end the claim of a call under way."""
-    if reservation.settled or reservation.waiting:
+    """Make an unsettled row due now with a fresh attempt count, and end the claim of a call under way.
+
+    A row that is set aside is due again even if it is settled: it may be a hold to renew.
+    """
+    if reservation.waiting or (reservation.settled and not reservation.set_aside_reason):
         return reservation
     return reservation._replace(
-        due_time=now, attempt_count=0, lease_epoch=reservation.lease_epoch + 1, lease_expire_time=None
+        due_time=now,
+        attempt_count=0,
+        lease_epoch=reservation.lease_epoch + 1,
+        lease_expire_time=None,
+        set_aside_reason="",
     )
 
 
 def force_release(reservation: Reservation, now: int) -> Reservation:
     """Mark the row as RELEASED without an answer of the Reservation API. Only an operator may decide this.
 
-    Later answers change nothing. A finished row is returned unchanged. Raises ValueError if the reservation is frozen.
+    Later answers change nothing. Nothing is sent, so the revision stays, and a row with the last revision can be ended,
+    too. A finished row is returned unchanged. Raises ValueError if the reservation is frozen.
     """
     if reservation.finish_time is not None:
         return reservation
-    released = release(reservation, now)
-    return released._replace(
+    if reservation.frozen:
+        raise ValueError("a reservation cannot be released while it is being committed")
+    return reservation._replace(
+        disposition=Disposition.RELEASE,
+        reserved_cap=0,
         state=Observed.RELEASED,
         granted_quantity=0,
         expire_time=None,
-        observed_revision=released.revision,
+        observed_revision=reservation.revision,
+        waiting=False,
         due_time=None,
+        attempt_count=0,
+        lease_epoch=reservation.lease_epoch + 1,
         lease_expire_time=None,
         finish_time=now,
+        set_aside_reason="",
     )
 
 
@@ -203,7 +218,9 @@ def record_outcome(
     if after.settled:
         finish_time = now if after.state in FINAL else None
         due_time = _find_renewal_time(after, now, retry_at, jitter)
-        return after._replace(due_time=due_time, lease_expire_time=None, last_error="", finish_time=finish_time)
+        return after._replace(
+            due_time=due_time, lease_expire_time=None, last_error="", finish_time=finish_time, set_aside_reason=""
+        )
     if after.lease_epoch != epoch:
         return after
     has_newer_intent = after.revision > sent_revision and not isinstance(outcome, NoAnswer)

@@ -6,13 +6,32 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from cart_grpc.admin import ReconcilerStatus
 from cart_grpc.carts.progress import progress
-from cart_grpc.store.read.operator_reads import PauseSnapshot, ReservationSnapshot, Stats
+from cart_grpc.commands.direct import MAX_SET_ASIDE_REASON
+from cart_grpc.reservation_api.wire import clean_text
+from cart_grpc.store.read.operator_reads import PauseSnapshot, ReservationSnapshot, Stats, UnreadableReservation
 
 Record = pb.ReservationRecord
 
 
-def reservation_message(seen: ReservationSnapshot) -> pb.ReservationRecord:
-    """Return a reservation with everything that the database has about it."""
+def reservation_message(seen: ReservationSnapshot | UnreadableReservation) -> pb.ReservationRecord:
+    """Return a reservation with everything that the database has about it, or why it cannot be read."""
+    if isinstance(seen, UnreadableReservation):
+        return _unreadable(seen.reservation_id, seen.error)
+    try:
+        return _readable(seen)
+    except (TypeError, ValueError) as error:
+        # A value that was written by hand does not fit into the field.
+        return _unreadable(seen.reservation.reservation_id, str(error))
+
+
+def _unreadable(reservation_id: str, error: str) -> pb.ReservationRecord:
+    why = clean_text(f"the row cannot be read: {error}")
+    return pb.ReservationRecord(
+        name=f"reservations/{reservation_id}", state=Record.STATE_SET_ASIDE, set_aside_reason=why[:MAX_SET_ASIDE_REASON]
+    )
+
+
+def _readable(seen: ReservationSnapshot) -> pb.ReservationRecord:
     row = seen.reservation
     leased = row.lease_expire_time is not None and row.lease_expire_time > seen.now
     return pb.ReservationRecord(
@@ -35,6 +54,7 @@ def reservation_message(seen: ReservationSnapshot) -> pb.ReservationRecord:
         last_error=row.last_error,
         create_time=_time(row.create_time),
         finish_time=_time(row.finish_time),
+        set_aside_reason=row.set_aside_reason,
     )
 
 

@@ -7,7 +7,13 @@ from cartgrpc.v1 import cart_admin_service_pb2 as pb
 from cart_grpc.names import find_reservation
 from cart_grpc.rpc import pages
 from cart_grpc.rpc.fields import Fields
-from cart_grpc.store.read.operator_reads import BACKLOG, ReservationPage, ReservationSnapshot, WorkState
+from cart_grpc.store.read.operator_reads import (
+    BACKLOG,
+    ReservationPage,
+    ReservationSnapshot,
+    UnreadableReservation,
+    WorkState,
+)
 
 MAX_REASON = 256
 MAX_AGE_SECONDS = 10 * 365 * 24 * 3600
@@ -59,9 +65,10 @@ def list_reservations(request: pb.ListReservationsRequest) -> ReservationPage:
     return replace(page, after=after)
 
 
-def next_page_token(page: ReservationPage, last: ReservationSnapshot) -> str:
+def next_page_token(page: ReservationPage, last: ReservationSnapshot | UnreadableReservation) -> str:
     """Return the token of the page that begins after `last`."""
-    return pages.encode_token([_query(page), last.reservation.create_time, last.reservation.reservation_id])
+    row = last if isinstance(last, UnreadableReservation) else last.reservation
+    return pages.encode_token([_query(page), row.create_time, row.reservation_id])
 
 
 def _decode(fields: Fields, page: ReservationPage, token: str) -> tuple[int, str] | None:

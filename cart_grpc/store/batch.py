@@ -13,7 +13,17 @@ from sqlalchemy import Connection
 
 from cart_grpc.carts.calls import NewId
 from cart_grpc.commands.command import Command
-from cart_grpc.commands.direct import Claim, DirectCommand, ExtendLeases, Pause, Ping, Purge, Resume, ReturnClaims
+from cart_grpc.commands.direct import (
+    Claim,
+    DirectCommand,
+    ExtendLeases,
+    Pause,
+    Ping,
+    Purge,
+    Resume,
+    ReturnClaims,
+    SetAside,
+)
 from cart_grpc.commands.unit_of_work import ReadSet, Reply, ReplyKey, UnitOfWork
 from cart_grpc.names import CartKey
 from cart_grpc.store.prepared import Rows
@@ -132,8 +142,10 @@ def _reply_row(unit: UnitOfWork, key: ReplyKey, now: int) -> Sequence[Any]:
 
 def _run_direct(queries: WriteQueries, connection: Connection, command: DirectCommand, now: int) -> object:
     match command:
-        case Claim(lane, limit, lease_us):
-            return queries.claim(connection, lane, limit, now, lease_us)
+        case Claim():
+            return queries.claim(connection, command, now)
+        case SetAside(row, reason):
+            return queries.set_aside(connection, row, reason)
         case ExtendLeases(claims, lease_us):
             queries.set_lease(connection, claims, now + lease_us, now + lease_us)
         case ReturnClaims(claims):

@@ -17,6 +17,8 @@ from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseFull, DatabaseUnav
 READ_ONLY: Final = "25006"
 # SQLSTATE classes: connection, authorisation, no such database, out of resources, operator intervention, system error.
 _UNAVAILABLE_CLASSES = ("08", "28", "3D", "53", "57", "58")
+# Data exception, integrity constraint violation.
+_DATA_CLASSES = ("22", "23")
 # Serialisation failure, deadlock, lock timeout, idle-in-transaction timeout, read-only.
 _TRANSIENT = {"40001", "40P01", "55P03", "25P03", READ_ONLY}
 # The database ended the session: an operator, a crash, a shutdown, a dropped database, three kinds of idleness.
@@ -56,6 +58,8 @@ def find_refusal(error: BaseException) -> DatabaseUnavailable | None:
     origin = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(origin, sqlite3.Error):
         return _find_sqlite_refusal(origin)
+    if _is_bad_argument(origin) or _is_bad_argument(getattr(origin, "__cause__", None)):
+        return None
     state = get_sqlstate(error)
     if not state and not isinstance(error, DBAPIError | _ASYNCPG_BROKEN):
         return None
@@ -75,6 +79,20 @@ def is_dead(error: BaseException) -> bool:
     state = get_sqlstate(error)
     is_cut = state in _CUT or state.startswith("08") or not state
     return is_cut and type(find_refusal(error)) is DatabaseUnavailable
+
+
+def is_row_at_fault(error: BaseException) -> bool:
+    """Whether the values of a row made a statement or our code fail: another row, or the same one corrected, would not.
+
+    An error in the statement itself, such as a missing column, is no row's fault: it would hit every row.
+    """
+    if find_refusal(error):
+        return False
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(origin, sqlite3.IntegrityError | sqlite3.DataError):
+        return True
+    is_ours = isinstance(origin, ArithmeticError | LookupError | TypeError | ValueError)
+    return is_ours or get_sqlstate(error).startswith(_DATA_CLASSES)
 
 
 @contextmanager
@@ -97,6 +115,11 @@ def get_sqlstate(error: BaseException) -> str:
     """Return the SQLSTATE that PostgreSQL sent with `error`, or "" if it sent none."""
     origin = error.orig if isinstance(error, DBAPIError) else error
     return str(getattr(origin, "sqlstate", None) or "")
+
+
+def _is_bad_argument(error: BaseException | None) -> bool:
+    """Whether asyncpg could not encode an argument, such as a number beyond 64 bits. It calls that InterfaceError."""
+    return isinstance(error, ValueError) and not isinstance(error, asyncpg.ClientConfigurationError)
 
 
 def _find_sqlite_refusal(error: sqlite3.Error) -> DatabaseUnavailable | None:

@@ -6,9 +6,10 @@ from typing import Any, cast
 
 from sqlalchemy import Connection
 
+from cart_grpc.commands.direct import Claim, ClaimKey
 from cart_grpc.commands.unit_of_work import ReadSet
 from cart_grpc.names import UserKey
-from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
+from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store import schema, statements
 from cart_grpc.store.dialects import Dialect, Key
@@ -51,10 +52,10 @@ class WriteQueries:
         self._row_writer = dialect.row_writer(
             {table.name: statements.upsert(dialect, table) for table in statements.WRITTEN}
         )
-        self._claims = {
-            HOLD_LANE: statements.claim(dialect, schema.due),
-            RELEASE_LANE: statements.claim(dialect, schema.due_release),
-        }
+        lanes = {HOLD_LANE: schema.due, RELEASE_LANE: schema.due_release}
+        self._claims = {lane: statements.claim(dialect, due) for lane, due in lanes.items()}
+        self._claims_of_one = {lane: statements.claim_one(dialect, due) for lane, due in lanes.items()}
+        self._set_aside = statements.set_aside(dialect)
         self._set_lease = statements.set_lease(dialect)
         self._pause = statements.pause(dialect)
         self._purges = (
@@ -122,11 +123,21 @@ class WriteQueries:
             self._dialect.force_custom_plan(connection)
             self._delete_items.fetch(connection, self._dialect.bind_keys(ITEM, keys))
 
-    def claim(self, connection: Connection, lane: Lane, limit: int, now: int, lease_us: int) -> list[Reservation]:
-        """Claim up to `limit` due reservations of `lane` for `lease_us`. Raises their epoch and attempt_count."""
+    def claim(self, connection: Connection, claim: Claim, now: int) -> list[Reservation]:
+        """Claim due reservations. Raises their epoch and attempt_count."""
         self._dialect.force_custom_plan(connection)
-        parameters = {"now": now, "until": now + lease_us, "most": limit}
-        return [to_reservation(row) for row in connection.execute(self._claims[lane], parameters).all()]
+        parameters = {"now": now, "until": now + claim.lease_us, "most": claim.limit}
+        if claim.only is None:
+            found = connection.execute(self._claims[claim.lane], parameters)
+        else:
+            key = self._dialect.bind_keys(CLAIM, [claim.only])
+            found = connection.execute(self._claims_of_one[claim.lane], {**parameters, **key})
+        return [to_reservation(row) for row in found.all()]
+
+    def set_aside(self, connection: Connection, row: ClaimKey, reason: str) -> bool:
+        """Set a row aside if it still has this epoch and is due or claimed. Returns whether it was."""
+        parameters = {**self._dialect.bind_keys(CLAIM, [row]), "why": reason}
+        return bool(connection.execute(self._set_aside, parameters).all())
 
     def set_lease(
         self, connection: Connection, claims: Sequence[Reservation], lease_expire_time: int | None, due_time: int

@@ -201,7 +201,7 @@ RESERVATIONS = RowMapping(
         # Work.
         "waiting": Stored("waiting", bool),
         **_same("due_time", "attempt_count", "lease_epoch", "lease_expire_time", "last_error"),
-        **_same("finish_time", "uncertain_until"),
+        **_same("finish_time", "uncertain_until", "set_aside_reason"),
     },
 )
 REPLIES = RowMapping(

@@ -35,6 +35,8 @@ VERSION_TABLE = "cart_grpc_version"
 Name = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 # 64 bits on both databases. PostgreSQL's INTEGER has 32.
 Int64 = BigInteger()
+# Nothing that is raised one by one gets near it.
+LAST = 2**62
 
 users = Table(
     "users",
@@ -143,6 +145,7 @@ reservations = Table(
     Column("last_error", Text, nullable=False),
     Column("finish_time", Int64),
     Column("uncertain_until", Int64),
+    Column("set_aside_reason", Text, nullable=False),
     PrimaryKeyConstraint("slice", "reservation_id", name="reservations_pkey"),
     CheckConstraint("quantity >= 1", name="quantity"),
     CheckConstraint("disposition BETWEEN 1 AND 3", name="disposition"),
@@ -150,6 +153,8 @@ reservations = Table(
     CheckConstraint("observed_revision BETWEEN 0 AND revision", name="observed_revision"),
     CheckConstraint("intent_revision BETWEEN 1 AND revision", name="intent_revision"),
     CheckConstraint("granted_quantity >= 0", name="granted_quantity"),
+    # PostgreSQL refuses to raise a number beyond 64 bits. SQLite would go on with a float.
+    CheckConstraint(f"revision <= {LAST} AND lease_epoch <= {LAST} AND attempt_count <= {LAST}", name="last"),
 )
 
 # A row exists while an operator pauses what `name` says.
@@ -182,6 +187,9 @@ Index(
     sqlite_where=reconciling,
     postgresql_where=reconciling,
 )
+# For operators: these rows are due in neither index, and may be renewals, which do not count as reconciling.
+set_aside = text("set_aside_reason <> ''")
+Index("reservations_set_aside", reservations.c.create_time, sqlite_where=set_aside, postgresql_where=set_aside)
 # For the sweeper.
 expiring = text("state = 1 AND expire_time IS NOT NULL")
 finished = text("finish_time IS NOT NULL")

@@ -9,11 +9,15 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Executable,
     Exists,
     FromClause,
     Select,
     Table,
+    Text,
+    TextClause,
+    Update,
     and_,
     bindparam,
     case,
@@ -22,6 +26,7 @@ from sqlalchemy import (
     func,
     literal_column,
     not_,
+    null,
     or_,
     select,
     tuple_,
@@ -135,23 +140,40 @@ def claim(dialect: Dialect, due: Any) -> Executable:
         "attempt_count": case((live, 1), else_=table.c.attempt_count + 1),
         "lease_expire_time": until,
         "due_time": until,
+        "set_aside_reason": "",
     }
     # Check due_time again: the row may have changed between the snapshot and the lock.
     return update(table).where(chosen, table.c.due_time <= now).values(values).returning(table)
 
 
+def claim_one(dialect: Dialect, due: TextClause) -> Executable:
+    """As `claim`, but only the row with the key (slice, reservation_id, lease_epoch), if it is still due."""
+    return claim(dialect, and_(due, dialect.in_keys(schema.reservations, CLAIM)))
+
+
 def set_lease(dialect: Dialect) -> Executable:
     """Extend or end the leases of claims (slice, reservation_id, lease_epoch) that are still valid."""
+    values = {"lease_expire_time": bindparam("until", type_=BigInteger), "due_time": bindparam("due", type_=BigInteger)}
+    return _update_unlocked(dialect, values, schema.reservations.c.lease_expire_time.is_not(None))
+
+
+def set_aside(dialect: Dialect) -> Executable:
+    """Set a row (slice, reservation_id, lease_epoch) aside: no claim finds it. Returns the row's id."""
+    values = {"lease_expire_time": null(), "due_time": null(), "set_aside_reason": bindparam("why", type_=Text)}
+    statement = _update_unlocked(dialect, values, schema.reservations.c.due_time.is_not(None))
+    return statement.returning(schema.reservations.c.reservation_id)
+
+
+def _update_unlocked(dialect: Dialect, values: dict[str, Any], where: ColumnElement[bool]) -> Update:
+    """Update rows (slice, reservation_id, lease_epoch) that fulfil `where` and that no transaction has locked."""
     table = schema.reservations
     valid = (
         select(*dialect.row_id(table))
-        .where(dialect.in_keys(table, CLAIM), table.c.lease_expire_time.is_not(None))
+        .where(dialect.in_keys(table, CLAIM), where)
         .with_for_update(skip_locked=True)
         .cte("mine")
     )
-    chosen = tuple_(*dialect.row_id(table)).in_(select(valid))
-    values = {"lease_expire_time": bindparam("until", type_=BigInteger), "due_time": bindparam("due", type_=BigInteger)}
-    return update(table).where(chosen).values(values)
+    return update(table).where(tuple_(*dialect.row_id(table)).in_(select(valid))).values(values)
 
 
 def pause(dialect: Dialect) -> Executable:

@@ -5,7 +5,7 @@ from typing import TypeVar
 from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.commands.command import Command
-from cart_grpc.commands.direct import Claim, ExtendLeases, Pause, Ping, Purge, Resume, ReturnClaims
+from cart_grpc.commands.direct import Claim, ExtendLeases, Pause, Ping, Purge, Resume, ReturnClaims, SetAside
 from cart_grpc.commands.expire import Expire
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.record import OpenAttempt, Recorded, RecordOutcome
@@ -61,6 +61,11 @@ class Store:
         """Claim due reservations and return them as claimed."""
         claimed: list[Reservation] = await self._write_queue.submit_background(claim)
         return claimed
+
+    async def set_aside(self, command: SetAside) -> bool:
+        """Stop claiming a row that makes a statement fail. Return whether it was set aside."""
+        done: bool = await self._write_queue.submit_background(command)
+        return done
 
     async def open_attempt(self, attempt: OpenAttempt) -> int | None:
         """Open an attempt. Return until when it can take effect, or None if nothing may be sent."""

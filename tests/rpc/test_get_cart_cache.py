@@ -67,6 +67,7 @@ reservations = st.builds(
     last_error=texts,
     finish_time=st.none() | times,
     uncertain_until=st.none() | times,
+    set_aside_reason=texts,
 )
 carts = st.builds(
     Cart,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Connection, select
 
+from cart_grpc.commands.direct import Claim
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from cart_grpc.store import schema
@@ -55,7 +56,7 @@ async def test_the_claim_statement_changes_every_row_as_the_claim_rule_does(engi
 
     def work(connection: Connection) -> tuple[list[Reservation], list[Reservation]]:
         queries.write(connection, {"reservations": [reservation_row(row) for row in before.values()]})
-        claimed = queries.claim(connection, lane, len(before), NOW, LEASE)
+        claimed = queries.claim(connection, Claim(lane, len(before), LEASE), NOW)
         return claimed, [to_reservation(row) for row in connection.execute(select(schema.reservations))]
 
     claimed, after = await engine.transact(work)

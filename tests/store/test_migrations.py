@@ -207,7 +207,9 @@ def insert_a_cart(connection: Connection) -> None:
 
 
 def insert_a_reservation(connection: Connection) -> None:
-    texts = dict.fromkeys(("user_id", "cart_id", "item_id", "sku", "reason", "seal_reason", "last_error"), "x")
+    texts = dict.fromkeys(
+        ("user_id", "cart_id", "item_id", "sku", "reason", "seal_reason", "last_error", "set_aside_reason"), "x"
+    )
     numbers = dict.fromkeys(("ttl_us", "reserved_cap", "create_time", "state", "granted_quantity", "attempt_count"), 0)
     connection.execute(
         schema.reservations.insert().values(
@@ -258,6 +260,8 @@ async def test_a_trigger_rejects_an_update_that_decreases_a_rising_column(
         "UPDATE reservations SET state = 6",
         "UPDATE reservations SET observed_revision = 6",
         "UPDATE reservations SET granted_quantity = -1",
+        "UPDATE reservations SET revision = 4611686018427387905",
+        "UPDATE reservations SET attempt_count = 4611686018427387905",
     ],
 )
 async def test_a_check_constraint_rejects_an_impossible_row(database_url: str, change: str) -> None:

@@ -17,7 +17,12 @@ from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.protocol.reservation import RELEASED_BY_OPERATOR, Observed, PermanentFailure, Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.read.operator_reads import BACKLOG, ReservationPage, ReservationSnapshot, WorkState
+from cart_grpc.store.read.operator_reads import (
+    BACKLOG,
+    ReservationPage,
+    ReservationSnapshot,
+    WorkState,
+)
 from cart_grpc.store.store import Store
 from tests.store.writes import (
     HOUR,
@@ -32,6 +37,7 @@ from tests.store.writes import (
     count,
     decided,
     overwrite,
+    readable,
     remove,
     row_of,
     silent,
@@ -51,7 +57,7 @@ async def rows(
 ) -> list[ReservationSnapshot]:
     """List reservations."""
     page = ReservationPage(100, states, more.get("min_age", 0), more.get("min_attempts", 0), None)
-    return await operator.list(page)
+    return readable(await operator.list(page))
 
 
 async def only(operator: OperatorActions, states: frozenset[WorkState] = EVERYTHING) -> ReservationSnapshot:
@@ -168,7 +174,7 @@ async def test_pages_list_the_reservations_of_all_users_oldest_first(store: Stor
     order = [(seen.reservation.create_time, seen.reservation.reservation_id) for seen in everything]
     assert order == sorted(order)
     page, paged = ReservationPage(4, BACKLOG, 0, 0, None), []
-    while found := await operator.list(page):
+    while found := readable(await operator.list(page)):
         assert len(found) <= 5
         paged += found[:4]
         last = paged[-1].reservation

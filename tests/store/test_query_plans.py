@@ -24,7 +24,7 @@ from cart_grpc.store.read.reads import Page
 from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
 from tests.postgres import PostgresServer
-from tests.store.writes import KEY, LIMITS, SECOND, add, answered, claim, clear, remove, snapshot
+from tests.store.writes import KEY, LIMITS, SECOND, add, answered, claim, clear, readable, remove, snapshot
 
 COUNT_SQLITE = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
 COUNT_POSTGRESQL = "WITH n(i) AS (SELECT generate_series(1, 100000))"
@@ -33,7 +33,7 @@ FILL = {
         "SELECT i % 256, 'r' || i, 'u' || (i % 1000), 'c' || (i % 20), 'x', 'sku' || (i % 50), 1, "
         "CASE i % 10 WHEN 0 THEN 3 ELSE 1 END, 1, "
         "1, 1, 1, i, 1, 1, i, 1, '', '', 1 = 2, "
-        "CASE WHEN i % 10 <> 0 THEN 9000000000000000 + i END, 0, 0, NULL, '', NULL, NULL FROM n"
+        "CASE WHEN i % 10 <> 0 THEN 9000000000000000 + i END, 0, 0, NULL, '', NULL, NULL, '' FROM n"
     ),
     "carts": (
         "SELECT i % 256, 'u' || (i % 1000), 'c' || i, 'uid', 1, '{}', '', NULL, NULL, 1, 1, 0, 1, 1, i, i FROM n "
@@ -153,7 +153,9 @@ def assert_no_scan(plans: dict[str, str]) -> None:
         for line in plan.splitlines():
             table = re.search(r"\b(Seq Scan on|SCAN) (reservations|carts|items|replies|wanted)\b", line)
             # SQLite says SCAN for a partial index, which contains only the wanted rows.
-            allowed = re.search(r"USING (COVERING )?INDEX reservations_(due|due_release|reconciling|finished)\b", line)
+            allowed = re.search(
+                r"USING (COVERING )?INDEX reservations_(due|due_release|reconciling|set_aside|finished)\b", line
+            )
             assert table is None or allowed, f"{statement}\n{plan}"
 
 
@@ -204,7 +206,7 @@ async def test_operator_reads_and_commands_find_their_rows_by_an_index(planned: 
     await store.mutate(add("stuck"))
     reads = store.operator_reads
     with collect_statements(planned.query_engine) as statements:
-        [first, *_] = await reads.list(ReservationPage(5, BACKLOG, 1, 0, (1, "x")))
+        [first, *_] = readable(await reads.list(ReservationPage(5, BACKLOG, 1, 0, (1, "x"))))
         await reads.get(first.reservation.reservation_id)
         await reads.get_stats()
     with collect_statements(planned.writer) as written:
@@ -212,7 +214,12 @@ async def test_operator_reads_and_commands_find_their_rows_by_an_index(planned: 
         await store.intervene(Release(first.reservation, "over", force=True))
     plans = await planned.plans([*statements, *written])
     assert_no_scan(plans)
-    for index in ("reservations_pkey|sqlite_autoindex_reservations", "reservations_reconciling", "reservations_due"):
+    for index in (
+        "reservations_pkey|sqlite_autoindex_reservations",
+        "reservations_reconciling",
+        "reservations_set_aside",
+        "reservations_due",
+    ):
         assert re.search(rf"\b({index})", "\n".join(plans.values())), index
 
 

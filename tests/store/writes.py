@@ -1,7 +1,7 @@
 """Commands and outcomes for the tests of the store, and functions that read the result."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Obse
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.postgresql import PostgresqlEngine
+from cart_grpc.store.read.operator_reads import ReservationSnapshot, UnreadableReservation
 from cart_grpc.store.read.reads import Reads
 from cart_grpc.store.read.snapshot import Snapshot
 from cart_grpc.store.sqlite import SqliteEngine
@@ -182,6 +183,26 @@ async def count(engine: Engine, table: Any) -> int:
             lambda connection: connection.execute(select(func.count()).select_from(table)).scalar_one()
         )
     )
+
+
+def readable(found: Sequence[ReservationSnapshot | UnreadableReservation]) -> list[ReservationSnapshot]:
+    """Return what was found. All of it must be readable."""
+    snapshots = [each for each in found if isinstance(each, ReservationSnapshot)]
+    assert len(snapshots) == len(found)
+    return snapshots
+
+
+def forbid(condition: str, connection: Connection) -> None:
+    """Make the database refuse updates of `reservations` for whose new row, NEW, `condition` is true."""
+    trigger = f"CREATE TRIGGER forbidding BEFORE UPDATE ON reservations FOR EACH ROW WHEN ({condition})"
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(f"{trigger} BEGIN SELECT RAISE(ABORT, 'forbidden'); END")
+        return
+    connection.exec_driver_sql(
+        "CREATE FUNCTION forbidding() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'forbidden' USING ERRCODE = 'check_violation'; END $$"
+    )
+    connection.exec_driver_sql(f"{trigger} EXECUTE FUNCTION forbidding()")
 
 
 class Wrapped:

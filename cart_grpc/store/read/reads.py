@@ -24,6 +24,7 @@ from sqlalchemy import (
 )
 
 from cart_grpc.carts.model import Cart, CartState
+from cart_grpc.commands.direct import ClaimKey
 from cart_grpc.names import CartKey, UserKey
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
 from cart_grpc.store.dialects import Dialect
@@ -36,7 +37,7 @@ from cart_grpc.store.read.grouped_reads import GroupedReads
 from cart_grpc.store.read.snapshot import Snapshot, parse_snapshot
 from cart_grpc.store.rows import to_cart
 from cart_grpc.store.schema import carts, due, due_release, expiring, is_not_paused, reconciling, reservations
-from cart_grpc.store.statements import CART
+from cart_grpc.store.statements import CART, CLAIM
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class Reads:
         self._due: dict[Lane, Prepared] = {
             lane: Prepared(_select_due(is_in_lane, self._now)) for lane, is_in_lane in lanes
         }
+        self._due_rows = {lane: _select_due_rows(is_in_lane, self._now) for lane, is_in_lane in lanes}
 
     async def close(self) -> None:
         """Wait until every queued read of a cart is answered."""
@@ -119,6 +121,11 @@ class Reads:
         with translate_failures():
             return bool(await self._engine.read(lambda connection: self._due[lane].fetch(connection, {})))
 
+    async def find_due(self, lane: Lane, limit: int) -> list[ClaimKey]:
+        """Return up to `limit` due rows of `lane`, the longest due first. Raises DatabaseUnavailable."""
+        rows = await fetch(self._engine, self._due_rows[lane], {"most": limit})
+        return [ClaimKey(row.slice, row.reservation_id, row.lease_epoch) for row in rows]
+
 
 async def fetch(engine: Engine, statement: Select[Any], parameters: dict[str, Any]) -> Sequence[Row[Any]]:
     """Return all rows of a read. Raises DatabaseUnavailable."""
@@ -135,6 +142,12 @@ def _select_due(is_in_lane: TextClause, now: ColumnElement[int]) -> Select[int]:
     most = select(case((is_not_paused, 1), else_=0)).scalar_subquery()
     rows = select(reservations.c.due_time).where(is_in_lane, reservations.c.due_time <= now)
     return rows.order_by(reservations.c.due_time).limit(most)
+
+
+def _select_due_rows(is_in_lane: TextClause, now: ColumnElement[int]) -> Select[Any]:
+    key = (reservations.c[name] for name in CLAIM)
+    rows = select(*key).where(is_in_lane, reservations.c.due_time <= now)
+    return rows.order_by(reservations.c.due_time).limit(bindparam("most", type_=BigInteger))
 
 
 def _select_page(page: Page, dialect: Dialect, now: ColumnElement[int]) -> Select[Any]:

@@ -64,6 +64,10 @@ class ReservationRecord(_message.Message):
         """Finished: the stock is sold."""
         STATE_RELEASED: ReservationRecord._State.ValueType  # 9
         """Finished: the stock is released."""
+        STATE_SET_ASIDE: ReservationRecord._State.ValueType  # 10
+        """The server cannot process the reservation: set_aside_reason says why. It is not called for again until
+        RetryReservation, or until a caller changes it. ReleaseReservation with force ends it.
+        """
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """The state of the work on a reservation."""
@@ -90,6 +94,10 @@ class ReservationRecord(_message.Message):
     """Finished: the stock is sold."""
     STATE_RELEASED: ReservationRecord.State.ValueType  # 9
     """Finished: the stock is released."""
+    STATE_SET_ASIDE: ReservationRecord.State.ValueType  # 10
+    """The server cannot process the reservation: set_aside_reason says why. It is not called for again until
+    RetryReservation, or until a caller changes it. ReleaseReservation with force ends it.
+    """
 
     class _Disposition:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -168,6 +176,7 @@ class ReservationRecord(_message.Message):
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     FINISH_TIME_FIELD_NUMBER: _builtins.int
+    SET_ASIDE_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """IDENTIFIER. `reservations/{reservation_id}`. The id is the one at the Reservation API."""
     item: _builtins.str
@@ -198,6 +207,11 @@ class ReservationRecord(_message.Message):
     """The number of calls to the Reservation API for the current intent."""
     last_error: _builtins.str
     """How the last attempt ended."""
+    set_aside_reason: _builtins.str
+    """Why the server cannot process the reservation: an error of the database or of the server, up to 300 characters.
+    Empty unless it is set aside. If the row cannot be read at all, a list has only the name, the state SET_ASIDE and
+    this field.
+    """
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the hold on the granted units ends."""
@@ -240,10 +254,11 @@ class ReservationRecord(_message.Message):
         last_error: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         finish_time: _timestamp_pb2.Timestamp | None = ...,
+        set_aside_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "finish_time", b"finish_time", "lease_expire_time", b"lease_expire_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "create_time", b"create_time", "disposition", b"disposition", "expire_time", b"expire_time", "finish_time", b"finish_time", "granted_quantity", b"granted_quantity", "item", b"item", "last_error", b"last_error", "lease_expire_time", b"lease_expire_time", "name", b"name", "next_attempt_time", b"next_attempt_time", "observed_revision", b"observed_revision", "observed_state", b"observed_state", "quantity", b"quantity", "reason", b"reason", "revision", b"revision", "shown_state", b"shown_state", "sku", b"sku", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "create_time", b"create_time", "disposition", b"disposition", "expire_time", b"expire_time", "finish_time", b"finish_time", "granted_quantity", b"granted_quantity", "item", b"item", "last_error", b"last_error", "lease_expire_time", b"lease_expire_time", "name", b"name", "next_attempt_time", b"next_attempt_time", "observed_revision", b"observed_revision", "observed_state", b"observed_state", "quantity", b"quantity", "reason", b"reason", "revision", b"revision", "set_aside_reason", b"set_aside_reason", "shown_state", b"shown_state", "sku", b"sku", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -270,8 +285,8 @@ class ListReservationsRequest(_message.Message):
     """OPTIONAL. Only reservations with at least this attempt_count."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___ReservationRecord.State.ValueType]:
-        """OPTIONAL. Only reservations in one of these states. If empty, WAITING, DUE, CALLING and BACKING_OFF: those that the
-        Reservation API has not answered for. An index finds these four; any other state scans all reservations.
+        """OPTIONAL. Only reservations in one of these states. If empty, WAITING, DUE, CALLING, BACKING_OFF and SET_ASIDE. An
+        index finds these five; any other state scans all reservations.
         """
 
     @_builtins.property
@@ -497,7 +512,7 @@ class GetReservationStatsResponse(_message.Message):
 
     @_typing.final
     class Backlog(_message.Message):
-        """The reservations of one state and disposition that the Reservation API has not answered for."""
+        """The reservations of one state and disposition that the Reservation API has not answered for or that are set aside."""
 
         DESCRIPTOR: _descriptor.Descriptor
 

@@ -77,7 +77,8 @@ class CartAdminServiceServicer(object):
     """
 
     def ListReservations(self, request, context):
-        """Lists reservations, the oldest first. Without a filter: those that the Reservation API has not answered for.
+        """Lists reservations, the oldest first. Without a filter: those that the Reservation API has not answered for, and
+        those that are set aside.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,7 +87,8 @@ class CartAdminServiceServicer(object):
     def GetReservation(self, request, context):
         """Reads a reservation, even a finished one until it is purged (after 8 days by default).
 
-        Errors: NOT_FOUND / RESERVATION_NOT_FOUND.
+        Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_UNPROCESSABLE if the server cannot read
+        the row of the reservation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,10 +96,12 @@ class CartAdminServiceServicer(object):
 
     def RetryReservation(self, request, context):
         """Makes the next call to the Reservation API due now and resets attempt_count. If the item of the reservation is
-        REJECTED or EXPIRED, the server reserves it again, under a new reservation if necessary. Changes nothing if the
+        REJECTED or EXPIRED, the server reserves it again, under a new reservation if necessary. A reservation that is set
+        aside is tried again, and set aside again if it still cannot be processed. Changes nothing if the
         Reservation API has answered for everything, or if an older reservation of the same sku must be released first.
 
-        Errors: NOT_FOUND / RESERVATION_NOT_FOUND.
+        Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_UNPROCESSABLE if the database or the
+        server cannot process the row of the reservation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +111,8 @@ class CartAdminServiceServicer(object):
         """Releases a reservation. If its item is still in the cart, the item stays there, and its reservation is REJECTED
         with reason RELEASED_BY_OPERATOR until a caller retries it.
 
-        Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_COMMITTED if the stock is sold.
+        Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_COMMITTED if the stock is sold,
+        RESERVATION_UNPROCESSABLE if the database or the server cannot process the row of the reservation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

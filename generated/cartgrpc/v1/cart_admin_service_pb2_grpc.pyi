@@ -40,24 +40,30 @@ class CartAdminServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CartAdminServiceAsyncStub: ...
     ListReservations: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.ListReservationsRequest, _cart_admin_service_pb2.ListReservationsResponse]
-    """Lists reservations, the oldest first. Without a filter: those that the Reservation API has not answered for."""
+    """Lists reservations, the oldest first. Without a filter: those that the Reservation API has not answered for, and
+    those that are set aside.
+    """
     GetReservation: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.GetReservationRequest, _cart_admin_service_pb2.GetReservationResponse]
     """Reads a reservation, even a finished one until it is purged (after 8 days by default).
 
-    Errors: NOT_FOUND / RESERVATION_NOT_FOUND.
+    Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_UNPROCESSABLE if the server cannot read
+    the row of the reservation.
     """
     RetryReservation: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.CartAdminServiceRetryReservationRequest, _cart_admin_service_pb2.CartAdminServiceRetryReservationResponse]
     """Makes the next call to the Reservation API due now and resets attempt_count. If the item of the reservation is
-    REJECTED or EXPIRED, the server reserves it again, under a new reservation if necessary. Changes nothing if the
+    REJECTED or EXPIRED, the server reserves it again, under a new reservation if necessary. A reservation that is set
+    aside is tried again, and set aside again if it still cannot be processed. Changes nothing if the
     Reservation API has answered for everything, or if an older reservation of the same sku must be released first.
 
-    Errors: NOT_FOUND / RESERVATION_NOT_FOUND.
+    Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_UNPROCESSABLE if the database or the
+    server cannot process the row of the reservation.
     """
     ReleaseReservation: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.ReleaseReservationRequest, _cart_admin_service_pb2.ReleaseReservationResponse]
     """Releases a reservation. If its item is still in the cart, the item stays there, and its reservation is REJECTED
     with reason RELEASED_BY_OPERATOR until a caller retries it.
 
-    Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_COMMITTED if the stock is sold.
+    Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_COMMITTED if the stock is sold,
+    RESERVATION_UNPROCESSABLE if the database or the server cannot process the row of the reservation.
     """
     GetReservationStats: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.GetReservationStatsRequest, _cart_admin_service_pb2.GetReservationStatsResponse]
     """Reads how many reservations are waiting, and whether the Reservation API answers."""
@@ -75,24 +81,30 @@ class CartAdminServiceAsyncStub(CartAdminServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListReservations: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.ListReservationsRequest, _cart_admin_service_pb2.ListReservationsResponse]  # type: ignore[assignment]
-    """Lists reservations, the oldest first. Without a filter: those that the Reservation API has not answered for."""
+    """Lists reservations, the oldest first. Without a filter: those that the Reservation API has not answered for, and
+    those that are set aside.
+    """
     GetReservation: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.GetReservationRequest, _cart_admin_service_pb2.GetReservationResponse]  # type: ignore[assignment]
     """Reads a reservation, even a finished one until it is purged (after 8 days by default).
 
-    Errors: NOT_FOUND / RESERVATION_NOT_FOUND.
+    Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_UNPROCESSABLE if the server cannot read
+    the row of the reservation.
     """
     RetryReservation: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.CartAdminServiceRetryReservationRequest, _cart_admin_service_pb2.CartAdminServiceRetryReservationResponse]  # type: ignore[assignment]
     """Makes the next call to the Reservation API due now and resets attempt_count. If the item of the reservation is
-    REJECTED or EXPIRED, the server reserves it again, under a new reservation if necessary. Changes nothing if the
+    REJECTED or EXPIRED, the server reserves it again, under a new reservation if necessary. A reservation that is set
+    aside is tried again, and set aside again if it still cannot be processed. Changes nothing if the
     Reservation API has answered for everything, or if an older reservation of the same sku must be released first.
 
-    Errors: NOT_FOUND / RESERVATION_NOT_FOUND.
+    Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_UNPROCESSABLE if the database or the
+    server cannot process the row of the reservation.
     """
     ReleaseReservation: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.ReleaseReservationRequest, _cart_admin_service_pb2.ReleaseReservationResponse]  # type: ignore[assignment]
     """Releases a reservation. If its item is still in the cart, the item stays there, and its reservation is REJECTED
     with reason RELEASED_BY_OPERATOR until a caller retries it.
 
-    Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_COMMITTED if the stock is sold.
+    Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_COMMITTED if the stock is sold,
+    RESERVATION_UNPROCESSABLE if the database or the server cannot process the row of the reservation.
     """
     GetReservationStats: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.GetReservationStatsRequest, _cart_admin_service_pb2.GetReservationStatsResponse]  # type: ignore[assignment]
     """Reads how many reservations are waiting, and whether the Reservation API answers."""
@@ -113,7 +125,9 @@ class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cart_admin_service_pb2.ListReservationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cart_admin_service_pb2.ListReservationsResponse, _abc.Awaitable[_cart_admin_service_pb2.ListReservationsResponse]]:
-        """Lists reservations, the oldest first. Without a filter: those that the Reservation API has not answered for."""
+        """Lists reservations, the oldest first. Without a filter: those that the Reservation API has not answered for, and
+        those that are set aside.
+        """
 
     @_abc_1.abstractmethod
     def GetReservation(
@@ -123,7 +137,8 @@ class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cart_admin_service_pb2.GetReservationResponse, _abc.Awaitable[_cart_admin_service_pb2.GetReservationResponse]]:
         """Reads a reservation, even a finished one until it is purged (after 8 days by default).
 
-        Errors: NOT_FOUND / RESERVATION_NOT_FOUND.
+        Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_UNPROCESSABLE if the server cannot read
+        the row of the reservation.
         """
 
     @_abc_1.abstractmethod
@@ -133,10 +148,12 @@ class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cart_admin_service_pb2.CartAdminServiceRetryReservationResponse, _abc.Awaitable[_cart_admin_service_pb2.CartAdminServiceRetryReservationResponse]]:
         """Makes the next call to the Reservation API due now and resets attempt_count. If the item of the reservation is
-        REJECTED or EXPIRED, the server reserves it again, under a new reservation if necessary. Changes nothing if the
+        REJECTED or EXPIRED, the server reserves it again, under a new reservation if necessary. A reservation that is set
+        aside is tried again, and set aside again if it still cannot be processed. Changes nothing if the
         Reservation API has answered for everything, or if an older reservation of the same sku must be released first.
 
-        Errors: NOT_FOUND / RESERVATION_NOT_FOUND.
+        Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_UNPROCESSABLE if the database or the
+        server cannot process the row of the reservation.
         """
 
     @_abc_1.abstractmethod
@@ -148,7 +165,8 @@ class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Releases a reservation. If its item is still in the cart, the item stays there, and its reservation is REJECTED
         with reason RELEASED_BY_OPERATOR until a caller retries it.
 
-        Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_COMMITTED if the stock is sold.
+        Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_COMMITTED if the stock is sold,
+        RESERVATION_UNPROCESSABLE if the database or the server cannot process the row of the reservation.
         """
 
     @_abc_1.abstractmethod

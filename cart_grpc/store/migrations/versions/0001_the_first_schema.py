@@ -10,6 +10,7 @@ depends_on = None
 
 # "C" orders text by its bytes, as SQLite and Python do.
 NAME = sa.Text().with_variant(sa.TEXT(collation="C"), "postgresql")
+LAST = 2**62
 RISING = {
     "reservations": ("revision", "intent_revision", "observed_revision", "lease_epoch"),
     "carts": ("revision", "etag_revision"),
@@ -118,9 +119,13 @@ def upgrade() -> None:
         sa.Column("last_error", sa.Text(), nullable=False),
         sa.Column("finish_time", sa.BigInteger(), nullable=True),
         sa.Column("uncertain_until", sa.BigInteger(), nullable=True),
+        sa.Column("set_aside_reason", sa.Text(), nullable=False),
         sa.CheckConstraint("disposition BETWEEN 1 AND 3", name=op.f("reservations_disposition")),
         sa.CheckConstraint("intent_revision BETWEEN 1 AND revision", name=op.f("reservations_intent_revision")),
         sa.CheckConstraint("granted_quantity >= 0", name=op.f("reservations_granted_quantity")),
+        sa.CheckConstraint(
+            f"revision <= {LAST} AND lease_epoch <= {LAST} AND attempt_count <= {LAST}", name=op.f("reservations_last")
+        ),
         sa.CheckConstraint("observed_revision BETWEEN 0 AND revision", name=op.f("reservations_observed_revision")),
         sa.CheckConstraint("quantity >= 1", name=op.f("reservations_quantity")),
         sa.CheckConstraint("state BETWEEN 0 AND 5", name=op.f("reservations_state")),
@@ -153,6 +158,13 @@ def upgrade() -> None:
         ["slice", "user_id", "cart_id", "sku"],
         sqlite_where=sa.text("observed_revision < intent_revision"),
         postgresql_where=sa.text("observed_revision < intent_revision"),
+    )
+    op.create_index(
+        "reservations_set_aside",
+        "reservations",
+        ["create_time"],
+        sqlite_where=sa.text("set_aside_reason <> ''"),
+        postgresql_where=sa.text("set_aside_reason <> ''"),
     )
 
     op.create_table(
