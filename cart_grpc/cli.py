@@ -1,11 +1,10 @@
 """The command `cart-grpc`: its arguments, and which function runs each subcommand."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import TypeAlias
 
-from cart_grpc import admin_cli, partner_cli, process, server_cli, settings
+from cart_grpc import admin_cli, partner_cli, process, server_cli, settings, terminal
 from cart_grpc.app import StartupError
 from cart_grpc.probe import options as probe_options
 from cart_grpc.settings import Settings, SettingsError
@@ -16,15 +15,22 @@ Run: TypeAlias = Callable[[Settings, argparse.Namespace], int]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand. Returns the exit status: 0 success, 1 a negative result, 2 wrong use or a failed start."""
-    parsed = _parser().parse_args(arguments)
+    """Run one subcommand. Returns the exit status: 0 success, 1 a negative result, 2 wrong use or a failed start.
+
+    Raises SystemExit for wrong use, and if the output cannot be written.
+    """
+    terminal.prepare()
     try:
+        parsed = _parser().parse_args(arguments)
         configured = settings.load()
         process.start_log(configured.log_level)
         status: int = parsed.run(configured, parsed)
     except (SettingsError, StartupError) as error:
-        print(f"cart-grpc: {error}", file=sys.stderr)
+        terminal.complain(error)
         return 2
+    finally:
+        # The parser prints its help without a flush.
+        terminal.flush()
     return status
 
 
@@ -74,7 +80,3 @@ def _worker_count(text: str) -> int:
     if not 1 <= count <= 256:
         raise argparse.ArgumentTypeError("must be 1 to 256")
     return count
-
-
-if __name__ == "__main__":
-    sys.exit(main())
