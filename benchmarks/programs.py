@@ -127,13 +127,13 @@ class Testbed:
 
     def simulate(self, latency: str) -> Program:
         options = ("--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--latency", latency)
-        return self.start("cart_grpc.cli", "simulate", *options, "--default-stock", "1000000000")
+        return self.start("cart_grpc", "simulate", *options, "--default-stock", "1000000000")
 
     def database(self, kind: str, **filling: int) -> str:
         """Create a durable `sqlite` or `postgresql` database, migrated, filled and paused. Return its URL."""
         name = f"bench{next(self._names)}"
         url = self.postgres().create_database(name) if kind == "postgresql" else f"sqlite:///{self.folder / name}.db"
-        migrate = [sys.executable, "-m", "cart_grpc.cli", "migrate"]
+        migrate = [sys.executable, "-m", "cart_grpc", "migrate"]
         environment = {"CART_DATABASE_URL": url, "PATH": "/usr/bin:/bin"}
         subprocess.run(migrate, cwd=self.folder, env=environment, check=True, capture_output=True)
         fill(url, Filling(is_paused=True, **filling))
@@ -147,7 +147,7 @@ class Testbed:
     def serve(self, database_url: str, *arguments: str, api: Program | None = None, **settings: str) -> Product:
         """Start the product with its default settings, except `settings`."""
         program = self.start(
-            "cart_grpc.cli",
+            "cart_grpc",
             "serve",
             *arguments,
             CART_LISTEN="127.0.0.1:0",

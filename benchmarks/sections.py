@@ -174,7 +174,7 @@ def slow_calls(testbed: Testbed, database: str, plan: Plan) -> Json:
 def workers(testbed: Testbed, database: str, plan: Plan) -> Json | None:
     """Measure several processes on one PostgreSQL, each with as many calls in flight. None on SQLite."""
     offered = subprocess.run(
-        [sys.executable, "-m", "cart_grpc.cli", "serve", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "cart_grpc", "serve", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     if database == "sqlite" or "--workers" not in offered:
         return None

@@ -6,13 +6,14 @@ All of them call `cartgrpc.v1.CartAdminService`, except `after-restore`, which w
 import argparse
 import asyncio
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import grpc
 from cartgrpc.v1 import cart_admin_service_pb2 as pb
 from cartgrpc.v1 import cart_admin_service_pb2_grpc, cart_pb2
-from google.protobuf.json_format import MessageToDict
+from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -21,7 +22,9 @@ from cart_grpc.app import StartupError
 from cart_grpc.arguments import duration
 from cart_grpc.channels import open_channel
 from cart_grpc.settings import Settings, check_address
+from cart_grpc.terminal import complain, escape, say, to_table
 
+M = TypeVar("M", bound=Message)
 Stub = cart_admin_service_pb2_grpc.CartAdminServiceStub
 Record = pb.ReservationRecord
 TIMEOUT_SECONDS = 30
@@ -93,11 +96,12 @@ def _run(settings: Settings, arguments: argparse.Namespace) -> int:
         try:
             show(arguments.call(cart_admin_service_pb2_grpc.CartAdminServiceStub(channel), arguments))
         except grpc.RpcError as error:
-            detail = " ".join(str(error.details()).split())[:300]
-            print(f"cart-grpc: {address}: {error.code().name}: {detail}", file=sys.stderr)
+            detail = " ".join((error.details() or "").split())[:300]
+            complain(f"{address}: {error.code().name}: {detail}")
             return 1
-        except (ValueError, OverflowError) as error:
-            raise StartupError(f"an argument is out of range: {error}") from None
+        except json_format.Error as error:
+            complain(f"{address}: its answer cannot be shown: {error}")
+            return 1
     return 0
 
 
@@ -106,14 +110,15 @@ def _after_restore(settings: Settings, _: argparse.Namespace) -> int:
         async with app.open_engine(settings) as engine:
             return await app.raise_revisions(engine)
 
-    print(f"{asyncio.run(work())} unfinished reservations will be sent again to the Reservation API")
+    say(f"{asyncio.run(work())} unfinished reservations will be sent again to the Reservation API")
     return 0
 
 
 def _list(stub: Stub, arguments: argparse.Namespace) -> Iterator[Message]:
-    states = [Record.State.Value(f"STATE_{name.upper()}") for name in arguments.state]
-    request = pb.ListReservationsRequest(states=states, min_attempt_count=arguments.min_attempts)
-    request.min_age.FromMicroseconds(arguments.min_age)
+    with _arguments_in_range():
+        states = [Record.State.Value(f"STATE_{name.upper()}") for name in arguments.state]
+        request = pb.ListReservationsRequest(states=states, min_attempt_count=arguments.min_attempts)
+        request.min_age.FromMicroseconds(arguments.min_age)
     left = arguments.limit
     while left > 0:
         request.page_size = min(left, 500)
@@ -126,19 +131,17 @@ def _list(stub: Stub, arguments: argparse.Namespace) -> Iterator[Message]:
 
 
 def _show(stub: Stub, arguments: argparse.Namespace) -> Iterator[Message]:
-    for name in _names(arguments):
-        yield stub.GetReservation(pb.GetReservationRequest(name=name), timeout=TIMEOUT_SECONDS).reservation
+    for request in _each(pb.GetReservationRequest, arguments):
+        yield stub.GetReservation(request, timeout=TIMEOUT_SECONDS).reservation
 
 
 def _retry(stub: Stub, arguments: argparse.Namespace) -> Iterator[Message]:
-    for name in _names(arguments):
-        request = pb.CartAdminServiceRetryReservationRequest(name=name)
+    for request in _each(pb.CartAdminServiceRetryReservationRequest, arguments):
         yield stub.RetryReservation(request, timeout=TIMEOUT_SECONDS).reservation
 
 
 def _release(stub: Stub, arguments: argparse.Namespace) -> Iterator[Message]:
-    for name in _names(arguments):
-        request = pb.ReleaseReservationRequest(name=name, reason=arguments.reason, force=arguments.force)
+    for request in _each(pb.ReleaseReservationRequest, arguments, reason=arguments.reason, force=arguments.force):
         yield stub.ReleaseReservation(request, timeout=TIMEOUT_SECONDS).reservation
 
 
@@ -147,7 +150,9 @@ def _stats(stub: Stub, _: argparse.Namespace) -> Iterator[Message]:
 
 
 def _pause(stub: Stub, arguments: argparse.Namespace) -> Iterator[Message]:
-    stub.PauseReservations(pb.PauseReservationsRequest(reason=arguments.reason), timeout=TIMEOUT_SECONDS)
+    with _arguments_in_range():
+        request = pb.PauseReservationsRequest(reason=arguments.reason)
+    stub.PauseReservations(request, timeout=TIMEOUT_SECONDS)
     yield from _stats(stub, arguments)
 
 
@@ -156,13 +161,26 @@ def _resume(stub: Stub, arguments: argparse.Namespace) -> Iterator[Message]:
     yield from _stats(stub, arguments)
 
 
-def _names(arguments: argparse.Namespace) -> list[str]:
-    return [f"reservations/{name.removeprefix('reservations/')}" for name in arguments.reservation]
+def _each(request: Callable[..., M], arguments: argparse.Namespace, **fields: Any) -> list[M]:
+    """Return one request for each reservation that was named."""
+    names = [f"reservations/{name.removeprefix('reservations/')}" for name in arguments.reservation]
+    with _arguments_in_range():
+        return [request(name=name, **fields) for name in names]
+
+
+@contextmanager
+def _arguments_in_range() -> Iterator[None]:
+    """Raise StartupError if an argument does not fit into the field of a request."""
+    try:
+        yield
+    except (ValueError, OverflowError) as error:
+        raise StartupError(f"an argument is out of range: {error}") from None
 
 
 def _show_json(messages: Iterable[Message]) -> None:
     for message in messages:
-        print(json.dumps(MessageToDict(message)), flush=True)
+        # DEL is the one invisible character that this leaves as it is.
+        say(json.dumps(json_format.MessageToDict(message)).replace("\x7f", r"\u007f"))
 
 
 def _show_tables(messages: Iterable[Message]) -> None:
@@ -173,16 +191,16 @@ def _show_tables(messages: Iterable[Message]) -> None:
             _print_stats(message)
     if records or not found:
         header = ("RESERVATION", "STATE", "SHOWN", "INTENT", "QTY", "SKU", "TRIES", "NEXT", "REVISION", "ITEM", "WHY")
-        _print_table(header, map(_record_row, records))
+        _say_table(header, map(_record_row, records))
 
 
 def _record_row(record: pb.ReservationRecord) -> Sequence[str]:
-    why = record.set_aside_reason or record.last_error or record.reason
+    why = escape(record.set_aside_reason or record.last_error or record.reason)
     return (
         record.name.removeprefix("reservations/"),
-        _word(Record.State.Name(record.state)),
-        _word(cart_pb2.Reservation.State.Name(record.shown_state)) if record.shown_state else "-",
-        _word(Record.Disposition.Name(record.disposition)),
+        _word(Record.State, record.state),
+        _word(cart_pb2.Reservation.State, record.shown_state) if record.shown_state else "-",
+        _word(Record.Disposition, record.disposition),
         str(record.quantity),
         record.sku,
         str(record.attempt_count),
@@ -196,36 +214,39 @@ def _record_row(record: pb.ReservationRecord) -> Sequence[str]:
 def _print_stats(stats: pb.GetReservationStatsResponse) -> None:
     rows = (
         (
-            _word(Record.State.Name(one.state)),
-            _word(Record.Disposition.Name(one.disposition)),
+            _word(Record.State, one.state),
+            _word(Record.Disposition, one.disposition),
             str(one.count),
             _moment(one.oldest_create_time),
         )
         for one in stats.backlog
     )
-    _print_table(("STATE", "INTENT", "COUNT", "OLDEST"), rows)
+    _say_table(("STATE", "INTENT", "COUNT", "OLDEST"), rows)
     since = f", the oldest since {_moment(stats.oldest_due_time)}" if stats.due_count else ""
-    print(f"due now: {stats.due_count}{since}")
+    say(f"due now: {stats.due_count}{since}")
     if stats.HasField("reconciler"):
         breaker = "the Reservation API answers"
         if stats.reconciler.breaker_open:
             since = _moment(stats.reconciler.breaker_open_time)
             breaker = f"the Reservation API has not answered since {since}: probing"
-        print(f"this process: {stats.reconciler.in_flight_count} calls in flight; {breaker}")
+        say(f"this process: {stats.reconciler.in_flight_count} calls in flight; {breaker}")
     if stats.HasField("pause"):
-        print(f"PAUSED since {_moment(stats.pause.create_time)}: {stats.pause.reason}")
+        say(f"PAUSED since {_moment(stats.pause.create_time)}: {stats.pause.reason}")
 
 
-def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def _say_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    say(*to_table([header, *rows]))
 
 
-def _word(name: str) -> str:
-    return name.removeprefix("STATE_").removeprefix("DISPOSITION_")
+def _word(enum: Any, number: int) -> str:
+    """Return the name of an enum's value. A newer server may have values that this command does not know."""
+    if number not in enum.values():
+        return str(number)
+    return str(enum.Name(number)).removeprefix("STATE_").removeprefix("DISPOSITION_")
 
 
 def _moment(timestamp: Timestamp) -> str:
-    return f"{timestamp.ToDatetime():%Y-%m-%dT%H:%M:%SZ}"
+    try:
+        return f"{timestamp.ToDatetime():%Y-%m-%dT%H:%M:%SZ}"
+    except (ValueError, OverflowError):
+        return f"{timestamp.seconds} s"

@@ -2,11 +2,10 @@
 
 import argparse
 import logging
-import sys
 from collections.abc import Callable
 from typing import TypeAlias
 
-from cart_grpc import admin_cli, configuration, partner_cli, process, server_cli
+from cart_grpc import admin_cli, configuration, partner_cli, process, server_cli, terminal
 from cart_grpc.app import StartupError
 from cart_grpc.configuration import SettingsError
 from cart_grpc.probe import options as probe_options
@@ -19,18 +18,25 @@ Run: TypeAlias = Callable[[Settings, argparse.Namespace], int]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand. Returns the exit status: 0 success, 1 a negative result, 2 wrong use or a failed start."""
-    parsed = _parser().parse_args(arguments)
+    """Run one subcommand. Returns the exit status: 0 success, 1 a negative result, 2 wrong use or a failed start.
+
+    Raises SystemExit for wrong use, and if the output cannot be written.
+    """
+    terminal.prepare()
     warnings: list[str] = []
     try:
+        parsed = _parser().parse_args(arguments)
         configured = configuration.load(warn=warnings.append)
         process.start_log(configured.log_level)
         for warning in warnings:
             log.warning(warning)
         status: int = parsed.run(configured, parsed)
     except (SettingsError, StartupError) as error:
-        print(f"cart-grpc: {error}", file=sys.stderr)
+        terminal.complain(error)
         return 2
+    finally:
+        # The parser prints its help without a flush.
+        terminal.flush()
     return status
 
 
@@ -80,7 +86,3 @@ def _worker_count(text: str) -> int:
     if not 1 <= count <= 256:
         raise argparse.ArgumentTypeError("must be 1 to 256")
     return count
-
-
-if __name__ == "__main__":
-    sys.exit(main())

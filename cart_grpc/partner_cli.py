@@ -17,6 +17,7 @@ from cart_grpc.reservation_api import transports
 from cart_grpc.settings import Settings
 from cart_grpc.simulator import options as simulator_options
 from cart_grpc.simulator.server import BoundPorts, SimulatorConfig, serve_simulator
+from cart_grpc.terminal import say
 
 
 def simulate(_: Settings, arguments: argparse.Namespace) -> int:
@@ -38,7 +39,7 @@ def probe(settings: Settings, arguments: argparse.Namespace) -> int:
         raise StartupError(f"the probe cannot start: {error}") from None
 
     def announce() -> None:
-        print(f"probing {url}; Ctrl-C ends the probe early and releases its reservations\n", flush=True)
+        say(f"probing {url}; Ctrl-C ends the probe early and releases its reservations", "")
 
     async def work() -> int:
         try:
@@ -46,7 +47,7 @@ def probe(settings: Settings, arguments: argparse.Namespace) -> int:
                 report = await session.run(process.stop_signal(), on_reachable=announce)
         except Unreachable as error:
             raise StartupError(f"no Reservation API answers at {url}: {error}") from None
-        print(report)
+        say(*str(report).split("\n"))
         return 0 if report.passed else 1
 
     return process.run(work())
@@ -96,7 +97,7 @@ async def _simulate_until(
 
     def started(ports: BoundPorts) -> None:
         host = str(config.listen).rpartition(":")[0]
-        print(f"the simulator listens on grpc://{host}:{ports.grpc} and http://{host}:{ports.http}", flush=True)
+        say(f"the simulator listens on grpc://{host}:{ports.grpc} and http://{host}:{ports.http}")
         if address is not None:
             address.set_result(f"{host}:{ports.grpc}")
 

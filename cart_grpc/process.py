@@ -8,6 +8,8 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
+from cart_grpc.terminal import escape
+
 log = logging.getLogger(__name__)
 
 
@@ -32,10 +34,23 @@ def _loop_factory() -> Any:
 
 def start_log(level: str, name: str = "") -> None:
     """Log to standard error from `level` on. `name` marks the lines of this process among several."""
-    line = f"%(asctime)s %(levelname)s {name and name + ' '}%(name)s %(message)s"
-    logging.basicConfig(level=level, stream=sys.stderr, format=line)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter(f"%(asctime)s %(levelname)s {name and name + ' '}%(name)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+    # It logs a traceback for an answer that does not parse, and the status of the call says so already.
+    logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
     if level != "DEBUG":
         logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+class _Formatter(logging.Formatter):
+    """Makes a record one line, with its traceback indented below: no text from outside can look like a record."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - overrides
+        return escape(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - overrides
+        return "\n".join(f"  {escape(line)}" for line in super().formatException(ei).split("\n"))
 
 
 def stop_signal(message: str = "") -> asyncio.Event:

@@ -12,6 +12,7 @@ from cart_grpc import app, process, workers
 from cart_grpc.app import StartupError
 from cart_grpc.channels import open_channel
 from cart_grpc.settings import Settings, check_address, variable_of
+from cart_grpc.terminal import complain, say
 
 log = logging.getLogger(__name__)
 HEALTH_TIMEOUT_SECONDS = 3
@@ -45,7 +46,7 @@ def migrate(settings: Settings, _: argparse.Namespace) -> int:
         async with app.open_engine(settings) as engine:
             before, after = await app.migrate_database(engine)
         change = "is at schema" if before == after else f"was at schema {before or '(none)'} and is now at"
-        print(f"the database {change} {after}")
+        say(f"the database {change} {after}")
 
     return process.run(work())
 
@@ -55,7 +56,7 @@ def config(settings: Settings, _: argparse.Namespace) -> int:
     shown = settings.shown()
     for name, field in Settings.model_fields.items():
         assignment = f"{variable_of(name)}={shown[variable_of(name)]}"
-        print(f"{assignment:<60} # {field.description}")
+        say(f"{assignment:<60} # {field.description}")
     return 0
 
 
@@ -74,11 +75,11 @@ def health(settings: Settings, arguments: argparse.Namespace) -> int:
         try:
             answer = stub.Check(request, timeout=HEALTH_TIMEOUT_SECONDS)  # type: ignore[attr-defined]
         except grpc.RpcError as error:
-            print(f"cart-grpc: {address} does not answer: {error.code().name}", file=sys.stderr)
+            complain(f"{address} does not answer: {error.code().name}")
             return 1
-    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-    print(status)
-    return 0 if status == "SERVING" else 1
+    states = health_pb2.HealthCheckResponse.ServingStatus
+    say(states.Name(answer.status) if answer.status in states.values() else f"UNKNOWN ({answer.status})")
+    return 0 if answer.status == states.Value("SERVING") else 1
 
 
 async def serve_until_stopped(
@@ -89,7 +90,7 @@ async def serve_until_stopped(
     async with app.running(settings, serve=True, reconcile=reconcile) as ports:
         address, admin_address = _print_addresses(settings, ports)
         if welcome:
-            print(welcome.format(address=address, admin_address=admin_address), flush=True)
+            say(*welcome.format(address=address, admin_address=admin_address).split("\n"))
         await stopped.wait()
     log.info("stopped")
 
@@ -110,19 +111,19 @@ async def _serve_with_workers(settings: Settings, count: int, *, reconcile: bool
 async def _reconcile_until_stopped(settings: Settings) -> None:
     stopped = process.stop_signal()
     async with app.running(settings, serve=False, reconcile=True) as ports:
-        print("cart-grpc reconciles", flush=True)
+        say("cart-grpc reconciles")
         _print_admin_address(settings, ports)
         await stopped.wait()
 
 
 def _print_addresses(settings: Settings, ports: app.Ports) -> tuple[str, str]:
     address = f"{settings.listen.rpartition(':')[0]}:{ports.port}"
-    print(f"cart-grpc listens on {address}", flush=True)
+    say(f"cart-grpc listens on {address}")
     return address, _print_admin_address(settings, ports)
 
 
 def _print_admin_address(settings: Settings, ports: app.Ports) -> str:
     address = f"{settings.admin_listen.rpartition(':')[0]}:{ports.admin_port}"
     if ports.admin_port:
-        print(f"cart-grpc listens for operators on {address}", flush=True)
+        say(f"cart-grpc listens for operators on {address}")
     return address

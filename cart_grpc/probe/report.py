@@ -8,6 +8,7 @@ from typing import Any
 from cart_grpc.probe.calls import Log
 from cart_grpc.probe.contract import Contract
 from cart_grpc.probe.findings import Finding, Verdict
+from cart_grpc.terminal import escape, to_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,9 @@ class Report:
         order = list(self.contract.consequences).index
         findings = sorted(self.findings, key=lambda each: order(each.rule))
         results = [(each.rule, each.verdict.value, each.test, each.answer) for each in findings]
-        rows = [("rule", "result", "test", "answer"), *results]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)) for row in rows]
+        lines = to_table([("rule", "result", "test", "answer"), *results])
         statistics = (*self._reservations(), self._calls())
-        return "\n".join(line.rstrip() for line in (*lines, "", *statistics, "", *self._verdict()))
+        return "\n".join((*lines, "", *map(escape, statistics), "", *map(escape, self._verdict())))
 
     def _verdict(self) -> list[str]:
         name = self.contract.name

@@ -165,7 +165,7 @@ class Programs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.module = "cart_grpc.cli"
+        self.module = "cart_grpc.__main__"
         self.preloaded = False
         self.started: list[Program] = []
 
