@@ -109,7 +109,7 @@ async def _serve_with_workers(settings: Settings, count: int, *, reconcile: bool
 
 
 async def _reconcile_until_stopped(settings: Settings) -> None:
-    stopped = process.stop_signal()
+    stopped = process.stop_signal("stopping")
     async with app.running(settings, serve=False, reconcile=True) as ports:
         say("cart-grpc reconciles")
         _print_admin_address(settings, ports)
