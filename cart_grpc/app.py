@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from cart_grpc.admin import OperatorActions
+from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.readiness import ReadinessWatcher
 from cart_grpc.background.reconciler import Reconciler
@@ -73,6 +74,7 @@ async def running(
     """
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(running_store(settings))
+        await stack.enter_async_context(running_clock_watcher(settings, store))
         limits, timeout, reconciler = _limits(settings), settings.call_timeout, None
         port = admin_port = 0
         servers = []
@@ -116,6 +118,19 @@ async def running_store(settings: Settings) -> AsyncIterator[Store]:
             yield store
         finally:
             await store.close()
+
+
+@asynccontextmanager
+async def running_clock_watcher(settings: Settings, store: Store) -> AsyncIterator[None]:
+    """Watch the database's clock. If it was set back before, the stored times are moved first. Raises StartupError."""
+    config = _reconciler_config(settings)
+    watcher = ClockWatcher(store.clock(monotonic_us), config.longest_attempt_us)
+    try:
+        await watcher.run_once()
+    except Exception as error:
+        raise _unusable(store.name, error) from error
+    async with _running_task(watcher.run(), "clock-watcher"):
+        yield
 
 
 @asynccontextmanager

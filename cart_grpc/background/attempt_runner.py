@@ -63,6 +63,8 @@ class AttemptRunner:
         if intent is None:
             return
         config = self._config
+        now = asyncio.get_running_loop().time
+        began = now()
         retry_delay_us = next_attempt_us(claimed.attempt_count, config.backoff_initial_us, config.backoff_max_us)
         attempt = RecordedAttempt(self._store, claimed, config.lease_us, config.grace_us)
         outcome: Answer | NoAnswer
@@ -86,7 +88,15 @@ class AttemptRunner:
         jitter = random.random()  # noqa: S311 - jitter, not a secret
         await self._record(
             RecordOutcome(
-                claimed, outcome, retry_delay_us, counts_as_attempt, jitter, attempt.open_until, config.grace_us
+                claimed,
+                outcome,
+                retry_delay_us,
+                counts_as_attempt,
+                jitter,
+                attempt.open_until,
+                config.grace_us,
+                attempt.claim_time,
+                to_us(now() - began),
             )
         )
 

@@ -21,3 +21,8 @@ class ReconcilerConfig:
     backoff_max_us: int = to_us(60)
     breaker_threshold: int = 5
     probe_interval_us: int = to_us(1)
+
+    @property
+    def longest_attempt_us(self) -> int:
+        """For how long a request of the `basic` contract may take effect after it was sent."""
+        return self.call_timeout_us + self.grace_us

@@ -11,7 +11,7 @@ class RecordedAttempt:
 
     `claimed` is the row as the claim returned it and `lease_us` the claim's duration. A request may take effect up to
     `grace_us` after its timeout. `open_until` is the database time until which the opened attempt may take effect, None
-    if none was opened.
+    if none was opened. `claim_time` is the database time of the claim.
     """
 
     def __init__(self, store: Store, claimed: Reservation, lease_us: int, grace_us: int) -> None:
@@ -20,8 +20,8 @@ class RecordedAttempt:
         self._claimed = claimed
         self._grace_us = grace_us
         # Both times are the database's: this machine's clock may differ.
-        claim_time = (claimed.lease_expire_time or 0) - lease_us
-        self.uncertain_us = max(0, (claimed.uncertain_until or 0) - claim_time)
+        self.claim_time = (claimed.lease_expire_time or 0) - lease_us
+        self.uncertain_us = max(0, (claimed.uncertain_until or 0) - self.claim_time)
 
     async def open(self, timeout_us: int) -> bool:
         """See Attempt.open."""

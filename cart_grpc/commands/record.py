@@ -7,7 +7,7 @@ from cart_grpc.commands.apply_transition import apply_transition
 from cart_grpc.commands.unit_of_work import ReadSet, UnitOfWork
 from cart_grpc.protocol.attempts import count_duplicates, open_attempt, update_attempt
 from cart_grpc.protocol.reservation import Answer, Disposition, NoAnswer, Reservation
-from cart_grpc.protocol.transitions import find_alarm, record_outcome
+from cart_grpc.protocol.transitions import find_alarm, limit_hold, record_outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,8 @@ class RecordOutcome:
     API is known to be down or was not called, because that says nothing about this reservation. `jitter`: a random
     number from 0 to 1, so that holds that were made together are not renewed together. `opened`: the answer of
     OpenAttempt under this claim, None if there was none. `grace_us`: the unit of the intervals at which attempts are
-    looked up again.
+    looked up again. `claim_time` is the time of the claim, None if it is unknown. `elapsed_us` is how long ago the call
+    began, by the caller's monotonic clock.
     """
 
     claimed: Reservation
@@ -40,6 +41,8 @@ class RecordOutcome:
     jitter: float = 0.5
     opened: int | None = None
     grace_us: int = 0
+    claim_time: int | None = None
+    elapsed_us: int = 0
 
     def add_reads(self, reads: ReadSet) -> None:
         _add_reads(reads, self.claimed)
@@ -53,7 +56,8 @@ class RecordOutcome:
             # The reservation was finished and purged. A late answer changes nothing.
             return Recorded(self.claimed, None)
         epoch, sent = self.claimed.lease_epoch, self.claimed.revision
-        after = record_outcome(before, epoch, sent, self.outcome, now, now + self.retry_delay_us, self.jitter)
+        outcome = limit_hold(self.outcome, self._earliest_sent_time(now) + self.claimed.ttl_us)
+        after = record_outcome(before, epoch, sent, outcome, now, now + self.retry_delay_us, self.jitter)
         after = update_attempt(after, self.outcome, self.opened, now, self.grace_us)
         if not self.counts_as_attempt and after.lease_epoch == epoch and after.attempt_count:
             after = after._replace(attempt_count=after.attempt_count - 1)
@@ -61,6 +65,11 @@ class RecordOutcome:
         duplicates = count_duplicates(before, self.outcome)
         alarm = f"{duplicates} surplus reservations were found and deleted" if duplicates else None
         return Recorded(after, alarm or find_alarm(before, self.outcome), duplicates)
+
+    def _earliest_sent_time(self, now: int) -> int:
+        """The earliest time at which the call can have begun. The clock may have been set back since the claim."""
+        began = now - self.elapsed_us
+        return began if self.claim_time is None else min(began, self.claim_time)
 
 
 @dataclass(frozen=True, slots=True)

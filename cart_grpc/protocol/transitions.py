@@ -9,6 +9,8 @@ to be safe. `tests/protocol` explores every interleaving and shows which failure
 All functions are pure. Times are int microseconds since the Unix epoch in UTC; durations are int microseconds.
 """
 
+from dataclasses import replace
+
 from cart_grpc.protocol.reservation import (
     FINAL,
     Answer,
@@ -21,6 +23,9 @@ from cart_grpc.protocol.reservation import (
     Reservation,
     StaleRevision,
 )
+
+# The Reservation API's clock may be ahead of ours by this much. Callers see a hold end earlier than that.
+CLOCK_SKEW_US = 1_000_000
 
 
 def next_intent(reservation: Reservation) -> Intent | None:
@@ -168,6 +173,17 @@ def merge_decision(reservation: Reservation, decision: Decision) -> Reservation:
         reason=decision.reason,
         reserved_cap=reservation.quantity if latest else reservation.reserved_cap,
     )
+
+
+def limit_hold(outcome: Answer | NoAnswer, latest: int) -> Answer | NoAnswer:
+    """The outcome with a hold that ends at `latest`, or CLOCK_SKEW_US later, at most.
+
+    `latest` is the sent time plus the ttl. A hold that seems to last longer shows that the Reservation API's clock is
+    ahead of ours: the API may end the hold before our clock reaches the answered `expire_time`.
+    """
+    if not isinstance(outcome, Decision) or (outcome.expire_time or 0) <= latest + CLOCK_SKEW_US:
+        return outcome
+    return replace(outcome, expire_time=latest)
 
 
 def seal(reservation: Reservation, reason: str, now: int) -> Reservation:

@@ -14,6 +14,7 @@ from cart_grpc.carts.model import Cart, CartState, Item
 from cart_grpc.names import UserKey
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from cart_grpc.store import schema
+from cart_grpc.store.clock_steps import ClockRow
 
 Row = Sequence[Any]
 V = TypeVar("V", bound=tuple[Any, ...])
@@ -222,7 +223,8 @@ COMMIT_MARKERS = RowMapping(
 )
 USERS = RowMapping(schema.users, UserRow, {**_key("user", "slice", "user_id"), **_same("lock_count")})
 PAUSES = RowMapping(schema.pauses, PauseRow, _same("slice", "name", "reason", "create_time"))
-MAPPINGS: Sequence[RowMapping[Any]] = (CARTS, ITEMS, RESERVATIONS, REPLIES, COMMIT_MARKERS, USERS, PAUSES)
+CLOCK = RowMapping(schema.clock, ClockRow, _same("slice", "set_back_time", "set_back_us", "next_slice"))
+MAPPINGS: Sequence[RowMapping[Any]] = (CARTS, ITEMS, RESERVATIONS, REPLIES, COMMIT_MARKERS, USERS, PAUSES, CLOCK)
 
 to_cart, to_item, to_reservation = CARTS.to_value, ITEMS.to_value, RESERVATIONS.to_value
 cart_row, item_row, reservation_row = CARTS.to_row, ITEMS.to_row, RESERVATIONS.to_row

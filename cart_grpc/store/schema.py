@@ -168,6 +168,17 @@ pauses = Table(
     PrimaryKeyConstraint("slice", "name", name="pauses_pkey"),
 )
 
+# One row, of slice 0, once the database's clock was set back: see `clock_steps`.
+clock = Table(
+    "clock",
+    metadata,
+    Column("slice", SmallInteger, nullable=False),
+    Column("set_back_time", Int64, nullable=False),
+    Column("set_back_us", Int64, nullable=False),
+    Column("next_slice", SmallInteger, nullable=False),
+    PrimaryKeyConstraint("slice", name="clock_pkey"),
+)
+
 RESERVATIONS_PAUSE = "reservations"
 is_pause = and_(pauses.c.slice == 0, pauses.c.name == RESERVATIONS_PAUSE)
 is_not_paused = ~exists().where(is_pause)

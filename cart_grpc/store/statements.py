@@ -14,6 +14,7 @@ from sqlalchemy import (
     Exists,
     FromClause,
     Select,
+    SmallInteger,
     Table,
     Text,
     TextClause,
@@ -220,6 +221,44 @@ def purge_users(dialect: Dialect) -> Executable:
         .cte("gone")
     )
     return delete(table).where(tuple_(*dialect.row_id(table)).in_(select(gone)))
+
+
+# --- The clock ----------------------------------------------------------------------------------------------------
+
+# The row of `clock`. FOR UPDATE: one process at a time writes a step down, or applies it.
+LOCK_CLOCK = select(schema.clock).where(schema.clock.c.slice == 0).with_for_update()
+# The time of the last commit of any process.
+LAST_COMMIT_TIME = select(func.coalesce(func.max(schema.commit_markers.c.update_time), 0))
+# Let no commit be later than `now`.
+LIMIT_COMMIT_TIMES = (
+    update(schema.commit_markers)
+    .where(schema.commit_markers.c.update_time > bindparam("now", type_=BigInteger))
+    .values(update_time=bindparam("now", type_=BigInteger))
+)
+
+
+def move_times() -> Executable:
+    """Move the times of reservations back by `by`, in slices from `first` to before `end`, but not to before `now`.
+
+    A row with neither a due_time nor an attempt waits for nothing and holds nothing. Rows that were written after the
+    step move, too: they are due early, which is safe. But `uncertain_until` is only cut to `latest`: to move it could
+    end an attempt too early.
+    """
+    table, columns = schema.reservations, schema.reservations.c
+    now, latest = bindparam("now", type_=BigInteger), bindparam("latest", type_=BigInteger)
+    by = bindparam("by", type_=BigInteger)
+
+    def moved(time: Column[Any]) -> Any:
+        return case((time <= now, time), (time - by <= now, now), else_=time - by)
+
+    moving = (columns.due_time, columns.lease_expire_time, columns.expire_time)
+    values = {column.name: moved(column) for column in moving}
+    values["uncertain_until"] = case((columns.uncertain_until > latest, latest), else_=columns.uncertain_until)
+    in_slices = and_(
+        columns.slice >= bindparam("first", type_=SmallInteger), columns.slice < bindparam("end", type_=SmallInteger)
+    )
+    waits = or_(columns.due_time.is_not(None), columns.uncertain_until.is_not(None))
+    return update(table).where(in_slices, waits).values(values)
 
 
 # --- Commit markers -----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The store's interface to the other rooms: one method for each kind of write, and the objects that read."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from cart_grpc.carts.calls import NewId
@@ -12,6 +13,7 @@ from cart_grpc.commands.record import OpenAttempt, Recorded, RecordOutcome
 from cart_grpc.names import CartKey
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.change_notifier import ChangeNotifier
+from cart_grpc.store.database_clock import DatabaseClock
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import CommitFailed, translate_failures
 from cart_grpc.store.read.cart_watches import CartWatches
@@ -28,12 +30,13 @@ class Store:
     Every write returns once it is durable. Every write may raise DatabaseUnavailable (nothing was done), OutcomeUnknown
     (it may have been done) or ShuttingDown. A caller that is cancelled does not stop a commit that has begun.
 
-    `notifier` says which carts this process has changed, `watches` waits for changes of a cart, `reads` and
-    `operator_reads` read.
+    `name` is the database's URL without its password. `notifier` says which carts this process has changed, `watches`
+    waits for changes of a cart, `reads` and `operator_reads` read.
     """
 
     def __init__(self, engine: Engine, new_id: NewId, *, queue_size: int) -> None:
         self._engine = engine
+        self.name = engine.name
         self.notifier = ChangeNotifier()
         self.reads = Reads(engine, queue_size)
         self.operator_reads = OperatorReads(engine)
@@ -99,6 +102,10 @@ class Store:
     async def update_leases(self, command: ExtendLeases | ReturnClaims) -> None:
         """Extend the leases of claims, or return the claims."""
         await self._write_queue.submit_background(command)
+
+    def clock(self, monotonic: Callable[[], int]) -> DatabaseClock:
+        """Return the database's clock, to be compared with this process's `monotonic` clock in microseconds."""
+        return DatabaseClock(self._engine, monotonic)
 
     async def ping(self) -> None:
         """Raise DatabaseUnavailable if the database does not answer the writer or does not accept writes."""

@@ -19,6 +19,7 @@ from cart_grpc.rpc.messages import cart_message
 from cart_grpc.rpc.waiting import Waiting
 from cart_grpc.store.read.cart_json import CartJson
 from cart_grpc.store.store import Store
+from tests.simulation.clock import SimulatedClock
 from tests.simulation.database import Database, DatabaseFaults, SimulatedEngine, template
 from tests.simulation.loop import Process, VirtualLoop
 from tests.store.writes import KEY, SKU, add, answered, claim_one, clear, release_all, remove, silent, snapshot
@@ -32,7 +33,9 @@ class Setting:
 
     def __init__(self, loop: VirtualLoop) -> None:
         self.loop = loop
-        self.database = Database(loop, DatabaseFaults(), Random(1), lambda *_: None)
+        self.database = Database(
+            loop, SimulatedClock(loop, follows=False), DatabaseFaults(), Random(1), lambda *_: None
+        )
         self.numbers = itertools.count()
         self.store, self.other = self._open("first"), self._open("second")
         self.has_room = True

@@ -10,9 +10,10 @@ from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.protocol.reservation import FINAL, Disposition, Observed
 from cart_grpc.simulator.rules import StoredReservation
 from cart_grpc.simulator.stock import Stock
+from tests.simulation.clock import SimulatedClock
 from tests.simulation.histories import HistoryChecker, revision_of
 from tests.simulation.operations import CallerOperation
-from tests.simulation.rows import CartRow, ReservationRow, read_carts, read_items, read_reservations
+from tests.simulation.rows import CartRow, ReservationRow, read_carts, read_clock, read_items, read_reservations
 
 _RISING = ("revision", "intent_revision", "observed_revision", "lease_epoch")
 # User, cart id and item id.
@@ -30,13 +31,14 @@ class Checks:
         raw: sqlite3.Connection,
         totals: Mapping[str, int],
         report_violation: Callable[[str], None],
-        now: Callable[[], int],
+        clock: SimulatedClock,
         reasons: Collection[str],
     ) -> None:
         self._raw = raw
         self._totals = totals
         self._report_violation = report_violation
-        self._now = now
+        self._now = clock.now
+        self._clock = clock
         self._reasons = reasons
         self._rows: dict[str, ReservationRow] = {}
         self._carts: dict[tuple[str, str], CartRow] = {}
@@ -48,6 +50,11 @@ class Checks:
         self._owners: dict[tuple[str, int], str] = {}
         self._revisions: dict[str, int] = {}
         self._claimed: set[tuple[str, str]] = set()
+        # When a row was claimed last, and a revision decided first, by the Reservation API's clock.
+        self._claim_times: dict[str, int] = {}
+        self._decision_times: dict[tuple[str, int], int] = {}
+        # The reservations whose decision was asked for again while the database's clock was behind.
+        self._asked_again: set[str] = set()
         # By cart: all etag revisions that were ever committed, and the etag revisions at which the cart expired.
         self._etags: defaultdict[str, set[int]] = defaultdict(set)
         self._expired: defaultdict[str, set[int]] = defaultdict(set)
@@ -58,6 +65,7 @@ class Checks:
         """At most one live reservation per item; no more held than there is; no reservation without a row."""
         reservation_id = record.intent.reservation_id
         self._records[reservation_id] = record
+        self._decision_times.setdefault((reservation_id, record.intent.revision), self._clock.api_now())
         item = self._find_item(reservation_id)
         live = self._live[item]
         live.pop(reservation_id, None)
@@ -100,13 +108,18 @@ class Checks:
             return []
         self._changes = changes
         rows = read_reservations(self._raw)
+        is_move = self._clock.note_row(read_clock(self._raw))
         changed = [row for name, row in rows.items() if self._rows.get(name) != row]
         changed_carts = self._check_carts()
         for row in changed:
             before = self._rows.get(row.reservation_id)
             self._revisions[row.reservation_id] = row.revision
             self._check_row(before, row)
+            if is_move and before is not None:
+                self._check_move(before, row)
+                continue
             self._check_claim(process_name, began, before, row)
+            self._note_asked_again(before, row)
             self._check_shown(row)
             if before is not None and self._find_item(row.reservation_id)[:2] not in changed_carts:
                 self._check_unclaimed(began, before)
@@ -137,6 +150,7 @@ class Checks:
         if claimed:
             self._owners[after.reservation_id, after.lease_epoch] = process_name
             self._claimed.add((process_name, after.reservation_id))
+            self._claim_times[after.reservation_id] = self._clock.api_now()
         if before is None or before.lease_expire_time is None or owner == process_name:
             return
         # A decision on the claimed revision ends the claim, even if an older claim obtained it.
@@ -148,6 +162,24 @@ class Checks:
         work = (after.due_time, after.lease_expire_time)
         if same and work != (before.due_time, before.lease_expire_time):
             self._report_violation(f"{process_name} changed a claim of {owner}: {before} became {after}")
+
+    def _check_move(self, before: ReservationRow, after: ReservationRow) -> None:
+        """After a step back of the clock, times only become earlier, and nothing else changes."""
+        times = ("due_time", "lease_expire_time", "expire_time", "uncertain_until")
+        is_earlier = all((getattr(after, name) or 0) <= (getattr(before, name) or 0) for name in times)
+        if not is_earlier or after._replace(**{name: getattr(before, name) for name in times}) != before:
+            self._report_violation(f"more than times moved back: {before} became {after}")
+
+    def _note_asked_again(self, before: ReservationRow | None, after: ReservationRow) -> None:
+        """Note whether an answer may be older than the claim, and the database's clock is behind the API's.
+
+        Then the answer's age is unknown, and the hold is shown longer than it lasts, by that age at most.
+        """
+        name, observed = after.reservation_id, after.observed_revision
+        if before is not None and observed > before.observed_revision:
+            decided = self._decision_times.get((name, observed), 0)
+            is_older = self._clock.is_behind and decided < self._claim_times.get(name, 0)
+            (self._asked_again.add if is_older else self._asked_again.discard)(name)
 
     def _check_unclaimed(self, began: int, before: ReservationRow) -> None:
         """An unclaimed row that is not due never changes without raising its cart's revision.
@@ -162,6 +194,8 @@ class Checks:
         """The quantity that callers see as reserved is held at this moment."""
         lapsed = row.expire_time is None or row.expire_time - HOLD_MARGIN_US <= self._now()
         if lapsed or row.state not in (Observed.HELD, Observed.REJECTED):
+            return
+        if self._clock.is_step_open or row.reservation_id in self._asked_again:
             return
         record, shown = self._records.get(row.reservation_id), min(row.granted_quantity, row.reserved_cap)
         if shown > (record.granted if record is not None else 0):

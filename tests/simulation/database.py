@@ -24,11 +24,10 @@ from cart_grpc.store.dialects import Dialect, SqliteDialect
 from cart_grpc.store.failures import CommitFailed
 from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.read.reads import Reads
+from tests.simulation.clock import SimulatedClock
 from tests.simulation.loop import OUTSIDE, Process
 
 T = TypeVar("T")
-EPOCH = 1_800_000_000_000_000
-"""The start of every simulation, in microseconds since the Unix epoch."""
 
 
 @dataclass
@@ -84,12 +83,13 @@ class Database:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        clock: SimulatedClock,
         faults: DatabaseFaults,
         rng: Random,
         after_commit: Callable[[str, int], None],
     ) -> None:
         self.faults = faults
-        self.skew = 0
+        self.clock = clock
         self.latest = 0
         self.is_closed = False
         self.commit_count = 0
@@ -108,7 +108,7 @@ class Database:
         """The database's time in microseconds. Inside a transaction: the time of its beginning."""
         if self._pinned is not None:
             return self._pinned
-        return EPOCH + int(self._loop.time() * 1_000_000) + self.skew
+        return self.clock.now()
 
     def cut(self, process_name: str) -> None:
         """Partition a process from the database."""
@@ -230,6 +230,16 @@ class SimulatedEngine:
     @property
     def connection(self) -> Connection:
         return self._database.connection
+
+    @property
+    def move_count(self) -> int:
+        """How often times were moved after a step back of the clock."""
+        return self._database.clock.move_count
+
+    @property
+    def is_step_open(self) -> bool:
+        """Whether a step back of the clock is not yet applied."""
+        return self._database.clock.is_step_open
 
     @property
     def is_set_back(self) -> bool:

@@ -51,5 +51,16 @@ async def _inject_one(simulation: "Simulation", kind: str, index: int, rng: Rand
             await asyncio.sleep(duration * rng.choice([1, 1, 1, 20]))
             simulation.network.is_down = False
         case "jump":
-            # Less than HOLD_MARGIN, by which callers see a hold end early.
-            simulation.database.skew = int(rng.uniform(-1, 1) * 1_500_000)
+            await _set_clock(simulation, rng)
+
+
+async def _set_clock(simulation: "Simulation", rng: Random) -> None:
+    """Set the database's clock: by hours in either direction, or by less than HOLD_MARGIN.
+
+    Callers see a hold end early by HOLD_MARGIN.
+    """
+    if not simulation.plan.clock_jumps:
+        simulation.clock.set_to(int(rng.uniform(-1, 1) * 1_500_000))
+        return
+    hours = 0.0 if simulation.clock.skew and rng.random() < 0.5 else rng.uniform(0.1, 6) * rng.choice([-1, 1])
+    await simulation.set_clock(int(hours * 3600 * 1_000_000), restarts=rng.random() < 0.3)

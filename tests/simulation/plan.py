@@ -3,7 +3,7 @@
 The order of the draws decides what a seed does: a draw added in the middle changes every seed.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from cart_grpc.background.config import ReconcilerConfig
@@ -18,7 +18,11 @@ SECOND = 1_000_000
 
 @dataclass(slots=True)
 class SimulationPlan:
-    """All choices made before a run begins. Times are in seconds; rates are events per minute."""
+    """All choices made before a run begins. Times are in seconds; rates are events per minute.
+
+    `clock_jumps`: the database's clock jumps by hours, else by at most 1.5 s. `api_follows`: the Reservation API's
+    clock jumps with it.
+    """
 
     replicas: int
     callers: int
@@ -36,6 +40,8 @@ class SimulationPlan:
     clock_rates: list[float]
     rates: dict[str, float] = field(default_factory=dict)
     give_up: float = 0.0
+    clock_jumps: bool = False
+    api_follows: bool = False
 
     @property
     def rejection_reasons(self) -> set[str]:
@@ -59,7 +65,7 @@ def draw(rng: Random) -> SimulationPlan:
     skus = list(SKUS[-rng.choice([1, 2, 3, 4]) :])
     stock = dict.fromkeys(skus, 10_000)
     stock[SCARCE] = rng.choice([3, 10, 10_000])
-    return SimulationPlan(
+    plan = SimulationPlan(
         replicas=replicas,
         callers=rng.choice([1, 2, 3]),
         operations=rng.randint(15, 35),
@@ -83,7 +89,14 @@ def draw(rng: Random) -> SimulationPlan:
         clock_rates=[1.0 if healthy else rng.choice([0.9, 1.0, 1.0, 1.1]) for _ in range(replicas)],
         rates={} if healthy else _rates(rng),
         give_up=0.0 if healthy else _maybe(rng, 0.3),
+        clock_jumps=not healthy and rng.random() < 0.5,
+        api_follows=rng.random() < 0.3,
     )
+    if plan.clock_jumps:
+        plan.rates.setdefault("jump", rng.uniform(0.3, 4.0))
+        # Holds that end during the run.
+        plan.limits = replace(plan.limits, hold_ttl_us=rng.choice([20, 60, 300]) * SECOND)
+    return plan
 
 
 def _config(rng: Random) -> ReconcilerConfig:

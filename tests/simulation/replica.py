@@ -7,6 +7,7 @@ from typing import Any
 from cartgrpc.v1 import cart_service_pb2
 from google.protobuf.message import Message
 
+from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.background.sweeper import Retention, Sweeper
@@ -58,6 +59,8 @@ class SimulatedReplica:
         self._service = CartService(self._store, limits)
         api = SimulatedApi(network, self.process)
         self._reconciler = Reconciler(self._store, api, config, lambda: to_us(loop.time() * clock_rate))
+        clock = self._store.clock(lambda: to_us(loop.time() * clock_rate))
+        self._clock_watcher = ClockWatcher(clock, config.longest_attempt_us)
         self._sweeper = Sweeper(self._store, retention, sweep_interval_us)
         self._tasks: list[asyncio.Task[Any]] = []
         self.process.start(self._run())
@@ -66,10 +69,12 @@ class SimulatedReplica:
         while True:
             try:
                 await self._store.start()
+                await self._clock_watcher.run_once()
                 break
             except Exception:  # noqa: BLE001 - an orchestrator also restarts until the database answers
                 await asyncio.sleep(1)
-        self._tasks = [asyncio.create_task(self._reconciler.run()), asyncio.create_task(self._sweeper.run())]
+        loops = (self._reconciler, self._sweeper, self._clock_watcher)
+        self._tasks = [asyncio.create_task(loop.run()) for loop in loops]
         self.serving = True
 
     def call(self, method: str, request: Message, deadline: float) -> "asyncio.Task[Any]":
@@ -88,10 +93,16 @@ class SimulatedReplica:
         self.serving, self.stopping = False, True
         self._store.notifier.close()
         if self._tasks:
-            self._tasks[1].cancel()
+            for task in self._tasks[1:]:
+                task.cancel()
             await self._reconciler.stop(to_us(1))
             await self._store.close()
         self.process.kill()
+
+    def knows_time(self, now: int) -> bool:
+        """Whether the last time that this process read is about `now`, or it has not read any."""
+        last = self._clock_watcher._last
+        return last is None or abs(last.now - now) < to_us(60)
 
     @property
     def alive(self) -> bool:

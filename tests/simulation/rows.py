@@ -4,6 +4,8 @@ import sqlite3
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from cart_grpc.store.clock_steps import ClockRow
+
 
 class ReservationRow(NamedTuple):
     """A row of the table `reservations`: the columns that the checks and the trace use."""
@@ -85,6 +87,12 @@ def read_reservations(raw: sqlite3.Connection) -> dict[str, ReservationRow]:
 def read_carts(raw: sqlite3.Connection) -> Iterator[CartRow]:
     """All rows of carts."""
     return map(CartRow._make, raw.execute(_CARTS))
+
+
+def read_clock(raw: sqlite3.Connection) -> ClockRow | None:
+    """The row of the last step of the clock, None if there is none."""
+    row = raw.execute(f"SELECT {', '.join(ClockRow._fields)} FROM clock").fetchone()  # noqa: S608 - our own names
+    return ClockRow._make(row) if row else None
 
 
 def read_items(raw: sqlite3.Connection) -> Iterator[ReservedItem]:

@@ -3,6 +3,7 @@
 This is the only place that patches our own code. `make simulate` never runs it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
+from cart_grpc.background import clock_watcher
 from cart_grpc.carts import rules
 from cart_grpc.carts.calls import Change, LoadedCart
 from cart_grpc.carts.model import Cart, CartState
@@ -19,8 +21,10 @@ from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.unit_of_work import Reply, UnitOfWork
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Observed, PermanentFailure, Reservation
+from cart_grpc.rpc import get_cart_cache
+from cart_grpc.store import database_clock
 from cart_grpc.store.batch_writer import BatchWriter
-from cart_grpc.store.queries import WriteQueries
+from cart_grpc.store.queries import ClockQueries, WriteQueries
 from cart_grpc.store.read import cart_json
 from cart_grpc.store.read.cache_validator import MAX_AGE_US, CacheValidator
 from cart_grpc.store.read.cart_json import CartJson, Found
@@ -225,6 +229,26 @@ def cart_with_a_claimable_row_is_cached(patch: Patch) -> None:
     patch.setattr(cart_json, "_parse_cart", parse_cart)
 
 
+def step_back_of_the_clock_is_not_noticed(patch: Patch) -> None:
+    patch.setattr(clock_watcher, "find_set_back", lambda *_: None)
+
+
+def step_back_of_the_clock_is_not_noticed_after_a_restart(patch: Patch) -> None:
+    patch.setattr(database_clock, "find_set_back_since_commit", lambda *_: None)
+
+
+def times_do_not_move_with_the_clock(patch: Patch) -> None:
+    patch.setattr(ClockQueries, "move", lambda *_: None)
+
+
+def hold_is_believed_to_last_longer_than_its_ttl(patch: Patch) -> None:
+    patch.setattr(record_command, "limit_hold", lambda outcome, _: outcome)
+
+
+def cached_reply_outlives_a_step_back_of_the_clock(patch: Patch) -> None:
+    patch.setattr(get_cart_cache, "to_seconds", lambda _: math.inf)
+
+
 MUTANTS: list[Mutant] = [
     late_decision_overwrites_a_newer_one,
     quantity_changes_without_a_new_revision,
@@ -248,6 +272,11 @@ MUTANTS: list[Mutant] = [
     decrease_keeps_the_reserved_cap,
     answer_settles_the_latest_revision,
     cart_with_a_claimable_row_is_cached,
+    step_back_of_the_clock_is_not_noticed,
+    step_back_of_the_clock_is_not_noticed_after_a_restart,
+    times_do_not_move_with_the_clock,
+    hold_is_believed_to_last_longer_than_its_ttl,
+    cached_reply_outlives_a_step_back_of_the_clock,
 ]
 
 

@@ -105,8 +105,11 @@ class _Subscription:
         self._stale_time = 0.0
 
     def validator(self, time: float) -> CacheValidator | None:
-        """The validator for the next read. Once a minute it is None, and the whole cart is read."""
-        return self._validator if time < self._stale_time else None
+        """The validator for the next read. After a lapse, and once a minute, it is None, and the whole cart is read.
+
+        The database's clock may be set back: by that clock the validator may still be valid after the lapse.
+        """
+        return self._validator if time < min(self._lapse_time, self._stale_time) else None
 
     def accept(self, found: Found, time: float) -> bool:
         """Record the answer of a read. Return whether the state is new."""

@@ -190,6 +190,14 @@ def upgrade() -> None:
         sa.Column("update_time", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("slice", "writer_id", name="commit_markers_pkey"),
     )
+    op.create_table(
+        "clock",
+        sa.Column("slice", sa.SmallInteger(), nullable=False),
+        sa.Column("set_back_time", sa.BigInteger(), nullable=False),
+        sa.Column("set_back_us", sa.BigInteger(), nullable=False),
+        sa.Column("next_slice", sa.SmallInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("slice", name="clock_pkey"),
+    )
 
     for table, columns in RISING.items():
         keep_rising(table, columns)

@@ -1,0 +1,55 @@
+"""The watcher of the database's clock: notices when it is set back, and has the stored times moved."""
+
+import asyncio
+import logging
+from typing import Final
+
+from cart_grpc.background.loop import Loop
+from cart_grpc.store.clock_steps import UNKNOWN_US, ClockReading, find_set_back
+from cart_grpc.store.database_clock import DatabaseClock
+from cart_grpc.units import to_seconds, to_us
+
+log = logging.getLogger(__name__)
+# Callers see a hold end two seconds early (HOLD_MARGIN_US). So a step must be noticed and applied within two seconds.
+CHECK_INTERVAL_US: Final = to_us(0.5)
+
+
+class ClockWatcher:
+    """Reads the database's clock twice a second. Any number of watchers may share a database.
+
+    `longest_attempt_us`: for how long a request of the `basic` contract may take effect after it was sent.
+    """
+
+    def __init__(self, clock: DatabaseClock, longest_attempt_us: int) -> None:
+        self._clock = clock
+        self._longest_attempt_us = longest_attempt_us
+        self._last: ClockReading | None = None
+        self._is_moving = False
+        self._loop = Loop("clock watcher", self.run_once, self._pause)
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        await self._loop.run()
+
+    async def run_once(self) -> None:
+        """Compare the database's clock with this process's, the first time with the last commit. Apply a step back.
+
+        Raises Unavailable if the database does not answer.
+        """
+        reading = await self._clock.read()
+        if self._last is None or find_set_back(self._last, reading):
+            noticed = await self._clock.notice(self._last)
+            reading, self._is_moving = noticed.reading, noticed.row.is_moving
+            if noticed.is_first:
+                _log_step(noticed.row.set_back_us)
+        self._last = reading
+        while self._is_moving:
+            self._is_moving = await self._clock.move(self._longest_attempt_us)
+
+    async def _pause(self, _: None) -> None:
+        await asyncio.sleep(to_seconds(CHECK_INTERVAL_US))
+
+
+def _log_step(by_us: int) -> None:
+    by = "while no process ran" if by_us >= UNKNOWN_US else f"by {to_seconds(by_us):.1f} s"
+    log.warning("the database's clock was set back %s: all waits and holds are adjusted", by)

@@ -1,0 +1,83 @@
+"""Steps of the database's clock: the rules by which a step back is noticed, as pure functions.
+
+The database's clock decides what is due and what has expired. It may be set back by hours: an operator corrects it, or
+another server takes over. Without a remedy, what waits would wait for these hours, and a hold that has ended would be
+shown as held. Therefore every process compares the database's time with its own monotonic clock, and, when it starts,
+with the time of the last commit. After a step back, the stored times are moved back with the clock, a few slices per
+transaction: see `database_clock`.
+
+A step forward needs no remedy. What waits is due early, and holds that seem to have expired are asked for again. The
+stored times must not move forward: a machine that was suspended looks the same, and its holds really have expired.
+"""
+
+from typing import Final, NamedTuple
+
+from cart_grpc.names import SLICES
+
+# Smaller steps are ignored. Callers see a hold end two seconds early (HOLD_MARGIN_US), which is more.
+TOLERANCE_US: Final = 1_000_000
+# The clock was set back while no process ran. Nobody knows how far, so every stored time counts as over.
+UNKNOWN_US: Final = 1 << 60
+
+
+class ClockReading(NamedTuple):
+    """The database's time, which was read between two readings of this process's monotonic clock. In microseconds."""
+
+    now: int
+    before: int
+    after: int
+
+
+class SetBack(NamedTuple):
+    """A step back that one process saw: at most `by_us`, and at most `ago_us` before the last reading."""
+
+    by_us: int
+    ago_us: int
+
+
+class ClockRow(NamedTuple):
+    """The row of the table `clock`: the last step back.
+
+    `set_back_time` is when it was noticed, by the clock after the step. Stored times move back by `set_back_us`; those
+    of the slices from `next_slice` on have yet to move.
+    """
+
+    slice: int
+    set_back_time: int
+    set_back_us: int
+    next_slice: int
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether stored times have yet to move."""
+        return self.next_slice < SLICES
+
+
+# The row before the first step.
+NO_STEP: Final = ClockRow(0, 0, 0, SLICES)
+
+
+def find_set_back(last: ClockReading, this: ClockReading) -> SetBack | None:
+    """The step back between two readings, or None if there was none of more than TOLERANCE_US.
+
+    Whether there was a step is judged by the shortest time that can lie between the readings, how large it was by the
+    longest: a step that is overrated only makes the service ask the Reservation API earlier.
+    """
+    if last.now + (this.before - last.after) - this.now <= TOLERANCE_US:
+        return None
+    ago_us = this.after - last.before
+    return SetBack(last.now + ago_us - this.now, ago_us)
+
+
+def find_set_back_since_commit(commit_time: int, now: int) -> SetBack | None:
+    """The step back since the last commit of any process, or None if there was none that shows."""
+    return SetBack(UNKNOWN_US, 0) if commit_time > now + TOLERANCE_US else None
+
+
+def count(row: ClockRow, now: int, seen: SetBack) -> ClockRow:
+    """The row after a process saw a step back at `now`. A step that another process saw first is not counted again."""
+    if now - seen.ago_us - TOLERANCE_US <= row.set_back_time <= now:
+        return row
+    # If an earlier step is still being applied, some slices move too far. That is safe: see `find_set_back`.
+    unfinished_us = row.set_back_us if row.is_moving else 0
+    return ClockRow(row.slice, now, min(seen.by_us + unfinished_us, UNKNOWN_US), 0)
