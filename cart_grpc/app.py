@@ -5,8 +5,9 @@ Read it top to bottom: `running` starts the parts of a process in order, and the
 
 import asyncio
 import logging
+import random
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,16 +29,25 @@ from cart_grpc.rpc.server import Server, admin_server, cart_server
 from cart_grpc.settings import Settings, variable_of
 from cart_grpc.store import migrate, restore, surroundings
 from cart_grpc.store.engine import Engine, connect
+from cart_grpc.store.failure_log import FailureLog
+from cart_grpc.store.failures import may_pass, show_cause
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_us
 
 log = logging.getLogger(__name__)
 # The reconciler's calls take up to two minutes, so a stop does not wait for all of them: at most this long.
 MAX_RECONCILER_GRACE_SECONDS = 1.0
+# The pauses between attempts to open a database that is away double from the first value to the last.
+FIRST_RETRY_SECONDS = 0.1
+MAX_RETRY_SECONDS = 2.0
 
 
 class StartupError(Exception):
     """The program cannot start. The text is one line: the cause and, if there is one, the remedy."""
+
+
+class NotYet(StartupError):
+    """The program cannot start yet: its database is away, or not migrated."""
 
 
 def new_id() -> str:
@@ -65,35 +75,43 @@ class Ports:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, *, serve: bool, reconcile: bool, shares_port: bool = False
+    settings: Settings,
+    *,
+    serve: bool,
+    reconcile: bool,
+    shares_port: bool = False,
+    stopped: asyncio.Event | None = None,
 ) -> AsyncIterator[Ports]:
-    """Run one process: the store, then the loops, the admin server and the callers' server, as far as configured.
+    """Run one process: the servers, the store, then the loops, as far as configured.
 
-    `shares_port`: other processes serve on the callers' port too. On exit the servers drain, then the parts stop in
-    reverse order. Raises StartupError.
+    The servers listen at once, but they refuse calls and are not ready until the store is open. The block begins then,
+    or when `stopped` is set while the process still waits for its database. `shares_port`: other processes serve on the
+    callers' port too. On exit the servers drain, then the parts stop in reverse order. Raises StartupError.
     """
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(running_store(settings))
-        await stack.enter_async_context(running_clock_watcher(settings, store))
-        limits, timeout, reconciler = _limits(settings), settings.call_timeout, None
-        port = admin_port = 0
-        servers = []
-        if reconcile:
-            reconciler = await stack.enter_async_context(running_reconciler(settings, store))
-            await stack.enter_async_context(running_sweeper(settings, store))
-        if settings.admin_listen:
-            server = admin_server(OperatorActions(store, limits, reconciler), timeout)
-            admin_port = await stack.enter_async_context(running_server(server, "admin_listen", settings, store))
-            servers.append(server)
-        if serve:
-            server = cart_server(store, limits, timeout, _admission(settings), shares_port=shares_port)
-            port = await stack.enter_async_context(running_server(server, "listen", settings, store))
-            servers.append(server)
-        yield Ports(port, admin_port)
-        await drain(servers, settings, lame_duck=settings.lame_duck if serve else 0.0)
+        engine = await stack.enter_async_context(open_engine(settings))
+        store = await stack.enter_async_context(_closing_store(settings, engine))
+        reconciler = await stack.enter_async_context(_idle_reconciler(settings, store)) if reconcile else None
+        # Entered before the servers, so that the loops stop after them.
+        loops = await stack.enter_async_context(AsyncExitStack())
+        servers = _servers(settings, store, reconciler, serve=serve, shares_port=shares_port)
+        for setting, server in servers.items():
+            await stack.enter_async_context(running_server(server, setting, settings))
+        is_open = await _open_unless_stopped(settings, engine, store, stopped or asyncio.Event())
+        if is_open:
+            await loops.enter_async_context(running_clock_watcher(settings, engine, store))
+            if reconciler:
+                await loops.enter_async_context(running_reconciler(settings, reconciler))
+                await loops.enter_async_context(running_sweeper(settings, store))
+            for server in servers.values():
+                await server.open()
+            watcher = ReadinessWatcher(store.ping, [server.set_ready for server in servers.values()])
+            await stack.enter_async_context(_running_task(watcher.run(), "readiness"))
+        yield Ports(*(servers[setting].port if setting in servers else 0 for setting in ("listen", "admin_listen")))
+        await drain(servers.values(), settings, lame_duck=settings.lame_duck if serve and is_open else 0.0)
 
 
-async def drain(servers: Sequence[Server], settings: Settings, *, lame_duck: float) -> None:
+async def drain(servers: Collection[Server], settings: Settings, *, lame_duck: float) -> None:
     """Stop the servers without failing a call: callers first have `lame_duck` seconds to see that they should leave."""
     for server in servers:
         server.announce_stop()
@@ -103,50 +121,97 @@ async def drain(servers: Sequence[Server], settings: Settings, *, lame_duck: flo
 
 @asynccontextmanager
 async def running_store(settings: Settings) -> AsyncIterator[Store]:
-    """Open the store for reading and writing. Migrates a SQLite file first. Raises StartupError."""
-    async with open_engine(settings) as engine:
-        if settings.is_embedded:
-            await migrate_database(engine)
-        await check_database(engine)
-        await open_readers(engine)
-        store = Store(engine, new_id, queue_size=settings.write_queue_size)
-        try:
-            await store.start()
-        except Exception as error:
-            raise _unusable(engine.name, error) from error
-        try:
-            yield store
-        finally:
-            await store.close()
+    """Open a store by itself. Raises StartupError."""
+    async with open_engine(settings) as engine, _closing_store(settings, engine) as store:
+        await open_store(settings, engine, store)
+        yield store
 
 
 @asynccontextmanager
-async def running_clock_watcher(settings: Settings, store: Store) -> AsyncIterator[None]:
-    """Watch the database's clock. If it was set back before, the stored times are moved first. Raises StartupError."""
-    config = _reconciler_config(settings)
-    watcher = ClockWatcher(store.clock(monotonic_us), config.longest_attempt_us)
+async def _closing_store(settings: Settings, engine: Engine) -> AsyncIterator[Store]:
+    """Return a store that is not open yet. On exit it closes."""
+    store = Store(engine, new_id, queue_size=settings.write_queue_size)
     try:
-        await watcher.run_once()
-    except Exception as error:
-        raise _unusable(store.name, error) from error
-    async with _running_task(watcher.run(), "clock-watcher"):
-        yield
+        yield store
+    finally:
+        await store.close()
 
 
 @asynccontextmanager
-async def running_reconciler(settings: Settings, store: Store) -> AsyncIterator[Reconciler]:
-    """Run the reconciler. On exit its calls get a short grace, and it hands back the claims of unfinished calls."""
+async def _idle_reconciler(settings: Settings, store: Store) -> AsyncIterator[Reconciler]:
+    """Return a reconciler that does not run yet."""
     api = transports.connect(settings.reservation_url.get_secret_value())
-    reconciler = Reconciler(store, api, _reconciler_config(settings), monotonic_us)
+    try:
+        yield Reconciler(store, api, _reconciler_config(settings), monotonic_us)
+    finally:
+        await api.close()
+
+
+def _servers(
+    settings: Settings, store: Store, reconciler: Reconciler | None, *, serve: bool, shares_port: bool
+) -> dict[str, Server]:
+    """Return the operators' and the callers' server, as far as configured, by the setting that has their address."""
+    limits, timeout = _limits(settings), settings.call_timeout
+    servers = {}
+    if settings.admin_listen:
+        servers["admin_listen"] = admin_server(OperatorActions(store, limits, reconciler), timeout)
+    if serve:
+        servers["listen"] = cart_server(store, limits, timeout, _admission(settings), shares_port=shares_port)
+    return servers
+
+
+async def _open_unless_stopped(settings: Settings, engine: Engine, store: Store, stopped: asyncio.Event) -> bool:
+    """Open the store as soon as its database is there. Return False if `stopped` is set first. Raises StartupError."""
+    opening = asyncio.create_task(_open_with_retries(settings, engine, store), name="open-store")
+    stopping = asyncio.create_task(stopped.wait(), name="stop-opening")
+    try:
+        await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            return False
+        opening.result()
+    finally:
+        opening.cancel()
+        stopping.cancel()
+        await asyncio.gather(opening, stopping, return_exceptions=True)
+    return True
+
+
+async def _open_with_retries(settings: Settings, engine: Engine, store: Store) -> None:
+    failures = FailureLog(f"waiting for the database {engine.name}", "the database is there", quiet_seconds=0)
+    pause = FIRST_RETRY_SECONDS
+    while True:
+        try:
+            await open_store(settings, engine, store)
+        except NotYet as error:
+            failures.note_failure(error.__cause__ or error)
+        else:
+            failures.note_success()
+            return
+        # Jitter: replicas that wait for one database should not come all at once.
+        await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+        pause = min(2 * pause, MAX_RETRY_SECONDS)
+
+
+async def open_store(settings: Settings, engine: Engine, store: Store) -> None:
+    """Open the store for reading and writing. Migrates a SQLite file first. Raises StartupError."""
+    if settings.is_embedded:
+        await migrate_database(engine)
+    await check_database(engine)
+    try:
+        await store.start()
+    except Exception as error:
+        raise _unusable(engine, error) from error
+
+
+@asynccontextmanager
+async def running_reconciler(settings: Settings, reconciler: Reconciler) -> AsyncIterator[None]:
+    """Run the reconciler. On exit its calls get a short grace, and it hands back the claims of unfinished calls."""
     running = asyncio.create_task(reconciler.run(), name="reconciler")
     try:
-        yield reconciler
+        yield
     finally:
-        try:
-            await reconciler.stop(to_us(min(MAX_RECONCILER_GRACE_SECONDS, settings.shutdown_grace)))
-            await running
-        finally:
-            await api.close()
+        await reconciler.stop(to_us(min(MAX_RECONCILER_GRACE_SECONDS, settings.shutdown_grace)))
+        await running
 
 
 @asynccontextmanager
@@ -158,18 +223,14 @@ async def running_sweeper(settings: Settings, store: Store) -> AsyncIterator[Non
 
 
 @asynccontextmanager
-async def running_server(server: Server, setting: str, settings: Settings, store: Store) -> AsyncIterator[int]:
-    """Run a gRPC server on the address in `setting` and yield its port. On exit it drains.
-
-    Raises StartupError if it cannot listen.
-    """
+async def running_server(server: Server, setting: str, settings: Settings) -> AsyncIterator[None]:
+    """Run a gRPC server on the address in `setting`. On exit it drains. Raises StartupError if it cannot listen."""
     try:
         await server.start(getattr(settings, setting))
     except OSError as error:
         raise StartupError(f"{variable_of(setting)}: {error}") from None
     try:
-        async with _running_task(ReadinessWatcher(store.ping, server.set_ready).run(), "readiness"):
-            yield server.port
+        yield
     finally:
         await server.stop(settings.shutdown_grace)
 
@@ -193,7 +254,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     except OSError as error:
         raise StartupError(f"CART_DATABASE_URL: {error.filename} cannot be used: {error.strerror}") from None
     except (TypeError, ValueError, SQLAlchemyError) as error:
-        raise _unusable(settings.shown()["CART_DATABASE_URL"], error) from error
+        raise StartupError(_unusable_text(settings.shown()["CART_DATABASE_URL"], error)) from error
     try:
         yield engine
     finally:
@@ -208,11 +269,14 @@ async def migrate_database(engine: Engine) -> tuple[str | None, str]:
     try:
         return await engine.transact(migrate.upgrade)
     except Exception as error:
-        raise _unusable(engine.name, error) from error
+        raise _unusable(engine, error) from error
 
 
 async def check_database(engine: Engine) -> None:
-    """Raise StartupError if the database does not answer, or cannot be used as it is. Warns of risks in one line."""
+    """Raise StartupError if the database does not answer, or cannot be used as it is. Warns of risks in one line.
+
+    The error is NotYet if waiting may help.
+    """
 
     def check(connection: Connection) -> list[str]:
         surroundings.check_encoding(connection)
@@ -222,18 +286,9 @@ async def check_database(engine: Engine) -> None:
     try:
         risks = await engine.transact(check)
     except Exception as error:
-        raise _unusable(engine.name, error) from error
+        raise _unusable(engine, error) from error
     if risks:
         log.warning("PostgreSQL runs with %s: a power failure can lose acknowledged writes", " and ".join(risks))
-
-
-async def open_readers(engine: Engine) -> None:
-    """Open one connection for each kind of read: with one of each, every call can be served. Raises StartupError."""
-    for run in (engine.read, engine.query):
-        try:
-            await run(lambda connection: connection.exec_driver_sql("SELECT 1").scalar_one())
-        except Exception as error:
-            raise _unusable(engine.name, error) from error
 
 
 async def raise_revisions(engine: Engine) -> int:
@@ -248,16 +303,19 @@ async def raise_revisions(engine: Engine) -> int:
     except restore.InUse as error:
         raise StartupError(f"CART_DATABASE_URL: the database {engine.name} {error}") from None
     except Exception as error:
-        raise _unusable(engine.name, error) from error
+        raise _unusable(engine, error) from error
 
 
-def _unusable(database: str, error: BaseException) -> StartupError:
-    """Return the error that names the database, without its password, and quotes the driver's first line."""
-    origin = getattr(error, "orig", None) or error
-    lines = str(origin).strip().splitlines()
+def _unusable(engine: Engine, error: BaseException) -> StartupError:
     log.debug("the database cannot be used", exc_info=error)
-    reason = lines[0][:300] if lines else "it does not answer"
-    return StartupError(f"CART_DATABASE_URL: the database {database} cannot be used: {reason}")
+    # A SQLite file is not away: whatever is wrong with it stays wrong.
+    kind = NotYet if engine.is_shared and may_pass(error) else StartupError
+    return kind(_unusable_text(engine.name, error))
+
+
+def _unusable_text(database: str, error: BaseException) -> str:
+    """Return the line that names the database, without its password, and quotes the driver's first line."""
+    return f"CART_DATABASE_URL: the database {database} cannot be used: {show_cause(error)}"
 
 
 def _admission(settings: Settings) -> Admission:

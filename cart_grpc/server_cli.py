@@ -87,10 +87,11 @@ async def serve_until_stopped(
 ) -> None:
     """Serve until `stopped` is set, by default by a signal. `welcome` is printed, with the addresses filled in."""
     stopped = stopped or process.stop_signal(stopping(settings))
-    async with app.running(settings, serve=True, reconcile=reconcile) as ports:
-        address, admin_address = _print_addresses(settings, ports)
-        if welcome:
-            say(*welcome.format(address=address, admin_address=admin_address).split("\n"))
+    async with app.running(settings, serve=True, reconcile=reconcile, stopped=stopped) as ports:
+        if not stopped.is_set():
+            address, admin_address = _print_addresses(settings, ports)
+            if welcome:
+                say(*welcome.format(address=address, admin_address=admin_address).split("\n"))
         await stopped.wait()
     log.info("stopped")
 
@@ -110,9 +111,10 @@ async def _serve_with_workers(settings: Settings, count: int, *, reconcile: bool
 
 async def _reconcile_until_stopped(settings: Settings) -> None:
     stopped = process.stop_signal("stopping")
-    async with app.running(settings, serve=False, reconcile=True) as ports:
-        say("cart-grpc reconciles")
-        _print_admin_address(settings, ports)
+    async with app.running(settings, serve=False, reconcile=True, stopped=stopped) as ports:
+        if not stopped.is_set():
+            say("cart-grpc reconciles")
+            _print_admin_address(settings, ports)
         await stopped.wait()
 
 

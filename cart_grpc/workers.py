@@ -161,8 +161,9 @@ def _work(settings: Settings, reconcile: bool, reporter: Connection, name: str) 
 
     async def work() -> None:
         stopped = _worker_stop_signal()
-        async with app.running(settings, serve=True, reconcile=reconcile, shares_port=True) as ports:
-            _report(reporter, ports)
+        async with app.running(settings, serve=True, reconcile=reconcile, shares_port=True, stopped=stopped) as ports:
+            if not stopped.is_set():
+                _report(reporter, ports)
             await stopped.wait()
             log.info("stopping")
         log.info("stopped")

@@ -1,13 +1,12 @@
 """The loop that all background tasks share: it runs rounds until it is stopped, and logs their errors."""
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from cart_grpc.carts.refusals import Unavailable
+from cart_grpc.store.failure_log import FailureLog
 
-log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 
@@ -15,18 +14,17 @@ class Loop(Generic[R]):
     """Alternates `run_once` and `pause` until stopped. `pause` gets the round's result, None if the round failed.
 
     A failure ends the round, not the loop: without the reconciler nothing is reserved, without the lease extension
-    every long call is made twice, without the sweeper abandoned carts keep their stock. An unavailable database is
-    logged when it goes and when it comes back, not in every round.
+    every long call is made twice, without the sweeper abandoned carts keep their stock. The store logs an unavailable
+    database. Other errors are logged when they begin and when they are over, not in every round.
     """
 
     def __init__(
         self, name: str, run_once: Callable[[], Awaitable[R]], pause: Callable[[R | None], Awaitable[None]]
     ) -> None:
-        self._name = name
         self._run_once = run_once
         self._pause = pause
         self._stopping = False
-        self._unavailable = False
+        self._failures = FailureLog(f"{name}: unexpected error", f"{name}: no more errors", is_bug=True)
         self._ended = asyncio.Event()
         self._ended.set()
 
@@ -49,15 +47,10 @@ class Loop(Generic[R]):
     async def _run_round(self) -> R | None:
         try:
             result = await self._run_once()
-        except Unavailable as refusal:
-            if not self._unavailable:
-                log.warning("%s: the database is unavailable (%s); retrying", self._name, refusal.reason)
-            self._unavailable = True
+        except Unavailable:
             return None
-        except Exception:
-            log.exception("%s: unexpected error; the loop continues", self._name)
+        except Exception as error:  # noqa: BLE001 - the next round may succeed
+            self._failures.note_failure(error)
             return None
-        if self._unavailable:
-            log.warning("%s: the database is available again", self._name)
-        self._unavailable = False
+        self._failures.note_success()
         return result

@@ -1,29 +1,28 @@
-"""The readiness of a server: ready while the database answers. The Reservation API does not matter."""
+"""The readiness of a process: ready while every path to the database works. The Reservation API does not matter."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from cart_grpc.background.loop import Loop
-from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseUnavailable
+from cart_grpc.carts.refusals import DatabaseDamaged
 from cart_grpc.units import to_seconds, to_us
 
 log = logging.getLogger(__name__)
 INTERVAL_US = to_us(0.5)
-PING_TIMEOUT_US = to_us(2)
 
 
 class SetReady(Protocol):
-    """Publishes whether the server should get calls."""
+    """Publishes whether a server should get calls."""
 
     async def __call__(self, *, ready: bool) -> None: ...
 
 
 class ReadinessWatcher:
-    """Pings the database twice a second and publishes the result."""
+    """Pings the database twice a second and publishes the result for each server."""
 
-    def __init__(self, ping: Callable[[], Awaitable[None]], set_ready: SetReady) -> None:
+    def __init__(self, ping: Callable[[], Awaitable[None]], set_ready: Sequence[SetReady]) -> None:
         self._ping = ping
         self._set_ready = set_ready
         self._damage_logged = False
@@ -34,19 +33,19 @@ class ReadinessWatcher:
         await self._loop.run()
 
     async def run_once(self) -> None:
-        """Ping once and publish the result. Raises DatabaseUnavailable if the database does not answer in time."""
+        """Ping once and publish the result. Raises what the ping raised, such as DatabaseUnavailable."""
         try:
-            async with asyncio.timeout(to_seconds(PING_TIMEOUT_US)):
-                await self._ping()
-        except TimeoutError:
-            await self._set_ready(ready=False)
-            raise DatabaseUnavailable from None
+            await self._ping()
         except Exception as error:
-            await self._set_ready(ready=False)
+            await self._publish(ready=False)
             if isinstance(error, DatabaseDamaged):
                 self._log_damage()
             raise
-        await self._set_ready(ready=True)
+        await self._publish(ready=True)
+
+    async def _publish(self, *, ready: bool) -> None:
+        for set_ready in self._set_ready:
+            await set_ready(ready=ready)
 
     def _log_damage(self) -> None:
         if not self._damage_logged:

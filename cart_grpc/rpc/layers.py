@@ -21,7 +21,7 @@ from cart_grpc.carts.refusals import CallRefused, Overloaded
 from cart_grpc.rpc import status
 from cart_grpc.rpc.admission import Admission, OpenStreams
 from cart_grpc.rpc.deadlines import Deadlines
-from cart_grpc.rpc.drain import Drain
+from cart_grpc.rpc.door import Door
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
 from cart_grpc.rpc.methods import Method
 from cart_grpc.rpc.receiving import MalformedRequest, Receiver
@@ -36,7 +36,7 @@ Step: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 class Endpoint:
     """One method on one server, for its layers.
 
-    Without `admission`, every unary call may run at once. Without `drain`, calls are answered until gRPC stops.
+    Without `admission`, every unary call may run at once. Without `door`, calls are answered until gRPC stops.
     """
 
     path: str
@@ -46,7 +46,7 @@ class Endpoint:
     receiver: Receiver
     streams: OpenStreams
     admission: Admission | None
-    drain: Drain | None
+    door: Door | None
 
     def decode(self, data: Any) -> Any:
         """Return the request message in the bytes. Raises MalformedRequest, also for grpc.aio.EOF."""
@@ -85,14 +85,14 @@ def errors(endpoint: Endpoint, next_step: Step) -> Step:
     return step
 
 
-def refuse_if_draining(endpoint: Endpoint, next_step: Step) -> Step:
-    """Refuse the call if the server is about to stop. Raises ShuttingDown."""
-    drain = endpoint.drain
-    if drain is None:
+def refuse_if_closed(endpoint: Endpoint, next_step: Step) -> Step:
+    """Refuse the call if the server's door is closed. Raises DatabaseUnavailable or ShuttingDown."""
+    door = endpoint.door
+    if door is None:
         return next_step
 
     def step(request: Any, context: Context) -> Awaitable[Any]:
-        return drain.refuse() if drain.has_begun else next_step(request, context)
+        return next_step(request, context) if door.is_open else door.refuse()
 
     return step
 

@@ -7,7 +7,7 @@ import grpc
 
 from cart_grpc.rpc.admission import Admission, OpenStreams
 from cart_grpc.rpc.deadlines import Deadlines
-from cart_grpc.rpc.drain import Drain
+from cart_grpc.rpc.door import Door
 from cart_grpc.rpc.layers import (
     Endpoint,
     Step,
@@ -18,7 +18,7 @@ from cart_grpc.rpc.layers import (
     errors,
     receive_many,
     receive_one,
-    refuse_if_draining,
+    refuse_if_closed,
     reject_if_full,
     serialize,
     write_each,
@@ -31,9 +31,9 @@ RpcMethod: TypeAlias = Any
 Layer: TypeAlias = Callable[[Endpoint, Any], Step]
 
 # The outermost layer is first.
-UNARY: Final[tuple[Layer, ...]] = (errors, refuse_if_draining, reject_if_full, deadline, admit, encode)
-STREAM: Final[tuple[Layer, ...]] = (errors, refuse_if_draining, receive_one, admit_stream, write_each)
-BOTH_STREAM: Final[tuple[Layer, ...]] = (errors, refuse_if_draining, admit_stream, receive_many, write_each)
+UNARY: Final[tuple[Layer, ...]] = (errors, refuse_if_closed, reject_if_full, deadline, admit, encode)
+STREAM: Final[tuple[Layer, ...]] = (errors, refuse_if_closed, receive_one, admit_stream, write_each)
+BOTH_STREAM: Final[tuple[Layer, ...]] = (errors, refuse_if_closed, admit_stream, receive_many, write_each)
 
 
 class MethodMismatch(Exception):
@@ -46,7 +46,7 @@ class Pipeline:
     The layers are composed once, when a method is added. A grpc interceptor would run again for each call.
 
     `methods` has the rows of each service. `deadlines` end the calls, each after its time-out plus its max_wait at the
-    latest. With `drain`, calls that arrive while the server stops are refused. With `admission`, a unary call needs a
+    latest. With `door`, calls are refused while it is closed. With `admission`, a unary call needs a
     slot. Without `admission`, each method gets a queue of its own inside gRPC, so that its calls are answered while
     thousands of other calls wait there.
     """
@@ -60,7 +60,7 @@ class Pipeline:
         receiver: Receiver,
         streams: OpenStreams,
         admission: Admission | None = None,
-        drain: Drain | None = None,
+        door: Door | None = None,
     ) -> None:
         self._server = server
         self._methods = methods
@@ -68,7 +68,7 @@ class Pipeline:
         self._receiver = receiver
         self._streams = streams
         self._admission = admission
-        self._drain = drain
+        self._door = door
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Do nothing. Generated code calls this too, but only `add_registered_method_handlers` gets names."""
@@ -101,7 +101,7 @@ class Pipeline:
             self._receiver,
             self._streams,
             self._admission,
-            self._drain,
+            self._door,
         )
         if not row.streams:
             step = _wrap(UNARY, endpoint, method.unary_unary)

@@ -14,7 +14,7 @@ from cart_grpc.rpc.admission import Admission, OpenStreams
 from cart_grpc.rpc.cart_admin_service import CartAdminService
 from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.rpc.deadlines import Deadlines
-from cart_grpc.rpc.drain import Drain
+from cart_grpc.rpc.door import Door
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
 from cart_grpc.rpc.health import SERVICE as HEALTH
 from cart_grpc.rpc.health import Health
@@ -100,7 +100,7 @@ def admin_server(operator: OperatorActions, call_timeout: float) -> "Server":
 
 
 class Server:
-    """One service with health and reflection on one port.
+    """One service with health and reflection on one port. It refuses calls until `open`.
 
     Health: `""` is liveness; `service` is readiness, as `set_ready` says. `add` adds the servicer to a pipeline; its
     calls need the `admission`. `notifier` is closed when the server stops. With `shares_port`, other workers of this
@@ -131,13 +131,13 @@ class Server:
         self._server = grpc.aio.server(options=options)
         self._health = Health("", service, HEALTH)
         self._deadlines = Deadlines(call_timeout)
-        self._drain = Drain()
+        self._door = Door()
         self._streams, self._watches = _open_streams(), _open_streams()
         common: Any = {"deadlines": self._deadlines, "receiver": Receiver(MAX_INCOMPLETE_REQUESTS)}
-        ends: Any = {"streams": self._streams, "drain": self._drain}
+        ends: Any = {"streams": self._streams, "door": self._door}
         add(Pipeline(self._server, METHODS, admission=admission, **common, **ends))
         add_reflection(Pipeline(self._server, HEALTH_AND_REFLECTION, **common, **ends), (service, HEALTH))
-        # Without the drain: until the end a check must be answered, and a watch must see NOT_SERVING.
+        # Without the door: until the end a check must be answered, and a watch must see NOT_SERVING.
         health: Any = Pipeline(self._server, HEALTH_AND_REFLECTION, **common, streams=self._watches)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, health)
 
@@ -148,7 +148,13 @@ class Server:
         except RuntimeError:
             raise OSError(f"cannot listen on {address}: it is taken, or not an address of this machine") from None
         self._health.set_all(serving=True)
+        await self.set_ready(ready=False)
         await self._server.start()
+
+    async def open(self) -> None:
+        """Take calls from now on, and report SERVING: the store is open."""
+        self._door.open()
+        await self.set_ready(ready=True)
 
     async def set_ready(self, *, ready: bool) -> None:
         """Report through health whether callers should send calls here."""
@@ -168,16 +174,16 @@ class Server:
             return
         self._has_stopped = True
         self.announce_stop()
-        self._drain.begin()
+        self._door.begin_drain()
         if self._notifier:
             self._notifier.close()
         self._streams.drain()
         self._health.close()
-        await self._drain.quiet(min(QUIET_SECONDS, grace / 50))
+        await self._door.quiet(min(QUIET_SECONDS, grace / 50))
         stopping = asyncio.create_task(self._server.stop(grace + LAST_WORDS_SECONDS), name="stop-grpc")
         # The task sends GOAWAY before it waits for the first time. A refusal that overtook it would bring new calls.
         await asyncio.sleep(0)
-        self._drain.release()
+        self._door.release()
         self._watches.drain()
         await asyncio.wait((stopping,), timeout=grace)
         self._deadlines.end_all()

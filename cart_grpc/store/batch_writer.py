@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import Connection
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
@@ -20,7 +20,7 @@ from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown
 from cart_grpc.store.batch import AnyCommand, BatchResult, run_batch
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.failures import CommitFailed, find_refusal
+from cart_grpc.store.failures import CommitFailed, find_refusal, translate_failures
 from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.rows import CommitMarker
 
@@ -46,10 +46,8 @@ class QueuedCommand:
 Take = Callable[[], list[QueuedCommand]]
 
 
-class NoteAcceptance(Protocol):
-    """Notes whether the database accepted the last batch."""
-
-    def __call__(self, *, accepted: bool) -> None: ...
+# Notes how the last batch ended: None if it was written.
+NoteResult = Callable[[Exception | None], None]
 
 
 @dataclass(slots=True)
@@ -74,8 +72,7 @@ class BatchWriter:
     """Writes one batch after another.
 
     Each writer has its own row in `commit_markers`. So it can find out what happened to its batch while the other
-    writer goes on. It calls `note_acceptance` after each batch, but not after a batch that failed because of a
-    command: such a failure says nothing about the database.
+    writer goes on. It calls `note_result` after each batch, but not after one that is split and tried again.
     """
 
     def __init__(
@@ -84,7 +81,7 @@ class BatchWriter:
         queries: WriteQueries,
         notifier: ChangeNotifier,
         new_id: NewId,
-        note_acceptance: NoteAcceptance,
+        note_result: NoteResult,
     ) -> None:
         self.writer_id = new_id()
         self._batch_number = 0
@@ -92,7 +89,7 @@ class BatchWriter:
         self._queries = queries
         self._notifier = notifier
         self._new_id = new_id
-        self._note_acceptance = note_acceptance
+        self._note_result = note_result
 
     async def write_batch(self, take: Take) -> None:
         """Take a batch as late as possible, make it durable and answer it."""
@@ -104,17 +101,17 @@ class BatchWriter:
             result = await self._transact_with_retries(batch)
         except Exception as error:  # noqa: BLE001 - each command gets an answer, whatever went wrong
             commands = batch.get_commands()
-            if isinstance(error, DatabaseUnavailable | OutcomeUnknown):
-                self._note_acceptance(accepted=False)
-                log.warning("a batch of %d commands was not written: %s", len(commands), error.reason)
-            elif len(commands) > 1:
+            if isinstance(error, OutcomeUnknown):
+                log.warning("%d changes may or may not have been made: the connection broke at COMMIT", len(commands))
+            elif not isinstance(error, DatabaseUnavailable) and len(commands) > 1:
                 middle = len(commands) // 2
                 await self._commit_or_split(_Batch(batch.take, commands[:middle]))
                 await self._commit_or_split(_Batch(batch.take, commands[middle:]))
                 return
+            self._note_result(error)
             _answer_all(commands, [error] * len(commands))
         else:
-            self._note_acceptance(accepted=True)
+            self._note_result(None)
             _answer_all(batch.get_commands(), result.answers)
             self._notifier.publish(result.changed, due=result.due)
 
@@ -125,15 +122,10 @@ class BatchWriter:
         def is_too_late(_: RetryCallState) -> bool:
             return time.monotonic() - (batch.begin_time or queued_time) >= RETRY_SECONDS
 
-        try:
+        with translate_failures():
             async for attempt in _retry_while_unavailable(is_too_late):
                 with attempt:
                     return await self._transact_once(batch)
-        except Exception as error:
-            if refusal := find_refusal(error):
-                log.warning("the database is not available: %s", str(getattr(error, "orig", None) or error)[:200])
-                raise refusal from error
-            raise
         raise AssertionError("unreachable")
 
     async def _transact_once(self, batch: _Batch) -> BatchResult:

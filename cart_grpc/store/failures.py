@@ -3,7 +3,9 @@
 A refusal says that nothing was done. An error without a refusal is a bug, or one command's fault.
 """
 
+import re
 import sqlite3
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -12,15 +14,16 @@ import asyncpg
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseFull, DatabaseUnavailable
+from cart_grpc.carts.refusals import CallRefused, DatabaseDamaged, DatabaseFull, DatabaseUnavailable
 
 READ_ONLY: Final = "25006"
 # SQLSTATE classes: connection, authorisation, no such database, out of resources, operator intervention, system error.
 _UNAVAILABLE_CLASSES = ("08", "28", "3D", "53", "57", "58")
 # Data exception, integrity constraint violation.
 _DATA_CLASSES = ("22", "23")
-# Serialisation failure, deadlock, lock timeout, idle-in-transaction timeout, read-only.
-_TRANSIENT = {"40001", "40P01", "55P03", "25P03", READ_ONLY}
+# Serialisation failure, deadlock, lock timeout, idle-in-transaction timeout, read-only; a table, a schema or the
+# permission for it is missing, as during a restore.
+_TRANSIENT = {"40001", "40P01", "55P03", "25P03", READ_ONLY, "42P01", "3F000", "42501"}
 # The database ended the session: an operator, a crash, a shutdown, a dropped database, three kinds of idleness.
 _CUT = {"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"}
 _FULL = "53100"
@@ -29,6 +32,13 @@ _DAMAGED = {"XX001", "XX002"}
 _ASYNCPG_BROKEN = asyncpg.InterfaceError | asyncpg.InternalClientError
 _SQLITE_UNWRITTEN = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
 _SQLITE_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+# Wrong user or password, no such database, no permission, a pooler that refuses our parameters.
+_LASTING = ("28", "3D", "42501", "08P01")
+# SQLAlchemy's name of the driver's exception, and anything that may be a URL's user and password.
+_NOISE = re.compile(r"^<class '[^']*'>: |(?<=//)[^\s/]*@")
+MAX_CAUSE_LENGTH: Final = 300
 
 
 class CommitFailed(Exception):
@@ -44,6 +54,19 @@ class Unsuitable(Exception):
 
     The text is one line: the cause and the remedy.
     """
+
+
+class NotMigrated(Unsuitable):
+    """The schema is older than this release. `cart-grpc migrate` may still run."""
+
+
+class ReadOnlyDatabase(Exception):
+    """The database accepts no writes. Another server may be the primary, so the connection is replaced."""
+
+    sqlstate = READ_ONLY
+
+    def __init__(self) -> None:
+        super().__init__("the database is read-only")
 
 
 def find_refusal(error: BaseException) -> DatabaseUnavailable | None:
@@ -101,9 +124,37 @@ def translate_failures() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if refusal := find_refusal(error):
-            raise refusal from error
-        raise
+        refusal = find_refusal(error)
+        if refusal is None or refusal is error:
+            raise
+        raise refusal from error
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether waiting may mend an error at start. A wrong name, password or certificate stays wrong."""
+    cause = find_cause(error)
+    if isinstance(cause, ssl.SSLError) or get_sqlstate(cause).startswith(_LASTING):
+        return False
+    refusal = find_refusal(cause)
+    return isinstance(cause, NotMigrated) or (refusal is not None and not isinstance(refusal, DatabaseDamaged))
+
+
+def find_cause(error: BaseException) -> BaseException:
+    """Return the driver's error behind `error`, or `error` itself."""
+    while isinstance(error, CallRefused | CommitFailed) and error.__cause__:
+        error = error.__cause__
+    origin = error.orig if isinstance(error, DBAPIError) else None
+    return origin or error
+
+
+def show_cause(error: BaseException) -> str:
+    """Return the first line of the driver's error, without secrets and without characters that a terminal obeys."""
+    cause = find_cause(error)
+    if isinstance(cause, TimeoutError) and not str(cause):
+        return "no answer in time"
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    line = _NOISE.sub("", lines[0])[:MAX_CAUSE_LENGTH]
+    return "".join(each if each.isprintable() else "?" for each in line)
 
 
 def is_unwritten(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, inspect, text
 
 from cart_grpc.store import surroundings
-from cart_grpc.store.failures import Unsuitable
+from cart_grpc.store.failures import NotMigrated, Unsuitable
 from cart_grpc.store.schema import VERSION_TABLE, metadata
 
 if TYPE_CHECKING:
@@ -64,10 +64,10 @@ def current_revision(connection: Connection) -> str | None:
 
 
 def check_revision(connection: Connection) -> None:
-    """Raise Unsuitable if this release cannot use the database's schema."""
+    """Raise Unsuitable if this release cannot use the database's schema, NotMigrated if it can after a migration."""
     revision = current_revision(connection)
     if revision is None or (is_known(revision) and revision != latest_revision()):
-        raise Unsuitable(f"it is at schema {revision or '(none)'}; run `cart-grpc migrate` first")
+        raise NotMigrated(f"it is at schema {revision or '(none)'}; run `cart-grpc migrate` first")
 
 
 def upgrade(connection: Connection) -> tuple[str | None, str]:

@@ -1,12 +1,13 @@
 """The store's interface to the other rooms: one method for each kind of write, and the objects that read."""
 
+import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, Protocol, TypeVar
 
 from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.commands.command import Command
-from cart_grpc.commands.direct import Claim, ExtendLeases, Pause, Ping, Purge, Resume, ReturnClaims, SetAside
+from cart_grpc.commands.direct import Claim, ExtendLeases, Pause, Purge, Resume, ReturnClaims, SetAside
 from cart_grpc.commands.expire import Expire
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.record import OpenAttempt, Recorded, RecordOutcome
@@ -15,13 +16,23 @@ from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.database_clock import DatabaseClock
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.failures import CommitFailed, translate_failures
+from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.read.cart_watches import CartWatches
 from cart_grpc.store.read.operator_reads import OperatorReads
+from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.read.reads import Reads
 from cart_grpc.store.write_queue import WriteQueue
 
 R = TypeVar("R")
+PING_SECONDS: Final = 2.0
+
+
+class _Path(Protocol):
+    """A way to the database, with its own connections and the log of its failures."""
+
+    failures: FailureLog
+
+    async def ping(self) -> None: ...
 
 
 class Store:
@@ -38,14 +49,16 @@ class Store:
         self._engine = engine
         self.name = engine.name
         self.notifier = ChangeNotifier()
-        self.reads = Reads(engine, queue_size)
-        self.operator_reads = OperatorReads(engine)
+        self._reader = Reader(engine)
+        self.reads = Reads(engine, queue_size, self._reader)
+        self.operator_reads = OperatorReads(engine, self._reader)
         self.watches = CartWatches(self.reads, self.notifier, polls=engine.is_shared)
         self._write_queue = WriteQueue(engine, self.notifier, new_id, queue_size)
 
     async def start(self) -> None:
-        """Open the database for writing. Raises the database's errors."""
+        """Open the database for writing and for reading. Raises the database's errors."""
         await self._write_queue.start()
+        await self.ping()
 
     async def close(self) -> None:
         """Refuse new writes, and wait until the queued ones are durable. Does not close the engine."""
@@ -108,15 +121,17 @@ class Store:
         return DatabaseClock(self._engine, monotonic)
 
     async def ping(self) -> None:
-        """Raise DatabaseUnavailable if the database does not answer the writer or does not accept writes."""
-        try:
-            with translate_failures():
-                writable = await self._engine.transact(self._engine.dialect.is_writable)
-        except CommitFailed as failure:
-            # There was nothing to commit, but the connection is broken.
-            raise DatabaseUnavailable from failure
-        if not writable:
-            raise DatabaseUnavailable
-        if self._write_queue.failed:
-            # Only a write shows whether a full disk has room again.
-            await self._write_queue.submit_background(Ping())
+        """Raise DatabaseUnavailable unless the database accepts writes and answers each kind of read, each in 2 s."""
+        paths: tuple[_Path, ...] = (self._write_queue, self.reads.carts, self._reader)
+        for result in await asyncio.gather(*map(_ping, paths), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+
+async def _ping(path: _Path) -> None:
+    try:
+        async with asyncio.timeout(PING_SECONDS):
+            await path.ping()
+    except TimeoutError as error:
+        path.failures.note_failure(error)
+        raise DatabaseUnavailable from error

@@ -9,12 +9,17 @@ from collections import deque
 from functools import partial
 from typing import Any
 
+from sqlalchemy import Connection
+
 from cart_grpc.carts.calls import NewId
-from cart_grpc.carts.refusals import Overloaded, ShuttingDown
+from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
+from cart_grpc.commands.direct import Ping
 from cart_grpc.store.batch import AnyCommand
 from cart_grpc.store.batch_writer import BatchWriter, QueuedCommand, register_writers
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.failure_log import FailureLog
+from cart_grpc.store.failures import CommitFailed, ReadOnlyDatabase
 from cart_grpc.store.queries import WriteQueries
 
 MAX_BATCH = 256
@@ -69,7 +74,8 @@ class WriteQueue:
     """The only way in which a process writes.
 
     `queue_size` bounds the callers' commands that wait. The reconciler's commands have a queue of their own, so callers
-    cannot keep the reconciler from finishing its calls. `failed`: the database did not accept the last batch.
+    cannot keep the reconciler from finishing its calls. `failed`: the last batch was not written. `failures` is the log
+    of failures.
     """
 
     def __init__(self, engine: Engine, notifier: ChangeNotifier, new_id: NewId, queue_size: int) -> None:
@@ -77,12 +83,13 @@ class WriteQueue:
         self._queries = WriteQueries(engine.dialect, lock_users=engine.locks_users)
         # Two: one commits while the other waits for the database and takes its batch as late as possible. With one
         # writer, 2.6 of each 10.5 ms passed between the end of a commit and the start of the next batch.
-        self._writers = [BatchWriter(engine, self._queries, notifier, new_id, self._note_acceptance) for _ in range(2)]
+        self._writers = [BatchWriter(engine, self._queries, notifier, new_id, self._note_result) for _ in range(2)]
         self._handover = Handover(self._writers)
         self._queue_size = queue_size
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self.failed = False
+        self.failures = FailureLog("writes fail", "writes work again")
 
     async def start(self) -> None:
         """Register the writers in the database. Raises the database's errors."""
@@ -93,6 +100,22 @@ class WriteQueue:
         self._closing = True
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+    async def ping(self) -> None:
+        """Raise DatabaseUnavailable if the database does not accept writes."""
+        with self.failures.translated():
+            try:
+                await self._engine.transact(self._check_writable)
+            except CommitFailed as failure:
+                # There was nothing to commit, but the connection is broken.
+                raise DatabaseUnavailable from failure
+            if self.failed:
+                # Only a write shows whether a full disk has room again.
+                await self.submit_background(Ping())
+
+    def _check_writable(self, connection: Connection) -> None:
+        if not self._engine.dialect.is_writable(connection):
+            raise ReadOnlyDatabase
 
     def submit(self, command: AnyCommand) -> "asyncio.Future[Any]":
         """Queue a caller's command. The future gets the answer once the change is durable.
@@ -128,5 +151,9 @@ class WriteQueue:
         self._handover.give_back(writer)
         self._start_next_writer()
 
-    def _note_acceptance(self, *, accepted: bool) -> None:
-        self.failed = not accepted
+    def _note_result(self, error: Exception | None) -> None:
+        self.failed = error is not None
+        if error is None:
+            self.failures.note_success()
+        elif isinstance(error, DatabaseUnavailable | OutcomeUnknown):
+            self.failures.note_failure(error)

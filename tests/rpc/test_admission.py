@@ -270,6 +270,7 @@ async def test_health_and_reflection_answer_while_the_server_is_full(tmp_path: P
     async with app.running_store(settings) as store:
         server = cart_server(store, app._limits(settings), 10, admitting(max_calls=0))
         await server.start("127.0.0.1:0")
+        await server.open()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
                 replica = Replica(cart_service_pb2_grpc.CartServiceStub(channel), channel, server.port)

@@ -67,6 +67,7 @@ async def serving(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
     monkeypatch.setattr(server_module, "METHODS", {CART_SERVICE: ROWS})
     server = Server(CART_SERVICE, add, call_timeout=20)
     await server.start("127.0.0.1:0")
+    await server.open()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         serving_one = Service(server, channel, Gate())
         yield serving_one

@@ -36,6 +36,7 @@ async def started() -> AsyncIterator[tuple[Server, grpc.aio.Channel]]:
     """A server of nothing but health and reflection."""
     server = Server(TEST, lambda _: None, call_timeout=10)
     await server.start("127.0.0.1:0")
+    await server.open()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             yield server, channel

@@ -339,6 +339,7 @@ async def test_a_stopping_server_ends_its_streams_after_its_health_watchers_see_
     methods: Any = {"WatchCart": grpc.unary_stream_rpc_method_handler(servicer.watch, decode)}
     server = Server(CART_SERVICE, lambda pipeline: pipeline.add_registered_method_handlers(CART_SERVICE, methods), 10)
     await server.start("127.0.0.1:0")
+    await server.open()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         call = watch(channel)
         assert await call.read() == REPLY.SerializeToString()

@@ -41,7 +41,7 @@ class Setting:
         self.has_room = True
         self.waiting = Waiting(self.store, lambda: self.has_room)
         self.whole_count = self.read_count = 0
-        reads = self.store.reads._carts
+        reads = self.store.reads.carts
         real = reads._fetch
 
         async def fetch(wanted: Sequence[Any]) -> Any:

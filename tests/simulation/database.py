@@ -63,7 +63,7 @@ class Template:
 
     def share_reads(self, reads: Reads) -> None:
         """Give `reads` the statements that are already compiled."""
-        reads._carts._statement = self._reads._carts._statement
+        reads.carts._statement = self._reads.carts._statement
         reads._idle, reads._due = self._reads._idle, self._reads._due
 
     def clear(self) -> None:

@@ -29,8 +29,8 @@ class CheckedReads:
     """Wraps the grouped reads of `reads`. A wrong "not modified" raises AssertionError in the call that gets it."""
 
     def __init__(self, reads: Reads, engine: SimulatedEngine) -> None:
-        self._reads = reads._carts
-        self._fetch = reads._carts._fetch
+        self._reads = reads.carts
+        self._fetch = reads.carts._fetch
         self._engine = engine
         # What GetCart caches, by its validator, and the last cart that a watcher may have seen of a version.
         self._replies: dict[Wanted, _Read] = {}

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseUnavailable, Overloaded
 from cart_grpc.names import CartKey
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.failures import find_refusal
+from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.prepared import Prepared
 from cart_grpc.store.read.cache_validator import CacheValidator
 from cart_grpc.store.read.cart_json import Found, bind_carts, parse_carts, select_carts
@@ -25,6 +25,8 @@ MAX_BATCH = 64
 # With this many calls in the queue and the last batch together, it pays to wait for more.
 _LINGER_FROM = 4
 _LINGER_SECONDS = 0.003
+# No caller's cart has this key.
+_NO_CART = CartKey(0, "-", "-")
 
 _Wanted = tuple[CartKey, CacheValidator | None]
 _QueuedRead = tuple[_Wanted, "asyncio.Future[Found]"]
@@ -33,7 +35,7 @@ _QueuedRead = tuple[_Wanted, "asyncio.Future[Found]"]
 class GroupedReads:
     """Reads up to MAX_BATCH carts in one statement, and one statement after the other, so answers come in order.
 
-    `queue_size` bounds the reads that wait for a statement.
+    `queue_size` bounds the reads that wait for a statement. `failures` is the log of failures.
     """
 
     def __init__(self, engine: Engine, queue_size: int) -> None:
@@ -42,6 +44,7 @@ class GroupedReads:
         self._queue_size = queue_size
         self._queue: deque[_QueuedRead] = deque()
         self._task: asyncio.Task[None] | None = None
+        self.failures = FailureLog("reads of carts fail", "reads of carts work again")
 
     async def find(self, key: CartKey, validator: CacheValidator | None = None) -> Found:
         """Return the cart under `key`, NOT_MODIFIED if `validator` is still valid, or None if no cart was ever made.
@@ -52,15 +55,25 @@ class GroupedReads:
             raise Overloaded
         answer: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
         self._queue.append(((key, validator), answer))
-        # In a task of its own: a cancelled caller must not cancel a statement that others wait for.
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="grouped-reads")
+        self._start()
         return await answer
+
+    async def ping(self) -> None:
+        """Read no cart in the next statement, however long the queue is. Raises DatabaseUnavailable."""
+        answer: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+        self._queue.appendleft(((_NO_CART, None), answer))
+        self._start()
+        await answer
 
     async def close(self) -> None:
         """Wait until every queued read is answered."""
         if self._task:
             await self._task
+
+    def _start(self) -> None:
+        # In a task of its own: a cancelled caller must not cancel a statement that others wait for.
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="grouped-reads")
 
     async def _run(self) -> None:
         try:
@@ -88,10 +101,10 @@ class GroupedReads:
         """Read a batch and answer it. A batch that fails is split until only the cart that causes the failure fails."""
         distinct = list(dict.fromkeys(wanted for wanted, _ in batch))
         try:
-            found = await self._fetch(distinct)
+            with self.failures.translated():
+                found = await self._fetch(distinct)
         except Exception as error:  # noqa: BLE001 - each caller gets the error of its own cart
-            refusal = find_refusal(error) or error
-            is_database_down = isinstance(refusal, DatabaseUnavailable) and not isinstance(refusal, DatabaseDamaged)
+            is_database_down = isinstance(error, DatabaseUnavailable) and not isinstance(error, DatabaseDamaged)
             if len(batch) > 1 and not is_database_down:
                 middle = len(batch) // 2
                 await self._read(batch[:middle])
@@ -99,7 +112,7 @@ class GroupedReads:
                 return
             for _, answer in batch:
                 if not answer.done():
-                    answer.set_exception(refusal)
+                    answer.set_exception(error)
             return
         for wanted, answer in batch:
             if not answer.done():

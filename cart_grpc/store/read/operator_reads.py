@@ -29,7 +29,7 @@ from cart_grpc.names import SLICES
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.read.reads import fetch
+from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.rows import to_item, to_reservation
 from cart_grpc.store.schema import due, due_release, is_pause, items, pauses, reconciling, reservations, set_aside
 
@@ -122,8 +122,8 @@ class Stats:
 class OperatorReads:
     """The operator's reads of one store."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, reader: Reader) -> None:
+        self._reader = reader
         self._now = engine.dialect.now()
         # An id does not contain its slice, so the statement searches the primary key once for each of the 256 slices.
         every_slice = reservations.c.slice.in_(bindparam("slices", list(range(SLICES)), literal_execute=True))
@@ -139,7 +139,7 @@ class OperatorReads:
 
         Raises ReservationNotFound, ReservationUnprocessable or DatabaseUnavailable.
         """
-        rows = await fetch(self._engine, self._one, {"id": reservation_id})
+        rows = await self._reader.fetch(self._one, {"id": reservation_id})
         if not rows:
             raise ReservationNotFound(f"reservations/{reservation_id}")
         found = _snapshot(rows[0])
@@ -150,17 +150,17 @@ class OperatorReads:
     async def list(self, page: ReservationPage) -> "list[ReservationSnapshot | UnreadableReservation]":
         """Return one page of reservations, and the first of the next page if any. Raises DatabaseUnavailable."""
         statement = _select_page(page, self._dialect, self._now)
-        return [_snapshot(row) for row in await fetch(self._engine, statement, {})]
+        return [_snapshot(row) for row in await self._reader.fetch(statement, {})]
 
     async def find_pause(self) -> PauseSnapshot | None:
         """Return the pause, or None if claims are not paused. Raises DatabaseUnavailable."""
-        rows = await fetch(self._engine, self._pause, {})
+        rows = await self._reader.fetch(self._pause, {})
         return PauseSnapshot(rows[0].reason, rows[0].create_time) if rows else None
 
     async def get_stats(self) -> Stats:
         """Return the backlog. Raises DatabaseUnavailable."""
-        [due_row] = await fetch(self._engine, self._due, {})
-        rows = await fetch(self._engine, self._backlog, {})
+        [due_row] = await self._reader.fetch(self._due, {})
+        rows = await self._reader.fetch(self._backlog, {})
         backlog = [
             Backlog(WorkState(row.work_state), Disposition(row.disposition), row.how_many, row.oldest) for row in rows
         ]

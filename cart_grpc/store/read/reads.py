@@ -3,14 +3,12 @@
 Writes do not use this module: a batch reads its own rows (`WriteQueries.load`).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
-    Row,
     Select,
     TextClause,
     and_,
@@ -29,11 +27,11 @@ from cart_grpc.names import CartKey, UserKey
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
 from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.failures import translate_failures
 from cart_grpc.store.prepared import Prepared
 from cart_grpc.store.read.cache_validator import CacheValidator
 from cart_grpc.store.read.cart_json import CartJson, Found
 from cart_grpc.store.read.grouped_reads import GroupedReads
+from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.read.snapshot import Snapshot, parse_snapshot
 from cart_grpc.store.rows import to_cart
 from cart_grpc.store.schema import carts, due, due_release, expiring, is_not_paused, reconciling, reservations
@@ -65,12 +63,16 @@ class Page:
 
 
 class Reads:
-    """The reads of one store. `queue_size` bounds the reads of single carts that wait for a statement."""
+    """The reads of one store. `queue_size` bounds the reads of single carts that wait for a statement.
 
-    def __init__(self, engine: Engine, queue_size: int = 1_000) -> None:
+    `carts` reads single carts. `reader` is for lists; by default it is a new one.
+    """
+
+    def __init__(self, engine: Engine, queue_size: int = 1_000, reader: Reader | None = None) -> None:
         self._engine = engine
+        self._reader = reader or Reader(engine)
         self._now = engine.dialect.now()
-        self._carts = GroupedReads(engine, queue_size)
+        self.carts = GroupedReads(engine, queue_size)
         self._idle = (
             select(carts.c.slice, carts.c.user_id, carts.c.cart_id)
             .where(expiring, carts.c.expire_time <= self._now)
@@ -86,26 +88,26 @@ class Reads:
 
     async def close(self) -> None:
         """Wait until every queued read of a cart is answered."""
-        await self._carts.close()
+        await self.carts.close()
 
     async def find_json(self, key: CartKey, validator: CacheValidator | None = None) -> Found:
         """Return the cart under `key` as JSON, NOT_MODIFIED if `validator` is still valid, None if there never was one.
 
         Raises Overloaded or DatabaseUnavailable.
         """
-        return await self._carts.find(key, validator)
+        return await self.carts.find(key, validator)
 
     async def find_cart(self, key: CartKey) -> Snapshot | None:
         """Return the cart under `key` in any state, or None if there never was one.
 
         Raises Overloaded or DatabaseUnavailable.
         """
-        found = await self._carts.find(key)
+        found = await self.carts.find(key)
         return parse_snapshot(found) if isinstance(found, CartJson) else None
 
     async def list_carts(self, page: Page) -> list[CartSummary]:
         """Return one page of a user's carts, and the first cart of the next page if any. Raises DatabaseUnavailable."""
-        rows = await fetch(self._engine, _select_page(page, self._engine.dialect, self._now), {})
+        rows = await self._reader.fetch(_select_page(page, self._engine.dialect, self._now), {})
         return [CartSummary(to_cart(row[: len(carts.columns)]), bool(row.reconciling), row.now) for row in rows]
 
     async def find_idle_carts(self, limit: int) -> list[CartKey]:
@@ -113,27 +115,18 @@ class Reads:
 
         Raises DatabaseUnavailable.
         """
-        rows = await fetch(self._engine, self._idle, {"most": limit})
+        rows = await self._reader.fetch(self._idle, {"most": limit})
         return [CartKey(row.slice, row.user_id, row.cart_id) for row in rows]
 
     async def has_due(self, lane: Lane) -> bool:
         """Return whether a claim of `lane` would find a row. Raises DatabaseUnavailable."""
-        with translate_failures():
+        with self.carts.failures.translated():
             return bool(await self._engine.read(lambda connection: self._due[lane].fetch(connection, {})))
 
     async def find_due(self, lane: Lane, limit: int) -> list[ClaimKey]:
         """Return up to `limit` due rows of `lane`, the longest due first. Raises DatabaseUnavailable."""
-        rows = await fetch(self._engine, self._due_rows[lane], {"most": limit})
+        rows = await self._reader.fetch(self._due_rows[lane], {"most": limit})
         return [ClaimKey(row.slice, row.reservation_id, row.lease_epoch) for row in rows]
-
-
-async def fetch(engine: Engine, statement: Select[Any], parameters: dict[str, Any]) -> Sequence[Row[Any]]:
-    """Return all rows of a read. Raises DatabaseUnavailable."""
-    with translate_failures():
-        rows: Sequence[Row[Any]] = await engine.query(
-            lambda connection: connection.execute(statement, parameters).all()
-        )
-        return rows
 
 
 def _select_due(is_in_lane: TextClause, now: ColumnElement[int]) -> Select[int]:

@@ -1,0 +1,45 @@
+"""Reads that are not grouped: lists of carts, and the reads of operators and of background loops."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, Select, literal_column, select
+
+from cart_grpc.carts.refusals import DatabaseUnavailable
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.failure_log import FailureLog
+from cart_grpc.store.schema import pauses
+
+
+class Reader:
+    """Runs each statement on a connection of its own, and waits while all of them are in use.
+
+    `failures` is the log of failures.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._running = 0
+        # A table with at most one row.
+        self._ping: Select[Any] = select(literal_column("1")).select_from(pauses)
+        self.failures = FailureLog("reads of lists fail", "reads of lists work again")
+
+    async def fetch(self, statement: Select[Any], parameters: dict[str, Any]) -> Sequence[Row[Any]]:
+        """Return all rows of a read. Raises DatabaseUnavailable."""
+        self._running += 1
+        try:
+            with self.failures.translated():
+                rows: Sequence[Row[Any]] = await self._engine.query(
+                    lambda connection: connection.execute(statement, parameters).all()
+                )
+        finally:
+            self._running -= 1
+        return rows
+
+    async def ping(self) -> None:
+        """Raise DatabaseUnavailable if reads fail."""
+        if not self._running:
+            await self.fetch(self._ping, {})
+        elif self.failures.is_failing:
+            # The reads that run show whether reads work. A ping might wait for all of them, although nothing fails.
+            raise DatabaseUnavailable
