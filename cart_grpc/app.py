@@ -199,6 +199,7 @@ async def open_store(settings: Settings, engine: Engine, store: Store) -> None:
     await check_database(engine)
     try:
         await store.start()
+        await store.ping()
     except Exception as error:
         raise _unusable(engine, error) from error
 

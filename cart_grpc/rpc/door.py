@@ -17,7 +17,7 @@ _MAX_PERIODS = 5
 
 
 class Door:
-    """Refuses calls until `open`. Holds back calls after `begin_drain`, and refuses these and later ones after `release`."""
+    """Refuses calls until `open`. Holds calls back after `begin_drain`, and refuses them after `release`."""
 
     def __init__(self) -> None:
         self.is_open = False

@@ -56,9 +56,8 @@ class Store:
         self._write_queue = WriteQueue(engine, self.notifier, new_id, queue_size)
 
     async def start(self) -> None:
-        """Open the database for writing and for reading. Raises the database's errors."""
+        """Open the database for writing. Raises the database's errors."""
         await self._write_queue.start()
-        await self.ping()
 
     async def close(self) -> None:
         """Refuse new writes, and wait until the queued ones are durable. Does not close the engine."""

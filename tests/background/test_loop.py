@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from cart_grpc.background.loop import Loop
-from cart_grpc.carts.refusals import DatabaseUnavailable
+from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown
 
 
 class Rounds:
@@ -45,24 +45,22 @@ async def test_each_pause_gets_the_result_of_its_round_and_none_after_a_failure(
     assert rounds.results == [3, None, 0]
 
 
-async def test_an_unexpected_error_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_error_is_logged_once_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    bug = RuntimeError("a bug")
     with warnings_of(caplog) as messages:
-        await Rounds(RuntimeError("a bug"), 1).loop.run()
-    assert messages == ["example: unexpected error; the loop continues"]
-    assert "a bug" in caplog.text
+        await Rounds(bug, bug, 1, bug, KeyError("another"), 1).loop.run()
+    assert messages == ["example: unexpected error: a bug", "example: unexpected error: 'another'"]
+    assert caplog.text.count("Traceback") == 2
 
 
-async def test_an_outage_of_the_database_is_logged_once_at_its_start_and_once_at_its_end(
+async def test_a_loop_does_not_log_an_unavailable_database_because_the_store_does(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    down = DatabaseUnavailable()
+    rounds = Rounds(1, DatabaseUnavailable(), OutcomeUnknown(), 1)
     with warnings_of(caplog) as messages:
-        await Rounds(1, down, down, RuntimeError("a bug"), down, 1, 1, down, 1).loop.run()
-    start, end = (
-        "example: the database is unavailable (DATABASE_UNAVAILABLE); retrying",
-        "example: the database is available again",
-    )
-    assert messages == [start, "example: unexpected error; the loop continues", end, start, end]
+        await rounds.loop.run()
+    assert messages == []
+    assert rounds.results == [1, None, None, 1]
 
 
 async def test_stop_waits_for_the_round_under_way_and_starts_no_other() -> None:
