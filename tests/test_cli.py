@@ -145,20 +145,7 @@ def test_migrate_prints_the_change_and_a_second_run_changes_nothing(
     assert capsys.readouterr() == (f"the database is at schema {latest}\n", "")
 
 
-@pytest.mark.parametrize(
-    "command", [["serve"], ["serve", "--no-reconciler"], ["reconcile"], ["dev", "--simulator-listen", "127.0.0.1:0"]]
-)
-def test_an_unmigrated_postgresql_database_is_refused_with_the_command_to_run(
-    command: list[str], empty_postgres: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CART_DATABASE_URL", empty_postgres)
-    monkeypatch.setenv("CART_LISTEN", "127.0.0.1:0")
-    assert cli.main(command) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert said == ["cart-grpc: the database is at schema (none); run `cart-grpc migrate` first"]
-
-
-@pytest.mark.parametrize("command", ["migrate", "serve", "reconcile"])
+@pytest.mark.parametrize("command", [["migrate"], ["reservations", "after-restore"]], ids=" ".join)
 @pytest.mark.parametrize(
     "url",
     [
@@ -170,9 +157,11 @@ def test_an_unmigrated_postgresql_database_is_refused_with_the_command_to_run(
         "postgresql://127.0.0.1:1/d?user=u&password=hunter2",
     ],
 )
-def test_an_unreachable_postgresql_server_is_reported_within_seconds(command: str, url: str, refuse: Refuse) -> None:
+def test_an_unreachable_postgresql_server_is_reported_within_seconds(
+    command: list[str], url: str, refuse: Refuse
+) -> None:
     started = time.monotonic()
-    assert refuse(command, CART_DATABASE_URL=url).startswith("CART_DATABASE_URL: ")
+    assert refuse(*command, CART_DATABASE_URL=url).startswith("CART_DATABASE_URL: ")
     assert time.monotonic() - started < 20
 
 
@@ -183,13 +172,15 @@ def test_a_postgresql_server_that_never_answers_is_reported_within_seconds(taken
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.parametrize("command", ["migrate", "serve", "reconcile"])
 @pytest.mark.parametrize(
     ("change", "why"), [(("/postgres?", "/missing?"), "missing"), (("postgres@", "nobody@"), "nobody")]
 )
 def test_a_postgresql_server_that_refuses_the_login_is_reported(
-    change: tuple[str, str], why: str, postgres: PostgresServer, refuse: Refuse
+    command: str, change: tuple[str, str], why: str, postgres: PostgresServer, refuse: Refuse
 ) -> None:
-    said = refuse("migrate", CART_DATABASE_URL=postgres.url.replace(*change))
+    # No command waits for another password or another name.
+    said = refuse(command, CART_DATABASE_URL=postgres.url.replace(*change), CART_LISTEN="127.0.0.1:0")
     assert said.startswith("CART_DATABASE_URL: ")
     assert why in said
 

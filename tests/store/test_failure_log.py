@@ -74,7 +74,7 @@ def test_successes_between_failures_end_nothing(log: Log) -> None:
     assert log.lines == ["writes fail: refused"]
     log.now += 0.5
     log.work()
-    assert log.lines[1:] == ["writes work again after 50.0 s and 100 failures"]
+    assert log.lines[1:] == ["writes work again after 50.5 s and 100 failures"]
 
 
 def test_an_error_that_the_database_did_not_cause_is_neither_counted_nor_changed(log: Log) -> None:
