@@ -97,9 +97,10 @@ async def running(
         servers = _servers(settings, store, reconciler, serve=serve, shares_port=shares_port)
         for setting, server in servers.items():
             await stack.enter_async_context(running_server(server, setting, settings))
-        is_open = await _open_unless_stopped(settings, engine, store, stopped or asyncio.Event())
-        if is_open:
-            await loops.enter_async_context(running_clock_watcher(settings, engine, store))
+        clock_watcher = ClockWatcher(store.clock(monotonic_us), _reconciler_config(settings).longest_attempt_us)
+        opening = _open_with_retries(settings, engine, store, clock_watcher)
+        if is_open := await _ended_before(stopped or asyncio.Event(), opening):
+            await loops.enter_async_context(_running_task(clock_watcher.run(), "clock-watcher"))
             if reconciler:
                 await loops.enter_async_context(running_reconciler(settings, reconciler))
                 await loops.enter_async_context(running_sweeper(settings, store))
@@ -160,28 +161,27 @@ def _servers(
     return servers
 
 
-async def _open_unless_stopped(settings: Settings, engine: Engine, store: Store, stopped: asyncio.Event) -> bool:
-    """Open the store as soon as its database is there. Return False if `stopped` is set first. Raises StartupError."""
-    opening = asyncio.create_task(_open_with_retries(settings, engine, store), name="open-store")
-    stopping = asyncio.create_task(stopped.wait(), name="stop-opening")
+async def _ended_before(stopped: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Do `work`, but cancel it if `stopped` is set first. Return whether it ended. Raises what `work` raises."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stopped.wait())
     try:
-        await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if not opening.done():
-            return False
-        opening.result()
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        return working.done()
     finally:
-        opening.cancel()
+        working.cancel()
         stopping.cancel()
-        await asyncio.gather(opening, stopping, return_exceptions=True)
-    return True
+        await asyncio.gather(working, stopping, return_exceptions=True)
 
 
-async def _open_with_retries(settings: Settings, engine: Engine, store: Store) -> None:
+async def _open_with_retries(settings: Settings, engine: Engine, store: Store, clock_watcher: ClockWatcher) -> None:
+    """Open the store as soon as its database is there. Raises StartupError if it cannot be used."""
     failures = FailureLog(f"waiting for the database {engine.name}", "the database is there", quiet_seconds=0)
     pause = FIRST_RETRY_SECONDS
     while True:
         try:
-            await open_store(settings, engine, store)
+            await open_store(settings, engine, store, clock_watcher)
         except NotYet as error:
             failures.note_failure(error.__cause__ or error)
         else:
@@ -192,14 +192,21 @@ async def _open_with_retries(settings: Settings, engine: Engine, store: Store) -
         pause = min(2 * pause, MAX_RETRY_SECONDS)
 
 
-async def open_store(settings: Settings, engine: Engine, store: Store) -> None:
-    """Open the store for reading and writing. Migrates a SQLite file first. Raises StartupError."""
+async def open_store(
+    settings: Settings, engine: Engine, store: Store, clock_watcher: ClockWatcher | None = None
+) -> None:
+    """Open the store for reading and writing. Migrates a SQLite file first. Raises StartupError.
+
+    With `clock_watcher`, the stored times are moved if the database's clock was set back before.
+    """
     if settings.is_embedded:
         await migrate_database(engine)
     await check_database(engine)
     try:
         await store.start()
         await store.ping()
+        if clock_watcher:
+            await clock_watcher.run_once()
     except Exception as error:
         raise _unusable(engine, error) from error
 
