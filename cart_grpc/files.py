@@ -72,7 +72,7 @@ def check_usable(path: Path) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is not a file", str(path))
     if _identify(found) in _locked:
-        raise OSError(errno.EBUSY, "this process uses it already", str(path))
+        raise OSError(errno.EBUSY, "it is in use by this process", str(path))
 
 
 def _open(path: Path, flags: int, *, lock: bool) -> int:

@@ -83,7 +83,7 @@ def test_a_file_in_use_is_refused_whatever_name_leads_to_it(
             case "a linked directory":
                 (tmp_path / "linked").symlink_to(tmp_path)
                 other = tmp_path / "linked" / "cart.db"
-        assert refused(other) == "this process uses it already"
+        assert refused(other) == "it is in use by this process"
 
 
 def test_a_refused_second_opening_leaves_sqlites_own_locks_in_place(file: Path) -> None:
@@ -169,7 +169,7 @@ async def test_nothing_is_written_once_the_path_leads_elsewhere(
     with pytest.raises(DatabaseUnavailable):
         await store.mutate(add())
     # A second server would find the log of the first one beside its own file.
-    assert "this process uses it already" in refused(file)
+    assert "it is in use by this process" in refused(file)
 
 
 async def test_no_new_connection_opens_the_file_that_replaced_the_database(engine: SqliteEngine, file: Path) -> None:
