@@ -10,8 +10,6 @@ from sqlalchemy import URL
 
 from cart_grpc.files import LockedFile, check_usable, make_private
 
-_DRIVERS = ("sqlite", "sqlite+pysqlite", "sqlite+aiosqlite")
-
 
 def check_url(text: str, url: URL) -> None:
     """Check the URL of a SQLite file, as written and as parsed. Raises ValueError, which names the part at fault."""
@@ -21,8 +19,8 @@ def check_url(text: str, url: URL) -> None:
         raise ValueError(
             f"a SQLite URL has no parameters, but {parameter!r} follows the '?'; write %3F for a '?' in a file's name"
         )
-    if url.drivername not in _DRIVERS or url.host or url.username or url.password or url.port:
-        raise ValueError("must be sqlite:///FILE, without a driver or a host; an absolute path has four slashes")
+    if url.host or url.username or url.password or url.port:
+        raise ValueError("must be sqlite:///FILE, without a host; an absolute path has four slashes")
     if not url.database or url.database == ":memory:":
         raise ValueError("must name a file, sqlite:///FILE: an in-memory database is lost when the process ends")
     if "\0" in url.database:
