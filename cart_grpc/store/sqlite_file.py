@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
-from cart_grpc.files import LockedFile, check_usable, make_private
+from cart_grpc.files import LockedFile, check_usable, identify, make_private
 
 
 def check_url(text: str, url: URL) -> None:
@@ -39,6 +39,7 @@ class SqliteFile:
             raise FileNotFoundError(errno.ENOENT, f"there is no directory {path.parent}", str(path))
         # SQLite resolves links, too, and keeps its log beside the file itself.
         self.path = Path(os.path.realpath(path))
+        self._log: tuple[int, int] | None = None
         check_usable(self.path)
         try:
             self._lock()
@@ -64,6 +65,21 @@ class SqliteFile:
         if not self._file.is_in_place:
             reason = "it was moved, removed or replaced while the server used it; restart the server"
             raise OSError(errno.ESTALE, reason, str(self.path))
+
+    def check_log(self) -> None:
+        """Raise OSError if the log was removed or replaced since `renew_log`. Call it within a transaction."""
+        try:
+            found = identify(_beside(self.path, "-wal").stat())
+        except OSError:
+            found = None
+        self._log = self._log or found
+        if found is None or found != self._log:
+            reason = "its log was removed or replaced; stop the server with SIGTERM, which saves what the log had"
+            raise OSError(errno.ESTALE, reason, str(self.path))
+
+    def renew_log(self) -> None:
+        """Expect another log: SQLite may make one for a new connection."""
+        self._log = None
 
     def close(self) -> None:
         """Unlock the file."""
