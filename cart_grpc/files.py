@@ -26,7 +26,7 @@ class LockedFile:
         self.path = path
         with _opening:
             self.descriptor = _open(path, flags, lock=across_processes)
-            self._identity = _identify(os.fstat(self.descriptor))
+            self._identity = identify(os.fstat(self.descriptor))
             _locked.add(self._identity)
 
     @property
@@ -38,7 +38,7 @@ class LockedFile:
     def is_in_place(self) -> bool:
         """Whether `path` still leads to this file."""
         try:
-            return _identify(self.path.stat()) == self._identity
+            return identify(self.path.stat()) == self._identity
         except OSError:
             return False
 
@@ -47,6 +47,11 @@ class LockedFile:
         with _opening:
             _locked.discard(self._identity)
             os.close(self.descriptor)
+
+
+def identify(found: os.stat_result) -> tuple[int, int]:
+    """Return what distinguishes a file from all others, whatever its name: the device and the inode."""
+    return found.st_dev, found.st_ino
 
 
 def make_private(path: Path) -> None:
@@ -71,8 +76,8 @@ def check_usable(path: Path) -> None:
         return
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is not a file", str(path))
-    if _identify(found) in _locked:
-        raise OSError(errno.EBUSY, "this process uses it already", str(path))
+    if identify(found) in _locked:
+        raise OSError(errno.EBUSY, "it is in use by this process", str(path))
 
 
 def _open(path: Path, flags: int, *, lock: bool) -> int:
@@ -96,7 +101,3 @@ def _lock(descriptor: int) -> None:
     except ImportError:
         raise OSError(errno.ENOTSUP, "files can be locked on Linux and macOS only") from None
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _identify(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
-from cart_grpc.terminal import escape
+from cart_grpc.terminal import complain, escape
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def stop_signal(message: str = "") -> asyncio.Event:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
         if message and sys.stderr.isatty():
-            sys.stderr.write(f"cart-grpc: {message}; Ctrl-C again ends it at once\n")
+            complain(f"{message}; Ctrl-C again ends it at once")
         elif message:
             log.info(message)
 

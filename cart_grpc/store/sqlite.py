@@ -60,6 +60,7 @@ class SqliteEngine:
             event.listen(engine, "do_connect", lambda *_: self._file.check())
             event.listen(engine, "handle_error", self._on_error)
         event.listen(self._writer, "connect", _prepare_writer)
+        event.listen(self._writer, "connect", lambda *_: self._file.renew_log())
         for engine in (self._read_engine, self.reader.sync_engine):
             event.listen(engine, "connect", _prepare_reader)
 
@@ -86,6 +87,7 @@ class SqliteEngine:
         try:
             # A deferred BEGIN that reads first and then writes fails with BUSY_SNAPSHOT, which no timeout prevents.
             driver.execute("BEGIN IMMEDIATE")
+            self._file.check_log()
             result = work(connection)
         except BaseException as error:
             # SQLAlchemy's `handle_error` does not see the statements that `prepared` runs on the driver.

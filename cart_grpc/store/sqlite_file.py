@@ -8,9 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
-from cart_grpc.files import LockedFile, check_usable, make_private
-
-_DRIVERS = ("sqlite", "sqlite+pysqlite", "sqlite+aiosqlite")
+from cart_grpc.files import LockedFile, check_usable, identify, make_private
 
 
 def check_url(text: str, url: URL) -> None:
@@ -21,8 +19,8 @@ def check_url(text: str, url: URL) -> None:
         raise ValueError(
             f"a SQLite URL has no parameters, but {parameter!r} follows the '?'; write %3F for a '?' in a file's name"
         )
-    if url.drivername not in _DRIVERS or url.host or url.username or url.password or url.port:
-        raise ValueError("must be sqlite:///FILE, without a driver or a host; an absolute path has four slashes")
+    if url.host or url.username or url.password or url.port:
+        raise ValueError("must be sqlite:///FILE, without a host; an absolute path has four slashes")
     if not url.database or url.database == ":memory:":
         raise ValueError("must name a file, sqlite:///FILE: an in-memory database is lost when the process ends")
     if "\0" in url.database:
@@ -41,6 +39,7 @@ class SqliteFile:
             raise FileNotFoundError(errno.ENOENT, f"there is no directory {path.parent}", str(path))
         # SQLite resolves links, too, and keeps its log beside the file itself.
         self.path = Path(os.path.realpath(path))
+        self._log: tuple[int, int] | None = None
         check_usable(self.path)
         try:
             self._lock()
@@ -66,6 +65,21 @@ class SqliteFile:
         if not self._file.is_in_place:
             reason = "it was moved, removed or replaced while the server used it; restart the server"
             raise OSError(errno.ESTALE, reason, str(self.path))
+
+    def check_log(self) -> None:
+        """Raise OSError if the log was removed or replaced since `renew_log`. Call it within a transaction."""
+        try:
+            found = identify(_beside(self.path, "-wal").stat())
+        except OSError:
+            found = None
+        self._log = self._log or found
+        if found is None or found != self._log:
+            reason = "its log was removed or replaced; stop the server with SIGTERM, which saves what the log had"
+            raise OSError(errno.ESTALE, reason, str(self.path))
+
+    def renew_log(self) -> None:
+        """Expect another log: SQLite may make one for a new connection."""
+        self._log = None
 
     def close(self) -> None:
         """Unlock the file."""

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 
 import pytest
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
-from sqlalchemy import Connection, update
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from cart_grpc import app
 from cart_grpc.store import schema
-from cart_grpc.store.engine import connect
 from tests.processes import truth
 from tests.processes.harness import Program, Programs, Replicas, Simulated, connected
 from tests.processes.killable import POINTS, arm
@@ -68,14 +67,12 @@ class Service:
         await self.load.reader.call("AddItem", request, cart_service_pb2.AddItemResponse)
 
     async def _let_idle_cart_expire(self) -> None:
-        def expire(connection: Connection) -> None:
-            connection.execute(
-                update(schema.carts).where(schema.carts.c.user_id == "idle").values(ttl_us=1, expire_time=1)
-            )
-
-        engine = connect(self.database_url, app.clock)
-        await engine.transact(expire)
-        await engine.close()
+        # Another program: the server has the file for itself.
+        engine = create_async_engine(self.database_url.replace("sqlite:", "sqlite+aiosqlite:"))
+        async with engine.begin() as connection:
+            idle = update(schema.carts).where(schema.carts.c.user_id == "idle")
+            await connection.execute(idle.values(ttl_us=1, expire_time=1))
+        await engine.dispose()
 
     def _connect(self) -> AbstractAsyncContextManager[Replica]:
         (address,) = self.replicas.addresses

@@ -39,8 +39,7 @@ async def test_every_command_refuses_a_file_that_a_server_uses_by_any_name(progr
             for command, name in (
                 (["serve"], file),
                 (["serve"], hard),
-                (["serve"], soft),
-                (["dev", "--simulator-listen", "127.0.0.1:0"], hard),
+                (["dev", "--simulator-listen", "127.0.0.1:0"], soft),
                 (["migrate"], hard),
                 (["reservations", "after-restore"], soft),
             )

@@ -113,6 +113,6 @@ def test_a_journal_is_private_and_belongs_to_one_simulator(tmp_path: Path) -> No
     with closing(Journal(path)):
         assert path.stat().st_mode & 0o777 == 0o600
         (tmp_path / "link").symlink_to(path)
-        with pytest.raises(OSError, match="this process uses it already"):
+        with pytest.raises(OSError, match="it is in use by this process"):
             Journal(tmp_path / "link")
     Journal(path).close()

@@ -15,8 +15,10 @@ import pytest
 from sqlalchemy import make_url
 
 from cart_grpc import app
+from cart_grpc.app import running_store
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.files import LockedFile
+from cart_grpc.settings import Settings
 from cart_grpc.store.engine import connect
 from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.sqlite_file import SqliteFile, check_names, check_url
@@ -83,7 +85,7 @@ def test_a_file_in_use_is_refused_whatever_name_leads_to_it(
             case "a linked directory":
                 (tmp_path / "linked").symlink_to(tmp_path)
                 other = tmp_path / "linked" / "cart.db"
-        assert refused(other) == "this process uses it already"
+        assert refused(other) == "it is in use by this process"
 
 
 def test_a_refused_second_opening_leaves_sqlites_own_locks_in_place(file: Path) -> None:
@@ -169,7 +171,21 @@ async def test_nothing_is_written_once_the_path_leads_elsewhere(
     with pytest.raises(DatabaseUnavailable):
         await store.mutate(add())
     # A second server would find the log of the first one beside its own file.
-    assert "this process uses it already" in refused(file)
+    assert "it is in use by this process" in refused(file)
+
+
+@pytest.mark.parametrize("replacement", [None, b""], ids=["removed", "replaced"])
+async def test_nothing_is_written_to_a_log_that_was_removed_and_a_stop_saves_it(
+    replacement: bytes | None, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/cart.db"
+    async with running_store(Settings(database_url=url)) as store:
+        assert decode(await store.mutate(add())) == {SKU: 1}
+        put_aside(tmp_path / "cart.db-wal", replacement)
+        with pytest.raises(DatabaseUnavailable):
+            await store.mutate(add())
+    with closing(sqlite3.connect(tmp_path / "cart.db")) as database:
+        assert database.execute("SELECT total_quantity FROM carts").fetchone() == (1,)
 
 
 async def test_no_new_connection_opens_the_file_that_replaced_the_database(engine: SqliteEngine, file: Path) -> None:
@@ -202,9 +218,8 @@ async def test_a_backup_can_be_made_while_the_database_is_in_use(store: Store, f
         ("sqlite:////tmp/a.db?mode=ro", "'mode' follows the '?'"),
         ("sqlite:///a.db?timeout=1&uri=true", "'timeout' follows the '?'"),
         ("sqlite:///a.db?", "'' follows the '?'"),
-        ("sqlite://host/a.db", "without a driver or a host"),
+        ("sqlite://host/a.db", "without a host"),
         ("sqlite://tmp/a.db", "an absolute path has four slashes"),
-        ("sqlite+pysqlcipher:///a.db", "without a driver or a host"),
         ("sqlite://", "must name a file"),
         ("sqlite:///:memory:", "must name a file"),
         ("sqlite:///a\0.db", "NUL"),
