@@ -90,7 +90,7 @@ def _run(settings: Settings, arguments: argparse.Namespace) -> int:
     try:
         check_address(address)
     except ValueError as error:
-        raise StartupError(f"{address!r} {error}") from None
+        raise StartupError(f"the address {error}") from None
     show = _show_json if arguments.json else _show_tables
     with open_channel(address) as channel:
         try:

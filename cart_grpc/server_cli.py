@@ -65,7 +65,7 @@ def health(settings: Settings, arguments: argparse.Namespace) -> int:
     try:
         address = check_address(arguments.address or settings.listen)
     except ValueError as error:
-        raise StartupError(f"{arguments.address!r} {error}") from None
+        raise StartupError(f"the address {error}") from None
     host, _, port = address.rpartition(":")
     # A server that listens on all addresses also listens on loopback.
     address = f"{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound

@@ -59,12 +59,13 @@ def _to_endpoint(url: str) -> _Endpoint:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ValueError(f"{error}; {_HINT}") from None
+    except ValueError:
+        # The error quotes the URL, which may contain a password.
+        raise ValueError(f"the host or the port is malformed; {_HINT}") from None
     if any(not letter.isprintable() or letter.isspace() for letter in url):
         raise ValueError(f"it contains spaces or control characters; {_HINT}")
     if parts.scheme not in _SCHEMES:
-        raise ValueError(f"the scheme is {parts.scheme or 'missing'!r}; {_HINT}")
+        raise ValueError(f"the scheme is missing or unknown; {_HINT}")
     if not host:
         raise ValueError(f"the host is missing; {_HINT}")
     if parts.username is not None or parts.password is not None:

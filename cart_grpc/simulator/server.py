@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
+from cart_grpc import settings
 from cart_grpc.rpc.admission import OpenStreams
 from cart_grpc.rpc.deadlines import Deadlines
 from cart_grpc.rpc.health import SERVICE as HEALTH
@@ -146,9 +147,10 @@ class SimulatorServer:
 
 def check_address(address: str) -> tuple[str, int]:
     """Return the host and the port of HOST:PORT. Raises ValueError with the correct form."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{address!r} must be HOST:PORT, such as 127.0.0.1:50052")
+    try:
+        host, _, port = settings.check_address(address).rpartition(":")
+    except ValueError as error:
+        raise ValueError(f"the address {error}") from None
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
