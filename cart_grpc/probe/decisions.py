@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from cart_grpc.probe.check import expiry_of, get_ttl, let_expire, release_then_hold, require, require_same
 from cart_grpc.probe.contract import check
-from cart_grpc.probe.findings import NotTested
+from cart_grpc.probe.findings import CheckFailed, NotTested
 from cart_grpc.probe.session import LONG_TTL_US, Session, describe, is_held
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed, PermanentFailure, StaleRevision
 from cart_grpc.reservation_api.api import Answer
@@ -39,6 +39,29 @@ async def another_quantity(session: Session) -> str:
 @check("1", "HOLD 2, then RELEASE with the same revision")
 async def another_disposition(session: Session) -> str:
     return await _another_body(session, disposition=Disposition.RELEASE)
+
+
+@check("1", "HOLD 2, then HOLD 2 of another sku with the same revision")
+async def another_sku(session: Session) -> str:
+    return await _another_body(session, sku=_another_sku(session))
+
+
+@check("1", "HOLD 2 for 10 min, then for 20 min with the same revision")
+async def another_ttl(session: Session) -> str:
+    return await _another_body(session, ttl_us=2 * LONG_TTL_US)
+
+
+@check("1", "HOLD 2, then the same message with other labels")
+async def other_labels(session: Session) -> str:
+    intent = session.new_hold()
+    first = await session.prepare_hold(intent)
+    require_same(await session.send(replace(intent, labels={"client": "cart-grpc-probe", "try": "2"})), first)
+    await session.check_held(2)
+    return f"{describe(first)} again"
+
+
+def _another_sku(session: Session) -> str:
+    return f"cart-grpc-probe-{session.new_id()}"
 
 
 async def _another_body(session: Session, **changes: Any) -> str:
@@ -111,6 +134,18 @@ async def refused_renewal(session: Session) -> str:
     return f"{describe(answer)}, extended by {to_seconds(longer):.0f} s"
 
 
+@check("3", "HOLD 2, then HOLD 1 of another sku with the next revision")
+async def changed_sku(session: Session) -> str:
+    intent = session.new_hold()
+    await session.prepare_hold(intent)
+    answer = await session.send(replace(intent, revision=2, quantity=1, sku=_another_sku(session)))
+    if not (isinstance(answer, Decision) and answer.state is Observed.REJECTED):
+        raise CheckFailed(describe(answer))
+    require(answer.granted_quantity == 2, answer)
+    await session.check_held(2)
+    return describe(answer)
+
+
 @check("3", "HOLD more than the stock, then the same message again")
 async def rejected(session: Session) -> str:
     intent = session.new_hold(session.too_many, revision=2)
@@ -132,7 +167,7 @@ async def stays_rejected(session: Session) -> str:
 
 @check("3", "HOLD 1 of a sku that should be unknown")
 async def unknown_sku(session: Session) -> str:
-    answer = await session.send(replace(session.new_hold(1), sku=f"cart-grpc-probe-{session.new_id()}"))
+    answer = await session.send(replace(session.new_hold(1), sku=_another_sku(session)))
     return f"{describe(answer)}: the API accepts any sku" if is_held(answer) else describe(answer)
 
 
@@ -166,6 +201,33 @@ async def committed_absorbs(session: Session) -> str:
         require(_is_sold(answer), f"then {higher.disposition.name}: {describe(answer)}")
     await session.check_held(0)
     return "COMMITTED 1 each time"
+
+
+@check("4", "HOLD 2, then COMMIT 1")
+async def smaller_commit(session: Session) -> str:
+    _require_commit_option(session)
+    intent = session.new_hold(2)
+    await session.prepare_hold(intent)
+    commit = replace(intent, revision=2, quantity=1, disposition=Disposition.COMMIT)
+    answer = await session.send(commit)
+    require(_is_sold(answer), answer)
+    session.keep_sold(commit)
+    await session.check_held(0)
+    return describe(answer)
+
+
+@check("4", "HOLD 1, then COMMIT more than the stock")
+async def larger_commit(session: Session) -> str:
+    _require_commit_option(session)
+    if session.available is None:
+        raise NotTested("this check needs --stock")
+    intent = session.new_hold(1)
+    await session.prepare_hold(intent)
+    commit = replace(intent, revision=2, quantity=session.too_many, disposition=Disposition.COMMIT)
+    answer = await session.expect_rejected(commit)
+    require(answer.granted_quantity == 1, answer)
+    await session.check_held(1)
+    return describe(answer)
 
 
 @check("4", "HOLD 1, then COMMIT after it expired")
@@ -205,16 +267,22 @@ DECISIONS: Final = (
     same_message,
     another_quantity,
     another_disposition,
+    another_sku,
+    another_ttl,
+    other_labels,
     lower_revision,
     resize,
     large_revision,
     release_first,
     refused_change,
     refused_renewal,
+    changed_sku,
     rejected,
     stays_rejected,
     unknown_sku,
     released_absorbs,
     committed_absorbs,
+    smaller_commit,
+    larger_commit,
     late_commit,
 )

@@ -17,7 +17,7 @@ from cart_grpc.probe.findings import NotTested
 from cart_grpc.probe.session import LONG_TTL_US, Session, describe, is_held
 from cart_grpc.protocol.reservation import Decision, Observed, PermanentFailure, StaleRevision
 from cart_grpc.reservation_api.api import NoAnswerError
-from cart_grpc.units import to_seconds
+from cart_grpc.units import to_seconds, to_us
 
 _COPIES: Final = 10
 _TEN_YEARS_MS: Final = 10 * 365 * 24 * 3600 * 1000
@@ -38,6 +38,22 @@ async def expire_time(session: Session) -> str:
     assert isinstance(renewed, Decision)  # noqa: S101 - for mypy: is_held implies it
     require(expiry_of(renewed) >= expiry_of(first), "the renewal shortened the hold")
     return f"expire_time is {away:.1f} s away; the renewal keeps it"
+
+
+@check("5", "HOLD 1 for 1 s, and HOLD 1 for 1 day")
+async def shortest_and_longest_ttl(session: Session) -> str:
+    for seconds in (1, 24 * 3600):
+        intent, start = session.new_hold(1, ttl_us=to_us(seconds)), session.clock()
+        answer = await session.send(intent)
+        require(isinstance(answer, Decision), f"for {seconds} s: {describe(answer)}")
+        assert isinstance(answer, Decision)  # noqa: S101 - for mypy: require implies it
+        if answer.state is Observed.REJECTED:
+            raise NotTested(f"this check needs a hold: {describe(answer)}")
+        away = to_seconds(expiry_of(answer) - start)
+        is_long_enough = is_held(answer) and away > seconds - MAX_CLOCK_SKEW_SECONDS
+        require(is_long_enough or seconds == 1, f"for {seconds} s: {describe(answer)}, for {away:.1f} s")
+        await session.release(intent.reservation_id)
+    return "HELD 1 each time"
 
 
 @check("5", "HOLD 2 with revision 5 until it expires, then revision 4, then HOLD 2 with revision 6")
@@ -138,4 +154,4 @@ def _backdate(reservation_id: str) -> str:
     return f"{made[:8]}-{made[8:]}{reservation_id[13:]}"
 
 
-ENDURANCE: Final = (expire_time, expiry, copies, race, durable, old_hold, old_release, reads)
+ENDURANCE: Final = (expire_time, shortest_and_longest_ttl, expiry, copies, race, durable, old_hold, old_release, reads)

@@ -28,7 +28,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="length of the holds that the probe lets expire; 0 skips those checks (default: %(default)s)",
     )
-    command.add_argument("--commit", action="store_true", help="also sell two units; this cannot be undone")
+    command.add_argument("--commit", action="store_true", help="also sell three units; this cannot be undone")
     command.add_argument(
         "--timeout",
         type=duration,

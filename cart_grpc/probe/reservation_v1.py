@@ -5,10 +5,11 @@ from typing import Final
 from cart_grpc.probe.contract import Contract
 from cart_grpc.probe.decisions import DECISIONS
 from cart_grpc.probe.endurance import ENDURANCE
+from cart_grpc.probe.formats import FORMATS
 
 RESERVATION_V1: Final = Contract(
     name="cartgrpc.reservation.v1",
-    checks=(*DECISIONS, *ENDURANCE),
+    checks=(*DECISIONS, *ENDURANCE, *FORMATS),
     consequences={
         "1": "a late or repeated message overwrites a newer decision: carts show units that are not held",
         "2": "an item that is removed while its HOLD is in flight stays reserved forever",
@@ -17,8 +18,9 @@ RESERVATION_V1: Final = Contract(
         "5": "an item is shown as RESERVED after its hold expired, or renewed again and again before that",
         "6": "a message that is sent twice, as after every time-out, reserves twice",
         "7": "a very late message reserves stock that no cart needs, or a release is retried forever",
+        "8": "a newer cart_grpc, or another JSON library, gets no reservation at all",
         "reads": "carts are correct, but audits are not reliable",
     },
-    leftover_lifetime="expires within 20 minutes",
+    leftover_lifetime="expires within a day, all but one within 20 minutes",
     optional=frozenset({"reads"}),
 )

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 from cart_grpc.probe.calls import Log, breaks_contract, call_with_retries
 from cart_grpc.probe.findings import CheckFailed, NotTested, Unreachable
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed, PermanentFailure, StaleRevision
-from cart_grpc.reservation_api.api import Answer, AuditableApi, NoAnswerError
+from cart_grpc.reservation_api.api import Answer, AuditableApi, NoAnswerError, Style
 from cart_grpc.units import to_us
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ class ProbeConfig:
     """The configuration of the probe.
 
     The probe holds units of `sku`; `stock` of them are available, None if unknown. Holds that it lets expire have a ttl
-    of `ttl_us` microseconds; 0 skips those checks. `commit` allows it to sell two units, which cannot be undone.
+    of `ttl_us` microseconds; 0 skips those checks. `commit` allows it to sell three units, which cannot be undone.
     `timeout` is the deadline of one call in seconds.
     """
 
@@ -65,12 +65,14 @@ class Session:
         labels = {"client": "cart-grpc-probe"}
         return Intent(self.new_id(), revision, self.config.sku, quantity, Disposition.HOLD, ttl_us, labels)
 
-    async def send(self, intent: Intent) -> Answer:
-        """Send `intent`, with retries, and return the answer. Raises NoAnswerError."""
+    async def send(self, intent: Intent, style: Style | None = None) -> Answer:
+        """Send `intent`, with retries, and return the answer. Raises NoAnswerError, and NotTested for a `style`."""
+        if style and style not in self._api.styles:
+            raise NotTested("this transport cannot send it")
         before = self._sent.get(intent.reservation_id, intent)
         if intent.reservation_id not in self._sold:
             self._sent[intent.reservation_id] = max(intent, before, key=_revision)
-        answer = await self._call(self._api.apply, intent)
+        answer = await self._call(partial(self._api.apply_as, style) if style else self._api.apply, intent)
         if isinstance(answer, PermanentFailure) and self._sent.get(intent.reservation_id) is intent:
             # The API did not decide this revision, so the release need not exceed it, and perhaps cannot.
             self._sent[intent.reservation_id] = before

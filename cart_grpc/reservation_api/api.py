@@ -5,7 +5,8 @@ the message may or may not have taken effect. The reconciler turns this exceptio
 """
 
 from collections.abc import Sequence
-from typing import Protocol, final
+from enum import Enum
+from typing import ClassVar, Protocol, final
 
 from cart_grpc.protocol.reservation import Answer, Decision, Intent, PermanentFailure, StaleRevision
 
@@ -20,6 +21,7 @@ __all__ = [
     "PermanentFailure",
     "ReservationApi",
     "StaleRevision",
+    "Style",
 ]  # fmt: skip
 
 
@@ -72,6 +74,13 @@ UNRECORDED: Attempt = _Unrecorded()
 """For callers that keep no rows, such as the probe: every request may be sent."""
 
 
+class Style(Enum):
+    """A way to write a message that means the same as the usual one. For the probe."""
+
+    UNKNOWN_FIELDS = "with fields that the receiver does not know"
+    JSON_NUMBERS = "with 64-bit integers as JSON numbers"
+
+
 class ReservationApi(Protocol):
     """A Reservation API, over either contract: `cartgrpc.reservation.v1` or `basic`."""
 
@@ -91,7 +100,16 @@ class ReservationApi(Protocol):
 
 
 class AuditableApi(ReservationApi, Protocol):
-    """A Reservation API that can also be read. Reads are for audits only: no state of a cart depends on them."""
+    """A Reservation API that can also be read. Reads are for audits only: no state of a cart depends on them.
+
+    `styles`: the styles in which `apply_as` can write.
+    """
+
+    styles: ClassVar[frozenset[Style]]
+
+    async def apply_as(self, style: Style, intent: Intent, *, timeout: float) -> Answer:
+        """As `apply`, with the message in `style`."""
+        ...
 
     async def find(self, reservation_id: str, *, timeout: float) -> Decision | None:
         """Return the latest decision about a reservation, None if the API knows none. Raises NoAnswerError."""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import grpc
 from cartgrpc.reservation.v1 import reservation_pb2
@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from cart_grpc.channels import open_async_channel
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerError, StaleRevision
+from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerError, StaleRevision, Style
 from cart_grpc.reservation_api.connections import Connections
 
 APPLY_METHOD: Final = "/cartgrpc.reservation.v1.ReservationService/ApplyReservation"
@@ -35,6 +35,8 @@ _REFUSALS: Final = frozenset(
         grpc.StatusCode.ALREADY_EXISTS,
     }
 )
+# Field 1000 is the integer 3, and field 1001 is the text "x".
+_UNKNOWN_FIELDS: Final = b"\xc0\x3e\x03\xca\x3e\x01x"
 _REACHED: Final = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED})
 
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
@@ -58,6 +60,8 @@ class GrpcReservationApi:
     default root certificates.
     """
 
+    styles: ClassVar[frozenset[Style]] = frozenset({Style.UNKNOWN_FIELDS})
+
     def __init__(self, target: str, *, secure: bool = False) -> None:
         credentials = grpc.ssl_channel_credentials() if secure else None
 
@@ -71,7 +75,18 @@ class GrpcReservationApi:
 
     async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
         """See ReservationApi.apply."""
+        return await self._apply(
+            reservation_pb2.ApplyReservationRequest(reservation=wire.to_message(intent)), intent, timeout
+        )
+
+    async def apply_as(self, style: Style, intent: Intent, *, timeout: float) -> Answer:
+        """See AuditableApi.apply_as."""
         request = reservation_pb2.ApplyReservationRequest(reservation=wire.to_message(intent))
+        for message in (request, request.reservation):
+            message.MergeFromString(_UNKNOWN_FIELDS)
+        return await self._apply(request, intent, timeout)
+
+    async def _apply(self, request: reservation_pb2.ApplyReservationRequest, intent: Intent, timeout: float) -> Answer:
         connections = self._releases if intent.disposition is Disposition.RELEASE else self._applies
         try:
             answer = await _call(connections, request, timeout)

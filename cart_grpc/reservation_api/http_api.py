@@ -1,7 +1,7 @@
 """The Reservation API over HTTP: the same messages as proto3 JSON."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import quote
 
 from cartgrpc.reservation.v1 import reservation_pb2
@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from cart_grpc.protocol.reservation import Decision, Intent
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt
+from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, Style
 from cart_grpc.reservation_api.http_client import REFUSALS, HttpAnswer, HttpClient
 
 _Message = TypeVar("_Message", bound=Message)
@@ -19,14 +19,28 @@ _Message = TypeVar("_Message", bound=Message)
 class HttpReservationApi:
     """Implements AuditableApi at `base_url` over `client`. Owns the client."""
 
+    styles: ClassVar[frozenset[Style]] = frozenset(Style)
+
     def __init__(self, base_url: str, client: HttpClient) -> None:
         self._base = base_url.rstrip("/")
         self._client = client
 
     async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
         """See ReservationApi.apply."""
-        request = reservation_pb2.ApplyReservationRequest(reservation=wire.to_message(intent))
-        answer = await self._call("PUT", _path(intent.reservation_id), timeout, request)
+        return await self._apply(_to_body(intent), intent, timeout)
+
+    async def apply_as(self, style: Style, intent: Intent, *, timeout: float) -> Answer:
+        """See AuditableApi.apply_as."""
+        body = _to_body(intent)
+        if style is Style.JSON_NUMBERS:
+            body["reservation"]["revision"] = intent.revision
+        else:
+            body["reservation"] |= {"priority": 3, "gift": {"wrapped": [True, None]}}
+            body["trace"] = "x"
+        return await self._apply(body, intent, timeout)
+
+    async def _apply(self, body: dict[str, Any], intent: Intent, timeout: float) -> Answer:
+        answer = await self._call("PUT", _path(intent.reservation_id), timeout, body)
         if answer.status in REFUSALS:
             return _to_failure_or_stale_revision(answer, intent)
         return wire.to_decision(_to_reservation(self._to_object(answer)), intent)
@@ -41,8 +55,8 @@ class HttpReservationApi:
 
     async def look_up(self, reservation_ids: Sequence[str], *, timeout: float) -> tuple[list[Decision], list[str]]:
         """See AuditableApi.look_up."""
-        request = reservation_pb2.LookupReservationsRequest(reservation_ids=reservation_ids)
-        answer = await self._call("POST", "/v1/reservations:lookup", timeout, request, wire.MAX_LOOKUP_BYTES)
+        body = {"reservationIds": list(reservation_ids)}
+        answer = await self._call("POST", "/v1/reservations:lookup", timeout, body, wire.MAX_LOOKUP_BYTES)
         found = _parse(self._to_object(answer), reservation_pb2.LookupReservationsResponse())
         return wire.to_looked_up(found, reservation_ids)
 
@@ -55,10 +69,9 @@ class HttpReservationApi:
         method: str,
         path: str,
         timeout: float,
-        request: Message | None = None,
+        body: object = None,
         max_bytes: int = wire.MAX_ANSWER_BYTES,
     ) -> HttpAnswer:
-        body = None if request is None else json_format.MessageToDict(request)
         return await self._client.call(method, self._base + path, body, timeout=timeout, max_bytes=max_bytes)
 
     def _to_object(self, answer: HttpAnswer) -> dict[str, Any]:
@@ -69,6 +82,12 @@ class HttpReservationApi:
 
 def _path(reservation_id: str) -> str:
     return f"/v1/reservations/{quote(reservation_id, safe='')}"
+
+
+def _to_body(intent: Intent) -> dict[str, Any]:
+    request = reservation_pb2.ApplyReservationRequest(reservation=wire.to_message(intent))
+    body: dict[str, Any] = json_format.MessageToDict(request)
+    return body
 
 
 def _to_reservation(body: Mapping[str, Any]) -> reservation_pb2.Reservation:

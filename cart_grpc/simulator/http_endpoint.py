@@ -12,6 +12,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from cart_grpc.protocol.reservation import Intent
+from cart_grpc.reservation_api import wire
 from cart_grpc.simulator import codec
 from cart_grpc.simulator.basic_endpoint import BasicEndpoint
 from cart_grpc.simulator.errors import BadRequest, RevisionTooLow, SimulatorError, Throttled
@@ -102,9 +103,10 @@ def _parse(body: bytes, message: MessageType) -> MessageType:
         value = json.loads(body)
         if not isinstance(value, dict):
             raise BadRequest("MALFORMED", "the body must be a JSON object")
-        return json_format.ParseDict(value, message)
-    except (ValueError, TypeError, AttributeError, RecursionError, json_format.ParseError):
-        raise BadRequest("MALFORMED", f"the body must be a {message.DESCRIPTOR.name} in JSON") from None
+        return json_format.ParseDict(value, message, ignore_unknown_fields=True)
+    except (ValueError, TypeError, AttributeError, RecursionError, json_format.ParseError) as error:
+        why = wire.clean_text(str(error))
+        raise BadRequest("MALFORMED", f"the body must be a {message.DESCRIPTOR.name} in JSON: {why}") from None
 
 
 def _to_response(message: Message) -> web.Response:

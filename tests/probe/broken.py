@@ -62,6 +62,66 @@ class RefusesAndObeysTheBody(Stock):
             raise
 
 
+class ComparesLabels(Stock):
+    """Takes other labels for another body."""
+
+    def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
+        before = self._reservations.get(intent.reservation_id)
+        if before and before.intent == intent and before.intent.labels != intent.labels:
+            raise BodyMismatch(intent.revision)
+        return super().apply(intent, now, sold_out=sold_out)
+
+
+class ComparesQuantitiesOnly(Stock):
+    """Answers the same revision with a different sku or ttl as if it were the same."""
+
+    def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
+        before = self._reservations.get(intent.reservation_id)
+        if before and before.intent.revision == intent.revision:
+            intent = replace(intent, sku=before.intent.sku, ttl_us=before.intent.ttl_us)
+        return super().apply(intent, now, sold_out=sold_out)
+
+
+class ExchangesTheSku(Stock):
+    """Gives up a hold for one of another sku."""
+
+    def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
+        before = self._reservations.get(intent.reservation_id)
+        is_other = before and before.state is Observed.HELD and before.sku != intent.sku
+        if not is_other or intent.revision <= before.intent.revision:  # type: ignore[union-attr]
+            return super().apply(intent, now, sold_out=sold_out)
+        until = now + intent.ttl_us
+        stored = StoredReservation(intent, Observed.HELD, intent.sku, intent.quantity, intent.revision, until, "")
+        self._write(Decided(now, stored))
+        return stored
+
+
+class SellsWhatIsHeld(Stock):
+    """Sells the held quantity, whatever quantity COMMIT has."""
+
+    def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
+        before = self._reservations.get(intent.reservation_id)
+        if before and before.granted and intent.disposition is Disposition.COMMIT:
+            intent = replace(intent, quantity=before.granted)
+        return super().apply(intent, now, sold_out=sold_out)
+
+
+class CapsTheTtl(Stock):
+    """Holds for an hour at most."""
+
+    def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
+        return super().apply(replace(intent, ttl_us=min(intent.ttl_us, 3600_000_000)), now, sold_out=sold_out)
+
+
+class RefusesShortHolds(Stock):
+    """Refuses a ttl below a minute."""
+
+    def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
+        if intent.disposition is Disposition.HOLD and intent.ttl_us < 60_000_000:
+            raise BadRequest("INVALID_FIELD", "ttl must be a minute or more")
+        return super().apply(intent, now, sold_out=sold_out)
+
+
 class LastWins(Stock):
     """Applies every message in order of arrival and ignores revisions."""
 

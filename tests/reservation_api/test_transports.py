@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from cart_grpc.protocol.reservation import Decision, Disposition, Observed
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import NoAnswerError, PermanentFailure, ReservationApi, StaleRevision
+from cart_grpc.reservation_api.api import NoAnswerError, PermanentFailure, ReservationApi, StaleRevision, Style
 from cart_grpc.reservation_api.grpc_api import GrpcReservationApi
 from cart_grpc.reservation_api.http_api import HttpReservationApi
 from cart_grpc.reservation_api.transports import connect
@@ -102,6 +102,19 @@ async def test_only_a_state_that_can_answer_the_disposition_is_accepted(
     else:
         error = await no_answer(hostile_api, intent)
         assert (error.code, error.reached) == ("INVALID_ANSWER", True)
+
+
+async def test_a_message_with_unknown_fields_or_numbers_is_the_same_message(
+    api: ReservationApi, transport: str
+) -> None:
+    assert isinstance(api, GrpcReservationApi | HttpReservationApi)
+    assert Style.UNKNOWN_FIELDS in api.styles
+    assert (Style.JSON_NUMBERS in api.styles) is (transport == "http")
+    for style in api.styles:
+        intent = hold(2)
+        answer = await api.apply_as(style, intent, timeout=5)
+        assert isinstance(answer, Decision)
+        assert await api.apply(intent, timeout=5) == answer
 
 
 UNBELIEVABLE: dict[str, Callable[[Message], None]] = {

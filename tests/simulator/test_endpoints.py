@@ -164,12 +164,19 @@ async def test_the_error_for_a_bug_contains_no_exception_text(
         assert "secret" not in await response.text()
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"reservation": {"colour": 1}}', b'{"reservation": 3}', b"1"])
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"reservation": {"quantity": "x"}}', b'{"reservation": 3}', b"1"])
 async def test_a_malformed_http_body_is_refused(ports: BoundPorts, body: bytes) -> None:
     url = f"http://127.0.0.1:{ports.http}/v1/reservations/{hold().reservation_id}"
     async with aiohttp.ClientSession() as session, session.put(url, data=body) as response:
         assert response.status == 400
         assert (await response.json())["error"]["reason"] == "MALFORMED"
+
+
+async def test_an_error_about_a_wrong_type_names_the_field(ports: BoundPorts) -> None:
+    url = f"http://127.0.0.1:{ports.http}/v1/reservations/{hold().reservation_id}"
+    body = b'{"reservation": {"quantity": "many"}}'
+    async with aiohttp.ClientSession() as session, session.put(url, data=body) as response:
+        assert "quantity" in (await response.json())["error"]["message"]
 
 
 async def test_the_path_and_the_body_must_name_the_same_reservation(ports: BoundPorts) -> None:

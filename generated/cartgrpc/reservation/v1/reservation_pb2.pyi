@@ -25,9 +25,13 @@ out of order. That is safe if the API keeps these rules for each reservation id:
 7. Ids are UUIDv7 (RFC 9562), which contain their creation time. The API may forget finished reservations that are
    older than a watermark of its choice. For an unknown id older than the watermark, HOLD and COMMIT are REJECTED
    forever, and RELEASE answers RELEASED.
+8. Receivers ignore unknown fields: a newer cart_grpc may send more of them. Over HTTP the same messages travel as
+   proto3 JSON: cart_grpc sends 64-bit integers as strings, and receivers accept them as JSON numbers, too. See
+   reservation.openapi.yaml in the same directory.
 
-Receivers ignore unknown fields. Over HTTP the same messages travel as proto3 JSON: see reservation.openapi.yaml in
-the same directory.
+cart_grpc reads answers strictly. An answer of more than 64 KiB (for LookupReservations: 1 MiB), one about another id
+or revision, and one with a value out of its bounds is no answer: cart_grpc repeats the message. Text is cut: `reason`
+to 63 characters, messages of errors to 300.
 """
 
 from collections import abc as _abc
@@ -155,12 +159,24 @@ class Reservation(_message.Message):
     """IDENTIFIER. The id, chosen by the client: a UUIDv7 in its usual text form, in lower case."""
     revision: _builtins.int
     """REQUIRED. The revision of the request: 1 or more. The client raises it with every change of sku, quantity,
-    disposition or ttl, and to renew a hold.
+    disposition or ttl, and to renew a hold. It may rise by any number at once. An API decides revisions up to 2^53, the
+    integers that a JSON number holds exactly; ABORTED with a revision above 2^52 is no answer.
+
+    The same revision with another sku, quantity, disposition or ttl is refused (rule 1), also for a disposition that
+    ignores the field. They are compared as values: over HTTP, "60s" and "60.000s" are the same ttl. Labels and unknown
+    fields are not compared.
     """
     sku: _builtins.str
-    """REQUIRED. The stock keeping unit."""
+    """REQUIRED. The stock keeping unit. A reservation keeps its sku: while it holds units, a HOLD or COMMIT of another sku
+    is REJECTED, and the hold stays. cart_grpc never sends one.
+    """
     quantity: _builtins.int
-    """The number of units. REQUIRED for HOLD and COMMIT: 1 or more. RELEASE ignores it."""
+    """The number of units. REQUIRED for HOLD and COMMIT: 1 or more. RELEASE ignores it.
+
+    COMMIT sells exactly this number, which may differ from the number held. The rest of a larger hold is released. The
+    units that a smaller hold lacks are taken from the stock; if there are too few, the COMMIT is REJECTED, and the hold
+    stays.
+    """
     disposition: Global___Reservation.Disposition.ValueType
     """REQUIRED. What should happen to the stock."""
     state: Global___Reservation.State.ValueType
@@ -168,10 +184,15 @@ class Reservation(_message.Message):
     granted_quantity: _builtins.int
     """OUTPUT_ONLY. The number of units that are held or sold."""
     reason: _builtins.str
-    """OUTPUT_ONLY. Why the revision was refused, in UPPER_SNAKE_CASE, such as OUT_OF_STOCK or UNKNOWN_SKU."""
+    """OUTPUT_ONLY. Why the revision was refused, such as OUT_OF_STOCK: UPPER_SNAKE_CASE of up to 63 characters."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long to hold the stock after the decision. REQUIRED for HOLD."""
+        """How long to hold the stock after the decision, at least. REQUIRED for HOLD. The API accepts 1 second to 1 day.
+        cart_grpc sends CART_HOLD_TTL: 10 seconds to 1 day.
+
+        A renewal is a HOLD under a higher revision. One with a shorter ttl does not bring expire_time forward (rule 5): the
+        hold ends at the later of the expire_time that was answered and the time of the decision plus ttl.
+        """
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -181,7 +202,7 @@ class Reservation(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """OUTPUT_ONLY. The units are held at least until then. Required while any are held."""
+        """OUTPUT_ONLY. The units are held at least until then. Required while any are held. A time from 1970 to 9999."""
 
     def __init__(
         self,

@@ -25,9 +25,13 @@ out of order. That is safe if the API keeps these rules for each reservation id:
 7. Ids are UUIDv7 (RFC 9562), which contain their creation time. The API may forget finished reservations that are
    older than a watermark of its choice. For an unknown id older than the watermark, HOLD and COMMIT are REJECTED
    forever, and RELEASE answers RELEASED.
+8. Receivers ignore unknown fields: a newer cart_grpc may send more of them. Over HTTP the same messages travel as
+   proto3 JSON: cart_grpc sends 64-bit integers as strings, and receivers accept them as JSON numbers, too. See
+   reservation.openapi.yaml in the same directory.
 
-Receivers ignore unknown fields. Over HTTP the same messages travel as proto3 JSON: see reservation.openapi.yaml in
-the same directory.
+cart_grpc reads answers strictly. An answer of more than 64 KiB (for LookupReservations: 1 MiB), one about another id
+or revision, and one with a value out of its bounds is no answer: cart_grpc repeats the message. Text is cut: `reason`
+to 63 characters, messages of errors to 300.
 """
 
 from cartgrpc.reservation.v1 import reservation_pb2 as _reservation_pb2
