@@ -155,7 +155,7 @@ async def test_a_second_signal_ends_a_server_at_once(programs: Programs) -> None
 def test_ctrl_c_on_a_terminal_says_what_it_started_and_how_to_end_it(programs: Programs) -> None:
     ours, theirs = os.openpty()
     program = subprocess.Popen(
-        [sys.executable, "-m", "cart_grpc.cli", "serve"],
+        [sys.executable, "-m", "cart_grpc", "serve"],
         cwd=programs.folder,
         env={"PATH": os.defpath, "CART_LISTEN": "127.0.0.1:0", "CART_LOG_LEVEL": "WARNING", "CART_LAME_DUCK": "3"},
         stdout=subprocess.PIPE,
