@@ -39,6 +39,8 @@ def start_log(level: str, name: str = "") -> None:
     logging.basicConfig(level=level, handlers=[handler])
     # It logs a traceback for an answer that does not parse, and the status of the call says so already.
     logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
+    # It logs a traceback for some of the callers that vanish while a reply is sent.
+    logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: "ExecuteBatchError" not in record.getMessage())
     if level != "DEBUG":
         logging.getLogger("alembic").setLevel(logging.WARNING)
 

@@ -25,6 +25,7 @@ from cart_grpc.rpc.door import Door
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
 from cart_grpc.rpc.methods import Method
 from cart_grpc.rpc.receiving import MalformedRequest, Receiver
+from cart_grpc.rpc.unread import Unread
 
 log = logging.getLogger(__name__)
 # Strings: grpc's classes are generic in their stubs only.
@@ -42,6 +43,7 @@ class Endpoint:
     path: str
     method: Method
     deserialize: Callable[[bytes], Any]
+    unread: Unread
     deadlines: Deadlines
     receiver: Receiver
     streams: OpenStreams
@@ -179,11 +181,18 @@ def admit_stream(endpoint: Endpoint, next_step: Step) -> Step:
     return step
 
 
-def encode(_: Endpoint, next_step: Step) -> Step:
-    """Serialise the reply, unless it is bytes already."""
+def encode(endpoint: Endpoint, next_step: Step) -> Step:
+    """Serialise the reply, unless it is bytes already. Raises Overloaded if the caller does not read its replies."""
+    unread, writes = endpoint.unread, endpoint.method.writes
 
     async def step(request: Any, context: Context) -> bytes:
-        return serialize(await next_step(request, context))
+        unread.check(context)
+        reply = serialize(await next_step(request, context))
+        if not writes:
+            # Many calls may have passed the first check together. A write has had its effect, so it must be answered.
+            unread.check(context)
+        unread.add(reply, context)
+        return reply
 
     return step
 

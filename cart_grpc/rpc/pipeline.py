@@ -25,6 +25,7 @@ from cart_grpc.rpc.layers import (
 )
 from cart_grpc.rpc.methods import Method
 from cart_grpc.rpc.receiving import Receiver
+from cart_grpc.rpc.unread import Unread
 
 # grpc.RpcMethodHandler. Any, because its stubs type each behaviour, such as unary_unary, as optional.
 RpcMethod: TypeAlias = Any
@@ -63,6 +64,7 @@ class Pipeline:
         door: Door | None = None,
     ) -> None:
         self._server = server
+        self._unread = Unread()
         self._methods = methods
         self._deadlines = deadlines
         self._receiver = receiver
@@ -97,6 +99,7 @@ class Pipeline:
             path,
             row,
             method.request_deserializer,
+            self._unread,
             self._deadlines,
             self._receiver,
             self._streams,

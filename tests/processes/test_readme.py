@@ -17,10 +17,10 @@ BUF = shutil.which("buf", path=str(Path(sys.executable).parent))
 STATES = {"filters": "STATE_RESERVED", "espresso-beans": "STATE_RESERVED", "kettle": "STATE_RESERVED"}
 
 
-async def call(url: str, body: str) -> dict[str, Any]:
+async def call(url: str, body: str, *options: str) -> dict[str, Any]:
     """Call with `buf curl`, without proto files, and return the response."""
     assert BUF is not None
-    arguments = ("curl", "--protocol", "grpc", "--http2-prior-knowledge", "-d", body, url)
+    arguments = ("curl", "--protocol", "grpc", "--http2-prior-knowledge", *options, "-d", body, url)
     process = await asyncio.create_subprocess_exec(
         BUF, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/"
     )
@@ -47,11 +47,16 @@ async def test_the_readmes_calls_end_with_reserved_items(programs: Programs) -> 
     }
     calls = list(CALL.finditer(README))
     assert [match["method"] for match in calls].count("AddItem") >= 3
+    item = ""
     for match in calls:
-        answer = await call(f"{addresses[match['service']]}/{match['method']}", match["body"])
+        body = match["body"].replace("users/alice/carts/default/items/ITEM", item)
+        answer = await call(f"{addresses[match['service']]}/{match['method']}", body)
+        item = item or answer["item"]["name"]
         if match["method"] == "AddItem":
             waits = "max_wait" in match["body"]
             assert answer["item"]["reservation"]["state"] == ("STATE_RESERVED" if waits else "STATE_PENDING")
+    for version in ("grpc-v1", "grpc-v1alpha"):
+        await call(f"{addresses['url']}/ListCarts", '{"parent":"users/alice"}', "--reflect-protocol", version)
     cart: dict[str, Any] = {}
     for _ in range(200):
         cart = (await call(f"{addresses['url']}/GetCart", '{"name":"users/alice/carts/default"}'))["cart"]

@@ -20,7 +20,8 @@ every variable part of the message in metadata. All methods can fail with:
 * INVALID_ARGUMENT / INVALID_FIELD: a field is malformed or out of range. BadRequest lists the fields.
 * RESOURCE_EXHAUSTED / OVERLOADED, TOO_MANY_CALLS (of this user) or DATABASE_FULL: no effect; RetryInfo says when to
   try again.
-* UNAVAILABLE / DATABASE_UNAVAILABLE or SHUTTING_DOWN: no effect; RetryInfo says when to try again.
+* UNAVAILABLE / DATABASE_UNAVAILABLE: no effect; RetryInfo says when to try again.
+* UNAVAILABLE / SHUTTING_DOWN: this server stops; repeat the call with the same request_id on another one.
 * UNAVAILABLE / OUTCOME_UNKNOWN and DEADLINE_EXCEEDED / CALL_TIMEOUT: the change may have been made. Repeat the call
   with the same request_id to find out.
 * DATA_LOSS / DATABASE_DAMAGED: no effect; the database needs an operator.
@@ -222,7 +223,7 @@ class UpdateItemRequest(_message.Message):
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """OPTIONAL. The fields to set: any of quantity, unit_price and labels, or `*` for all three. If unset, the fields
         that are populated in item. A named field that is not populated is cleared, except quantity, which must be 1 or
-        more.
+        more. In JSON: "quantity,labels"; some tools want {"paths": ["quantity", "labels"]}.
         """
 
     @_builtins.property
@@ -496,7 +497,8 @@ class UpdateCartRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """OPTIONAL. The fields to set: any of labels, currency_code and ttl, or `*` for all three. If unset, the fields that
-        are populated in cart. A named field that is not populated is cleared; ttl then has its default again.
+        are populated in cart. A named field that is not populated is cleared; ttl then has its default again. In JSON:
+        "labels,ttl"; some tools want {"paths": ["labels", "ttl"]}.
         """
 
     @_builtins.property

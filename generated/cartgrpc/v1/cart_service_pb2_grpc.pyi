@@ -20,7 +20,8 @@ every variable part of the message in metadata. All methods can fail with:
 * INVALID_ARGUMENT / INVALID_FIELD: a field is malformed or out of range. BadRequest lists the fields.
 * RESOURCE_EXHAUSTED / OVERLOADED, TOO_MANY_CALLS (of this user) or DATABASE_FULL: no effect; RetryInfo says when to
   try again.
-* UNAVAILABLE / DATABASE_UNAVAILABLE or SHUTTING_DOWN: no effect; RetryInfo says when to try again.
+* UNAVAILABLE / DATABASE_UNAVAILABLE: no effect; RetryInfo says when to try again.
+* UNAVAILABLE / SHUTTING_DOWN: this server stops; repeat the call with the same request_id on another one.
 * UNAVAILABLE / OUTCOME_UNKNOWN and DEADLINE_EXCEEDED / CALL_TIMEOUT: the change may have been made. Repeat the call
   with the same request_id to find out.
 * DATA_LOSS / DATABASE_DAMAGED: no effect; the database needs an operator.
