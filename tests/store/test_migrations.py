@@ -201,7 +201,7 @@ async def test_the_tables_of_another_program_with_alembic_do_not_count(empty_url
 async def test_a_revision_that_is_not_ours_is_an_error(empty_url: str, revision: str) -> None:
     await migrated(empty_url)
     async with opened(empty_url) as engine:
-        await engine.transact(run("UPDATE cart_grpc_version SET version_num = ?".replace("?", f"'{revision}'")))
+        await engine.transact(run("UPDATE cart_grpc_version SET version_num = '?'".replace("?", revision)))
         for start in (app.migrate_database, app.check_database):
             with pytest.raises(app.StartupError, match=f"contains {revision or 'no revision'}, which is not a rev"):
                 await start(engine)
