@@ -1,9 +1,11 @@
-"""Roles of PostgreSQL for the tests, and statements that its administrator runs."""
+"""For the tests of sessions: roles of PostgreSQL, statements that its administrator runs, and open connections."""
 
 import itertools
 
 import asyncpg
 from sqlalchemy import make_url
+
+from cart_grpc.store.engine import Engine
 
 _numbers = itertools.count()
 
@@ -29,3 +31,9 @@ async def as_plain_role(url: str, options: str = "") -> tuple[str, str]:
         f"GRANT ALL ON SCHEMA public TO {role}",
     )
     return role, make_url(url).set(username=role).render_as_string()
+
+
+async def open_readers(engine: Engine) -> None:
+    """Open one connection for each kind of read, as a start does."""
+    for run in (engine.read, engine.query):
+        await run(lambda connection: connection.exec_driver_sql("SELECT 1").scalar_one())

@@ -14,7 +14,7 @@ from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.postgresql_session import READ_ONLY, SETTINGS
 from cart_grpc.store.store import Store
 from tests.postgres import SUPERUSER, PostgresServer, running_postgres
-from tests.store.roles import administer, as_plain_role
+from tests.store.roles import administer, as_plain_role, open_readers
 from tests.store.writes import KEY, SKU, add, answered, claim_one, decode, remove, snapshot
 
 # A value for each of our settings with which something would break, or be slow.
@@ -119,6 +119,8 @@ async def test_a_start_fails_if_the_role_may_not_set_what_a_promise_depends_on(
     engine = connect(url, app.clock)
     with pytest.raises(app.StartupError, match=f'a session cannot set what it needs: .*"{name}"') as failed:
         await app.check_database(engine)
+    # Waiting does not help.
+    assert type(failed.value) is app.StartupError
     assert "\n" not in str(failed.value)
     await engine.close()
 
@@ -128,7 +130,7 @@ async def test_a_database_that_an_operator_made_read_only_stays_so(database_url:
     await administer(database_url, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
     engine = connect(database_url, app.clock)
     await app.check_database(engine)
-    await app.open_readers(engine)
+    await open_readers(engine)
     store = Store(engine, app.new_id, queue_size=1000)
     with pytest.raises(DatabaseUnavailable):
         await store.ping()
