@@ -1,7 +1,10 @@
 """PostgreSQL only: a session has our settings, whatever the database, the role or the URL says."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, make_url
@@ -216,3 +219,15 @@ async def test_a_start_warns_in_one_line_of_what_a_power_failure_can_lose(
         await app.check_database(engine)
     expected = "PostgreSQL runs with fsync=off and full_page_writes=off: a power failure can lose acknowledged writes"
     assert [record.getMessage() for record in caplog.records] == [expected]
+
+
+async def test_operators_can_look_up_every_setting_that_others_can_change(engine: PostgresqlEngine) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = text.partition("## PostgreSQL: settings that others can change")[2].partition("### Connections")[0]
+    patterns = re.findall(r"`([a-z0-9_*]+)`", section)
+    query = "SELECT lower(name) FROM pg_settings WHERE context IN ('user', 'superuser') AND name NOT LIKE '%.%'"
+    names = await engine.transact(lambda connection: connection.exec_driver_sql(query).scalars().all())
+    assert len(names) > 150
+    assert [name for name in names if not any(fnmatch(name, pattern) for pattern in patterns)] == []
+    # Those that are set are named one by one.
+    assert {*SETTINGS, *PLANS, *READ_ONLY, "search_path"} <= {*patterns}
