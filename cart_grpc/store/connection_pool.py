@@ -22,6 +22,7 @@ WAIT_SECONDS: Final = 30.0
 REST_SECONDS: Final = 60.0
 # How long to wait for the end of an own connection whose place the next one needs.
 _PLACE_SECONDS: Final = 2.0
+_PAUSE_SECONDS: Final = 0.05
 _TOO_MANY: Final = "53300"
 
 
@@ -60,9 +61,10 @@ class ConnectionPool:
         self._shortage = shortage
         self._size = self._most = size
         shortage.wanted += size
-        # Connections that are idle, and the number of those that are open or being opened.
         self._idle: list[AsyncConnection] = []
+        # Those that are lent, idle or being opened.
         self._open = 0
+        self._opening: set[asyncio.Task[None]] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._is_closed = False
         self.engine = create_async_engine(
@@ -103,6 +105,9 @@ class ConnectionPool:
     async def close(self) -> None:
         """Close every connection; one that is in use, when it comes back."""
         self._is_closed = True
+        for opening in self._opening:
+            opening.cancel()
+        await asyncio.gather(*self._opening, return_exceptions=True)
         while self._idle:
             await self._discard(self._idle.pop())
         await self.engine.dispose()
@@ -116,49 +121,64 @@ class ConnectionPool:
                 if not _is_dead(connection):
                     return connection
                 await self._discard(connection)
-            if self._open < self._most:
-                try:
-                    return await self._open_one()
-                except Exception as error:
-                    if not find_refusal(error) or not self._open:
-                        raise
-                    self._most = self._open
-                    self._shortage.note_refused(error)
-                    asyncio.get_running_loop().call_later(REST_SECONDS, self._grow)
-                    continue
-            change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            change = asyncio.Future[None]()
             # The longest waiting is first, also if another call was quicker than it.
             (self._waiting.appendleft if has_waited else self._waiting.append)(change)
             has_waited = True
+            self._open_more()
             try:
                 await change
-            except BaseException:
-                # The wake-up that this call got is the next one's.
-                if change.done() and not change.cancelled():
+            except asyncio.CancelledError:
+                if change in self._waiting:
+                    self._waiting.remove(change)
+                elif not change.cancelled() and not change.exception():
+                    # The next one gets what this call was woken for.
                     self._wake_next()
                 raise
 
-    async def _open_one(self) -> AsyncConnection:
-        self._open += 1
-        deadline = asyncio.get_running_loop().time() + _PLACE_SECONDS
+    def _open_more(self) -> None:
+        """Open a connection for each call that waits. A call takes the first that is free, new or not."""
+        while len(self._opening) < len(self._waiting) and self._open < self._most and not self._is_closed:
+            self._open += 1
+            self._opening.add(asyncio.create_task(self._open_one(), name="open-connection"))
+
+    async def _open_one(self) -> None:
+        opened: AsyncConnection | Exception
         try:
-            while True:
-                try:
-                    connection = await self.engine.connect()
-                except Exception as error:
-                    # The database may not have noticed yet that our last connection is gone.
-                    if self._open > 1 or get_sqlstate(error) != _TOO_MANY:
-                        raise
-                    if asyncio.get_running_loop().time() > deadline:
-                        raise
-                    await asyncio.sleep(0.05)
-                else:
-                    self._shortage.note_granted()
-                    return connection
-        except BaseException:
-            self._open -= 1
+            opened = await self._connect()
+        except Exception as error:  # noqa: BLE001 - the calls that wait raise it
+            opened = error
+        # Before anybody else runs: the next call that waits may need another one.
+        self._opening = {each for each in self._opening if each is not asyncio.current_task()}
+        if isinstance(opened, AsyncConnection):
+            self._idle.append(opened)
             self._wake_next()
-            raise
+            self._shortage.note_granted()
+        else:
+            self._open -= 1
+            self._note_failure(opened, usable=self._open - len(self._opening))
+
+    def _note_failure(self, error: Exception, usable: int) -> None:
+        """Make do with the `usable` connections; if none is left or being opened, raise `error` from all that wait."""
+        if find_refusal(error) and usable:
+            self._most = usable
+            self._shortage.note_refused(error)
+            asyncio.get_running_loop().call_later(REST_SECONDS, self._grow)
+        elif not self._open or not find_refusal(error):
+            while change := self._pop_waiting():
+                change.set_exception(error)
+
+    async def _connect(self) -> AsyncConnection:
+        deadline = asyncio.get_running_loop().time() + _PLACE_SECONDS
+        while True:
+            try:
+                return await self.engine.connect()
+            except Exception as error:
+                # The database may not have noticed yet that our last connection is gone.
+                is_over = asyncio.get_running_loop().time() > deadline
+                if self._open > 1 or get_sqlstate(error) != _TOO_MANY or is_over:
+                    raise
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _give_back(self, connection: AsyncConnection) -> None:
         if self._is_closed or _is_dead(connection):
@@ -169,19 +189,27 @@ class ConnectionPool:
 
     async def _discard(self, connection: AsyncConnection) -> None:
         self._open -= 1
+        if not self._open:
+            # The database was away, so nothing is known about what it grants.
+            self._most = self._size
         await connection.invalidate()
         await connection.close()
 
     def _grow(self) -> None:
         self._most = self._size
-        self._wake_next()
+        self._open_more()
 
     def _wake_next(self) -> None:
+        if change := self._pop_waiting():
+            change.set_result(None)
+
+    def _pop_waiting(self) -> asyncio.Future[None] | None:
         while self._waiting:
             change = self._waiting.popleft()
+            # One that was cancelled a moment ago is still here.
             if not change.done():
-                change.set_result(None)
-                return
+                return change
+        return None
 
 
 def _is_dead(connection: AsyncConnection) -> bool:

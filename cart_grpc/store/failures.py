@@ -34,8 +34,8 @@ _SQLITE_UNWRITTEN = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
 _SQLITE_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
-# Wrong user or password, no such database, no permission, a pooler that refuses our parameters.
-_LASTING = ("28", "3D", "42501", "08P01")
+# Wrong user or password, no such database, no permission.
+_LASTING = ("28", "3D", "42501")
 # SQLAlchemy's name of the driver's exception, and anything that may be a URL's user and password.
 _NOISE = re.compile(r"^<class '[^']*'>: |(?<=//)[^\s/]*@")
 MAX_CAUSE_LENGTH: Final = 300
@@ -135,8 +135,10 @@ def may_pass(error: BaseException) -> bool:
     cause = find_cause(error)
     if isinstance(cause, ssl.SSLError) or get_sqlstate(cause).startswith(_LASTING):
         return False
+    if isinstance(cause, Unsuitable):
+        return isinstance(cause, NotMigrated)
     refusal = find_refusal(cause)
-    return isinstance(cause, NotMigrated) or (refusal is not None and not isinstance(refusal, DatabaseDamaged))
+    return refusal is not None and not isinstance(refusal, DatabaseDamaged)
 
 
 def find_cause(error: BaseException) -> BaseException:

@@ -89,9 +89,9 @@ _CANNOT_SET: Final = (
 )
 PREPARE_SECONDS: Final = 5.0
 _PROBE_SECONDS: Final = 2.0
-_CHANGES_SERVERS: Final = (
-    "a connection pooler gives each transaction another session, so the settings that keep an acknowledged change are "
-    "lost: set pool_mode=session for this database (PgBouncer), or connect to PostgreSQL directly"
+_CHANGES_SESSIONS: Final = (
+    "a connection pooler changes sessions between transactions or statements, so settings are lost on which promises "
+    "depend; set pool_mode=session for this database (PgBouncer), or connect to PostgreSQL directly"
 )
 
 
@@ -169,7 +169,7 @@ class Sessions:
             if other is not None:
                 other.terminate()
         if is_shared:
-            raise Unsuitable(_CHANGES_SERVERS)
+            raise Unsuitable(_CHANGES_SESSIONS)
         self._is_pooler_known = True
 
 
@@ -178,8 +178,10 @@ async def _look(connection: asyncpg.Connection, names: Collection[str]) -> async
     try:
         await connection.execute("BEGIN")
     except asyncpg.PostgresError as error:
-        # PgBouncer with pool_mode=statement.
-        raise Unsuitable(f"no transaction can begin: {error}") from error
+        # PgBouncer with pool_mode=statement. The message is all that tells it from a connection that is cut.
+        if "statement pooling" in str(error):
+            raise Unsuitable(_CHANGES_SESSIONS) from error
+        raise
     statement = await connection.prepare(_LOOK, name="")
     found = await statement.fetchrow(list(names), VERSION_TABLE)
     await connection.execute("COMMIT")
