@@ -340,6 +340,8 @@ def _limits(settings: Settings) -> Limits:
         max_quantity_per_add=settings.max_quantity_per_add,
         max_quantity_per_item=settings.max_quantity_per_item,
         max_items_per_cart=settings.max_items_per_cart,
+        max_cart_bytes=settings.max_cart_bytes,
+        max_user_bytes=settings.max_user_bytes,
         hold_ttl_us=to_us(settings.hold_ttl),
         cart_ttl_us=to_us(settings.cart_ttl),
     )

@@ -118,6 +118,18 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
     max_quantity_per_add: int = Field(100, ge=1, le=1_000_000, description="maximum quantity that one AddItem adds")
     max_quantity_per_item: int = Field(1_000, ge=1, le=1_000_000, description="maximum quantity of one item")
     max_items_per_cart: int = Field(200, ge=1, le=10_000, description="maximum number of items in a cart")
+    max_cart_bytes: int = Field(
+        262_144,
+        ge=131_072,
+        le=1_048_576,
+        description="maximum bytes of an encoded cart; a request may have 65536 bytes more",
+    )
+    max_user_bytes: int = Field(
+        67_108_864,
+        ge=4_194_304,
+        le=1_099_511_627_776,
+        description="maximum bytes stored for one user: carts, replies to request_ids and reservations",
+    )
     hold_ttl: Duration = Field(
         900.0,
         ge=10,

@@ -21,12 +21,14 @@ class Limits:
     """The limits of the service.
 
     `hold_ttl_us` is the ttl that every HOLD requests from the Reservation API. `cart_ttl_us` is the lifetime, from its
-    last change, of a cart that has no ttl of its own.
+    last change, of a cart that has no ttl of its own. `max_user_bytes` bounds everything that is stored for one user.
     """
 
     max_quantity_per_add: int = 100
     max_quantity_per_item: int = 1_000
     max_items_per_cart: int = 200
+    max_cart_bytes: int = 256 * 1024
+    max_user_bytes: int = 64 * 1024 * 1024
     hold_ttl_us: int = 900_000_000
     cart_ttl_us: int = 604_800_000_000
 

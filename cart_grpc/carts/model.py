@@ -31,9 +31,11 @@ ENDED = frozenset({CartState.EXPIRED, CartState.DELETED})
 class Cart(NamedTuple):
     """A cart without its items. Each change updates the totals, so that no change must read the whole cart.
 
-    `subtotal` is in the smallest unit of `currency_code`, which is "" until the cart has a price. `revision` counts
-    every visible change; `etag_revision` is the revision of the last change by a caller. `ttl_us` and `expire_time` are
-    None if the cart does not expire.
+    `subtotal` is in the smallest unit of `currency_code`. `priced_count` is the number of items with a price.
+    `owns_currency`: a caller set the currency of the cart itself. If not, `currency_code` is that of the prices, and ""
+    while no item has a price. `byte_size` is the most bytes that the encoded cart can have (see `carts.sizes`).
+    `revision` counts every visible change; `etag_revision` is the revision of the last change by a caller. `ttl_us` and
+    `expire_time` are None if the cart does not expire.
     """
 
     key: CartKey
@@ -41,10 +43,13 @@ class Cart(NamedTuple):
     state: CartState
     labels: Mapping[str, str]
     currency_code: str
+    owns_currency: bool
     ttl_us: int | None
     item_count: int
+    priced_count: int
     total_quantity: int
     subtotal: int
+    byte_size: int
     revision: int
     etag_revision: int
     create_time: int

@@ -225,7 +225,9 @@ class TooManyCalls(Overloaded):
 
     def __init__(self, limit: int) -> None:
         super().__init__(
-            f"this user has {limit} calls running or queued; wait until some of them end", {"limit": str(limit)}
+            f"this user has {limit} calls running or queued (a long request counts as several); "
+            "wait until some of them end",
+            {"limit": str(limit)},
         )
 
 

@@ -39,7 +39,7 @@ from cart_grpc.carts.refusals import (
     ItemNotFound,
     LimitExceeded,
 )
-from cart_grpc.carts.totals import adopt_currency, recount, start_cart, touch
+from cart_grpc.carts.totals import adopt_currency, recount, relabel, start_cart, touch, without_price
 from cart_grpc.protocol.reservation import Disposition, Reservation
 from cart_grpc.protocol.transitions import hold, release
 
@@ -52,7 +52,15 @@ def decide(loaded: LoadedCart, call: Call, given: Given) -> Change:
     rule, needs = RULES[type(call)]
     cart = _get_open_cart(loaded, call.etag, needs, given)
     lines = loaded.lines if cart is loaded.cart else {}
-    return rule(OpenCart(cart, lines, loaded.releasing, loaded.others), call, given)
+    change = rule(OpenCart(cart, lines, loaded.releasing, loaded.others), call, given)
+    _check_size(cart, change.cart, given.limits.max_cart_bytes)
+    return change
+
+
+def _check_size(before: Cart, after: Cart, most: int) -> None:
+    """Raise LimitExceeded if a cart beyond the limit grows. It may shrink: the limit may have been lowered."""
+    if after.byte_size > most and after.byte_size > before.byte_size:
+        raise LimitExceeded(after.key.name, "bytes_per_cart", most, after.byte_size)
 
 
 class Needs(Enum):
@@ -85,12 +93,19 @@ def _get_open_cart(loaded: LoadedCart, etag: str, needs: Needs, given: Given) ->
 
 def _add_items(loaded: OpenCart, call: AddItems, given: Given) -> Change:
     merged = _merge(call.additions)
-    cart = adopt_currency(loaded.cart, (addition.unit_price for addition in merged))
+    cart, replaced = loaded.cart, {}
+    for addition in merged:
+        before = loaded.lines.get(addition.item_id)
+        if before and addition.unit_price:
+            # The old price does not count against the new one's currency.
+            replaced[addition.item_id] = without_price(before)
+            cart = recount(cart, before, replaced[addition.item_id])
+    cart = adopt_currency(cart, (addition.unit_price for addition in merged))
     lines = []
     for addition in merged:
         before = loaded.lines.get(addition.item_id)
         after = _add(loaded, before, addition, given)
-        cart = recount(cart, before, after)
+        cart = recount(cart, replaced.get(addition.item_id, before), after)
         lines.append(after)
     most = given.limits.max_items_per_cart
     if cart.item_count > most:
@@ -182,17 +197,20 @@ def _update_item(loaded: OpenCart, call: UpdateItem, given: Given) -> Change:
         if update.quantity > most:
             raise LimitExceeded(item.name, "quantity_per_item", most, update.quantity)
         item = item._replace(quantity=update.quantity)
+    counted = before
     if "unit_price" in update.paths:
-        cart = adopt_currency(cart, [update.unit_price])
+        # The old price does not count against the new one's currency.
+        counted = without_price(before)
+        cart = adopt_currency(recount(cart, before, counted), [update.unit_price])
         item = item._replace(unit_price=update.unit_price.minor_units if update.unit_price else None)
     if "labels" in update.paths:
         item = item._replace(labels=update.labels)
-    if item == before.item:
-        return Change(cart, (before,))
+    if item == before.item and cart.currency_code == loaded.cart.currency_code:
+        return Change(loaded.cart, (before,))
     after = Line(item._replace(update_time=given.now), before.reservation)
     if item.quantity != before.item.quantity:
         after = _hold_quantity(loaded, after, given)
-    return Change(touch(recount(cart, before, after), given.now), (after,))
+    return Change(touch(recount(cart, counted, after), given.now), (after,))
 
 
 def _remove_item(loaded: OpenCart, call: RemoveItem, given: Given) -> Change:
@@ -228,22 +246,27 @@ def _take_out(cart: Cart, lines: Iterable[Line], now: int) -> Change:
 
 def _create_cart(loaded: OpenCart, call: CreateCart, given: Given) -> Change:
     values = call.values
-    cart = loaded.cart._replace(labels=values.labels, currency_code=values.currency_code, ttl_us=values.ttl_us)
+    cart = _own_currency(relabel(loaded.cart, values.labels), values.currency_code)._replace(ttl_us=values.ttl_us)
     return Change(touch(cart, given.now), releasing=loaded.releasing)
 
 
 def _update_cart(loaded: OpenCart, call: UpdateCart, given: Given) -> Change:
     cart, update = loaded.cart, call.update
     if "labels" in update.paths:
-        cart = cart._replace(labels=update.labels)
+        cart = relabel(cart, update.labels)
     if "ttl" in update.paths:
         cart = cart._replace(ttl_us=update.ttl_us)
-    if "currency_code" in update.paths and update.currency_code != cart.currency_code:
-        if any(line.item.unit_price is not None for line in loaded.lines.values()):
+    if "currency_code" in update.paths:
+        if cart.priced_count and update.currency_code != cart.currency_code:
             raise CurrencyMismatch(cart.key.name, cart.currency_code, update.currency_code)
-        cart = cart._replace(currency_code=update.currency_code)
+        cart = _own_currency(cart, update.currency_code)
     changed = loaded.cart if cart == loaded.cart else touch(cart, given.now)
     return Change(changed, tuple(loaded.lines.values()), releasing=loaded.releasing)
+
+
+def _own_currency(cart: Cart, code: str) -> Cart:
+    """The cart with a currency that stays when its last price goes; "" leaves the currency to the prices."""
+    return cart._replace(currency_code=code, owns_currency=bool(code))
 
 
 def _retry_reservation(loaded: OpenCart, call: RetryReservation, given: Given) -> Change:

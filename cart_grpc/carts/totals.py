@@ -1,10 +1,11 @@
-"""Steps that the rules share: start a cart, set its currency, update its totals, mark it as changed."""
+"""Steps that the rules share: start a cart, set its labels and currency, update its totals, mark it as changed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cart_grpc.carts.calls import Given
 from cart_grpc.carts.model import Cart, CartState, Line, Money
 from cart_grpc.carts.refusals import CurrencyMismatch, LimitExceeded
+from cart_grpc.carts.sizes import CART_ROOM, entries_bytes, item_bytes
 from cart_grpc.names import CartKey
 
 # The largest signed 64-bit integer: databases and protobuf cannot hold more.
@@ -20,10 +21,13 @@ def start_cart(key: CartKey, ended: Cart | None, given: Given) -> Cart:
         state=CartState.ACTIVE,
         labels={},
         currency_code="",
+        owns_currency=False,
         ttl_us=given.limits.cart_ttl_us,
         item_count=0,
+        priced_count=0,
         total_quantity=0,
         subtotal=0,
+        byte_size=CART_ROOM + len(key.name),
         revision=revision,
         etag_revision=revision,
         create_time=given.now,
@@ -35,6 +39,12 @@ def touch(cart: Cart, now: int) -> Cart:
     """The cart after a caller's change: a new revision, and with it a new etag."""
     revision = cart.revision + 1
     return cart._replace(revision=revision, etag_revision=revision, update_time=now)
+
+
+def relabel(cart: Cart, labels: Mapping[str, str]) -> Cart:
+    """The cart with other labels."""
+    growth = entries_bytes(labels) - entries_bytes(cart.labels)
+    return cart._replace(labels=labels, byte_size=cart.byte_size + growth)
 
 
 def adopt_currency(cart: Cart, prices: Iterable[Money | None]) -> Cart:
@@ -49,15 +59,36 @@ def adopt_currency(cart: Cart, prices: Iterable[Money | None]) -> Cart:
 
 
 def recount(cart: Cart, before: Line | None, after: Line | None) -> Cart:
-    """The cart's totals once `before` has become `after`. Raises LimitExceeded if the subtotal exceeds 64 bits."""
+    """The cart's totals once `before` has become `after`. Raises LimitExceeded if the subtotal exceeds 64 bits.
+
+    A currency that came from a price ends with the last price.
+    """
     subtotal = cart.subtotal + _price(after) - _price(before)
     if subtotal > MAX_SUBTOTAL:
         raise LimitExceeded(cart.key.name, "subtotal", MAX_SUBTOTAL, subtotal)
+    priced_count = cart.priced_count + _is_priced(after) - _is_priced(before)
+    is_last_price = priced_count < cart.priced_count and not priced_count
     return cart._replace(
+        currency_code="" if is_last_price and not cart.owns_currency else cart.currency_code,
         item_count=cart.item_count + (after is not None) - (before is not None),
+        priced_count=priced_count,
         total_quantity=cart.total_quantity + _quantity(after) - _quantity(before),
         subtotal=subtotal,
+        byte_size=cart.byte_size + _bytes(after) - _bytes(before),
     )
+
+
+def without_price(line: Line) -> Line:
+    """The line without its price."""
+    return line._replace(item=line.item._replace(unit_price=None))
+
+
+def _is_priced(line: Line | None) -> bool:
+    return line is not None and line.item.unit_price is not None
+
+
+def _bytes(line: Line | None) -> int:
+    return item_bytes(line.item) if line else 0
 
 
 def _quantity(line: Line | None) -> int:

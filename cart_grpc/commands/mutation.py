@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cart_grpc.carts.calls import Call, Change, Given, Limits, NewId
-from cart_grpc.carts.refusals import RequestIdReused
+from cart_grpc.carts.refusals import LimitExceeded, RequestIdReused
 from cart_grpc.carts.rules import decide
 from cart_grpc.commands.unit_of_work import ReadSet, Reply, UnitOfWork
 
@@ -38,7 +38,16 @@ class Mutation:
         change = decide(unit.get_loaded_cart(call.reads), call, Given(self.limits, now, new_id))
         # Encode first: if this fails, the unit of work must be unchanged.
         reply = self.encode(change, now)
+        stored = Reply(call.fingerprint, reply) if call.request_id else None
+        self._check_room(unit, unit.find_growth(change, stored))
         unit.apply(change)
-        if call.request_id:
-            unit.put_reply((call.cart.user, call.request_id), Reply(call.fingerprint, reply))
+        if stored:
+            unit.put_reply((call.cart.user, call.request_id), stored)
         return reply
+
+    def _check_room(self, unit: UnitOfWork, growth: int) -> None:
+        """Raise LimitExceeded if the user would store too much. A call that stores nothing more is never refused."""
+        user, most = self.call.cart.user, self.limits.max_user_bytes
+        total = unit.stored_bytes.get(user, 0) + growth
+        if growth > 0 and total > most:
+            raise LimitExceeded(user.name, "bytes_per_user", most, total)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from cart_grpc.carts.calls import CartRead, Change, LoadedCart
 from cart_grpc.carts.model import Cart, Item, Line
+from cart_grpc.carts.sizes import REPLY_ROOM, RESERVATION_BYTES
 from cart_grpc.names import CartKey, UserKey
 from cart_grpc.protocol.reservation import Reservation
 
@@ -20,10 +21,15 @@ class Reply:
     fingerprint: bytes
     reply: bytes
 
+    @property
+    def byte_size(self) -> int:
+        """The bytes that it counts for its user."""
+        return len(self.reply) + REPLY_ROOM
+
 
 @dataclass(slots=True)
 class ReadSet:
-    """The keys of the rows that a batch reads before its commands run. It also locks `users`.
+    """The keys of the rows that a batch reads before its commands run. It locks `users` first.
 
     Of each cart in `whole_carts`, it reads all items and reconciling reservations; of each cart and sku in `skus`, the
     reconciling reservations. One command may add carts of several users.
@@ -51,14 +57,19 @@ class ReadSet:
 
 
 class UnitOfWork:
-    """The state that a batch's commands share: each command sees the effects of those before it."""
+    """The state that a batch's commands share: each command sees the effects of those before it.
+
+    `stored_bytes` are the running totals of users: of their carts, replies and reservations.
+    """
 
     def __init__(self) -> None:
+        self.stored_bytes: dict[UserKey, int] = {}
         self.replies: dict[ReplyKey, Reply] = {}
         self.carts: dict[CartKey, Cart] = {}
         self.items: defaultdict[CartKey, dict[str, Item]] = defaultdict(dict)
         self.reservations: dict[str, Reservation] = {}
         self._ids_by_sku: defaultdict[tuple[CartKey, str], set[str]] = defaultdict(set)
+        self.changed_users: set[UserKey] = set()
         self.new_replies: set[ReplyKey] = set()
         self.changed_carts: set[CartKey] = set()
         self.changed_items: set[ItemKey] = set()
@@ -110,17 +121,39 @@ class UnitOfWork:
         """
         return [self.reservations[reservation_id] for reservation_id in sorted(self._ids_by_sku.get((key, sku), ()))]
 
+    def find_growth(self, change: Change, reply: Reply | None) -> int:
+        """Return how many bytes more the user of the change's cart would store after `apply` and `put_reply`."""
+        growth = self._cart_growth(change.cart) + (reply.byte_size if reply else 0)
+        for line in change.lines:
+            if line.reservation.reservation_id not in self.reservations:
+                growth += RESERVATION_BYTES
+        return growth
+
+    def _cart_growth(self, cart: Cart) -> int:
+        before = self.carts.get(cart.key)
+        return cart.byte_size - (before.byte_size if before else 0)
+
+    def _count(self, user: UserKey, growth: int) -> None:
+        if growth:
+            self.stored_bytes[user] = max(self.stored_bytes.get(user, 0) + growth, 0)
+            self.changed_users.add(user)
+
     def put_cart(self, cart: Cart) -> None:
         if self.carts.get(cart.key) is not cart:
+            self._count(cart.key.user, self._cart_growth(cart))
             self.carts[cart.key] = cart
             self.changed_carts.add(cart.key)
 
     def put_reservation(self, reservation: Reservation) -> None:
-        if self.reservations.get(reservation.reservation_id) is not reservation:
+        before = self.reservations.get(reservation.reservation_id)
+        if before is not reservation:
+            if before is None:
+                self._count(reservation.cart.user, RESERVATION_BYTES)
             self.load_reservation(reservation)
             self.changed_reservations.add(reservation.reservation_id)
 
     def put_reply(self, key: ReplyKey, reply: Reply) -> None:
+        self._count(key[0], reply.byte_size)
         self.replies[key] = reply
         self.new_replies.add(key)
 

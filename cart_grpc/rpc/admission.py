@@ -4,10 +4,12 @@
   rejection costs 0.8 of an empty call, because most of that is gRPC's own work. So this bound is high, and HTTP/2's
   limit on the streams of one connection keeps most of a flood out.
 - The number of one user's running calls is bounded. Further calls of that user queue for a slot, which costs nothing:
-  a user who floods the server only slows itself down.
+  a user who floods the server only slows itself down. Long calls weigh more: a user whose last reply was long gets
+  fewer slots. Eight readers of a cart of 180 KB that changes all the time raise the median of another user's GetCart
+  from 2 to 9 ms; without the weight, to 15 ms.
 - Waiting calls hold no slot. They wait in a queue for a slot, or they are parked: in max_wait, for a reservation. The
   number of waiting calls is bounded, too: beyond it, calls that need a slot are rejected, and calls in max_wait are
-  answered with the current state.
+  answered with the current state. A call with a long request counts as several.
 - Open streams hold no slot either. Their number is bounded per user, per connection and in all.
 """
 
@@ -19,14 +21,25 @@ from typing import Any
 
 from cart_grpc.carts.refusals import Overloaded, ShuttingDown, TooManyCalls, TooManyStreams
 
+# A call weighs one more for each of these in its request or reply.
+BYTES_PER_WEIGHT = 32 * 1024
+
+
+def _weight(size: int) -> int:
+    return 1 + size // BYTES_PER_WEIGHT
+
 
 class _User:
-    """The calls of one user: how many run, how many wait, and the queue for a slot, oldest first."""
+    """The calls of one user: how many run, how many wait, and the queue for a slot, oldest first.
 
-    __slots__ = ("name", "queue", "running", "waiting")
+    At most `slots` of them run.
+    """
 
-    def __init__(self, name: str) -> None:
+    __slots__ = ("name", "queue", "running", "slots", "waiting")
+
+    def __init__(self, name: str, slots: int) -> None:
         self.name = name
+        self.slots = slots
         self.running = 0
         self.waiting = 0
         self.queue: dict[asyncio.Future[None], None] = {}
@@ -36,7 +49,8 @@ class Admission:
     """The unary calls of one server.
 
     At most `max_calls` run and `max_waiting` wait, and of each user at most `max_calls_per_user` and
-    `max_waiting_per_user`. A call is a task; `take_slot`, `park` and `free_slot` apply to the current task.
+    `max_waiting_per_user`. A call is a task; `take_slot`, `note_reply`, `park` and `free_slot` apply to the current
+    task.
     """
 
     def __init__(self, *, max_calls: int, max_calls_per_user: int, max_waiting: int, max_waiting_per_user: int) -> None:
@@ -46,7 +60,9 @@ class Admission:
         self._max_waiting_per_user = max_waiting_per_user
         self._users: dict[str, _User] = {}
         self._running: dict[asyncio.Task[Any] | None, _User] = {}
-        self._parked: dict[asyncio.Task[Any] | None, _User] = {}
+        self._parked: dict[asyncio.Task[Any] | None, tuple[_User, int]] = {}
+        # Only of calls that weigh more than 1.
+        self._weights: dict[asyncio.Task[Any] | None, int] = {}
         self.running = 0
         self.waiting = 0
 
@@ -55,19 +71,31 @@ class Admission:
         """Whether every slot is taken. If so, the next call of any user is rejected."""
         return self.running >= self._max_calls
 
-    async def take_slot(self, user: str) -> None:
-        """Take a slot to run in; wait for one if the user has no slot left. Raises Overloaded or TooManyCalls."""
+    async def take_slot(self, user: str, size: int) -> None:
+        """Take a slot for a call with a request of `size` bytes; wait for one if the user has no slot left.
+
+        Raises Overloaded or TooManyCalls.
+        """
         if self.is_full:
             raise Overloaded
         mine = self._users.get(user)
         if mine is None:
-            mine = self._users[user] = _User(user)
-        if mine.running < self._max_calls_per_user:
+            mine = self._users[user] = _User(user, self._max_calls_per_user)
+        weight = _weight(size)
+        if mine.running < mine.slots:
             mine.running += 1
             self.running += 1
         else:
-            await self._queue(mine)
-        self._running[asyncio.current_task()] = mine
+            await self._queue(mine, weight)
+        task = asyncio.current_task()
+        self._running[task] = mine
+        if weight > 1:
+            self._weights[task] = weight
+
+    def note_reply(self, size: int) -> None:
+        """Note that the reply has `size` bytes: the user's next calls probably cost the same."""
+        if mine := self._running.get(asyncio.current_task()):
+            mine.slots = max(self._max_calls_per_user // _weight(size), 1)
 
     def park(self) -> bool:
         """Give the slot back before a wait. Return False, and keep the slot, if too many calls wait already."""
@@ -75,10 +103,11 @@ class Admission:
         mine = self._running.get(task)
         if mine is None:
             return True
-        if not self._may_wait(mine):
+        weight = self._weights.get(task, 1)
+        if not self._may_wait(mine, weight):
             return False
-        self._count_waiting(mine, 1)
-        self._parked[task] = mine
+        self._count_waiting(mine, weight)
+        self._parked[task] = mine, weight
         del self._running[task]
         self._pass_slot_on(mine)
         return True
@@ -86,20 +115,22 @@ class Admission:
     def free_slot(self) -> None:
         """End the call: free its slot, or its place among the parked calls."""
         task = asyncio.current_task()
+        self._weights.pop(task, None)
         if mine := self._running.pop(task, None):
             self._pass_slot_on(mine)
-        elif mine := self._parked.pop(task, None):
-            self._count_waiting(mine, -1)
+        elif parked := self._parked.pop(task, None):
+            mine, weight = parked
+            self._count_waiting(mine, -weight)
 
-    async def _queue(self, mine: _User) -> None:
+    async def _queue(self, mine: _User, weight: int) -> None:
         """Wait until another call of this user passes its slot on."""
-        if not self._may_wait(mine):
-            if mine.waiting < self._max_waiting_per_user:
+        if not self._may_wait(mine, weight):
+            if mine.waiting + weight <= self._max_waiting_per_user:
                 raise Overloaded
             raise TooManyCalls(self._max_calls_per_user + self._max_waiting_per_user)
         slot = asyncio.get_running_loop().create_future()
         mine.queue[slot] = None
-        self._count_waiting(mine, 1)
+        self._count_waiting(mine, weight)
         try:
             await slot
         except asyncio.CancelledError:
@@ -109,22 +140,25 @@ class Admission:
             raise
         finally:
             mine.queue.pop(slot, None)
-            self._count_waiting(mine, -1)
+            self._count_waiting(mine, -weight)
 
     def _pass_slot_on(self, mine: _User) -> None:
-        """Hand a slot to the user's next queued call, or free it."""
-        while mine.queue:
+        """Free a slot, and hand the user's free slots to its next queued calls."""
+        mine.running -= 1
+        self.running -= 1
+        while mine.queue and mine.running < mine.slots:
             slot = next(iter(mine.queue))
             del mine.queue[slot]
             if not slot.done():
                 slot.set_result(None)
-                return
-        mine.running -= 1
-        self.running -= 1
+                mine.running += 1
+                self.running += 1
         self._forget_if_idle(mine)
 
-    def _may_wait(self, mine: _User) -> bool:
-        return self.waiting < self._max_waiting and mine.waiting < self._max_waiting_per_user
+    def _may_wait(self, mine: _User, weight: int) -> bool:
+        if self.waiting + weight > self._max_waiting:
+            return False
+        return mine.waiting + weight <= self._max_waiting_per_user
 
     def _count_waiting(self, mine: _User, change: int) -> None:
         mine.waiting += change

@@ -7,7 +7,7 @@ from cartgrpc.v1 import cart_admin_service_pb2 as pb
 from cartgrpc.v1 import cart_admin_service_pb2_grpc
 
 from cart_grpc.admin import OperatorActions
-from cart_grpc.rpc import admin_requests
+from cart_grpc.rpc import admin_requests, pages
 from cart_grpc.rpc.admin_messages import pause_message, reservation_message, stats_message
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -24,9 +24,10 @@ class CartAdminService(cart_admin_service_pb2_grpc.CartAdminServiceServicer):
     ) -> pb.ListReservationsResponse:
         page = admin_requests.list_reservations(request)
         found = await self._operator.list(page)
-        response = pb.ListReservationsResponse(reservations=map(reservation_message, found[: page.size]))
-        if len(found) > page.size:
-            response.next_page_token = admin_requests.next_page_token(page, found[page.size - 1])
+        shown = pages.fitting([reservation_message(one) for one in found], page.size)
+        response = pb.ListReservationsResponse(reservations=shown)
+        if len(found) > len(shown):
+            response.next_page_token = admin_requests.next_page_token(page, found[len(shown) - 1])
         return response
 
     async def GetReservation(self, request: pb.GetReservationRequest, context: Context) -> pb.GetReservationResponse:

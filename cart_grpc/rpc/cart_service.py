@@ -85,9 +85,9 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
     async def ListCarts(self, request: pb.ListCartsRequest, context: Context) -> pb.ListCartsResponse:
         page = pages.list_carts(request)
         found = await self._store.reads.list_carts(page)
-        response = pb.ListCartsResponse(
-            carts=[cart_message(one.cart, (), one.now, reconciling=one.reconciling) for one in found[: page.size]]
-        )
-        if len(found) > page.size:
-            response.next_page_token = pages.next_page_token(page, found[page.size - 1].cart)
+        carts = [cart_message(one.cart, (), one.now, reconciling=one.reconciling) for one in found]
+        shown = pages.fitting(carts, page.size)
+        response = pb.ListCartsResponse(carts=shown)
+        if len(found) > len(shown):
+            response.next_page_token = pages.next_page_token(page, found[len(shown) - 1].cart)
         return response

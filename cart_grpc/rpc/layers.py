@@ -160,9 +160,11 @@ def admit(endpoint: Endpoint, next_step: Step) -> Step:
         return next_step
 
     async def step(request: Any, context: Context) -> Any:
-        await admission.take_slot(user_of(request))
+        await admission.take_slot(user_of(request), request.ByteSize())
         try:
-            return await next_step(request, context)
+            reply = await next_step(request, context)
+            admission.note_reply(len(reply))
+            return reply
         finally:
             admission.free_slot()
 

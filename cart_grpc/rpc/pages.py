@@ -1,4 +1,4 @@
-"""The request of ListCarts: its filter and its order. Also the page tokens of all list methods."""
+"""The request of ListCarts: its filter and its order. Also the sizes and tokens of the pages of all list methods."""
 
 import base64
 import binascii
@@ -6,17 +6,21 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from cartgrpc.v1 import cart_service_pb2
+from google.protobuf.message import Message
 
 from cart_grpc.carts.model import Cart, CartState
 from cart_grpc.names import is_id
 from cart_grpc.rpc.fields import Fields
 from cart_grpc.store.read.reads import Page
 
+M = TypeVar("M", bound=Message)
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 500
+# 500 carts may have 10 MB of labels, and clients receive 4 MB by default.
+MAX_PAGE_BYTES = 1024 * 1024
 _TERM = re.compile(r"state ?= ?([A-Z_]{1,32})")
 _ORDER = re.compile(r"(name|create_time|update_time)( (asc|desc))?")
 _UNFILTERED = frozenset(CartState) - {CartState.DELETED}
@@ -56,6 +60,19 @@ def next_page_token(page: Page, last: Cart) -> str:
 def page_size(fields: Fields, requested: int) -> int:
     """Return the number of entries on a page: `requested`, or the default for 0, up to MAX_PAGE_SIZE."""
     return min(fields.non_negative("page_size", requested) or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+
+
+def fitting(entries: Sequence[M], size: int) -> Sequence[M]:
+    """Return the entries that fit on a page: at most `size` of them, and MAX_PAGE_BYTES unless a single one is longer.
+
+    If it returns fewer than `entries`, there is a next page.
+    """
+    room = MAX_PAGE_BYTES
+    for count, entry in enumerate(entries[:size]):
+        room -= entry.ByteSize()
+        if room < 0 and count:
+            return entries[:count]
+    return entries[:size]
 
 
 def encode_token(content: Sequence[object]) -> str:

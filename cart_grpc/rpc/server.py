@@ -34,10 +34,9 @@ OPTIONS = (
     # The price: a client that keeps its connection full sees a few UNAVAILABLE, which it may retry.
     ("grpc.max_concurrent_streams", 400),
     ("grpc.http.overload_protection", 1),
-    # The incomplete messages of one connection; by default they take 3 GiB in four seconds. The longest request has 46
-    # KiB. With bdp_probe, windows grow with the bandwidth, and a client could fill one for each stream in spite of the
-    # message limit.
-    ("grpc.max_receive_message_length", 64 * 1024),
+    # The incomplete messages of one connection: by default they take 3 GiB in four seconds. The length of a message is
+    # limited, too (see Server). With bdp_probe, windows grow with the bandwidth, and a client could fill one for each
+    # stream in spite of that limit.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 16 * 1024),
     # Equal: gRPC rejects metadata whose size is between the two at random.
@@ -62,8 +61,12 @@ OPTIONS = (
     ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.max_connection_age_ms", 1_800_000),
 )
-# An open call takes 27 KiB with its task, so incomplete requests take at most 54 MiB.
-MAX_INCOMPLETE_REQUESTS: Final = 2_000
+# A request may have these bytes more than the largest cart, so that one request can hold everything in it.
+REQUEST_ROOM: Final = 64 * 1024
+# All incomplete requests together. gRPC keeps about twice as much as has arrived, and an open call takes 27 KiB beside,
+# so they take at most 300 MiB. With the default limits, 409 requests may be incomplete at once. In a burst of 10,000
+# calls on 30 connections, fewer than 50 are.
+MAX_INCOMPLETE_BYTES: Final = 128 * 1024 * 1024
 # A gateway opens the streams of many users on one connection, which must keep most of its 400 for unary calls.
 MAX_STREAMS_PER_CONNECTION: Final = 100
 MAX_STREAMS_PER_USER: Final = 50
@@ -89,6 +92,7 @@ def cart_server(
         admission,
         store.notifier,
         shares_port=shares_port,
+        max_request_bytes=limits.max_cart_bytes + REQUEST_ROOM,
     )
 
 
@@ -104,7 +108,8 @@ class Server:
 
     Health: `""` is liveness; `service` is readiness, as `set_ready` says. `add` adds the servicer to a pipeline; its
     calls need the `admission`. `notifier` is closed when the server stops. With `shares_port`, other workers of this
-    service listen on the same port, and each gets its share of the connections. `call_timeout` is in seconds.
+    service listen on the same port, and each gets its share of the connections. `call_timeout` is in seconds. A request
+    has at most `max_request_bytes`.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class Server:
         notifier: ChangeNotifier | None = None,
         *,
         shares_port: bool = False,
+        max_request_bytes: int = 64 * 1024,
     ) -> None:
         self.port = 0
         self._service = service
@@ -123,6 +129,7 @@ class Server:
         self._has_stopped = False
         options = (
             *OPTIONS,
+            ("grpc.max_receive_message_length", max_request_bytes),
             # A connection that reaches its age may finish the calls that it has; a call that never ends is cut off.
             ("grpc.max_connection_age_grace_ms", int((call_timeout + MAX_WAIT_SECONDS) * 1000)),
             # On by default: a second server on the same port would take half of the connections without an error.
@@ -133,7 +140,7 @@ class Server:
         self._deadlines = Deadlines(call_timeout)
         self._door = Door()
         self._streams, self._watches = _open_streams(), _open_streams()
-        common: Any = {"deadlines": self._deadlines, "receiver": Receiver(MAX_INCOMPLETE_REQUESTS)}
+        common: Any = {"deadlines": self._deadlines, "receiver": Receiver(MAX_INCOMPLETE_BYTES // max_request_bytes)}
         ends: Any = {"streams": self._streams, "door": self._door}
         add(Pipeline(self._server, METHODS, admission=admission, **common, **ends))
         add_reflection(Pipeline(self._server, HEALTH_AND_REFLECTION, **common, **ends), (service, HEALTH))

@@ -31,9 +31,11 @@ from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.rows import (
     COMMIT_MARKERS,
     REPLIES,
+    USERS,
     CommitMarker,
     CommitMarkerRow,
     StoredReply,
+    UserRow,
     cart_row,
     item_row,
     reservation_row,
@@ -93,6 +95,9 @@ def run_batch(
 
 def _load(queries: WriteQueries, connection: Connection, reads: ReadSet) -> UnitOfWork:
     unit, found = UnitOfWork(), queries.load(connection, reads)
+    for row in found["users"]:
+        user, stored_bytes = USERS.to_value(row)
+        unit.stored_bytes[user] = stored_bytes
     for row in found["replies"]:
         stored = REPLIES.to_value(row)
         unit.replies[stored.user, stored.request_id] = Reply(stored.fingerprint, stored.reply)
@@ -123,6 +128,7 @@ def _write(queries: WriteQueries, connection: Connection, unit: UnitOfWork, now:
             removed.append((*key, item_id))
     queries.delete_items(connection, removed)
     rows: dict[str, Rows] = {
+        "users": [USERS.to_row(UserRow(user, unit.stored_bytes[user])) for user in sorted(unit.changed_users)],
         "carts": [cart_row(unit.carts[key]) for key in sorted(unit.changed_carts)],
         "items": present,
         "reservations": [

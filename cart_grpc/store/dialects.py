@@ -70,8 +70,13 @@ class Dialect(Protocol):
         """The rows of `table` whose `columns` equal one of the keys bound under `name`, and that fulfil `where`."""
         ...
 
-    def join_by_index(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False) -> Join:
-        """The rows of `table` with the same `columns` as `keys`, to be joined to `keys`. `lock` locks them."""
+    def join_by_index(
+        self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False, skip_locked: bool = False
+    ) -> Join:
+        """The rows of `table` with the same `columns` as `keys`, to be joined to `keys`.
+
+        `lock` locks them; with `skip_locked`, those that another transaction has locked are left out.
+        """
         ...
 
     def fenced(self, rows: Select[Any]) -> Select[Any]:
@@ -150,7 +155,9 @@ class SqliteDialect:
         rows = self._join(select(table), table, columns, name)
         return rows if where is None else rows.where(where)
 
-    def join_by_index(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False) -> Join:
+    def join_by_index(
+        self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False, skip_locked: bool = False
+    ) -> Join:
         return table, _equal(table, columns, keys)
 
     def fenced(self, rows: Select[Any]) -> Select[Any]:
@@ -218,9 +225,12 @@ class PostgresqlDialect:
         found, on = self._join(select(table) if where is None else select(table).where(where), table, columns, keys)
         return select(found).select_from(keys.join(found, on))
 
-    def join_by_index(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False) -> Join:
+    def join_by_index(
+        self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False, skip_locked: bool = False
+    ) -> Join:
         rows = select(table)
-        return self._join(rows.with_for_update() if lock else rows, table, columns, keys)
+        rows = rows.with_for_update(skip_locked=skip_locked) if lock else rows
+        return self._join(rows, table, columns, keys)
 
     def _join(self, rows: Select[Any], table: Table, columns: Sequence[str], keys: FromClause) -> Join:
         return self.fenced(rows.where(_equal(table, columns, keys))).lateral(f"found_{table.name}"), true()

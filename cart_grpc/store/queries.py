@@ -1,6 +1,7 @@
 """Runs the statements of the write path: Python values in, Python values out, in a transaction that is open."""
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
@@ -65,6 +66,7 @@ class WriteQueries:
             statements.purge_reservations(dialect),
             statements.purge_carts(dialect),
         )
+        self._subtract_stored_bytes = statements.subtract_stored_bytes(dialect)
         self._purge_users = statements.purge_users(dialect)
 
     def lock_users(self, connection: Connection, users: Collection[UserKey]) -> int:
@@ -75,7 +77,7 @@ class WriteQueries:
         """
         if not users or not self._lock_users:
             return self.read_now(connection)
-        rows = self._dialect.bind_rows(schema.users, [USERS.to_row(UserRow(user, 1)) for user in sorted(users)])
+        rows = self._dialect.bind_rows(schema.users, [USERS.to_row(UserRow(user, 0)) for user in sorted(users)])
         ((now, _),) = self._lock.fetch(connection, cast("Mapping[str, Any]", rows))
         return int(now)
 
@@ -90,6 +92,7 @@ class WriteQueries:
         does not lock the user, and this batch must not overwrite its changes.
         """
         keys = {
+            "users": (USER, reads.users),
             "replies": (REPLY, [(*user, request_id) for user, request_id in reads.replies]),
             "carts": (CART, reads.carts),
             "whole_carts": (CART, reads.whole_carts),
@@ -159,8 +162,8 @@ class WriteQueries:
     ) -> int:
         """Delete up to `limit` rows each of the replies, finished reservations and carts that ended before these times.
 
-        Also deletes the row of a user whose last cart and reply are gone. Returns how many rows it deleted, not
-        counting users.
+        Also updates the totals of their users, and deletes the row of a user for whom nothing is stored any more.
+        Returns how many rows it deleted, not counting users.
         """
         self._dialect.force_custom_plan(connection)
         deleted = 0
@@ -168,10 +171,17 @@ class WriteQueries:
         for statement, before in purges:
             rows = connection.execute(statement, {"before": before, "most": limit}).all()
             deleted += len(rows)
-            users = sorted({(row.slice, row.user_id) for row in rows})
-            if users and self._lock_users:
-                connection.execute(self._purge_users, self._dialect.bind_keys(USER, users))
+            self._subtract(connection, rows)
         return deleted
+
+    def _subtract(self, connection: Connection, purged: Sequence[Any]) -> None:
+        sizes: Counter[UserKey] = Counter()
+        for slice_, user_id, size in purged:
+            sizes[UserKey(slice_, user_id)] += size
+        if sizes:
+            rows = [USERS.to_row(UserRow(*each)) for each in sorted(sizes.items())]
+            connection.execute(self._subtract_stored_bytes, self._dialect.bind_rows(schema.users, rows))
+            connection.execute(self._purge_users, self._dialect.bind_keys(USER, sorted(sizes)))
 
     def pause(self, connection: Connection, reason: str, now: int) -> None:
         """Stop all claims, for `reason`. If they are stopped already, this replaces only the reason."""

@@ -61,10 +61,10 @@ class CommitMarkerRow(NamedTuple):
 
 
 class UserRow(NamedTuple):
-    """One row of `users`, which exists to be locked."""
+    """One row of `users`: it is locked, and it counts the bytes that are stored for the user."""
 
     user: UserKey
-    lock_count: int
+    stored_bytes: int
 
 
 class PauseRow(NamedTuple):
@@ -170,9 +170,10 @@ CARTS = RowMapping(
         **_same("uid", "currency_code", "ttl_us"),
         "state": Stored("state", _to_cart_state, int),
         "labels": Stored("labels", _unpack, _pack),
+        "owns_currency": Stored("owns_currency", bool),
         # A property of Cart, stored to be searched for.
         **_same("expire_time"),
-        **_same("item_count", "total_quantity", "subtotal"),
+        **_same("item_count", "priced_count", "total_quantity", "subtotal", "byte_size"),
         **_same("revision", "etag_revision", "create_time", "update_time"),
     },
 )
@@ -221,7 +222,7 @@ COMMIT_MARKERS = RowMapping(
     CommitMarkerRow,
     {**_key("marker", "writer_id", "batch_number"), **_same("slice", "update_time")},
 )
-USERS = RowMapping(schema.users, UserRow, {**_key("user", "slice", "user_id"), **_same("lock_count")})
+USERS = RowMapping(schema.users, UserRow, {**_key("user", "slice", "user_id"), **_same("stored_bytes")})
 PAUSES = RowMapping(schema.pauses, PauseRow, _same("slice", "name", "reason", "create_time"))
 CLOCK = RowMapping(schema.clock, ClockRow, _same("slice", "set_back_time", "set_back_us", "next_slice"))
 MAPPINGS: Sequence[RowMapping[Any]] = (CARTS, ITEMS, RESERVATIONS, REPLIES, COMMIT_MARKERS, USERS, PAUSES, CLOCK)

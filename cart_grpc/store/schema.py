@@ -43,7 +43,8 @@ users = Table(
     metadata,
     Column("slice", SmallInteger, nullable=False),
     Column("user_id", Name, nullable=False),
-    Column("lock_count", Int64, nullable=False),
+    # The bytes that the user's carts, replies and reservations count.
+    Column("stored_bytes", Int64, nullable=False),
     PrimaryKeyConstraint("slice", "user_id", name="users_pkey"),
 )
 
@@ -79,18 +80,23 @@ carts = Table(
     Column("state", SmallInteger, nullable=False),
     Column("labels", Text, nullable=False),
     Column("currency_code", Text, nullable=False),
+    Column("owns_currency", Boolean, nullable=False),
     Column("ttl_us", Int64),
     Column("expire_time", Int64),
     Column("item_count", Int64, nullable=False),
+    Column("priced_count", Int64, nullable=False),
     Column("total_quantity", Int64, nullable=False),
     Column("subtotal", Int64, nullable=False),
+    Column("byte_size", Int64, nullable=False),
     Column("revision", Int64, nullable=False),
     Column("etag_revision", Int64, nullable=False),
     Column("create_time", Int64, nullable=False),
     Column("update_time", Int64, nullable=False),
     PrimaryKeyConstraint("slice", "user_id", "cart_id", name="carts_pkey"),
     CheckConstraint("state BETWEEN 1 AND 3", name="state"),
-    CheckConstraint("item_count >= 0 AND total_quantity >= item_count AND subtotal >= 0", name="totals"),
+    CheckConstraint(
+        "priced_count BETWEEN 0 AND item_count AND total_quantity >= item_count AND subtotal >= 0", name="totals"
+    ),
     CheckConstraint("etag_revision <= revision", name="etag_revision"),
 )
 

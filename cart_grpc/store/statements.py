@@ -24,6 +24,7 @@ from sqlalchemy import (
     case,
     delete,
     exists,
+    false,
     func,
     literal_column,
     not_,
@@ -36,6 +37,7 @@ from sqlalchemy import (
     update,
 )
 
+from cart_grpc.carts.sizes import REPLY_ROOM, RESERVATION_BYTES
 from cart_grpc.store import schema
 from cart_grpc.store.dialects import KEYS, Dialect, Insert
 
@@ -49,19 +51,22 @@ SKU = ("slice", "user_id", "cart_id", "sku")
 CLAIM = ("slice", "reservation_id", "lease_epoch")
 
 # The tables that `load_batch` reads, in the order of its columns.
-LOADED = (schema.replies, schema.carts, schema.items, schema.reservations)
+LOADED = (schema.users, schema.replies, schema.carts, schema.items, schema.reservations)
 # The tables that a batch writes. Replies come late: their primary key is the last constraint that can fail.
-WRITTEN = (schema.carts, schema.items, schema.reservations, schema.replies, schema.commit_markers)
+WRITTEN = (schema.users, schema.carts, schema.items, schema.reservations, schema.replies, schema.commit_markers)
 
 
 # --- Every batch --------------------------------------------------------------------------------------------------
 
 
 def lock_users(dialect: Dialect) -> Executable:
-    """Lock the rows of users, and insert missing ones. Returns the time, which is read after the locks are taken."""
+    """Lock the rows of users, and insert missing ones. Returns the time, which is read after the locks are taken.
+
+    A row that exists is locked and not changed, although the condition of the update is never true.
+    """
     table = schema.users
     insert = dialect.insert(table)
-    upserted = _on_conflict_update(insert, table, {"lock_count": table.c.lock_count + 1})
+    upserted = _on_conflict_update(insert, table, {"stored_bytes": table.c.stored_bytes}, false())
     locked = upserted.returning(literal_column("1")).cte("locked")
     # Counting the locked rows makes the clock wait for the locks.
     return select(dialect.now(), func.count()).select_from(locked)
@@ -81,6 +86,7 @@ def load_batch(dialect: Dialect) -> Executable:
         _only(RESERVATION, dialect.select_by_keys(reservations, CART, "whole_carts", schema.reconciling)),
     ).cte("named")
     found = (
+        dialect.select_by_keys(schema.users, USER, "users").subquery(),
         dialect.select_by_keys(schema.replies, REPLY, "replies").subquery(),
         dialect.select_by_keys(schema.carts, CART, "carts").subquery(),
         found_items,
@@ -192,14 +198,15 @@ RESUME = delete(schema.pauses).where(schema.is_pause)
 
 def purge_replies(dialect: Dialect) -> Executable:
     """Delete replies that are older than their retention."""
-    return _purge(dialect, schema.replies.c.create_time)
+    size = func.length(schema.replies.c.reply) + REPLY_ROOM
+    return _purge(dialect, schema.replies.c.create_time, size)
 
 
 def purge_reservations(dialect: Dialect) -> Executable:
     """Delete reservations that are released or committed for good and belong to no item any more."""
     table = schema.reservations
     shown = _has(schema.items, table, (*ITEM, "reservation_id"))
-    return _purge(dialect, table.c.finish_time, schema.finished, not_(shown))
+    return _purge(dialect, table.c.finish_time, literal_column(str(RESERVATION_BYTES)), schema.finished, not_(shown))
 
 
 def purge_carts(dialect: Dialect) -> Executable:
@@ -207,20 +214,20 @@ def purge_carts(dialect: Dialect) -> Executable:
     table = schema.carts
     has_items = _has(schema.items, table, CART)
     is_reconciling = _has(schema.reservations, table, CART, schema.reconciling)
-    return _purge(dialect, table.c.update_time, schema.ended, not_(has_items), not_(is_reconciling))
+    return _purge(dialect, table.c.update_time, table.c.byte_size, schema.ended, not_(has_items), not_(is_reconciling))
+
+
+def subtract_stored_bytes(dialect: Dialect) -> Executable:
+    """Subtract the `stored_bytes` of the given rows from those of the same users, whose rows are locked."""
+    table, statement = schema.users, dialect.insert(schema.users)
+    purged = statement.excluded.stored_bytes
+    rest = case((table.c.stored_bytes > purged, table.c.stored_bytes - purged), else_=0)
+    return _on_conflict_update(statement, table, {"stored_bytes": rest})
 
 
 def purge_users(dialect: Dialect) -> Executable:
-    """Delete those of the given users who have neither carts nor replies. `lock_users` inserts the row again."""
-    table = schema.users
-    kept = or_(_has(schema.carts, table, USER), _has(schema.replies, table, USER))
-    gone = (
-        select(*dialect.row_id(table))
-        .where(dialect.in_keys(table, USER), not_(kept))
-        .with_for_update(skip_locked=True, of=table)
-        .cte("gone")
-    )
-    return delete(table).where(tuple_(*dialect.row_id(table)).in_(select(gone)))
+    """Delete those of the given users for whom nothing is stored. `lock_users` inserts the row again."""
+    return delete(schema.users).where(dialect.in_keys(schema.users, USER), schema.users.c.stored_bytes == 0)
 
 
 # --- The clock ----------------------------------------------------------------------------------------------------
@@ -284,19 +291,28 @@ def _has(other: Table, table: Table, columns: Sequence[str], where: Any = None) 
     return exists().where(*equal, *([] if where is None else [where]))
 
 
-def _purge(dialect: Dialect, time: Column[Any], *where: Any) -> Executable:
-    """Delete the oldest rows by `time`, before a given time, skipping locked ones. Returns the users they belong to."""
+def _purge(dialect: Dialect, time: Column[Any], size: ColumnElement[int], *where: Any) -> Executable:
+    """Delete the oldest rows by `time`, before a given time. Returns for each its user and its `size`.
+
+    Locks the users, whose totals are to be updated. Skips rows that are locked or whose user is locked: waiting for
+    them could deadlock, and the next purge finds them.
+    """
     table = time.table
-    chosen = (
-        select(*dialect.row_id(table))
+    over = (
+        select(*dialect.row_id(table), *(table.c[name].label(f"owner_{name}") for name in USER))
         .where(*where, time < bindparam("before", type_=BigInteger))
         .order_by(time)
         .limit(bindparam("most", type_=BigInteger))
         .with_for_update(skip_locked=True, of=table)
         .cte("over")
     )
-    owners = (table.c[name] for name in USER)
-    return delete(table).where(tuple_(*dialect.row_id(table)).in_(select(chosen))).returning(*owners)
+    owners = select(*(over.c[f"owner_{name}"].label(name) for name in USER)).distinct().cte("owners")
+    user, on = dialect.join_by_index(schema.users, USER, owners, lock=True, skip_locked=True)
+    locked = select(*(owners.c[name] for name in USER)).select_from(owners.join(user, on)).cte("locked")
+    is_locked = and_(*(over.c[f"owner_{name}"] == locked.c[name] for name in USER))
+    chosen = select(*(over.c[each.name] for each in dialect.row_id(table))).select_from(over.join(locked, is_locked))
+    purged = delete(table).where(tuple_(*dialect.row_id(table)).in_(chosen))
+    return purged.returning(*(table.c[name] for name in USER), size.label("size"))
 
 
 def _lock_reservations(dialect: Dialect, keys: FromClause) -> FromClause:

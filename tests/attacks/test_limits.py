@@ -135,5 +135,6 @@ async def test_metadata_is_always_accepted_up_to_its_limit_and_never_beyond(star
 
 async def test_a_message_is_accepted_up_to_its_limit_and_not_beyond(start: Start) -> None:
     async with start() as address:
+        # The callers' server accepts longer ones: tests/rpc/test_byte_limits.py.
         assert await check_health(address, "x" * 65_000) == grpc.StatusCode.NOT_FOUND
         assert await check_health(address, "x" * 66_000) == grpc.StatusCode.RESOURCE_EXHAUSTED

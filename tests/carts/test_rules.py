@@ -1,6 +1,6 @@
 """The rules of the calls, one at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -139,6 +139,121 @@ def test_a_price_in_another_currency_is_refused() -> None:
         add(priced, an_addition("filters", price=Money("USD", 5)))
     with pytest.raises(CurrencyMismatch):
         change_of(priced, UpdateCart(KEY, CartUpdate({"currency_code"}, currency_code="USD")))
+
+
+EUR, USD = Money("EUR", 5), Money("USD", 5)
+
+
+def open_again() -> list[tuple[str, Change]]:
+    """Every change that takes the last price out of a cart whose currency came from that price."""
+    before = a_cart(an_addition(price=USD), an_addition("filters"))
+    unpriced = ItemUpdate({"unit_price"})
+    return [
+        ("ClearCart", change_of(before, ClearCart(KEY))),
+        ("RemoveItem", change_of(before, RemoveItem(KEY, only_id(before)))),
+        ("UpdateItem", change_of(before, UpdateItem(KEY, only_id(before), unpriced))),
+        ("DeleteCart", change_of(before, DeleteCart(KEY))),
+    ]
+
+
+@pytest.mark.parametrize(("name", "change"), open_again(), ids=[name for name, _ in open_again()])
+def test_the_currency_that_came_from_prices_is_open_again_after_the_last_price(name: str, change: Change) -> None:
+    assert change.cart.currency_code == ""
+    assert add(LoadedCart(KEY, change.cart, {}, frozenset()), an_addition("tea", price=EUR)).cart.currency_code == "EUR"
+
+
+def test_a_currency_that_a_caller_set_stays_when_the_last_price_goes() -> None:
+    made = change_of(NO_CART, CreateCart(KEY, CartUpdate(set(), {}, "USD")))
+    later = change_of(a_cart(an_addition(price=USD)), UpdateCart(KEY, CartUpdate({"currency_code"}, {}, "USD")))
+    for start in (loaded_after(made), loaded_after(later)):
+        emptied = loaded_after(change_of(loaded_after(add(start, an_addition(price=USD))), ClearCart(KEY)))
+        assert emptied.cart is not None
+        assert emptied.cart.currency_code == "USD"
+        with pytest.raises(CurrencyMismatch):
+            add(emptied, an_addition(price=EUR))
+
+
+def test_a_currency_that_a_caller_clears_comes_from_the_prices_again() -> None:
+    made = loaded_after(change_of(NO_CART, CreateCart(KEY, CartUpdate(set(), {}, "USD"))))
+    cleared = loaded_after(change_of(made, UpdateCart(KEY, CartUpdate({"currency_code"}))))
+    assert add(cleared, an_addition(price=EUR)).cart.currency_code == "EUR"
+
+
+def test_the_only_price_may_change_its_currency() -> None:
+    before = a_cart(an_addition(quantity=2, price=USD), an_addition("filters"))
+    updated = change_of(before, UpdateItem(KEY, only_id(before), ItemUpdate({"unit_price"}, 0, EUR)))
+    added = add(before, an_addition(price=EUR), an_addition("filters", price=EUR))
+    assert (updated.cart.currency_code, updated.cart.subtotal, updated.cart.priced_count) == ("EUR", 10, 1)
+    assert (added.cart.currency_code, added.cart.subtotal, added.cart.priced_count) == ("EUR", 25, 2)
+    assert updated.cart.revision == 2
+
+
+def test_one_price_of_several_cannot_change_its_currency() -> None:
+    before = a_cart(an_addition(price=USD), an_addition("filters", price=USD))
+    with pytest.raises(CurrencyMismatch):
+        change_of(before, UpdateItem(KEY, only_id(before), ItemUpdate({"unit_price"}, 0, EUR)))
+    with pytest.raises(CurrencyMismatch):
+        add(before, an_addition(price=EUR))
+
+
+def roomy(size: int) -> Given:
+    """Limits that leave `size` bytes for a cart."""
+    return Given(replace(LIMITS, max_cart_bytes=size), LATER, new_id)
+
+
+FAT = {"note": "\U0001f375" * 200}
+GROWING: dict[str, Callable[[LoadedCart], Call]] = {
+    "AddItem": lambda _: AddItems(KEY, (an_addition("tea"),)),
+    "AddItem, labels": lambda _: AddItems(KEY, (an_addition(labels=FAT),)),
+    "BatchAddItems": lambda _: AddItems(KEY, (an_addition("tea"), an_addition("milk"))),
+    "UpdateItem": lambda cart: UpdateItem(KEY, only_id(cart), ItemUpdate({"labels"}, labels=FAT)),
+    "UpdateCart": lambda _: UpdateCart(KEY, CartUpdate({"labels"}, FAT)),
+}
+
+
+@pytest.mark.parametrize("call_on", GROWING.values(), ids=GROWING)
+def test_a_call_that_makes_a_cart_too_long_is_refused_and_one_that_fills_it_is_not(
+    call_on: Callable[[LoadedCart], Call],
+) -> None:
+    before = a_cart()
+    call = call_on(before)
+    full = decide(before, call, Given(LIMITS, LATER, new_id)).cart.byte_size
+    assert before.cart is not None
+    assert full > before.cart.byte_size
+    assert decide(before, call, roomy(full)).cart.byte_size == full
+    with pytest.raises(LimitExceeded) as refused:
+        decide(before, call, roomy(full - 1))
+    assert refused.value.metadata == {
+        "subject": KEY.name, "quota": "bytes_per_cart", "limit": str(full - 1), "value": str(full)
+    }  # fmt: skip
+
+
+def test_create_cart_counts_its_labels() -> None:
+    call = CreateCart(KEY, CartUpdate(set(), FAT))
+    full = change_of(NO_CART, call).cart.byte_size
+    assert decide(NO_CART, call, roomy(full)).cart.labels == FAT
+    with pytest.raises(LimitExceeded):
+        decide(NO_CART, call, roomy(full - 1))
+
+
+def test_a_removed_item_makes_room_for_another_of_its_length() -> None:
+    before = a_cart(an_addition("coffee"))
+    assert before.cart is not None
+    full = roomy(before.cart.byte_size)
+    with pytest.raises(LimitExceeded):
+        decide(before, AddItems(KEY, (an_addition("cocoa!"),)), full)
+    emptied = loaded_after(decide(before, RemoveItem(KEY, only_id(before)), full))
+    assert decide(emptied, AddItems(KEY, (an_addition("cocoa!"),)), full).cart.item_count == 1
+
+
+def test_a_cart_beyond_a_lowered_limit_may_change_unless_it_grows() -> None:
+    before = a_cart(an_addition(labels=FAT))
+    low = roomy(1_000)
+    shorter = UpdateItem(KEY, only_id(before), ItemUpdate({"quantity", "labels"}, 9, labels={"note": "short"}))
+    assert decide(before, shorter, low).lines[0].item.quantity == 9
+    assert decide(before, AddItems(KEY, (an_addition(),)), low).lines[0].item.quantity == 2
+    with pytest.raises(LimitExceeded):
+        decide(before, UpdateCart(KEY, CartUpdate({"labels"}, {"a": "b"})), low)
 
 
 def test_removing_an_item_takes_it_out_at_once_and_intends_the_release_of_its_reservation() -> None:

@@ -26,22 +26,24 @@ from cart_grpc.carts.calls import (
 from cart_grpc.carts.model import ENDED, Cart, Line, Money
 from cart_grpc.carts.refusals import CallRefused
 from cart_grpc.carts.rules import decide
+from cart_grpc.carts.sizes import CART_ROOM, entries_bytes, item_bytes
 from cart_grpc.protocol.reservation import Disposition, Reservation
 from tests.carts.examples import KEY, NOW, numbered_ids
 
-LIMITS = Limits(max_quantity_per_item=6, max_items_per_cart=3)
+LIMITS = Limits(max_quantity_per_item=6, max_items_per_cart=3, max_cart_bytes=1_800)
 SKUS = st.sampled_from(["a", "b", "c", "d"])
 PRICES = st.one_of(st.none(), st.builds(Money, st.sampled_from(["EUR", "EUR", "USD"]), st.integers(0, 9)))
+LABELS = st.sampled_from([{}, {"x": "y"}, {"x": "ü" * 100}])
 ADDITIONS = st.builds(
-    addition, SKUS, st.sampled_from([{}, {"size": "L"}]), st.integers(1, 4), PRICES, st.sampled_from([None, {"x": "y"}])
+    addition, SKUS, st.sampled_from([{}, {"size": "L"}]), st.integers(1, 4), PRICES, st.one_of(st.none(), LABELS)
 )
 UPDATES = st.builds(
-    ItemUpdate, st.sets(st.sampled_from(["quantity", "unit_price", "labels"])), st.integers(1, 7), PRICES
+    ItemUpdate, st.sets(st.sampled_from(["quantity", "unit_price", "labels"])), st.integers(1, 7), PRICES, LABELS
 )
 CART_UPDATES = st.builds(
     CartUpdate,
     st.sets(st.sampled_from(["labels", "currency_code", "ttl"])),
-    st.just({"k": "v"}),
+    LABELS,
     st.sampled_from(["", "EUR", "USD"]),
 )
 # The call on one of a cart's items, by its position, or on an item that the cart does not have.
@@ -101,7 +103,10 @@ def test_a_carts_totals_equal_the_sums_over_its_items(calls: list[AnyCall]) -> N
         assert kept.cart.total_quantity == sum(item.quantity for item in items)
         assert kept.cart.subtotal == sum(item.quantity * (item.unit_price or 0) for item in items)
         assert all(item.quantity <= LIMITS.max_quantity_per_item for item in items)
-        assert kept.cart.currency_code or all(item.unit_price is None for item in items)
+        assert kept.cart.priced_count == sum(item.unit_price is not None for item in items)
+        assert bool(kept.cart.currency_code) == (kept.cart.owns_currency or kept.cart.priced_count > 0)
+        fixed = CART_ROOM + len(KEY.name) + entries_bytes(kept.cart.labels)
+        assert kept.cart.byte_size == fixed + sum(map(item_bytes, items)) <= LIMITS.max_cart_bytes
         assert not (items and kept.cart.state in ENDED)
 
 

@@ -8,11 +8,14 @@ from tests.invariants.history import Dump
 
 
 def read_dump(connection: Connection) -> Dump:
-    """All carts, items, reservations and replies."""
+    """All carts, items, reservations and replies, and the users' totals."""
     replies = connection.execute(select(schema.replies)).all()
     return Dump(
         carts=[rows.to_cart(row) for row in connection.execute(select(schema.carts))],
         items=[rows.to_item(row) for row in connection.execute(select(schema.items))],
         reservations=[rows.to_reservation(row) for row in connection.execute(select(schema.reservations))],
         replies={(UserKey(row.slice, row.user_id).name, row.request_id): row.reply for row in replies},
+        stored_bytes={
+            UserKey(row.slice, row.user_id).name: row.stored_bytes for row in connection.execute(select(schema.users))
+        },
     )

@@ -116,12 +116,16 @@ class RowVersion:
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """The database at quiescence. `replies` are by user (`users/{user}`) and request_id."""
+    """The database at quiescence. `replies` are by user (`users/{user}`) and request_id.
+
+    `stored_bytes` are the users' running totals.
+    """
 
     carts: Sequence[Cart]
     items: Sequence[Item]
     reservations: Sequence[Reservation]
     replies: Mapping[tuple[str, str], bytes]
+    stored_bytes: Mapping[str, int]
 
 
 def effects_of(entries: Iterable[Entry]) -> list[ApiEffect]:

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from cart_grpc.carts.model import ENDED, Cart, Item
+from cart_grpc.carts.sizes import CART_ROOM, REPLY_ROOM, RESERVATION_BYTES, entries_bytes, item_bytes
 from cart_grpc.protocol.reservation import FINAL, Disposition, Reservation
 from tests.invariants.history import Dump, RowVersion
 from tests.invariants.operations import Operation
@@ -19,6 +20,7 @@ def check_atomic(operations: Iterable[Operation], dump: Dump) -> list[str]:
         *_check_items(dump, rows),
         *_check_reservations(dump),
         *_check_totals(dump),
+        *_check_stored_bytes(dump),
         *_check_revisions(operations, dump),
         *_check_replies(operations, dump),
     ]
@@ -67,11 +69,27 @@ def _check_totals(dump: Dump) -> Iterator[str]:
         of_cart = items[cart.key]
         found = (
             len(of_cart),
+            sum(item.unit_price is not None for item in of_cart),
             sum(item.quantity for item in of_cart),
             sum(item.quantity * (item.unit_price or 0) for item in of_cart),
+            CART_ROOM + len(cart.key.name) + entries_bytes(cart.labels) + sum(map(item_bytes, of_cart)),
         )
-        if (cart.item_count, cart.total_quantity, cart.subtotal) != found:
-            yield f"{cart.key.name} has {cart}, but its items make (count, quantity, subtotal) {found}"
+        totals = (cart.item_count, cart.priced_count, cart.total_quantity, cart.subtotal, cart.byte_size)
+        if totals != found:
+            yield f"{cart.key.name} has {cart}, but its items make (count, priced, quantity, subtotal, bytes) {found}"
+
+
+def _check_stored_bytes(dump: Dump) -> Iterator[str]:
+    sizes: Counter[str] = Counter()
+    for cart in dump.carts:
+        sizes[cart.key.user.name] += cart.byte_size
+    for row in dump.reservations:
+        sizes[row.cart.user.name] += RESERVATION_BYTES
+    for (user, _), reply in dump.replies.items():
+        sizes[user] += len(reply) + REPLY_ROOM
+    for user in sizes.keys() | dump.stored_bytes.keys():
+        if sizes[user] != dump.stored_bytes.get(user, 0):
+            yield f"{user} counts {dump.stored_bytes.get(user, 0)} stored bytes, but its rows make {sizes[user]}"
 
 
 def _check_revisions(operations: Iterable[Operation], dump: Dump) -> Iterator[str]:

@@ -49,13 +49,13 @@ def test_a_replay_with_max_wait_may_differ_in_the_reservation_only() -> None:
         _waiting(2, State.STATE_RESERVED),
         _waiting(3, State.STATE_PENDING),
     )
-    nothing = Dump([], [], [], {})
+    nothing = Dump([], [], [], {}, {})
     assert check_replays([pending, reserved], nothing) == []
     assert len(check_replays([pending, other], nothing)) == 1
 
 
 def _cart(uid: str, revision: int, state: CartState = CartState.ACTIVE) -> RowVersion:
-    cart = Cart(KEY, uid, state, {}, "", None, 0, 0, 0, revision, revision, NOW, NOW)
+    cart = Cart(KEY, uid, state, {}, "", False, None, 0, 0, 0, 0, 256, revision, revision, NOW, NOW)
     return RowVersion(NOW, cart)
 
 

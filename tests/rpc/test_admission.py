@@ -201,13 +201,50 @@ async def test_queued_calls_get_slots_in_order() -> None:
     admission, order = admitting(max_calls_per_user=1), []
 
     async def work(number: int) -> None:
-        await admission.take_slot("alice")
+        await admission.take_slot("alice", 0)
         order.append(number)
         await asyncio.sleep(0)
         admission.free_slot()
 
     await asyncio.gather(*map(work, range(5)))
     assert order == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("reply_bytes", "expected"), [(0, 8), (30_000, 8), (70_000, 2), (260_000, 1), (10**7, 1)])
+async def test_a_user_whose_replies_are_long_has_fewer_calls_running(reply_bytes: int, expected: int) -> None:
+    admission = admitting(max_calls_per_user=8)
+    await admission.take_slot("alice", 0)
+    admission.note_reply(reply_bytes)
+    started = [asyncio.create_task(admission.take_slot("alice", 0)) for _ in range(20)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert admission.running == expected
+    admission.note_reply(0)
+    admission.free_slot()
+    await asyncio.sleep(0)
+    assert admission.running == 8
+    for task in started:
+        task.cancel()
+    await asyncio.gather(*started, return_exceptions=True)
+
+
+async def test_a_long_request_that_waits_counts_as_several() -> None:
+    admission = admitting(max_calls_per_user=1, max_waiting_per_user=12)
+    await admission.take_slot("alice", 0)
+    long = asyncio.create_task(admission.take_slot("alice", 330_000))
+    await asyncio.sleep(0)
+    assert admission.waiting == 11
+    with pytest.raises(TooManyCalls):
+        await admission.take_slot("alice", 40_000)
+    short = asyncio.create_task(admission.take_slot("alice", 100))
+    await asyncio.sleep(0)
+    assert admission.waiting == 12
+    admission.free_slot()
+    await long
+    assert admission.waiting == 1
+    short.cancel()
+    await asyncio.gather(short, return_exceptions=True)
+    assert admission.waiting == 0
 
 
 async def test_queued_calls_do_not_fill_the_server() -> None:
@@ -258,7 +295,7 @@ async def test_a_queued_call_that_is_cancelled_blocks_no_other_call() -> None:
 
 async def test_a_queued_call_ends_at_its_timeout() -> None:
     servicer, admission = Busy(), admitting(max_calls_per_user=1)
-    await admission.take_slot("alice")
+    await admission.take_slot("alice", 0)
     async with serving(servicer, 0.2, admission=admission) as server:
         refusals = await asyncio.gather(*(refuse(server, "GetCart", MINE) for _ in range(3)))
         assert {refusal.info.reason for refusal in refusals} == {"CALL_TIMEOUT"}
@@ -327,7 +364,7 @@ async def test_random_calls_never_exceed_a_limit_and_leave_nothing_behind(seed: 
     async def work(user: str) -> None:
         call = object()
         try:
-            await admission.take_slot(user)
+            await admission.take_slot(user, 0)
             try:
                 running[call] = user
                 assert list(running.values()).count(user) <= 2

@@ -115,7 +115,7 @@ def held(**changes: Any) -> Line:
     return Line(item, observed)
 
 
-CART = Cart(KEY, "u" * 8, CartState.ACTIVE, {}, "EUR", None, 1, 2, 200, 1, 1, NOW, NOW)
+CART = Cart(KEY, "u" * 8, CartState.ACTIVE, {}, "EUR", False, None, 1, 1, 2, 200, 900, 1, 1, NOW, NOW)
 
 
 def test_a_hold_shows_as_expired_after_its_end_and_as_reserved_again_if_the_clock_is_set_back() -> None:

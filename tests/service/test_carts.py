@@ -165,3 +165,32 @@ async def test_a_page_token_is_refused_with_another_query(service: Service) -> N
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await service.stub.ListCarts(request)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_the_currency_of_a_cart_comes_from_its_prices_unless_a_caller_set_it(service: Service) -> None:
+    async def add_price(currency: str, cart: str = CART) -> None:
+        price = cart_pb2.Money(currency_code=currency, minor_units=100)
+        item = cart_pb2.Item(sku=f"sku-{currency}", unit_price=price)
+        await service.stub.AddItem(cart_service_pb2.AddItemRequest(parent=cart, item=item), timeout=10)
+
+    await add_price("USD")
+    cleared = await service.stub.ClearCart(cart_service_pb2.ClearCartRequest(name=CART), timeout=10)
+    assert cleared.cart.currency_code == ""
+    await add_price("EUR")
+    [item] = (await service.get()).items
+    await service.stub.RemoveItem(cart_service_pb2.RemoveItemRequest(name=item.name), timeout=10)
+    await add_price("CHF")
+    found = await service.get()
+    assert (found.currency_code, found.subtotal.currency_code, found.subtotal.minor_units) == ("CHF", "CHF", 100)
+
+    owned = "users/alice/carts/owned"
+    made = cart_service_pb2.CreateCartRequest(
+        parent="users/alice", cart_id="owned", cart=cart_pb2.Cart(currency_code="USD")
+    )
+    await service.stub.CreateCart(made, timeout=10)
+    await add_price("USD", owned)
+    await service.stub.ClearCart(cart_service_pb2.ClearCartRequest(name=owned), timeout=10)
+    assert (await service.get(owned)).currency_code == "USD"
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await add_price("EUR", owned)
+    assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION

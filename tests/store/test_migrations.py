@@ -243,7 +243,8 @@ def run(statement: str) -> Callable[[Connection], object]:
 def insert_a_cart(connection: Connection) -> None:
     key = user_key("alice")
     text_columns = {"uid": "u", "labels": "{}", "currency_code": ""}
-    numbers = dict.fromkeys(("item_count", "total_quantity", "subtotal", "create_time", "update_time"), 0)
+    names = ("item_count", "priced_count", "total_quantity", "subtotal", "byte_size", "create_time", "update_time")
+    numbers = dict.fromkeys(names, 0)
     connection.execute(
         schema.carts.insert().values(
             slice=key.slice,
@@ -252,6 +253,7 @@ def insert_a_cart(connection: Connection) -> None:
             state=1,
             revision=5,
             etag_revision=5,
+            owns_currency=False,
             **text_columns,
             **numbers,
         )

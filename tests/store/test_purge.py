@@ -1,16 +1,21 @@
 """Purges delete ended rows in small steps, and no cart whose last release is not recorded."""
 
-from sqlalchemy import text
+import pytest
+from sqlalchemy import Connection, select, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from cart_grpc.carts.calls import DeleteCart
+from cart_grpc.carts.sizes import REPLY_ROOM, RESERVATION_BYTES
 from cart_grpc.commands.direct import Purge
 from cart_grpc.commands.mutation import Mutation
+from cart_grpc.names import cart_key, user_key
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.store import Store
 from tests.store.writes import KEY, SECOND, add, answered, claim_one, count, mutation, release_all, remove, snapshot
 
 NEVER = 10**15
+BOB = cart_key(user_key("bob"), "default")
 CARTS_NOW = Purge(NEVER, NEVER, -SECOND, 10)
 
 
@@ -62,16 +67,54 @@ async def test_a_purge_deletes_up_to_its_limit(store: Store, engine: Engine) -> 
     assert await count(engine, schema.replies) == 3
 
 
-async def test_the_lock_row_of_a_user_is_deleted_with_the_last_cart_and_reply(store: Store, engine: Engine) -> None:
-    locked = 1 if engine.locks_users else 0
+async def stored_bytes(engine: Engine) -> list[int]:
+    """The totals of all users."""
+    rows = await engine.transact(lambda connection: connection.execute(select(schema.users.c.stored_bytes)).all())
+    return [row.stored_bytes for row in rows]
+
+
+async def test_a_purge_lowers_the_users_total_and_deletes_the_row_of_a_user_for_whom_nothing_is_left(
+    store: Store, engine: Engine
+) -> None:
     await held_and_deleted(store, request_id="first")
     await release_all(store)
+    cart, reply = (await snapshot(store)).cart.byte_size, await engine.transact(read_reply)
+    assert await stored_bytes(engine) == [cart + len(reply) + REPLY_ROOM + RESERVATION_BYTES]
     assert await store.purge(CARTS_NOW) == 1
-    assert await count(engine, schema.users) == locked
+    assert await stored_bytes(engine) == [len(reply) + REPLY_ROOM + RESERVATION_BYTES]
     assert await store.purge(Purge(-SECOND, NEVER, NEVER, 10)) == 1
-    assert await count(engine, schema.users) == 0
+    assert await stored_bytes(engine) == [RESERVATION_BYTES]
+    assert await store.purge(Purge(NEVER, -SECOND, NEVER, 10)) == 1
+    assert await stored_bytes(engine) == []
     await store.mutate(add())
-    assert await count(engine, schema.users) == locked
+    assert await count(engine, schema.users) == 1
+
+
+def read_reply(connection: Connection) -> bytes:
+    reply: bytes = connection.execute(select(schema.replies.c.reply)).scalar_one()
+    return reply
+
+
+class TestBesideAnotherReplica:
+    """Only PostgreSQL has replicas."""
+
+    @pytest.fixture
+    def backend(self) -> str:
+        return "postgresql"
+
+    async def test_a_purge_skips_a_user_who_is_locked_and_finds_its_rows_the_next_time(
+        self, store: Store, engine: Engine, database_url: str
+    ) -> None:
+        for each in (add(request_id="first"), add(key=BOB, request_id="second")):
+            await store.mutate(each)
+        replies_now = Purge(-SECOND, NEVER, NEVER, 10)
+        outside = create_async_engine(database_url)
+        async with outside.connect() as other:
+            await other.execute(text("SELECT 1 FROM users WHERE user_id = 'alice' FOR UPDATE"))
+            assert await store.purge(replies_now) == 1
+        await outside.dispose()
+        assert await store.purge(replies_now) == 1
+        assert await count(engine, schema.replies) == 0
 
 
 async def test_a_late_answer_for_a_purged_cart_is_recorded(store: Store, engine: Engine) -> None:

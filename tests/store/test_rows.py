@@ -33,7 +33,9 @@ from cart_grpc.store.rows import (
 
 KEY = CartKey(7, "alice", "default")
 # No two fields have the same value, so a swap of two columns is seen.
-CART = Cart(KEY, "uid", CartState.DELETED, {"b": "1", "a": "ü"}, "EUR", 60, 2, 5, 700, 12, 11, 1_000, 2_000)
+CART = Cart(
+    KEY, "uid", CartState.DELETED, {"b": "1", "a": "ü"}, "EUR", True, 60, 2, 1, 5, 700, 900, 12, 11, 1_000, 2_000
+)
 ITEM = Item(KEY, "item", "uid", "sku", {"size": "L"}, 3, 250, {"gift": "yes"}, "reservation", 1_001, 1_002)
 RESERVATION = Reservation(
     "reservation", KEY, "item", "sku", 5, Disposition.COMMIT, 60, 9, 8, 4, 1_003, Observed.REJECTED, 3, 2_003, 7,

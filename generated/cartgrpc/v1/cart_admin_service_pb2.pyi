@@ -276,7 +276,9 @@ class ListReservationsRequest(_message.Message):
     MIN_AGE_FIELD_NUMBER: _builtins.int
     MIN_ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """OPTIONAL. The maximum number of reservations to return: 0 means 50, and values above 500 mean 500."""
+    """OPTIONAL. The maximum number of reservations to return: 0 means 50, and values above 500 mean 500. A page also ends
+    after about 1 MiB.
+    """
     page_token: _builtins.str
     """OPTIONAL. The next_page_token of the previous page. All other fields except page_size must be the same as for that
     page.

@@ -53,7 +53,10 @@ Global___Money: _TypeAlias = Money  # noqa: Y015
 
 @_typing.final
 class Cart(_message.Message):
-    """A cart of one user."""
+    """A cart of one user. With all its items, an encoded cart has at most 262,144 bytes by default, and 1,048,576 bytes
+    whatever the configuration: every client with gRPC's default limit of 4 MB can receive it. The server counts the texts
+    that callers store, 256 bytes for the other fields of a cart, and 512 for those of an item.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -133,7 +136,9 @@ class Cart(_message.Message):
     total_quantity: _builtins.int
     """OUTPUT_ONLY. The sum of the quantities of the items."""
     currency_code: _builtins.str
-    """OPTIONAL. The ISO 4217 code of every price in the cart. If unset, the first price that is added sets it."""
+    """OPTIONAL. The ISO 4217 code of every price in the cart. If no caller set it here, it is the currency of the prices,
+    and unset while no item has a price.
+    """
     etag: _builtins.str
     """OUTPUT_ONLY. Changes whenever a caller changes the cart, and never otherwise: reservation progress does not change
     it.

@@ -18,6 +18,7 @@ Every error is a google.rpc.Status with google.rpc.ErrorInfo: domain `cartgrpc.v
 every variable part of the message in metadata. All methods can fail with:
 
 * INVALID_ARGUMENT / INVALID_FIELD: a field is malformed or out of range. BadRequest lists the fields.
+* RESOURCE_EXHAUSTED without ErrorInfo, by gRPC itself: the request has more than 327,680 bytes by default.
 * RESOURCE_EXHAUSTED / OVERLOADED, TOO_MANY_CALLS (of this user) or DATABASE_FULL: no effect; RetryInfo says when to
   try again.
 * UNAVAILABLE / DATABASE_UNAVAILABLE: no effect; RetryInfo says when to try again.
@@ -26,6 +27,11 @@ every variable part of the message in metadata. All methods can fail with:
   with the same request_id to find out.
 * DATA_LOSS / DATABASE_DAMAGED: no effect; the database needs an operator.
 * INTERNAL: a bug. The log of the server has the details under the `error_id` in ErrorInfo.metadata.
+
+All mutations can fail with RESOURCE_EXHAUSTED / LIMIT_EXCEEDED and QuotaFailure, without effect. The `quota` in
+ErrorInfo.metadata is the total that would exceed the `limit`: bytes_per_cart, bytes_per_user (the user's carts,
+stored replies and reservations), items_per_cart, quantity_per_item or subtotal. No byte limit refuses a call that
+does not make its total larger, so items can always be removed.
 
 An error of the Reservation API is never an error of a call: it shows in the state of an item's reservation.
 """

@@ -182,7 +182,8 @@ class CartServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListCarts(self, request, context):
-        """Lists the carts of a user without their items. An unknown user has none.
+        """Lists the carts of a user without their items. An unknown user has none. A page ends after about 1 MiB, even if it
+        has fewer than page_size carts: only an empty next_page_token means that it is the last one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -18,6 +18,7 @@ Every error is a google.rpc.Status with google.rpc.ErrorInfo: domain `cartgrpc.v
 every variable part of the message in metadata. All methods can fail with:
 
 * INVALID_ARGUMENT / INVALID_FIELD: a field is malformed or out of range. BadRequest lists the fields.
+* RESOURCE_EXHAUSTED without ErrorInfo, by gRPC itself: the request has more than 327,680 bytes by default.
 * RESOURCE_EXHAUSTED / OVERLOADED, TOO_MANY_CALLS (of this user) or DATABASE_FULL: no effect; RetryInfo says when to
   try again.
 * UNAVAILABLE / DATABASE_UNAVAILABLE: no effect; RetryInfo says when to try again.
@@ -26,6 +27,11 @@ every variable part of the message in metadata. All methods can fail with:
   with the same request_id to find out.
 * DATA_LOSS / DATABASE_DAMAGED: no effect; the database needs an operator.
 * INTERNAL: a bug. The log of the server has the details under the `error_id` in ErrorInfo.metadata.
+
+All mutations can fail with RESOURCE_EXHAUSTED / LIMIT_EXCEEDED and QuotaFailure, without effect. The `quota` in
+ErrorInfo.metadata is the total that would exceed the `limit`: bytes_per_cart, bytes_per_user (the user's carts,
+stored replies and reservations), items_per_cart, quantity_per_item or subtotal. No byte limit refuses a call that
+does not make its total larger, so items can always be removed.
 
 An error of the Reservation API is never an error of a call: it shows in the state of an item's reservation.
 """
@@ -110,7 +116,9 @@ class CartServiceStub:
     Errors: NOT_FOUND / CART_NOT_FOUND.
     """
     ListCarts: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.ListCartsRequest, _cart_service_pb2.ListCartsResponse]
-    """Lists the carts of a user without their items. An unknown user has none."""
+    """Lists the carts of a user without their items. An unknown user has none. A page ends after about 1 MiB, even if it
+    has fewer than page_size carts: only an empty next_page_token means that it is the last one.
+    """
     RetryReservation: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.RetryReservationRequest, _cart_service_pb2.RetryReservationResponse]
     """Reserves an item again if its reservation is REJECTED or EXPIRED. Otherwise changes nothing.
 
@@ -172,7 +180,9 @@ class CartServiceAsyncStub(CartServiceStub):
     Errors: NOT_FOUND / CART_NOT_FOUND.
     """
     ListCarts: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.ListCartsRequest, _cart_service_pb2.ListCartsResponse]  # type: ignore[assignment]
-    """Lists the carts of a user without their items. An unknown user has none."""
+    """Lists the carts of a user without their items. An unknown user has none. A page ends after about 1 MiB, even if it
+    has fewer than page_size carts: only an empty next_page_token means that it is the last one.
+    """
     RetryReservation: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.RetryReservationRequest, _cart_service_pb2.RetryReservationResponse]  # type: ignore[assignment]
     """Reserves an item again if its reservation is REJECTED or EXPIRED. Otherwise changes nothing.
 
@@ -291,7 +301,9 @@ class CartServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cart_service_pb2.ListCartsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cart_service_pb2.ListCartsResponse, _abc.Awaitable[_cart_service_pb2.ListCartsResponse]]:
-        """Lists the carts of a user without their items. An unknown user has none."""
+        """Lists the carts of a user without their items. An unknown user has none. A page ends after about 1 MiB, even if it
+        has fewer than page_size carts: only an empty next_page_token means that it is the last one.
+        """
 
     @_abc_1.abstractmethod
     def RetryReservation(

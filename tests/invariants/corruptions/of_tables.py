@@ -71,8 +71,14 @@ def an_item_is_in_a_closed_cart(run: Run, rng: random.Random) -> Run:
 @must_report("but its items make")
 def a_total_is_wrong(run: Run, rng: random.Random) -> Run:
     cart = pick(rng, run.dump.carts)
-    total = rng.choice(("item_count", "total_quantity", "subtotal"))
+    total = rng.choice(("item_count", "priced_count", "total_quantity", "subtotal", "byte_size"))
     return with_dump(run, carts=swap(run.dump.carts, cart, cart._replace(**{total: getattr(cart, total) + 1})))
+
+
+@must_report("stored bytes, but its rows make")
+def the_total_of_a_user_is_wrong(run: Run, rng: random.Random) -> Run:
+    user = pick(rng, sorted(run.dump.stored_bytes))
+    return with_dump(run, stored_bytes={**run.dump.stored_bytes, user: run.dump.stored_bytes[user] + 1})
 
 
 @must_report("is at revision .* was answered")

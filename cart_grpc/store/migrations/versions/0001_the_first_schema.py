@@ -27,18 +27,22 @@ def upgrade() -> None:
         sa.Column("state", sa.SmallInteger(), nullable=False),
         sa.Column("labels", sa.Text(), nullable=False),
         sa.Column("currency_code", sa.Text(), nullable=False),
+        sa.Column("owns_currency", sa.Boolean(), nullable=False),
         sa.Column("ttl_us", sa.BigInteger(), nullable=True),
         sa.Column("expire_time", sa.BigInteger(), nullable=True),
         sa.Column("item_count", sa.BigInteger(), nullable=False),
+        sa.Column("priced_count", sa.BigInteger(), nullable=False),
         sa.Column("total_quantity", sa.BigInteger(), nullable=False),
         sa.Column("subtotal", sa.BigInteger(), nullable=False),
+        sa.Column("byte_size", sa.BigInteger(), nullable=False),
         sa.Column("revision", sa.BigInteger(), nullable=False),
         sa.Column("etag_revision", sa.BigInteger(), nullable=False),
         sa.Column("create_time", sa.BigInteger(), nullable=False),
         sa.Column("update_time", sa.BigInteger(), nullable=False),
         sa.CheckConstraint("etag_revision <= revision", name=op.f("carts_etag_revision")),
         sa.CheckConstraint(
-            "item_count >= 0 AND total_quantity >= item_count AND subtotal >= 0", name=op.f("carts_totals")
+            "priced_count BETWEEN 0 AND item_count AND total_quantity >= item_count AND subtotal >= 0",
+            name=op.f("carts_totals"),
         ),
         sa.CheckConstraint("state BETWEEN 1 AND 3", name=op.f("carts_state")),
         sa.PrimaryKeyConstraint("slice", "user_id", "cart_id", name="carts_pkey"),
@@ -179,7 +183,7 @@ def upgrade() -> None:
         "users",
         sa.Column("slice", sa.SmallInteger(), nullable=False),
         sa.Column("user_id", NAME, nullable=False),
-        sa.Column("lock_count", sa.BigInteger(), nullable=False),
+        sa.Column("stored_bytes", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("slice", "user_id", name="users_pkey"),
     )
     op.create_table(
