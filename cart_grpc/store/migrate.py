@@ -50,7 +50,7 @@ def current_revision(connection: Connection) -> str | None:
     present, missing = tables & set(metadata.tables), set(metadata.tables) - tables
     if VERSION_TABLE not in tables:
         if present:
-            raise Unsuitable(f"{_names(present)} in it belong to another program; use another database or schema")
+            raise Unsuitable(f"another program has made {_names(present)} in it; use another database or schema")
         return None
     revisions = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalars().all()  # noqa: S608
     if len(revisions) != 1 or not (is_known(revisions[0]) or _is_newer(revisions[0])):
@@ -59,7 +59,7 @@ def current_revision(connection: Connection) -> str | None:
     revision = str(revisions[0])
     # An older release may have had fewer tables. A newer one keeps those that this release needs.
     if missing and (revision == latest_revision() or not is_known(revision)):
-        raise Unsuitable(f"{_names(missing)} are missing in it; restore a backup")
+        raise Unsuitable(f"it lacks {_names(missing)}; restore a backup")
     return revision
 
 
@@ -103,4 +103,4 @@ def _is_newer(revision: str) -> bool:
 
 
 def _names(tables: set[str]) -> str:
-    return f"the tables {', '.join(sorted(tables))}"
+    return f"the table{'s' if len(tables) > 1 else ''} {', '.join(sorted(tables))}"

@@ -213,7 +213,7 @@ async def test_tables_that_are_missing_are_named_at_start(empty_url: str) -> Non
         await engine.transact(run("DROP TABLE pauses"))
         await engine.transact(run("DROP TABLE commit_markers"))
         for start in (app.migrate_database, app.check_database, app.raise_revisions):
-            with pytest.raises(app.StartupError, match="the tables commit_markers, pauses are missing in it"):
+            with pytest.raises(app.StartupError, match="it lacks the tables commit_markers, pauses; restore a backup"):
                 await start(engine)
 
 
@@ -221,7 +221,7 @@ async def test_a_table_of_another_program_with_the_name_of_ours_is_an_error(empt
     async with opened(empty_url) as engine:
         await engine.transact(run("CREATE TABLE users (name text)"))
         before = await engine.transact(read_catalogue)
-        with pytest.raises(app.StartupError, match="the tables users in it belong to another program"):
+        with pytest.raises(app.StartupError, match="another program has made the table users in it"):
             await app.migrate_database(engine)
         assert await engine.transact(read_catalogue) == before
 
