@@ -71,6 +71,7 @@ MAX_INCOMPLETE_BYTES: Final = 128 * 1024 * 1024
 MAX_STREAMS_PER_CONNECTION: Final = 100
 MAX_STREAMS_PER_USER: Final = 50
 # A client with health checks has one watch for each of its connections, so a watch for each connection that we accept.
+# An open stream takes up to 47 KiB, so these take at most 190 MiB.
 MAX_STREAMS: Final = 4_000
 # New calls are held back until none has arrived for so long. It must exceed a round trip and the pause of a busy caller
 # between two calls, and is shorter if the grace is.
