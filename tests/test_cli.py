@@ -17,7 +17,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from cart_grpc import cli, process
+from cart_grpc import cli, process, server_cli, terminal
 from cart_grpc.rpc.methods import CART_SERVICE as SERVICE
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
@@ -81,13 +81,18 @@ def taken_port() -> Iterator[int]:
 
 @pytest.fixture
 def stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands that run until a signal stop as soon as they have started."""
+    """Commands that run until a signal get it as soon as they have started."""
+    stopped = asyncio.Event()
 
-    def stop_signal() -> asyncio.Event:
-        stopped = asyncio.Event()
-        stopped.set()
+    def say(*lines: str) -> None:
+        terminal.say(*lines)
+        if lines[0].startswith("cart-grpc "):
+            stopped.set()
+
+    def stop_signal(message: str = "") -> asyncio.Event:
         return stopped
 
+    monkeypatch.setattr(server_cli, "say", say)
     monkeypatch.setattr(process, "stop_signal", stop_signal)
 
 
@@ -344,7 +349,10 @@ def test_reconcile_prints_that_it_runs_and_stops(
     assert capsys.readouterr().out == "cart-grpc reconciles\n"
 
 
-def test_simulate_prints_its_addresses_and_stops(stops_at_once: None, capsys: Any) -> None:
+def test_simulate_prints_its_addresses_and_stops(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = asyncio.Event()
+    stopped.set()
+    monkeypatch.setattr(process, "stop_signal", lambda: stopped)
     assert cli.main(["simulate", "--listen", "127.0.0.1:0"]) == 0
     said = capsys.readouterr().out
     assert re.fullmatch(r"the simulator listens on grpc://127\.0\.0\.1:\d+ and http://127\.0\.0\.1:\d+\n", said)
@@ -423,7 +431,7 @@ def run_process(folder: Path, *arguments: str, **environ: str) -> "subprocess.Co
     ("arguments", "environ", "said"),
     [
         (["serve"], {"CART_LISTEN": "x"}, "CART_LISTEN: "),
-        (["serve"], {"CART_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/d"}, "CART_DATABASE_URL: "),
+        (["migrate"], {"CART_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/d"}, "CART_DATABASE_URL: "),
         (["simulate", "--slow", "2"], {}, "the simulator cannot start: "),
         (["health", "127.0.0.1:1"], {}, "127.0.0.1:1 does not answer"),
     ],
