@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Final
@@ -101,7 +102,14 @@ class _Worker:
         work = (self._settings, self._reconcile, reporter, self._name)
         # A daemon process is terminated if an error ends the parent.
         started = _SPAWN.Process(target=_work, args=work, name=self._name, daemon=True)
-        started.start()
+        # The process inherits the mask: a terminal sends Ctrl-C to all processes, and only the parent may react, also
+        # while the others still start. Starting the resource tracker would reset the mask.
+        resource_tracker.ensure_running()
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            started.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         reporter.close()
         log.info("%s is process %d", self._name, started.pid)
         return started, reports
@@ -189,7 +197,6 @@ def _worker_stop_signal() -> asyncio.Event:
     """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     parent = multiprocessing.parent_process()
     assert parent is not None  # noqa: S101 - _work runs in a child

@@ -1,6 +1,7 @@
 """`serve --workers N`: processes share a port, dead ones are replaced, and none outlives its parent."""
 
 import asyncio
+import os
 import re
 import signal
 import time
@@ -140,6 +141,15 @@ async def test_a_second_ctrl_c_ends_all_workers_at_once(shared_url: str, program
         program.send(signal.SIGINT)
         assert await program.ended(5) == -signal.SIGINT
         await eventually(lambda: not any(child.is_running() for child in children), 5)
+
+
+async def test_ctrl_c_while_the_workers_still_start_is_silent(shared_url: str, programs: Programs) -> None:
+    program = programs.start("serve", "--workers", "2", listen="127.0.0.1:0", database_url=shared_url, lame_duck="0")
+    await eventually(lambda: program.errors.count(" is process ") == 2)
+    # As a terminal does, to all processes of the group.
+    os.killpg(program.pid, signal.SIGINT)
+    assert await program.ended(30) == 0
+    assert programs.complaints() == []
 
 
 async def test_an_error_that_keeps_all_workers_from_starting_is_printed_once(
