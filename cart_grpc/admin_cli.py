@@ -126,7 +126,8 @@ def _list(stub: Stub, arguments: argparse.Namespace) -> Iterator[Message]:
         yield from page.reservations
         left -= len(page.reservations)
         request.page_token = page.next_page_token
-        if not page.next_page_token:
+        # An empty page could be followed by empty pages without end.
+        if not (page.reservations and page.next_page_token):
             return
 
 

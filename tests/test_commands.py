@@ -68,8 +68,12 @@ async def hostile() -> AsyncIterator[str]:
 
     class Handler(grpc.GenericRpcHandler):
         def service(self, details: Any) -> Any:
-            async def answer(_: bytes, context: Any) -> bytes:
-                found = answers.get(details.method.rpartition("/")[2])
+            async def answer(request: bytes, context: Any) -> bytes:
+                method = details.method.rpartition("/")[2]
+                if method == "ListReservations" and pb.ListReservationsRequest.FromString(request).page_size == 7:
+                    # Empty pages without end.
+                    return pb.ListReservationsResponse(next_page_token="again").SerializeToString()
+                found = answers.get(method)
                 if isinstance(found, Message):
                     return found.SerializeToString()
                 if found is None:
@@ -123,6 +127,7 @@ async def test_a_hostile_server_controls_neither_the_terminal_nor_the_lines_of_t
     assert (status, err, len(out.splitlines())) == (0, "", 2)
     assert out.count(SHOWN) == 4
     assert out.splitlines()[1].split()[2:5] == ["99", "98", "97"]
+    assert len((await say("list", "--limit", "7"))[1].splitlines()) == 1
     status, out, err = await say("stats")
     assert (status, err, out.splitlines()[-1]) == (0, "", f"PAUSED since 1970-01-01T00:00:00Z: {SHOWN}")
     status, out, err = await say("stats", "--json")
