@@ -55,13 +55,19 @@ def identify(found: os.stat_result) -> tuple[int, int]:
 
 
 def make_private(path: Path) -> None:
-    """Give the file at `path`, if it exists, the mode 0600, unless other users have no rights to it already."""
+    """Give the file at `path`, if it exists, the mode 0600, unless other users have no rights to it already.
+
+    Raises OSError if it belongs to another user.
+    """
     try:
         found = path.stat()
+        if found.st_mode & stat.S_IRWXO:
+            path.chmod(_PRIVATE)
     except FileNotFoundError:
         return
-    if found.st_mode & stat.S_IRWXO:
-        path.chmod(_PRIVATE)
+    except PermissionError:
+        reason = "every user has rights to it, and only its owner can change that: chmod o= it"
+        raise OSError(errno.EPERM, reason, str(path)) from None
 
 
 def check_usable(path: Path) -> None:
