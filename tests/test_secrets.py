@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cart_grpc import cli
+from cart_grpc import app, cli
 from cart_grpc.configuration import SettingsError, load
 from cart_grpc.settings import Settings
+from cart_grpc.store.engine import connect
+from cart_grpc.store.postgresql import PostgresqlEngine
 from tests.store.test_database_url import AMBIGUOUS
 
 SECRET = "hunter"
@@ -135,3 +137,12 @@ def test_settings_have_no_secret_in_any_text() -> None:
     ):
         assert SECRET not in text
     assert "postgresql://cart:***@127.0.0.1:1/shop" in settings.shown().values()
+
+
+async def test_an_engine_has_no_secret_in_any_text() -> None:
+    engine = connect(VALID[0], app.clock)
+    assert isinstance(engine, PostgresqlEngine)
+    pool = engine._writer.engine
+    for text in (engine.name, repr(engine), repr(pool), repr(pool.url), pool.url.render_as_string(hide_password=False)):
+        assert SECRET not in text
+    await engine.close()

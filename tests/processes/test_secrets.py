@@ -5,6 +5,7 @@ import signal
 import psutil
 
 from tests.processes.harness import LISTENS, Programs
+from tests.processes.test_starting import WAITS, until_logged
 
 SECRET = "hunter2"
 
@@ -22,4 +23,14 @@ async def test_the_password_is_in_no_output_and_in_no_argument(programs: Program
     program.send(signal.SIGTERM)
     assert await program.ended(20) == 0
     assert "stopped" in program.errors
+    assert SECRET not in program.output + program.errors
+
+
+async def test_the_password_is_in_no_output_while_the_database_is_away(programs: Programs) -> None:
+    url = f"postgresql://cart:{SECRET}@127.0.0.1:1,127.0.0.1:1/shop"
+    program = programs.start("serve", listen="127.0.0.1:0", database_url=url, log_level="DEBUG", lame_duck="0")
+    await until_logged(program, WAITS.pattern)
+    program.send(signal.SIGTERM)
+    assert await program.ended(20) == 0
+    assert "cart:***@" in program.errors
     assert SECRET not in program.output + program.errors
