@@ -2,9 +2,12 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import asyncpg
 import pytest
+from sqlalchemy import Connection, make_url
 from sqlalchemy.exc import DBAPIError
 
 from cart_grpc import app
@@ -73,25 +76,20 @@ async def test_a_database_that_grants_no_connection_refuses_at_once(database_url
 
 
 async def test_a_call_that_waits_gets_the_connection_of_a_call_that_gave_up(few: Store) -> None:
-    gate = asyncio.Event()
     engine = few._engine
     assert isinstance(engine, PostgresqlEngine)
-
-    async def hold() -> None:
-        async with engine._query_reader.connect():
-            await gate.wait()
-
-    holding = asyncio.create_task(hold())
-    while not engine._query_reader._open:
-        await asyncio.sleep(0)
+    pool = engine._query_reader
+    lent = pool.connect()
+    await lent.__aenter__()
     reads = [asyncio.create_task(few.reads.list_carts(PAGE)) for _ in range(3)]
-    while len(engine._query_reader._waiting) < 3:
+    while len(pool._waiting) < 3 or pool._opening:
         await asyncio.sleep(0.001)
-    reads[0].cancel()
-    gate.set()
     reads[1].cancel()
-    assert await reads[2] == []
-    await holding
+    # This wakes the first of them, which gives up before it runs.
+    await lent.__aexit__(None, None, None)
+    reads[0].cancel()
+    async with asyncio.timeout(10):
+        assert await reads[2] == []
 
 
 @pytest.mark.parametrize("kind", READS)
@@ -134,3 +132,50 @@ async def test_a_read_is_not_repeated_for_ever(store: Store, engine: PostgresqlE
 
 def _refuse(_: object) -> None:
     raise DatabaseUnavailable
+
+
+async def test_a_call_waits_for_the_place_of_a_session_that_is_ending(
+    database_url: str, postgres: PostgresServer
+) -> None:
+    role, url = await as_plain_role(database_url, "CONNECTION LIMIT 1")
+    ending = await asyncpg.connect(host=str(postgres.directory), user=role, database=make_url(url).database)
+    engine = connect(url, app.clock)
+    reading = asyncio.create_task(engine.read(lambda connection: connection.exec_driver_sql("SELECT 7").scalar_one()))
+    async with asyncio.timeout(20):
+        while f'too many connections for role "{role}"' not in postgres.log:
+            await asyncio.sleep(0.005)
+    await ending.close()
+    assert await reading == 7
+    await engine.close()
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_no_connection_and_no_call_is_lost_however_calls_end(database_url: str, seed: int) -> None:
+    """Calls that succeed, fail, are cancelled, or whose connection dies, on two connections or on four."""
+    _, url = await as_plain_role(database_url, f"CONNECTION LIMIT {2 if seed else 4}")
+    engine = connect(url, app.clock)
+    assert isinstance(engine, PostgresqlEngine)
+    pool, chance = engine._query_reader, random.Random(seed)
+    await pool.run(lambda _: None)
+
+    def work(connection: Connection) -> int:
+        if chance.random() < 0.1:
+            raise ValueError
+        if chance.random() < 0.1:
+            connection.exec_driver_sql("SELECT pg_terminate_backend(pg_backend_pid())")
+        return int(connection.exec_driver_sql("SELECT 7").scalar_one())
+
+    async def call() -> int:
+        async with asyncio.timeout(chance.random() / 20 if chance.random() < 0.3 else 20):
+            return await pool.run(work)
+
+    results = await asyncio.gather(*(call() for _ in range(150)), return_exceptions=True)
+    allowed = (ValueError, TimeoutError, DBAPIError)
+    assert [result for result in results if result != 7 and not isinstance(result, allowed)] == []
+    assert results.count(7) > 50
+    while pool._opening:
+        await asyncio.sleep(0.01)
+    assert not pool._waiting
+    assert len(pool._idle) == pool._open <= 4
+    assert await pool.run(lambda connection: connection.exec_driver_sql("SELECT 8").scalar_one()) == 8
+    await engine.close()

@@ -2,9 +2,8 @@
 
 import asyncio
 import re
-import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -187,57 +186,6 @@ async def test_a_start_on_an_unmigrated_database_fails_and_names_the_migrate_com
     async with opened(empty_url) as engine:
         with pytest.raises(app.StartupError, match=r"is at schema \(none\); run `cart-grpc migrate` first"):
             await app.check_database(engine)
-
-
-async def test_the_tables_of_another_program_with_alembic_do_not_count(empty_url: str) -> None:
-    async with opened(empty_url) as engine:
-        await engine.transact(run("CREATE TABLE alembic_version (version_num text)"))
-        await engine.transact(run("INSERT INTO alembic_version VALUES ('1975ea83b712')"))
-        assert await app.migrate_database(engine) == (None, migrate.latest_revision())
-        await app.check_database(engine)
-
-
-@pytest.mark.parametrize("revision", ["1975ea83b712", "0000", "", "99999"])
-async def test_a_revision_that_is_not_ours_is_an_error(empty_url: str, revision: str) -> None:
-    await migrated(empty_url)
-    async with opened(empty_url) as engine:
-        await engine.transact(run("UPDATE cart_grpc_version SET version_num = '?'".replace("?", revision)))
-        for start in (app.migrate_database, app.check_database):
-            with pytest.raises(app.StartupError, match=f"contains {revision or 'no revision'}, which is not a rev"):
-                await start(engine)
-
-
-async def test_tables_that_are_missing_are_named_at_start(empty_url: str) -> None:
-    await migrated(empty_url)
-    async with opened(empty_url) as engine:
-        await engine.transact(run("DROP TABLE pauses"))
-        await engine.transact(run("DROP TABLE commit_markers"))
-        for start in (app.migrate_database, app.check_database, app.raise_revisions):
-            with pytest.raises(app.StartupError, match="it lacks the tables commit_markers, pauses; restore a backup"):
-                await start(engine)
-
-
-async def test_a_table_of_another_program_with_the_name_of_ours_is_an_error(empty_url: str) -> None:
-    async with opened(empty_url) as engine:
-        await engine.transact(run("CREATE TABLE users (name text)"))
-        before = await engine.transact(read_catalogue)
-        with pytest.raises(app.StartupError, match="another program has made the table users in it"):
-            await app.migrate_database(engine)
-        assert await engine.transact(read_catalogue) == before
-
-
-async def test_a_sqlite_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "cart.db")) as connection:
-        connection.execute("PRAGMA encoding = 'UTF-16le'")
-        connection.execute("CREATE TABLE others (name text)")
-    async with opened(f"sqlite:///{tmp_path}/cart.db") as engine:
-        with pytest.raises(app.StartupError, match="its encoding is UTF-16le; create a database with the enc"):
-            await app.migrate_database(engine)
-
-
-def run(statement: str) -> Callable[[Connection], object]:
-    """Return a function that runs a statement."""
-    return lambda connection: connection.exec_driver_sql(statement)
 
 
 def insert_a_cart(connection: Connection) -> None:

@@ -16,7 +16,7 @@ from cart_grpc.store.engine import connect
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.postgresql_session import READ_ONLY, SETTINGS
 from cart_grpc.store.store import Store
-from tests.postgres import SUPERUSER, PostgresServer, running_postgres
+from tests.postgres import PostgresServer, running_postgres
 from tests.store.roles import administer, as_plain_role, open_readers
 from tests.store.writes import KEY, SKU, add, answered, claim_one, decode, remove, snapshot
 
@@ -165,19 +165,6 @@ async def test_a_search_path_without_a_schema_is_refused(database_url: str) -> N
     engine = connect(url, app.clock)
     with pytest.raises(app.StartupError, match="search_path names no schema"):
         await app.migrate_database(engine)
-    await engine.close()
-
-
-@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
-async def test_a_database_that_cannot_store_every_text_is_refused(postgres: PostgresServer, encoding: str) -> None:
-    name = f"cart_{encoding.lower()}"
-    options = ("--encoding", encoding, "--template", "template0", "--locale", "C", "--locale-provider", "libc")
-    address = ("--host", str(postgres.directory), "--username", SUPERUSER)
-    postgres._run("createdb", *address, *options, name)
-    engine = connect(make_url(postgres.url).set(database=name).render_as_string(), app.clock)
-    for start in (app.migrate_database, app.check_database):
-        with pytest.raises(app.StartupError, match=f"its encoding is {encoding}; create a database with the encoding"):
-            await start(engine)
     await engine.close()
 
 
