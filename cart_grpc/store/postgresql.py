@@ -40,7 +40,10 @@ class PostgresqlEngine:
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
         # A separate task: cancelling the driver in the middle of a statement makes the connection unusable.
-        return await asyncio.shield(asyncio.create_task(self._transact(work)))
+        transaction = asyncio.create_task(self._transact(work))
+        # If the caller has left, nobody else looks at an error, and asyncio would log it.
+        transaction.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return await asyncio.shield(transaction)
 
     async def _transact(self, work: Callable[[Connection], T]) -> T:
         async with self._writer.connect() as connection:
