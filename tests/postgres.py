@@ -116,6 +116,16 @@ class PostgresServer:
         """Make the server read its configuration and its certificates again."""
         os.kill(self.pid, signal.SIGHUP)
 
+    def run(self, *statements: str, database: str = "postgres") -> None:
+        """Run statements as the superuser."""
+        commands = (argument for statement in statements for argument in ("-c", statement))
+        self._run("psql", *self._address, *commands, database)
+
+    def configure(self, **settings: str) -> None:
+        """Change settings of a running server."""
+        self.run(*(f"ALTER SYSTEM SET {name} = '{value}'" for name, value in settings.items()))
+        self.reload()
+
     def promote(self) -> None:
         """Make a standby the primary, and wait until it is."""
         self._run("pg_ctl", "promote", "--pgdata", str(self.data), "--wait")

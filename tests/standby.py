@@ -27,9 +27,9 @@ class Pair:
 
     async def catch_up(self) -> None:
         """Wait until the standby has replayed all that the primary has written so far."""
-        written = await _ask(self.primary, "SELECT pg_current_wal_lsn()::text")
+        written = await ask(self.primary, "SELECT pg_current_wal_lsn()::text")
         async with asyncio.timeout(CATCH_UP_TIMEOUT_S):
-            while not await _ask(self.standby, f"SELECT pg_last_wal_replay_lsn() >= '{written}'"):
+            while not await ask(self.standby, f"SELECT pg_last_wal_replay_lsn() >= '{written}'"):
                 await asyncio.sleep(0.01)
 
 
@@ -40,7 +40,8 @@ def running_pair() -> Iterator[Pair]:
         yield Pair(primary, standby)
 
 
-async def _ask(server: PostgresServer, query: str) -> Any:
+async def ask(server: PostgresServer, query: str) -> Any:
+    """Return the value that a query returns."""
     connection = await asyncpg.connect(server.url.replace("+asyncpg", ""))
     try:
         return await connection.fetchval(query)

@@ -24,6 +24,7 @@ REST_SECONDS: Final = 60.0
 _PLACE_SECONDS: Final = 2.0
 _PAUSE_SECONDS: Final = 0.05
 _TOO_MANY: Final = "53300"
+_GENERATION: Final = "generation"
 
 
 class Shortage:
@@ -54,11 +55,21 @@ class ConnectionPool:
     """Up to `size` connections with `settings`, in AUTOCOMMIT mode; fewer while the database grants fewer.
 
     We send BEGIN and COMMIT: SQLAlchemy would not begin a transaction for statements that `prepared` runs on the
-    driver. Each read is one statement, so a transaction around it would only add two round trips.
+    driver. Each read is one statement, so a transaction around it would only add two round trips. `on_open` is called
+    for each new connection.
     """
 
-    def __init__(self, sessions: Sessions, shortage: Shortage, size: int, settings: Settings) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        shortage: Shortage,
+        size: int,
+        settings: Settings,
+        on_open: Callable[[], None] = lambda: None,
+    ) -> None:
         self._shortage = shortage
+        self._on_open = on_open
+        self._generation = 0
         self._size = self._most = size
         shortage.wanted += size
         self._idle: list[AsyncConnection] = []
@@ -102,6 +113,10 @@ class ConnectionPool:
                         raise
         raise AssertionError("unreachable")
 
+    def replace_all(self) -> None:
+        """Replace every connection when it is next used."""
+        self._generation += 1
+
     async def close(self) -> None:
         """Close every connection; one that is in use, when it comes back."""
         self._is_closed = True
@@ -118,7 +133,7 @@ class ConnectionPool:
             while self._idle:
                 # The one that was used last, so that the database can end those that a quiet hour does not need.
                 connection = self._idle.pop()
-                if not _is_dead(connection):
+                if not self._is_dead(connection):
                     return connection
                 await self._discard(connection)
             change = asyncio.Future[None]()
@@ -151,6 +166,8 @@ class ConnectionPool:
         # Before anybody else runs: the next call that waits may need another one.
         self._opening = {each for each in self._opening if each is not asyncio.current_task()}
         if isinstance(opened, AsyncConnection):
+            opened.info[_GENERATION] = self._generation
+            self._on_open()
             self._idle.append(opened)
             self._wake_next()
             self._shortage.note_granted()
@@ -181,7 +198,7 @@ class ConnectionPool:
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _give_back(self, connection: AsyncConnection) -> None:
-        if self._is_closed or _is_dead(connection):
+        if self._is_closed or self._is_dead(connection):
             await self._discard(connection)
         else:
             self._idle.append(connection)
@@ -194,6 +211,11 @@ class ConnectionPool:
             self._most = self._size
         await connection.invalidate()
         await connection.close()
+
+    def _is_dead(self, connection: AsyncConnection) -> bool:
+        if connection.invalidated or connection.closed or find_driver(connection).is_closed():
+            return True
+        return bool(connection.info[_GENERATION] != self._generation)
 
     def _grow(self) -> None:
         self._most = self._size
@@ -210,10 +232,6 @@ class ConnectionPool:
             if not change.done():
                 return change
         return None
-
-
-def _is_dead(connection: AsyncConnection) -> bool:
-    return connection.invalidated or connection.closed or find_driver(connection).is_closed()
 
 
 def find_driver(connection: AsyncConnection) -> asyncpg.Connection:

@@ -58,11 +58,15 @@ class Connector:
             raise failure
         raise NoPrimary("; ".join(reasons)) from failure
 
+    def try_another_host(self) -> None:
+        """Let the next connection try the host of the last one last: it accepts no writes any more."""
+        self._last = (self._last + 1) % len(self._arguments.hosts)
+
     def _order(self) -> Iterable[int]:
         count = len(self._arguments.hosts)
         if self._arguments.shuffles:
             return random.sample(range(count), count)
-        return sorted(range(count), key=lambda index: index != self._last)
+        return [(self._last + offset) % count for offset in range(count)]
 
     async def _connect(self, host: str | None, port: int | None) -> asyncpg.Connection:
         arguments = self._arguments

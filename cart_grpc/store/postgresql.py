@@ -32,15 +32,24 @@ class PostgresqlEngine:
             raise refusal("options", f"must not set {min(taken)}: cart-grpc sets it")
         self.name = arguments.name
         self.dialect: Dialect = PostgresqlDialect()
-        sessions = Sessions(Connector(arguments).connect, arguments.settings)
+        self._connector = Connector(arguments)
+        sessions = Sessions(self._connector.connect, arguments.settings)
         shortage = Shortage(sessions)
-        self._writer = ConnectionPool(sessions, shortage, 1, {**SETTINGS, **KEPT_PLANS})
+        self._writer = ConnectionPool(sessions, shortage, 1, {**SETTINGS, **KEPT_PLANS}, self._replace_readers)
         self._reader = ConnectionPool(sessions, shortage, 4, {**SETTINGS, **READ_ONLY, **KEPT_PLANS})
         self._query_reader = ConnectionPool(sessions, shortage, 4, {**SETTINGS, **READ_ONLY, **CUSTOM_PLANS})
 
+    def _replace_readers(self) -> None:
+        # A new connection of the writer may be to a new primary. The old one may still answer reads, from the past.
+        self._reader.replace_all()
+        self._query_reader.replace_all()
+
     async def transact(self, work: Callable[[Connection], T]) -> T:
         # A separate task: cancelling the driver in the middle of a statement makes the connection unusable.
-        return await asyncio.shield(asyncio.create_task(self._transact(work)))
+        transaction = asyncio.create_task(self._transact(work))
+        # If the caller has left, nobody else looks at an error, and asyncio would log it.
+        transaction.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return await asyncio.shield(transaction)
 
     async def _transact(self, work: Callable[[Connection], T]) -> T:
         async with self._writer.connect() as connection:
@@ -49,7 +58,12 @@ class PostgresqlEngine:
                 await driver.execute("BEGIN")
                 result = await connection.run_sync(work)
             except BaseException as error:
-                await _roll_back(connection, driver, error)
+                if get_sqlstate(error) == READ_ONLY_STATE:
+                    # The primary was fenced, or became a standby. Its connections remain.
+                    self._connector.try_another_host()
+                    await connection.invalidate()
+                else:
+                    await _roll_back(connection, driver)
                 raise
             try:
                 await connection.run_sync(self._commit)
@@ -74,9 +88,8 @@ class PostgresqlEngine:
         await self._writer.close()
 
 
-async def _roll_back(connection: AsyncConnection, driver: asyncpg.Connection, error: BaseException) -> None:
-    # A primary that became a standby keeps its connections; a new connection may find the new primary.
-    if driver.is_closed() or get_sqlstate(error) == READ_ONLY_STATE:
+async def _roll_back(connection: AsyncConnection, driver: asyncpg.Connection) -> None:
+    if driver.is_closed():
         await connection.invalidate()
         return
     try:

@@ -19,7 +19,7 @@ from cart_grpc.store.batch_writer import BatchWriter, QueuedCommand, register_wr
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
-from cart_grpc.store.failures import CommitFailed, ReadOnlyDatabase
+from cart_grpc.store.failures import CommitFailed, ReadOnlyDatabase, find_cause, is_dead
 from cart_grpc.store.queries import WriteQueries
 
 MAX_BATCH = 256
@@ -105,13 +105,22 @@ class WriteQueue:
         """Raise DatabaseUnavailable if the database does not accept writes."""
         with self.failures.translated():
             try:
-                await self._engine.transact(self._check_writable)
-            except CommitFailed as failure:
-                # There was nothing to commit, but the connection is broken.
-                raise DatabaseUnavailable from failure
+                await self._ping_connection()
+            except Exception as error:
+                if not is_dead(find_cause(error)):
+                    raise
+                # The database ended an idle session. That says nothing about the next one.
+                await self._ping_connection()
             if self.failed:
                 # Only a write shows whether a full disk has room again.
                 await self.submit_background(Ping())
+
+    async def _ping_connection(self) -> None:
+        try:
+            await self._engine.transact(self._check_writable)
+        except CommitFailed as failure:
+            # There was nothing to commit, but the connection is broken.
+            raise DatabaseUnavailable from failure
 
     def _check_writable(self, connection: Connection) -> None:
         if not self._engine.dialect.is_writable(connection):

@@ -1,5 +1,6 @@
 """A URL with several hosts: every connection, for writing and for reading, goes to the primary."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
@@ -13,7 +14,7 @@ from cart_grpc.store.database_url import parse
 from cart_grpc.store.engine import connect
 from cart_grpc.store.store import Store
 from tests.postgres import SUPERUSER
-from tests.standby import Pair, free_port, running_pair
+from tests.standby import Pair, ask, free_port, running_pair
 from tests.store.writes import KEY, SKU, add, decode
 
 
@@ -98,12 +99,23 @@ async def test_a_host_that_refuses_the_user_is_not_passed_over(pair: Pair, datab
         await connector.connect()
 
 
-async def test_after_a_failover_the_same_process_finds_the_new_primary(pair: Pair, database: str) -> None:
-    """Last in this module: it ends the primary."""
+async def test_writes_and_reads_leave_a_primary_that_was_fenced_with_its_connections_alive(
+    pair: Pair, database: str
+) -> None:
+    """Last in this module: it makes the standby another primary."""
     async with opened(pair.url(database)) as store:
-        await store.mutate(add())
-        pair.primary.stop()
+        await store.mutate(add("before"))
+        await store.ping()
+        await pair.catch_up()
+        pair.primary.configure(default_transaction_read_only="on")
         pair.standby.promote()
-        await check_reads_and_writes(pair.url(database))
-        assert decode(await store.mutate(add("other")))["other"] == 1
-        assert await store.reads.find_cart(KEY)
+        await store.mutate(add("after"))
+        await store.ping()
+        found = await store.reads.find_cart(KEY)
+        assert found
+        assert "after" in {line.item.sku for line in found.lines}
+        sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cart-grpc'"
+        async with asyncio.timeout(20):
+            while await ask(pair.primary, sessions):
+                await asyncio.sleep(0.02)
+        assert await ask(pair.standby, sessions) == 3
