@@ -33,7 +33,12 @@ def item_bytes(item: Item) -> int:
 
 def entries_bytes(entries: Mapping[str, str]) -> int:
     """The most bytes that labels or options can have in an encoded message."""
-    size = len(entries) * _ENTRY_ROOM
+    return len(entries) * _ENTRY_ROOM + text_bytes(entries)
+
+
+def text_bytes(entries: Mapping[str, str]) -> int:
+    """The bytes of the texts in labels or options."""
+    size = 0
     for key, value in entries.items():
         size += len(key.encode()) + len(value.encode())
     return size

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from cartgrpc.v1 import cart_service_pb2
@@ -45,16 +46,16 @@ def list_carts(request: cart_service_pb2.ListCartsRequest) -> Page:
         order_by=order.group(1) if order else "name",
         descending=bool(order and order.group(3) == "desc"),
         after=None,
+        max_bytes=MAX_PAGE_BYTES,
     )
     after = _decode(fields, page, request.page_token) if request.page_token else None
     fields.check()
-    return Page(page.user, page.size, page.states, page.order_by, page.descending, after)
+    return replace(page, after=after)
 
 
 def next_page_token(page: Page, last: Cart) -> str:
     """Return the token of the page that begins after `last`."""
-    value = last.key.cart_id if page.order_by == "name" else getattr(last, page.order_by)
-    return encode_token([_query(page), value, last.key.cart_id])
+    return encode_token([_query(page), page.order_value(last), last.key.cart_id])
 
 
 def page_size(fields: Fields, requested: int) -> int:
