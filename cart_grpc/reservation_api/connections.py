@@ -33,12 +33,15 @@ class Connections:
         # One entry per call that fits. Last in, first out: a few calls at a time need a single connection.
         self._free: list[_Connection] = []
 
-    async def call(self, request: bytes, timeout: float) -> bytes:
-        """Make one call within `timeout` seconds. Raises AioRpcError, and CancelledError if the server cancels it."""
+    async def call(self, request: bytes, timeout: float) -> bytes | None:
+        """Make one call within `timeout` seconds. Returns None if the status is OK, but no message came.
+
+        Raises AioRpcError, and CancelledError if the server cancels it.
+        """
         connection = self._take()
         connection.calls += 1
         try:
-            answer: bytes = await connection.method(request, timeout=timeout, wait_for_ready=False)
+            answer: bytes | None = await connection.method(request, timeout=timeout, wait_for_ready=False)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 connection.lost |= connection.channel.get_state() is not grpc.ChannelConnectivity.READY

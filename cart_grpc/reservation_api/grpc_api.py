@@ -120,8 +120,11 @@ class GrpcReservationApi:
         await asyncio.gather(*(each.close() for each in connections))
 
 
-async def _call(connections: Connections, request: Message, timeout: float) -> bytes:
-    """Return the answer. Raises AioRpcError for an error status, NoAnswerError for any other failure."""
+async def _call(connections: Connections, request: Message, timeout: float) -> bytes | None:
+    """Return the answer, None for status OK without one.
+
+    Raises AioRpcError for an error status, NoAnswerError for any other failure.
+    """
     if timeout <= 0:
         # Otherwise a quick answer could arrive before an expired deadline is noticed.
         raise NoAnswerError("DEADLINE_EXCEEDED", "no time was left for the call")
@@ -139,7 +142,9 @@ async def _call(connections: Connections, request: Message, timeout: float) -> b
         raise NoAnswerError("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
 
 
-def _parse(answer: bytes, response: type[_Response]) -> _Response:
+def _parse(answer: bytes | None, response: type[_Response]) -> _Response:
+    if answer is None:
+        raise wire.invalid_answer("the status is OK, but there is no answer")
     try:
         return response.FromString(answer)
     except DecodeError:

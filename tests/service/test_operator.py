@@ -247,3 +247,27 @@ async def test_a_committing_reservation_cannot_be_released_by_an_operator(servic
         assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
     [seen] = await admin.list()
     assert seen.item == item.name
+
+
+async def test_a_row_that_no_claim_can_process_is_shown_and_ended_while_the_others_are_reserved(
+    service: Service, admin: Admin
+) -> None:
+    bad = await service.add("bad")
+    await service.settled()
+    last = "revision = 4611686018427387904, observed_revision = 4611686018427387904, due_time = 0"
+    await run_sql(service, f"UPDATE reservations SET {last}")  # noqa: S608 - all of it is written here
+    for number in range(10):
+        await service.add(f"good-{number}")
+    [record] = await admin.until(lambda listed: [one.state for one in listed] == [State.STATE_SET_ASIDE])
+    assert (record.name, record.item) == (name_of(bad), bad.name)
+    assert "reservations_last" in record.set_aside_reason
+    cart = await service.settled()
+    assert {item.reservation.state for item in cart.items} == {Shown.STATE_RESERVED}
+    assert [(one.state, one.count) for one in (await admin.stats()).backlog] == [(State.STATE_SET_ASIDE, 1)]
+    assert (await admin.retry(record.name)).state in (State.STATE_DUE, State.STATE_HELD)
+    await admin.until(lambda listed: [one.state for one in listed] == [State.STATE_SET_ASIDE])
+    with pytest.raises(grpc.aio.AioRpcError, match="try ReleaseReservation with force") as caught:
+        await admin.release(record.name)
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert (await admin.release(record.name, force=True)).state == State.STATE_REJECTED
+    assert await admin.list() == []
