@@ -63,7 +63,9 @@ class InvalidArgument(CallRefused):
     def __init__(self, violations: Sequence[FieldViolation]) -> None:
         first = violations[0]
         super().__init__(
-            "; ".join(f"{violation.field}: {violation.description}" for violation in violations[:5]),
+            "; ".join(
+                ": ".join(filter(None, (violation.field, violation.description))) for violation in violations[:5]
+            ),
             {"field": first.field, "violation": first.reason},
         )
         self.violations = tuple(violations)

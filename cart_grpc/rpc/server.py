@@ -137,7 +137,7 @@ class Server:
             ("grpc.so_reuseport", int(shares_port)),
         )
         self._server = grpc.aio.server(options=options)
-        self._health = Health("", service, HEALTH)
+        self._health = Health("", service)
         self._deadlines = Deadlines(call_timeout)
         self._door = Door()
         self._streams, self._watches = _open_streams(), _open_streams()

@@ -1,6 +1,7 @@
 """A server that stops: new calls are refused with the reason, running calls finish or get the reason, none is lost."""
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,7 +30,7 @@ class Service:
 
     def __init__(self, server: Server, channel: grpc.aio.Channel, gate: Gate) -> None:
         self.server, self.channel, self.gate = server, channel, gate
-        self.running = 0
+        self.running = self.answered = 0
 
     def call(self, method: str = "GetCart", request: bytes = b"") -> Any:
         calling: Any = self.channel.unary_unary(f"/{CART_SERVICE}/{method}")
@@ -41,6 +42,7 @@ class Service:
             await self.gate.sleep(1)
         finally:
             self.running -= 1
+        self.answered += 1
         return b""
 
 
@@ -134,6 +136,37 @@ async def test_callers_in_a_loop_get_an_answer_or_the_reason_for_each_call(servi
     assert ended.keys() == {"OK", "SHUTTING_DOWN", "nobody listens"}
     # GOAWAY arrives before the refusals, so no caller gets two.
     assert ended["SHUTTING_DOWN"] <= 32
+
+
+async def test_a_client_that_watches_health_leaves_before_the_stop_and_loses_no_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As operations.md advises.
+    config = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": CART_SERVICE}}
+    async with serving(monkeypatch) as one, serving(monkeypatch) as two:
+        target = f"ipv4:127.0.0.1:{one.server.port},127.0.0.1:{two.server.port}"
+        options = [("grpc.service_config", json.dumps(config)), ("grpc.enable_retries", 0)]
+        async with grpc.aio.insecure_channel(target, options) as channel:
+            calling: Any = channel.unary_unary(f"/{CART_SERVICE}/GetCart")
+
+            async def calls_reach(*services: Service) -> None:
+                """Call until only these services, and all of them, answered the last 20 calls."""
+                async with asyncio.timeout(20):
+                    while True:
+                        before = [each.answered for each in (one, two)]
+                        for _ in range(20):
+                            await calling(b"", timeout=10)
+                        after = [each.answered for each in (one, two)]
+                        if [a > b for a, b in zip(after, before, strict=True)] == [s in services for s in (one, two)]:
+                            return
+
+            for each in (one, two):
+                each.gate.open()
+            await calls_reach(one, two)
+            one.server.announce_stop()
+            await calls_reach(two)
+            await one.server.stop(GRACE)
+            await calls_reach(two)
 
 
 async def test_calls_are_served_until_the_stop_begins(service: Service) -> None:

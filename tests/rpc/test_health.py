@@ -58,7 +58,7 @@ def watching(stream: int) -> list[bytes]:
     ]
 
 
-@pytest.mark.parametrize("service", ["", CART_SERVICE, HEALTH])
+@pytest.mark.parametrize("service", ["", CART_SERVICE])
 async def test_health_is_serving(validator: Replica, service: str) -> None:
     assert (await check_health(validator, service)).status == Status.SERVING
 
@@ -78,7 +78,6 @@ async def test_list_has_every_service(validator: Replica) -> None:
     assert {service: status.status for service, status in answer.statuses.items()} == {
         "": Status.SERVING,
         CART_SERVICE: Status.SERVING,
-        HEALTH: Status.SERVING,
     }
 
 
@@ -140,7 +139,7 @@ async def test_a_server_that_is_about_to_stop_stays_not_serving_and_answers() ->
         server.announce_stop()
         await server.set_ready(ready=True)
         stub: Any = health_pb2_grpc.HealthStub(channel)
-        for service in ("", TEST, HEALTH):
+        for service in ("", TEST):
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
             assert answer.status == Status.NOT_SERVING
 

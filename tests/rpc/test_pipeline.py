@@ -92,7 +92,7 @@ async def test_a_request_in_json_is_refused_with_the_encoding_to_use(validator: 
     refusal = await refuse_bytes(validator.channel, f"/{CART_SERVICE}/GetCart", text)
     assert list(refusal.violations.values()) == ["MALFORMED_REQUEST"]
     assert refusal.message == (
-        ": the request message is JSON; this server speaks only protobuf: send application/grpc+proto"
+        "the request message is JSON; this server speaks only protobuf: send application/grpc+proto"
     )
 
 
