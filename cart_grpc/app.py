@@ -113,7 +113,7 @@ async def running_store(settings: Settings) -> AsyncIterator[Store]:
 async def running_clock_watcher(settings: Settings, store: Store) -> AsyncIterator[None]:
     """Watch the database's clock. If it was set back before, the stored times are moved first. Raises StartupError."""
     config = _reconciler_config(settings)
-    watcher = ClockWatcher(store.clock(monotonic_us), config.longest_attempt_us)
+    watcher = ClockWatcher(store.clock(monotonic_us, config.longest_attempt_us))
     try:
         await watcher.run_once()
     except Exception as error:

@@ -12,7 +12,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -24,6 +24,7 @@ SUPERUSER = "postgres"
 
 # Not for crash tests or benchmarks: with these settings, a crash of the machine loses acknowledged commits.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+NO_VARIABLES: Mapping[str, str] = {}
 
 
 class ProcessOwner(TypedDict, total=False):
@@ -35,10 +36,13 @@ class ProcessOwner(TypedDict, total=False):
 class PostgresServer:
     """A server in its own folder, reached over a Unix socket. `url` names its first database."""
 
-    def __init__(self, directory: Path, binaries: Path, settings: dict[str, str]) -> None:
+    def __init__(
+        self, directory: Path, binaries: Path, settings: dict[str, str], environment: Mapping[str, str]
+    ) -> None:
         self._directory = directory
         self._binaries = binaries
         self._settings = settings
+        self._own_environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         self._initdb()
 
@@ -78,7 +82,7 @@ class PostgresServer:
             self._process = subprocess.Popen(
                 [self._binaries / "postgres", "-D", self._data, "-k", self._directory, *options],
                 cwd=self._directory,
-                env=_environment(),
+                env={**_environment(), **self._own_environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -174,8 +178,13 @@ class PostgresServer:
 
 
 @contextlib.contextmanager
-def running_postgres(*, durable: bool = False) -> Iterator[PostgresServer]:
-    """Yield a running server and destroy it afterwards. A `durable` server writes each commit to disk (fsync)."""
+def running_postgres(
+    *, durable: bool = False, environment: Mapping[str, str] = NO_VARIABLES
+) -> Iterator[PostgresServer]:
+    """Yield a running server and destroy it afterwards. A `durable` server writes each commit to disk (fsync).
+
+    `environment`: variables for the server's processes.
+    """
     binaries = find_binaries()
     directory = Path(tempfile.mkdtemp(prefix="pg-", dir=shared_temporary_folder()))
     settings = {"listen_addresses": "", "max_connections": "200", **({} if durable else FAST)}
@@ -183,7 +192,7 @@ def running_postgres(*, durable: bool = False) -> Iterator[PostgresServer]:
         owner = process_owner()
         if owner:
             os.chown(directory, owner["user"], owner["group"])
-        server = PostgresServer(directory, binaries, settings)
+        server = PostgresServer(directory, binaries, settings, environment)
         try:
             server.start()
             yield server

@@ -65,9 +65,13 @@ class Page:
 
 
 class Reads:
-    """The reads of one store. `queue_size` bounds the reads of single carts that wait for a statement."""
+    """The reads of one store. `queue_size` bounds the reads of single carts that wait for a statement.
+
+    No validator of an earlier `era` may be used: each step back of the database's clock begins another.
+    """
 
     def __init__(self, engine: Engine, queue_size: int = 1_000) -> None:
+        self.era = 0
         self._engine = engine
         self._reader: AsyncEngine = engine.reader
         self._now = engine.dialect.now()
@@ -83,6 +87,10 @@ class Reads:
         self._due: dict[Lane, Prepared] = {
             lane: Prepared(_select_due(is_in_lane, self._now)) for lane, is_in_lane in lanes
         }
+
+    def begin_era(self) -> None:
+        """Make all validators invalid."""
+        self.era += 1
 
     async def close(self) -> None:
         """Wait until every queued read of a cart is answered."""
