@@ -97,7 +97,7 @@ async def running(
         servers = _servers(settings, store, reconciler, serve=serve, shares_port=shares_port)
         for setting, server in servers.items():
             await stack.enter_async_context(running_server(server, setting, settings))
-        clock_watcher = ClockWatcher(store.clock(monotonic_us), _reconciler_config(settings).longest_attempt_us)
+        clock_watcher = ClockWatcher(store.clock(monotonic_us, _reconciler_config(settings).longest_attempt_us))
         opening = _open_with_retries(settings, engine, store, clock_watcher)
         if is_open := await _ended_before(stopped or asyncio.Event(), opening):
             await loops.enter_async_context(_running_task(clock_watcher.run(), "clock-watcher"))

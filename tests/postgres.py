@@ -12,7 +12,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -24,6 +24,7 @@ SUPERUSER = "postgres"
 
 # Not for crash tests or benchmarks: with these settings, a crash of the machine loses acknowledged commits.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+NO_VARIABLES: Mapping[str, str] = {}
 
 # The builtin provider behaves the same on every system and knows all of Unicode's upper and lower case.
 BUILTIN_LOCALE = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
@@ -38,10 +39,13 @@ class ProcessOwner(TypedDict, total=False):
 class PostgresServer:
     """A server in its own folder, reached over a Unix socket. `url` names its first database."""
 
-    def __init__(self, directory: Path, binaries: Path, settings: dict[str, str]) -> None:
+    def __init__(
+        self, directory: Path, binaries: Path, settings: dict[str, str], environment: Mapping[str, str]
+    ) -> None:
         self._directory = directory
         self._binaries = binaries
         self._settings = settings
+        self._own_environment = environment
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -84,7 +88,7 @@ class PostgresServer:
             self._process = subprocess.Popen(
                 [self._binaries / "postgres", "-D", self.data, "-k", self._directory, *options],
                 cwd=self._directory,
-                env=_environment(),
+                env={**_environment(), **self._own_environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -210,12 +214,17 @@ class PostgresServer:
 
 @contextlib.contextmanager
 def running_postgres(
-    *, durable: bool = False, port: int = 0, primary: PostgresServer | None = None, binaries: Path | None = None
+    *,
+    durable: bool = False,
+    port: int = 0,
+    primary: PostgresServer | None = None,
+    binaries: Path | None = None,
+    environment: Mapping[str, str] = NO_VARIABLES,
 ) -> Iterator[PostgresServer]:
     """Yield a running server and destroy it afterwards. A `durable` server writes each commit to disk (fsync).
 
     With a `port`, it also listens on 127.0.0.1. With a `primary`, it is its hot standby. `binaries`: those of
-    another release than the one that the tests install.
+    another release than the one that the tests install. `environment`: variables for the server's processes.
     """
     directory = Path(tempfile.mkdtemp(prefix="pg-", dir=shared_temporary_folder()))
     address = {"listen_addresses": "127.0.0.1", "port": str(port)} if port else {"listen_addresses": ""}
@@ -224,7 +233,7 @@ def running_postgres(
         owner = process_owner()
         if owner:
             os.chown(directory, owner["user"], owner["group"])
-        server = PostgresServer(directory, binaries or find_binaries(), settings)
+        server = PostgresServer(directory, binaries or find_binaries(), settings, environment)
         try:
             if primary:
                 server.copy_from(primary)

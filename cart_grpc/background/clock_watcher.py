@@ -15,14 +15,10 @@ CHECK_INTERVAL_US: Final = to_us(0.5)
 
 
 class ClockWatcher:
-    """Reads the database's clock twice a second. Any number of watchers may share a database.
+    """Reads the database's clock twice a second. Any number of watchers may share a database."""
 
-    `longest_attempt_us`: for how long a request of the `basic` contract may take effect after it was sent.
-    """
-
-    def __init__(self, clock: DatabaseClock, longest_attempt_us: int) -> None:
+    def __init__(self, clock: DatabaseClock) -> None:
         self._clock = clock
-        self._longest_attempt_us = longest_attempt_us
         self._last: ClockReading | None = None
         self._is_moving = False
         self._loop = Loop("clock watcher", self.run_once, self._pause)
@@ -44,7 +40,7 @@ class ClockWatcher:
                 _log_step(noticed.row.set_back_us)
         self._last = reading
         while self._is_moving:
-            self._is_moving = await self._clock.move(self._longest_attempt_us)
+            self._is_moving = (await self._clock.move()).is_moving
 
     async def _pause(self, _: None) -> None:
         await asyncio.sleep(to_seconds(CHECK_INTERVAL_US))

@@ -7,7 +7,6 @@ which contains everything that the encoding shows, so it is never out of date. E
 rest of a call.
 """
 
-import asyncio
 from functools import lru_cache
 from sys import getsizeof
 from typing import NamedTuple
@@ -22,7 +21,6 @@ from cart_grpc.rpc.messages import cart_message, item_message
 from cart_grpc.store.read.cache_validator import CacheValidator
 from cart_grpc.store.read.cart_json import NOT_MODIFIED, CartJson, parse_head, parse_line
 from cart_grpc.store.read.reads import Reads
-from cart_grpc.units import to_seconds
 
 # Room for 6,000 replies of 20 items without labels.
 _CACHE_BYTES = 32 * 2**20
@@ -35,10 +33,10 @@ _LONGEST_BYTES = 1_500
 
 
 class _Entry(NamedTuple):
-    """A reply, its validator, and when that expires by the event loop's clock: the database's may be set back."""
+    """A reply, its validator, and the `Reads.era` in which it was read."""
 
     validator: CacheValidator
-    expire_time: float
+    era: int
     reply: bytes
 
 
@@ -51,9 +49,8 @@ class GetCartCache:
 
     async def get_reply(self, key: CartKey) -> bytes:
         """Return the encoded GetCartResponse. Raises CartNotFound, Overloaded or DatabaseUnavailable."""
-        time = asyncio.get_running_loop().time()
-        entry = self._entries.get(key)
-        if entry and entry.expire_time <= time:
+        entry, era = self._entries.get(key), self._reads.era
+        if entry and entry.era != era:
             entry = None
         found = await self._reads.find_json(key, entry and entry.validator)
         if entry and found is NOT_MODIFIED:
@@ -62,7 +59,7 @@ class GetCartCache:
             raise CartNotFound(key.name)
         reply = encode_get_cart(found)
         if found.validator:
-            self._put(key, _Entry(found.validator, time + to_seconds(found.validator.until - found.now), reply))
+            self._put(key, _Entry(found.validator, era, reply))
         return reply
 
     def _put(self, key: CartKey, entry: _Entry) -> None:

@@ -6,7 +6,6 @@ from typing import Final, NamedTuple, TypeVar
 from sqlalchemy import Connection
 
 from cart_grpc.carts.refusals import DatabaseUnavailable
-from cart_grpc.names import SLICES
 from cart_grpc.store.clock_steps import (
     ClockReading,
     ClockRow,
@@ -19,8 +18,9 @@ from cart_grpc.store.failures import CommitFailed, translate_failures
 from cart_grpc.store.queries import ClockQueries
 
 T = TypeVar("T")
-# A transaction locks the rows that it moves: a few thousand, if there are a hundred thousand.
-SLICES_PER_MOVE: Final = 4
+# A transaction that moves times locks their rows, so it ends soon. Without much to move, it moves everything.
+MOVE_US: Final = 100_000
+SLICES_PER_STATEMENT: Final = 16
 
 
 class Noticed(NamedTuple):
@@ -34,13 +34,21 @@ class Noticed(NamedTuple):
 class DatabaseClock:
     """The clock of one database, as this process sees it. `monotonic` is this process's clock, in microseconds.
 
+    `longest_attempt_us`: for how long a request of the `basic` contract may take effect after it was sent. An attempt
+    that no answer has closed is over after that time at the latest, whatever the clock does. `begin_era` is called
+    when times may have moved.
+
     Every method raises DatabaseUnavailable.
     """
 
-    def __init__(self, engine: Engine, monotonic: Callable[[], int]) -> None:
+    def __init__(
+        self, engine: Engine, monotonic: Callable[[], int], longest_attempt_us: int, begin_era: Callable[[], None]
+    ) -> None:
         self._engine = engine
         self._queries = ClockQueries(engine.dialect)
         self._monotonic = monotonic
+        self._longest_attempt_us = longest_attempt_us
+        self._begin_era = begin_era
 
     async def read(self) -> ClockReading:
         """Read the database's time."""
@@ -50,7 +58,7 @@ class DatabaseClock:
         return ClockReading(now, before, self._monotonic())
 
     async def notice(self, last: ClockReading | None) -> Noticed:
-        """Look for a step back since `last`, or, if it is None, since the last commit. Write a step down."""
+        """Look for a step back since `last`, or, if it is None, since the last commit. Begin to move the times."""
         before = self._monotonic()
 
         def work(connection: Connection) -> Noticed:
@@ -65,34 +73,31 @@ class DatabaseClock:
                 self._queries.write(connection, after)
                 # Another process that starts must not see the same step.
                 self._queries.limit_commit_times(connection, reading.now)
-            return Noticed(after, reading, after != row)
+            return Noticed(self._move_some(connection, after), reading, after != row)
 
         return await self._transact(work)
 
-    async def move(self, longest_attempt_us: int) -> bool:
-        """Move the times of the next slices. Return whether there are more.
+    async def move(self) -> ClockRow:
+        """Move some of the times that have yet to move after a step back, and return the row `clock`."""
+        return await self._transact(lambda connection: self._move_some(connection, self._queries.lock(connection)))
 
-        An attempt that no answer has closed may take effect later, so its time moves only to the longest that an
-        attempt can last: `longest_attempt_us` from now.
-        """
-
-        def work(connection: Connection) -> bool:
-            row = self._queries.lock(connection)
-            if not row.is_moving:
-                return False
-            end = row.next_slice + SLICES_PER_MOVE
-            now = self._engine.dialect.read_now(connection)
-            self._queries.move(connection, range(row.next_slice, end), row.set_back_us, now, now + longest_attempt_us)
-            after = row._replace(next_slice=min(end, SLICES))
-            self._queries.write(connection, after)
-            return after.is_moving
-
-        return await self._transact(work)
+    def _move_some(self, connection: Connection, row: ClockRow) -> ClockRow:
+        before, end = row, self._monotonic() + MOVE_US
+        while row.is_moving and (row == before or self._monotonic() < end):
+            now, after = self._engine.dialect.read_now(connection), row.next_slice + SLICES_PER_STATEMENT
+            latest = now + self._longest_attempt_us
+            self._queries.move(connection, range(row.next_slice, after), row.set_back_us, now, latest)
+            row = row._replace(next_slice=after)
+        if row != before:
+            self._queries.write(connection, row)
+        return row
 
     async def _transact(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in a transaction. If it is unclear whether it was committed, it may run again later."""
+        """Run `work`, which may move times, in a transaction. If its outcome is unclear, it may run again later."""
         try:
             with translate_failures():
                 return await self._engine.transact(work)
         except CommitFailed as failure:
             raise DatabaseUnavailable from failure
+        finally:
+            self._begin_era()

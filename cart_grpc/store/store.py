@@ -115,9 +115,9 @@ class Store:
         """Extend the leases of claims, or return the claims."""
         await self._write_queue.submit_background(command)
 
-    def clock(self, monotonic: Callable[[], int]) -> DatabaseClock:
-        """Return the database's clock, to be compared with this process's `monotonic` clock in microseconds."""
-        return DatabaseClock(self._engine, monotonic)
+    def clock(self, monotonic: Callable[[], int], longest_attempt_us: int) -> DatabaseClock:
+        """Return the database's clock, as DatabaseClock describes it."""
+        return DatabaseClock(self._engine, monotonic, longest_attempt_us, self.reads.begin_era)
 
     async def ping(self) -> None:
         """Raise DatabaseUnavailable unless the database accepts writes and answers each kind of read, each in 2 s."""

@@ -226,9 +226,13 @@ class Simulated:
             stub: simulator_pb2_grpc.SimulatorServiceAsyncStub = simulator_pb2_grpc.SimulatorServiceStub(channel)
             return await stub.GetStock(simulator_pb2.GetStockRequest(sku=sku), timeout=10)
 
-    async def set_faults(self, *, latency: float, slow: float = 0.0, slow_latency: float = 0.0) -> None:
+    async def set_faults(
+        self, *, latency: float = 0.0, slow: float = 0.0, slow_latency: float = 0.0, down: bool = False
+    ) -> None:
         """Replace the faults in force. Latencies are in seconds, `slow` is the share of slow calls."""
-        faults = simulator_pb2.Faults(latency=_duration(latency), slow=slow, slow_latency=_duration(slow_latency))
+        faults = simulator_pb2.Faults(
+            latency=_duration(latency), slow=slow, slow_latency=_duration(slow_latency), down=down
+        )
         async with grpc.aio.insecure_channel(self.address) as channel:
             stub: simulator_pb2_grpc.SimulatorServiceAsyncStub = simulator_pb2_grpc.SimulatorServiceStub(channel)
             await stub.SetFaults(simulator_pb2.SetFaultsRequest(faults=faults), timeout=10)

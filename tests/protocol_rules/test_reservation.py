@@ -7,9 +7,11 @@ import pytest
 from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.protocol.reservation import Disposition, NoAnswer, Observed, PermanentFailure, Reservation, StaleRevision
 from cart_grpc.protocol.transitions import (
+    CLOCK_SKEW_US,
     commit,
     find_alarm,
     hold,
+    limit_hold,
     merge_decision,
     next_intent,
     record_outcome,
@@ -302,3 +304,18 @@ def test_a_permanent_failure_of_a_release_or_commit_raises_an_alarm() -> None:
     assert find_alarm(release(a_held(), NOW), PermanentFailure("NOT_FOUND", "")) is not None
     assert "refuses to commit" in (find_alarm(commit(a_held(), NOW), PermanentFailure("NOT_FOUND", "")) or "")
     assert find_alarm(a_held(), PermanentFailure("NOT_FOUND", "")) is None
+
+
+def test_a_hold_is_not_believed_to_last_longer_than_its_ttl() -> None:
+    decision = decided(a_hold(), Observed.HELD, 2, expire_time=NOW + CLOCK_SKEW_US + 1)
+    assert limit_hold(decision, NOW) == replace(decision, expire_time=NOW)
+
+
+@pytest.mark.parametrize("expire_time", [None, 0, NOW - 1, NOW + CLOCK_SKEW_US])
+def test_a_hold_that_ends_in_time_is_recorded_as_answered(expire_time: int | None) -> None:
+    decision = decided(a_hold(), Observed.HELD, 2, expire_time=expire_time)
+    assert limit_hold(decision, NOW) == decision
+
+
+def test_no_answer_has_no_hold_to_limit() -> None:
+    assert limit_hold(TIMEOUT, NOW) == TIMEOUT

@@ -111,6 +111,8 @@ class Checks:
         is_move = self._clock.note_row(read_clock(self._raw))
         changed = [row for name, row in rows.items() if self._rows.get(name) != row]
         changed_carts = self._check_carts()
+        if changed:
+            self._clock.note_write()
         for row in changed:
             before = self._rows.get(row.reservation_id)
             self._revisions[row.reservation_id] = row.revision

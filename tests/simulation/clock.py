@@ -13,8 +13,8 @@ EPOCH: Final = 1_800_000_000_000_000
 class SimulatedClock:
     """The database's clock is `skew` microseconds ahead of virtual time; so is the API's if it `follows`.
 
-    `is_step_open`: the clock was set back, and the stored times have not all moved yet. `move_count`: how many
-    transactions have moved some.
+    `is_step_open`: the clock was set back after rows were written, and their times have not all moved. `move_count`:
+    how many transactions have moved some.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, follows: bool) -> None:
@@ -25,6 +25,7 @@ class SimulatedClock:
         self._follows = follows
         self._set_back_time = 0
         self._is_seen = False
+        self._written_skew = 0
         self._next_slice = SLICES
 
     def now(self) -> int:
@@ -46,21 +47,27 @@ class SimulatedClock:
         return self.now() > self.api_now() + 2 * TOLERANCE_US
 
     def set_to(self, skew: int) -> None:
-        """Set the database's clock."""
-        if self.skew - skew > TOLERANCE_US:
-            self.is_step_open, self._is_seen = True, False
+        """Set the database's clock. A step by a second or two need not be noticed."""
         self.skew = skew
+        if self._written_skew - skew > 60 * TOLERANCE_US:
+            self.is_step_open, self._is_seen = True, False
+
+    def note_write(self) -> None:
+        """Note that rows were written by the clock as it is."""
+        self._written_skew = self.skew
 
     def note_row(self, row: ClockRow | None) -> bool:
         """Note, after each commit, what the database knows about the last step back. Return whether times moved."""
         if row is None:
             return False
-        is_move, self._next_slice = row.next_slice > self._next_slice, row.next_slice
+        is_move = row.set_back_time != self._set_back_time or row.next_slice > self._next_slice
+        self._next_slice = row.next_slice
         self.move_count += is_move
         if row.set_back_time != self._set_back_time:
             self._set_back_time, self._is_seen = row.set_back_time, True
-        if self._is_seen and not row.is_moving:
+        if self.is_step_open and self._is_seen and not row.is_moving:
             self.is_step_open = False
+            self.note_write()
         return is_move
 
     def _true_now(self) -> int:

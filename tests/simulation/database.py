@@ -237,6 +237,11 @@ class SimulatedEngine:
         return self._database.clock.move_count
 
     @property
+    def skew(self) -> int:
+        """By how many microseconds the database's clock is ahead."""
+        return self._database.clock.skew
+
+    @property
     def is_step_open(self) -> bool:
         """Whether a step back of the clock is not yet applied."""
         return self._database.clock.is_step_open

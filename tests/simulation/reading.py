@@ -1,6 +1,6 @@
 """Each time the database answers "not modified", compare what the reader has with what the database has."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
@@ -18,20 +18,25 @@ UNVERSIONED: Final = ("attempt_count", "next_attempt_time", "message", "expire_t
 
 
 class _Read(NamedTuple):
-    """A reply, how often times had moved when it was read, and whether a step back was not yet applied."""
+    """A reply, how often times had moved when it was read, whether a step back was not yet applied, and the skew."""
 
     reply: bytes
     move_count: int
     is_in_step: bool
+    skew: int
 
 
 class CheckedReads:
-    """Wraps the grouped reads of `reads`. A wrong "not modified" raises AssertionError in the call that gets it."""
+    """Wraps the grouped reads of `reads`. A wrong "not modified" raises AssertionError in the call that gets it.
 
-    def __init__(self, reads: Reads, engine: SimulatedEngine) -> None:
+    `knows_time`: whether this process has noticed the last step of the clock.
+    """
+
+    def __init__(self, reads: Reads, engine: SimulatedEngine, knows_time: Callable[[], bool]) -> None:
         self._reads = reads.carts
         self._fetch = reads.carts._fetch
         self._engine = engine
+        self._knows_time = knows_time
         # What GetCart caches, by its validator, and the last cart that a watcher may have seen of a version.
         self._replies: dict[Wanted, _Read] = {}
         self._versions: dict[tuple[CartKey, str], bytes] = {}
@@ -40,18 +45,22 @@ class CheckedReads:
         self._reads._fetch = self._checked  # type: ignore[method-assign]
 
     async def _checked(self, wanted: Sequence[Wanted]) -> dict[Wanted, Found]:
+        is_settled = self._knows_time() and not self._engine.is_step_open
         found = await self._fetch(wanted)
         for (key, validator), cart in found.items():
             if isinstance(cart, CartJson):
                 current = encode_get_cart(cart)
                 self._versions[key, cart.version] = current
                 if cart.validator:
-                    read = _Read(current, self._engine.move_count, self._engine.is_step_open)
+                    engine = self._engine
+                    read = _Read(current, engine.move_count, engine.is_step_open, engine.skew)
                     self._compare(self._replies.setdefault((key, cart.validator), read), current)
             if cart is NOT_MODIFIED and validator:
                 # No transaction comes in between: the answer above was read in this instant.
                 current = self._read(key)
                 if known := self._replies.get((key, validator)):
+                    was_set_back = known.skew - self._engine.skew > 60_000_000
+                    assert not (was_set_back and is_settled), f"{key}: this was read before the clock was set back"
                     self._compare(known, current)
                 elif not self._engine.is_set_back:
                     # A watcher's validator. While the clock is set back, an expired hold counts as live again, and

@@ -55,12 +55,12 @@ class SimulatedReplica:
         engine = SimulatedEngine(database, self.process)
         self._store = Store(engine, new_id, queue_size=1_000)
         template().share_reads(self._store.reads)
-        CheckedReads(self._store.reads, engine).install()
+        CheckedReads(self._store.reads, engine, lambda: self.knows_time(database.now())).install()
         self._service = CartService(self._store, limits)
         api = SimulatedApi(network, self.process)
         self._reconciler = Reconciler(self._store, api, config, lambda: to_us(loop.time() * clock_rate))
-        clock = self._store.clock(lambda: to_us(loop.time() * clock_rate))
-        self._clock_watcher = ClockWatcher(clock, config.longest_attempt_us)
+        clock = self._store.clock(lambda: to_us(loop.time() * clock_rate), config.longest_attempt_us)
+        self._clock_watcher = ClockWatcher(clock)
         self._sweeper = Sweeper(self._store, retention, sweep_interval_us)
         self._tasks: list[asyncio.Task[Any]] = []
         self.process.start(self._run())
@@ -100,9 +100,9 @@ class SimulatedReplica:
         self.process.kill()
 
     def knows_time(self, now: int) -> bool:
-        """Whether the last time that this process read is about `now`, or it has not read any."""
+        """Whether the last time that this process read is about `now`."""
         last = self._clock_watcher._last
-        return last is None or abs(last.now - now) < to_us(60)
+        return last is not None and abs(last.now - now) < to_us(60)
 
     @property
     def alive(self) -> bool:

@@ -3,7 +3,6 @@
 This is the only place that patches our own code. `make simulate` never runs it.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,13 +20,13 @@ from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.unit_of_work import Reply, UnitOfWork
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Observed, PermanentFailure, Reservation
-from cart_grpc.rpc import get_cart_cache
 from cart_grpc.store import database_clock
 from cart_grpc.store.batch_writer import BatchWriter
 from cart_grpc.store.queries import ClockQueries, WriteQueries
 from cart_grpc.store.read import cart_json
 from cart_grpc.store.read.cache_validator import MAX_AGE_US, CacheValidator
 from cart_grpc.store.read.cart_json import CartJson, Found
+from cart_grpc.store.read.reads import Reads
 from cart_grpc.store.rows import CommitMarker
 from tests.simulation.seeds import run
 
@@ -246,7 +245,7 @@ def hold_is_believed_to_last_longer_than_its_ttl(patch: Patch) -> None:
 
 
 def cached_reply_outlives_a_step_back_of_the_clock(patch: Patch) -> None:
-    patch.setattr(get_cart_cache, "to_seconds", lambda _: math.inf)
+    patch.setattr(Reads, "begin_era", lambda _: None)
 
 
 MUTANTS: list[Mutant] = [

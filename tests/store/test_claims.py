@@ -1,6 +1,7 @@
 """Claims: leases save work, epochs keep overtaken workers from the bookkeeping, every answer counts."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
@@ -226,3 +227,23 @@ async def test_a_claim_on_postgresql_skips_a_row_that_another_replica_has_locked
     await other_replica.dispose()
     await store.close()
     await engine.close()
+
+
+async def test_a_hold_ends_at_most_its_ttl_after_its_call_began(store: Store) -> None:
+    await store.mutate(add())
+    claimed = await claim_one(store)
+    claim_time = (claimed.lease_expire_time or 0) - LEASE
+    late = answered(claimed, expire_time=claim_time + 100 * claimed.ttl_us)
+    began = replace(late, claim_time=claim_time, elapsed_us=0)
+    assert (await store.record(began)).reservation.expire_time == claim_time + claimed.ttl_us
+
+
+async def test_a_hold_is_limited_by_the_calls_duration_if_the_clock_was_set_back_during_the_call(store: Store) -> None:
+    await store.mutate(add())
+    claimed = await claim_one(store)
+    claim_time = (claimed.lease_expire_time or 0) - LEASE
+    late = answered(claimed, expire_time=claim_time + 100 * claimed.ttl_us)
+    # By the clock as it is now, the claim was made an hour from now. The call took a minute.
+    record = replace(late, claim_time=claim_time + 3600 * SECOND, elapsed_us=60 * SECOND)
+    ends = (await store.record(record)).reservation.expire_time or 0
+    assert -60 * SECOND <= ends - claim_time - claimed.ttl_us < -50 * SECOND

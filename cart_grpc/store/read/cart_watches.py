@@ -100,21 +100,20 @@ class _Subscription:
         self.state: Snapshot | None = None
         self._text: CartJson | None = None
         self._validator: CacheValidator | None = None
+        self._era = 0
         # By the event loop's clock.
         self._lapse_time = math.inf
         self._stale_time = 0.0
 
-    def validator(self, time: float) -> CacheValidator | None:
-        """The validator for the next read. After a lapse, and once a minute, it is None, and the whole cart is read.
+    def validator(self, time: float, era: int) -> CacheValidator | None:
+        """The validator for the next read. Once a minute, and in a new era, it is None, and the whole cart is read."""
+        return self._validator if time < self._stale_time and era == self._era else None
 
-        The database's clock may be set back: by that clock the validator may still be valid after the lapse.
-        """
-        return self._validator if time < min(self._lapse_time, self._stale_time) else None
-
-    def accept(self, found: Found, time: float) -> bool:
-        """Record the answer of a read. Return whether the state is new."""
+    def accept(self, found: Found, time: float, era: int) -> bool:
+        """Record the answer of a read that began in `era`. Return whether the state is new."""
         if isinstance(found, NotModified):
             return False
+        self._era = era
         before, self._text = self._text, found
         self._stale_time = time + to_seconds(MAX_AGE_US)
         if found is None:
@@ -215,8 +214,9 @@ class CartWatches:
         new, subscription.new = subscription.new, set()
         delay = self._last_poll
         try:
-            found = await self._reads.find_json(subscription.key, subscription.validator(loop.time()))
-            is_changed = subscription.accept(found, loop.time())
+            era = self._reads.era
+            found = await self._reads.find_json(subscription.key, subscription.validator(loop.time(), era))
+            is_changed = subscription.accept(found, loop.time(), era)
             # A watcher that arrived during this read waits for the next read: this one may not see that watcher's
             # change.
             for watch in subscription.watchers - subscription.new if is_changed else new:

@@ -74,10 +74,12 @@ class Page:
 class Reads:
     """The reads of one store. `queue_size` bounds the reads of single carts that wait for a statement.
 
-    `carts` reads single carts. `reader` is for lists; by default it is a new one.
+    `carts` reads single carts. `reader` is for lists; by default it is a new one. No validator of an earlier `era` may
+    be used: each step back of the database's clock begins another.
     """
 
     def __init__(self, engine: Engine, queue_size: int = 1_000, reader: Reader | None = None) -> None:
+        self.era = 0
         self._engine = engine
         self._reader = reader or Reader(engine)
         self._now = engine.dialect.now()
@@ -94,6 +96,10 @@ class Reads:
             lane: Prepared(_select_due(is_in_lane, self._now)) for lane, is_in_lane in lanes
         }
         self._due_rows = {lane: _select_due_rows(is_in_lane, self._now) for lane, is_in_lane in lanes}
+
+    def begin_era(self) -> None:
+        """Make all validators invalid."""
+        self.era += 1
 
     async def close(self) -> None:
         """Wait until every queued read of a cart is answered."""
