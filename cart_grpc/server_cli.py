@@ -21,6 +21,8 @@ HEALTH_TIMEOUT_SECONDS = 3
 def serve(settings: Settings, arguments: argparse.Namespace) -> int:
     """Serve carts until SIGTERM or Ctrl-C, in this process or with workers."""
     reconciles = not arguments.no_reconciler
+    if settings.shutdown_grace < settings.call_timeout:
+        log.warning("CART_SHUTDOWN_GRACE is shorter than CART_CALL_TIMEOUT: a stop can cut calls off")
     if settings.is_embedded and not reconciles:
         raise StartupError("--no-reconciler needs PostgreSQL: a SQLite file belongs to one process")
     if arguments.workers == 1:

@@ -142,7 +142,8 @@ async def test_no_call_of_32_callers_in_a_loop_is_lost_or_cancelled_when_their_s
 
 
 async def test_a_second_signal_ends_a_server_at_once(programs: Programs) -> None:
-    server, address = await _serve(programs, lame_duck="3600")
+    server, address = await _serve(programs, lame_duck="3600", shutdown_grace="1s")
+    assert "CART_SHUTDOWN_GRACE is shorter than CART_CALL_TIMEOUT: a stop can cut calls off" in server.errors
     async with connected(address) as client:
         server.send(signal.SIGTERM)
         while await _is_serving(client):
