@@ -12,7 +12,7 @@ import asyncpg
 from sqlalchemy import Connection, NullPool
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from cart_grpc.store.failures import find_refusal, get_sqlstate, is_dead
+from cart_grpc.store.failures import find_refusal, get_sqlstate, is_dead, show_cause
 from cart_grpc.store.postgresql_session import Sessions, Settings
 
 T = TypeVar("T")
@@ -23,6 +23,8 @@ REST_SECONDS: Final = 60.0
 # How long to wait for the end of an own connection whose place the next one needs.
 _PLACE_SECONDS: Final = 2.0
 _PAUSE_SECONDS: Final = 0.05
+# How long the end of all connections may take to be noticed.
+_OUTAGE_SECONDS: Final = 0.5
 _TOO_MANY: Final = "53300"
 _GENERATION: Final = "generation"
 
@@ -32,23 +34,36 @@ class Shortage:
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        self._is_logged = False
-        self.wanted = 0
+        self._is_noted = False
+        self.pools: list[ConnectionPool] = []
+
+    async def make_room(self) -> bool:
+        """Close a connection of the pool that has most, for one that has none. Return whether any pool has several."""
+        richest = max(self.pools, key=lambda pool: pool.usable)
+        return await richest.give_up_one()
 
     def note_refused(self, error: Exception) -> None:
-        """Log once that the database grants no more connections."""
-        if not self._is_logged:
-            had, cause = self._sessions.count(), getattr(error, "orig", None) or error
-            log.warning(
-                "the database grants %d of %d connections; calls wait for these: %s", had, self.wanted, str(cause)[:200]
-            )
-        self._is_logged = True
+        """Log once that the database grants no more connections. In an outage, the others end within a moment, too."""
+        if not self._is_noted:
+            self._is_noted = True
+            asyncio.get_running_loop().call_later(_OUTAGE_SECONDS, self._log_refusal, error)
+
+    def _log_refusal(self, error: Exception) -> None:
+        had = self._sessions.count()
+        self._is_noted = 0 < had < self._wanted
+        if self._is_noted:
+            line = "the database grants %d of %d connections; calls wait for these: %s"
+            log.warning(line, had, self._wanted, show_cause(error))
 
     def note_granted(self) -> None:
         """Log the end of a shortage."""
-        if self._is_logged and self._sessions.count() == self.wanted:
-            log.info("the database grants all %d connections", self.wanted)
-            self._is_logged = False
+        if self._is_noted and self._sessions.count() == self._wanted:
+            log.info("the database grants all %d connections", self._wanted)
+            self._is_noted = False
+
+    @property
+    def _wanted(self) -> int:
+        return sum(pool.size for pool in self.pools)
 
 
 class ConnectionPool:
@@ -70,8 +85,8 @@ class ConnectionPool:
         self._shortage = shortage
         self._on_open = on_open
         self._generation = 0
-        self._size = self._most = size
-        shortage.wanted += size
+        self.size = self._most = size
+        shortage.pools.append(self)
         self._idle: list[AsyncConnection] = []
         # Those that are lent, idle or being opened.
         self._open = 0
@@ -101,7 +116,7 @@ class ConnectionPool:
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Run `work`, which only reads. If its connection turns out dead, run it again on another one."""
         # Each dead connection is discarded, so the last of these is new.
-        for is_last in (*[False] * self._size, True):
+        for is_last in (*[False] * self.size, True):
             async with self.connect() as connection:
                 try:
                     return await connection.run_sync(work)
@@ -116,6 +131,20 @@ class ConnectionPool:
     def replace_all(self) -> None:
         """Replace every connection when it is next used."""
         self._generation += 1
+
+    @property
+    def usable(self) -> int:
+        """The number of connections that are lent or idle."""
+        return self._open - len(self._opening)
+
+    async def give_up_one(self) -> bool:
+        """Close a connection, now or when it comes back, if there are several. Return whether there are."""
+        if self.usable < 2:
+            return False
+        self._limit(self.usable - 1)
+        if self._idle:
+            await self._discard(self._idle.pop())
+        return True
 
     async def close(self) -> None:
         """Close every connection; one that is in use, when it comes back."""
@@ -173,32 +202,35 @@ class ConnectionPool:
             self._shortage.note_granted()
         else:
             self._open -= 1
-            self._note_failure(opened, usable=self._open - len(self._opening))
+            self._note_failure(opened)
 
-    def _note_failure(self, error: Exception, usable: int) -> None:
-        """Make do with the `usable` connections; if none is left or being opened, raise `error` from all that wait."""
-        if find_refusal(error) and usable:
-            self._most = usable
+    def _note_failure(self, error: Exception) -> None:
+        """Make do with the usable connections; if none is left or being opened, raise `error` from all that wait."""
+        if find_refusal(error) and self.usable:
+            self._limit(self.usable)
             self._shortage.note_refused(error)
-            asyncio.get_running_loop().call_later(REST_SECONDS, self._grow)
         elif not self._open or not find_refusal(error):
             while change := self._pop_waiting():
                 change.set_exception(error)
 
     async def _connect(self) -> AsyncConnection:
-        deadline = asyncio.get_running_loop().time() + _PLACE_SECONDS
+        deadline = None
         while True:
             try:
                 return await self.engine.connect()
             except Exception as error:
+                if self._open > 1 or not find_refusal(error):
+                    raise
+                now = asyncio.get_running_loop().time()
+                deadline = deadline or now + _PLACE_SECONDS
                 # The database may not have noticed yet that our last connection is gone.
-                is_over = asyncio.get_running_loop().time() > deadline
-                if self._open > 1 or get_sqlstate(error) != _TOO_MANY or is_over:
+                is_short = await self._shortage.make_room() or get_sqlstate(error) == _TOO_MANY
+                if not is_short or now > deadline:
                     raise
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _give_back(self, connection: AsyncConnection) -> None:
-        if self._is_closed or self._is_dead(connection):
+        if self._is_closed or self.usable > self._most or self._is_dead(connection):
             await self._discard(connection)
         else:
             self._idle.append(connection)
@@ -208,7 +240,7 @@ class ConnectionPool:
         self._open -= 1
         if not self._open:
             # The database was away, so nothing is known about what it grants.
-            self._most = self._size
+            self._most = self.size
         await connection.invalidate()
         await connection.close()
 
@@ -217,8 +249,13 @@ class ConnectionPool:
             return True
         return bool(connection.info[_GENERATION] != self._generation)
 
+    def _limit(self, most: int) -> None:
+        """Open no more than `most` connections for a minute."""
+        self._most = most
+        asyncio.get_running_loop().call_later(REST_SECONDS, self._grow)
+
     def _grow(self) -> None:
-        self._most = self._size
+        self._most = self.size
         self._open_more()
 
     def _wake_next(self) -> None:

@@ -22,8 +22,8 @@ def running_pgbouncer(server: PostgresServer, **settings: str) -> Iterator[str]:
     if program is None:
         raise RuntimeError("pgbouncer is not installed: run `make debian-packages`")
     folder = Path(tempfile.mkdtemp(prefix="pgb-", dir=shared_temporary_folder()))
-    port = _free_port()
-    _configure(folder, server, {"listen_port": str(port), **settings})
+    port = int(settings.setdefault("listen_port", str(_free_port())))
+    _configure(folder, server, settings)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [program, folder / "pgbouncer.ini"], cwd=folder, stdout=log, stderr=log, **process_owner()

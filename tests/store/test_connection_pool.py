@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 
 import asyncpg
 import pytest
@@ -15,6 +16,7 @@ from cart_grpc.carts.model import CartState
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.names import cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE
+from cart_grpc.store import connection_pool
 from cart_grpc.store.engine import connect
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.read.operator_reads import BACKLOG, ReservationPage
@@ -22,7 +24,7 @@ from cart_grpc.store.read.reads import Page
 from cart_grpc.store.store import Store
 from tests.postgres import SUPERUSER, PostgresServer
 from tests.store.roles import administer, as_plain_role, open_readers
-from tests.store.writes import KEY, add
+from tests.store.writes import KEY, SKU, add, decode, snapshot
 
 PAGE = Page(KEY.user, 5, frozenset({CartState.ACTIVE}), "name", False, None)
 READS: dict[str, Callable[[Store], Awaitable[object]]] = {
@@ -63,8 +65,37 @@ async def test_calls_wait_for_the_few_connections_that_a_role_may_have_and_the_l
             await asyncio.gather(
                 *(few.mutate(add(key=key)) for key in keys), *(read(few) for read in [*READS.values()] * 5)
             )
-    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning.startswith("the database grants 3 of 9 connections; calls wait for these: too many connections")
+        line = "the database grants 3 of 9 connections; calls wait for these: too many connections for role"
+        async with asyncio.timeout(20):
+            while line not in caplog.text:
+                await asyncio.sleep(0.01)
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
+
+
+async def test_the_log_says_when_the_database_grants_all_connections_again(
+    few: Store, database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_pool, "REST_SECONDS", 0.05)
+    engine = few._engine
+    assert isinstance(engine, PostgresqlEngine)
+    with caplog.at_level(logging.INFO):
+        async with engine._reader.connect():
+            waiting = asyncio.create_task(engine.read(lambda _: None))
+            async with asyncio.timeout(20):
+                while "the database grants 3 of 9" not in caplog.text:
+                    await asyncio.sleep(0.01)
+            await administer(database_url, f"ALTER ROLE {few_role(engine)} CONNECTION LIMIT 9")
+            await waiting
+        async with AsyncExitStack() as stack, asyncio.timeout(20):
+            for pool in (engine._reader, engine._query_reader):
+                for _ in range(4):
+                    await stack.enter_async_context(pool.connect())
+    assert "the database grants all 9 connections" in caplog.text
+
+
+def few_role(engine: PostgresqlEngine) -> str:
+    """The name of the engine's role."""
+    return engine.name.partition("//")[2].partition("@")[0]
 
 
 async def test_a_database_that_grants_no_connection_refuses_at_once(database_url: str) -> None:
@@ -90,6 +121,25 @@ async def test_a_call_that_waits_gets_the_connection_of_a_call_that_gave_up(few:
     reads[0].cancel()
     async with asyncio.timeout(10):
         assert await reads[2] == []
+
+
+async def test_a_kind_of_call_without_a_connection_gets_one_of_a_kind_that_has_several(
+    few: Store, database_url: str
+) -> None:
+    engine = few._engine
+    assert isinstance(engine, PostgresqlEngine)
+    end_all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'plain%'"
+    await administer(database_url, f"{end_all} AND datname = current_database()")
+    # After an outage, the first kind takes them all.
+    async with AsyncExitStack() as stack:
+        for _ in range(3):
+            await stack.enter_async_context(engine._reader.connect())
+        listing = asyncio.create_task(few.reads.list_carts(PAGE))
+        while not engine._query_reader._opening:
+            await asyncio.sleep(0.001)
+    assert await listing == []
+    assert decode(await few.mutate(add())) == {SKU: 1}
+    assert (await snapshot(few)).cart.total_quantity == 1
 
 
 @pytest.mark.parametrize("kind", READS)
