@@ -66,6 +66,8 @@ CUSTOM_PLANS: Final[Settings] = {"plan_cache_mode": "force_custom_plan", "enable
 READ_ONLY: Final[Settings] = {"default_transaction_read_only": "on"}
 # Values that promise more than ours.
 _STRONGER: Final[Mapping[str, Collection[str]]] = {"synchronous_commit": ("remote_apply",)}
+# Only a superuser, or a role with a grant, can set these.
+_RESERVED: Final = frozenset({"session_replication_role", "zero_damaged_pages", "ignore_checksum_failure"})
 # An advisory lock that every session shares. Who gets it alone knows that no server runs.
 IN_USE: Final = 4849335204292
 
@@ -148,7 +150,7 @@ class Sessions:
         # Later sessions keep the first one's: a new search_path must not lead to other tables while we run.
         self._schema = self._schema or found["schema"]
         wanted = {**settings, "search_path": f"{self._schema}, pg_temp"}
-        await _set(connection, _differing(wanted, found["settings"]))
+        await _set(connection, _to_set(wanted, found["settings"]))
         found = await _look(connection, names)
         if refused := _differing(wanted, found["settings"]):
             raise Unsuitable(f"a session does not keep these settings: {', '.join(sorted(refused))}")
@@ -204,6 +206,16 @@ async def _changes_servers(connection: asyncpg.Connection, other: asyncpg.Connec
     await other.execute("ROLLBACK")
     pids |= {await pid() for _ in range(3)}
     return taken in pids or len(pids) > 1
+
+
+def _to_set(wanted: Settings, found: Collection[str | None]) -> dict[str, str]:
+    """The settings that a session sets, also to the value that they have: otherwise a reload could change them."""
+    differing = _differing(wanted, found)
+    return {
+        name: differing.get(name, current)
+        for name, current in zip(wanted, found, strict=True)
+        if current is not None and (name in differing or name not in _RESERVED)
+    }
 
 
 def _differing(wanted: Settings, found: Collection[str | None]) -> dict[str, str]:

@@ -1,11 +1,13 @@
 """PostgreSQL only: a session has our settings, whatever the database, the role or the URL says."""
 
+import asyncio
 import logging
 import re
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
+import asyncpg
 import pytest
 from sqlalchemy import Connection, make_url
 
@@ -16,7 +18,7 @@ from cart_grpc.store.engine import connect
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.postgresql_session import READ_ONLY, SETTINGS
 from cart_grpc.store.store import Store
-from tests.postgres import PostgresServer, running_postgres
+from tests.postgres import SUPERUSER, PostgresServer, running_postgres
 from tests.store.roles import administer, as_plain_role, open_readers
 from tests.store.writes import KEY, SKU, add, answered, claim_one, decode, remove, snapshot
 
@@ -197,6 +199,34 @@ async def test_acknowledged_changes_survive_a_crash_although_the_database_does_n
     assert (await snapshot(store)).cart.total_quantity == 5
     await store.close()
     await engine.close()
+
+
+async def test_a_running_session_keeps_its_settings_when_the_server_reloads_other_ones(
+    durable: PostgresServer,
+) -> None:
+    url = durable.create_database("reloaded")
+    engine = connect(url, app.clock)
+    await engine.transact(show("synchronous_commit"))
+    kept = SETTINGS.keys() - {"session_replication_role", "zero_damaged_pages", "ignore_checksum_failure"}
+    try:
+        await administer(url, *(f"ALTER SYSTEM SET {name} = '{HOSTILE[name]}'" for name in kept))
+        await administer(url, "SELECT pg_reload_conf()")
+        async with asyncio.timeout(20):
+            while not await _is_reloaded(url):
+                await asyncio.sleep(0.01)
+        assert await engine.transact(show(*kept)) == {name: SETTINGS[name] for name in kept}
+    finally:
+        await administer(url, "ALTER SYSTEM RESET ALL", "SELECT pg_reload_conf()")
+    await engine.close()
+
+
+async def _is_reloaded(url: str) -> bool:
+    parsed = make_url(url)
+    connection = await asyncpg.connect(host=str(parsed.query["host"]), user=SUPERUSER, database=parsed.database)
+    try:
+        return bool(await connection.fetchval("SHOW synchronous_commit") == HOSTILE["synchronous_commit"])
+    finally:
+        await connection.close()
 
 
 async def test_a_start_warns_in_one_line_of_what_a_power_failure_can_lose(
