@@ -82,6 +82,7 @@ class ConnectionPool:
         settings: Settings,
         on_open: Callable[[], None] = lambda: None,
     ) -> None:
+        self._sessions = sessions
         self._shortage = shortage
         self._on_open = on_open
         self._generation = 0
@@ -110,6 +111,9 @@ class ConnectionPool:
             connection = await self._take()
         try:
             yield connection
+        except Exception as error:
+            self._sessions.note_error(error)
+            raise
         finally:
             await self._give_back(connection)
 
@@ -121,6 +125,7 @@ class ConnectionPool:
                 try:
                     return await connection.run_sync(work)
                 except Exception as error:
+                    self._sessions.note_error(error)
                     if find_refusal(error):
                         # SQLAlchemy does not see errors of statements that `prepared` runs on the driver.
                         await connection.invalidate()

@@ -8,6 +8,7 @@ import asyncio
 import random
 import socket
 import ssl
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,17 @@ _WITHOUT_CERTIFICATES: Final = ("disable", "allow", "prefer")
 
 class NoPrimary(ConnectionError):
     """No host is the primary. The text says in one line why, for each host."""
+
+
+class _Connection(asyncpg.Connection):
+    """Its prepared statements have names that no other session has.
+
+    If a pooler puts another session in the place of ours, our statements are missing there, so none runs with settings
+    that are not ours. Under the driver's own names, another statement of the same name might run.
+    """
+
+    def _get_unique_id(self, prefix: str) -> str:
+        return f"{prefix}_{uuid.uuid4().hex}"
 
 
 class Connector:
@@ -86,6 +98,7 @@ class Connector:
                 ssl=context,
                 direct_tls=arguments.tls.direct,
                 # No other settings: poolers refuse start-up parameters that they do not know.
+                connection_class=_Connection,
                 server_settings={"application_name": arguments.settings.get("application_name", "cart-grpc")},
                 # PGTARGETSESSIONATTRS could say otherwise.
                 target_session_attrs=SessionAttribute.any,

@@ -21,11 +21,13 @@ READ_ONLY: Final = "25006"
 _UNAVAILABLE_CLASSES = ("08", "28", "3D", "53", "57", "58")
 # Data exception, integrity constraint violation.
 _DATA_CLASSES = ("22", "23")
+# A prepared statement is not there, or another one is: a pooler has put another session in the place of ours.
+LOST_SESSION: Final = {"26000", "42P05"}
 # Serialisation failure, deadlock, lock timeout, idle-in-transaction timeout, read-only; a table, a schema or the
 # permission for it is missing, as during a restore.
-_TRANSIENT = {"40001", "40P01", "55P03", "25P03", READ_ONLY, "42P01", "3F000", "42501"}
+_TRANSIENT = {"40001", "40P01", "55P03", "25P03", READ_ONLY, "42P01", "3F000", "42501", *LOST_SESSION}
 # The database ended the session: an operator, a crash, a shutdown, a dropped database, three kinds of idleness.
-_CUT = {"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"}
+_CUT = {"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04", *LOST_SESSION}
 _FULL = "53100"
 _DAMAGED = {"XX001", "XX002"}
 # InternalClientError: the connection was cut in the middle of an answer, and the driver has not noticed yet.

@@ -15,7 +15,7 @@ from cart_grpc.store.database_parameters import refusal
 from cart_grpc.store.database_url import ConnectArguments
 from cart_grpc.store.dialects import Dialect, PostgresqlDialect
 from cart_grpc.store.failures import READ_ONLY as READ_ONLY_STATE
-from cart_grpc.store.failures import CommitFailed, get_sqlstate
+from cart_grpc.store.failures import CommitFailed, get_sqlstate, is_dead
 from cart_grpc.store.postgresql_session import CUSTOM_PLANS, KEPT_PLANS, READ_ONLY, SETTINGS, Sessions
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class PostgresqlEngine:
                     self._connector.try_another_host()
                     await connection.invalidate()
                 else:
-                    await _roll_back(connection, driver)
+                    await _roll_back(connection, driver, error)
                 raise
             try:
                 await connection.run_sync(self._commit)
@@ -88,8 +88,8 @@ class PostgresqlEngine:
         await self._writer.close()
 
 
-async def _roll_back(connection: AsyncConnection, driver: asyncpg.Connection) -> None:
-    if driver.is_closed():
+async def _roll_back(connection: AsyncConnection, driver: asyncpg.Connection, error: BaseException) -> None:
+    if driver.is_closed() or is_dead(error):
         await connection.invalidate()
         return
     try:

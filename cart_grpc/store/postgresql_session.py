@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 import asyncpg
 
-from cart_grpc.store.failures import Unsuitable
+from cart_grpc.store.failures import LOST_SESSION, Unsuitable, get_sqlstate
 from cart_grpc.store.schema import VERSION_TABLE
 
 Settings = Mapping[str, str]
@@ -132,6 +132,11 @@ class Sessions:
             raise
         self._opened.add(connection)
         return connection
+
+    def note_error(self, error: Exception) -> None:
+        """If a pooler has changed a session, its mode is no longer the one that was found at the start."""
+        if get_sqlstate(error) in LOST_SESSION:
+            self._is_pooler_known = False
 
     async def _prepare(self, connection: asyncpg.Connection, settings: Settings) -> None:
         names = [*settings, "search_path"]

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.postgres import SUPERUSER, PostgresServer, process_owner, shared_temporary_folder
@@ -15,9 +17,25 @@ from tests.postgres import SUPERUSER, PostgresServer, process_owner, shared_temp
 READY_SECONDS = 20.0
 
 
+@dataclass(frozen=True)
+class PgBouncer:
+    """A running PgBouncer at `address`, HOST:PORT."""
+
+    address: str
+    _file: Path
+    _pid: int
+
+    def change(self, before: str, after: str) -> None:
+        """Replace a line of the configuration, and load it."""
+        lines = self._file.read_text()
+        assert before in lines
+        self._file.write_text(lines.replace(before, after))
+        os.kill(self._pid, signal.SIGHUP)
+
+
 @contextmanager
-def running_pgbouncer(server: PostgresServer, **settings: str) -> Iterator[str]:
-    """Yield the address, HOST:PORT, of a PgBouncer with `settings` in front of `server`, for any role and database."""
+def running_pgbouncer(server: PostgresServer, **settings: str) -> Iterator[PgBouncer]:
+    """Yield a PgBouncer with `settings` in front of `server`, for any role and database."""
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         raise RuntimeError("pgbouncer is not installed: run `make debian-packages`")
@@ -30,7 +48,7 @@ def running_pgbouncer(server: PostgresServer, **settings: str) -> Iterator[str]:
         )
     try:
         _wait_until_ready(process, port, folder)
-        yield f"127.0.0.1:{port}"
+        yield PgBouncer(f"127.0.0.1:{port}", folder / "pgbouncer.ini", process.pid)
     finally:
         process.terminate()
         process.wait()
