@@ -91,13 +91,15 @@ async def running(
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(open_engine(settings))
         store = await stack.enter_async_context(_closing_store(settings, engine))
-        reconciler = await stack.enter_async_context(_idle_reconciler(settings, store)) if reconcile else None
+        clock_watcher = ClockWatcher(store.clock(monotonic_us, _reconciler_config(settings).longest_attempt_us))
+        reconciler = None
+        if reconcile:
+            reconciler = await stack.enter_async_context(_idle_reconciler(settings, store, clock_watcher))
         # Entered before the servers, so that the loops stop after them.
         loops = await stack.enter_async_context(AsyncExitStack())
         servers = _servers(settings, store, reconciler, serve=serve, shares_port=shares_port)
         for setting, server in servers.items():
             await stack.enter_async_context(running_server(server, setting, settings))
-        clock_watcher = ClockWatcher(store.clock(monotonic_us, _reconciler_config(settings).longest_attempt_us))
         opening = _open_with_retries(settings, engine, store, clock_watcher)
         if is_open := await _ended_before(stopped or asyncio.Event(), opening):
             await loops.enter_async_context(_running_task(clock_watcher.run(), "clock-watcher"))
@@ -139,11 +141,11 @@ async def _closing_store(settings: Settings, engine: Engine) -> AsyncIterator[St
 
 
 @asynccontextmanager
-async def _idle_reconciler(settings: Settings, store: Store) -> AsyncIterator[Reconciler]:
+async def _idle_reconciler(settings: Settings, store: Store, clock_watcher: ClockWatcher) -> AsyncIterator[Reconciler]:
     """Return a reconciler that does not run yet."""
     api = transports.connect(settings.reservation_url.get_secret_value())
     try:
-        yield Reconciler(store, api, _reconciler_config(settings), monotonic_us)
+        yield Reconciler(store, api, _reconciler_config(settings), monotonic_us, clock_watcher.run_once)
     finally:
         await api.close()
 

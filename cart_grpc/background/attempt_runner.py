@@ -11,7 +11,7 @@ import random
 from cart_grpc.background.backoff import next_attempt_us, second_try_us
 from cart_grpc.background.breaker import Breaker
 from cart_grpc.background.config import ReconcilerConfig
-from cart_grpc.background.recorded_attempt import RecordedAttempt
+from cart_grpc.background.recorded_attempt import CheckClock, RecordedAttempt
 from cart_grpc.background.set_aside import key_of, set_aside
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.record import RecordOutcome
@@ -30,13 +30,19 @@ MAX_MESSAGE_LENGTH = 300
 
 
 class AttemptRunner:
-    """Calls the Reservation API for claimed reservations and records each outcome. Reports to `breaker`."""
+    """Calls the Reservation API for claimed reservations and records each outcome. Reports to `breaker`.
 
-    def __init__(self, store: Store, api: ReservationApi, config: ReconcilerConfig, breaker: Breaker) -> None:
+    `check_clock` is called before an attempt of the `basic` contract is opened.
+    """
+
+    def __init__(
+        self, store: Store, api: ReservationApi, config: ReconcilerConfig, breaker: Breaker, check_clock: CheckClock
+    ) -> None:
         self._store = store
         self._api = api
         self._config = config
         self._breaker = breaker
+        self._check_clock = check_clock
 
     async def run(self, claimed: Reservation) -> None:
         """Send the claimed reservation's intent and record the outcome. Raises nothing but CancelledError."""
@@ -66,7 +72,7 @@ class AttemptRunner:
         now = asyncio.get_running_loop().time
         began = now()
         retry_delay_us = next_attempt_us(claimed.attempt_count, config.backoff_initial_us, config.backoff_max_us)
-        attempt = RecordedAttempt(self._store, claimed, config.lease_us, config.grace_us)
+        attempt = RecordedAttempt(self._store, claimed, config.lease_us, config.grace_us, self._check_clock)
         outcome: Answer | NoAnswer
         called = True
         try:

@@ -1,11 +1,11 @@
-"""The watcher of the database's clock: notices when it is set back, and has the stored times moved."""
+"""The watcher of the database's clock: notices when it is set, and has the stored times moved."""
 
 import asyncio
 import logging
 from typing import Final
 
 from cart_grpc.background.loop import Loop
-from cart_grpc.store.clock_steps import UNKNOWN_US, ClockReading, find_set_back
+from cart_grpc.store.clock_steps import UNKNOWN_US, ClockReading, find_set_back, find_set_forward
 from cart_grpc.store.database_clock import DatabaseClock
 from cart_grpc.units import to_seconds, to_us
 
@@ -21,6 +21,7 @@ class ClockWatcher:
         self._clock = clock
         self._last: ClockReading | None = None
         self._is_moving = False
+        self._lock = asyncio.Lock()
         self._loop = Loop("clock watcher", self.run_once, self._pause)
 
     async def run(self) -> None:
@@ -28,11 +29,18 @@ class ClockWatcher:
         await self._loop.run()
 
     async def run_once(self) -> None:
-        """Compare the database's clock with this process's, the first time with the last commit. Apply a step back.
+        """Compare the database's clock with this process's, the first time with the last commit. Apply a step.
 
         Raises Unavailable if the database does not answer.
         """
+        async with self._lock:
+            await self._check()
+
+    async def _check(self) -> None:
         reading = await self._clock.read()
+        if self._last and (by_us := find_set_forward(self._last, reading)):
+            await self._clock.extend_attempts(by_us)
+            log.warning("the database's clock was set forward by %.1f s, or this machine slept", to_seconds(by_us))
         if self._last is None or find_set_back(self._last, reading):
             noticed = await self._clock.notice(self._last)
             reading, self._is_moving = noticed.reading, noticed.row.is_moving

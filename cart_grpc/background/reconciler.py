@@ -14,6 +14,7 @@ from cart_grpc.background.attempt_runner import AttemptRunner
 from cart_grpc.background.breaker import Breaker
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.loop import Loop
+from cart_grpc.background.recorded_attempt import CheckClock
 from cart_grpc.background.set_aside import claim, update_leases
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.direct import Claim, ExtendLeases, ReturnClaims
@@ -65,14 +66,22 @@ class _Lane:
 class Reconciler:
     """Drives one Reservation API for one store. Any number of reconcilers, in any processes, may share a database.
 
-    `clock` is a monotonic clock in microseconds, for the circuit breaker.
+    `clock` is a monotonic clock in microseconds, for the circuit breaker. `check_clock` notices a step of the
+    database's clock.
     """
 
-    def __init__(self, store: Store, api: ReservationApi, config: ReconcilerConfig, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        api: ReservationApi,
+        config: ReconcilerConfig,
+        clock: Callable[[], int],
+        check_clock: CheckClock,
+    ) -> None:
         self._store = store
         self._config = config
         self._breaker = Breaker(clock, threshold=config.breaker_threshold, probe_interval_us=config.probe_interval_us)
-        self._attempt_runner = AttemptRunner(store, api, config, self._breaker)
+        self._attempt_runner = AttemptRunner(store, api, config, self._breaker, check_clock)
         self._releases, self._holds = self._lanes = (_Lane(RELEASE_LANE), _Lane(HOLD_LANE))
         self._loop = Loop("reconciler", self._run_round, self._pause)
 

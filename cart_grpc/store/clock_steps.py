@@ -6,8 +6,9 @@ shown as held. Therefore every process compares the database's time with its own
 with the time of the last commit. After a step back, the stored times are moved back with the clock, a few slices per
 transaction: see `database_clock`.
 
-A step forward needs no remedy. What waits is due early, and holds that seem to have expired are asked for again. The
-stored times must not move forward: a machine that was suspended looks the same, and its holds really have expired.
+After a step forward, what waits is due early, and holds that seem to have expired are asked for again. Their times must
+not move: a machine that was suspended looks the same, and its holds really have expired. But an attempt of the `basic`
+contract may still take effect, so it is given its longest time again.
 """
 
 from typing import Final, NamedTuple
@@ -67,6 +68,13 @@ def find_set_back(last: ClockReading, this: ClockReading) -> SetBack | None:
         return None
     ago_us = this.after - last.before
     return SetBack(last.now + ago_us - this.now, ago_us)
+
+
+def find_set_forward(last: ClockReading, this: ClockReading) -> int | None:
+    """By how much the clock was set forward between two readings at most. None if it was TOLERANCE_US or less."""
+    if this.now - last.now - (this.after - last.before) <= TOLERANCE_US:
+        return None
+    return this.now - last.now - (this.before - last.after)
 
 
 def find_set_back_since_commit(commit_time: int, now: int) -> SetBack | None:

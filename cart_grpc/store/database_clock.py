@@ -81,6 +81,15 @@ class DatabaseClock:
         """Move some of the times that have yet to move after a step back, and return the row `clock`."""
         return await self._transact(lambda connection: self._move_some(connection, self._queries.lock(connection)))
 
+    async def extend_attempts(self, by_us: int) -> None:
+        """After a step forward by `by_us`: give the attempts that were open before it their longest time again."""
+
+        def work(connection: Connection) -> None:
+            now = self._engine.dialect.read_now(connection)
+            self._queries.extend_attempts(connection, now - by_us, now + self._longest_attempt_us)
+
+        await self._transact(work)
+
     def _move_some(self, connection: Connection, row: ClockRow) -> ClockRow:
         before, end = row, self._monotonic() + MOVE_US
         while row.is_moving and (row == before or self._monotonic() < end):

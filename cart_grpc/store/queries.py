@@ -237,6 +237,11 @@ class ClockQueries:
         """Let no commit be later than `now`."""
         connection.execute(statements.LIMIT_COMMIT_TIMES, {"now": now})
 
+    def extend_attempts(self, connection: Connection, after: int, until: int) -> None:
+        """Let attempts that end after `after` and before `until` end at `until`."""
+        self._dialect.force_custom_plan(connection)
+        connection.execute(statements.EXTEND_ATTEMPTS, {"after": after, "until": until})
+
     def move(self, connection: Connection, slices: range, by_us: int, now: int, latest: int) -> None:
         """Move the times in `slices` back by `by_us`, but not to before `now`; cut `uncertain_until` to `latest`."""
         self._dialect.force_custom_plan(connection)

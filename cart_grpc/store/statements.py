@@ -243,6 +243,16 @@ LIMIT_COMMIT_TIMES = (
     .values(update_time=bindparam("now", type_=BigInteger))
 )
 
+# Let attempts that end after `after` and before `until` end at `until`. A row without any has no `uncertain_until`.
+EXTEND_ATTEMPTS = (
+    update(schema.reservations)
+    .where(
+        schema.reservations.c.uncertain_until > bindparam("after", type_=BigInteger),
+        schema.reservations.c.uncertain_until < bindparam("until", type_=BigInteger),
+    )
+    .values(uncertain_until=bindparam("until", type_=BigInteger))
+)
+
 
 def move_times() -> Executable:
     """Move the times of reservations back by `by`, in slices from `first` to before `end`, but not to before `now`.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from cart_grpc import app
+from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.reservation_api import transports
@@ -60,7 +61,8 @@ async def outage(settings: Settings, simulator: Simulator, simulator_url: str) -
         for number in range(ITEMS):
             await store.mutate(add(f"sku-{number}"))
         simulator.faults = DOWN
-        yield Outage(store, Reconciler(store, api, config, clock), simulator, clock)
+        watcher = ClockWatcher(store.clock(app.monotonic_us, 0))
+        yield Outage(store, Reconciler(store, api, config, clock, watcher.run_once), simulator, clock)
         await api.close()
 
 
@@ -136,7 +138,9 @@ async def test_the_reconciler_recovers_from_a_bug_in_a_transport(
     async with app.running_store(settings) as store:
         for number in range(ITEMS):
             await store.mutate(add(f"sku-{number}"))
-        outage = Outage(store, Reconciler(store, api, config, clock), simulator, clock)  # type: ignore[arg-type]
+        watcher = ClockWatcher(store.clock(app.monotonic_us, 0))
+        reconciler = Reconciler(store, api, config, clock, watcher.run_once)  # type: ignore[arg-type]
+        outage = Outage(store, reconciler, simulator, clock)
         await outage.step()
         api.failing = False
         while True:

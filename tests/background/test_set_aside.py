@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 
 from cart_grpc import app
+from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.carts.progress import ProgressState, progress
@@ -23,7 +24,8 @@ async def test_an_answer_that_cannot_be_recorded_sets_its_reservation_aside(
             await store.mutate(add(sku))
         await store._engine.transact(partial(forbid, "NEW.sku = 'bad' AND NEW.observed_revision > 0"))
         api = transports.connect(simulator_url)
-        reconciler = Reconciler(store, api, ReconcilerConfig(), MonotonicClock())
+        watcher = ClockWatcher(store.clock(app.monotonic_us, 0))
+        reconciler = Reconciler(store, api, ReconcilerConfig(), MonotonicClock(), watcher.run_once)
         await reconciler.run_once()
         async with asyncio.timeout(20):
             while reconciler.in_flight:

@@ -13,6 +13,7 @@ from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from sqlalchemy import Connection, select
 
 from cart_grpc import app
+from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.protocol.reservation import Observed
@@ -129,7 +130,8 @@ async def _path(stack: AsyncExitStack, settings: Settings, stock: Stock, lease: 
     stack.push_async_callback(api.close)
     store = await stack.enter_async_context(app.running_store(settings))
     config = ReconcilerConfig(lease_us=to_us(lease), poll_interval_us=20_000, backoff_max_us=50_000)
-    reconciler = Reconciler(store, api, config, app.monotonic_us)
+    watcher = ClockWatcher(store.clock(app.monotonic_us, config.longest_attempt_us))
+    reconciler = Reconciler(store, api, config, app.monotonic_us, watcher.run_once)
     stack.push_async_callback(reconciler.stop, 0)
     return Path(reconciler, simulator, gate, answers)
 

@@ -48,6 +48,10 @@ class SimulatedReplica:
         new_id: Callable[[], str],
         clock_rate: float,
     ) -> None:
+
+        def monotonic() -> int:
+            return to_us(loop.time() * clock_rate)
+
         self.name = name
         self.process = Process(loop, name)
         self.serving = False
@@ -58,9 +62,8 @@ class SimulatedReplica:
         CheckedReads(self._store.reads, engine, lambda: self.knows_time(database.now())).install()
         self._service = CartService(self._store, limits)
         api = SimulatedApi(network, self.process)
-        self._reconciler = Reconciler(self._store, api, config, lambda: to_us(loop.time() * clock_rate))
-        clock = self._store.clock(lambda: to_us(loop.time() * clock_rate), config.longest_attempt_us)
-        self._clock_watcher = ClockWatcher(clock)
+        self._clock_watcher = ClockWatcher(self._store.clock(monotonic, config.longest_attempt_us))
+        self._reconciler = Reconciler(self._store, api, config, monotonic, self._clock_watcher.run_once)
         self._sweeper = Sweeper(self._store, retention, sweep_interval_us)
         self._tasks: list[asyncio.Task[Any]] = []
         self.process.start(self._run())

@@ -12,6 +12,7 @@ from cart_grpc.store.clock_steps import (
     count,
     find_set_back,
     find_set_back_since_commit,
+    find_set_forward,
 )
 
 SECOND = 1_000_000
@@ -28,6 +29,17 @@ def reading(now: int) -> ClockReading:
 @pytest.mark.parametrize("step", [0, -SECOND // 2, SECOND, HOUR])
 def test_a_clock_that_goes_on_or_was_set_forward_needs_nothing(step: int) -> None:
     assert find_set_back(LAST, reading(NOW + SECOND + step)) is None
+
+
+@pytest.mark.parametrize("step", [-HOUR, -SECOND, 0, SECOND])
+def test_only_a_clock_that_was_set_forward_gives_attempts_more_time(step: int) -> None:
+    assert find_set_forward(LAST, reading(NOW + SECOND + step)) is None
+
+
+def test_a_step_forward_is_never_underrated() -> None:
+    by_us = find_set_forward(LAST, reading(NOW + SECOND + HOUR))
+    assert by_us is not None
+    assert HOUR <= by_us <= HOUR + 30_000
 
 
 def test_a_step_back_is_never_underrated() -> None:

@@ -13,13 +13,14 @@ from sqlalchemy import update
 
 from cart_grpc import app
 from cart_grpc.background.clock_watcher import ClockWatcher
+from cart_grpc.background.recorded_attempt import RecordedAttempt
 from cart_grpc.commands.record import OpenAttempt
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.rpc.get_cart_cache import GetCartCache
 from cart_grpc.store import database_clock, schema
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.store import Store
-from tests.store.writes import HOUR, KEY, SECOND, add, answered, claim, claim_one, overwrite, row_of, silent
+from tests.store.writes import HOUR, KEY, LEASE, SECOND, add, answered, claim, claim_one, overwrite, row_of, silent
 
 LONGEST_ATTEMPT = 180 * SECOND
 
@@ -125,6 +126,35 @@ async def test_an_attempt_that_may_take_effect_ends_as_soon_as_any_can_have_ende
     await setting.set_back()
     left = (await setting.row(claimed)).uncertain_until - now
     assert LONGEST_ATTEMPT <= left < LONGEST_ATTEMPT + 30 * SECOND
+
+
+async def test_an_attempt_gets_its_longest_time_again_after_a_step_forward(setting: Setting) -> None:
+    claimed = await open_attempt(setting)
+    # By a clock that was set forward, the attempt ended an hour ago.
+    await setting.move_times(schema.reservations, -HOUR - LONGEST_ATTEMPT, "uncertain_until", "due_time")
+    now = (await setting.store.clock(setting.monotonic, 0).read()).now
+    setting.monotonic.ahead -= HOUR + LONGEST_ATTEMPT
+    await setting.watcher.run_once()
+    assert (await setting.row(claimed)).uncertain_until >= now + LONGEST_ATTEMPT
+    assert await setting.store.open_attempt(OpenAttempt(claimed, LONGEST_ATTEMPT)) is None
+
+
+async def test_no_attempt_is_opened_right_after_a_step_forward(setting: Setting) -> None:
+    claimed = await open_attempt(setting)
+    await setting.move_times(schema.reservations, -HOUR - LONGEST_ATTEMPT, "uncertain_until")
+    setting.monotonic.ahead -= HOUR + LONGEST_ATTEMPT
+    # The watcher looks twice a second. It has not looked since the step.
+    attempt = RecordedAttempt(setting.store, claimed, LEASE, SECOND, setting.watcher.run_once)
+    assert not await attempt.open(SECOND)
+
+
+async def test_an_attempt_that_was_over_before_a_step_forward_stays_over(setting: Setting) -> None:
+    claimed = await open_attempt(setting)
+    await setting.move_times(schema.reservations, -3 * HOUR, "uncertain_until")
+    before = await setting.row(claimed)
+    setting.monotonic.ahead -= HOUR
+    await setting.watcher.run_once()
+    assert (await setting.row(claimed)).uncertain_until == before.uncertain_until
 
 
 async def test_a_process_that_starts_counts_all_waits_as_over_if_the_last_commit_is_in_the_future(
