@@ -39,7 +39,7 @@ from cart_grpc.carts.refusals import (
     ItemNotFound,
     LimitExceeded,
 )
-from cart_grpc.carts.totals import adopt_currency, recount, relabel, start_cart, touch, without_price
+from cart_grpc.carts.totals import adopt_currency, check_size, recount, relabel, start_cart, touch, without_price
 from cart_grpc.protocol.reservation import Disposition, Reservation
 from cart_grpc.protocol.transitions import hold, release
 
@@ -53,14 +53,8 @@ def decide(loaded: LoadedCart, call: Call, given: Given) -> Change:
     cart = _get_open_cart(loaded, call.etag, needs, given)
     lines = loaded.lines if cart is loaded.cart else {}
     change = rule(OpenCart(cart, lines, loaded.releasing, loaded.others), call, given)
-    _check_size(cart, change.cart, given.limits.max_cart_bytes)
+    check_size(cart, change.cart, given.limits.max_cart_bytes)
     return change
-
-
-def _check_size(before: Cart, after: Cart, most: int) -> None:
-    """Raise LimitExceeded if a cart beyond the limit grows. It may shrink: the limit may have been lowered."""
-    if after.byte_size > most and after.byte_size > before.byte_size:
-        raise LimitExceeded(after.key.name, "bytes_per_cart", most, after.byte_size)
 
 
 class Needs(Enum):

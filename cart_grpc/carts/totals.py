@@ -78,6 +78,12 @@ def recount(cart: Cart, before: Line | None, after: Line | None) -> Cart:
     )
 
 
+def check_size(before: Cart, after: Cart, most: int) -> None:
+    """Raise LimitExceeded if a cart beyond the limit grows. It may shrink: the limit may have been lowered."""
+    if after.byte_size > most and after.byte_size > before.byte_size:
+        raise LimitExceeded(after.key.name, "bytes_per_cart", most, after.byte_size)
+
+
 def without_price(line: Line) -> Line:
     """The line without its price."""
     return line._replace(item=line.item._replace(unit_price=None))

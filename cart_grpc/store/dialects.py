@@ -6,7 +6,7 @@ parameter is one JSON array on SQLite, one array for each column on PostgreSQL.
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from sqlalchemy import (
     BigInteger,
@@ -45,6 +45,7 @@ Condition = TextClause | None
 # A FROM clause to join, and the ON condition.
 Join = tuple[FromClause, ColumnElement[bool]]
 Types = Mapping[str, TypeEngine[Any]]
+Lock = Literal["wait", "skip"] | None
 
 
 class Dialect(Protocol):
@@ -70,12 +71,10 @@ class Dialect(Protocol):
         """The rows of `table` whose `columns` equal one of the keys bound under `name`, and that fulfil `where`."""
         ...
 
-    def join_by_index(
-        self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False, skip_locked: bool = False
-    ) -> Join:
+    def join_by_index(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: Lock = None) -> Join:
         """The rows of `table` with the same `columns` as `keys`, to be joined to `keys`.
 
-        `lock` locks them; with `skip_locked`, those that another transaction has locked are left out.
+        `lock` locks them, and waits for those that another transaction has locked, or skips them.
         """
         ...
 
@@ -155,9 +154,7 @@ class SqliteDialect:
         rows = self._join(select(table), table, columns, name)
         return rows if where is None else rows.where(where)
 
-    def join_by_index(
-        self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False, skip_locked: bool = False
-    ) -> Join:
+    def join_by_index(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: Lock = None) -> Join:
         return table, _equal(table, columns, keys)
 
     def fenced(self, rows: Select[Any]) -> Select[Any]:
@@ -225,11 +222,9 @@ class PostgresqlDialect:
         found, on = self._join(select(table) if where is None else select(table).where(where), table, columns, keys)
         return select(found).select_from(keys.join(found, on))
 
-    def join_by_index(
-        self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: bool = False, skip_locked: bool = False
-    ) -> Join:
+    def join_by_index(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: Lock = None) -> Join:
         rows = select(table)
-        rows = rows.with_for_update(skip_locked=skip_locked) if lock else rows
+        rows = rows.with_for_update(skip_locked=lock == "skip") if lock else rows
         return self._join(rows, table, columns, keys)
 
     def _join(self, rows: Select[Any], table: Table, columns: Sequence[str], keys: FromClause) -> Join:

@@ -317,7 +317,7 @@ def _purge(dialect: Dialect, time: Column[Any], size: ColumnElement[int], *where
         .cte("over")
     )
     owners = select(*(over.c[f"owner_{name}"].label(name) for name in USER)).distinct().cte("owners")
-    user, on = dialect.join_by_index(schema.users, USER, owners, lock=True, skip_locked=True)
+    user, on = dialect.join_by_index(schema.users, USER, owners, lock="skip")
     locked = select(*(owners.c[name] for name in USER)).select_from(owners.join(user, on)).cte("locked")
     is_locked = and_(*(over.c[f"owner_{name}"] == locked.c[name] for name in USER))
     chosen = select(*(over.c[each.name] for each in dialect.row_id(table))).select_from(over.join(locked, is_locked))
@@ -326,7 +326,7 @@ def _purge(dialect: Dialect, time: Column[Any], size: ColumnElement[int], *where
 
 
 def _lock_reservations(dialect: Dialect, keys: FromClause) -> FromClause:
-    found, on = dialect.join_by_index(schema.reservations, RESERVATION, keys, lock=True)
+    found, on = dialect.join_by_index(schema.reservations, RESERVATION, keys, lock="wait")
     return select(found).select_from(keys.join(found, on)).subquery()
 
 
