@@ -257,9 +257,9 @@ EXTEND_ATTEMPTS = (
 def move_times() -> Executable:
     """Move the times of reservations back by `by`, in slices from `first` to before `end`, but not to before `now`.
 
-    A row with neither a due_time nor an attempt waits for nothing and holds nothing. Rows that were written after the
-    step move, too: they are due early, which is safe. But `uncertain_until` is only cut to `latest`: to move it could
-    end an attempt too early.
+    A row with neither a due_time nor an attempt waits for nothing and holds nothing, unless it is set aside. Rows that
+    were written after the step move, too: they are due early, which is safe. But `uncertain_until` is only cut to
+    `latest`: to move it could end an attempt too early.
     """
     table, columns = schema.reservations, schema.reservations.c
     now, latest = bindparam("now", type_=BigInteger), bindparam("latest", type_=BigInteger)
@@ -274,7 +274,7 @@ def move_times() -> Executable:
     in_slices = and_(
         columns.slice >= bindparam("first", type_=SmallInteger), columns.slice < bindparam("end", type_=SmallInteger)
     )
-    waits = or_(columns.due_time.is_not(None), columns.uncertain_until.is_not(None))
+    waits = or_(columns.due_time.is_not(None), columns.uncertain_until.is_not(None), schema.set_aside)
     return update(table).where(in_slices, waits).values(values)
 
 

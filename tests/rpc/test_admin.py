@@ -55,7 +55,7 @@ def rows() -> Iterator[Row]:
         yield row(LIST, "min_attempt_count", "OUT_OF_RANGE", number)
     for seconds, nanos in ((-1, 0), (0, -1), (315_360_000, 1), *((extreme, 0) for extreme in INT64), (0, INT32[1])):
         yield row(LIST, "min_age", "OUT_OF_RANGE", Duration(seconds=seconds, nanos=nanos))
-    for states in ([0], [10], [-1], [1, INT32[1]]):
+    for states in ([0], [11], [-1], [1, INT32[1]]):
         yield Row(LIST, "states", "INVALID_STATE", lambda request, bad=states: request.states.extend(bad), str(states))  # type: ignore[misc]
     yield from (row(LIST, "page_token", "INVALID_PAGE_TOKEN", text) for text in GARBAGE_TOKENS)
 

@@ -14,6 +14,8 @@ from sqlalchemy import update
 from cart_grpc import app
 from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.background.recorded_attempt import RecordedAttempt
+from cart_grpc.background.set_aside import key_of
+from cart_grpc.commands.direct import SetAside
 from cart_grpc.commands.record import OpenAttempt
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.rpc.get_cart_cache import GetCartCache
@@ -94,6 +96,17 @@ async def test_a_hold_ends_when_it_would_have_ended(setting: Setting) -> None:
     after = await setting.row(claimed)
     assert -SECOND < after.expire_time - before.expire_time <= 0
     assert -SECOND < after.due_time - before.due_time <= 0
+
+
+async def test_a_hold_that_is_set_aside_ends_when_it_would_have_ended(setting: Setting) -> None:
+    await setting.store.mutate(add())
+    claimed = await claim_one(setting.store)
+    await setting.store.record(answered(claimed))
+    assert await setting.store.set_aside(SetAside(key_of(claimed), "why"))
+    before = await setting.row(claimed)
+    await setting.move_times(schema.reservations, HOUR, "expire_time")
+    await setting.set_back()
+    assert -SECOND < (await setting.row(claimed)).expire_time - before.expire_time <= 0
 
 
 async def test_the_claim_of_a_lost_process_ends_when_its_lease_would_have_ended(setting: Setting) -> None:

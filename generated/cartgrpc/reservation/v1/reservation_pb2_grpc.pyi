@@ -31,7 +31,7 @@ out of order. That is safe if the API keeps these rules for each reservation id:
 
 cart_grpc reads answers strictly. An answer of more than 64 KiB (for LookupReservations: 1 MiB), one about another id
 or revision, and one with a value out of its bounds is no answer: cart_grpc repeats the message. Text is cut: `reason`
-to 63 characters, messages of errors to 300.
+to 63 characters, messages of errors to 500.
 """
 
 from cartgrpc.reservation.v1 import reservation_pb2 as _reservation_pb2
