@@ -17,6 +17,7 @@ from cart_grpc.store import migrate
 from cart_grpc.store.engine import connect
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.postgresql_session import READ_ONLY, SETTINGS
+from cart_grpc.store.prepared import fetch
 from cart_grpc.store.store import Store
 from tests.postgres import SUPERUSER, PostgresServer, running_postgres
 from tests.store.roles import administer, as_plain_role, open_readers
@@ -227,6 +228,24 @@ async def _is_reloaded(url: str) -> bool:
         return bool(await connection.fetchval("SHOW synchronous_commit") == HOSTILE["synchronous_commit"])
     finally:
         await connection.close()
+
+
+async def test_no_two_sessions_have_statements_of_one_name(database_url: str) -> None:
+    """Or a pooler that changes sessions could run one in the place of another."""
+
+    def names(connection: Connection) -> set[str]:
+        rows = fetch(connection, "SELECT name FROM pg_prepared_statements WHERE name <> ''", ())
+        # SQLAlchemy's statements, too.
+        return {name for (name,) in rows} | set(
+            connection.exec_driver_sql("SELECT name FROM pg_prepared_statements WHERE name <> ''").scalars()
+        )
+
+    engines = [connect(database_url, app.clock) for _ in range(2)]
+    found = [await run(names) for engine in engines for run in (engine.transact, engine.read, engine.query)]
+    assert all(found)
+    assert len(set().union(*found)) == sum(map(len, found))
+    for engine in engines:
+        await engine.close()
 
 
 async def test_a_start_warns_in_one_line_of_what_a_power_failure_can_lose(
