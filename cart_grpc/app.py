@@ -16,15 +16,13 @@ import uuid_utils
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from cart_grpc import parts
 from cart_grpc.admin import OperatorActions
 from cart_grpc.background.clock_watcher import ClockWatcher
-from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.readiness import ReadinessWatcher
 from cart_grpc.background.reconciler import Reconciler
-from cart_grpc.background.sweeper import Retention, Sweeper
-from cart_grpc.carts.calls import Limits
+from cart_grpc.background.sweeper import Sweeper
 from cart_grpc.reservation_api import transports
-from cart_grpc.rpc.admission import Admission
 from cart_grpc.rpc.server import Server, admin_server, cart_server
 from cart_grpc.settings import Settings, variable_of
 from cart_grpc.store import migrate, restore, surroundings
@@ -91,7 +89,7 @@ async def running(
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(open_engine(settings))
         store = await stack.enter_async_context(_closing_store(settings, engine))
-        clock_watcher = ClockWatcher(store.clock(monotonic_us, _reconciler_config(settings).longest_attempt_us))
+        clock_watcher = ClockWatcher(store.clock(monotonic_us, parts.reconciler_config(settings).longest_attempt_us))
         reconciler = None
         if reconcile:
             reconciler = await stack.enter_async_context(_idle_reconciler(settings, store, clock_watcher))
@@ -145,7 +143,7 @@ async def _idle_reconciler(settings: Settings, store: Store, clock_watcher: Cloc
     """Return a reconciler that does not run yet."""
     api = transports.connect(settings.reservation_url.get_secret_value())
     try:
-        yield Reconciler(store, api, _reconciler_config(settings), monotonic_us, clock_watcher.run_once)
+        yield Reconciler(store, api, parts.reconciler_config(settings), monotonic_us, clock_watcher.run_once)
     finally:
         await api.close()
 
@@ -154,12 +152,12 @@ def _servers(
     settings: Settings, store: Store, reconciler: Reconciler | None, *, serve: bool, shares_port: bool
 ) -> dict[str, Server]:
     """Return the operators' and the callers' server, as far as configured, by the setting that has their address."""
-    limits, timeout = _limits(settings), settings.call_timeout
+    limits, timeout = parts.limits(settings), settings.call_timeout
     servers = {}
     if settings.admin_listen:
         servers["admin_listen"] = admin_server(OperatorActions(store, limits, reconciler), timeout)
     if serve:
-        servers["listen"] = cart_server(store, limits, timeout, _admission(settings), shares_port=shares_port)
+        servers["listen"] = cart_server(store, limits, timeout, parts.admission(settings), shares_port=shares_port)
     return servers
 
 
@@ -227,7 +225,7 @@ async def running_reconciler(settings: Settings, reconciler: Reconciler) -> Asyn
 @asynccontextmanager
 async def running_sweeper(settings: Settings, store: Store) -> AsyncIterator[None]:
     """Run the sweeper. Cancelling it is safe: the store finishes a commit that has begun."""
-    sweeper = Sweeper(store, _retention(settings), to_us(settings.housekeeping_interval))
+    sweeper = Sweeper(store, parts.retention(settings), to_us(settings.housekeeping_interval))
     async with _running_task(sweeper.run(), "sweeper"):
         yield
 
@@ -326,46 +324,3 @@ def _unusable(engine: Engine, error: BaseException) -> StartupError:
 def _unusable_text(database: str, error: BaseException) -> str:
     """Return the line that names the database, without its password, and quotes the driver's first line."""
     return f"CART_DATABASE_URL: the database {database} cannot be used: {show_cause(error)}"
-
-
-def _admission(settings: Settings) -> Admission:
-    return Admission(
-        max_calls=settings.max_calls,
-        max_calls_per_user=settings.max_calls_per_user,
-        max_waiting=settings.max_waiting_calls,
-        max_waiting_per_user=settings.max_waiting_calls_per_user,
-    )
-
-
-def _limits(settings: Settings) -> Limits:
-    return Limits(
-        max_quantity_per_add=settings.max_quantity_per_add,
-        max_quantity_per_item=settings.max_quantity_per_item,
-        max_items_per_cart=settings.max_items_per_cart,
-        max_cart_bytes=settings.max_cart_bytes,
-        max_user_bytes=settings.max_user_bytes,
-        hold_ttl_us=to_us(settings.hold_ttl),
-        cart_ttl_us=to_us(settings.cart_ttl),
-    )
-
-
-def _reconciler_config(settings: Settings) -> ReconcilerConfig:
-    return ReconcilerConfig(
-        call_timeout_us=to_us(settings.reservation_timeout),
-        grace_us=to_us(settings.reservation_grace),
-        max_in_flight=settings.reservation_max_in_flight,
-        poll_interval_us=to_us(settings.reservation_poll_interval),
-        lease_us=to_us(settings.reservation_lease),
-        backoff_initial_us=to_us(settings.reservation_backoff_initial),
-        backoff_max_us=to_us(settings.reservation_backoff_max),
-        breaker_threshold=settings.reservation_breaker_threshold,
-        probe_interval_us=to_us(settings.reservation_probe_interval),
-    )
-
-
-def _retention(settings: Settings) -> Retention:
-    return Retention(
-        replies_us=to_us(settings.reply_retention),
-        reservations_us=to_us(settings.reservation_retention),
-        carts_us=to_us(settings.cart_retention),
-    )

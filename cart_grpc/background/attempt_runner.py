@@ -18,6 +18,7 @@ from cart_grpc.commands.record import RecordOutcome
 from cart_grpc.protocol.reservation import Answer, Intent, NoAnswer, PermanentFailure, Reservation
 from cart_grpc.protocol.transitions import next_intent
 from cart_grpc.reservation_api.api import NoAnswerError, ReservationApi
+from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.failures import is_row_at_fault
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds, to_us
@@ -43,6 +44,7 @@ class AttemptRunner:
         self._config = config
         self._breaker = breaker
         self._check_clock = check_clock
+        self._errors = FailureLog("unexpected error in the call of a reservation", "calls work again", is_bug=True)
 
     async def run(self, claimed: Reservation) -> None:
         """Send the claimed reservation's intent and record the outcome. Raises nothing but CancelledError."""
@@ -83,11 +85,12 @@ class AttemptRunner:
             called = no_answer.reached is not None
             if called:
                 self._report(answered=bool(no_answer.reached), error=no_answer.code)
-        except Exception:
-            log.exception("reservation %s: unexpected error in the call", claimed.reservation_id)
+        except Exception as error:  # noqa: BLE001 - a bug: the log has it, and the attempt is made again
+            self._errors.note_failure(error)
             outcome = NoAnswer("INTERNAL", "internal error of cart-grpc; see its log")
             self._report(answered=False, error="INTERNAL")
         else:
+            self._errors.note_success()
             self._report(answered=True, error="")
         # While the API is down, a failed attempt says nothing about this reservation.
         counts_as_attempt = called and not (isinstance(outcome, NoAnswer) and self._breaker.is_open)

@@ -13,7 +13,7 @@ from cartgrpc.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cart_grpc import app
+from cart_grpc import app, parts
 from cart_grpc.carts.refusals import CartNotFound, Overloaded, TooManyCalls
 from cart_grpc.rpc.admission import Admission
 from cart_grpc.rpc.methods import CART_SERVICE
@@ -305,7 +305,7 @@ async def test_a_queued_call_ends_at_its_timeout() -> None:
 async def test_health_and_reflection_answer_while_the_server_is_full(tmp_path: Path) -> None:
     settings = quiet_settings(f"sqlite:///{tmp_path}/cart.db")
     async with app.running_store(settings) as store:
-        server = cart_server(store, app._limits(settings), 10, admitting(max_calls=0))
+        server = cart_server(store, parts.limits(settings), 10, admitting(max_calls=0))
         await server.start("127.0.0.1:0")
         await server.open()
         try:

@@ -53,7 +53,7 @@ async def service(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
 
 
 @asynccontextmanager
-async def serving(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
+async def serving(monkeypatch: pytest.MonkeyPatch, *, is_open: bool = True) -> AsyncIterator[Service]:
     def add(pipeline: Any) -> None:
         requests: Any = (cart_service_pb2.GetCartRequest, cart_service_pb2.AddItemRequest)
 
@@ -69,7 +69,8 @@ async def serving(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
     monkeypatch.setattr(server_module, "METHODS", {CART_SERVICE: ROWS})
     server = Server(CART_SERVICE, add, call_timeout=20)
     await server.start("127.0.0.1:0")
-    await server.open()
+    if is_open:
+        await server.open()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         serving_one = Service(server, channel, Gate())
         yield serving_one
@@ -80,6 +81,25 @@ async def refused(call: Any) -> Refusal:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return to_refusal(caught.value)
+
+
+async def test_a_server_that_is_not_open_yet_refuses_a_call_before_it_has_its_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving(monkeypatch, is_open=False) as service:
+        unsent: Any = service.channel.stream_unary(f"/{CART_SERVICE}/GetCart")
+        for call in (service.call(), unsent(timeout=20)):
+            refusal = await refused(call)
+            assert (refusal.code, refusal.info.reason) == ("UNAVAILABLE", "DATABASE_UNAVAILABLE")
+        await service.server.open()
+        service.gate.open()
+        assert await service.call() == b""
+        assert service.answered == 1
+
+
+async def test_a_server_that_never_opened_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(monkeypatch, is_open=False) as service:
+        await asyncio.wait_for(service.server.stop(GRACE), 10)
 
 
 async def test_a_running_call_finishes_and_a_later_one_is_refused_with_the_reason(service: Service) -> None:

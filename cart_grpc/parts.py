@@ -1,0 +1,55 @@
+"""The part of the settings that each room gets. Here their units become microseconds."""
+
+from cart_grpc.background.config import ReconcilerConfig
+from cart_grpc.background.sweeper import Retention
+from cart_grpc.carts.calls import Limits
+from cart_grpc.rpc.admission import Admission
+from cart_grpc.settings import Settings
+from cart_grpc.units import to_us
+
+
+def admission(settings: Settings) -> Admission:
+    """Return the callers' admission."""
+    return Admission(
+        max_calls=settings.max_calls,
+        max_calls_per_user=settings.max_calls_per_user,
+        max_waiting=settings.max_waiting_calls,
+        max_waiting_per_user=settings.max_waiting_calls_per_user,
+    )
+
+
+def limits(settings: Settings) -> Limits:
+    """Return the limits of carts."""
+    return Limits(
+        max_quantity_per_add=settings.max_quantity_per_add,
+        max_quantity_per_item=settings.max_quantity_per_item,
+        max_items_per_cart=settings.max_items_per_cart,
+        max_cart_bytes=settings.max_cart_bytes,
+        max_user_bytes=settings.max_user_bytes,
+        hold_ttl_us=to_us(settings.hold_ttl),
+        cart_ttl_us=to_us(settings.cart_ttl),
+    )
+
+
+def reconciler_config(settings: Settings) -> ReconcilerConfig:
+    """Return how the reconciler calls the Reservation API."""
+    return ReconcilerConfig(
+        call_timeout_us=to_us(settings.reservation_timeout),
+        grace_us=to_us(settings.reservation_grace),
+        max_in_flight=settings.reservation_max_in_flight,
+        poll_interval_us=to_us(settings.reservation_poll_interval),
+        lease_us=to_us(settings.reservation_lease),
+        backoff_initial_us=to_us(settings.reservation_backoff_initial),
+        backoff_max_us=to_us(settings.reservation_backoff_max),
+        breaker_threshold=settings.reservation_breaker_threshold,
+        probe_interval_us=to_us(settings.reservation_probe_interval),
+    )
+
+
+def retention(settings: Settings) -> Retention:
+    """Return how long the sweeper keeps what has ended."""
+    return Retention(
+        replies_us=to_us(settings.reply_retention),
+        reservations_us=to_us(settings.reservation_retention),
+        carts_us=to_us(settings.cart_retention),
+    )
