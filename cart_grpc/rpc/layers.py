@@ -144,7 +144,8 @@ def receive_many(endpoint: Endpoint, next_step: Step) -> Step:
         data = await endpoint.deadlines.run(endpoint.receiver.receive(context))
         while data is not grpc.aio.EOF:
             yield endpoint.decode(data)
-            data = await context.read()
+            # Counted like the first one: it may be as long, and may never be complete.
+            data = await endpoint.receiver.receive(context)
 
     async def step(_: Any, context: Context) -> Any:
         async with aclosing(requests(context)) as received:

@@ -43,7 +43,7 @@ class Receiver:
         self._incomplete: dict[asyncio.Task[Any] | None, None] = {}
 
     async def receive(self, context: Context) -> Any:
-        """Return the bytes of the call's first message; grpc.aio.EOF if there is none. Raises Overloaded."""
+        """Return the bytes of the call's next message; grpc.aio.EOF if there is none. Raises Overloaded."""
         task = asyncio.current_task()
         self._incomplete[task] = None
         if len(self._incomplete) > self._max_incomplete:

@@ -628,7 +628,8 @@ def currency_rows() -> Iterator[Scenario]:
         "a-batch-in-two-currencies", [], *batch({"sku": "a", "unitPrice": EUR}, {"sku": "b", "unitPrice": USD})
     )
     update = {"item": {"name": FIRST_ITEM, "unitPrice": USD}, "updateMask": "unitPrice"}
-    yield mismatch("an-update-in-another-currency", priced, "UpdateItem", update)
+    twice = [*priced, add(sku="filters", unitPrice=EUR)]
+    yield mismatch("an-update-in-another-currency", twice, "UpdateItem", update)
     yield mismatch(
         "another-currency-for-a-cart-with-prices",
         priced,

@@ -18,6 +18,7 @@ from cart_grpc.rpc import server as server_module
 from cart_grpc.rpc.admission import OpenStreams
 from cart_grpc.rpc.layers import write_each
 from cart_grpc.rpc.methods import CART_SERVICE, Method
+from cart_grpc.rpc.receiving import Receiver
 from cart_grpc.rpc.server import Server
 from tests.rpc.refusal import to_refusal
 from tests.rpc.serving import pipeline_of, started, streams_with
@@ -153,6 +154,19 @@ async def test_a_stream_of_requests_is_refused_at_the_first_malformed_one() -> N
     assert list(refusal.violations.values()) == ["MALFORMED_REQUEST"]
     assert servicer.requests == [GET]
     assert servicer.open == 0
+
+
+async def test_a_later_request_that_is_incomplete_counts_like_the_first_one() -> None:
+    servicer, receiver = Stream(), Receiver(1)
+    async with streaming(servicer, receiver=receiver) as channel:
+        method: Any = channel.stream_stream(CHAT)
+        first = method(timeout=20)
+        await first.write(GET.SerializeToString())
+        assert await first.read() == REPLY.SerializeToString()
+        second = half_open(channel, CHAT)
+        refusal = to_refusal(await refused(first))
+        assert (refusal.code, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+        assert not second.done()
 
 
 @pytest.mark.parametrize("path", [HEALTH, REFLECTION])
