@@ -153,8 +153,9 @@ def clean_text(text: str) -> str:
 
 
 def clean_reason(text: str) -> str:
-    """Return `text` as UPPER_SNAKE_CASE of at most 63 characters; empty if no character fits."""
-    return re.sub(r"[^A-Z0-9]+", "_", text[: 4 * _MAX_REASON].upper()).strip("_")[:_MAX_REASON].strip("_")
+    """Return `text` as UPPER_SNAKE_CASE of at most 63 characters, a letter first; empty if no character fits."""
+    words = re.sub(r"[^A-Z0-9]+", "_", text[: 4 * _MAX_REASON].upper()).lstrip("_0123456789")
+    return words[:_MAX_REASON].rstrip("_")
 
 
 def clean_retry_after(microseconds: int) -> int | None:

@@ -5,6 +5,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any
 
 from cartgrpc.reservation.v1 import reservation_pb2
@@ -89,11 +90,11 @@ def check(intent: Intent, answer: Answer | NoAnswerError) -> None:
     """Raise AssertionError unless the outcome of a call is within its bounds and can be stored and shown."""
     match answer:
         case NoAnswerError():
-            assert re.fullmatch(r"[A-Z][A-Z0-9_]{1,63}", answer.code), answer.code
+            assert re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", answer.code), answer.code
             _check_text(answer.message, 600)
             assert answer.retry_after_us is None or 0 < answer.retry_after_us <= 86_400_000_000
         case PermanentFailure(reason, text):
-            assert re.fullmatch(r"[A-Z0-9_]{1,63}", reason), reason
+            assert re.fullmatch(r"[A-Z][A-Z0-9_]{0,62}", reason), reason
             _check_text(text, 500)
         case Decision():
             assert answer.revision == intent.revision
@@ -107,7 +108,7 @@ def _check_decision(intent: Intent, decision: Decision) -> None:
     assert decision.reservation_id == intent.reservation_id
     assert 0 <= decision.granted_quantity < 2**31
     assert decision.expire_time is None or 0 <= decision.expire_time <= 253_402_300_800_000_000
-    assert re.fullmatch(r"[A-Z0-9_]{0,63}", decision.reason), decision.reason
+    assert re.fullmatch(r"([A-Z][A-Z0-9_]{0,62})?", decision.reason), decision.reason
 
 
 def _check_text(text: str, most: int) -> None:
@@ -168,7 +169,7 @@ def _corrupt_json(rng: random.Random, body: Any) -> bytes:
             if rng.random() < 0.15 and isinstance(place, dict):
                 del place[key]
             else:
-                place[key] = rng.choice(LEAVES)
+                place[key] = deepcopy(rng.choice(LEAVES))
     text = json.dumps(body).replace(json.dumps(_DEEP), "[" * 20_000 + "]" * 20_000)
     if rng.random() < 0.1:
         text = text.replace("{", '{"reservation": 1, "state": "STATE_HELD", ', 1)

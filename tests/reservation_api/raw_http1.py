@@ -38,9 +38,24 @@ class RawHttp1:
 async def raw_http1(answering: Answering) -> AsyncIterator[RawHttp1]:
     """Serve a RawHttp1 on a free port."""
     raw = RawHttp1(answering)
-    server = await asyncio.start_server(raw.talk, "127.0.0.1", 0)
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(raw.talk(reader, writer))
+        tasks.add(task)
+        await asyncio.wait([task])
+        # What the client has not read is dropped.
+        writer.transport.abort()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
     raw.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield raw
     finally:
         server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # The connections end in the next turns of the event loop.
+        for _ in range(3):
+            await asyncio.sleep(0)

@@ -36,6 +36,8 @@ def test_an_expire_time_is_rounded_down_to_microseconds() -> None:
         ("OUT_OF_STOCK", "OUT_OF_STOCK"),
         ("out of stock!", "OUT_OF_STOCK"),
         ("\x00ß", "SS"),
+        ("0x1: 3 left", "X1_3_LEFT"),
+        ("404", ""),
         ("", ""),
         ("x" * 99, "X" * 63),
     ],
