@@ -1,18 +1,22 @@
-"""The database goes down and comes back."""
+"""The database goes down and comes back, or loads other settings."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 
+import asyncpg
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, make_url
 
 from cart_grpc import app
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown
 from cart_grpc.store import batch_writer, migrate
 from cart_grpc.store.engine import connect
 from cart_grpc.store.postgresql import PostgresqlEngine
+from cart_grpc.store.postgresql_session import SETTINGS
 from cart_grpc.store.store import Store
-from tests.postgres import PostgresServer, running_postgres
+from tests.postgres import SUPERUSER, PostgresServer, running_postgres
+from tests.store.roles import administer
+from tests.store.test_postgresql_session import HOSTILE, show
 from tests.store.writes import SKU, add, before_commit, claim, decode, snapshot
 
 
@@ -114,3 +118,57 @@ def _is_down(server: PostgresServer) -> bool:
         return server.pid < 0
     except RuntimeError:
         return True
+
+
+async def test_acknowledged_changes_survive_a_crash_although_the_database_does_not_wait_for_the_disk(
+    own_postgres: PostgresServer,
+) -> None:
+    own_postgres.start()
+    url = own_postgres.create_database("lazy")
+    await administer(
+        url,
+        "ALTER DATABASE lazy SET synchronous_commit = off",
+        # Nobody else writes the log to disk meanwhile.
+        "ALTER SYSTEM SET wal_writer_delay = '10s'",
+        "SELECT pg_reload_conf()",
+    )
+    engine = connect(url, app.clock)
+    await app.migrate_database(engine)
+    store = Store(engine, app.new_id, queue_size=1000)
+    await store.start()
+    for _ in range(5):
+        await store.mutate(add())
+    own_postgres.kill()
+    own_postgres.start()
+    assert (await snapshot(store)).cart.total_quantity == 5
+    await store.close()
+    await engine.close()
+
+
+async def test_a_running_session_keeps_its_settings_when_the_server_reloads_other_ones(
+    own_postgres: PostgresServer,
+) -> None:
+    own_postgres.start()
+    url = own_postgres.create_database("reloaded")
+    engine = connect(url, app.clock)
+    await engine.transact(show("synchronous_commit"))
+    kept = SETTINGS.keys() - {"session_replication_role", "zero_damaged_pages", "ignore_checksum_failure"}
+    try:
+        await administer(url, *(f"ALTER SYSTEM SET {name} = '{HOSTILE[name]}'" for name in kept))
+        await administer(url, "SELECT pg_reload_conf()")
+        async with asyncio.timeout(20):
+            while not await _is_reloaded(url):
+                await asyncio.sleep(0.01)
+        assert await engine.transact(show(*kept)) == {name: SETTINGS[name] for name in kept}
+    finally:
+        await administer(url, "ALTER SYSTEM RESET ALL", "SELECT pg_reload_conf()")
+    await engine.close()
+
+
+async def _is_reloaded(url: str) -> bool:
+    parsed = make_url(url)
+    connection = await asyncpg.connect(host=str(parsed.query["host"]), user=SUPERUSER, database=parsed.database)
+    try:
+        return bool(await connection.fetchval("SHOW synchronous_commit") == HOSTILE["synchronous_commit"])
+    finally:
+        await connection.close()

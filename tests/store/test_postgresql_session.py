@@ -1,9 +1,8 @@
 """PostgreSQL only: a session has our settings, whatever the database, the role or the URL says."""
 
-import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.postgresql_session import READ_ONLY, SETTINGS
 from cart_grpc.store.prepared import fetch
 from cart_grpc.store.store import Store
-from tests.postgres import SUPERUSER, PostgresServer, running_postgres
 from tests.store.roles import administer, as_plain_role, open_readers
 from tests.store.writes import KEY, SKU, add, answered, claim_one, decode, remove, snapshot
 
@@ -169,65 +167,6 @@ async def test_a_search_path_without_a_schema_is_refused(database_url: str) -> N
     with pytest.raises(app.StartupError, match="search_path names no schema"):
         await app.migrate_database(engine)
     await engine.close()
-
-
-@pytest.fixture(scope="module")
-def durable() -> Iterator[PostgresServer]:
-    """A server that writes to disk only what a session asks for."""
-    with running_postgres(durable=True) as server:
-        yield server
-
-
-async def test_acknowledged_changes_survive_a_crash_although_the_database_does_not_wait_for_the_disk(
-    durable: PostgresServer,
-) -> None:
-    url = durable.create_database("lazy")
-    await administer(
-        url,
-        "ALTER DATABASE lazy SET synchronous_commit = off",
-        # Nobody else writes the log to disk meanwhile.
-        "ALTER SYSTEM SET wal_writer_delay = '10s'",
-        "SELECT pg_reload_conf()",
-    )
-    engine = connect(url, app.clock)
-    await app.migrate_database(engine)
-    store = Store(engine, app.new_id, queue_size=1000)
-    await store.start()
-    for _ in range(5):
-        await store.mutate(add())
-    durable.kill()
-    durable.start()
-    assert (await snapshot(store)).cart.total_quantity == 5
-    await store.close()
-    await engine.close()
-
-
-async def test_a_running_session_keeps_its_settings_when_the_server_reloads_other_ones(
-    durable: PostgresServer,
-) -> None:
-    url = durable.create_database("reloaded")
-    engine = connect(url, app.clock)
-    await engine.transact(show("synchronous_commit"))
-    kept = SETTINGS.keys() - {"session_replication_role", "zero_damaged_pages", "ignore_checksum_failure"}
-    try:
-        await administer(url, *(f"ALTER SYSTEM SET {name} = '{HOSTILE[name]}'" for name in kept))
-        await administer(url, "SELECT pg_reload_conf()")
-        async with asyncio.timeout(20):
-            while not await _is_reloaded(url):
-                await asyncio.sleep(0.01)
-        assert await engine.transact(show(*kept)) == {name: SETTINGS[name] for name in kept}
-    finally:
-        await administer(url, "ALTER SYSTEM RESET ALL", "SELECT pg_reload_conf()")
-    await engine.close()
-
-
-async def _is_reloaded(url: str) -> bool:
-    parsed = make_url(url)
-    connection = await asyncpg.connect(host=str(parsed.query["host"]), user=SUPERUSER, database=parsed.database)
-    try:
-        return bool(await connection.fetchval("SHOW synchronous_commit") == HOSTILE["synchronous_commit"])
-    finally:
-        await connection.close()
 
 
 async def test_no_two_sessions_have_statements_of_one_name(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
