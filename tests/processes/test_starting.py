@@ -92,6 +92,7 @@ async def test_a_server_listens_before_its_database_is_there_and_serves_once_it_
     assert len(causes) == len(set(causes)), "a cause is logged once"
     assert "No such file" in causes[0]
     assert len(OPENED.findall(server.errors)) == 1
+    assert server.errors.count("a power failure can lose") == 1
     assert "Traceback" not in server.errors
 
 
