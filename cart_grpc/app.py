@@ -207,6 +207,8 @@ async def open_store(
         await store.ping()
         if clock_watcher:
             await clock_watcher.run_once()
+        # Last, so that it is logged once, however often the process has to try.
+        await warn_of_risks(engine)
     except Exception as error:
         raise _unusable(engine, error) from error
 
@@ -281,21 +283,21 @@ async def migrate_database(engine: Engine) -> tuple[str | None, str]:
 
 
 async def check_database(engine: Engine) -> None:
-    """Raise StartupError if the database does not answer, or cannot be used as it is. Warns of risks in one line.
+    """Raise StartupError if the database does not answer, or cannot be used as it is; NotYet if waiting may help."""
 
-    The error is NotYet if waiting may help.
-    """
-
-    def check(connection: Connection) -> list[str]:
+    def check(connection: Connection) -> None:
         surroundings.check_encoding(connection)
         migrate.check_revision(connection)
-        return surroundings.find_risks(connection)
 
     try:
-        risks = await engine.transact(check)
+        await engine.transact(check)
     except Exception as error:
         raise _unusable(engine, error) from error
-    if risks:
+
+
+async def warn_of_risks(engine: Engine) -> None:
+    """Log in one line the settings because of which a power failure can lose acknowledged writes."""
+    if risks := await engine.transact(surroundings.find_risks):
         log.warning("PostgreSQL runs with %s: a power failure can lose acknowledged writes", " and ".join(risks))
 
 

@@ -46,10 +46,10 @@ def free_port() -> int:
         return port
 
 
-def start(programs: Programs, command: list[str], url: str, port: int = 0) -> Program:
+def start(programs: Programs, command: list[str], url: str, port: int = 0, *, drain: str = "0") -> Program:
+    """Start a program whose lame-duck time and grace are both `drain`."""
     settings = {"database_url": url, "listen": f"127.0.0.1:{port}", "reservation_url": "grpc://127.0.0.1:1"}
-    # A server that never served must not wait for callers to leave.
-    return programs.start(*command, lame_duck="60s", shutdown_grace="60s", **settings)
+    return programs.start(*command, lame_duck=drain, shutdown_grace=drain, **settings)
 
 
 async def until_logged(program: Program, *patterns: str) -> None:
@@ -86,12 +86,13 @@ async def test_a_server_listens_before_its_database_is_there_and_serves_once_it_
         await server.says(LISTENS)
         assert await health(client, CARTS) == health_pb2.HealthCheckResponse.SERVING
         assert (await client.add()).quantity == 1
-    server.send(signal.SIGINT)
-    server.send(signal.SIGINT)
+    server.send(signal.SIGTERM)
+    assert await server.ended(20) == 0
     causes = WAITS.findall(server.errors)
     assert len(causes) == len(set(causes)), "a cause is logged once"
     assert "No such file" in causes[0]
     assert len(OPENED.findall(server.errors)) == 1
+    assert server.errors.count("a power failure can lose") == 1
     assert "Traceback" not in server.errors
 
 
@@ -99,7 +100,8 @@ async def test_a_server_listens_before_its_database_is_there_and_serves_once_it_
 async def test_sigterm_ends_a_process_that_waits_for_its_database(
     command: list[str], away: str, programs: Programs
 ) -> None:
-    program = start(programs, command, away)
+    # A server that never served does not wait for callers to leave.
+    program = start(programs, command, away, drain="60s")
     await until_logged(program, WAITS.pattern)
     children = psutil.Process(program.pid).children()
     program.send(signal.SIGTERM)
@@ -117,3 +119,5 @@ async def test_workers_begin_when_their_database_is_there(late: PostgresServer, 
     assert await programs.start("migrate", database_url=away).ended(60) == 0
     async with connected((await program.says(LISTENS))[1]) as client:
         assert (await client.add()).quantity == 1
+    program.send(signal.SIGTERM)
+    assert await program.ended(20) == 0

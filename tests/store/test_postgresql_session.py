@@ -195,7 +195,7 @@ async def test_a_start_warns_in_one_line_of_what_a_power_failure_can_lose(
     engine: PostgresqlEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        await app.check_database(engine)
+        await app.warn_of_risks(engine)
     expected = "PostgreSQL runs with fsync=off and full_page_writes=off: a power failure can lose acknowledged writes"
     assert [record.getMessage() for record in caplog.records] == [expected]
 
