@@ -68,12 +68,15 @@ class DatabaseClock:
                 seen = find_set_back(last, reading)
             else:
                 seen = find_set_back_since_commit(self._queries.last_commit_time(connection), reading.now)
-            after = count(row, reading.now, seen) if seen else row
-            if after != row:
-                self._queries.write(connection, after)
-                # Another process that starts must not see the same step.
+            counted = count(row, reading.now, seen) if seen else row
+            if counted != row:
+                self._queries.write(connection, counted)
+            moved = self._move_some(connection, counted)
+            if counted != row:
+                # Another process that starts must not see the same step. Last: a batch locks reservations first, too,
+                # and then its commit marker.
                 self._queries.limit_commit_times(connection, reading.now)
-            return Noticed(self._move_some(connection, after), reading, after != row)
+            return Noticed(moved, reading, counted != row)
 
         return await self._transact(work)
 
