@@ -26,6 +26,7 @@ class SimulatedClock:
         self._set_back_time = 0
         self._is_seen = False
         self._written_skew = 0
+        self._applied_at = 0.0
         self._next_slice = SLICES
 
     def now(self) -> int:
@@ -45,6 +46,11 @@ class SimulatedClock:
     def is_ahead(self) -> bool:
         """Whether the database's clock is ahead of the API's."""
         return self.now() > self.api_now() + 2 * TOLERANCE_US
+
+    @property
+    def is_step_applied(self) -> bool:
+        """Whether the last step back was applied five seconds ago, so that no read from before is still under way."""
+        return not self.is_step_open and self._loop.time() - self._applied_at > 5
 
     def set_to(self, skew: int) -> None:
         """Set the database's clock. A step by a second or two need not be noticed."""
@@ -67,6 +73,7 @@ class SimulatedClock:
             self._set_back_time, self._is_seen = row.set_back_time, True
         if self.is_step_open and self._is_seen and not row.is_moving:
             self.is_step_open = False
+            self._applied_at = self._loop.time()
             self.note_write()
         return is_move
 

@@ -242,6 +242,11 @@ class SimulatedEngine:
         return self._database.clock.skew
 
     @property
+    def is_step_applied(self) -> bool:
+        """Whether the last step back of the clock was applied, and no read from before is under way."""
+        return self._database.clock.is_step_applied
+
+    @property
     def is_step_open(self) -> bool:
         """Whether a step back of the clock is not yet applied."""
         return self._database.clock.is_step_open

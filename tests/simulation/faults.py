@@ -51,10 +51,10 @@ async def _inject_one(simulation: "Simulation", kind: str, index: int, rng: Rand
             await asyncio.sleep(duration * rng.choice([1, 1, 1, 20]))
             simulation.network.is_down = False
         case "jump":
-            await _set_clock(simulation, rng)
+            await _jump(simulation, rng)
 
 
-async def _set_clock(simulation: "Simulation", rng: Random) -> None:
+async def _jump(simulation: "Simulation", rng: Random) -> None:
     """Set the database's clock: by hours in either direction, or by less than HOLD_MARGIN.
 
     Callers see a hold end early by HOLD_MARGIN.
@@ -63,4 +63,39 @@ async def _set_clock(simulation: "Simulation", rng: Random) -> None:
         simulation.clock.set_to(int(rng.uniform(-1, 1) * 1_500_000))
         return
     hours = 0.0 if simulation.clock.skew and rng.random() < 0.5 else rng.uniform(0.1, 6) * rng.choice([-1, 1])
-    await simulation.set_clock(int(hours * 3600 * 1_000_000), restarts=rng.random() < 0.3)
+    await set_clock(simulation, int(hours * 3600 * 1_000_000), restarts=rng.random() < 0.3)
+
+
+async def set_clock(simulation: "Simulation", skew: int, *, restarts: bool = False) -> None:
+    """Set the database's clock, once every process has read it since the last time. Or while no process runs.
+
+    A clock that is ahead for a moment, and back before anybody reads it, leaves rows that wait for hours.
+    """
+    for _ in range(300):
+        if _is_time_known(simulation):
+            # Replies that were cached before must not be used afterwards.
+            await simulation.read_everywhere()
+        if _is_time_known(simulation):
+            await _set_clock(simulation, skew, restarts=restarts)
+            await asyncio.sleep(10)
+            await simulation.read_everywhere()
+            return
+        await asyncio.sleep(1)
+    if simulation.clock.is_step_open:
+        simulation.report_violation("nobody noticed that the clock was set back")
+
+
+def _is_time_known(simulation: "Simulation") -> bool:
+    clock = simulation.clock
+    return not clock.is_step_open and all(one.knows_time(clock.now()) for one in simulation.replicas if one.alive)
+
+
+async def _set_clock(simulation: "Simulation", skew: int, *, restarts: bool) -> None:
+    simulation.log_event("clock", skew, restarts)
+    for replica in simulation.replicas if restarts else ():
+        replica.process.kill()
+    simulation.clock.set_to(skew)
+    if restarts:
+        await asyncio.sleep(1)
+        for index in range(len(simulation.replicas)):
+            simulation.replace_replica(index)

@@ -45,7 +45,7 @@ class CheckedReads:
         self._reads._fetch = self._checked  # type: ignore[method-assign]
 
     async def _checked(self, wanted: Sequence[Wanted]) -> dict[Wanted, Found]:
-        is_settled = self._knows_time() and not self._engine.is_step_open
+        is_settled, skew = self._knows_time() and self._engine.is_step_applied, self._engine.skew
         found = await self._fetch(wanted)
         for (key, validator), cart in found.items():
             if isinstance(cart, CartJson):
@@ -59,7 +59,7 @@ class CheckedReads:
                 # No transaction comes in between: the answer above was read in this instant.
                 current = self._read(key)
                 if known := self._replies.get((key, validator)):
-                    was_set_back = known.skew - self._engine.skew > 60_000_000
+                    was_set_back = known.skew - skew > 60_000_000
                     assert not (was_set_back and is_settled), f"{key}: this was read before the clock was set back"
                     self._compare(known, current)
                 elif not self._engine.is_set_back:

@@ -265,28 +265,13 @@ class Simulation:
             self.replace_replica(index)
         if self.clock.is_ahead:
             # While the database's clock is ahead, the API seems to grant holds that have ended already.
-            await self.set_clock(0)
+            await faults.set_clock(self, 0)
 
-    async def set_clock(self, skew: int, *, restarts: bool = False) -> None:
-        """Set the database's clock, once every process has read it since the last time. Or while no process runs.
-
-        A clock that is ahead for a moment, and back before anybody reads it, leaves rows that wait for hours.
-        """
-        for _ in range(300):
-            replicas = [replica for replica in self.replicas if replica.alive]
-            if not self.clock.is_step_open and all(one.knows_time(self.clock.now()) for one in replicas):
-                self.log_event("clock", skew, restarts)
-                for replica in replicas if restarts else ():
-                    replica.process.kill()
-                self.clock.set_to(skew)
-                if restarts:
-                    await asyncio.sleep(1)
-                    for index in range(len(self.replicas)):
-                        self.replace_replica(index)
-                return
-            await asyncio.sleep(1)
-        if self.clock.is_step_open:
-            self.report_violation("nobody noticed that the clock was set back")
+    async def read_everywhere(self) -> None:
+        """Read every cart at every replica."""
+        for replica in self.replicas:
+            for cart in self.plan.carts:
+                await self._read(replica, cart)
 
     async def resolve(self) -> None:
         """Repeat every operation with an unknown outcome until its outcome is known."""
