@@ -318,8 +318,9 @@ async def raise_revisions(engine: Engine) -> int:
 
 def _unusable(engine: Engine, error: BaseException) -> StartupError:
     log.debug("the database cannot be used", exc_info=error)
-    # A SQLite file is not away: whatever is wrong with it stays wrong.
-    kind = NotYet if engine.is_shared and may_pass(error) else StartupError
+    # A SQLite file is not away: whatever is wrong with it stays wrong. But a busy machine may answer late.
+    is_late = isinstance(error.__cause__, TimeoutError)
+    kind = NotYet if is_late or (engine.is_shared and may_pass(error)) else StartupError
     return kind(_unusable_text(engine.name, error))
 
 
