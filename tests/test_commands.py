@@ -1,4 +1,4 @@
-"""The commands and what they do not control: terminals, signals, closed pipes, proxies, hostile servers."""
+"""The commands and their surroundings: terminals, signals, closed pipes, proxies, hostile servers."""
 
 import asyncio
 import io

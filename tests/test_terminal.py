@@ -27,7 +27,7 @@ from cart_grpc.terminal import escape, to_table
 )
 def test_invisible_characters_are_escaped_and_others_are_not(text: str, shown: str) -> None:
     assert escape(text) == shown
-    # What is escaped has nothing left to escape.
+    # Escaped text has nothing left to escape.
     assert escape(shown) == shown
 
 

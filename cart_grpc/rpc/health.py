@@ -29,7 +29,7 @@ class ServiceNotFound(NotFound):
 class Health(health_pb2_grpc.HealthServicer):
     """The health of `services`, which is NOT_SERVING at first.
 
-    A watcher gets the current status, not each change: a slow one misses what was over before it read.
+    A watcher gets the current status, not each change. A slow watcher misses statuses that ended before it read.
     """
 
     def __init__(self, *services: str) -> None:

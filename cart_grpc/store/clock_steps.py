@@ -1,12 +1,12 @@
 """Steps of the database's clock: the rules by which a step back is noticed, as pure functions.
 
-The database's clock decides what is due and what has expired. It may be set back by hours: an operator corrects it, or
-another server takes over. Without a remedy, what waits would wait for these hours, and a hold that has ended would be
-shown as held. Therefore every process compares the database's time with its own monotonic clock, and, when it starts,
+A row is due, and a hold has expired, by the database's clock. It may be set back by hours: an operator corrects it, or
+another server takes over. Without a remedy, rows would wait for these hours, and callers would see an ended hold as
+held. Therefore every process compares the database's time with its own monotonic clock, and, when it starts,
 with the time of the last commit. After a step back, the stored times are moved back with the clock, a few slices per
 transaction: see `database_clock`.
 
-After a step forward, what waits is due early, and holds that seem to have expired are asked for again. Their times must
+After a step forward, waiting rows are due early, and holds that seem to have expired are asked for again. Their times must
 not move: a machine that was suspended looks the same, and its holds really have expired. But an attempt of the `basic`
 contract may still take effect, so it is given its longest time again.
 """

@@ -30,7 +30,7 @@ _GENERATION: Final = "generation"
 
 
 class Shortage:
-    """What the pools of one process want together, and whether the log already says that they have less."""
+    """The connections that the pools of one process want together, and whether the log already names a shortage."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
@@ -244,7 +244,7 @@ class ConnectionPool:
     async def _discard(self, connection: AsyncConnection) -> None:
         self._open -= 1
         if not self._open:
-            # The database was away, so nothing is known about what it grants.
+            # The database was away, so it may grant another number now.
             self._most = self.size
         await connection.invalidate()
         await connection.close()

@@ -68,7 +68,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class ConnectArguments:
-    """What a URL says. `hosts` are (host, port); None is the driver's default.
+    """The contents of a URL. `hosts` are (host, port); None is the driver's default.
 
     `name` is the URL without parameters, `shown` with them; neither has a password. `timeout`: seconds for one host.
     `settings`: session settings by name. `socket_options`: by the names of the socket module; 0 is the system's value.

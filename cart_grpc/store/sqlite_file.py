@@ -61,7 +61,7 @@ class SqliteFile:
             self._locks = locks.pop_all()
 
     def check(self) -> None:
-        """Raise OSError if the file was moved, removed or replaced: what is written now would be lost."""
+        """Raise OSError if the file was moved, removed or replaced: further writes would be lost."""
         if not self._file.is_in_place:
             reason = "it was moved, removed or replaced while the server used it; restart the server"
             raise OSError(errno.ESTALE, reason, str(self.path))

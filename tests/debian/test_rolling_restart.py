@@ -53,7 +53,7 @@ def balancing(folder: Path, servers: list[str]) -> Iterator[tuple[str, Path]]:
 
 
 async def states(socket: Path) -> list[str]:
-    """What HAProxy thinks of each server: UP or DOWN."""
+    """HAProxy's view of each server: UP or DOWN."""
     try:
         reader, writer = await asyncio.open_unix_connection(socket)
     except OSError:

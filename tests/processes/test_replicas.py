@@ -74,7 +74,7 @@ async def test_a_second_process_on_a_sqlite_file_names_the_file_and_exits_while_
         second = programs.start("serve", **settings)
         assert await second.ended(20) == 2
         (line,) = second.errors.splitlines()
-        assert line.startswith(f"cart-grpc: {file} is in use")
+        assert line.startswith(f"cart-grpc: CART_DATABASE_URL: {file} cannot be used: it is in use by another process")
         assert (await client.get()).items[0].name == item.name
         assert (await client.add()).quantity == 2
     assert first.is_running

@@ -1,4 +1,4 @@
-"""The running totals of carts and users equal the sums over their rows, whoever changed them."""
+"""The running totals of carts and users equal the sums over their rows after every kind of change."""
 
 import asyncio
 from dataclasses import replace

@@ -186,7 +186,7 @@ async def count(engine: Engine, table: Any) -> int:
 
 
 def readable(found: Sequence[ReservationSnapshot | UnreadableReservation]) -> list[ReservationSnapshot]:
-    """Return what was found. All of it must be readable."""
+    """Return the found reservations. All of them must be readable."""
     snapshots = [each for each in found if isinstance(each, ReservationSnapshot)]
     assert len(snapshots) == len(found)
     return snapshots

@@ -123,7 +123,7 @@ class Reads:
     async def list_carts(self, page: Page) -> list[CartSummary]:
         """Return one page of a user's carts, and the first cart of the next page if any. Raises DatabaseUnavailable.
 
-        Carts are read in parts, so that a page of carts with long labels does not read ten times what it shows.
+        Carts are read in parts. Otherwise a page of carts with long labels would read ten times as much as it shows.
         """
         found: list[CartSummary] = []
         room = page.max_bytes
