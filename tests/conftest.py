@@ -33,7 +33,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 def pytest_configure() -> None:
-    """Let programs that the tests start get SIGINT: a shell makes its background jobs, and their children, ignore it."""
+    """Let programs that the tests start get SIGINT. A shell makes its background jobs and their children ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -27,7 +27,7 @@ CALL_BYTES: Final = 27 * 1024
 class Unread:
     """Counts the bytes of unread replies, and limits the share of each connection.
 
-    A connection may have a quarter of the bytes that are left of MAX_BYTES. So a few connections cannot use all of them.
+    A connection may have a quarter of the bytes left of MAX_BYTES. So a few connections cannot use all of them.
     """
 
     def __init__(self) -> None:

@@ -6,9 +6,9 @@ held. Therefore every process compares the database's time with its own monotoni
 with the time of the last commit. After a step back, the stored times are moved back with the clock, a few slices per
 transaction: see `database_clock`.
 
-After a step forward, waiting rows are due early, and holds that seem to have expired are asked for again. Their times must
-not move: a machine that was suspended looks the same, and its holds really have expired. But an attempt of the `basic`
-contract may still take effect, so it is given its longest time again.
+After a step forward, waiting rows are due early, and holds that seem to have expired are asked for again. Their times
+must not move: a machine that was suspended looks the same, and its holds really have expired. But an attempt of the
+`basic` contract may still take effect, so it is given its longest time again.
 """
 
 from typing import Final, NamedTuple
