@@ -17,10 +17,10 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from cart_grpc import app
-from cart_grpc.app import StartupError
+from cart_grpc import app, database_setup
 from cart_grpc.arguments import duration
 from cart_grpc.channels import open_channel
+from cart_grpc.database_setup import StartupError
 from cart_grpc.settings import Settings, check_address
 from cart_grpc.terminal import complain, escape, say, to_table
 
@@ -108,7 +108,7 @@ def _run(settings: Settings, arguments: argparse.Namespace) -> int:
 def _after_restore(settings: Settings, _: argparse.Namespace) -> int:
     async def work() -> int:
         async with app.open_engine(settings) as engine:
-            return await app.raise_revisions(engine)
+            return await database_setup.raise_revisions(engine)
 
     say(f"{asyncio.run(work())} unfinished reservations will be sent again to the Reservation API")
     return 0

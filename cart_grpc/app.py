@@ -13,22 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import uuid_utils
-from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from cart_grpc import parts
+from cart_grpc import database_setup, parts
 from cart_grpc.admin import OperatorActions
 from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.background.readiness import ReadinessWatcher
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.background.sweeper import Sweeper
+from cart_grpc.database_setup import NotYet, StartupError, show_unusable, unusable
 from cart_grpc.reservation_api import transports
 from cart_grpc.rpc.server import Server, admin_server, cart_server
 from cart_grpc.settings import Settings, variable_of
-from cart_grpc.store import migrate, restore, surroundings
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.failure_log import FailureLog
-from cart_grpc.store.failures import may_pass, show_cause
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_us
 
@@ -38,14 +36,6 @@ MAX_RECONCILER_GRACE_SECONDS = 1.0
 # The pauses between attempts to open a database that is away double from the first value to the last.
 FIRST_RETRY_SECONDS = 0.1
 MAX_RETRY_SECONDS = 2.0
-
-
-class StartupError(Exception):
-    """The program cannot start. The text is one line: the cause and, if there is one, the remedy."""
-
-
-class NotYet(StartupError):
-    """The program cannot start yet: its database is away, or not migrated."""
 
 
 def new_id() -> str:
@@ -200,17 +190,17 @@ async def open_store(
     With `clock_watcher`, the stored times are moved if the database's clock was set back before.
     """
     if settings.is_embedded:
-        await migrate_database(engine)
-    await check_database(engine)
+        await database_setup.upgrade(engine)
+    await database_setup.check(engine)
     try:
         await store.start()
         await store.ping()
         if clock_watcher:
             await clock_watcher.run_once()
         # Last, so that it is logged once, however often the process has to try.
-        await warn_of_risks(engine)
+        await database_setup.warn_of_risks(engine)
     except Exception as error:
-        raise _unusable(engine, error) from error
+        raise unusable(engine, error) from error
 
 
 @asynccontextmanager
@@ -264,66 +254,8 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     except OSError as error:
         raise StartupError(f"CART_DATABASE_URL: {error.filename} cannot be used: {error.strerror}") from None
     except (TypeError, ValueError, SQLAlchemyError) as error:
-        raise StartupError(_unusable_text(settings.shown()["CART_DATABASE_URL"], error)) from error
+        raise StartupError(show_unusable(settings.shown()["CART_DATABASE_URL"], error)) from error
     try:
         yield engine
     finally:
         await engine.close()
-
-
-async def migrate_database(engine: Engine) -> tuple[str | None, str]:
-    """Migrate the database to the schema of this release. Returns the revisions before and after.
-
-    Raises StartupError.
-    """
-    try:
-        return await engine.transact(migrate.upgrade)
-    except Exception as error:
-        raise _unusable(engine, error) from error
-
-
-async def check_database(engine: Engine) -> None:
-    """Raise StartupError if the database does not answer, or cannot be used as it is; NotYet if waiting may help."""
-
-    def check(connection: Connection) -> None:
-        surroundings.check_encoding(connection)
-        migrate.check_revision(connection)
-
-    try:
-        await engine.transact(check)
-    except Exception as error:
-        raise _unusable(engine, error) from error
-
-
-async def warn_of_risks(engine: Engine) -> None:
-    """Log in one line the settings because of which a power failure can lose acknowledged writes."""
-    if risks := await engine.transact(surroundings.find_risks):
-        log.warning("PostgreSQL runs with %s: a power failure can lose acknowledged writes", " and ".join(risks))
-
-
-async def raise_revisions(engine: Engine) -> int:
-    """Raise the revision of every unfinished reservation above any that was ever sent. For a restored database.
-
-    Returns the number of reservations. Raises StartupError if the database is in use, does not answer or has another
-    schema.
-    """
-    await check_database(engine)
-    try:
-        return await engine.transact(restore.raise_revisions)
-    except restore.InUse as error:
-        raise StartupError(f"CART_DATABASE_URL: the database {engine.name} {error}") from None
-    except Exception as error:
-        raise _unusable(engine, error) from error
-
-
-def _unusable(engine: Engine, error: BaseException) -> StartupError:
-    log.debug("the database cannot be used", exc_info=error)
-    # A SQLite file is not away: whatever is wrong with it stays wrong. But a busy machine may answer late.
-    is_late = isinstance(error.__cause__, TimeoutError)
-    kind = NotYet if is_late or (engine.is_shared and may_pass(error)) else StartupError
-    return kind(_unusable_text(engine.name, error))
-
-
-def _unusable_text(database: str, error: BaseException) -> str:
-    """Return the line that names the database, without its password, and quotes the driver's first line."""
-    return f"CART_DATABASE_URL: the database {database} cannot be used: {show_cause(error)}"

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from cart_grpc import admin_cli, configuration, partner_cli, process, server_cli, terminal
-from cart_grpc.app import StartupError
 from cart_grpc.configuration import SettingsError
+from cart_grpc.database_setup import StartupError
 from cart_grpc.probe import options as probe_options
 from cart_grpc.settings import Settings
 from cart_grpc.simulator import options as simulator_options

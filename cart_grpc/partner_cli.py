@@ -9,7 +9,7 @@ from sqlalchemy import make_url
 
 from cart_grpc import app, process
 from cart_grpc import server_cli as server
-from cart_grpc.app import StartupError
+from cart_grpc.database_setup import StartupError
 from cart_grpc.probe import options as probe_options
 from cart_grpc.probe import probe as probing
 from cart_grpc.probe.findings import Unreachable

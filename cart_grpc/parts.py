@@ -47,7 +47,7 @@ def reconciler_config(settings: Settings) -> ReconcilerConfig:
 
 
 def retention(settings: Settings) -> Retention:
-    """Return how long the sweeper keeps what has ended."""
+    """Return the times for which the sweeper keeps ended rows."""
     return Retention(
         replies_us=to_us(settings.reply_retention),
         reservations_us=to_us(settings.reservation_retention),

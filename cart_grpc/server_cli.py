@@ -8,9 +8,9 @@ import sys
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cart_grpc import app, process, workers
-from cart_grpc.app import StartupError
+from cart_grpc import app, database_setup, process, workers
 from cart_grpc.channels import open_channel
+from cart_grpc.database_setup import StartupError
 from cart_grpc.settings import Settings, check_address, variable_of
 from cart_grpc.terminal import complain, say
 
@@ -46,7 +46,7 @@ def migrate(settings: Settings, _: argparse.Namespace) -> int:
 
     async def work() -> None:
         async with app.open_engine(settings) as engine:
-            before, after = await app.migrate_database(engine)
+            before, after = await database_setup.upgrade(engine)
         change = "is at schema" if before == after else f"was at schema {before or '(none)'} and is now at"
         say(f"the database {change} {after}")
 

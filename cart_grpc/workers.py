@@ -20,7 +20,8 @@ from multiprocessing.context import SpawnProcess
 from typing import Final
 
 from cart_grpc import app, process
-from cart_grpc.app import Ports, StartupError
+from cart_grpc.app import Ports
+from cart_grpc.database_setup import StartupError
 from cart_grpc.settings import Settings
 
 log = logging.getLogger(__name__)

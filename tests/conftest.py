@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from cart_grpc import app
+from cart_grpc import app, database_setup
 from cart_grpc.settings import Settings
 from tests.postgres import PostgresServer, running_postgres
 
@@ -62,7 +62,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 async def _migrate(url: str) -> None:
     async with app.open_engine(Settings(database_url=url)) as engine:
-        await app.migrate_database(engine)
+        await database_setup.upgrade(engine)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

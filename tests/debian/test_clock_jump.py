@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cartgrpc.v1 import cart_pb2
 
-from cart_grpc import app
+from cart_grpc import app, database_setup
 from cart_grpc.settings import Settings
 from tests.postgres import running_postgres, shared_temporary_folder
 from tests.processes.harness import LISTENS, Program, Programs, Simulated, connected, running_programs
@@ -112,7 +112,7 @@ async def setting(
     if backend == "postgresql":
         url = request.getfixturevalue("faked_postgres")()
         async with app.open_engine(Settings(database_url=url)) as engine:
-            await app.migrate_database(engine)
+            await database_setup.upgrade(engine)
     with running_programs(tmp_path) as programs:
         setting = Setting(programs, clock, url, variables)
         setting.simulated = await programs.simulate()

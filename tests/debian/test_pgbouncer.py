@@ -10,7 +10,8 @@ import pytest
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from pydantic import SecretStr
 
-from cart_grpc import app
+from cart_grpc import app, database_setup
+from cart_grpc.database_setup import StartupError
 from cart_grpc.settings import Settings
 from cart_grpc.store.engine import connect
 from cart_grpc.store.postgresql_session import SETTINGS
@@ -111,10 +112,10 @@ async def test_a_pooler_of_anything_but_sessions_is_refused_at_start(
         if mode == "transaction":
             await open_sessions(pooler.address, database)
         engine = connect(url_of(pooler.address, database), app.clock)
-        with pytest.raises(app.StartupError, match="set pool_mode=session") as failed:
-            await app.check_database(engine)
+        with pytest.raises(StartupError, match="set pool_mode=session") as failed:
+            await database_setup.check(engine)
         # Waiting does not help.
-        assert type(failed.value) is app.StartupError
+        assert type(failed.value) is StartupError
         assert "\n" not in str(failed.value)
         await engine.close()
 
@@ -138,14 +139,14 @@ async def test_a_pool_that_is_too_small_to_start_is_an_error_and_no_hang(
 ) -> None:
     with running_pgbouncer(postgres, pool_mode="session", default_pool_size="2") as pooler:
         engine = connect(url_of(pooler.address, database), app.clock)
-        await app.check_database(engine)
+        await database_setup.check(engine)
         with pytest.raises(ConnectionError, match="a connection pooler has no server connection free for 5 s"):
             await open_readers(engine)
         await engine.close()
     with running_pgbouncer(postgres, pool_mode="session", default_pool_size="1") as pooler:
         engine = connect(url_of(pooler.address, database), app.clock)
-        with pytest.raises(app.StartupError, match="a connection pooler has no second server connection free"):
-            await app.check_database(engine)
+        with pytest.raises(StartupError, match="a connection pooler has no second server connection free"):
+            await database_setup.check(engine)
         await engine.close()
 
 

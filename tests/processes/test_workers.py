@@ -12,7 +12,7 @@ import psutil
 import pytest
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
 
-from cart_grpc.app import StartupError
+from cart_grpc.database_setup import StartupError
 from cart_grpc.workers import _reserve
 from tests.postgres import PostgresServer
 from tests.processes.harness import LISTENS, Program, Programs, connected

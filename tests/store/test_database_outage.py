@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 from sqlalchemy import Connection, make_url
 
-from cart_grpc import app
+from cart_grpc import app, database_setup
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown
 from cart_grpc.store import batch_writer, migrate
 from cart_grpc.store.engine import connect
@@ -133,7 +133,7 @@ async def test_acknowledged_changes_survive_a_crash_although_the_database_does_n
         "SELECT pg_reload_conf()",
     )
     engine = connect(url, app.clock)
-    await app.migrate_database(engine)
+    await database_setup.upgrade(engine)
     store = Store(engine, app.new_id, queue_size=1000)
     await store.start()
     for _ in range(5):

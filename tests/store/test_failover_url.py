@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, closing
 
 import pytest
 
-from cart_grpc import app
+from cart_grpc import app, database_setup
 from cart_grpc.settings import Settings
 from cart_grpc.store.database_connection import Connector, NoPrimary
 from cart_grpc.store.database_url import parse
@@ -28,7 +28,7 @@ def pair() -> Iterator[Pair]:
 async def database(pair: Pair) -> str:
     """A migrated database; the standby has it, too."""
     async with app.open_engine(Settings(database_url=pair.primary.create_database("cart"))) as engine:
-        await app.migrate_database(engine)
+        await database_setup.upgrade(engine)
     await pair.catch_up()
     return "cart"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, make_url
 
-from cart_grpc import app
+from cart_grpc import app, database_setup
+from cart_grpc.database_setup import StartupError
 from cart_grpc.store import migrate
 from cart_grpc.store.engine import connect
 from tests.postgres import SUPERUSER, PostgresServer
@@ -25,8 +26,8 @@ async def test_the_tables_of_another_program_with_alembic_do_not_count(empty_url
     async with opened(empty_url) as engine:
         await engine.transact(run("CREATE TABLE alembic_version (version_num text)"))
         await engine.transact(run("INSERT INTO alembic_version VALUES ('1975ea83b712')"))
-        assert await app.migrate_database(engine) == (None, migrate.latest_revision())
-        await app.check_database(engine)
+        assert await database_setup.upgrade(engine) == (None, migrate.latest_revision())
+        await database_setup.check(engine)
 
 
 @pytest.mark.parametrize("revision", ["1975ea83b712", "0000", "", "99999"])
@@ -34,8 +35,8 @@ async def test_a_revision_that_is_not_ours_is_an_error(empty_url: str, revision:
     await migrated(empty_url)
     async with opened(empty_url) as engine:
         await engine.transact(run("UPDATE cart_grpc_version SET version_num = '?'".replace("?", revision)))
-        for start in (app.migrate_database, app.check_database):
-            with pytest.raises(app.StartupError, match=f"contains {revision or 'no revision'}, which is not a rev"):
+        for start in (database_setup.upgrade, database_setup.check):
+            with pytest.raises(StartupError, match=f"contains {revision or 'no revision'}, which is not a rev"):
                 await start(engine)
 
 
@@ -44,8 +45,8 @@ async def test_tables_that_are_missing_are_named_at_start(empty_url: str) -> Non
     async with opened(empty_url) as engine:
         await engine.transact(run("DROP TABLE pauses"))
         await engine.transact(run("DROP TABLE commit_markers"))
-        for start in (app.migrate_database, app.check_database, app.raise_revisions):
-            with pytest.raises(app.StartupError, match="it lacks the tables commit_markers, pauses; restore a backup"):
+        for start in (database_setup.upgrade, database_setup.check, database_setup.raise_revisions):
+            with pytest.raises(StartupError, match="it lacks the tables commit_markers, pauses; restore a backup"):
                 await start(engine)
 
 
@@ -53,8 +54,8 @@ async def test_a_table_of_another_program_with_the_name_of_ours_is_an_error(empt
     async with opened(empty_url) as engine:
         await engine.transact(run("CREATE TABLE users (name text)"))
         before = await engine.transact(read_catalogue)
-        with pytest.raises(app.StartupError, match="another program has made the table users in it"):
-            await app.migrate_database(engine)
+        with pytest.raises(StartupError, match="another program has made the table users in it"):
+            await database_setup.upgrade(engine)
         assert await engine.transact(read_catalogue) == before
 
 
@@ -63,8 +64,8 @@ async def test_a_sqlite_file_in_another_encoding_is_refused(tmp_path: Path) -> N
         connection.execute("PRAGMA encoding = 'UTF-16le'")
         connection.execute("CREATE TABLE others (name text)")
     async with opened(f"sqlite:///{tmp_path}/cart.db") as engine:
-        with pytest.raises(app.StartupError, match="its encoding is UTF-16le; create a database with the enc"):
-            await app.migrate_database(engine)
+        with pytest.raises(StartupError, match="its encoding is UTF-16le; create a database with the enc"):
+            await database_setup.upgrade(engine)
 
 
 def run(statement: str) -> Callable[[Connection], object]:
@@ -81,7 +82,7 @@ async def test_a_postgresql_database_that_cannot_store_every_text_is_refused(
     address = ("--host", str(postgres.directory), "--username", SUPERUSER)
     postgres._run("createdb", *address, *options, name)
     engine = connect(make_url(postgres.url).set(database=name).render_as_string(), app.clock)
-    for start in (app.migrate_database, app.check_database):
-        with pytest.raises(app.StartupError, match=f"its encoding is {encoding}; create a database with the encoding"):
+    for start in (database_setup.upgrade, database_setup.check):
+        with pytest.raises(StartupError, match=f"its encoding is {encoding}; create a database with the encoding"):
             await start(engine)
     await engine.close()

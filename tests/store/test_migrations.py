@@ -11,7 +11,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from cart_grpc import app
+from cart_grpc import app, database_setup
+from cart_grpc.database_setup import StartupError
 from cart_grpc.names import user_key
 from cart_grpc.settings import Settings
 from cart_grpc.store import migrate, schema
@@ -78,7 +79,7 @@ async def opened(url: str) -> AsyncIterator[Engine]:
 
 async def migrated(url: str) -> tuple[str | None, str]:
     async with opened(url) as engine:
-        return await app.migrate_database(engine)
+        return await database_setup.upgrade(engine)
 
 
 async def catalogue_of(url: str) -> Catalogue:
@@ -128,7 +129,7 @@ async def test_a_migration_returns_the_revisions_before_and_after(empty_url: str
     assert await migrated(empty_url) == (None, migrate.latest_revision())
     async with opened(empty_url) as engine:
         assert await engine.transact(migrate.current_revision) == migrate.latest_revision()
-        await app.check_database(engine)
+        await database_setup.check(engine)
 
 
 def test_the_revisions_known_without_alembic_are_those_of_alembic() -> None:
@@ -143,7 +144,7 @@ async def test_a_second_migration_changes_nothing(empty_url: str) -> None:
     before = await catalogue_of(empty_url)
     async with opened(empty_url) as engine:
         await engine.transact(insert_a_cart)
-        assert await app.migrate_database(engine) == (latest, latest)
+        assert await database_setup.upgrade(engine) == (latest, latest)
         assert await engine.transact(read_catalogue) == before
         assert await engine.transact(count_carts) == 1
 
@@ -177,15 +178,15 @@ async def test_a_database_of_a_newer_release_is_not_migrated_and_can_be_used(emp
         await engine.transact(
             lambda connection: connection.execute(text("UPDATE cart_grpc_version SET version_num = '9999'"))
         )
-        assert await app.migrate_database(engine) == ("9999", "9999")
+        assert await database_setup.upgrade(engine) == ("9999", "9999")
         assert await engine.transact(read_catalogue) == before
-        await app.check_database(engine)
+        await database_setup.check(engine)
 
 
 async def test_a_start_on_an_unmigrated_database_fails_and_names_the_migrate_command(empty_url: str) -> None:
     async with opened(empty_url) as engine:
-        with pytest.raises(app.StartupError, match=r"is at schema \(none\); run `cart-grpc migrate` first"):
-            await app.check_database(engine)
+        with pytest.raises(StartupError, match=r"is at schema \(none\); run `cart-grpc migrate` first"):
+            await database_setup.check(engine)
 
 
 def insert_a_cart(connection: Connection) -> None:

@@ -10,8 +10,9 @@ import asyncpg
 import pytest
 from sqlalchemy import Connection, make_url
 
-from cart_grpc import app
+from cart_grpc import app, database_setup
 from cart_grpc.carts.refusals import DatabaseUnavailable
+from cart_grpc.database_setup import StartupError
 from cart_grpc.store import migrate
 from cart_grpc.store.engine import connect
 from cart_grpc.store.postgresql import PostgresqlEngine
@@ -121,10 +122,10 @@ async def test_a_start_fails_if_the_role_may_not_set_what_a_promise_depends_on(
     role, url = await as_plain_role(database_url)
     await administer(database_url, f"ALTER ROLE {role} SET {name} = {value}")
     engine = connect(url, app.clock)
-    with pytest.raises(app.StartupError, match=f'a session cannot set what it needs: .*"{name}"') as failed:
-        await app.check_database(engine)
+    with pytest.raises(StartupError, match=f'a session cannot set what it needs: .*"{name}"') as failed:
+        await database_setup.check(engine)
     # Waiting does not help.
-    assert type(failed.value) is app.StartupError
+    assert type(failed.value) is StartupError
     assert "\n" not in str(failed.value)
     await engine.close()
 
@@ -133,7 +134,7 @@ async def test_a_database_that_an_operator_made_read_only_stays_so(database_url:
     database = make_url(database_url).database
     await administer(database_url, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
     engine = connect(database_url, app.clock)
-    await app.check_database(engine)
+    await database_setup.check(engine)
     await open_readers(engine)
     store = Store(engine, app.new_id, queue_size=1000)
     with pytest.raises(DatabaseUnavailable):
@@ -151,9 +152,9 @@ async def test_the_schema_that_the_search_path_names_is_used_and_kept(database_u
     else:
         url += "&options=-csearch_path%3Dshop"
     engine = connect(url, app.clock)
-    assert await app.migrate_database(engine) == (None, migrate.latest_revision())
+    assert await database_setup.upgrade(engine) == (None, migrate.latest_revision())
     await administer(database_url, f"ALTER ROLE {role} SET search_path = public")
-    await app.check_database(engine)
+    await database_setup.check(engine)
     # The readers' sessions are opened after the change.
     for run in (engine.transact, engine.read, engine.query):
         assert await run(show("search_path")) == {"search_path": "shop, pg_temp"}
@@ -164,8 +165,8 @@ async def test_a_search_path_without_a_schema_is_refused(database_url: str) -> N
     role, url = await as_plain_role(database_url)
     await administer(database_url, f"ALTER ROLE {role} SET search_path = nowhere")
     engine = connect(url, app.clock)
-    with pytest.raises(app.StartupError, match="search_path names no schema"):
-        await app.migrate_database(engine)
+    with pytest.raises(StartupError, match="search_path names no schema"):
+        await database_setup.upgrade(engine)
     await engine.close()
 
 
@@ -195,7 +196,7 @@ async def test_a_start_warns_in_one_line_of_what_a_power_failure_can_lose(
     engine: PostgresqlEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        await app.warn_of_risks(engine)
+        await database_setup.warn_of_risks(engine)
     expected = "PostgreSQL runs with fsync=off and full_page_writes=off: a power failure can lose acknowledged writes"
     assert [record.getMessage() for record in caplog.records] == [expected]
 

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from sqlalchemy import make_url
 
-from cart_grpc import app
+from cart_grpc import app, database_setup
 from cart_grpc.app import running_store
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.files import LockedFile
@@ -145,7 +145,7 @@ def test_what_cannot_be_a_database_file_is_refused(path: str, why: str, tmp_path
 async def test_all_files_of_a_new_database_are_private(tmp_path: Path) -> None:
     with umask(0o022):
         engine = connect(f"sqlite:///{tmp_path}/cart.db", app.clock)
-        await app.migrate_database(engine)
+        await database_setup.upgrade(engine)
         modes = modes_in(tmp_path)
         await engine.close()
     assert modes == dict.fromkeys(("cart.db", "cart.db-wal", "cart.db-shm", "cart.db.lock"), 0o600)

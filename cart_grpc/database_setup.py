@@ -1,0 +1,78 @@
+"""Makes a database ready for this release, or says in one line why it cannot be used."""
+
+import logging
+
+from sqlalchemy import Connection
+
+from cart_grpc.store import migrate, restore, surroundings
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.failures import may_pass, show_cause
+
+log = logging.getLogger(__name__)
+
+
+class StartupError(Exception):
+    """The program cannot start. The text is one line: the cause and, if there is one, the remedy."""
+
+
+class NotYet(StartupError):
+    """The program cannot start yet: its database is away, or not migrated."""
+
+
+async def upgrade(engine: Engine) -> tuple[str | None, str]:
+    """Migrate the database to the schema of this release. Returns the revisions before and after.
+
+    Raises StartupError.
+    """
+    try:
+        return await engine.transact(migrate.upgrade)
+    except Exception as error:
+        raise unusable(engine, error) from error
+
+
+async def check(engine: Engine) -> None:
+    """Raise StartupError if the database does not answer, or cannot be used as it is; NotYet if waiting may help."""
+
+    def read(connection: Connection) -> None:
+        surroundings.check_encoding(connection)
+        migrate.check_revision(connection)
+
+    try:
+        await engine.transact(read)
+    except Exception as error:
+        raise unusable(engine, error) from error
+
+
+async def warn_of_risks(engine: Engine) -> None:
+    """Log in one line the settings because of which a power failure can lose acknowledged writes."""
+    if risks := await engine.transact(surroundings.find_risks):
+        log.warning("PostgreSQL runs with %s: a power failure can lose acknowledged writes", " and ".join(risks))
+
+
+async def raise_revisions(engine: Engine) -> int:
+    """Raise the revision of every unfinished reservation above any that was ever sent. For a restored database.
+
+    Returns the number of reservations. Raises StartupError if the database is in use, does not answer or has another
+    schema.
+    """
+    await check(engine)
+    try:
+        return await engine.transact(restore.raise_revisions)
+    except restore.InUse as error:
+        raise StartupError(f"CART_DATABASE_URL: the database {engine.name} {error}") from None
+    except Exception as error:
+        raise unusable(engine, error) from error
+
+
+def unusable(engine: Engine, error: BaseException) -> StartupError:
+    """Return the error for a database that cannot be used; NotYet if waiting may help."""
+    log.debug("the database cannot be used", exc_info=error)
+    # A SQLite file is not away: whatever is wrong with it stays wrong. But a busy machine may answer late.
+    is_late = isinstance(error.__cause__, TimeoutError)
+    kind = NotYet if is_late or (engine.is_shared and may_pass(error)) else StartupError
+    return kind(show_unusable(engine.name, error))
+
+
+def show_unusable(database: str, error: BaseException) -> str:
+    """Return the line that names the database, without its password, and quotes the driver's first line."""
+    return f"CART_DATABASE_URL: the database {database} cannot be used: {show_cause(error)}"
