@@ -35,6 +35,10 @@ def test_a_seed_gives_the_same_run_in_every_process() -> None:
 
 def test_the_seeds_meet_every_kind_of_fault_and_refusal() -> None:
     """A fault that never happens proves nothing."""
-    met: set[object] = {part for seed in range(40) for event in run(seed).trace for part in event[1:4]}
-    assert met >= {"kill", "stop", "pause", "cut api", "cut database", "api down", "jump", "repeat", "unheard"}
-    assert met >= {"EtagMismatch", "ItemNotFound", "CartClosed", "DatabaseUnavailable"}
+    missing: set[object] = {"kill", "stop", "pause", "cut api", "cut database", "api down", "jump", "repeat", "unheard"}
+    missing |= {"EtagMismatch", "ItemNotFound", "CartClosed", "DatabaseUnavailable"}
+    for seed in range(SEEDS):
+        missing -= {part for event in run(seed).trace for part in event[1:4]}
+        if not missing:
+            break
+    assert not missing
