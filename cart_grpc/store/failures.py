@@ -94,7 +94,9 @@ def find_refusal(error: BaseException) -> DatabaseUnavailable | None:
         return DatabaseDamaged()
     if state in _TRANSIENT or state.startswith(_UNAVAILABLE_CLASSES) or getattr(error, "connection_invalidated", False):
         return DatabaseUnavailable()
-    if not state and isinstance(error, OperationalError | InterfaceError | _ASYNCPG_BROKEN):
+    # SQLAlchemy has no class of its own for some errors of the driver, but names the driver's error as the cause.
+    causes = (error, getattr(origin, "__cause__", None))
+    if not state and any(isinstance(cause, OperationalError | InterfaceError | _ASYNCPG_BROKEN) for cause in causes):
         return DatabaseUnavailable()
     return None
 

@@ -5,6 +5,7 @@ import sqlite3
 import asyncpg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import InternalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseFull, DatabaseUnavailable
@@ -46,6 +47,15 @@ def test_each_driver_error_has_its_refusal(error: Exception, refusal: type[Datab
     assert type(find_refusal(error)) is refusal
     with pytest.raises(refusal), translate_failures():
         raise error
+
+
+def test_a_connection_that_broke_while_it_was_opened_has_a_refusal() -> None:
+    """SQLAlchemy translates the driver's error into an InternalError, which alone means a bug."""
+    error = InternalError("", None, translated := Exception("cannot switch to state 11"))
+    translated.__cause__ = asyncpg.InternalClientError("cannot switch to state 11")
+    assert type(find_refusal(error)) is DatabaseUnavailable
+    translated.__cause__ = None
+    assert find_refusal(error) is None
 
 
 @pytest.mark.parametrize(
