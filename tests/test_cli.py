@@ -94,6 +94,7 @@ def stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(server_cli, "say", say)
     monkeypatch.setattr(process, "stop_signal", stop_signal)
+    monkeypatch.setenv("CART_LAME_DUCK", "0")
 
 
 COMMANDS = ("serve", "reconcile", "migrate", "simulate", "probe", "dev", "config", "health")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.simulation.seeds import run
 
-SEEDS = int(os.environ.get("SIMULATION_SEEDS", "200"))
+SEEDS = int(os.environ.get("SIMULATION_SEEDS", "125"))
 BLOCK = 25
 
 
