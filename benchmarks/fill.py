@@ -128,6 +128,7 @@ _RESERVATION = {
     "seal_reason": "''",
     "waiting": "false",
     "last_error": "''",
+    "set_aside_reason": "''",
 }
 
 
