@@ -44,6 +44,9 @@ class GroupedReads:
         self._queue_size = queue_size
         self._queue: deque[_QueuedRead] = deque()
         self._task: asyncio.Task[None] | None = None
+        # Remembered when the queue is empty for a moment. gRPC accepts calls one by one, and a read may end before the
+        # next call is accepted: without this, each of 64 callers got a statement of its own.
+        self._last_size = 0
         self.failures = FailureLog("reads of carts fail", "reads of carts work again")
 
     async def find(self, key: CartKey, validator: CacheValidator | None = None) -> Found:
@@ -77,12 +80,11 @@ class GroupedReads:
 
     async def _run(self) -> None:
         try:
-            size = 0
             while self._queue:
-                if size + len(self._queue) >= _LINGER_FROM:
+                if self._last_size + len(self._queue) >= _LINGER_FROM:
                     await asyncio.sleep(_LINGER_SECONDS)
                 batch = self._take()
-                size = len(batch)
+                self._last_size = len(batch)
                 if batch:
                     await self._read(batch)
         finally:
