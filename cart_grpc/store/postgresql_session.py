@@ -237,4 +237,4 @@ async def _set(connection: asyncpg.Connection, wanted: Settings) -> None:
         statement = await connection.prepare(_SET, name="")
         await statement.fetch(list(wanted), list(wanted.values()))
     except _CANNOT_SET as error:
-        raise Unsuitable(f"a session cannot set what it needs: {error}") from error
+        raise Unsuitable(f"a session cannot get a setting that it needs: {error}") from error

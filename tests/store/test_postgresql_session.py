@@ -122,7 +122,7 @@ async def test_a_start_fails_if_the_role_may_not_set_what_a_promise_depends_on(
     role, url = await as_plain_role(database_url)
     await administer(database_url, f"ALTER ROLE {role} SET {name} = {value}")
     engine = connect(url, app.clock)
-    with pytest.raises(StartupError, match=f'a session cannot set what it needs: .*"{name}"') as failed:
+    with pytest.raises(StartupError, match=f'a session cannot get a setting that it needs: .*"{name}"') as failed:
         await database_setup.check(engine)
     # Waiting does not help.
     assert type(failed.value) is StartupError
