@@ -12,7 +12,7 @@ from typing import TypeVar
 from cart_grpc.commands.direct import MAX_SET_ASIDE_REASON, Claim, ClaimKey, ExtendLeases, ReturnClaims, SetAside
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.reservation_api.wire import clean_text
-from cart_grpc.store.failures import is_row_at_fault
+from cart_grpc.store.failures import find_cause, is_row_at_fault
 from cart_grpc.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -62,9 +62,9 @@ def key_of(claimed: Reservation) -> ClaimKey:
 
 async def set_aside(store: Store, row: ClaimKey, error: Exception) -> None:
     """Set `row` aside because of `error`, and tell operators. Raises what the store raises."""
-    origin = getattr(error, "orig", None) or error
+    origin = find_cause(error)
     origin = origin.__cause__ or origin
-    # A database appends the values of the row, which do not belong into a log.
+    # A database appends the values of the row. They do not belong in a log.
     reason = clean_text(f"{type(origin).__name__}: {str(origin).partition(chr(10))[0]}")[:MAX_SET_ASIDE_REASON]
     if await store.set_aside(SetAside(row, reason)):
         log.error(

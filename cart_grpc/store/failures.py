@@ -80,7 +80,7 @@ def find_refusal(error: BaseException) -> DatabaseUnavailable | None:
         return error
     if isinstance(error, OSError | TimeoutError | PoolTimeout | Unsuitable):
         return DatabaseUnavailable()
-    origin = error.orig if isinstance(error, DBAPIError) else error
+    origin = _find_origin(error)
     if isinstance(origin, sqlite3.Error):
         return _find_sqlite_refusal(origin)
     if _is_bad_argument(origin) or _is_bad_argument(getattr(origin, "__cause__", None)):
@@ -115,7 +115,7 @@ def is_row_at_fault(error: BaseException) -> bool:
     """
     if find_refusal(error):
         return False
-    origin = error.orig if isinstance(error, DBAPIError) else error
+    origin = _find_origin(error)
     if isinstance(origin, sqlite3.IntegrityError | sqlite3.DataError):
         return True
     is_ours = isinstance(origin, ArithmeticError | LookupError | TypeError | ValueError)
@@ -149,8 +149,7 @@ def find_cause(error: BaseException) -> BaseException:
     """Return the driver's error behind `error`, or `error` itself."""
     while isinstance(error, CallRefused | CommitFailed) and error.__cause__:
         error = error.__cause__
-    origin = error.orig if isinstance(error, DBAPIError) else None
-    return origin or error
+    return _find_origin(error)
 
 
 def show_cause(error: BaseException) -> str:
@@ -170,13 +169,19 @@ def is_unwritten(error: BaseException) -> bool:
 
 def get_sqlstate(error: BaseException) -> str:
     """Return the SQLSTATE that PostgreSQL sent with `error`, or "" if it sent none."""
-    origin = error.orig if isinstance(error, DBAPIError) else error
+    origin = _find_origin(error)
     return str(getattr(origin, "sqlstate", None) or "")
 
 
 def _is_bad_argument(error: BaseException | None) -> bool:
     """Whether asyncpg could not encode an argument, such as a number beyond 64 bits. It calls that InterfaceError."""
     return isinstance(error, ValueError) and not isinstance(error, asyncpg.ClientConfigurationError)
+
+
+def _find_origin(error: BaseException) -> BaseException:
+    """Return the driver's error that SQLAlchemy wrapped, or `error` itself."""
+    wrapped = error.orig if isinstance(error, DBAPIError) else None
+    return wrapped or error
 
 
 def _find_sqlite_refusal(error: sqlite3.Error) -> DatabaseUnavailable | None:

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
+from tests.reservation_api.raw_server import listening
+
 # Answers the call with this method. It may write anything, for as long as it likes.
 Answering = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
 
@@ -38,24 +40,6 @@ class RawHttp1:
 async def raw_http1(answering: Answering) -> AsyncIterator[RawHttp1]:
     """Serve a RawHttp1 on a free port."""
     raw = RawHttp1(answering)
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(raw.talk(reader, writer))
-        tasks.add(task)
-        await asyncio.wait([task])
-        # What the client has not read is dropped.
-        writer.transport.abort()
-
-    server = await asyncio.start_server(talk, "127.0.0.1", 0)
-    raw.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with listening(raw.talk) as port:
+        raw.url = f"http://127.0.0.1:{port}"
         yield raw
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        # The connections end in the next turns of the event loop.
-        for _ in range(3):
-            await asyncio.sleep(0)

@@ -19,6 +19,7 @@ from tests.attacks.wire import (
     WINDOW_UPDATE,
     frame,
 )
+from tests.reservation_api.raw_server import listening
 
 MAX_FRAME = 16_384
 GRPC = {":status": "200", "content-type": "application/grpc"}
@@ -113,24 +114,6 @@ class RawHttp2:
 async def raw_http2() -> AsyncIterator[RawHttp2]:
     """Serve a RawHttp2 on a free port."""
     raw = RawHttp2()
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(raw.talk(reader, writer))
-        tasks.add(task)
-        await asyncio.wait([task])
-        # What the client has not read is dropped.
-        writer.transport.abort()
-
-    server = await asyncio.start_server(talk, "127.0.0.1", 0)
-    raw.port = server.sockets[0].getsockname()[1]
-    try:
+    async with listening(raw.talk) as port:
+        raw.port = port
         yield raw
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        # The connections end in the next turns of the event loop.
-        for _ in range(3):
-            await asyncio.sleep(0)
