@@ -4,22 +4,25 @@ If the API answers, the answer is a value, even if it is a refusal. If no valid 
 the message may or may not have taken effect. The reconciler turns this exception into the value NoAnswer.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from enum import Enum
-from typing import ClassVar, Protocol, final
+from typing import ClassVar, NamedTuple, Protocol, final
 
 from cart_grpc.protocol.reservation import Answer, Decision, Intent, PermanentFailure, StaleRevision
 
 __all__ = [
     "UNRECORDED",
     "Answer",
+    "Applied",
     "Attempt",
     "AuditableApi",
+    "BatchesUnsupported",
     "Decision",
     "Intent",
     "NoAnswerError",
     "PermanentFailure",
     "ReservationApi",
+    "SingleCalls",
     "StaleRevision",
     "Style",
 ]  # fmt: skip
@@ -41,6 +44,17 @@ class NoAnswerError(Exception):
         self.message = message
         self.retry_after_us = retry_after_us
         self.reached = reached
+
+
+class BatchesUnsupported(Exception):
+    """The API has only single calls, or refuses the batch call as a whole. Nothing of the batch took effect."""
+
+
+class Applied(NamedTuple):
+    """The outcome of one intent of a batch. `position` is its index; `outcome` is what `apply` returns or raises."""
+
+    position: int
+    outcome: Answer | NoAnswerError
 
 
 class Attempt(Protocol):
@@ -82,7 +96,13 @@ class Style(Enum):
 
 
 class ReservationApi(Protocol):
-    """A Reservation API, over either contract: `cartgrpc.reservation.v1` or `basic`."""
+    """A Reservation API, over either contract: `cartgrpc.reservation.v1` or `basic`.
+
+    `max_batch`: the most intents that one `apply_batch` takes. 1 if the contract has no batches.
+    """
+
+    @property
+    def max_batch(self) -> int: ...
 
     async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
         """Send `intent` once, without retries, and return the answer for its id and revision.
@@ -94,9 +114,34 @@ class ReservationApi(Protocol):
         """
         ...
 
+    def apply_batch(self, intents: Sequence[Intent], *, timeout: float) -> AsyncGenerator[Sequence[Applied], None]:
+        """Send up to `max_batch` intents in one call, without retries, and yield their outcomes as they arrive.
+
+        The intents have distinct ids and are of one lane: all of them are releases, or none is. `timeout` is in seconds
+        for the whole call. An outcome is yielded at most once for each intent; an intent without one at the end has no
+        answer. Close the generator (`contextlib.aclosing`) to end the call early.
+
+        Raises BatchesUnsupported before any outcome. Raises NoAnswerError if the call as a whole fails: this stands for
+        each intent that has no outcome yet.
+        """
+        ...
+
     async def close(self) -> None:
         """Close the connections. Calls in flight end with NoAnswerError."""
         ...
+
+
+class SingleCalls:
+    """The part of ReservationApi for an API without batches."""
+
+    max_batch: int = 1
+
+    async def apply_batch(
+        self, intents: Sequence[Intent], *, timeout: float
+    ) -> AsyncGenerator[Sequence[Applied], None]:
+        """See ReservationApi.apply_batch. Always raises BatchesUnsupported."""
+        raise BatchesUnsupported("this contract has only single calls")
+        yield
 
 
 class AuditableApi(ReservationApi, Protocol):

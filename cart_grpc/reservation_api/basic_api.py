@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed, PermanentFailure
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerError
+from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerError, SingleCalls
 from cart_grpc.reservation_api.http_client import REFUSALS, HttpClient
 from cart_grpc.units import to_us
 
@@ -36,7 +36,7 @@ class Live:
         return len(self.reservation_id), self.reservation_id
 
 
-class BasicReservationApi:
+class BasicReservationApi(SingleCalls):
     """Implements ReservationApi at `base_url` over `client`. Owns the client."""
 
     def __init__(self, base_url: str, client: HttpClient) -> None:

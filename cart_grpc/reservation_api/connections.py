@@ -6,7 +6,8 @@ one. So at most 50 calls share a connection. Measured with 1,000 calls in flight
 streams: it refused 65 % of the calls on one connection, 8 % with 100 calls per connection, none with 50.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,11 +25,15 @@ class _Connection:
 
 
 class Connections:
-    """Makes calls of one `method` over channels from `open_channel`. Use it inside the running loop."""
+    """Makes calls of one `method` over channels from `open_channel`. Use it inside the running loop.
 
-    def __init__(self, open_channel: Callable[[], grpc.aio.Channel], method: str) -> None:
+    `streamed` means that the server answers with a stream: use `stream`, otherwise `call`.
+    """
+
+    def __init__(self, open_channel: Callable[[], grpc.aio.Channel], method: str, *, streamed: bool = False) -> None:
         self._open_channel = open_channel
         self._method = method
+        self._streamed = streamed
         self._all: set[_Connection] = set()
         # One entry per call that fits. Last in, first out: a few calls at a time need a single connection.
         self._free: list[_Connection] = []
@@ -38,10 +43,35 @@ class Connections:
 
         Raises AioRpcError, and CancelledError if the server cancels it.
         """
+        async with self._connect() as connection:
+            answer: bytes | None = await connection.method(request, timeout=timeout, wait_for_ready=False)
+            return answer
+
+    async def stream(self, request: bytes, timeout: float) -> AsyncGenerator[bytes, None]:
+        """Make one call within `timeout` seconds and yield its messages. Closing the generator cancels the call.
+
+        Raises as `call` does.
+        """
+        async with self._connect() as connection:
+            call = connection.method(request, timeout=timeout, wait_for_ready=False)
+            try:
+                while (message := await call.read()) is not grpc.aio.EOF:
+                    yield message
+            finally:
+                call.cancel()
+
+    async def close(self) -> None:
+        """Close all connections. Calls in flight are cancelled."""
+        for connection in list(self._all):
+            await connection.channel.close()
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncGenerator[_Connection, None]:
+        """Take a place on a connection for one call, and notice if the call finds the connection lost."""
         connection = self._take()
         connection.calls += 1
         try:
-            answer: bytes | None = await connection.method(request, timeout=timeout, wait_for_ready=False)
+            yield connection
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 connection.lost |= connection.channel.get_state() is not grpc.ChannelConnectivity.READY
@@ -49,12 +79,6 @@ class Connections:
         finally:
             connection.calls -= 1
             await self._give_back(connection)
-        return answer
-
-    async def close(self) -> None:
-        """Close all connections. Calls in flight are cancelled."""
-        for connection in list(self._all):
-            await connection.channel.close()
 
     def _take(self) -> _Connection:
         while self._free:
@@ -62,7 +86,8 @@ class Connections:
             if not connection.lost:
                 return connection
         channel = self._open_channel()
-        connection = _Connection(channel, channel.unary_unary(self._method))
+        open_method = channel.unary_stream if self._streamed else channel.unary_unary
+        connection = _Connection(channel, open_method(self._method))
         self._all.add(connection)
         self._free.extend([connection] * (CALLS_PER_CONNECTION - 1))
         return connection

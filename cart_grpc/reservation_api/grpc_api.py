@@ -1,7 +1,8 @@
 """The Reservation API over gRPC."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -14,30 +15,32 @@ from grpc_status import rpc_status
 from cart_grpc.channels import open_async_channel
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerError, StaleRevision, Style
+from cart_grpc.reservation_api.api import (
+    UNRECORDED,
+    Answer,
+    Applied,
+    Attempt,
+    BatchesUnsupported,
+    NoAnswerError,
+    StaleRevision,
+    Style,
+)
+from cart_grpc.reservation_api.batches import Batch
 from cart_grpc.reservation_api.connections import Connections
 
 APPLY_METHOD: Final = "/cartgrpc.reservation.v1.ReservationService/ApplyReservation"
+_BATCH_METHOD: Final = "/cartgrpc.reservation.v1.ReservationService/BatchApplyReservations"
 _GET_METHOD: Final = "/cartgrpc.reservation.v1.ReservationService/GetReservation"
 _LOOKUP_METHOD: Final = "/cartgrpc.reservation.v1.ReservationService/LookupReservations"
 
 _Response = TypeVar("_Response", bound=Message)
 
-# The codes of permanent errors, which are 400, 404, 409 and 422 over HTTP. UNIMPLEMENTED, PERMISSION_DENIED and
-# UNAUTHENTICATED are not among them: they mean a wrong configuration, and rejecting every item because of it would be
-# worse than waiting until an operator corrects it.
-_REFUSALS: Final = frozenset(
-    {
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.FAILED_PRECONDITION,
-        grpc.StatusCode.OUT_OF_RANGE,
-        grpc.StatusCode.ALREADY_EXISTS,
-    }
-)
+# Before any result they mean that the server, or a proxy that knows only the other methods, refuses the batch as a
+# whole. If the reason concerns single calls, too, they will report it.
+_NO_BATCHES: Final = wire.PERMANENT | {"UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED"}
+_END_SECONDS: Final = 1.0
 # Field 1000 is the integer 3, and field 1001 is the text "x".
 _UNKNOWN_FIELDS: Final = b"\xc0\x3e\x03\xca\x3e\x01x"
-_REACHED: Final = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED})
 
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # The reconciler is the only one that retries: nested retries multiply.
@@ -61,16 +64,20 @@ class GrpcReservationApi:
     """
 
     styles: ClassVar[frozenset[Style]] = frozenset({Style.UNKNOWN_FIELDS})
+    max_batch: int = wire.MAX_BATCH
 
     def __init__(self, target: str, *, secure: bool = False) -> None:
         credentials = grpc.ssl_channel_credentials() if secure else None
 
-        def connect(method: str, max_bytes: int = wire.MAX_ANSWER_BYTES) -> Connections:
+        def connect(method: str, max_bytes: int = wire.MAX_ANSWER_BYTES, *, streamed: bool = False) -> Connections:
             options = (*_OPTIONS, ("grpc.max_receive_message_length", max_bytes))
-            return Connections(partial(open_async_channel, target, options, credentials), method)
+            return Connections(partial(open_async_channel, target, options, credentials), method, streamed=streamed)
 
         # The calls return bytes, parsed here: grpc.aio would hide the error of an answer that does not parse.
         self._applies, self._releases = connect(APPLY_METHOD), connect(APPLY_METHOD)
+        self._batches, self._batch_releases = (
+            connect(_BATCH_METHOD, wire.MAX_BATCH_MESSAGE_BYTES, streamed=True) for _ in range(2)
+        )
         self._gets, self._lookups = connect(_GET_METHOD), connect(_LOOKUP_METHOD, wire.MAX_LOOKUP_BYTES)
 
     async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
@@ -94,6 +101,31 @@ class GrpcReservationApi:
             return _to_answer(error, intent)
         return wire.to_decision(_parse(answer, reservation_pb2.ApplyReservationResponse).reservation, intent)
 
+    async def apply_batch(
+        self, intents: Sequence[Intent], *, timeout: float
+    ) -> AsyncGenerator[Sequence[Applied], None]:
+        """See ReservationApi.apply_batch."""
+        batch = Batch(intents)
+        if batch.unsendable:
+            yield batch.unsendable
+        if batch.complete:
+            return
+        connections = self._batch_releases if intents[0].disposition is Disposition.RELEASE else self._batches
+        answered = False
+        try:
+            async with aclosing(_stream(connections, batch, timeout)) as messages:
+                async for message in messages:
+                    answered = True
+                    if applied := batch.read(message):
+                        yield applied
+                    if batch.complete:
+                        await _end(messages)
+                        return
+        except grpc.aio.AioRpcError as error:
+            if not answered and error.code().name in _NO_BATCHES:
+                raise BatchesUnsupported(f"{error.code().name}: {wire.clean_text(error.details() or '')}") from None
+            raise _to_no_answer(error) from None
+
     async def find(self, reservation_id: str, *, timeout: float) -> Decision | None:
         """See AuditableApi.find."""
         request = reservation_pb2.GetReservationRequest(reservation_id=reservation_id)
@@ -116,7 +148,9 @@ class GrpcReservationApi:
 
     async def close(self) -> None:
         """See ReservationApi.close."""
-        connections = (self._applies, self._releases, self._gets, self._lookups)
+        connections = (
+            self._applies, self._releases, self._batches, self._batch_releases, self._gets, self._lookups
+        )  # fmt: skip
         await asyncio.gather(*(each.close() for each in connections))
 
 
@@ -125,12 +159,37 @@ async def _call(connections: Connections, request: Message, timeout: float) -> b
 
     Raises AioRpcError for an error status, NoAnswerError for any other failure.
     """
+    with _to_no_answers(timeout):
+        return await connections.call(request.SerializeToString(), timeout)
+
+
+async def _stream(
+    connections: Connections, batch: Batch, timeout: float
+) -> AsyncGenerator[reservation_pb2.BatchApplyReservationsResponse, None]:
+    """Send `batch` and yield the messages of the answer. Raises as `_call` does."""
+    with _to_no_answers(timeout):
+        async with aclosing(connections.stream(batch.request.SerializeToString(), timeout)) as answers:
+            async for answer in answers:
+                batch.receive(len(answer))
+                yield _parse(answer, reservation_pb2.BatchApplyReservationsResponse)
+
+
+async def _end(messages: AsyncGenerator[object, None]) -> None:
+    """Read to the end of a batch's answer, briefly: no answer is missing, but servers dislike calls that are reset."""
+    with suppress(grpc.aio.AioRpcError, NoAnswerError, TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            async for _ in messages:
+                pass
+
+
+@contextmanager
+def _to_no_answers(timeout: float) -> Iterator[None]:
     if timeout <= 0:
         # Otherwise a quick answer could arrive before an expired deadline is noticed.
         raise NoAnswerError("DEADLINE_EXCEEDED", "no time was left for the call")
     try:
-        return await connections.call(request.SerializeToString(), timeout)
-    except grpc.aio.AioRpcError:
+        yield
+    except (grpc.aio.AioRpcError, NoAnswerError):
         raise
     except asyncio.CancelledError:
         # A closed channel and a server that cancels also raise CancelledError; our task was not cancelled then.
@@ -154,7 +213,7 @@ def _parse(answer: bytes | None, response: type[_Response]) -> _Response:
 def _to_answer(error: grpc.aio.AioRpcError, intent: Intent) -> Answer:
     code = error.code()
     status = _find_status(error)
-    if code in _REFUSALS:
+    if code.name in wire.PERMANENT:
         return wire.to_permanent_failure(_find_reason(status), code.name, error.details() or "")
     if code is grpc.StatusCode.ABORTED and (current := _find_current(status, intent)):
         return current
@@ -165,7 +224,10 @@ def _to_no_answer(error: grpc.aio.AioRpcError) -> NoAnswerError:
     code = error.code()
     retry_after_us = _find_retry_after(_find_status(error))
     return NoAnswerError(
-        code.name, wire.clean_text(error.details() or ""), retry_after_us=retry_after_us, reached=code in _REACHED
+        code.name,
+        wire.clean_text(error.details() or ""),
+        retry_after_us=retry_after_us,
+        reached=code.name in wire.REACHED,
     )
 
 

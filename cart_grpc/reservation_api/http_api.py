@@ -10,13 +10,13 @@ from google.protobuf.message import Message
 
 from cart_grpc.protocol.reservation import Decision, Intent
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, Style
+from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, SingleCalls, Style
 from cart_grpc.reservation_api.http_client import REFUSALS, HttpAnswer, HttpClient
 
 _Message = TypeVar("_Message", bound=Message)
 
 
-class HttpReservationApi:
+class HttpReservationApi(SingleCalls):
     """Implements AuditableApi at `base_url` over `client`. Owns the client."""
 
     styles: ClassVar[frozenset[Style]] = frozenset(Style)

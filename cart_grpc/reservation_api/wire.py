@@ -12,15 +12,35 @@ from typing import Final
 from cartgrpc.reservation.v1 import reservation_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import code_pb2
 
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed
-from cart_grpc.reservation_api.api import NoAnswerError, PermanentFailure, StaleRevision
+from cart_grpc.reservation_api.api import Answer, NoAnswerError, PermanentFailure, StaleRevision
 
 MAX_ANSWER_BYTES: Final = 1 << 16
 """Far more than any valid answer about one reservation. To parse 1 MiB would keep all calls waiting for 0.3 s."""
 
 MAX_LOOKUP_BYTES: Final = 1 << 20
 """Enough for an answer about 1,000 reservations."""
+
+MAX_BATCH: Final = 100
+"""The most entries of a batch."""
+
+MAX_BATCH_MESSAGE_BYTES: Final = 1 << 17
+"""More than 1 KiB for each entry of a full batch."""
+
+MAX_BATCH_BYTES: Final = 1 << 19
+"""Of all messages that answer one batch."""
+
+PERMANENT: Final = frozenset({"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "OUT_OF_RANGE", "ALREADY_EXISTS"})
+"""The codes of permanent errors, which are 400, 404, 409 and 422 over HTTP.
+
+UNIMPLEMENTED, PERMISSION_DENIED and UNAUTHENTICATED are not among them: they mean a wrong configuration, and rejecting
+every item because of it would be worse than waiting until an operator corrects it.
+"""
+
+REACHED: Final = frozenset({"RESOURCE_EXHAUSTED", "ABORTED"})
+"""The codes with which a working API declines a call."""
 
 MAX_REVISION: Final = 2**52
 """The highest revision of an answer to which our own may be raised.
@@ -126,6 +146,24 @@ def to_looked_up(
             f"asked about {len(reservation_ids)} reservations, answered about {len(answered)} or about others"
         )
     return [to_latest(each, each.reservation_id) for each in message.found], list(message.missing)
+
+
+def to_outcome(result: reservation_pb2.ReservationResult, intent: Intent) -> Answer:
+    """Return the answer to one entry of a batch. Raises NoAnswerError, as a single call with this answer would."""
+    if result.HasField("reservation"):
+        return to_decision(result.reservation, intent)
+    if not result.HasField("error"):
+        raise invalid_answer("the result has neither a reservation nor an error")
+    error = result.error
+    if error.code == code_pb2.OK:
+        raise invalid_answer("the result has an error with the code OK")
+    code = code_pb2.Code.Name(error.code) if error.code in code_pb2.Code.values() else "UNKNOWN"
+    if code in PERMANENT:
+        return to_permanent_failure(error.reason, code, error.message)
+    if code == "ABORTED" and error.HasField("current"):
+        return to_stale_revision(error.current, intent)
+    retry_after_us = clean_retry_after(to_microseconds(error.retry_delay))
+    raise NoAnswerError(code, clean_text(error.message), retry_after_us=retry_after_us, reached=code in REACHED)
 
 
 def to_permanent_failure(reason: str, fallback: str, message: str) -> PermanentFailure:

@@ -1,6 +1,7 @@
 """Converts the simulator's values to messages of `cartgrpc.reservation.v1` and back."""
 
 import re
+from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
@@ -9,10 +10,11 @@ from cartgrpc.simulator.v1 import simulator_pb2
 
 from cart_grpc.protocol.reservation import Disposition, Intent
 from cart_grpc.reservation_api import wire
-from cart_grpc.simulator.errors import BadRequest
+from cart_grpc.simulator.errors import BadRequest, Lost, RevisionTooLow, SimulatorError, Throttled
 from cart_grpc.simulator.faults import Faults, Garbage
 from cart_grpc.simulator.rules import StoredReservation
-from cart_grpc.simulator.simulator import SimulatedReply
+from cart_grpc.simulator.simulator import Outcome, SimulatedReply
+from cart_grpc.simulator.status import get_grpc_code
 from cart_grpc.simulator.stock import Effect
 
 NOT_A_MESSAGE: Final = b"<html><body>502 Bad Gateway</body></html>"
@@ -77,10 +79,53 @@ def to_reservation(stored: StoredReservation) -> reservation_pb2.Reservation:
 
 def to_response(reply: SimulatedReply) -> reservation_pb2.ApplyReservationResponse | None:
     """Return the response, including garbage. None stands for NOT_A_MESSAGE."""
+    if reply.garbage is Garbage.NOT_A_MESSAGE:
+        return None
+    return reservation_pb2.ApplyReservationResponse(reservation=_to_reply(reply))
+
+
+def check_batch(request: reservation_pb2.BatchApplyReservationsRequest) -> None:
+    """Raise BadRequest unless `request` has 1 to 100 entries with distinct ids."""
+    ids = [each.reservation_id for each in request.reservations]
+    if not 1 <= len(ids) <= wire.MAX_BATCH:
+        raise _bad("reservations", f"must be 1 to {wire.MAX_BATCH}")
+    if len(set(ids)) < len(ids):
+        raise _bad("reservations", "must have distinct ids")
+
+
+def to_batch_responses(
+    request: reservation_pb2.BatchApplyReservationsRequest, outcomes: Sequence[Outcome]
+) -> list[reservation_pb2.BatchApplyReservationsResponse | None]:
+    """Return the messages for `outcomes`: none if all were lost; None in the list stands for NOT_A_MESSAGE."""
+    message, garbled = reservation_pb2.BatchApplyReservationsResponse(), False
+    for position, outcome in outcomes:
+        if isinstance(outcome, Lost):
+            continue
+        if isinstance(outcome, SimulatedReply) and outcome.garbage is Garbage.NOT_A_MESSAGE:
+            garbled = True
+            continue
+        result = message.results.add(reservation_id=request.reservations[position].reservation_id)
+        if isinstance(outcome, SimulatorError):
+            result.error.CopyFrom(_to_error(outcome))
+        else:
+            result.reservation.CopyFrom(_to_reply(outcome))
+    return [*([message] if message.results else []), *([None] if garbled else [])]
+
+
+def _to_error(error: SimulatorError) -> reservation_pb2.ReservationError:
+    message = reservation_pb2.ReservationError(
+        code=get_grpc_code(error).value[0], reason=error.reason, message=str(error)
+    )
+    if isinstance(error, RevisionTooLow):
+        message.current.CopyFrom(to_reservation(error.current))
+    if isinstance(error, Throttled):
+        message.retry_delay.CopyFrom(wire.to_duration(error.retry_after_us))
+    return message
+
+
+def _to_reply(reply: SimulatedReply) -> reservation_pb2.Reservation:
     message = to_reservation(reply.reservation)
     match reply.garbage:
-        case Garbage.NOT_A_MESSAGE:
-            return None
         case Garbage.WRONG_ID:
             number = UUID(message.reservation_id).int ^ 1
             message.reservation_id = str(UUID(int=number))
@@ -88,9 +133,7 @@ def to_response(reply: SimulatedReply) -> reservation_pb2.ApplyReservationRespon
             message.revision += 1
         case Garbage.NO_STATE:
             message.ClearField("state")
-        case None:
-            pass
-    return reservation_pb2.ApplyReservationResponse(reservation=message)
+    return message
 
 
 def to_effect(effect: Effect) -> simulator_pb2.Effect:
@@ -124,6 +167,7 @@ def to_faults(message: simulator_pb2.Faults) -> Faults:
             garbage=message.garbage,
             throttled=message.throttled,
             down=message.down,
+            no_batches=message.no_batches,
         )
     except ValueError as error:
         raise BadRequest("INVALID_FIELD", f"faults: {error}") from None
@@ -144,6 +188,7 @@ def to_faults_message(faults: Faults) -> simulator_pb2.Faults:
         garbage=faults.garbage,
         throttled=faults.throttled,
         down=faults.down,
+        no_batches=faults.no_batches,
     )
 
 

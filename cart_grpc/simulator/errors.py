@@ -7,9 +7,11 @@
     ├── RevisionTooLow      a higher revision was decided
     ├── UnknownReservation  no reservation has this id
     ├── Throttled           too many calls
+    ├── NoBatches           only single calls are offered
     └── CallFailed          down, stopping or lost
+        └── Lost            the message or its response was lost
 
-None of them has an effect, except CallFailed after a message whose response is lost. `status` has their codes.
+None of them has an effect, except Lost after a message whose response is lost. `status` has their codes.
 """
 
 from cart_grpc.simulator.rules import StoredReservation
@@ -64,8 +66,19 @@ class Throttled(SimulatorError):
         self.retry_after_us = retry_after_us
 
 
+class NoBatches(SimulatorError):
+    """The simulator behaves as an API that has only single calls."""
+
+    def __init__(self) -> None:
+        super().__init__("NO_BATCHES", "this API has only single calls")
+
+
 class CallFailed(SimulatorError):
     """The simulator is down or stopping, or it lost the message or the response."""
 
     def __init__(self, message: str) -> None:
         super().__init__("UNAVAILABLE", message)
+
+
+class Lost(CallFailed):
+    """The message or its response was lost. In a batch this is no error: the entry has no result."""

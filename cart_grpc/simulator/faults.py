@@ -37,6 +37,7 @@ class Faults:
     garbage: float = 0.0
     throttled: float = 0.0
     down: bool = False
+    no_batches: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):

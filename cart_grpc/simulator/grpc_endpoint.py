@@ -6,8 +6,10 @@ INVALID_ARGUMENT, for which grpc.aio would send exception text to the client.
 
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from functools import partial
+from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
 from cartgrpc.reservation.v1 import reservation_pb2
@@ -47,6 +49,17 @@ class ReservationEndpoint:
         reply = await self._simulator.apply(lambda: codec.to_intent(request.reservation))
         response = codec.to_response(reply)
         return codec.NOT_A_MESSAGE if response is None else response.SerializeToString()
+
+    async def batch_apply_reservations(
+        self, request: reservation_pb2.BatchApplyReservationsRequest
+    ) -> AsyncGenerator[bytes, None]:
+        """BatchApplyReservations."""
+        codec.check_batch(request)
+        reads = [partial(codec.to_intent, each) for each in request.reservations]
+        async with aclosing(self._simulator.apply_batch(reads)) as ready:
+            async for outcomes in ready:
+                for response in codec.to_batch_responses(request, outcomes):
+                    yield codec.NOT_A_MESSAGE if response is None else response.SerializeToString()
 
     async def get_reservation(self, request: reservation_pb2.GetReservationRequest) -> bytes:
         """GetReservation."""
@@ -109,6 +122,9 @@ def add_services(server: grpc.aio.Server, simulator: Simulator) -> None:
     services = {
         RESERVATION_SERVICE: {
             "ApplyReservation": _method(reservation_pb2.ApplyReservationRequest, reservation.apply_reservation),
+            "BatchApplyReservations": _stream_method(
+                reservation_pb2.BatchApplyReservationsRequest, reservation.batch_apply_reservations
+            ),
             "GetReservation": _method(reservation_pb2.GetReservationRequest, reservation.get_reservation),
             "LookupReservations": _method(reservation_pb2.LookupReservationsRequest, reservation.lookup_reservations),
         },
@@ -128,20 +144,43 @@ def add_services(server: grpc.aio.Server, simulator: Simulator) -> None:
 def _method(request_type: type[Request], behaviour: Callable[[Request], Awaitable[bytes]]) -> Any:
     async def answer(raw: bytes, context: Context) -> bytes:
         try:
-            return await behaviour(request_type.FromString(raw))
-        except DecodeError:
-            failure = _to_status(BadRequest("MALFORMED", f"the request is not a valid {request_type.DESCRIPTOR.name}"))
-        except SimulatorError as error:
-            failure = _to_status(error)
-        except Exception:  # noqa: BLE001 - the client gets only the id of the log entry
-            incident = uuid.uuid4().hex
-            _log.exception("incident %s", incident)
-            failure = status_pb2.Status(code=grpc.StatusCode.INTERNAL.value[0], message=f"incident {incident}")
-        status = rpc_status.to_status(failure)
-        await context.abort(status.code, status.details, status.trailing_metadata)
-        raise AssertionError("abort returned")
+            return await behaviour(_parse(request_type, raw))
+        except Exception as error:  # noqa: BLE001 - see _abort
+            return await _abort(context, error)
 
     return grpc.unary_unary_rpc_method_handler(answer)
+
+
+def _stream_method(request_type: type[Request], behaviour: Callable[[Request], AsyncGenerator[bytes, None]]) -> Any:
+    async def answer(raw: bytes, context: Context) -> AsyncGenerator[bytes, None]:
+        try:
+            async with aclosing(behaviour(_parse(request_type, raw))) as responses:
+                async for response in responses:
+                    yield response
+        except Exception as error:  # noqa: BLE001 - see _abort
+            await _abort(context, error)
+
+    return grpc.unary_stream_rpc_method_handler(answer)
+
+
+def _parse(request_type: type[Request], raw: bytes) -> Request:
+    try:
+        return request_type.FromString(raw)
+    except DecodeError:
+        raise BadRequest("MALFORMED", f"the request is not a valid {request_type.DESCRIPTOR.name}") from None
+
+
+async def _abort(context: Context, error: Exception) -> NoReturn:
+    """End the call with the status of `error`. Of a bug, the client gets only the id of the log entry."""
+    if isinstance(error, SimulatorError):
+        failure = _to_status(error)
+    else:
+        incident = uuid.uuid4().hex
+        _log.error("incident %s", incident, exc_info=error)
+        failure = status_pb2.Status(code=grpc.StatusCode.INTERNAL.value[0], message=f"incident {incident}")
+    status = rpc_status.to_status(failure)
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("abort returned")
 
 
 def _to_status(error: SimulatorError) -> status_pb2.Status:

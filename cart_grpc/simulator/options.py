@@ -51,6 +51,9 @@ def add_options(command: argparse.ArgumentParser, *, listen_option: str, latency
     command.add_argument("--seed", type=int, metavar="N", help="random seed: the same seed draws the same faults")
     command.add_argument("--down", action="store_true", help="fail every call until SetFaults changes that")
     command.add_argument(
+        "--no-batches", action="store_true", help="offer only single calls until SetFaults changes that"
+    )
+    command.add_argument(
         "--slow-latency",
         type=duration,
         default="30s",
@@ -81,6 +84,7 @@ def to_config(parsed: argparse.Namespace) -> SimulatorConfig:
         slow_latency_us=parsed.slow_latency,
         duplicate_delay_us=parsed.duplicate_delay,
         down=parsed.down,
+        no_batches=parsed.no_batches,
         **{name: getattr(parsed, name) for name in _PROBABILITIES},
     )
     return SimulatorConfig(

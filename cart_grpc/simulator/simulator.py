@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -10,6 +11,8 @@ from cart_grpc.protocol.reservation import Intent, Observed
 from cart_grpc.simulator.errors import (
     BadRequest,
     CallFailed,
+    Lost,
+    NoBatches,
     NotReserved,
     SimulatorError,
     Throttled,
@@ -34,9 +37,13 @@ class SimulatedReply:
     garbage: Garbage | None = None
 
 
+Outcome = tuple[int, SimulatedReply | SimulatorError]
+"""The position of an entry in a batch, and the reply or the error of that entry."""
+
 T = TypeVar("T")
 Work = Callable[[int, bool], T]
 """The effect of a message. Its arguments are the time in microseconds and whether to refuse as sold out."""
+_Entry = tuple[int, Work[StoredReservation], Fate]
 
 
 class Simulator:
@@ -77,11 +84,34 @@ class Simulator:
         its client left. Raises SimulatorError.
         """
 
-        def prepare() -> Work[StoredReservation]:
-            intent = read()
-            return lambda now, sold_out: self._stock.apply(intent, now, sold_out=sold_out)
+        return SimulatedReply(*await self._receive(lambda: self._to_work(read())))
 
-        return SimulatedReply(*await self._receive(prepare))
+    async def apply_batch(self, reads: Sequence[Callable[[], Intent]]) -> AsyncGenerator[Sequence[Outcome], None]:
+        """Receive a batch and yield the outcomes as they are decided, all that are ready at once.
+
+        Each entry is a message of its own, as in `apply`. Raises CallFailed and NoBatches before any outcome.
+        """
+        self._call_count += len(reads)
+        self._check_up()
+        if self.faults.no_batches:
+            raise NoBatches
+        ready: list[Outcome] = []
+        later: defaultdict[int, list[_Entry]] = defaultdict(list)
+        for position, read in enumerate(reads):
+            try:
+                work, fate = self._admit(lambda: self._to_work(read()))  # noqa: B023 - called at once
+            except SimulatorError as error:
+                ready.append((position, error))
+            else:
+                later[fate.delay_us].append((position, work, fate))
+        ready += await self._deliver_entries(later.pop(0, []))
+        # One task for each delay, not for each entry: entries that are ready at the same time share a message.
+        tasks = {self._start(self._deliver_entries(entries)) for entries in later.values()}
+        if ready:
+            yield ready
+        while tasks:
+            done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            yield [outcome for task in done if not task.cancelled() for outcome in task.result()]
 
     async def reserve(self, read: Callable[[], tuple[str, str, int]]) -> StoredReservation | None:
         """POST of the `basic` contract. `read` returns id, item and quantity. A result of None stands for garbage.
@@ -115,18 +145,37 @@ class Simulator:
     async def _receive(self, prepare: Callable[[], Work[T]]) -> tuple[T, Garbage | None]:
         self._call_count += 1
         self._check_up()
-        work = prepare()
-        if len(self._pending) >= _MAX_PENDING:
-            raise Throttled(RETRY_AFTER_US)
-        fate = draw(self.faults, self._numbers)
-        if fate.duplicate_after_us is not None:
-            self._start(self._deliver_duplicate(work, fate.delay_us + fate.duplicate_after_us))
+        work, fate = self._admit(prepare)
         # Without a delay nothing suspends, so the call cannot be cancelled and needs no task: a task costs a tenth
         # of a call.
         outcome = await (self._deliver_later(work, fate) if fate.delay_us else self._deliver(work, fate))
         if isinstance(outcome, SimulatorError):
             raise outcome
         return outcome
+
+    def _to_work(self, intent: Intent) -> Work[StoredReservation]:
+        return lambda now, sold_out: self._stock.apply(intent, now, sold_out=sold_out)
+
+    def _admit(self, prepare: Callable[[], Work[T]]) -> tuple[Work[T], Fate]:
+        work = prepare()
+        if len(self._pending) >= _MAX_PENDING:
+            raise Throttled(RETRY_AFTER_US)
+        fate = draw(self.faults, self._numbers)
+        if fate.duplicate_after_us is not None:
+            self._start(self._deliver_duplicate(work, fate.delay_us + fate.duplicate_after_us))
+        return work, fate
+
+    async def _deliver_entries(self, entries: Sequence[_Entry]) -> list[Outcome]:
+        """Deliver entries that have the same delay."""
+        if entries and (delay_us := entries[0][2].delay_us):
+            await self._sleep(to_seconds(delay_us))
+        outcomes: list[Outcome] = []
+        for position, work, fate in entries:
+            delivered = self._arrive(work, fate)
+            outcomes.append(
+                (position, delivered if isinstance(delivered, SimulatorError) else SimulatedReply(*delivered))
+            )
+        return outcomes
 
     async def _deliver_later(self, work: Work[T], fate: Fate) -> tuple[T, Garbage | None] | SimulatorError:
         task = self._start(self._deliver(work, fate))
@@ -197,17 +246,20 @@ class Simulator:
         """Return an error instead of raising it: asyncio logs an exception that no caller retrieves."""
         if fate.delay_us:
             await self._sleep(to_seconds(fate.delay_us))
+        return self._arrive(work, fate)
+
+    def _arrive(self, work: Work[T], fate: Fate) -> tuple[T, Garbage | None] | SimulatorError:
         if fate.throttled:
             return Throttled(RETRY_AFTER_US)
         if fate.refused:
             return BadRequest("SIMULATED_REFUSAL", "the simulator refuses this call because of its faults")
         if fate.lost_before_effect:
-            return CallFailed("lost before taking effect")
+            return Lost("lost before taking effect")
         outcome = self._run(work, sold_out=fate.sold_out)
         if isinstance(outcome, SimulatorError):
             return outcome
         if fate.lost_after_effect:
-            return CallFailed("lost after taking effect")
+            return Lost("lost after taking effect")
         return outcome, fate.garbage
 
     async def _deliver_duplicate(self, work: Work[T], delay_us: int) -> None:

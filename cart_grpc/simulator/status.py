@@ -8,6 +8,8 @@ from cart_grpc.simulator.errors import (
     BadRequest,
     BodyMismatch,
     CallFailed,
+    Lost,
+    NoBatches,
     NotReserved,
     RevisionTooLow,
     SimulatorError,
@@ -22,7 +24,9 @@ _CODES: Final[dict[type[SimulatorError], tuple[grpc.StatusCode, int]]] = {
     RevisionTooLow: (grpc.StatusCode.ABORTED, 409),
     UnknownReservation: (grpc.StatusCode.NOT_FOUND, 404),
     Throttled: (grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
+    NoBatches: (grpc.StatusCode.UNIMPLEMENTED, 404),
     CallFailed: (grpc.StatusCode.UNAVAILABLE, 503),
+    Lost: (grpc.StatusCode.UNAVAILABLE, 503),
 }
 
 

@@ -11,7 +11,7 @@ from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.reservation_api import transports
-from cart_grpc.reservation_api.api import ReservationApi
+from cart_grpc.reservation_api.api import ReservationApi, SingleCalls
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.simulator import Simulator
@@ -113,7 +113,7 @@ async def test_items_can_be_removed_during_an_outage_and_are_released_after_it(o
     assert all(outage.simulator.levels(f"sku-{number}").held == 0 for number in range(ITEMS))
 
 
-class Failing:
+class Failing(SingleCalls):
     """A Reservation API whose client has a bug."""
 
     def __init__(self, inner: ReservationApi) -> None:

@@ -18,7 +18,7 @@ from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.protocol.reservation import Observed
 from cart_grpc.reservation_api import transports
-from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, Intent, ReservationApi
+from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, Intent, ReservationApi, SingleCalls
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.server import SimulatorServer
@@ -46,7 +46,7 @@ class Path:
     answers: Gate
 
 
-class SlowAnswers:
+class SlowAnswers(SingleCalls):
     """A ReservationApi whose answers wait for a gate."""
 
     def __init__(self, api: ReservationApi, gate: Gate) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from cart_grpc.protocol.reservation import Intent
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerError
+from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerError, SingleCalls
 from cart_grpc.simulator import codec
 from cart_grpc.simulator.errors import BodyMismatch, RevisionTooLow, SimulatorError
 from cart_grpc.simulator.faults import Garbage
@@ -174,7 +174,7 @@ def _translate(record: StoredReservation, intent: Intent, nonsense: "Garbage | b
     return wire.to_decision(response.reservation, intent)
 
 
-class SimulatedApi:
+class SimulatedApi(SingleCalls):
     """A replica's client of the Reservation API. Implements `ReservationApi`."""
 
     def __init__(self, network: Network, process: Process) -> None:

@@ -31,7 +31,9 @@ out of order. That is safe if the API keeps these rules for each reservation id:
 
 cart_grpc reads answers strictly. An answer of more than 64 KiB (for LookupReservations: 1 MiB), one about another id
 or revision, and one with a value out of its bounds is no answer: cart_grpc repeats the message. Text is cut: `reason`
-to 63 characters, messages of errors to 500.
+to 63 characters, messages of errors to 500. In a batch each result is checked by itself. cart_grpc ignores results
+for ids that it did not ask about and all but the first result for an id. It ends the call at a message that it cannot
+parse, at one of more than 128 KiB, and after 512 KiB or 200 messages; earlier results stay valid.
 """
 
 from collections import abc as _abc
@@ -274,6 +276,136 @@ class ApplyReservationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApplyReservationResponse: _TypeAlias = ApplyReservationResponse  # noqa: Y015
+
+@_typing.final
+class BatchApplyReservationsRequest(_message.Message):
+    """Request of BatchApplyReservations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
+        """REQUIRED. 1 to 100 reservations as they should be, with distinct ids. OUTPUT_ONLY fields are empty."""
+
+    def __init__(
+        self,
+        *,
+        reservations: _abc.Iterable[Global___Reservation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservations", b"reservations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchApplyReservationsRequest: _TypeAlias = BatchApplyReservationsRequest  # noqa: Y015
+
+@_typing.final
+class BatchApplyReservationsResponse(_message.Message):
+    """Response of BatchApplyReservations: the call answers with one or more of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReservationResult]:
+        """The results that are ready, 1 or more, in any order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ReservationResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchApplyReservationsResponse: _TypeAlias = BatchApplyReservationsResponse  # noqa: Y015
+
+@_typing.final
+class ReservationResult(_message.Message):
+    """The result of one entry of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    reservation_id: _builtins.str
+    """REQUIRED. The id of the entry, exactly as it was sent."""
+    @_builtins.property
+    def reservation(self) -> Global___Reservation:
+        """The reservation with the decision, as in ApplyReservationResponse."""
+
+    @_builtins.property
+    def error(self) -> Global___ReservationError:
+        """The error with which ApplyReservation would fail."""
+
+    def __init__(
+        self,
+        *,
+        reservation_id: _builtins.str = ...,
+        reservation: Global___Reservation | None = ...,
+        error: Global___ReservationError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "reservation", b"reservation", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "reservation", b"reservation", "reservation_id", b"reservation_id", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["reservation", "error"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___ReservationResult: _TypeAlias = ReservationResult  # noqa: Y015
+
+@_typing.final
+class ReservationError(_message.Message):
+    """The error of one entry of a batch. It means the same as that status of ApplyReservation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRY_DELAY_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """REQUIRED. The number of a google.rpc.Code other than OK, such as 3 for INVALID_ARGUMENT, 8 for RESOURCE_EXHAUSTED,
+    10 for ABORTED and 14 for UNAVAILABLE. Over HTTP, too: it is not an HTTP status.
+    """
+    reason: _builtins.str
+    """OPTIONAL. The reason, as in google.rpc.ErrorInfo: UPPER_SNAKE_CASE of up to 63 characters."""
+    message: _builtins.str
+    """OPTIONAL. A text for operators."""
+    @_builtins.property
+    def retry_delay(self) -> _duration_pb2.Duration:
+        """OPTIONAL. For RESOURCE_EXHAUSTED and UNAVAILABLE: how long the client waits before it repeats this entry, as in
+        google.rpc.RetryInfo.
+        """
+
+    @_builtins.property
+    def current(self) -> Global___Reservation:
+        """REQUIRED for ABORTED: the reservation as it is now (rule 1)."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        retry_delay: _duration_pb2.Duration | None = ...,
+        current: Global___Reservation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "retry_delay", b"retry_delay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "current", b"current", "message", b"message", "reason", b"reason", "retry_delay", b"retry_delay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReservationError: _TypeAlias = ReservationError  # noqa: Y015
 
 @_typing.final
 class GetReservationRequest(_message.Message):

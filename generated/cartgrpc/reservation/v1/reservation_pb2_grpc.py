@@ -40,6 +40,11 @@ class ReservationServiceStub(object):
                 request_serializer=cartgrpc_dot_reservation_dot_v1_dot_reservation__pb2.ApplyReservationRequest.SerializeToString,
                 response_deserializer=cartgrpc_dot_reservation_dot_v1_dot_reservation__pb2.ApplyReservationResponse.FromString,
                 _registered_method=True)
+        self.BatchApplyReservations = channel.unary_stream(
+                '/cartgrpc.reservation.v1.ReservationService/BatchApplyReservations',
+                request_serializer=cartgrpc_dot_reservation_dot_v1_dot_reservation__pb2.BatchApplyReservationsRequest.SerializeToString,
+                response_deserializer=cartgrpc_dot_reservation_dot_v1_dot_reservation__pb2.BatchApplyReservationsResponse.FromString,
+                _registered_method=True)
         self.GetReservation = channel.unary_unary(
                 '/cartgrpc.reservation.v1.ReservationService/GetReservation',
                 request_serializer=cartgrpc_dot_reservation_dot_v1_dot_reservation__pb2.GetReservationRequest.SerializeToString,
@@ -69,6 +74,31 @@ class ReservationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchApplyReservations(self, request, context):
+        """OPTIONAL. Applies up to 100 reservations in one call, which costs both sides far less than 100 calls. HTTP: POST
+        /v1/reservations:batchApply.
+
+        The API applies, answers and refuses each entry on its own, by the same rules as an ApplyReservation with that
+        entry. Nothing is atomic about a batch: one entry that fails changes nothing for the others. The entries may be
+        applied in any order and at the same time. The same revision may arrive in a batch and in a single call, and gets
+        the same decision.
+
+        The API streams the results as it decides, so that a slow entry delays no other. Each message carries all results
+        that are ready, and at least one: if all are ready at once, one message carries them all. Each entry has one result.
+        A result that never comes is no answer: the client repeats that entry, in a batch or in a single call. After the
+        last result the API ends the call with OK.
+
+        An API that does not offer batches answers UNIMPLEMENTED (over HTTP: 404 or 405). The client then uses
+        ApplyReservation, and tries a batch again after some minutes.
+
+        Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries and for
+        two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for ApplyReservation. An error that concerns one
+        entry is a result of that entry. An error after some results leaves these valid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetReservation(self, request, context):
         """Reads a reservation. For audits only. HTTP: GET /v1/reservations/{reservation_id}.
 
@@ -92,6 +122,11 @@ def add_ReservationServiceServicer_to_server(servicer, server):
                     servicer.ApplyReservation,
                     request_deserializer=cartgrpc_dot_reservation_dot_v1_dot_reservation__pb2.ApplyReservationRequest.FromString,
                     response_serializer=cartgrpc_dot_reservation_dot_v1_dot_reservation__pb2.ApplyReservationResponse.SerializeToString,
+            ),
+            'BatchApplyReservations': grpc.unary_stream_rpc_method_handler(
+                    servicer.BatchApplyReservations,
+                    request_deserializer=cartgrpc_dot_reservation_dot_v1_dot_reservation__pb2.BatchApplyReservationsRequest.FromString,
+                    response_serializer=cartgrpc_dot_reservation_dot_v1_dot_reservation__pb2.BatchApplyReservationsResponse.SerializeToString,
             ),
             'GetReservation': grpc.unary_unary_rpc_method_handler(
                     servicer.GetReservation,
@@ -132,6 +167,33 @@ class ReservationService(object):
             '/cartgrpc.reservation.v1.ReservationService/ApplyReservation',
             cartgrpc_dot_reservation_dot_v1_dot_reservation__pb2.ApplyReservationRequest.SerializeToString,
             cartgrpc_dot_reservation_dot_v1_dot_reservation__pb2.ApplyReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchApplyReservations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cartgrpc.reservation.v1.ReservationService/BatchApplyReservations',
+            cartgrpc_dot_reservation_dot_v1_dot_reservation__pb2.BatchApplyReservationsRequest.SerializeToString,
+            cartgrpc_dot_reservation_dot_v1_dot_reservation__pb2.BatchApplyReservationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

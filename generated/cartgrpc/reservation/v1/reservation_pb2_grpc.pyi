@@ -31,7 +31,9 @@ out of order. That is safe if the API keeps these rules for each reservation id:
 
 cart_grpc reads answers strictly. An answer of more than 64 KiB (for LookupReservations: 1 MiB), one about another id
 or revision, and one with a value out of its bounds is no answer: cart_grpc repeats the message. Text is cut: `reason`
-to 63 characters, messages of errors to 500.
+to 63 characters, messages of errors to 500. In a batch each result is checked by itself. cart_grpc ignores results
+for ids that it did not ask about and all but the first result for an id. It ends the call at a message that it cannot
+parse, at one of more than 128 KiB, and after 512 KiB or 200 messages; earlier results stay valid.
 """
 
 from cartgrpc.reservation.v1 import reservation_pb2 as _reservation_pb2
@@ -73,6 +75,27 @@ class ReservationServiceStub:
     never succeed; RESOURCE_EXHAUSTED or UNAVAILABLE, optionally with RetryInfo, to be called again later. After any
     other error the message may or may not have taken effect, and the client repeats it.
     """
+    BatchApplyReservations: _grpc.UnaryStreamMultiCallable[_reservation_pb2.BatchApplyReservationsRequest, _reservation_pb2.BatchApplyReservationsResponse]
+    """OPTIONAL. Applies up to 100 reservations in one call, which costs both sides far less than 100 calls. HTTP: POST
+    /v1/reservations:batchApply.
+
+    The API applies, answers and refuses each entry on its own, by the same rules as an ApplyReservation with that
+    entry. Nothing is atomic about a batch: one entry that fails changes nothing for the others. The entries may be
+    applied in any order and at the same time. The same revision may arrive in a batch and in a single call, and gets
+    the same decision.
+
+    The API streams the results as it decides, so that a slow entry delays no other. Each message carries all results
+    that are ready, and at least one: if all are ready at once, one message carries them all. Each entry has one result.
+    A result that never comes is no answer: the client repeats that entry, in a batch or in a single call. After the
+    last result the API ends the call with OK.
+
+    An API that does not offer batches answers UNIMPLEMENTED (over HTTP: 404 or 405). The client then uses
+    ApplyReservation, and tries a batch again after some minutes.
+
+    Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries and for
+    two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for ApplyReservation. An error that concerns one
+    entry is a result of that entry. An error after some results leaves these valid.
+    """
     GetReservation: _grpc.UnaryUnaryMultiCallable[_reservation_pb2.GetReservationRequest, _reservation_pb2.GetReservationResponse]
     """Reads a reservation. For audits only. HTTP: GET /v1/reservations/{reservation_id}.
 
@@ -94,6 +117,27 @@ class ReservationServiceAsyncStub(ReservationServiceStub):
     details if a higher revision was decided; INVALID_ARGUMENT, NOT_FOUND or FAILED_PRECONDITION if this message can
     never succeed; RESOURCE_EXHAUSTED or UNAVAILABLE, optionally with RetryInfo, to be called again later. After any
     other error the message may or may not have taken effect, and the client repeats it.
+    """
+    BatchApplyReservations: _aio.UnaryStreamMultiCallable[_reservation_pb2.BatchApplyReservationsRequest, _reservation_pb2.BatchApplyReservationsResponse]  # type: ignore[assignment]
+    """OPTIONAL. Applies up to 100 reservations in one call, which costs both sides far less than 100 calls. HTTP: POST
+    /v1/reservations:batchApply.
+
+    The API applies, answers and refuses each entry on its own, by the same rules as an ApplyReservation with that
+    entry. Nothing is atomic about a batch: one entry that fails changes nothing for the others. The entries may be
+    applied in any order and at the same time. The same revision may arrive in a batch and in a single call, and gets
+    the same decision.
+
+    The API streams the results as it decides, so that a slow entry delays no other. Each message carries all results
+    that are ready, and at least one: if all are ready at once, one message carries them all. Each entry has one result.
+    A result that never comes is no answer: the client repeats that entry, in a batch or in a single call. After the
+    last result the API ends the call with OK.
+
+    An API that does not offer batches answers UNIMPLEMENTED (over HTTP: 404 or 405). The client then uses
+    ApplyReservation, and tries a batch again after some minutes.
+
+    Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries and for
+    two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for ApplyReservation. An error that concerns one
+    entry is a result of that entry. An error after some results leaves these valid.
     """
     GetReservation: _aio.UnaryUnaryMultiCallable[_reservation_pb2.GetReservationRequest, _reservation_pb2.GetReservationResponse]  # type: ignore[assignment]
     """Reads a reservation. For audits only. HTTP: GET /v1/reservations/{reservation_id}.
@@ -119,6 +163,33 @@ class ReservationServiceServicer(metaclass=_abc_1.ABCMeta):
         details if a higher revision was decided; INVALID_ARGUMENT, NOT_FOUND or FAILED_PRECONDITION if this message can
         never succeed; RESOURCE_EXHAUSTED or UNAVAILABLE, optionally with RetryInfo, to be called again later. After any
         other error the message may or may not have taken effect, and the client repeats it.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchApplyReservations(
+        self,
+        request: _reservation_pb2.BatchApplyReservationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_reservation_pb2.BatchApplyReservationsResponse], _abc.AsyncIterator[_reservation_pb2.BatchApplyReservationsResponse]]:
+        """OPTIONAL. Applies up to 100 reservations in one call, which costs both sides far less than 100 calls. HTTP: POST
+        /v1/reservations:batchApply.
+
+        The API applies, answers and refuses each entry on its own, by the same rules as an ApplyReservation with that
+        entry. Nothing is atomic about a batch: one entry that fails changes nothing for the others. The entries may be
+        applied in any order and at the same time. The same revision may arrive in a batch and in a single call, and gets
+        the same decision.
+
+        The API streams the results as it decides, so that a slow entry delays no other. Each message carries all results
+        that are ready, and at least one: if all are ready at once, one message carries them all. Each entry has one result.
+        A result that never comes is no answer: the client repeats that entry, in a batch or in a single call. After the
+        last result the API ends the call with OK.
+
+        An API that does not offer batches answers UNIMPLEMENTED (over HTTP: 404 or 405). The client then uses
+        ApplyReservation, and tries a batch again after some minutes.
+
+        Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries and for
+        two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for ApplyReservation. An error that concerns one
+        entry is a result of that entry. An error after some results leaves these valid.
         """
 
     @_abc_1.abstractmethod

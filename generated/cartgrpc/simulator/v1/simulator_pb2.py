@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%cartgrpc/simulator/v1/simulator.proto\x12\x15\x63\x61rtgrpc.simulator.v1\x1a)cartgrpc/reservation/v1/reservation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcb\x02\n\x06\x46\x61ults\x12*\n\x07latency\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04slow\x18\x02 \x01(\x01\x12/\n\x0cslow_latency\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12lost_before_effect\x18\x04 \x01(\x01\x12\x19\n\x11lost_after_effect\x18\x05 \x01(\x01\x12\x12\n\nduplicated\x18\x06 \x01(\x01\x12\x32\n\x0f\x64uplicate_delay\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07refused\x18\x08 \x01(\x01\x12\x14\n\x0cout_of_stock\x18\t \x01(\x01\x12\x0f\n\x07garbage\x18\n \x01(\x01\x12\x11\n\tthrottled\x18\x0b \x01(\x01\x12\x0c\n\x04\x64own\x18\x0c \x01(\x08\"\xd1\x02\n\x06\x45\x66\x66\x65\x63t\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0ereservation_id\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x0b\n\x03sku\x18\x05 \x01(\t\x12\x39\n\x05state\x18\x06 \x01(\x0e\x32*.cartgrpc.reservation.v1.Reservation.State\x12\x17\n\x0fquantity_before\x18\x07 \x01(\x05\x12\x16\n\x0equantity_after\x18\x08 \x01(\x05\x12\x39\n\x06labels\x18\t \x03(\x0b\x32).cartgrpc.simulator.v1.Effect.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"0\n\x0fSetStockRequest\x12\x0b\n\x03sku\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x03\"$\n\x10SetStockResponse\x12\x10\n\x08quantity\x18\x01 \x01(\x03\"\x1e\n\x0fGetStockRequest\x12\x0b\n\x03sku\x18\x01 \x01(\t\"a\n\x10GetStockResponse\x12\x1a\n\x12\x61vailable_quantity\x18\x01 \x01(\x03\x12\x15\n\rheld_quantity\x18\x02 \x01(\x03\x12\x1a\n\x12\x63ommitted_quantity\x18\x03 \x01(\x03\"A\n\x10SetFaultsRequest\x12-\n\x06\x66\x61ults\x18\x01 \x01(\x0b\x32\x1d.cartgrpc.simulator.v1.Faults\"B\n\x11SetFaultsResponse\x12-\n\x06\x66\x61ults\x18\x01 \x01(\x0b\x32\x1d.cartgrpc.simulator.v1.Faults\"\x12\n\x10GetFaultsRequest\"B\n\x11GetFaultsResponse\x12-\n\x06\x66\x61ults\x18\x01 \x01(\x0b\x32\x1d.cartgrpc.simulator.v1.Faults\"?\n\x12ListEffectsRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x03\x12\x11\n\tpage_size\x18\x02 \x01(\x05\"Y\n\x13ListEffectsResponse\x12.\n\x07\x65\x66\x66\x65\x63ts\x18\x01 \x03(\x0b\x32\x1d.cartgrpc.simulator.v1.Effect\x12\x12\n\ncall_count\x18\x02 \x01(\x03\x32\xf2\x03\n\x10SimulatorService\x12[\n\x08SetStock\x12&.cartgrpc.simulator.v1.SetStockRequest\x1a\'.cartgrpc.simulator.v1.SetStockResponse\x12[\n\x08GetStock\x12&.cartgrpc.simulator.v1.GetStockRequest\x1a\'.cartgrpc.simulator.v1.GetStockResponse\x12^\n\tSetFaults\x12\'.cartgrpc.simulator.v1.SetFaultsRequest\x1a(.cartgrpc.simulator.v1.SetFaultsResponse\x12^\n\tGetFaults\x12\'.cartgrpc.simulator.v1.GetFaultsRequest\x1a(.cartgrpc.simulator.v1.GetFaultsResponse\x12\x64\n\x0bListEffects\x12).cartgrpc.simulator.v1.ListEffectsRequest\x1a*.cartgrpc.simulator.v1.ListEffectsResponseB\x96\x01\n\x15\x63\x61rtgrpc.simulator.v1B\x0eSimulatorProtoP\x01Z!cartgrpc/simulator/v1;simulatorv1\xaa\x02\x15\x43\x61rtGrpc.Simulator.V1\xca\x02\x15\x43\x61rtGrpc\\Simulator\\V1\xea\x02\x17\x43\x61rtGrpc::Simulator::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%cartgrpc/simulator/v1/simulator.proto\x12\x15\x63\x61rtgrpc.simulator.v1\x1a)cartgrpc/reservation/v1/reservation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x02\n\x06\x46\x61ults\x12*\n\x07latency\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04slow\x18\x02 \x01(\x01\x12/\n\x0cslow_latency\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12lost_before_effect\x18\x04 \x01(\x01\x12\x19\n\x11lost_after_effect\x18\x05 \x01(\x01\x12\x12\n\nduplicated\x18\x06 \x01(\x01\x12\x32\n\x0f\x64uplicate_delay\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07refused\x18\x08 \x01(\x01\x12\x14\n\x0cout_of_stock\x18\t \x01(\x01\x12\x0f\n\x07garbage\x18\n \x01(\x01\x12\x11\n\tthrottled\x18\x0b \x01(\x01\x12\x0c\n\x04\x64own\x18\x0c \x01(\x08\x12\x12\n\nno_batches\x18\r \x01(\x08\"\xd1\x02\n\x06\x45\x66\x66\x65\x63t\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0ereservation_id\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x0b\n\x03sku\x18\x05 \x01(\t\x12\x39\n\x05state\x18\x06 \x01(\x0e\x32*.cartgrpc.reservation.v1.Reservation.State\x12\x17\n\x0fquantity_before\x18\x07 \x01(\x05\x12\x16\n\x0equantity_after\x18\x08 \x01(\x05\x12\x39\n\x06labels\x18\t \x03(\x0b\x32).cartgrpc.simulator.v1.Effect.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"0\n\x0fSetStockRequest\x12\x0b\n\x03sku\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x03\"$\n\x10SetStockResponse\x12\x10\n\x08quantity\x18\x01 \x01(\x03\"\x1e\n\x0fGetStockRequest\x12\x0b\n\x03sku\x18\x01 \x01(\t\"a\n\x10GetStockResponse\x12\x1a\n\x12\x61vailable_quantity\x18\x01 \x01(\x03\x12\x15\n\rheld_quantity\x18\x02 \x01(\x03\x12\x1a\n\x12\x63ommitted_quantity\x18\x03 \x01(\x03\"A\n\x10SetFaultsRequest\x12-\n\x06\x66\x61ults\x18\x01 \x01(\x0b\x32\x1d.cartgrpc.simulator.v1.Faults\"B\n\x11SetFaultsResponse\x12-\n\x06\x66\x61ults\x18\x01 \x01(\x0b\x32\x1d.cartgrpc.simulator.v1.Faults\"\x12\n\x10GetFaultsRequest\"B\n\x11GetFaultsResponse\x12-\n\x06\x66\x61ults\x18\x01 \x01(\x0b\x32\x1d.cartgrpc.simulator.v1.Faults\"?\n\x12ListEffectsRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x03\x12\x11\n\tpage_size\x18\x02 \x01(\x05\"Y\n\x13ListEffectsResponse\x12.\n\x07\x65\x66\x66\x65\x63ts\x18\x01 \x03(\x0b\x32\x1d.cartgrpc.simulator.v1.Effect\x12\x12\n\ncall_count\x18\x02 \x01(\x03\x32\xf2\x03\n\x10SimulatorService\x12[\n\x08SetStock\x12&.cartgrpc.simulator.v1.SetStockRequest\x1a\'.cartgrpc.simulator.v1.SetStockResponse\x12[\n\x08GetStock\x12&.cartgrpc.simulator.v1.GetStockRequest\x1a\'.cartgrpc.simulator.v1.GetStockResponse\x12^\n\tSetFaults\x12\'.cartgrpc.simulator.v1.SetFaultsRequest\x1a(.cartgrpc.simulator.v1.SetFaultsResponse\x12^\n\tGetFaults\x12\'.cartgrpc.simulator.v1.GetFaultsRequest\x1a(.cartgrpc.simulator.v1.GetFaultsResponse\x12\x64\n\x0bListEffects\x12).cartgrpc.simulator.v1.ListEffectsRequest\x1a*.cartgrpc.simulator.v1.ListEffectsResponseB\x96\x01\n\x15\x63\x61rtgrpc.simulator.v1B\x0eSimulatorProtoP\x01Z!cartgrpc/simulator/v1;simulatorv1\xaa\x02\x15\x43\x61rtGrpc.Simulator.V1\xca\x02\x15\x43\x61rtGrpc\\Simulator\\V1\xea\x02\x17\x43\x61rtGrpc::Simulator::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,31 +38,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EFFECT_LABELSENTRY']._loaded_options = None
   _globals['_EFFECT_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_FAULTS']._serialized_start=173
-  _globals['_FAULTS']._serialized_end=504
-  _globals['_EFFECT']._serialized_start=507
-  _globals['_EFFECT']._serialized_end=844
-  _globals['_EFFECT_LABELSENTRY']._serialized_start=799
-  _globals['_EFFECT_LABELSENTRY']._serialized_end=844
-  _globals['_SETSTOCKREQUEST']._serialized_start=846
-  _globals['_SETSTOCKREQUEST']._serialized_end=894
-  _globals['_SETSTOCKRESPONSE']._serialized_start=896
-  _globals['_SETSTOCKRESPONSE']._serialized_end=932
-  _globals['_GETSTOCKREQUEST']._serialized_start=934
-  _globals['_GETSTOCKREQUEST']._serialized_end=964
-  _globals['_GETSTOCKRESPONSE']._serialized_start=966
-  _globals['_GETSTOCKRESPONSE']._serialized_end=1063
-  _globals['_SETFAULTSREQUEST']._serialized_start=1065
-  _globals['_SETFAULTSREQUEST']._serialized_end=1130
-  _globals['_SETFAULTSRESPONSE']._serialized_start=1132
-  _globals['_SETFAULTSRESPONSE']._serialized_end=1198
-  _globals['_GETFAULTSREQUEST']._serialized_start=1200
-  _globals['_GETFAULTSREQUEST']._serialized_end=1218
-  _globals['_GETFAULTSRESPONSE']._serialized_start=1220
-  _globals['_GETFAULTSRESPONSE']._serialized_end=1286
-  _globals['_LISTEFFECTSREQUEST']._serialized_start=1288
-  _globals['_LISTEFFECTSREQUEST']._serialized_end=1351
-  _globals['_LISTEFFECTSRESPONSE']._serialized_start=1353
-  _globals['_LISTEFFECTSRESPONSE']._serialized_end=1442
-  _globals['_SIMULATORSERVICE']._serialized_start=1445
-  _globals['_SIMULATORSERVICE']._serialized_end=1943
+  _globals['_FAULTS']._serialized_end=524
+  _globals['_EFFECT']._serialized_start=527
+  _globals['_EFFECT']._serialized_end=864
+  _globals['_EFFECT_LABELSENTRY']._serialized_start=819
+  _globals['_EFFECT_LABELSENTRY']._serialized_end=864
+  _globals['_SETSTOCKREQUEST']._serialized_start=866
+  _globals['_SETSTOCKREQUEST']._serialized_end=914
+  _globals['_SETSTOCKRESPONSE']._serialized_start=916
+  _globals['_SETSTOCKRESPONSE']._serialized_end=952
+  _globals['_GETSTOCKREQUEST']._serialized_start=954
+  _globals['_GETSTOCKREQUEST']._serialized_end=984
+  _globals['_GETSTOCKRESPONSE']._serialized_start=986
+  _globals['_GETSTOCKRESPONSE']._serialized_end=1083
+  _globals['_SETFAULTSREQUEST']._serialized_start=1085
+  _globals['_SETFAULTSREQUEST']._serialized_end=1150
+  _globals['_SETFAULTSRESPONSE']._serialized_start=1152
+  _globals['_SETFAULTSRESPONSE']._serialized_end=1218
+  _globals['_GETFAULTSREQUEST']._serialized_start=1220
+  _globals['_GETFAULTSREQUEST']._serialized_end=1238
+  _globals['_GETFAULTSRESPONSE']._serialized_start=1240
+  _globals['_GETFAULTSRESPONSE']._serialized_end=1306
+  _globals['_LISTEFFECTSREQUEST']._serialized_start=1308
+  _globals['_LISTEFFECTSREQUEST']._serialized_end=1371
+  _globals['_LISTEFFECTSRESPONSE']._serialized_start=1373
+  _globals['_LISTEFFECTSRESPONSE']._serialized_end=1462
+  _globals['_SIMULATORSERVICE']._serialized_start=1465
+  _globals['_SIMULATORSERVICE']._serialized_end=1963
 # @@protoc_insertion_point(module_scope)

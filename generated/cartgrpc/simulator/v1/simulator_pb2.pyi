@@ -26,7 +26,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class Faults(_message.Message):
     """The faults that the simulator injects. Probabilities are 0 to 1, and each is drawn independently for each
-    ApplyReservation and each call of the `basic` contract. Durations are 0 to 24 hours.
+    ApplyReservation, each entry of a BatchApplyReservations and each call of the `basic` contract. Durations are 0 to 24
+    hours. An entry of a batch that fails as lost has no result. Garbage that is not a message ends the batch's results.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -43,6 +44,7 @@ class Faults(_message.Message):
     GARBAGE_FIELD_NUMBER: _builtins.int
     THROTTLED_FIELD_NUMBER: _builtins.int
     DOWN_FIELD_NUMBER: _builtins.int
+    NO_BATCHES_FIELD_NUMBER: _builtins.int
     slow: _builtins.float
     """The probability that a call takes slow_latency instead of latency."""
     lost_before_effect: _builtins.float
@@ -67,6 +69,8 @@ class Faults(_message.Message):
     """
     down: _builtins.bool
     """If true, every call fails immediately with UNAVAILABLE (HTTP 503) and has no effect."""
+    no_batches: _builtins.bool
+    """If true, BatchApplyReservations fails with UNIMPLEMENTED (HTTP 404), as at an API that has only single calls."""
     @_builtins.property
     def latency(self) -> _duration_pb2.Duration:
         """How long each call takes."""
@@ -94,10 +98,11 @@ class Faults(_message.Message):
         garbage: _builtins.float = ...,
         throttled: _builtins.float = ...,
         down: _builtins.bool = ...,
+        no_batches: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duplicate_delay", b"duplicate_delay", "latency", b"latency", "slow_latency", b"slow_latency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["down", b"down", "duplicate_delay", b"duplicate_delay", "duplicated", b"duplicated", "garbage", b"garbage", "latency", b"latency", "lost_after_effect", b"lost_after_effect", "lost_before_effect", b"lost_before_effect", "out_of_stock", b"out_of_stock", "refused", b"refused", "slow", b"slow", "slow_latency", b"slow_latency", "throttled", b"throttled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["down", b"down", "duplicate_delay", b"duplicate_delay", "duplicated", b"duplicated", "garbage", b"garbage", "latency", b"latency", "lost_after_effect", b"lost_after_effect", "lost_before_effect", b"lost_before_effect", "no_batches", b"no_batches", "out_of_stock", b"out_of_stock", "refused", b"refused", "slow", b"slow", "slow_latency", b"slow_latency", "throttled", b"throttled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
