@@ -1,5 +1,6 @@
 """Recording the outcome of a call to the Reservation API, and, under the `basic` contract, opening an attempt first."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cart_grpc.carts.calls import NewId
@@ -70,6 +71,16 @@ class RecordOutcome:
         """The earliest time at which the call can have begun. The clock may have been set back since the claim."""
         began = now - self.elapsed_us
         return began if self.claim_time is None else min(began, self.claim_time)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordAll:
+    """Record many outcomes in one transaction. The answer: a Recorded, or the error of its record, for each of them.
+
+    The records of a batch run before its other commands.
+    """
+
+    records: Sequence[RecordOutcome]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from cart_grpc.commands.direct import (
     ReturnClaims,
     SetAside,
 )
+from cart_grpc.commands.record import RecordAll
 from cart_grpc.commands.unit_of_work import ReadSet, Reply, ReplyKey, UnitOfWork
 from cart_grpc.names import CartKey
 from cart_grpc.store.prepared import Rows
@@ -44,7 +45,7 @@ from cart_grpc.store.rows import (
     to_reservation,
 )
 
-AnyCommand = Command[object] | DirectCommand
+AnyCommand = Command[object] | RecordAll | DirectCommand
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +74,27 @@ def run_batch(
     If a command raises, its exception is its answer. Such a command changes nothing, and the others run as usual.
     Raises the database's errors.
     """
-    folded = [command for command in commands if not isinstance(command, DirectCommand)]
+    records = [record for command in commands if isinstance(command, RecordAll) for record in command.records]
+    others = [command for command in commands if not isinstance(command, RecordAll | DirectCommand)]
+    folded: list[Command[object]] = [*records, *others]
     reads = ReadSet()
-    for command in folded:
-        command.add_reads(reads)
+    for one in folded:
+        one.add_reads(reads)
     now = queries.lock_users(connection, reads.users)
     unit = _load(queries, connection, reads) if folded else UnitOfWork()
-    folded_answers = iter([_run_folded(command, unit, now, new_id) for command in folded])
+    folded_answers = [_run_folded(one, unit, now, new_id) for one in folded]
+    recorded, answered = iter(folded_answers[: len(records)]), iter(folded_answers[len(records) :])
     _write(queries, connection, unit, now, marker)
     # Direct commands run last. They skip locked rows. Another transaction may wait for the rows that they lock, but
     # from then on this batch waits for no lock, so there is no deadlock.
-    answers = [
-        _run_direct(queries, connection, command, now) if isinstance(command, DirectCommand) else next(folded_answers)
-        for command in commands
-    ]
+    answers: list[object] = []
+    for command in commands:
+        if isinstance(command, RecordAll):
+            answers.append([next(recorded) for _ in command.records])
+        elif isinstance(command, DirectCommand):
+            answers.append(_run_direct(queries, connection, command, now))
+        else:
+            answers.append(next(answered))
     changed = unit.changed_carts | {
         unit.reservations[reservation_id].cart for reservation_id in unit.changed_reservations
     }

@@ -17,6 +17,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 
 from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown
+from cart_grpc.commands.record import RecordAll
 from cart_grpc.store.batch import AnyCommand, BatchResult, run_batch
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
@@ -41,6 +42,11 @@ class QueuedCommand:
 
     command: AnyCommand
     answer: asyncio.Future[Any]
+
+    @property
+    def size(self) -> int:
+        """How many commands it counts in a batch."""
+        return len(self.command.records) if isinstance(self.command, RecordAll) else 1
 
 
 Take = Callable[[], list[QueuedCommand]]

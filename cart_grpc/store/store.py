@@ -1,7 +1,7 @@
 """The store's interface to the other rooms: one method for each kind of write, and the objects that read."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
 from cart_grpc.carts.calls import NewId
@@ -10,13 +10,14 @@ from cart_grpc.commands.command import Command
 from cart_grpc.commands.direct import Claim, ExtendLeases, Pause, Purge, Resume, ReturnClaims, SetAside
 from cart_grpc.commands.expire import Expire
 from cart_grpc.commands.mutation import Mutation
-from cart_grpc.commands.record import OpenAttempt, Recorded, RecordOutcome
+from cart_grpc.commands.record import OpenAttempt, RecordAll, Recorded, RecordOutcome
 from cart_grpc.names import CartKey
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.database_clock import DatabaseClock
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
+from cart_grpc.store.failures import is_row_at_fault
 from cart_grpc.store.read.cart_watches import CartWatches
 from cart_grpc.store.read.operator_reads import OperatorReads
 from cart_grpc.store.read.reader import Reader
@@ -89,8 +90,29 @@ class Store:
 
     async def record(self, record: RecordOutcome) -> Recorded:
         """Record the outcome of a call to the Reservation API."""
-        recorded: Recorded = await self._write_queue.submit_background(record)
+        (recorded,) = await self.record_all([record])
+        if isinstance(recorded, Exception):
+            raise recorded
         return recorded
+
+    async def record_all(self, records: Sequence[RecordOutcome]) -> Sequence[Recorded | Exception]:
+        """Record the outcomes of many calls, in one transaction. Return for each a Recorded, or why it was not made.
+
+        If a row makes the transaction fail, each record gets a transaction of its own, so that the others are made.
+        """
+        try:
+            recorded: Sequence[Recorded | Exception] = await self._write_queue.submit_background(RecordAll(records))
+        except Exception as error:
+            if len(records) == 1 or not is_row_at_fault(error):
+                raise
+            recorded = await asyncio.gather(*map(self._record_alone, records))
+        return recorded
+
+    async def _record_alone(self, record: RecordOutcome) -> Recorded | Exception:
+        try:
+            return await self.record(record)
+        except Exception as error:  # noqa: BLE001 - it is the answer of this record
+            return error
 
     async def expire(self, cart: CartKey) -> bool:
         """End the cart if its expire_time has passed. Return whether the cart was ended."""

@@ -57,12 +57,14 @@ class Handover:
         """
         self._turn_is_pending = False
         batch: list[QueuedCommand] = []
+        size = 0
         background_share = MAX_BATCH // 2 if self.callers else MAX_BATCH
         for queue, most in ((self.background, background_share), (self.callers, MAX_BATCH)):
-            while queue and len(batch) < most:
+            while queue and size < most:
                 queued = queue.popleft()
                 if not queued.answer.done():
                     batch.append(queued)
+                    size += queued.size
         return batch
 
     def give_back(self, writer: BatchWriter) -> None:
