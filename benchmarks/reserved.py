@@ -34,9 +34,8 @@ def reserved(testbed: Testbed, database: str, plan: Plan) -> Json:
     ask = functools.partial(measure, duration=plan.seconds, carts=CARTS, skus=SKUS)
     item = functools.partial(reserve, testbed, product, seconds=2 * plan.seconds)
     item()
-    many = interleave(
-        {"noop": lambda: ask(testbed.noop, "noop", in_flight=IN_FLIGHT), "reserved": item}, plan.rounds + 1
-    )
+    empty = functools.partial(ask, testbed.noop, "noop")
+    many = interleave({"noop": lambda: empty(in_flight=IN_FLIGHT), "reserved": item}, plan.rounds + 1)
     alone = interleave(
         {
             "noop": lambda: empty(in_flight=1),
