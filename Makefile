@@ -105,7 +105,7 @@ bench: $(BENCH_STAMP) $(LOAD) ## measure for ten minutes and write docs/performa
 
 .PHONY: bench-check
 bench-check: $(BENCH_STAMP) $(LOAD) ## measure the main path for two minutes; fail if a ratio fell by more than the noise
-	$(BIN)/python -m benchmarks.run --results-only build/bench/check.json table
+	$(BIN)/python -m benchmarks.run --results-only build/bench/check.json reserved table
 	$(BIN)/python -m benchmarks.ratios build/bench/check.json
 
 .PHONY: check

@@ -1,5 +1,6 @@
 """The processes of a benchmark: starts them, reads their CPU time and memory, and stops them."""
 
+import functools
 import json
 import re
 import subprocess
@@ -88,20 +89,27 @@ class Product:
     def address(self) -> str:
         return self.program.address
 
+    @property
+    def is_on_postgresql(self) -> bool:
+        return self.database_url.startswith("postgresql")
+
     def pause(self) -> None:
         """Stop the reconciler's calls until `resume`."""
-        self._admin().PauseReservations(cart_admin_service_pb2.PauseReservationsRequest(reason="benchmark"), timeout=30)
+        self._admin.PauseReservations(cart_admin_service_pb2.PauseReservationsRequest(reason="benchmark"), timeout=30)
 
     def resume(self) -> None:
-        self._admin().ResumeReservations(cart_admin_service_pb2.ResumeReservationsRequest(), timeout=30)
+        self._admin.ResumeReservations(cart_admin_service_pb2.ResumeReservationsRequest(), timeout=30)
 
     def stats(self) -> cart_admin_service_pb2.GetReservationStatsResponse:
         request = cart_admin_service_pb2.GetReservationStatsRequest()
-        stats: cart_admin_service_pb2.GetReservationStatsResponse = self._admin().GetReservationStats(
-            request, timeout=30
-        )
+        stats: cart_admin_service_pb2.GetReservationStatsResponse = self._admin.GetReservationStats(request, timeout=30)
         return stats
 
+    def count_reconciling(self) -> int:
+        """Return how many reservations are not as intended yet."""
+        return sum(kind.count for kind in self.stats().backlog)
+
+    @functools.cached_property
     def _admin(self) -> Any:
         channel = grpc.insecure_channel(self.admin_address, options=[("grpc.use_local_subchannel_pool", 1)])
         return cart_admin_service_pb2_grpc.CartAdminServiceStub(channel)
@@ -143,6 +151,13 @@ class Testbed:
         if self._postgres is None:
             self._postgres = self._ends.enter_context(running_postgres(durable=True))
         return self._postgres
+
+    def postgres_cpu_seconds(self) -> float:
+        """Return the CPU time of PostgreSQL's processes since the start, including those that have ended."""
+        postmaster = psutil.Process(self.postgres().pid)
+        ended = postmaster.cpu_times()
+        times = [process.cpu_times() for process in (postmaster, *postmaster.children())]
+        return float(sum(used.user + used.system for used in times)) + ended.children_user + ended.children_system
 
     def serve(self, database_url: str, *arguments: str, api: Program | None = None, **settings: str) -> Product:
         """Start the product with its default settings, except `settings`."""

@@ -49,6 +49,14 @@ def ratios(results: Json) -> dict[str, dict[str, Ratio]]:
     return found
 
 
+def _of_reserved(rounds: Json) -> dict[str, Ratio]:
+    many = rounds["many"]
+    return {
+        "reserved item CPU / no-op CPU": between(many, "reserved", "noop", "cpu_us"),
+        "reserved items / no-ops": between(many, "reserved", "noop"),
+    }
+
+
 def _of_table(rounds: Json) -> dict[str, Ratio]:
     found = {}
     for mode in ("idle", "draining"):
@@ -84,6 +92,7 @@ def _of_overload(results: Json) -> dict[str, Ratio]:
 
 
 _OF_SECTIONS: dict[str, Callable[[Json], dict[str, Ratio]]] = {
+    "reserved": _of_reserved,
     "table": _of_table,
     "flatness": _of_flatness,
     "comparisons": _of_comparisons,

@@ -2,17 +2,18 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from statistics import median
 
 from benchmarks import ratios
 from benchmarks.pictures import LABELS, TITLES, draw
 from benchmarks.programs import DATABASES, ROOT, Json
-from benchmarks.ratios import KEPT, Ratio
+from benchmarks.ratios import KEPT
+from benchmarks.report_reserved import report_reserved
+from benchmarks.tables import ABSOLUTE, Found, absolute, databases_of, middle, rows_of
 
 PAGE = ROOT / "docs" / "performance.md"
 MARKS = ("<!-- written by `make bench`: do not edit -->", "<!-- until here -->")
-Found = dict[str, dict[str, Ratio]]
 
 
 def write(results: Json) -> None:
@@ -52,20 +53,6 @@ def _surroundings(around: Json) -> str:
     )
 
 
-def _rows(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    lines = [list(head), *([str(cell) for cell in row] for row in rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _middle(turns: list[Json], figure: str) -> float:
-    return float(median(turn[figure] for turn in turns))
-
-
-def _databases(results: Json) -> list[str]:
-    return [database for database in DATABASES if database in results]
-
-
 AIMS = (
     ("AddItem / no-op", ("≥ 0.85", "≥ 0.90")),
     ("AddItem p99 / no-op p99", ("≤ 2", "≤ 2")),
@@ -76,7 +63,7 @@ AIMS = (
 
 
 def _table(results: Json, found: Found) -> str:
-    databases = _databases(results["table"])
+    databases = databases_of(results["table"])
     head = ["64 in flight", *(f"{TITLES[d]}, {mode}" for d in databases for mode in ("aim", "idle", "draining"))]
     rows: list[list[object]] = []
     for name, aims in AIMS:
@@ -89,7 +76,7 @@ def _table(results: Json, found: Found) -> str:
     for database in databases:
         rounds = results["table"][database]
         durable = rounds["durable_us"] / 1e3
-        more = _middle(rounds["idle"]["add_alone"], "p50_us") - _middle(rounds["idle"]["noop_alone"], "p50_us")
+        more = middle(rounds["idle"]["add_alone"], "p50_us") - middle(rounds["idle"]["noop_alone"], "p50_us")
         alone += [f"≤ {durable + 0.5:.2f} ms ({durable:.2f} + 0.5)", f"{more / 1e3:.2f} ms", ""]
     rows.append(alone)
     calls: list[list[object]] = []
@@ -97,39 +84,32 @@ def _table(results: Json, found: Found) -> str:
         for mode in ("idle", "draining"):
             for name, title in NAMES.items():
                 turns = results["table"][database][mode][name]
-                calls.append(_absolute(f"{TITLES[database]}, {mode}: {title}", turns))
-    return f"{_rows(head, rows)}\n\n{_rows(ABSOLUTE, calls)}"
+                calls.append(absolute(f"{TITLES[database]}, {mode}: {title}", turns))
+    return f"{rows_of(head, rows)}\n\n{rows_of(ABSOLUTE, calls)}"
 
 
 NAMES = {**LABELS, "get changing": "GetCart, 20 items, some of them being reserved"}
-ABSOLUTE = ("", "calls/s", "p50 ms", "p99 ms", "server CPU µs a call", "load generator, cores")
-
-
-def _absolute(name: str, turns: list[Json]) -> list[object]:
-    share = f"{_middle(turns, 'load_share'):.2f}" if "load_share" in turns[0] else ""
-    times = [f"{_middle(turns, figure) / 1e3:.1f}" for figure in ("p50_us", "p99_us")]
-    return [name, f"{_middle(turns, 'per_s'):.0f}", *times, f"{_middle(turns, 'cpu_us'):.0f}", share]
 
 
 def _concurrency(results: Json, _: Found) -> str:
     rows = []
-    for database in _databases(results["concurrency"]):
+    for database in databases_of(results["concurrency"]):
         for level, contenders in results["concurrency"][database].items():
             cells = [
-                f"{_middle(turns, 'per_s'):.0f}/s, p99 {_middle(turns, 'p99_us') / 1e3:.1f} ms"
+                f"{middle(turns, 'per_s'):.0f}/s, p99 {middle(turns, 'p99_us') / 1e3:.1f} ms"
                 for turns in contenders.values()
             ]
             rows.append([f"{TITLES[database]}, {level} in flight", *cells])
     picture = "![Throughput and p99 against calls in flight](performance/concurrency.svg)"
-    return f"### More calls in flight\n\n{picture}\n\n{_rows(('', *LABELS.values()), rows)}"
+    return f"### More calls in flight\n\n{picture}\n\n{rows_of(('', *LABELS.values()), rows)}"
 
 
 def _flatness(results: Json, found: Found) -> str:
-    databases = _databases(results["flatness"])
+    databases = databases_of(results["flatness"])
     size = results["flatness"][databases[0]]["rows"]
     names = [name for name in found[databases[0]] if name.endswith(("/ few", "/ 1 item")) or "hot" in name]
     rows = [[name, *(found[database].get(name, "") for database in databases)] for name in names]
-    table = _rows(("64 in flight", *(TITLES[database] for database in databases)), rows)
+    table = rows_of(("64 in flight", *(TITLES[database] for database in databases)), rows)
     picture = "![Throughput with much in the database against little](performance/flatness.svg)"
     size = f"`many` is {size:,}; `few` is 1,000 carts with as many items each, and no other rows."
     return f"### More rows in the database\n\n{size}\n\n{picture}\n\n{table}"
@@ -137,7 +117,7 @@ def _flatness(results: Json, found: Found) -> str:
 
 def _settling(results: Json, _: Found) -> str:
     rows = []
-    for database in _databases(results["settling"]):
+    for database in databases_of(results["settling"]):
         found = results["settling"][database]
         million = 1e6 / found["per_s"] / 60
         rows.append(
@@ -150,24 +130,24 @@ def _settling(results: Json, _: Found) -> str:
             ]
         )
     head = ("", "settled/s", "server CPU µs each", "settled in the run", "1,000,000 at that rate")
-    return f"### Reservations settled\n\nThe simulator answers at once, on the same cores.\n\n{_rows(head, rows)}"
+    return f"### Reservations settled\n\nThe simulator answers at once, on the same cores.\n\n{rows_of(head, rows)}"
 
 
 def _slow_calls(results: Json, _: Found) -> str:
     rows = []
-    for database in _databases(results["slow calls"]):
+    for database in databases_of(results["slow calls"]):
         found = results["slow calls"][database]
         before, during = (ratios.between(found[when], "add", "noop") for when in ("before", "during"))
         rows.append([TITLES[database], f"{found['hanging']:,}", f"{found['kib_each']:.1f}", before, during])
     head = ("", "calls hanging", "KiB each", "AddItem / no-op before", "AddItem / no-op during")
-    return f"### While the Reservation API hangs\n\n{_rows(head, rows)}"
+    return f"### While the Reservation API hangs\n\n{rows_of(head, rows)}"
 
 
 def _overload(results: Json, _: Found) -> str:
     head = ("offered", "answered / capacity", "p99 ms", "refused p99 ms", "refused, by code", "never answered",
             "peak MiB", "health p99 ms", "load generator, cores")  # fmt: skip
     rows, after = [], []
-    for database in _databases(results["overload"]):
+    for database in databases_of(results["overload"]):
         found = results["overload"][database]
         rows += [_load_row(f"{TITLES[database]}, {times} ×", load, found) for times, load in found["loads"].items()]
         seconds = found["recovery_s"]
@@ -175,7 +155,7 @@ def _overload(results: Json, _: Found) -> str:
         memory = f"{found['memory_before_mib']:.0f} MiB before, {found['memory_after_mib']:.0f} MiB after"
         after.append(f"{TITLES[database]}: capacity {found['capacity']:.0f}/s; {itself}; {memory}.")
     picture = "![Goodput and latency against offered load](performance/overload.svg)"
-    return f"### Overload\n\n{picture}\n\n{_rows(head, rows)}\n\n" + "\n".join(after)
+    return f"### Overload\n\n{picture}\n\n{rows_of(head, rows)}\n\n" + "\n".join(after)
 
 
 def _load_row(name: str, load: Json, found: Json) -> list[object]:
@@ -208,7 +188,7 @@ def _fairness(results: Json, _: Found) -> str:
         return f"{median(turn['not_ok'] / max(turn['due'], 1) for turn in turns):.1%}"
 
     rows = []
-    for database in _databases(results["fairness"]):
+    for database in databases_of(results["fairness"]):
         found = results["fairness"][database]
         floods = [found[name] for name in ("beside a flood", "in a flood")]
         measured = [cell for turns in floods for cell in (p99(turns), refused(turns))]
@@ -222,24 +202,24 @@ def _fairness(results: Json, _: Found) -> str:
         "their refused calls",
     )
     about = "All other users together use 0.3 of the capacity. One user sends twice the capacity."
-    return f"### One user floods the server\n\n{about}\n\n{_rows(head, rows)}"
+    return f"### One user floods the server\n\n{about}\n\n{rows_of(head, rows)}"
 
 
 def _workers(results: Json, _: Found) -> str:
     found = results["workers"]["postgresql"]
-    rows = [_absolute(name if name == "noop" else f"{name} workers", turns) for name, turns in found.items()]
-    return f"### Several processes on PostgreSQL\n\n{_rows(ABSOLUTE, rows)}"
+    rows = [absolute(name if name == "noop" else f"{name} workers", turns) for name, turns in found.items()]
+    return f"### Several processes on PostgreSQL\n\n{rows_of(ABSOLUTE, rows)}"
 
 
 def _comparisons(results: Json, found: Found) -> str:
     rows = []
-    for database in _databases(results["comparisons"]):
+    for database in databases_of(results["comparisons"]):
         rounds = results["comparisons"][database]
         for name in rounds:
             if name != "noop":
-                _, *cells = _absolute(name, rounds[name])
+                _, *cells = absolute(name, rounds[name])
                 rows.append([f"{TITLES[database]}: {PEERS[name]}", found[database][f"{name} / no-op"], *cells[:-1]])
-    return f"### Other designs\n\n{_rows(('', '/ no-op', *ABSOLUTE[1:-1]), rows)}"
+    return f"### Other designs\n\n{rows_of(('', '/ no-op', *ABSOLUTE[1:-1]), rows)}"
 
 
 PEERS = {
@@ -250,6 +230,7 @@ PEERS = {
     "asyncio noop": "the no-op on asyncio's own loop instead of uvloop",
 }
 _PARTS: dict[str, Callable[[Json, Found], str]] = {
+    "reserved": report_reserved,
     "table": _table,
     "concurrency": _concurrency,
     "flatness": _flatness,

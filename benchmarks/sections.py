@@ -16,7 +16,8 @@ from sqlalchemy import make_url
 from benchmarks import http_load
 from benchmarks.overload import fairness, overload
 from benchmarks.plan import CARTS, IN_FLIGHT, SKUS, Plan, Section
-from benchmarks.programs import ROOT, Json, Product, Testbed, interleave, load, measure
+from benchmarks.programs import ROOT, Json, Testbed, interleave, load, measure
+from benchmarks.reserved import reserved
 
 
 def table(testbed: Testbed, database: str, plan: Plan) -> Json:
@@ -126,9 +127,9 @@ def settling(testbed: Testbed, database: str, plan: Plan) -> Json:
     backlog = plan.rows
     product = testbed.serve(testbed.database(database, pending=backlog))
     product.resume()
-    before, cpu, started = _left(product), product.program.cpu_seconds(), time.monotonic()
+    before, cpu, started = product.count_reconciling(), product.program.cpu_seconds(), time.monotonic()
     # Until the backlog is empty or the time is up.
-    while (left := _left(product)) > 0 and time.monotonic() - started < 10 * plan.seconds:
+    while (left := product.count_reconciling()) > 0 and time.monotonic() - started < 10 * plan.seconds:
         time.sleep(0.1)
     took, cpu = time.monotonic() - started, product.program.cpu_seconds() - cpu
     product.program.stop()
@@ -140,10 +141,6 @@ def settling(testbed: Testbed, database: str, plan: Plan) -> Json:
         "per_s": settled / took,
         "cpu_us": cpu / max(settled, 1) * 1e6,
     }
-
-
-def _left(product: Product) -> int:
-    return sum(kind.count for kind in product.stats().backlog)
 
 
 def slow_calls(testbed: Testbed, database: str, plan: Plan) -> Json:
@@ -229,6 +226,7 @@ def comparisons(testbed: Testbed, database: str, plan: Plan) -> Json:
 
 
 SECTIONS: dict[str, Section] = {
+    "reserved": reserved,
     "table": table,
     "concurrency": concurrency,
     "flatness": flatness,

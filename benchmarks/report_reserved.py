@@ -1,0 +1,84 @@
+"""The first section of docs/performance.md: the reserved item."""
+
+from benchmarks.pictures import TITLES
+from benchmarks.programs import DATABASES, Json
+from benchmarks.tables import Found, databases_of, middle, rows_of
+
+# Of SQLite and of PostgreSQL.
+AIMS = {
+    "reserved item CPU / no-op CPU": ("≤ 2.2", "≤ 2.2"),
+    "reserved items / no-ops": ("≥ 0.25", "≥ 0.25"),
+    "p50": ("≤ 6 ms", "≤ 15 ms"),
+    "wal": ("", "≤ 3,000"),
+    "idle": ("≤ 0.6 ms", "≤ 1.0 ms"),
+}
+
+
+def report_reserved(results: Json, found: Found) -> str:
+    databases = databases_of(results["reserved"])
+    head = ["", *(cell for d in databases for cell in (f"{TITLES[d]}, aim", TITLES[d]))]
+    rows: list[list[object]] = []
+
+    def add(name: str, aims: str, cells: list[object]) -> None:
+        of_databases = AIMS.get(aims, ("", ""))
+        pairs = zip([of_databases[DATABASES.index(d)] for d in databases], cells, strict=True)
+        rows.append([name, *(cell for pair in pairs for cell in pair)])
+
+    many = {database: results["reserved"][database]["many"] for database in databases}
+    alone = {database: results["reserved"][database]["alone"] for database in databases}
+    for name in ("reserved item CPU / no-op CPU", "reserved items / no-ops"):
+        add(f"64 in flight: {name}", name, [found[database][name] for database in databases])
+    until = [alone[database]["until_reserved"] for database in databases]
+    beyond = "one at a time: AddItem until RESERVED, beyond the API's own call"
+    add(f"{beyond}, p50", "p50", [f"{middle(turns, 'beyond_p50_us') / 1e3:.1f} ms" for turns in until])
+    add(f"{beyond}, p99", "", [f"{middle(turns, 'beyond_p99_us') / 1e3:.1f} ms" for turns in until])
+    if set(databases) <= set(results.get("table", {})):
+        idle = [results["table"][database]["idle"] for database in databases]
+        add("one at a time: AddItem p50 − no-op p50, reconciler paused", "idle",
+            [_beyond(turns["add_alone"], turns["noop_alone"]) for turns in idle])  # fmt: skip
+    add("one at a time: AddItem p50 − no-op p50, reconciler at work", "",
+        [_beyond(alone[database]["add"], alone[database]["noop"]) for database in databases])  # fmt: skip
+    add("WAL bytes per reserved item", "wal", [_of_postgresql(many[d], d, "wal_bytes") for d in databases])
+    return f"### A reserved item\n\n{rows_of(head, rows)}\n\n{_absolutes(many, databases)}"
+
+
+def _absolutes(many: Json, databases: list[str]) -> str:
+    rows = []
+    for database in databases:
+        turns = many[database]["reserved"]
+        empty = many[database]["noop"]
+        rows.append(
+            [
+                TITLES[database],
+                f"{middle(turns, 'per_s'):.0f}",
+                f"{middle(empty, 'per_s'):.0f}",
+                f"{middle(turns, 'cpu_us'):.0f}",
+                f"{middle(empty, 'cpu_us'):.0f}",
+                f"{middle(turns, 'api_cpu_us'):.0f}",
+                _of_postgresql(many[database], database, "postgres_cpu_us"),
+                f"{middle(turns, 'decided'):.2f}",
+                f"{middle(turns, 'p50_us') / 1e3:.0f}",
+                f"{middle(turns, 'p99_us') / 1e3:.0f}",
+            ]
+        )
+    head = (
+        "64 in flight",
+        "reserved items/s",
+        "no-ops/s",
+        "server CPU µs an item",
+        "server CPU µs a no-op",
+        "simulator CPU µs an item",
+        "PostgreSQL CPU µs an item",
+        "decisions an AddItem",
+        "AddItem p50 ms",
+        "AddItem p99 ms",
+    )
+    return rows_of(head, rows)
+
+
+def _beyond(turns: list[Json], noop: list[Json]) -> str:
+    return f"{(middle(turns, 'p50_us') - middle(noop, 'p50_us')) / 1e3:.2f} ms"
+
+
+def _of_postgresql(turns: Json, database: str, figure: str) -> str:
+    return f"{middle(turns['reserved'], figure):,.0f}" if database == "postgresql" else ""
