@@ -1,6 +1,8 @@
-"""One batch call, for all transports: which entries have an outcome, and how much the server may send."""
+"""One batch call, for all transports: which intents have an outcome, and how much the server may send."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing, suppress
 from typing import Final
 
 from cartgrpc.reservation.v1 import reservation_pb2
@@ -9,19 +11,48 @@ from cart_grpc.protocol.reservation import Intent
 from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import Answer, Applied, NoAnswerError
 
+Result = tuple[object, Callable[[Intent], Answer]]
+"""The id in a result, and a function that returns its answer to that intent or raises NoAnswerError."""
+
 _MAX_MESSAGES: Final = 2 * wire.MAX_BATCH
+_END_SECONDS: Final = 1.0
 
 
-class Batch:
-    """The intents of one batch call. `request` is the message to send.
+async def apply_batch(
+    intents: Sequence[Intent],
+    send: Callable[[reservation_pb2.BatchApplyReservationsRequest], AsyncGenerator[bytes, None]],
+    parse: Callable[[bytes], Iterable[Result]],
+) -> AsyncGenerator[Sequence[Applied], None]:
+    """Implements ReservationApi.apply_batch.
 
-    `unsendable` are the outcomes of intents that no message can hold. `request` does not contain them.
+    `send` makes the call and yields the messages of the answer; `parse` returns the results in one of them. Both raise
+    NoAnswerError, which ends the batch.
+    """
+    batch = _Batch(intents)
+    if batch.unsendable:
+        yield batch.unsendable
+    if batch.is_complete:
+        return
+    async with aclosing(send(batch.request)) as messages:
+        async for message in messages:
+            batch.count(message)
+            if applied := batch.read(parse(message)):
+                yield applied
+            if batch.is_complete:
+                await _read_end(messages)
+                return
+
+
+class _Batch:
+    """The intents that have no outcome yet.
+
+    `request` is the message to send. `unsendable` are the outcomes of intents that no message can hold.
     """
 
     def __init__(self, intents: Sequence[Intent]) -> None:
         self.request = reservation_pb2.BatchApplyReservationsRequest()
         self.unsendable: list[Applied] = []
-        self._open: dict[str, tuple[int, Intent]] = {}
+        self._open: dict[object, tuple[int, Intent]] = {}
         self._messages = self._bytes = 0
         for position, intent in enumerate(intents):
             try:
@@ -32,33 +63,35 @@ class Batch:
                 self._open[intent.reservation_id] = position, intent
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether every intent has an outcome."""
         return not self._open
 
-    def receive(self, size: int) -> None:
-        """Count a message of `size` bytes. Raises NoAnswerError("INVALID_ANSWER") if the server sends too much."""
+    def count(self, message: bytes) -> None:
+        """Raise NoAnswerError("INVALID_ANSWER") if the server sends too much: every message delays other calls."""
         self._messages += 1
-        self._bytes += size
-        if size > wire.MAX_BATCH_MESSAGE_BYTES or self._bytes > wire.MAX_BATCH_BYTES or self._messages > _MAX_MESSAGES:
-            raise wire.invalid_answer(f"the answer is too long: {self._messages} messages of {self._bytes >> 10} KiB")
+        self._bytes += len(message)
+        if self._messages > _MAX_MESSAGES or self._bytes > wire.MAX_BATCH_BYTES:
+            raise wire.invalid_answer(f"{self._messages} messages with {self._bytes >> 10} KiB answer one batch")
 
-    def read(self, message: reservation_pb2.BatchApplyReservationsResponse) -> list[Applied]:
-        """Return the outcomes in `message`.
-
-        A result for an id that was not asked about, or that has an outcome already, is ignored.
-        """
+    def read(self, results: Iterable[Result]) -> list[Applied]:
+        """Return the outcomes in `results`: the first for each id that was asked about."""
         applied = []
-        for result in message.results:
-            found = self._open.pop(result.reservation_id, None)
-            if found is not None:
-                position, intent = found
-                applied.append(Applied(position, _to_outcome(result, intent)))
+        for reservation_id, read in results:
+            found = self._open.pop(reservation_id, None)
+            if found is None:
+                continue
+            position, intent = found
+            try:
+                applied.append(Applied(position, read(intent)))
+            except NoAnswerError as error:
+                applied.append(Applied(position, error))
         return applied
 
 
-def _to_outcome(result: reservation_pb2.ReservationResult, intent: Intent) -> Answer | NoAnswerError:
-    try:
-        return wire.to_outcome(result, intent)
-    except NoAnswerError as error:
-        return error
+async def _read_end(messages: AsyncGenerator[bytes, None]) -> None:
+    """Read to the end, but not for long: no outcome is missing, and a server may dislike calls that are reset."""
+    with suppress(NoAnswerError, TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            async for _ in messages:
+                pass

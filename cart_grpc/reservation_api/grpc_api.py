@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -25,7 +25,7 @@ from cart_grpc.reservation_api.api import (
     StaleRevision,
     Style,
 )
-from cart_grpc.reservation_api.batches import Batch
+from cart_grpc.reservation_api.batches import Result, apply_batch
 from cart_grpc.reservation_api.connections import Connections
 
 APPLY_METHOD: Final = "/cartgrpc.reservation.v1.ReservationService/ApplyReservation"
@@ -38,7 +38,6 @@ _Response = TypeVar("_Response", bound=Message)
 # Before any result they mean that the server, or a proxy that knows only the other methods, refuses the batch as a
 # whole. If the reason concerns single calls, too, they will report it.
 _NO_BATCHES: Final = wire.PERMANENT | {"UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED"}
-_END_SECONDS: Final = 1.0
 # Field 1000 is the integer 3, and field 1001 is the text "x".
 _UNKNOWN_FIELDS: Final = b"\xc0\x3e\x03\xca\x3e\x01x"
 
@@ -101,30 +100,11 @@ class GrpcReservationApi:
             return _to_answer(error, intent)
         return wire.to_decision(_parse(answer, reservation_pb2.ApplyReservationResponse).reservation, intent)
 
-    async def apply_batch(
-        self, intents: Sequence[Intent], *, timeout: float
-    ) -> AsyncGenerator[Sequence[Applied], None]:
+    def apply_batch(self, intents: Sequence[Intent], *, timeout: float) -> AsyncGenerator[Sequence[Applied], None]:
         """See ReservationApi.apply_batch."""
-        batch = Batch(intents)
-        if batch.unsendable:
-            yield batch.unsendable
-        if batch.complete:
-            return
-        connections = self._batch_releases if intents[0].disposition is Disposition.RELEASE else self._batches
-        answered = False
-        try:
-            async with aclosing(_stream(connections, batch, timeout)) as messages:
-                async for message in messages:
-                    answered = True
-                    if applied := batch.read(message):
-                        yield applied
-                    if batch.complete:
-                        await _end(messages)
-                        return
-        except grpc.aio.AioRpcError as error:
-            if not answered and error.code().name in _NO_BATCHES:
-                raise BatchesUnsupported(f"{error.code().name}: {wire.clean_text(error.details() or '')}") from None
-            raise _to_no_answer(error) from None
+        releases = any(intent.disposition is Disposition.RELEASE for intent in intents)
+        connections = self._batch_releases if releases else self._batches
+        return apply_batch(intents, partial(_send_batch, connections, timeout), _parse_batch)
 
     async def find(self, reservation_id: str, *, timeout: float) -> Decision | None:
         """See AuditableApi.find."""
@@ -163,23 +143,24 @@ async def _call(connections: Connections, request: Message, timeout: float) -> b
         return await connections.call(request.SerializeToString(), timeout)
 
 
-async def _stream(
-    connections: Connections, batch: Batch, timeout: float
-) -> AsyncGenerator[reservation_pb2.BatchApplyReservationsResponse, None]:
-    """Send `batch` and yield the messages of the answer. Raises as `_call` does."""
-    with _to_no_answers(timeout):
-        async with aclosing(connections.stream(batch.request.SerializeToString(), timeout)) as answers:
-            async for answer in answers:
-                batch.receive(len(answer))
-                yield _parse(answer, reservation_pb2.BatchApplyReservationsResponse)
+async def _send_batch(connections: Connections, timeout: float, request: Message) -> AsyncGenerator[bytes, None]:
+    """Yield the messages of the answer. Raises NoAnswerError, and BatchesUnsupported before the first message."""
+    answered = False
+    try:
+        with _to_no_answers(timeout):
+            async with aclosing(connections.stream(request.SerializeToString(), timeout)) as messages:
+                async for message in messages:
+                    answered = True
+                    yield message
+    except grpc.aio.AioRpcError as error:
+        if not answered and error.code().name in _NO_BATCHES:
+            raise BatchesUnsupported(f"{error.code().name}: {wire.clean_text(error.details() or '')}") from None
+        raise _to_no_answer(error) from None
 
 
-async def _end(messages: AsyncGenerator[object, None]) -> None:
-    """Read to the end of a batch's answer, briefly: no answer is missing, but servers dislike calls that are reset."""
-    with suppress(grpc.aio.AioRpcError, NoAnswerError, TimeoutError):
-        async with asyncio.timeout(_END_SECONDS):
-            async for _ in messages:
-                pass
+def _parse_batch(message: bytes) -> Iterator[Result]:
+    for result in _parse(message, reservation_pb2.BatchApplyReservationsResponse).results:
+        yield result.reservation_id, partial(wire.to_outcome, result)
 
 
 @contextmanager

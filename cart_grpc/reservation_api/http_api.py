@@ -1,7 +1,10 @@
 """The Reservation API over HTTP: the same messages as proto3 JSON."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+import json
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import quote
 
 from cartgrpc.reservation.v1 import reservation_pb2
@@ -10,16 +13,21 @@ from google.protobuf.message import Message
 
 from cart_grpc.protocol.reservation import Decision, Intent
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, SingleCalls, Style
-from cart_grpc.reservation_api.http_client import REFUSALS, HttpAnswer, HttpClient
+from cart_grpc.reservation_api.api import UNRECORDED, Answer, Applied, Attempt, BatchesUnsupported, Style
+from cart_grpc.reservation_api.batches import Result, apply_batch
+from cart_grpc.reservation_api.http_client import REFUSALS, HttpAnswer, HttpClient, UnexpectedStatus
+
+# Statuses that say to call again later.
+_LATER: Final = frozenset({408, 425, 429})
 
 _Message = TypeVar("_Message", bound=Message)
 
 
-class HttpReservationApi(SingleCalls):
+class HttpReservationApi:
     """Implements AuditableApi at `base_url` over `client`. Owns the client."""
 
     styles: ClassVar[frozenset[Style]] = frozenset(Style)
+    max_batch: int = wire.MAX_BATCH
 
     def __init__(self, base_url: str, client: HttpClient) -> None:
         self._base = base_url.rstrip("/")
@@ -44,6 +52,27 @@ class HttpReservationApi(SingleCalls):
         if answer.status in REFUSALS:
             return _to_failure_or_stale_revision(answer, intent)
         return wire.to_decision(_to_reservation(self._to_object(answer)), intent)
+
+    def apply_batch(self, intents: Sequence[Intent], *, timeout: float) -> AsyncGenerator[Sequence[Applied], None]:
+        """See ReservationApi.apply_batch."""
+        return apply_batch(intents, partial(self._send_batch, timeout), _parse_line)
+
+    async def _send_batch(self, timeout: float, request: Message) -> AsyncGenerator[bytes, None]:
+        """Yield the lines of the answer. Raises NoAnswerError, and BatchesUnsupported before the first line."""
+        lines = self._client.post_for_lines(
+            f"{self._base}/v1/reservations:batchApply",
+            json_format.MessageToDict(request),
+            timeout=timeout,
+            max_line_bytes=wire.MAX_BATCH_MESSAGE_BYTES,
+        )
+        try:
+            async with aclosing(lines):
+                async for line in lines:
+                    yield line
+        except UnexpectedStatus as error:
+            if _refuses_batches(error.answer.status):
+                raise BatchesUnsupported(f"HTTP status {error.answer.status}") from None
+            raise error.answer.to_no_answer(self._client.clock()) from None
 
     async def find(self, reservation_id: str, *, timeout: float) -> Decision | None:
         """See AuditableApi.find."""
@@ -78,6 +107,32 @@ class HttpReservationApi(SingleCalls):
         if answer.status != 200:
             raise answer.to_no_answer(self._client.clock())
         return answer.to_object()
+
+
+def _refuses_batches(status: int) -> bool:
+    """Whether the server, or a proxy that knows only the other paths, refuses the batch as a whole.
+
+    If the reason concerns single calls, too, they will report it.
+    """
+    return (400 <= status < 500 and status not in _LATER) or status == 501
+
+
+def _parse_line(line: bytes) -> Iterator[Result]:
+    """Return the results in a message. Each is parsed alone, so that an impossible value harms only its entry."""
+    try:
+        results = json.loads(line)["results"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise wire.invalid_answer("a line of the answer is not a message with results") from None
+    if not isinstance(results, list) or not all(isinstance(each, dict) for each in results):
+        raise wire.invalid_answer("the results are not an array of objects")
+    for each in results:
+        reservation_id = each.get("reservationId", each.get("reservation_id"))
+        if isinstance(reservation_id, str):
+            yield reservation_id, partial(_to_outcome, each)
+
+
+def _to_outcome(value: dict[str, Any], intent: Intent) -> Answer:
+    return wire.to_outcome(_parse(value, reservation_pb2.ReservationResult()), intent)
 
 
 def _path(reservation_id: str) -> str:

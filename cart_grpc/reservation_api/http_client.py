@@ -5,7 +5,8 @@ A call without a valid answer raises NoAnswerError, see `ReservationApi.apply`.
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -24,6 +25,10 @@ _REACHED: Final = frozenset({429})
 # No compression: 64 KiB could expand to 64 MiB.
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
 
+# One message per line. An answer that has only one message is also JSON.
+_LINE_TYPES: Final = ("application/x-ndjson", "application/jsonl", "application/json")
+_ACCEPT_LINES: Final = "application/x-ndjson, application/json"
+
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
@@ -35,9 +40,7 @@ class HttpAnswer:
 
     def to_json(self) -> Any:
         """Return the parsed body. Raises NoAnswerError("INVALID_ANSWER") if it is not JSON."""
-        content_type = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if content_type != "application/json":
-            raise wire.invalid_answer(f"the answer's content type is {content_type or 'missing'}, not application/json")
+        _check_content_type(self.headers, ("application/json",))
         try:
             return json.loads(self.content)
         except (ValueError, RecursionError):
@@ -76,6 +79,14 @@ class HttpAnswer:
         )
 
 
+class UnexpectedStatus(Exception):
+    """The status is not 200. `answer` is the whole answer."""
+
+    def __init__(self, answer: HttpAnswer) -> None:
+        super().__init__(f"HTTP status {answer.status}")
+        self.answer = answer
+
+
 class HttpClient:
     """An HTTP session. Create it inside the running loop.
 
@@ -110,31 +121,62 @@ class HttpClient:
         Raises NoAnswerError, also if the answer has more than `max_bytes` bytes.
         """
         data = None if body is None else json.dumps(body).encode()
-        try:
-            async with asyncio.timeout(timeout):
-                async with self._session.request(
-                    method, url, data=data, params=query or None, allow_redirects=False
-                ) as response:
-                    return HttpAnswer(response.status, response.headers, await _read(response, max_bytes))
-        except NoAnswerError:
-            raise
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise NoAnswerError("CANCELLED", "the connection was closed during the call") from None
-        except TimeoutError:
-            raise NoAnswerError("DEADLINE_EXCEEDED", f"no answer within {round(timeout, 2):g} s") from None
-        except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
-            raise wire.invalid_answer(f"{type(error).__name__}: {error}") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise NoAnswerError("UNAVAILABLE", wire.clean_text(f"{type(error).__name__}: {error}")) from error
-        except Exception as error:
-            raise NoAnswerError("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
+        with _to_no_answers(timeout):
+            async with (
+                asyncio.timeout(timeout),
+                self._session.request(method, url, data=data, params=query or None, allow_redirects=False) as response,
+            ):
+                return HttpAnswer(response.status, response.headers, await _read(response, max_bytes))
+
+    async def post_for_lines(
+        self, url: str, body: object, *, timeout: float, max_line_bytes: int
+    ) -> AsyncGenerator[bytes, None]:
+        """POST `body` as JSON and yield the lines of the answer as they arrive, without empty ones.
+
+        Closing the generator ends the call. Raises NoAnswerError, also if a line has more than `max_line_bytes` bytes,
+        and UnexpectedStatus for every status except 200.
+        """
+        data = json.dumps(body).encode()
+        # Not one time-out around everything: it would cancel the caller while it works on a line.
+        deadline = asyncio.get_running_loop().time() + timeout
+        with _to_no_answers(timeout):
+            async with asyncio.timeout_at(deadline):
+                response = await self._session.post(
+                    url, data=data, headers={"Accept": _ACCEPT_LINES}, allow_redirects=False
+                )
+            async with response:
+                if response.status != 200:
+                    async with asyncio.timeout_at(deadline):
+                        content = await _read(response, wire.MAX_ANSWER_BYTES)
+                    raise UnexpectedStatus(HttpAnswer(response.status, response.headers, content))
+                _check_content_type(response.headers, _LINE_TYPES)
+                async for line in _split(_read_chunks(response, deadline), max_line_bytes):
+                    yield line
 
     async def close(self) -> None:
         """Close the connections. Calls in flight end with NoAnswerError."""
         await self._session.close()
+
+
+@contextmanager
+def _to_no_answers(timeout: float) -> Iterator[None]:
+    try:
+        yield
+    except (NoAnswerError, UnexpectedStatus):
+        raise
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise NoAnswerError("CANCELLED", "the connection was closed during the call") from None
+    except TimeoutError:
+        raise NoAnswerError("DEADLINE_EXCEEDED", f"no answer within {round(timeout, 2):g} s") from None
+    except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
+        raise wire.invalid_answer(f"{type(error).__name__}: {error}") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise NoAnswerError("UNAVAILABLE", wire.clean_text(f"{type(error).__name__}: {error}")) from error
+    except Exception as error:
+        raise NoAnswerError("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
 
 
 async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
@@ -144,6 +186,44 @@ async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
         if len(content) > max_bytes:
             raise wire.invalid_answer(f"the answer is longer than {max_bytes >> 10} KiB")
     return bytes(content)
+
+
+async def _read_chunks(response: aiohttp.ClientResponse, deadline: float) -> AsyncGenerator[bytes, None]:
+    while True:
+        async with asyncio.timeout_at(deadline):
+            chunk = await response.content.readany()
+        if not chunk:
+            return
+        yield chunk
+
+
+async def _split(chunks: AsyncGenerator[bytes, None], max_line_bytes: int) -> AsyncGenerator[bytes, None]:
+    line = bytearray()
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            *ends, start = chunk.split(b"\n")
+            for end in ends:
+                line += end
+                if line.strip():
+                    yield _within(line, max_line_bytes)
+                line.clear()
+            line += start
+            _within(line, max_line_bytes)
+    if line.strip():
+        yield bytes(line)
+
+
+def _within(line: bytearray, max_bytes: int) -> bytes:
+    if len(line) > max_bytes:
+        raise wire.invalid_answer(f"a line of the answer is longer than {max_bytes >> 10} KiB")
+    return bytes(line)
+
+
+def _check_content_type(headers: Mapping[str, str], expected: Collection[str]) -> None:
+    content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if content_type not in expected:
+        names = " or ".join(expected)
+        raise wire.invalid_answer(f"the answer's content type is {content_type or 'missing'}, not {names}")
 
 
 def _to_str(value: object) -> str:

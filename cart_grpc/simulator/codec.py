@@ -1,7 +1,7 @@
 """Converts the simulator's values to messages of `cartgrpc.reservation.v1` and back."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -84,9 +84,8 @@ def to_response(reply: SimulatedReply) -> reservation_pb2.ApplyReservationRespon
     return reservation_pb2.ApplyReservationResponse(reservation=_to_reply(reply))
 
 
-def check_batch(request: reservation_pb2.BatchApplyReservationsRequest) -> None:
-    """Raise BadRequest unless `request` has 1 to 100 entries with distinct ids."""
-    ids = [each.reservation_id for each in request.reservations]
+def check_batch(ids: Sequence[str]) -> None:
+    """Raise BadRequest unless there are 1 to 100 entries with distinct ids."""
     if not 1 <= len(ids) <= wire.MAX_BATCH:
         raise _bad("reservations", f"must be 1 to {wire.MAX_BATCH}")
     if len(set(ids)) < len(ids):
@@ -94,22 +93,27 @@ def check_batch(request: reservation_pb2.BatchApplyReservationsRequest) -> None:
 
 
 def to_batch_responses(
-    request: reservation_pb2.BatchApplyReservationsRequest, outcomes: Sequence[Outcome]
-) -> list[reservation_pb2.BatchApplyReservationsResponse | None]:
-    """Return the messages for `outcomes`: none if all were lost; None in the list stands for NOT_A_MESSAGE."""
-    message, garbled = reservation_pb2.BatchApplyReservationsResponse(), False
+    ids: Sequence[str], outcomes: Sequence[Outcome]
+) -> Iterator[reservation_pb2.BatchApplyReservationsResponse | None]:
+    """Yield the messages for `outcomes`: none for those that were lost. None stands for NOT_A_MESSAGE."""
+    message, ends_in_garbage = reservation_pb2.BatchApplyReservationsResponse(), False
     for position, outcome in outcomes:
-        if isinstance(outcome, Lost):
-            continue
-        if isinstance(outcome, SimulatedReply) and outcome.garbage is Garbage.NOT_A_MESSAGE:
-            garbled = True
-            continue
-        result = message.results.add(reservation_id=request.reservations[position].reservation_id)
-        if isinstance(outcome, SimulatorError):
-            result.error.CopyFrom(_to_error(outcome))
-        else:
-            result.reservation.CopyFrom(_to_reply(outcome))
-    return [*([message] if message.results else []), *([None] if garbled else [])]
+        match outcome:
+            case Lost():
+                continue
+            case SimulatedReply(garbage=Garbage.NOT_A_MESSAGE):
+                ends_in_garbage = True
+                continue
+            case SimulatedReply():
+                result = reservation_pb2.ReservationResult(reservation=_to_reply(outcome))
+            case _:
+                result = reservation_pb2.ReservationResult(error=_to_error(outcome))
+        result.reservation_id = ids[position]
+        message.results.append(result)
+    if message.results:
+        yield message
+    if ends_in_garbage:
+        yield None
 
 
 def _to_error(error: SimulatorError) -> reservation_pb2.ReservationError:

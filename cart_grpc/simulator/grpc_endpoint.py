@@ -54,11 +54,12 @@ class ReservationEndpoint:
         self, request: reservation_pb2.BatchApplyReservationsRequest
     ) -> AsyncGenerator[bytes, None]:
         """BatchApplyReservations."""
-        codec.check_batch(request)
+        ids = [each.reservation_id for each in request.reservations]
+        codec.check_batch(ids)
         reads = [partial(codec.to_intent, each) for each in request.reservations]
         async with aclosing(self._simulator.apply_batch(reads)) as ready:
             async for outcomes in ready:
-                for response in codec.to_batch_responses(request, outcomes):
+                for response in codec.to_batch_responses(ids, outcomes):
                     yield codec.NOT_A_MESSAGE if response is None else response.SerializeToString()
 
     async def get_reservation(self, request: reservation_pb2.GetReservationRequest) -> bytes:

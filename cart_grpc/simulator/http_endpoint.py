@@ -3,7 +3,9 @@
 import json
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import aclosing
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from aiohttp import web
@@ -27,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class HttpEndpoint:
-    """The three operations of reservation.openapi.yaml: decode, call, encode."""
+    """The operations of reservation.openapi.yaml: decode, call, encode."""
 
     def __init__(self, simulator: Simulator) -> None:
         self._simulator = simulator
@@ -40,6 +42,22 @@ class HttpEndpoint:
         if response is None:
             return web.Response(body=codec.NOT_A_MESSAGE, content_type="text/html")
         return _to_response(response)
+
+    async def batch_apply(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/reservations:batchApply."""
+        entries = _to_entries(await request.read())
+        ids = [_find_id(each) for each in entries]
+        codec.check_batch(ids)
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        async with aclosing(
+            self._simulator.apply_batch([partial(_to_entry_intent, each) for each in entries])
+        ) as ready:
+            # An error comes before any outcome and has a status of its own.
+            async for outcomes in ready:
+                if not await _send(request, response, map(_to_line, codec.to_batch_responses(ids, outcomes))):
+                    return response
+        await _send(request, response, ())
+        return response
 
     async def get(self, request: web.Request) -> web.Response:
         """GET /v1/reservations/{reservation_id}."""
@@ -66,6 +84,7 @@ def make_app(simulator: Simulator) -> web.Application:
     app = web.Application(middlewares=[_answer_errors], client_max_size=_MAX_BODY)
     app.router.add_put("/v1/reservations/{reservation_id}", reservations.apply)
     app.router.add_get("/v1/reservations/{reservation_id}", reservations.get, allow_head=False)
+    app.router.add_post("/v1/reservations:batchApply", reservations.batch_apply)
     app.router.add_post("/v1/reservations:lookup", reservations.lookup)
     app.router.add_post("/basic", basic.post)
     app.router.add_get("/basic", basic.get, allow_head=False)
@@ -98,15 +117,61 @@ def _to_intent(body: bytes, reservation_id: str) -> Intent:
     return codec.to_intent(message)
 
 
+def _to_entries(body: bytes) -> list[dict[str, Any]]:
+    """Return the entries of a batch, not parsed: a malformed entry fails alone."""
+    entries = _load(body).get("reservations", [])
+    if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+        raise BadRequest("MALFORMED", "reservations must be an array of objects")
+    return entries
+
+
+def _find_id(entry: dict[str, Any]) -> str:
+    reservation_id = entry.get("reservationId", entry.get("reservation_id"))
+    return reservation_id if isinstance(reservation_id, str) else ""
+
+
+def _to_entry_intent(entry: dict[str, Any]) -> Intent:
+    return codec.to_intent(_parse_value(entry, reservation_pb2.Reservation()))
+
+
 def _parse(body: bytes, message: MessageType) -> MessageType:
+    return _parse_value(_load(body), message)
+
+
+def _load(body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(body)
-        if not isinstance(value, dict):
-            raise BadRequest("MALFORMED", "the body must be a JSON object")
+    except (ValueError, RecursionError):
+        raise BadRequest("MALFORMED", "the body must be JSON") from None
+    if not isinstance(value, dict):
+        raise BadRequest("MALFORMED", "the body must be a JSON object")
+    return value
+
+
+def _parse_value(value: dict[str, Any], message: MessageType) -> MessageType:
+    try:
         return json_format.ParseDict(value, message, ignore_unknown_fields=True)
     except (ValueError, TypeError, AttributeError, RecursionError, json_format.ParseError) as error:
         why = wire.clean_text(str(error))
         raise BadRequest("MALFORMED", f"the body must be a {message.DESCRIPTOR.name} in JSON: {why}") from None
+
+
+async def _send(request: web.Request, response: web.StreamResponse, lines: Iterable[bytes]) -> bool:
+    """Send `lines`. Returns False if the client has left."""
+    try:
+        if not response.prepared:
+            await response.prepare(request)
+        for line in lines:
+            await response.write(line)
+    except ConnectionError:
+        return False
+    return True
+
+
+def _to_line(message: Message | None) -> bytes:
+    if message is None:
+        return codec.NOT_A_MESSAGE + b"\n"
+    return json.dumps(json_format.MessageToDict(message)).encode() + b"\n"
 
 
 def _to_response(message: Message) -> web.Response:

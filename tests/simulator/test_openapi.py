@@ -1,7 +1,8 @@
 """The OpenAPI document agrees with the protos and with the simulator."""
 
+import json
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def validate(instance: Any, schema: Mapping[str, Any]) -> None:
 def schema_of(path: str, method: str, status: int) -> Mapping[str, Any]:
     """The schema of the response with this status."""
     response = resolved(DOCUMENT["paths"][path][method]["responses"][str(status)])
-    schema: Mapping[str, Any] = response["content"]["application/json"]["schema"]
+    [media] = response["content"].values()
+    schema: Mapping[str, Any] = media["schema"]
     return schema
 
 
@@ -153,6 +155,19 @@ class Prover:
         """Look reservations up; return the answer."""
         return await self._call("post", "/v1/reservations:lookup", "/v1/reservations:lookup", expected, json=body)
 
+    async def batch(self, entries: Sequence[Any], expected: int) -> list[dict[str, Any]]:
+        """Apply a batch of intents or bodies; return the results, or the answer alone if it is an error."""
+        bodies = [body_of(each)["reservation"] if isinstance(each, Intent) else each for each in entries]
+        path = "/v1/reservations:batchApply"
+        if expected != 200:
+            return [await self._call("post", path, path, expected, json={"reservations": bodies})]
+        async with self._session.post(self._base + path, json={"reservations": bodies}) as response:
+            assert (response.status, response.content_type) == (200, "application/x-ndjson")
+            lines = [json.loads(line) async for line in response.content]
+        for line in lines:
+            validate(line, schema_of(path, "post", 200))
+        return [result for line in lines for result in line["results"]]
+
     async def _call(self, method: str, path: str, template: str, expected: int, **options: Any) -> dict[str, Any]:
         async with self._session.request(method, self._base + path, **options) as response:
             body: dict[str, Any] = await response.json()
@@ -194,6 +209,33 @@ async def test_every_decision_of_the_simulator_is_valid_by_the_document(prover: 
     found = await prover.lookup({"reservationIds": [second.reservation_id, hold().reservation_id]}, 200)
     assert (len(found["found"]), len(found["missing"])) == (1, 1)
     assert await prover.lookup({}, 200) == {}
+
+
+async def test_every_result_of_a_batch_is_valid_by_the_document(prover: Prover, simulator: Simulator) -> None:
+    held, sold_out, overtaken, odd = hold(2), hold(11), hold(1), hold(1)
+    await prover.put(after(overtaken, Disposition.HOLD), 200)
+    wrong = body_of(odd)["reservation"] | {"quantity": 2**40}
+    results = await prover.batch([held, sold_out, overtaken, wrong], 200)
+    by_id = {result["reservationId"]: result for result in results}
+    assert len(by_id) == len(results) == 4
+    assert by_id[held.reservation_id]["reservation"]["state"] == "STATE_HELD"
+    assert by_id[sold_out.reservation_id]["reservation"]["reason"] == "OUT_OF_STOCK"
+    assert by_id[overtaken.reservation_id]["error"]["current"]["revision"] == "2"
+    assert by_id[odd.reservation_id]["error"]["code"] == 3
+    simulator.faults = Faults(throttled=1)
+    [result] = await prover.batch([hold()], 200)
+    assert (result["error"]["code"], result["error"]["retryDelay"]) == (8, "1s")
+
+
+async def test_a_batch_that_is_refused_as_a_whole_is_valid_by_the_document(
+    prover: Prover, simulator: Simulator
+) -> None:
+    for entries in ([], [hold() for _ in range(101)], [hold()] * 2, "x", [3]):
+        await prover.batch(entries, 400)
+    simulator.faults = Faults(down=True)
+    await prover.batch([hold()], 503)
+    simulator.faults = Faults(no_batches=True)
+    await prover.batch([hold()], 404)
 
 
 async def test_every_error_of_the_simulator_is_valid_by_the_document(prover: Prover, simulator: Simulator) -> None:

@@ -89,7 +89,8 @@ class ReservationServiceServicer(object):
         last result the API ends the call with OK.
 
         An API that does not offer batches answers UNIMPLEMENTED (over HTTP: 404 or 405). The client then uses
-        ApplyReservation, and tries a batch again after some minutes.
+        ApplyReservation, and tries a batch again after some minutes. It does the same if PERMISSION_DENIED,
+        UNAUTHENTICATED, INVALID_ARGUMENT or another permanent error refuses the whole batch.
 
         Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries and for
         two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for ApplyReservation. An error that concerns one
