@@ -3,14 +3,16 @@
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from benchmarks.plan import CARTS, IN_FLIGHT, SKUS, Plan
-from benchmarks.programs import Json, Testbed, interleave, load, measure
+from benchmarks.plan import CARTS, SKUS, Plan
+from benchmarks.programs import Json, Product, Testbed, interleave, load
+from benchmarks.reserved import reserve, wait_until_reserved
 
 # Seconds that callers wait. A later answer is useless.
 DEADLINE = 2
@@ -52,39 +54,78 @@ class HealthWatch:
 
 
 def overload(testbed: Testbed, database: str, plan: Plan) -> Json:
-    """Measure goodput, time to refusal and recovery at multiples of the server's capacity."""
+    """Measure goodput, time to refusal and recovery at multiples of the server's capacity, in reserved items.
+
+    The reconciler is at work. Capacity is the highest rate of a closed loop, and goodput is the rate of the calls that
+    were answered OK within the deadline: both count the time until nothing is reconciling.
+    """
     product = testbed.serve(testbed.database(database, carts=CARTS, items=SKUS))
+    product.resume()
     served = product.program
-    ask = functools.partial(measure, served, "add", carts=CARTS, skus=SKUS, duration=2 * plan.seconds)
-    capacity = max(ask(in_flight=in_flight)["per_s"] for in_flight in (64, 256))
+    reserve(testbed, product, seconds=plan.seconds)
+    closed = {
+        in_flight: reserve(testbed, product, seconds=2 * plan.seconds, in_flight=in_flight)["per_s"]
+        for in_flight in (64, 256)
+    }
+    capacity = max(closed.values())
     results: Json = {"capacity": capacity, "memory_before_mib": served.memory_mib(), "loads": {}}
     for times in (1, 2, 5, 10):
         health, before, peak = HealthWatch(served.address), served.cpu_seconds(), Peak(served.memory_mib)
-        rate = f"{capacity * times:.0f}:{0.3 + 3 * plan.seconds}"
         with health.running(), peak.running():
-            found = load(served.address, calls="add", carts=CARTS, skus=SKUS, rate=rate, timeout=DEADLINE, drain=3)
+            found = _offer(product, rate=f"{capacity * times:.0f}:{6 * plan.seconds}")
         cpu = (served.cpu_seconds() - before) / max(found["answered"], 1) * 1e6
         results["loads"][str(times)] = {**found, "health": health.report(), "peak_mib": peak.highest, "cpu_us": cpu}
-        time.sleep(plan.seconds)
-    # Ten times the capacity, then half of it: how long does recovery take?
-    rate = f"{capacity * 10:.0f}:{2 * plan.seconds},{capacity / 2:.0f}:{4 * plan.seconds}"
-    found = load(
-        served.address, "--timeline", calls="add", carts=CARTS, skus=SKUS, rate=rate, timeout=DEADLINE, warmup=0
-    )
-    results["recovery_s"] = _recovery(found["timeline"], round(20 * plan.seconds), capacity / 2)
+    results["recovery_s"] = _recover(product, capacity, plan)
     results["memory_after_mib"] = served.memory_mib()
     served.stop()
     return results
 
 
-def _recovery(timeline: list[list[int]], since: int, rate: float) -> float | None:
-    """Return the seconds after window `since` (100 ms each) in which calls were still refused or slower than 100 ms.
+def _offer(product: Product, **options: object) -> Json:
+    """Send AddItem by a schedule and wait until nothing is reconciling. `reserved_per_s` counts all of that time."""
+    started = time.monotonic()
+    found = load(
+        product.address, calls="add", carts=CARTS, skus=SKUS, timeout=DEADLINE, warmup=0, drain=DEADLINE + 1, **options
+    )
+    wait_until_reserved(product, found["ok_per_s"] or 1)
+    all_ok = found["ok"] + found.get("flood", {}).get("ok", 0)
+    return {**found, "reserved_per_s": all_ok / (time.monotonic() - started)}
 
-    None if the server had not recovered by the end of the run.
+
+def _recover(product: Product, capacity: float, plan: Plan) -> float | None:
+    """Offer ten times the capacity between two times of half the capacity. Return how long the server needed after it.
+
+    None if it had not recovered by the end of the run.
     """
-    good = [ok >= rate / 20 and refused == 0 and longest < 100_000 for ok, refused, longest in timeline[since:-3]]
-    bad = [number for number, is_good in enumerate(good) if not is_good]
-    return (bad[-1] + 1) / 10 if bad and bad[-1] + 1 < len(good) else None if bad else 0.0
+    # Tenths of a second.
+    before, flood, after = round(20 * plan.seconds), round(20 * plan.seconds), round(60 * plan.seconds)
+    phases = ((0.5, before), (10, flood), (0.5, after))
+    rate = ",".join(f"{capacity * times:.0f}:{tenths / 10}" for times, tenths in phases)
+    found = load(
+        product.address, "--timeline", calls="add", carts=CARTS, skus=SKUS, rate=rate, timeout=DEADLINE, warmup=0
+    )
+    wait_until_reserved(product, capacity)
+    timeline = [Window(*window) for window in found["timeline"]]
+    return find_recovery(timeline[3:before], timeline[before + flood : before + flood + after], capacity / 2)
+
+
+class Window(NamedTuple):
+    """A tenth of a second: the calls answered and refused, and the longest call that was answered."""
+
+    ok: int
+    refused: int
+    longest_us: int
+
+
+def find_recovery(before: Sequence[Window], after: Sequence[Window], rate: float) -> float | None:
+    """Return the seconds until the server was as before for half a second: nothing refused, no call longer, same rate.
+
+    A call may take half as long again as the longest one before the flood, and 100 ms in any case. None if the server
+    has not recovered.
+    """
+    longest = max(100_000, 1.5 * max(window.longest_us for window in before))
+    good = [window.ok >= rate / 20 and not window.refused and window.longest_us <= longest for window in after]
+    return next((start / 10 for start in range(len(good) - 4) if all(good[start : start + 5])), None)
 
 
 class Peak:
@@ -112,16 +153,17 @@ class Peak:
 
 
 def fairness(testbed: Testbed, database: str, plan: Plan) -> Json:
-    """Measure other users' latency while one user floods the server with twice its capacity.
+    """Measure other users' latency while one user floods the server with twice its capacity, in reserved items.
 
     "beside a flood": the flood has its own connection, as another service would. "in a flood": all calls share eight
     connections.
     """
     product = testbed.serve(testbed.database(database, carts=CARTS, items=SKUS))
-    served = product.program
-    ask = functools.partial(load, served.address, calls="add", carts=CARTS, skus=SKUS, timeout=DEADLINE, drain=3)
-    capacity = measure(served, "add", in_flight=IN_FLIGHT, carts=CARTS, skus=SKUS, duration=2 * plan.seconds)["per_s"]
-    usual, seconds = capacity * 0.3, 0.3 + 2 * plan.seconds
+    product.resume()
+    reserve(testbed, product, seconds=plan.seconds)
+    capacity = reserve(testbed, product, seconds=2 * plan.seconds)["per_s"]
+    ask = functools.partial(_offer, product)
+    usual, seconds = capacity * 0.3, 3 * plan.seconds
     flood = capacity * 2
     flooded = {"rate": f"{usual + flood:.0f}:{seconds}", "flood_share": f"{flood / (usual + flood):.3f}"}
     contenders: dict[str, Callable[[], Json]] = {
@@ -130,5 +172,5 @@ def fairness(testbed: Testbed, database: str, plan: Plan) -> Json:
         "in a flood": lambda: ask(**flooded),
     }
     results = interleave(contenders, plan.rounds)
-    served.stop()
+    product.program.stop()
     return {"capacity": capacity, "usual_per_s": usual, "flood_per_s": flood, **results}

@@ -80,13 +80,13 @@ def _overload(results: Json) -> Any:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for database, found in results.items():
         offered = [int(times) for times in found["loads"]]
-        goodput = [load["ok_per_s"] / found["capacity"] for load in found["loads"].values()]
+        goodput = [load["reserved_per_s"] / found["capacity"] for load in found["loads"].values()]
         axes[0].plot(offered, goodput, "o-", label=TITLES[database])
         taken = [(load["ok_us"] or {}).get("p99", float("nan")) / 1e3 for load in found["loads"].values()]
         refused = [(load["not_ok_us"] or {}).get("p99", float("nan")) / 1e3 for load in found["loads"].values()]
         (line,) = axes[1].plot(offered, taken, "o-", label=f"{TITLES[database]}, answered")
         axes[1].plot(offered, refused, "s--", color=line.get_color(), label=f"{TITLES[database]}, refused")
-    axes[0].set(xlabel="offered / capacity", ylabel="answered OK / capacity", ylim=(0, None))
+    axes[0].set(xlabel="offered / capacity", ylabel="reserved items, answered in time / capacity", ylim=(0, None))
     axes[1].set(xlabel="offered / capacity", ylabel="p99, ms", yscale="log")
     for each in axes:
         each.legend()

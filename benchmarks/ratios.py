@@ -86,9 +86,23 @@ def _of_comparisons(rounds: Json) -> dict[str, Ratio]:
 
 
 def _of_overload(results: Json) -> dict[str, Ratio]:
-    # The peak is the highest goodput at any load.
-    answered = {times: load["ok_per_s"] for times, load in results["loads"].items()}
-    return {"goodput at 10 × / peak": of([answered["10"] / max(answered.values())])}
+    loads = results["loads"]
+    return {
+        f"goodput at {times} × / capacity": of([load["reserved_per_s"] / results["capacity"]])
+        for times, load in loads.items()
+    }
+
+
+def _of_fairness(results: Json) -> dict[str, Ratio]:
+    def p99(name: str) -> list[float]:
+        return [(turn["ok_us"] or {"p99": float("inf")})["p99"] for turn in results[name]]
+
+    return {
+        f"p99 {name} / alone": of(
+            [flooded / alone for flooded, alone in zip(p99(name), p99("alone"), strict=True)], more_is_better=False
+        )
+        for name in ("beside a flood", "in a flood")
+    }
 
 
 _OF_SECTIONS: dict[str, Callable[[Json], dict[str, Ratio]]] = {
@@ -97,6 +111,7 @@ _OF_SECTIONS: dict[str, Callable[[Json], dict[str, Ratio]]] = {
     "flatness": _of_flatness,
     "comparisons": _of_comparisons,
     "overload": _of_overload,
+    "fairness": _of_fairness,
 }
 
 

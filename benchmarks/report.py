@@ -143,32 +143,37 @@ def _slow_calls(results: Json, _: Found) -> str:
     return f"### While the Reservation API hangs\n\n{rows_of(head, rows)}"
 
 
-def _overload(results: Json, _: Found) -> str:
-    head = ("offered", "answered / capacity", "p99 ms", "refused p99 ms", "refused, by code", "never answered",
-            "peak MiB", "health p99 ms", "load generator, cores")  # fmt: skip
+def _overload(results: Json, found: Found) -> str:
+    head = ("offered", "reserved in time / capacity", "answered in time / capacity", "p99 ms", "refused p99 ms",
+            "refused, by code", "held back in the client", "never answered", "peak MiB", "health p99 ms",
+            "load generator, cores")  # fmt: skip
     rows, after = [], []
     for database in databases_of(results["overload"]):
-        found = results["overload"][database]
-        rows += [_load_row(f"{TITLES[database]}, {times} ×", load, found) for times, load in found["loads"].items()]
-        seconds = found["recovery_s"]
+        measured = results["overload"][database]
+        for times, load in measured["loads"].items():
+            goodput = found[database][f"goodput at {times} × / capacity"].median
+            rows.append(_load_row(f"{TITLES[database]}, {times} ×", goodput, load, measured["capacity"]))
+        seconds = measured["recovery_s"]
         itself = "not recovered within the run" if seconds is None else f"recovered after {seconds:.1f} s"
-        memory = f"{found['memory_before_mib']:.0f} MiB before, {found['memory_after_mib']:.0f} MiB after"
-        after.append(f"{TITLES[database]}: capacity {found['capacity']:.0f}/s; {itself}; {memory}.")
+        memory = f"{measured['memory_before_mib']:.0f} MiB before, {measured['memory_after_mib']:.0f} MiB after"
+        after.append(f"{TITLES[database]}: capacity {measured['capacity']:.0f} reserved items/s; {itself}; {memory}.")
     picture = "![Goodput and latency against offered load](performance/overload.svg)"
     return f"### Overload\n\n{picture}\n\n{rows_of(head, rows)}\n\n" + "\n".join(after)
 
 
-def _load_row(name: str, load: Json, found: Json) -> list[object]:
+def _load_row(name: str, goodput: float, load: Json, capacity: float) -> list[object]:
     taken, refused = load["ok_us"] or {}, load["not_ok_us"] or {}
     counts = {CODES.get(code, code): count for code, count in load["grpc_status"].items() if code != "0"}
     counts |= {RESETS.get(code, f"RST_STREAM {code}"): count for code, count in load["resets"].items()}
     return [
         name,
-        f"{load['ok_per_s'] / found['capacity']:.2f}",
+        f"{goodput:.2f}",
+        f"{load['ok_per_s'] / capacity:.2f}",
         f"{taken.get('p99', 0) / 1e3:.0f}",
         f"{refused['p99'] / 1e3:.1f}" if refused else "",
         ", ".join(f"{code} {count}" for code, count in counts.items()) or "none",
-        load["unsent"] + load["unfinished"],
+        load["unsent"],
+        load["unfinished"],
         f"{load['peak_mib']:.0f}",
         f"{load['health']['p99_ms']:.0f} ({load['health']['failed']} failed)",
         f"{load['cpu_share']:.2f}",

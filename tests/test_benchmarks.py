@@ -1,7 +1,8 @@
-"""The rule by which `make bench-check` reports a fallen ratio. The tests do not measure."""
+"""The rules by which the benchmarks judge their figures. The tests do not measure."""
 
 import pytest
 
+from benchmarks.overload import Window, find_recovery
 from benchmarks.ratios import Ratio, find_fallen, of
 
 THROUGHPUT = of([0.84, 0.86, 0.90])
@@ -35,3 +36,23 @@ def test_a_ratio_that_is_missing_on_either_side_is_not_compared() -> None:
         find_fallen({"sqlite": {"old": THROUGHPUT}}, {"sqlite": {"new": of([0.1])}, "postgresql": {"old": of([0.1])}})
         == []
     )
+
+
+GOOD, SLOW, REFUSING, STALLED = (
+    Window(10, 0, 50_000),
+    Window(10, 0, 160_000),
+    Window(10, 1, 50_000),
+    Window(1, 0, 50_000),
+)
+
+
+@pytest.mark.parametrize("bad", [SLOW, REFUSING, STALLED])
+def test_a_server_has_recovered_once_it_is_good_for_half_a_second(bad: Window) -> None:
+    before = [GOOD] * 10
+    assert find_recovery(before, [GOOD] * 10, rate=100) == 0
+    assert find_recovery(before, [bad, GOOD, GOOD, GOOD, GOOD, bad, *[GOOD] * 5, bad], rate=100) == pytest.approx(0.6)
+    assert find_recovery(before, [*[bad] * 10, *[GOOD] * 4], rate=100) is None
+
+
+def test_a_recovered_server_may_be_as_slow_as_it_was_before() -> None:
+    assert find_recovery([SLOW] * 10, [SLOW] * 10, rate=100) == 0
