@@ -120,11 +120,12 @@ def _refuses_batches(status: int) -> bool:
 def _parse_line(line: bytes) -> Iterator[Result]:
     """Return the results in a message. Each is parsed alone, so that an impossible value harms only its entry."""
     try:
-        results = json.loads(line)["results"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise wire.invalid_answer("a line of the answer is not a message with results") from None
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        raise wire.invalid_answer("a line of the answer is not JSON") from None
+    results = message.get("results", []) if isinstance(message, dict) else None
     if not isinstance(results, list) or not all(isinstance(each, dict) for each in results):
-        raise wire.invalid_answer("the results are not an array of objects")
+        raise wire.invalid_answer("a line of the answer is not an object with an array of results")
     for each in results:
         reservation_id = each.get("reservationId", each.get("reservation_id"))
         if isinstance(reservation_id, str):

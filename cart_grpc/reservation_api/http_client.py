@@ -198,25 +198,25 @@ async def _read_chunks(response: aiohttp.ClientResponse, deadline: float) -> Asy
 
 
 async def _split(chunks: AsyncGenerator[bytes, None], max_line_bytes: int) -> AsyncGenerator[bytes, None]:
+    """Yield the lines in `chunks`, without empty ones. A last line need not end with a line feed."""
     line = bytearray()
     async with aclosing(chunks):
         async for chunk in chunks:
             *ends, start = chunk.split(b"\n")
             for end in ends:
-                line += end
+                _extend(line, end, max_line_bytes)
                 if line.strip():
-                    yield _within(line, max_line_bytes)
+                    yield bytes(line)
                 line.clear()
-            line += start
-            _within(line, max_line_bytes)
+            _extend(line, start, max_line_bytes)
     if line.strip():
         yield bytes(line)
 
 
-def _within(line: bytearray, max_bytes: int) -> bytes:
+def _extend(line: bytearray, part: bytes, max_bytes: int) -> None:
+    line += part
     if len(line) > max_bytes:
         raise wire.invalid_answer(f"a line of the answer is longer than {max_bytes >> 10} KiB")
-    return bytes(line)
 
 
 def _check_content_type(headers: Mapping[str, str], expected: Collection[str]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +38,10 @@ HTTP_STATUSES = {
 
 @dataclass
 class Script:
-    """The answer to every call: `raw`, else an error with `code`, else `reservation`; no answer while `hangs`."""
+    """The answer to every call: `raw`, else an error with `code`, else `reservation`; no answer while `hangs`.
+
+    A batch is answered with `messages`. Then the call hangs, fails with `code`, or ends.
+    """
 
     reservation: reservation_pb2.Reservation | None = None
     code: grpc.StatusCode | None = None
@@ -51,10 +54,14 @@ class Script:
     http_status: int | None = None
     content_type: str = "application/json"
     headers: dict[str, str] = field(default_factory=dict)
+    messages: Sequence[reservation_pb2.BatchApplyReservationsResponse | bytes] = ()
 
 
 class Hostile:
-    """A server that answers as `script` says. It keeps the messages it `received` and sets `arrived` on each call."""
+    """A server that answers as `script` says. It keeps the messages it `received`.
+
+    It sets `arrived` on each call, and `left` when the client leaves one that hangs.
+    """
 
     url = ""
 
@@ -62,14 +69,19 @@ class Hostile:
         self.script = Script()
         self.received: list[reservation_pb2.Reservation] = []
         self.arrived = asyncio.Event()
+        self.left = asyncio.Event()
 
-    async def _take(self, message: reservation_pb2.ApplyReservationRequest) -> Script:
-        self.received.append(message.reservation)
-        script = self.script
+    def _take(self, *received: reservation_pb2.Reservation) -> Script:
+        self.received += received
         self.arrived.set()
-        if script.hangs:
-            await asyncio.Event().wait()
-        return script
+        return self.script
+
+    async def _hang(self, script: Script) -> None:
+        try:
+            if script.hangs:
+                await asyncio.Event().wait()
+        finally:
+            self.left.set()
 
 
 class HostileGrpc(Hostile):
@@ -77,11 +89,25 @@ class HostileGrpc(Hostile):
 
     async def answer(self, raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         """Answer one call."""
-        script = await self._take(reservation_pb2.ApplyReservationRequest.FromString(raw))
+        script = self._take(reservation_pb2.ApplyReservationRequest.FromString(raw).reservation)
+        await self._hang(script)
         if script.raw is not None:
             return script.raw
         if script.code is None:
             return reservation_pb2.ApplyReservationResponse(reservation=script.reservation).SerializeToString()
+        await self._fail(script, script.code, context)
+        raise AssertionError
+
+    async def answer_batch(self, raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
+        """Answer one batch."""
+        script = self._take(*reservation_pb2.BatchApplyReservationsRequest.FromString(raw).reservations)
+        for message in script.messages:
+            yield message if isinstance(message, bytes) else message.SerializeToString()
+        await self._hang(script)
+        if script.code is not None:
+            await self._fail(script, script.code, context)
+
+    async def _fail(self, script: Script, code: grpc.StatusCode, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         details: list[Message] = [script.current] if script.current else []
         if script.reason:
             details.append(error_details_pb2.ErrorInfo(reason=script.reason))
@@ -90,9 +116,8 @@ class HostileGrpc(Hostile):
         packed = [AnyMessage() for _ in details]
         for each, detail in zip(packed, details, strict=True):
             each.Pack(detail)
-        status = rpc_status.to_status(status_pb2.Status(code=script.code.value[0], message=script.text, details=packed))
+        status = rpc_status.to_status(status_pb2.Status(code=code.value[0], message=script.text, details=packed))
         await context.abort(status.code, status.details, status.trailing_metadata)
-        raise AssertionError
 
 
 class HostileHttp(Hostile):
@@ -101,7 +126,28 @@ class HostileHttp(Hostile):
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Answer one call."""
         message = json_format.Parse(await request.read(), reservation_pb2.ApplyReservationRequest())
-        script = await self._take(message)
+        script = self._take(message.reservation)
+        await self._hang(script)
+        return self._answer(script)
+
+    async def answer_batch(self, request: web.Request) -> web.StreamResponse:
+        """Answer one batch. An error after a message breaks the connection."""
+        message = json_format.Parse(await request.read(), reservation_pb2.BatchApplyReservationsRequest())
+        script = self._take(*message.reservations)
+        if not script.messages:
+            await self._hang(script)
+            return self._answer(script)
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        for each in script.messages:
+            line = each if isinstance(each, bytes) else json.dumps(json_format.MessageToDict(each)).encode()
+            await response.write(line + b"\n")
+        await self._hang(script)
+        if script.code is not None and request.transport is not None:
+            request.transport.abort()
+        return response
+
+    def _answer(self, script: Script) -> web.Response:
         status = script.http_status or (HTTP_STATUSES[script.code] if script.code else 200)
         if script.raw is not None:
             headers = {"Content-Type": script.content_type, **script.headers}
@@ -124,7 +170,10 @@ async def hostile_grpc() -> AsyncIterator[Hostile]:
     """Serve a HostileGrpc on a free port."""
     hostile = HostileGrpc()
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    methods: dict[str, Any] = {"ApplyReservation": grpc.unary_unary_rpc_method_handler(hostile.answer)}
+    methods: dict[str, Any] = {
+        "ApplyReservation": grpc.unary_unary_rpc_method_handler(hostile.answer),
+        "BatchApplyReservations": grpc.unary_stream_rpc_method_handler(hostile.answer_batch),
+    }
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("cartgrpc.reservation.v1.ReservationService", methods),)
     )
@@ -142,6 +191,7 @@ async def hostile_http() -> AsyncIterator[Hostile]:
     """Serve a HostileHttp on a free port, under the path prefix /shop."""
     hostile = HostileHttp()
     app = web.Application()
+    app.router.add_post("/shop/v1/reservations:batchApply", hostile.answer_batch)
     app.router.add_put("/shop/v1/reservations/{reservation_id}", hostile.answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0, handler_cancellation=True)
     await runner.setup()
