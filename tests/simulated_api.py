@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cart_grpc.protocol.reservation import Intent
-from cart_grpc.reservation_api.api import NoAnswerError, ReservationApi
+from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerError, ReservationApi
 from cart_grpc.reservation_api.transports import connect
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from cart_grpc.simulator.simulator import Simulator
@@ -62,3 +62,25 @@ async def no_answer(api: ReservationApi, intent: Intent, *, timeout: float = 5) 
     with pytest.raises(NoAnswerError) as caught:
         await api.apply(intent, timeout=timeout)
     return caught.value
+
+
+class BatchesOfOne:
+    """A ReservationApi that sends each intent as a batch, so that a suite of single calls proves the same of batches.
+
+    An entry without an outcome raises NoAnswerError("LOST").
+    """
+
+    def __init__(self, api: ReservationApi) -> None:
+        self.max_batch = api.max_batch
+        self.apply_batch = api.apply_batch
+        self.close = api.close
+
+    async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
+        """See ReservationApi.apply."""
+        outcomes = [each async for applied in self.apply_batch([intent], timeout=timeout) for each in applied]
+        if not outcomes:
+            raise NoAnswerError("LOST", "the batch has no result for this intent")
+        [(_, outcome)] = outcomes
+        if isinstance(outcome, NoAnswerError):
+            raise outcome
+        return outcome

@@ -91,9 +91,10 @@ class Simulator:
 
         Each entry is a message of its own, as in `apply`. Raises CallFailed and NoBatches before any outcome.
         """
-        self._call_count += len(reads)
+        supported = not self.faults.no_batches
+        self._call_count += len(reads) * supported
         self._check_up()
-        if self.faults.no_batches:
+        if not supported:
             raise NoBatches
         ready: list[Outcome] = []
         later: defaultdict[int, list[_Entry]] = defaultdict(list)

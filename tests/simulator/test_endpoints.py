@@ -13,6 +13,7 @@ import pytest
 from cartgrpc.reservation.v1 import reservation_pb2, reservation_pb2_grpc
 from cartgrpc.simulator.v1 import simulator_pb2, simulator_pb2_grpc
 from google.protobuf import json_format
+from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cart_grpc.protocol.reservation import Decision, Observed
@@ -74,12 +75,14 @@ async def test_stock_can_be_set_and_stock_and_effects_can_be_read(
 
 
 async def test_faults_can_be_set_and_read(stubs: Stubs, simulator: Simulator) -> None:
-    faults = simulator_pb2.Faults(slow=0.25, down=True)
+    faults = simulator_pb2.Faults(slow=0.25, down=True, no_batches=True)
     faults.latency.FromMilliseconds(1500)
     await stubs.control.SetFaults(simulator_pb2.SetFaultsRequest(faults=faults), timeout=5)
-    assert simulator.faults == Faults(latency_us=1_500_000, slow=0.25, slow_latency_us=0, down=True)
+    assert simulator.faults == Faults(latency_us=1_500_000, slow=0.25, slow_latency_us=0, down=True, no_batches=True)
     response = await stubs.control.GetFaults(simulator_pb2.GetFaultsRequest(), timeout=5)
-    assert (response.faults.latency, response.faults.slow, response.faults.down) == (faults.latency, 0.25, True)
+    # Durations of 0 are answered, too.
+    faults.MergeFrom(simulator_pb2.Faults(slow_latency=Duration(), duplicate_delay=Duration()))
+    assert response.faults == faults
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stubs.control.SetFaults(simulator_pb2.SetFaultsRequest(faults=simulator_pb2.Faults(slow=2)), timeout=5)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
