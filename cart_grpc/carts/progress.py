@@ -67,6 +67,13 @@ def progress(line: Line, now: int) -> Progress:
     return Progress(ProgressState.EXPIRED, 0, None, "HOLD_EXPIRED", message)
 
 
+def shown_fields(row: Reservation, now: int) -> tuple[object, ...]:
+    """All that state, quantity and reason of `progress` depend on, but for the item. The message depends on more."""
+    is_unanswered = is_uncertain(row) and bool(row.last_error)
+    held = _held_quantity(row, now)
+    return (row.state, row.disposition, held, row.reconciling, is_unanswered, row.seal_reason, row.reason)
+
+
 def _held_quantity(row: Reservation, now: int) -> int:
     lapsed = row.expire_time is not None and row.expire_time - HOLD_MARGIN_US <= now
     if lapsed or row.state not in (Observed.HELD, Observed.REJECTED):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from cart_grpc.carts.progress import progress
+from cart_grpc.carts.progress import progress, shown_fields
 from cart_grpc.commands.unit_of_work import UnitOfWork
 from cart_grpc.protocol.reservation import Disposition, Reservation
 from cart_grpc.protocol.transitions import stop_waiting
@@ -51,6 +51,14 @@ def must_raise_revision(unit: UnitOfWork, changes: Iterable[tuple[Reservation, R
         or any(_view(unit, before, time) != _view(unit, after, time) for time in (now, 0))
         for before, after in changes
     )
+
+
+def find_visibility(before: Reservation, after: Reservation, now: int) -> bool | None:
+    """Whether callers can see the change of a claimed reservation. None: it depends on the item."""
+    if before.reconciling != after.reconciling:
+        return True
+    shown_alike = all(shown_fields(before, time) == shown_fields(after, time) for time in (now, 0))
+    return False if shown_alike else None
 
 
 def _view(unit: UnitOfWork, reservation: Reservation, now: int) -> object:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cart_grpc.carts.calls import NewId
-from cart_grpc.commands.apply_transition import apply_transition
+from cart_grpc.commands.apply_transition import apply_transition, find_visibility
 from cart_grpc.commands.unit_of_work import ReadSet, UnitOfWork
 from cart_grpc.protocol.attempts import count_duplicates, open_attempt, update_attempt
-from cart_grpc.protocol.reservation import Answer, Disposition, NoAnswer, Reservation
+from cart_grpc.protocol.reservation import Answer, Decision, Disposition, NoAnswer, Reservation
 from cart_grpc.protocol.transitions import find_alarm, limit_hold, record_outcome
 
 
@@ -21,6 +22,18 @@ class Recorded:
     reservation: Reservation
     alarm: str | None
     duplicates: int = 0
+
+
+class Settlement(NamedTuple):
+    """The effect of a common record: its answer, and whether the cart's revision rises by one."""
+
+    recorded: Recorded
+    is_visible: bool
+
+    @property
+    def reservation(self) -> Reservation:
+        """The reservation after the record."""
+        return self.recorded.reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +69,36 @@ class RecordOutcome:
         if before is None:
             # The reservation was finished and purged. A late answer changes nothing.
             return Recorded(self.claimed, None)
+        recorded = self._record(before, now)
+        apply_transition(unit, before, recorded.reservation, now)
+        return recorded
+
+    def settle(self, now: int) -> Settlement | None:
+        """The effect of `run` on a row that is still as it was claimed, still leased, and never attempted.
+
+        The columns that change are those in `store.statements.SETTLED`, `lease_expire_time` and `last_error`. None: the
+        record is not a common one, and the effect may be another.
+        """
+        claimed = self.claimed
+        is_common = isinstance(self.outcome, Decision) and self.counts_as_attempt and self.opened is None
+        # A release or a commit has more effects than its own row.
+        if not is_common or claimed.disposition is not Disposition.HOLD or claimed.settled:
+            return None
+        recorded = self._record(claimed, now)
+        after = recorded.reservation
+        if recorded.alarm or not after.settled or after.finish_time is not None:
+            return None
+        is_visible = find_visibility(claimed, after, now)
+        return None if is_visible is None else Settlement(recorded, is_visible)
+
+    def _record(self, before: Reservation, now: int) -> Recorded:
+        """The row `before` with the outcome recorded, and the alarm."""
         epoch, sent = self.claimed.lease_epoch, self.claimed.revision
         outcome = limit_hold(self.outcome, self._earliest_sent_time(now) + self.claimed.ttl_us)
         after = record_outcome(before, epoch, sent, outcome, now, now + self.retry_delay_us, self.jitter)
         after = update_attempt(after, self.outcome, self.opened, now, self.grace_us)
         if not self.counts_as_attempt and after.lease_epoch == epoch and after.attempt_count:
             after = after._replace(attempt_count=after.attempt_count - 1)
-        apply_transition(unit, before, after, now)
         duplicates = count_duplicates(before, self.outcome)
         alarm = f"{duplicates} surplus reservations were found and deleted" if duplicates else None
         return Recorded(after, alarm or find_alarm(before, self.outcome), duplicates)

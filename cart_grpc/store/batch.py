@@ -1,5 +1,7 @@
 """One transaction for many commands: lock the users, load the rows, fold the commands, write each row once.
 
+Common answers of the Reservation API are recorded before, without loading their rows: see `settle`.
+
 Then the direct commands run.
 
 It is synchronous and takes any SQLAlchemy connection, so it runs in a thread, under `run_sync`, or inline.
@@ -44,6 +46,7 @@ from cart_grpc.store.rows import (
     to_item,
     to_reservation,
 )
+from cart_grpc.store.settle import settle
 
 AnyCommand = Command[object] | RecordAll | DirectCommand
 
@@ -76,14 +79,18 @@ def run_batch(
     """
     records = [record for command in commands if isinstance(command, RecordAll) for record in command.records]
     others = [command for command in commands if not isinstance(command, RecordAll | DirectCommand)]
-    folded: list[Command[object]] = [*records, *others]
-    reads = ReadSet()
-    for one in folded:
-        one.add_reads(reads)
+    reads = ReadSet(users={record.claimed.cart.user for record in records})
+    for other in others:
+        other.add_reads(reads)
     now = queries.lock_users(connection, reads.users)
+    settled = settle(queries, connection, records, now)
+    unsettled = [record for record, answer in zip(records, settled.answers, strict=True) if answer is None]
+    for record in unsettled:
+        record.add_reads(reads)
+    folded: list[Command[object]] = [*unsettled, *others]
     unit = _load(queries, connection, reads) if folded else UnitOfWork()
-    folded_answers = [_run_folded(one, unit, now, new_id) for one in folded]
-    recorded, answered = iter(folded_answers[: len(records)]), iter(folded_answers[len(records) :])
+    folded_answers = iter([_run_folded(command, unit, now, new_id) for command in folded])
+    recorded = iter([answer or next(folded_answers) for answer in settled.answers])
     _write(queries, connection, unit, now, marker)
     # Direct commands run last. They skip locked rows. Another transaction may wait for the rows that they lock, but
     # from then on this batch waits for no lock, so there is no deadlock.
@@ -94,11 +101,10 @@ def run_batch(
         elif isinstance(command, DirectCommand):
             answers.append(_run_direct(queries, connection, command, now))
         else:
-            answers.append(next(answered))
-    changed = unit.changed_carts | {
-        unit.reservations[reservation_id].cart for reservation_id in unit.changed_reservations
-    }
-    return BatchResult(now, answers, frozenset(changed), _has_due(unit, now))
+            answers.append(next(folded_answers))
+    changed = unit.changed_carts | settled.changed
+    changed |= {unit.reservations[reservation_id].cart for reservation_id in unit.changed_reservations}
+    return BatchResult(now, answers, frozenset(changed), settled.due or _has_due(unit, now))
 
 
 def _load(queries: WriteQueries, connection: Connection, reads: ReadSet) -> UnitOfWork:

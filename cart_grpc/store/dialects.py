@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    Executable,
     FromClause,
     LargeBinary,
     ScalarSelect,
@@ -30,14 +31,16 @@ from sqlalchemy import (
     text,
     true,
     tuple_,
+    values,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
 
-from cart_grpc.store.prepared import PerTable, Prepared, Rows, SingleStatement
+from cart_grpc.store.prepared import ManyArrays, ManyRows, PerTable, Prepared, Rows, SingleStatement
 
 Key = Sequence[Any]
 Values = dict[str, Any]
+RowStatement = ManyRows | ManyArrays
 RowWriter = PerTable | SingleStatement
 KEYS: Final = "keys"
 Insert = sqlite.Insert | postgresql.Insert
@@ -92,6 +95,21 @@ class Dialect(Protocol):
 
     def string_agg(self, texts: ColumnElement[str], separator: str) -> ColumnElement[str]:
         """All of `texts` as one, in the order of their subquery. NULL if there are none."""
+        ...
+
+    def given_rows(self, columns: Types) -> FromClause:
+        """The rows that a statement of `prepare_rows` gets, to be joined."""
+        ...
+
+    def find_rows(self, table: Table, columns: Sequence[str], keys: FromClause) -> Join:
+        """The rows of `table` with the same `columns` as `keys`, for an UPDATE: `keys`, and the condition of the join.
+
+        The planner finds them by index.
+        """
+        ...
+
+    def prepare_rows(self, statement: Executable, columns: Sequence[str]) -> RowStatement:
+        """Prepare a statement over `given_rows` of `columns`."""
         ...
 
     def insert(self, table: Table) -> Insert:
@@ -181,6 +199,16 @@ class SqliteDialect:
     def string_agg(self, texts: ColumnElement[str], separator: str) -> ColumnElement[str]:
         return func.group_concat(texts, literal_column(f"'{separator}'"), type_=Text)
 
+    def given_rows(self, columns: Types) -> FromClause:
+        binds = tuple(bindparam(f"given_{name}", type_=type_) for name, type_ in columns.items())
+        return values(*(column(name, type_) for name, type_ in columns.items())).data([binds]).cte("given")
+
+    def find_rows(self, table: Table, columns: Sequence[str], keys: FromClause) -> Join:
+        return keys, _equal(table, columns, keys)
+
+    def prepare_rows(self, statement: Executable, columns: Sequence[str]) -> RowStatement:
+        return ManyRows(statement)
+
     def insert(self, table: Table) -> Insert:
         return sqlite.insert(table)
 
@@ -253,6 +281,20 @@ class PostgresqlDialect:
 
     def string_agg(self, texts: ColumnElement[str], separator: str) -> ColumnElement[str]:
         return func.string_agg(texts, literal_column(f"'{separator}'"), type_=Text)
+
+    def given_rows(self, columns: Types) -> FromClause:
+        arrays = (bindparam(_array("given", name), type_=postgresql.ARRAY(type_)) for name, type_ in columns.items())
+        return func.unnest(*arrays).table_valued(*columns, name="given").render_derived()
+
+    def find_rows(self, table: Table, columns: Sequence[str], keys: FromClause) -> Join:
+        # By its place: a row has no other key for which the planner could read a whole index.
+        place: ColumnElement[Any] = literal_column(f"{table.name}.ctid")
+        row, on = self._join(select(place.label("place")), table, columns, keys)
+        found = select(keys, row.c.place).select_from(keys.join(row, on)).subquery("found")
+        return found, place == found.c.place
+
+    def prepare_rows(self, statement: Executable, columns: Sequence[str]) -> RowStatement:
+        return ManyArrays(statement, [_array("given", name) for name in columns])
 
     def insert(self, table: Table) -> Insert:
         columns = table.columns.keys()

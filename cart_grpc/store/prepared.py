@@ -4,7 +4,7 @@ Every write of a caller passes here. Through SQLAlchemy each statement costs abo
 see docs/performance.md.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -52,39 +52,64 @@ def fetch(connection: Connection, text: str, values: Sequence[Any]) -> Rows:
     return rows
 
 
-class PerTable:
-    """Upserts for SQLite: one statement for each table, prepared once for each number of rows.
+class ManyRows:
+    """A statement of SQLite with the values of many rows. It is prepared once for each number of rows.
 
     One statement of 32 rows releases the GIL once. `executemany` releases it 32 times, and waits for it each time.
     """
 
     LARGEST = 64
 
+    def __init__(self, statement: Executable) -> None:
+        self._one = Prepared(statement)
+        self._texts: dict[int, str] = {}
+
+    def run(self, connection: Connection, rows: Rows) -> Iterator[Any]:
+        """Run the statement with `rows`, and yield the driver's cursor for each LARGEST of them."""
+        driver: Any = connection.connection.driver_connection
+        for start in range(0, len(rows), self.LARGEST):
+            part = rows[start : start + self.LARGEST]
+            values = [value for row in part for value in row]
+            yield driver.execute(self._text(connection, len(part)), values)
+
+    def fetch(self, connection: Connection, rows: Rows) -> Rows:
+        """Run the statement with `rows`, and return the rows that it returns."""
+        return [found for cursor in self.run(connection, rows) for found in cursor.fetchall()]
+
+    def _text(self, connection: Connection, size: int) -> str:
+        text = self._texts.get(size)
+        if text is None:
+            one = self._one.text(connection)
+            row = one[one.index("VALUES (") + len("VALUES ") : one.index(")", one.index("VALUES (")) + 1]
+            text = self._texts[size] = one.replace(row, ", ".join([row] * size), 1)
+        return text
+
+
+class ManyArrays:
+    """As `ManyRows`, for PostgreSQL: each column is one array."""
+
+    def __init__(self, statement: Executable, columns: Sequence[str]) -> None:
+        self._statement = Prepared(statement)
+        self._columns = columns
+
+    def fetch(self, connection: Connection, rows: Rows) -> Rows:
+        """Run the statement with `rows`, and return the rows that it returns."""
+        return self._statement.fetch(connection, dict(zip(self._columns, zip(*rows, strict=True), strict=True)))
+
+
+class PerTable:
+    """Upserts for SQLite: one statement for each table."""
+
     def __init__(self, upserts: Mapping[str, Executable]) -> None:
-        self._upserts = {name: Prepared(upsert) for name, upsert in upserts.items()}
-        self._texts: dict[tuple[str, int], str] = {}
+        self._upserts = {name: ManyRows(upsert) for name, upsert in upserts.items()}
 
     def write(self, connection: Connection, rows: Mapping[str, Rows]) -> Mapping[str, int]:
         """Write `rows`, by table, each in the order of the table's columns. Return how many were written, by table."""
-        return {name: self._write_table(connection, name, wanted) for name, wanted in rows.items() if wanted}
-
-    def _write_table(self, connection: Connection, name: str, rows: Rows) -> int:
-        driver: Any = connection.connection.driver_connection
-        written = start = 0
-        while start < len(rows):
-            size = min(len(rows) - start, self.LARGEST)
-            values = [value for row in rows[start : start + size] for value in row]
-            written += driver.execute(self._text(connection, name, size), values).rowcount
-            start += size
-        return written
-
-    def _text(self, connection: Connection, name: str, size: int) -> str:
-        text = self._texts.get((name, size))
-        if text is None:
-            one = self._upserts[name].text(connection)
-            row = one[one.index("VALUES (") + len("VALUES ") : one.index(")", one.index("VALUES (")) + 1]
-            text = self._texts[name, size] = one.replace(row, ", ".join([row] * size), 1)
-        return text
+        return {
+            name: sum(cursor.rowcount for cursor in self._upserts[name].run(connection, wanted))
+            for name, wanted in rows.items()
+            if wanted
+        }
 
 
 class SingleStatement:

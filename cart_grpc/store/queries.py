@@ -3,13 +3,14 @@
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, cast
 
 from sqlalchemy import Connection
 
 from cart_grpc.commands.direct import Claim, ClaimKey
 from cart_grpc.commands.unit_of_work import ReadSet
-from cart_grpc.names import UserKey
+from cart_grpc.names import CartKey, UserKey
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store import schema, statements
@@ -29,6 +30,7 @@ from cart_grpc.store.rows import (
 )
 from cart_grpc.store.statements import CART, CLAIM, ITEM, REPLY, RESERVATION, SKU, USER
 
+_unchanged, _settled = attrgetter(*statements.UNCHANGED), attrgetter(*statements.SETTLED)
 _SKU_INDEX = schema.items.columns.keys().index("sku")
 
 
@@ -51,6 +53,8 @@ class WriteQueries:
         self._lock = Prepared(statements.lock_users(dialect))
         self._load = Prepared(statements.load_batch(dialect))
         self._load_skus = Prepared(statements.load_skus(dialect))
+        self._settle = dialect.prepare_rows(statements.settle(dialect), list(statements.SETTLING))
+        self._raise_revisions = dialect.prepare_rows(statements.raise_revisions(dialect), CART)
         self._delete_items = Prepared(statements.delete_items(dialect))
         self._row_writer = dialect.row_writer(
             {table.name: statements.upsert(dialect, table) for table in statements.WRITTEN}
@@ -114,6 +118,19 @@ class WriteQueries:
             ((text,),) = self._load_skus.fetch(connection, self._dialect.bind_keys(SKU, skus))
             found["reservations"] += json.loads(text)
         return found
+
+    def settle(self, connection: Connection, changes: Sequence[tuple[Reservation, Reservation]]) -> set[str]:
+        """Write reservations, each (as claimed, after), whose rows have not changed since. Return their ids."""
+        rows = [
+            (before.cart.slice, before.reservation_id, *_unchanged(before), *_settled(after))
+            for before, after in changes
+        ]
+        return {reservation_id for (reservation_id,) in self._settle.fetch(connection, rows)}
+
+    def raise_revisions(self, connection: Connection, carts: Collection[CartKey]) -> None:
+        """Raise the revisions of carts whose users are locked."""
+        if carts:
+            self._raise_revisions.fetch(connection, sorted(carts))
 
     def write(self, connection: Connection, rows: Mapping[str, Rows]) -> None:
         """Write whole rows, by table. Raises LostUpdate if a column that only rises would have fallen."""

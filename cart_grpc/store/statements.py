@@ -50,6 +50,19 @@ RESERVATION = ("slice", "reservation_id")
 SKU = ("slice", "user_id", "cart_id", "sku")
 CLAIM = ("slice", "reservation_id", "lease_epoch")
 
+# The columns that `settle` compares with the row as it was claimed. With the lease, and `uncertain_until` under the
+# `basic` contract, they show every change that the full way of recording would see. `expire_time` changes alone if the
+# clock is set back.
+UNCHANGED = ("revision", "lease_epoch", "observed_revision", "expire_time")
+# The columns that `settle` writes, besides the end of the lease.
+SETTLED = ("state", "granted_quantity", "expire_time", "observed_revision", "reason", "reserved_cap", "due_time")
+# The columns of the rows that are given to `settle`.
+SETTLING = {
+    **{name: schema.reservations.c[name].type for name in RESERVATION},
+    **{f"old_{name}": schema.reservations.c[name].type for name in UNCHANGED},
+    **{f"new_{name}": schema.reservations.c[name].type for name in SETTLED},
+}
+
 # The tables that `load_batch` reads, in the order of its columns.
 LOADED = (schema.users, schema.replies, schema.carts, schema.items, schema.reservations)
 # The tables that a batch writes. Replies come late: their primary key is the last constraint that can fail.
@@ -103,6 +116,33 @@ def load_skus(dialect: Dialect) -> Executable:
     reservations = dialect.select_by_keys(schema.reservations, SKU, KEYS, schema.reconciling)
     rows = _lock_reservations(dialect, _only(RESERVATION, reservations).cte("named"))
     return select(dialect.json_rows(rows, list(rows.c)))
+
+
+def settle(dialect: Dialect) -> Executable:
+    """Write answers into reservations that are as they were claimed, still leased, and never attempted.
+
+    Returns the ids of these reservations.
+    """
+    table = schema.reservations
+    answers, is_found = dialect.find_rows(table, RESERVATION, dialect.given_rows(SETTLING))
+    unchanged = (table.c[name].is_not_distinct_from(answers.c[f"old_{name}"]) for name in UNCHANGED)
+    unattempted = table.c.uncertain_until.is_(None)
+    values = {name: answers.c[f"new_{name}"] for name in SETTLED}
+    return (
+        update(table)
+        .where(is_found, *unchanged, table.c.lease_expire_time.is_not(None), unattempted)
+        .values(**values, lease_expire_time=null(), last_error=literal_column("''"))
+        .returning(table.c.reservation_id)
+    )
+
+
+def raise_revisions(dialect: Dialect) -> Executable:
+    """Raise the revisions of carts whose users are locked. A cart that is gone is skipped."""
+    table = schema.carts
+    _, is_found = dialect.find_rows(table, CART, dialect.given_rows({name: table.c[name].type for name in CART}))
+    return (
+        update(table).where(is_found).values(revision=table.c.revision + literal_column("1")).returning(table.c.slice)
+    )
 
 
 def delete_items(dialect: Dialect) -> Executable:
