@@ -15,6 +15,7 @@ from sqlalchemy import make_url
 
 from benchmarks.comparisons import comparisons
 from benchmarks.overload import fairness, overload
+from benchmarks.parts import parts
 from benchmarks.plan import CARTS, IN_FLIGHT, SKUS, Plan, Section
 from benchmarks.programs import ROOT, Json, Testbed, interleave, measure
 from benchmarks.reserved import reserved
@@ -199,6 +200,7 @@ def workers(testbed: Testbed, database: str, plan: Plan) -> Json | None:
 
 SECTIONS: dict[str, Section] = {
     "reserved": reserved,
+    "parts": parts,
     "table": table,
     "concurrency": concurrency,
     "flatness": flatness,
