@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import grpc
+import uuid_utils
 import uvloop
 from cartgrpc.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
 from sqlalchemy import event, make_url, select
@@ -38,6 +39,11 @@ class Item(Base):
     sku: Mapped[str] = mapped_column(primary_key=True)
     quantity: Mapped[int]
     create_time: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC).replace(tzinfo=None))
+    # What should be reserved, and what is: for `queue_server`.
+    reservation_id: Mapped[str]
+    revision: Mapped[int]
+    reserved_revision: Mapped[int] = mapped_column(default=0)
+    reserved_quantity: Mapped[int] = mapped_column(default=0)
 
 
 class Request(Base):
@@ -76,12 +82,16 @@ class OrmCartService(cart_service_pb2_grpc.CartServiceServicer):
             cart.revision += 1
             item = await session.get(Item, (name, asked.sku))
             if item is None:
-                item = Item(cart=name, sku=asked.sku, quantity=0)
+                item = Item(cart=name, sku=asked.sku, quantity=0, revision=0, reservation_id=str(uuid_utils.uuid7()))
                 session.add(item)
             item.quantity += asked.quantity
+            item.revision += 1
             session.add(Request(request_id=request_id))
-            session.add(Outbox(id=str(uuid.uuid4()), cart=item.cart, sku=item.sku, quantity=item.quantity))
+            await self._enqueue(session, item)
         return item, cart.revision
+
+    async def _enqueue(self, session: AsyncSession, item: Item) -> None:
+        session.add(Outbox(id=str(uuid.uuid4()), cart=item.cart, sku=item.sku, quantity=item.quantity))
 
     async def GetCart(  # noqa: N802 - named after the RPC
         self, request: cart_service_pb2.GetCartRequest, context: Any
@@ -120,14 +130,15 @@ def connect(url: str) -> async_sessionmaker[AsyncSession]:
     return async_sessionmaker(engine, expire_on_commit=False)
 
 
-async def serve(url: str) -> None:
-    sessions = connect(url)
+async def create_tables(sessions: async_sessionmaker[AsyncSession]) -> None:
     async with sessions() as session:
         connection = await session.connection()
         await connection.run_sync(Base.metadata.create_all)
         await session.commit()
+
+
+async def serve(servicer: OrmCartService) -> None:
     server = grpc.aio.server(options=OPTIONS)
-    servicer = OrmCartService(sessions)  # type: ignore[abstract]  # two calls are enough
     cart_service_pb2_grpc.add_CartServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -135,6 +146,12 @@ async def serve(url: str) -> None:
     await server.wait_for_termination()
 
 
+async def main(url: str) -> None:
+    sessions = connect(url)
+    await create_tables(sessions)
+    await serve(OrmCartService(sessions))  # type: ignore[abstract]  # two calls are enough
+
+
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(sys.argv[1]))
+        runner.run(main(sys.argv[1]))

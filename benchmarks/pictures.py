@@ -1,5 +1,6 @@
 """Draws the pictures of docs/performance.md."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,6 +16,17 @@ mpl.use("svg")
 mpl.rcParams.update({"svg.hashsalt": "cart-grpc", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
 TITLES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 COLOURS = {"noop": "#888888", "add": "#c0392b", "get": "#2471a3"}
+CPU_AIM = 2.2
+PART_COLOURS = {
+    "gRPC": "#888888",
+    "pipeline": "#bbbbbb",
+    "request": "#aed6f1",
+    "decide and reply": "#5dade2",
+    "load, write, commit": "#2471a3",
+    "claim": "#f5b041",
+    "record": "#c0392b",
+    "call": "#7d3c98",
+}
 LABELS = {"noop": "no-op", "add": "AddItem", "get": "GetCart, 20 items"}
 
 
@@ -29,6 +41,28 @@ def draw(results: Json, ratios: dict[str, dict[str, Ratio]], folder: Path) -> li
     if "overload" in results:
         drawn.append(_save(_overload(results["overload"]), folder / "overload.svg"))
     return drawn
+
+
+def draw_parts(states: Mapping[str, Json], folder: Path) -> str:
+    """Draw one bar for each state of the code, and return the file's name."""
+    figure, axes = plt.subplots(
+        len(DATABASES), 1, figsize=(9, 1.6 + 0.8 * len(states)), sharex=True, layout="constrained"
+    )
+    for each, database in zip(axes, DATABASES, strict=True):
+        measured = {state: bars[database] for state, bars in states.items() if database in bars}
+        left = [0.0] * len(measured)
+        for part, colour in PART_COLOURS.items():
+            widths = [bars[part] for bars in measured.values()]
+            each.barh(list(measured), widths, left=left, color=colour, label=part)
+            left = [start + width for start, width in zip(left, widths, strict=True)]
+        for row, total in enumerate(left):
+            each.annotate(f"{total:.1f}", (total, row), xytext=(3, 0), textcoords="offset points", va="center")
+        each.axvline(CPU_AIM, color="#27ae60")
+        each.set_title(TITLES[database])
+        each.invert_yaxis()
+    axes[-1].set_xlabel(f"server CPU of a reserved item / CPU of a no-op; the aim is {CPU_AIM}")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return _save(figure, folder / "parts.svg")
 
 
 def _save(figure: Any, file: Path) -> str:

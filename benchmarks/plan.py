@@ -11,11 +11,15 @@ CARTS, SKUS = 1_000, 20
 
 @dataclass(frozen=True)
 class Plan:
-    """`rounds` rounds of `seconds` each. Sections about large databases use `rows` rows."""
+    """`rounds` rounds of `seconds` each. Sections about large databases use `rows` rows.
+
+    `state` names the state of the code, for a bar in the picture of its parts.
+    """
 
     rounds: int = 3
     seconds: float = 0.8
     rows: int = 100_000
+    state: str = ""
 
 
 # Measures something on `sqlite` or `postgresql`. Returns None if the database does not support it.

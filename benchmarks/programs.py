@@ -159,10 +159,17 @@ class Testbed:
         times = [process.cpu_times() for process in (postmaster, *postmaster.children())]
         return float(sum(used.user + used.system for used in times)) + ended.children_user + ended.children_system
 
-    def serve(self, database_url: str, *arguments: str, api: Program | None = None, **settings: str) -> Product:
-        """Start the product with its default settings, except `settings`."""
+    def serve(
+        self,
+        database_url: str,
+        *arguments: str,
+        api: Program | None = None,
+        module: tuple[str, ...] = ("cart_grpc",),
+        **settings: str,
+    ) -> Product:
+        """Start the product with its default settings, except `settings`. `module`: what runs it."""
         program = self.start(
-            "cart_grpc",
+            *module,
             "serve",
             *arguments,
             CART_LISTEN="127.0.0.1:0",

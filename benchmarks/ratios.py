@@ -82,7 +82,10 @@ def _of_flatness(rounds: Json) -> dict[str, Ratio]:
 
 
 def _of_comparisons(rounds: Json) -> dict[str, Ratio]:
-    return {f"{name} / no-op": between(rounds, name, "noop") for name in rounds if name != "noop"}
+    peers = [name for name in rounds if name != "noop"]
+    return {f"{name} / no-op": between(rounds, name, "noop") for name in peers} | {
+        f"{name} CPU / no-op CPU": between(rounds, name, "noop", "cpu_us") for name in peers
+    }
 
 
 def _of_overload(results: Json) -> dict[str, Ratio]:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from statistics import median
 
 from benchmarks import ratios
-from benchmarks.pictures import LABELS, TITLES, draw
+from benchmarks.parts import read_states
+from benchmarks.pictures import LABELS, TITLES, draw, draw_parts
 from benchmarks.programs import DATABASES, ROOT, Json
 from benchmarks.ratios import KEPT
-from benchmarks.report_reserved import report_reserved
+from benchmarks.report_reserved import report_parts, report_reserved
 from benchmarks.tables import ABSOLUTE, Found, absolute, databases_of, middle, rows_of
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -23,10 +24,15 @@ def write(results: Json) -> None:
     kept = {"surroundings": results["surroundings"], "ratios": found, "results": _condensed(results)}
     KEPT.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
     draw(results, found, PAGE.parent / "performance")
-    parts = [_surroundings(results["surroundings"])]
-    parts += [part(results, found) for name, part in _PARTS.items() if name in results]
+    written = [_surroundings(results["surroundings"])]
+    for name, write_part in _PARTS.items():
+        if name in results:
+            written.append(write_part(results, found))
+        if name == "reserved" and (states := read_states()):
+            draw_parts(states, PAGE.parent / "performance")
+            written.append(report_parts(states))
     start, end = map(re.escape, MARKS)
-    text = "\n\n".join(parts)
+    text = "\n\n".join(written)
     page = PAGE.read_text() if PAGE.exists() else "\n".join(MARKS)
     PAGE.write_text(re.sub(f"{start}.*{end}", lambda _: f"{MARKS[0]}\n{text}\n{MARKS[1]}", page, flags=re.DOTALL))
 
@@ -223,14 +229,18 @@ def _comparisons(results: Json, found: Found) -> str:
         for name in rounds:
             if name != "noop":
                 _, *cells = absolute(name, rounds[name])
-                rows.append([f"{TITLES[database]}: {PEERS[name]}", found[database][f"{name} / no-op"], *cells[:-1]])
-    return f"### Other designs\n\n{rows_of(('', '/ no-op', *ABSOLUTE[1:-1]), rows)}"
+                of_noop = [found[database][f"{name}{figure}"] for figure in (" CPU / no-op CPU", " / no-op")]
+                rows.append([f"{TITLES[database]}: {PEERS[name]}", *of_noop, *cells[:-1]])
+    head = ("", "CPU / no-op CPU", "rate / no-ops", "calls or items/s", *ABSOLUTE[2:4], "server CPU µs each")
+    return f"### Other designs\n\n{rows_of(head, rows)}"
 
 
 PEERS = {
+    "reserved": "this project, reserved item",
+    "queue reserved": "ORM session per request and a job queue (Procrastinate), reserved item",
+    "exercise reserved": "FastAPI and a background task, reserved item",
     "orm add": "ORM session per request, AddItem",
     "orm get": "ORM session per request, GetCart",
-    "exercise add": "FastAPI and a background task, POST item",
     "exercise get": "FastAPI and a background task, GET cart",
     "asyncio noop": "the no-op on asyncio's own loop instead of uvloop",
 }

@@ -1,8 +1,17 @@
-"""The first section of docs/performance.md: the reserved item."""
+"""The first sections of docs/performance.md: the reserved item, and its CPU by part."""
 
+from benchmarks.parts import PARTS
 from benchmarks.pictures import TITLES
 from benchmarks.programs import DATABASES, Json
 from benchmarks.tables import Found, databases_of, middle, rows_of
+
+ABOUT_PARTS = """\
+![CPU of a reserved item by part](performance/parts.svg)
+
+In no-ops, one row for each state of the code. Each part is the difference between two servers, of which one does the
+part and the other does not: *gRPC* is the no-op, *pipeline* answers at once, *request* reads and checks, *decide and
+reply* does it on an empty database in memory, *load, write, commit* is AddItem with the reconciler paused, *claim* claims
+and records nothing, *record* answers the calls in place, and *call* is a reserved item."""
 
 # Of SQLite and of PostgreSQL.
 AIMS = {
@@ -40,6 +49,16 @@ def report_reserved(results: Json, found: Found) -> str:
         [_beyond(alone[database]["add"], alone[database]["noop"]) for database in databases])  # fmt: skip
     add("WAL bytes per reserved item", "wal", [_of_postgresql(many[d], d, "wal_bytes") for d in databases])
     return f"### A reserved item\n\n{rows_of(head, rows)}\n\n{_absolutes(many, databases)}"
+
+
+def report_parts(states: Json) -> str:
+    rows: list[list[object]] = []
+    for database in DATABASES:
+        for state, bars in states.items():
+            if bar := bars.get(database):
+                cells = [f"{bar[part]:.2f}" for part in PARTS.values()]
+                rows.append([f"{TITLES[database]}: {state} (`{bars['commit']}`)", *cells, f"{sum(bar.values()):.2f}"])
+    return f"### CPU by part\n\n{ABOUT_PARTS}\n\n{rows_of(('', *PARTS.values(), 'sum'), rows)}"
 
 
 def _absolutes(many: Json, databases: list[str]) -> str:

@@ -60,9 +60,7 @@ def reserve(testbed: Testbed, product: Product, *, seconds: float, in_flight: in
     read: list[Callable[[], float]] = [product.program.cpu_seconds, testbed.simulator.cpu_seconds, postgres]
     wal, decided = _wal_bytes(product), _count_decisions(testbed.simulator)
     before, started = [figure() for figure in read], time.monotonic()
-    found = load(product.address, calls="add", in_flight=in_flight, carts=CARTS, skus=SKUS, duration=seconds, warmup=0)
-    if found["not_ok"] or found["unfinished"] or found["ok"] == 0:
-        raise RuntimeError(f"reserved: {found}")
+    found = load_items(product, seconds=seconds, in_flight=in_flight)
     wait_until_reserved(product, found["ok_per_s"])
     took = time.monotonic() - started
     items = found["answered"]
@@ -79,6 +77,14 @@ def reserve(testbed: Testbed, product: Product, *, seconds: float, in_flight: in
         "wal_bytes": (_wal_bytes(product) - wal) / items,
         "decided": (_count_decisions(testbed.simulator) - decided) / items,
     }
+
+
+def load_items(product: Product, *, seconds: float, in_flight: int = IN_FLIGHT) -> Json:
+    """Add items for `seconds` and return the report of the load generator. Raises RuntimeError if a call failed."""
+    found = load(product.address, calls="add", in_flight=in_flight, carts=CARTS, skus=SKUS, duration=seconds, warmup=0)
+    if found["not_ok"] or found["unfinished"] or found["ok"] == 0:
+        raise RuntimeError(f"AddItem: {found}")
+    return found
 
 
 def wait_until_reserved(product: Product, per_s: float = 1_000, timeout: float = 120) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks import report
+from benchmarks import parts, report
 from benchmarks.plan import Plan
 from benchmarks.programs import DATABASES, ROOT, Json, Testbed, load, testbed
 from benchmarks.sections import SECTIONS
@@ -82,6 +82,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=Plan.rounds)
     parser.add_argument("--seconds", type=float, default=Plan.seconds, help="of a round")
     parser.add_argument("--rows", type=int, default=Plan.rows, help="rows of a large database")
+    parser.add_argument(
+        "--state", default="", help="for `parts`: the name of its bar in the picture, such as the change"
+    )
     parser.add_argument("--keep", action="store_true", help="keep earlier results of other sections")
     parser.add_argument("--results-only", type=Path, metavar="FILE", help="write the results to FILE, and no docs")
     options = parser.parse_args()
@@ -89,10 +92,12 @@ def main() -> int:
         parser.error(f"unknown section {', '.join(sorted(unknown))}")
     file = options.results_only or RESULTS
     results: Json = json.loads(file.read_text()) if options.keep and file.exists() else {}
-    plan = Plan(options.rounds, options.seconds, options.rows)
+    plan = Plan(options.rounds, options.seconds, options.rows, options.state)
     failed = run(options.sections or list(SECTIONS), options.database or list(DATABASES), plan, results)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(results, indent=1))
+    if options.state and "parts" in results:
+        parts.keep(results, options.state)
     if not options.results_only:
         report.write(results)
     return 1 if failed else 0

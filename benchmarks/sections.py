@@ -13,10 +13,11 @@ from pathlib import Path
 import asyncpg
 from sqlalchemy import make_url
 
-from benchmarks import http_load
+from benchmarks.comparisons import comparisons
 from benchmarks.overload import fairness, overload
+from benchmarks.parts import parts
 from benchmarks.plan import CARTS, IN_FLIGHT, SKUS, Plan, Section
-from benchmarks.programs import ROOT, Json, Testbed, interleave, load, measure
+from benchmarks.programs import ROOT, Json, Testbed, interleave, measure
 from benchmarks.reserved import reserved
 
 
@@ -197,36 +198,9 @@ def workers(testbed: Testbed, database: str, plan: Plan) -> Json | None:
     return results
 
 
-def comparisons(testbed: Testbed, database: str, plan: Plan) -> Json:
-    """Measure an ORM session per request with the same proto. On SQLite also FastAPI, and asyncio's event loop."""
-    orm = testbed.start("benchmarks.orm_server", testbed.database(database))
-    # Only 20 carts of 20 items: this server would take minutes to fill more.
-    load(orm.address, "--each", carts=20, skus=SKUS)
-    ask = functools.partial(measure, duration=plan.seconds, in_flight=IN_FLIGHT, carts=CARTS, skus=SKUS)
-    contenders: dict[str, Callable[[], Json]] = {
-        "noop": functools.partial(ask, testbed.noop, "noop"),
-        "orm add": functools.partial(ask, orm, "add", warmup=1),
-        "orm get": functools.partial(measure, orm, "get", duration=plan.seconds, in_flight=IN_FLIGHT, carts=20),
-    }
-    started = [orm]
-    if database == "sqlite":
-        asyncio_noop = testbed.start("benchmarks.servers", "noop", "asyncio")
-        contenders["asyncio noop"] = functools.partial(ask, asyncio_noop, "noop")
-        stub = testbed.start("benchmarks.exercise_server", "stub")
-        url = f"http://{stub.address}/reservations"
-        exercise = testbed.start("benchmarks.exercise_server", str(testbed.folder / "exercise.db"), url)
-        asked = functools.partial(http_load.measure, exercise, duration=2 * plan.seconds, carts=CARTS)
-        contenders["exercise get"] = functools.partial(asked, "get")
-        contenders["exercise add"] = functools.partial(asked, "add")
-        started += [exercise, stub, asyncio_noop]
-    results = interleave(contenders, plan.rounds)
-    for program in started:
-        program.stop()
-    return results
-
-
 SECTIONS: dict[str, Section] = {
     "reserved": reserved,
+    "parts": parts,
     "table": table,
     "concurrency": concurrency,
     "flatness": flatness,
