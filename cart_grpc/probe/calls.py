@@ -46,10 +46,10 @@ async def call_once(log: Log, call: Callable[[], Awaitable[T]]) -> T:
     return answer
 
 
-async def call_with_retries(log: Log, call: Callable[[], Awaitable[T]]) -> T:
-    """Make `call`, up to MAX_TRIES times, and return the answer. Raises NoAnswerError if there is none."""
+async def call_with_retries(log: Log, call: Callable[[], Awaitable[T]], tries: int = MAX_TRIES) -> T:
+    """Make `call`, up to `tries` times, and return the answer. Raises NoAnswerError if there is none."""
     retrying = AsyncRetrying(
-        stop=stop_after_attempt(MAX_TRIES), wait=_wait, retry=retry_if_exception(_is_transient), reraise=True
+        stop=stop_after_attempt(tries), wait=_wait, retry=retry_if_exception(_is_transient), reraise=True
     )
     return await retrying(call_once, log, call)
 

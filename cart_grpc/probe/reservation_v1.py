@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from cart_grpc.probe.batches import BATCHES
 from cart_grpc.probe.contract import Contract
 from cart_grpc.probe.decisions import DECISIONS
 from cart_grpc.probe.endurance import ENDURANCE
@@ -9,7 +10,7 @@ from cart_grpc.probe.formats import FORMATS
 
 RESERVATION_V1: Final = Contract(
     name="cartgrpc.reservation.v1",
-    checks=(*DECISIONS, *ENDURANCE, *FORMATS),
+    checks=(*DECISIONS, *ENDURANCE, *FORMATS, *BATCHES),
     consequences={
         "1": "a late or repeated message overwrites a newer decision: carts show units that are not held",
         "2": "an item that is removed while its HOLD is in flight stays reserved forever",
@@ -20,7 +21,8 @@ RESERVATION_V1: Final = Contract(
         "7": "a very late message reserves stock that no cart needs, or a release is retried forever",
         "8": "a newer cart_grpc, or another JSON library, gets no reservation at all",
         "reads": "carts are correct, but audits are not reliable",
+        "batches": "an item is shown with a decision that a single call would not get, or waits for other items",
     },
     leftover_lifetime="expires within a day, all but one within 20 minutes",
-    optional=frozenset({"reads"}),
+    optional=frozenset({"reads", "batches"}),
 )

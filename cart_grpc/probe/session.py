@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, NoReturn, TypeVar
 
+from cart_grpc.probe.batch_calls import MAX_BATCH_TRIES, Batch
 from cart_grpc.probe.calls import Log, breaks_contract, call_with_retries
 from cart_grpc.probe.findings import CheckFailed, NotTested, Unreachable
 from cart_grpc.protocol.reservation import Decision, Disposition, Intent, Observed, PermanentFailure, StaleRevision
-from cart_grpc.reservation_api.api import Answer, AuditableApi, NoAnswerError, Style
+from cart_grpc.reservation_api.api import Answer, AuditableApi, BatchesUnsupported, NoAnswerError, Style
 from cart_grpc.units import to_us
 
 T = TypeVar("T")
@@ -69,13 +70,9 @@ class Session:
         """Send `intent`, with retries, and return the answer. Raises NoAnswerError, and NotTested for a `style`."""
         if style and style not in self._api.styles:
             raise NotTested("this transport cannot send it")
-        before = self._sent.get(intent.reservation_id, intent)
-        if intent.reservation_id not in self._sold:
-            self._sent[intent.reservation_id] = max(intent, before, key=_revision)
+        before = self._note_sent(intent)
         answer = await self._call(partial(self._api.apply_as, style) if style else self._api.apply, intent)
-        if isinstance(answer, PermanentFailure) and self._sent.get(intent.reservation_id) is intent:
-            # The API did not decide this revision, so the release need not exceed it, and perhaps cannot.
-            self._sent[intent.reservation_id] = before
+        self._note_answer(intent, before, answer)
         return answer
 
     async def send_all(self, intents: Sequence[Intent]) -> list[Answer]:
@@ -83,6 +80,32 @@ class Session:
         tasks = [asyncio.ensure_future(self.send(intent)) for intent in intents]
         await asyncio.gather(*tasks, return_exceptions=True)
         return [task.result() for task in tasks]
+
+    async def send_batch(self, intents: Sequence[Intent]) -> Batch:
+        """Send `intents` in one call, and again until each has an answer.
+
+        Raises NotTested if the API has only single calls, CheckFailed if it refuses this batch as a whole or leaves an
+        entry out each time, and NoAnswerError.
+        """
+        before = list(map(self._note_sent, intents))
+        batch = Batch(self._api, intents, self.config.timeout)
+        try:
+            await call_with_retries(self._log, batch.send, MAX_BATCH_TRIES)
+        except BatchesUnsupported as refusal:
+            await self._explain(refusal)
+        for position, answer in batch.answers.items():
+            self._note_answer(intents[position], before[position], answer)
+        return batch
+
+    async def _explain(self, refusal: BatchesUnsupported) -> NoReturn:
+        """Find out whether the API refuses all batches or this one."""
+        plain = self.new_hold(1)
+        self._note_sent(plain)
+        try:
+            await call_with_retries(self._log, Batch(self._api, [plain], self.config.timeout).send, MAX_BATCH_TRIES)
+        except BatchesUnsupported:
+            raise NotTested(f"single calls only: {refusal}") from None
+        raise CheckFailed(f"the whole batch is refused: {refusal}") from None
 
     async def find(self, reservation_id: str) -> Decision | None:
         """Read one reservation, None if it is unknown. Raises NoAnswerError."""
@@ -174,6 +197,20 @@ class Session:
         ids = list(self._sent)
         ends = await asyncio.gather(*map(self.release, ids), return_exceptions=True)
         self._log.left_behind += [f"{one}: {end}" for one, end in zip(ids, ends, strict=True) if end is not None]
+
+    def _note_sent(self, intent: Intent) -> Intent:
+        """Note what must be released. Returns the message of the highest revision so far."""
+        before = self._sent.get(intent.reservation_id, intent)
+        holds = intent.disposition is not Disposition.RELEASE or intent.reservation_id in self._sent
+        if holds and intent.reservation_id not in self._sold:
+            self._sent[intent.reservation_id] = max(intent, before, key=_revision)
+        return before
+
+    def _note_answer(self, intent: Intent, before: Intent, answer: Answer) -> None:
+        is_latest = self._sent.get(intent.reservation_id) is intent
+        if isinstance(answer, PermanentFailure) and is_latest:
+            # The API did not decide this revision, so the release need not exceed it, and perhaps cannot.
+            self._sent[intent.reservation_id] = before
 
     async def _is_web_server(self, error: NoAnswerError) -> bool:
         """Whether reads fail, too, after an invalid answer: then the address or the path is wrong."""

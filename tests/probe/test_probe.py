@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from cart_grpc import app
+from cart_grpc.probe.batches import BATCHES
 from cart_grpc.probe.findings import Unreachable, Verdict
 from cart_grpc.probe.probe import Probe, connect
 from cart_grpc.probe.report import Report
@@ -25,10 +27,11 @@ from cart_grpc.simulator.server import SimulatorServer
 from cart_grpc.simulator.simulator import SimulatedReply, Simulator
 from cart_grpc.simulator.stock import Stock
 from tests.intents import SECOND
-from tests.probe import broken, broken_simulators
+from tests.probe import broken, broken_batches, broken_simulators
 from tests.reservation_api.hostile import Hostile, Script, hostile_http
 
-EVERY_RULE = {"1", "2", "3", "4", "5", "6", "7", "8", "reads"}
+EVERY_RULE = {"1", "2", "3", "4", "5", "6", "7", "8", "reads", "batches"}
+NEEDS_A_SLOW_API = "RELEASE of 10 unknown ids in single calls, and in a batch: slow ones delay no other"
 COUNTED = ProbeConfig(sku="beans", stock=10, ttl_us=0, timeout=5)
 
 
@@ -55,6 +58,14 @@ async def probing(simulator: Simulator, transport: str, config: ProbeConfig) -> 
         await server.stop(0)
 
 
+@asynccontextmanager
+async def probing_batches(simulator: Simulator, transport: str, config: ProbeConfig) -> AsyncIterator[Probe[Any]]:
+    """As `probing`, but only the checks of batches."""
+    async with probing(simulator, transport, config) as one:
+        one._contract = replace(RESERVATION_V1, checks=BATCHES)
+        yield one
+
+
 async def probe(simulator: Simulator, transport: str = "grpc", config: ProbeConfig = COUNTED) -> Report:
     """Run all checks of the probe against the simulator."""
     async with probing(simulator, transport, config) as one:
@@ -76,6 +87,7 @@ async def test_an_api_that_keeps_the_contract_passes_every_check(stock: type[Sto
     assert [each.test for each in report.findings if each.verdict is not Verdict.PASSED] == [
         "decisions after a crash of the API",
         *only_over_http,
+        NEEDS_A_SLOW_API,
     ]
     levels = simulator.levels("beans")
     assert (levels.available, levels.held, levels.committed) == (7, 0, 3)
@@ -88,7 +100,9 @@ async def test_without_options_the_probe_names_the_options_that_untested_checks_
     simulator.set_stock("beans", 1000)
     report = await probe(simulator, transport, ProbeConfig("beans", ttl_us=0, timeout=5))
     assert report.passed, str(report)
-    untested = {each.answer for each in report.findings if each.verdict is Verdict.NOT_TESTED}
+    untested = {
+        each.answer for each in report.findings if each.verdict is Verdict.NOT_TESTED and each.test != NEEDS_A_SLOW_API
+    }
     assert untested - {"this transport cannot send it"} == {
         "this check needs --stock",
         "this check needs --commit: it cannot undo a sale",
@@ -180,6 +194,53 @@ async def test_an_api_with_a_race_or_wrong_reads_fails_that_rule(kind: type[Simu
     report = await probe(simulator, config=ProbeConfig("beans", ttl_us=0, timeout=5))
     assert rules(report, Verdict.FAILED) == expected, str(report)
     assert not report.passed
+
+
+BROKEN_BATCHES = [
+    broken_batches.OneErrorFailsAll,
+    broken_batches.OneErrorRefusesTheBatch,
+    broken_batches.StopsAtTheFirstError,
+    broken_batches.OmitsErrors,
+    broken_batches.StaleIsBad,
+    broken_batches.MixesUp,
+    broken_batches.ForgetsBatches,
+    broken_batches.KeepsNothing,
+    broken_batches.KeepsReleased,
+    broken_batches.SmallBatches,
+    broken_batches.CutsBatches,
+    broken_batches.Races,
+]
+
+
+@pytest.mark.parametrize("kind", BROKEN_BATCHES, ids=lambda kind: kind.__name__)
+async def test_an_api_whose_batches_differ_from_single_calls_fails_that_rule(kind: type[Simulator]) -> None:
+    async with probing_batches(make(kind=kind), "grpc", COUNTED) as one:
+        report = await one.run(asyncio.Event())
+    assert rules(report, Verdict.FAILED) == {"batches"}, str(report)
+    assert not report.passed
+    assert "\n  batches is broken. Consequence: " in str(report)
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict"), [(Simulator, Verdict.PASSED), (broken_batches.WaitsForTheSlowest, Verdict.FAILED)]
+)
+async def test_if_some_calls_are_slow_the_probe_sees_whether_they_delay_the_rest_of_a_batch(
+    kind: type[Simulator], verdict: Verdict, transport: str
+) -> None:
+    simulator = make(kind=kind, slow=0.3, slow_latency_us=2 * SECOND)
+    async with probing_batches(simulator, transport, ProbeConfig("beans", ttl_us=0, timeout=20)) as one:
+        report = await one.run(asyncio.Event())
+    [finding] = [each for each in report.findings if each.test == NEEDS_A_SLOW_API]
+    assert finding.verdict is verdict, str(report)
+
+
+async def test_an_api_with_single_calls_only_passes_and_the_report_says_so(transport: str) -> None:
+    report = await probe(make(no_batches=True), transport)
+    assert report.passed, str(report)
+    assert rules(report, Verdict.PASSED) == EVERY_RULE - {"batches"}
+    batches = [each for each in report.findings if each.rule == "batches"]
+    assert {each.verdict for each in batches} == {Verdict.NOT_TESTED}
+    assert all(each.answer.startswith("single calls only: ") for each in batches), str(report)
 
 
 @asynccontextmanager
