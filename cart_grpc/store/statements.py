@@ -50,9 +50,7 @@ RESERVATION = ("slice", "reservation_id")
 SKU = ("slice", "user_id", "cart_id", "sku")
 CLAIM = ("slice", "reservation_id", "lease_epoch")
 
-# The columns that `settle` compares with the row as it was claimed. With the lease, and `uncertain_until` under the
-# `basic` contract, they show every change that the full way of recording would see. `expire_time` changes alone if the
-# clock is set back.
+# The columns that `settle` compares with the row as it was claimed. If the clock is set back, only `expire_time` changes.
 UNCHANGED = ("revision", "lease_epoch", "observed_revision", "expire_time")
 # The columns that `settle` writes, besides the end of the lease.
 SETTLED = ("state", "granted_quantity", "expire_time", "observed_revision", "reason", "reserved_cap", "due_time")
@@ -125,15 +123,23 @@ def settle(dialect: Dialect) -> Executable:
     """
     table = schema.reservations
     answers, is_found = dialect.find_rows(table, RESERVATION, dialect.given_rows(SETTLING))
-    unchanged = (table.c[name].is_not_distinct_from(answers.c[f"old_{name}"]) for name in UNCHANGED)
-    unattempted = table.c.uncertain_until.is_(None)
     values = {name: answers.c[f"new_{name}"] for name in SETTLED}
     return (
         update(table)
-        .where(is_found, *unchanged, table.c.lease_expire_time.is_not(None), unattempted)
+        .where(is_found, *as_claimed(answers))
         .values(**values, lease_expire_time=null(), last_error=literal_column("''"))
         .returning(table.c.reservation_id)
     )
+
+
+def as_claimed(answers: FromClause) -> list[ColumnElement[bool]]:
+    """The guards of `settle`. Together they notice every change that the full way of recording would see."""
+    table = schema.reservations
+    return [
+        *(table.c[name].is_not_distinct_from(answers.c[f"old_{name}"]) for name in UNCHANGED),
+        table.c.lease_expire_time.is_not(None),
+        table.c.uncertain_until.is_(None),
+    ]
 
 
 def raise_revisions(dialect: Dialect) -> Executable:

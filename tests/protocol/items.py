@@ -69,6 +69,13 @@ class ItemModel:
         """The item after a restore from a backup with `wanted` and `row`."""
         return self.with_row(item, service_rules.restore(self._rows[row]))._replace(wanted=wanted)
 
+    def recorded(self) -> Iterator[tuple[Reservation, RevisionOutcome]]:
+        """Every row that the exploration has reached, with every outcome that it recorded in that row."""
+        for key in self._memo:
+            match key:
+                case ("record", int(row), int(outcome)):
+                    yield self._rows[row], self._outcomes[outcome]
+
     def shown(self, item: ItemState) -> Progress:
         """The progress that callers see of the item."""
         row = item.ids[-1].row

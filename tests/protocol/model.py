@@ -15,7 +15,16 @@ from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from tests.protocol import invariants, service_rules
 from tests.protocol.explorer import Step
 from tests.protocol.items import ItemModel, ItemStep
-from tests.protocol.states import STOCK, Bounds, ItemState, ModelState, Phase, describe, initial_quantities
+from tests.protocol.states import (
+    STOCK,
+    Bounds,
+    ItemState,
+    ModelState,
+    Phase,
+    RevisionOutcome,
+    describe,
+    initial_quantities,
+)
 
 
 class CartModel:
@@ -43,6 +52,10 @@ class CartModel:
         commits = [one and one.intent.disposition is Disposition.COMMIT and one.state for one in records]
         released = any(one and one.state is Observed.RELEASED for one in records)
         return Observed.COMMITTED in commits and (released or Observed.REJECTED in commits)
+
+    def recorded(self) -> Iterator[tuple[Reservation, RevisionOutcome]]:
+        """Every row that the exploration has reached, with every outcome that it recorded in that row."""
+        return self._items.recorded()
 
     def is_done(self, state: ModelState) -> bool:
         """Whether no checkout is under way and all items are settled."""
