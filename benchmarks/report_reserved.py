@@ -10,8 +10,8 @@ ABOUT_PARTS = """\
 
 In no-ops, one row for each state of the code. Each part is the difference between two servers, of which one does the
 part and the other does not: *gRPC* is the no-op, *pipeline* answers at once, *request* reads and checks, *decide and
-reply* does it on an empty database in memory, *load, write, commit* is AddItem with the reconciler paused, *claim* claims
-and records nothing, *record* answers the calls in place, and *call* is a reserved item."""
+reply* does it on an empty database in memory, *load, write, commit* is AddItem with the reconciler paused, *claim*
+claims and records nothing, *record* answers the calls in place, and *call* is a reserved item."""
 
 # Of SQLite and of PostgreSQL.
 AIMS = {
