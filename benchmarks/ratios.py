@@ -108,6 +108,14 @@ def _of_fairness(results: Json) -> dict[str, Ratio]:
     }
 
 
+def _of_interpreters(results: Json) -> dict[str, Ratio]:
+    rounds = results["rounds"]
+    return {
+        f"other Python / this one: {call} CPU": between(rounds, f"other {call}", f"this {call}", "cpu_us")
+        for call in ("noop", "reserved")
+    } | {"other Python / this one: reserved items": between(rounds, "other reserved", "this reserved")}
+
+
 _OF_SECTIONS: dict[str, Callable[[Json], dict[str, Ratio]]] = {
     "reserved": _of_reserved,
     "table": _of_table,
@@ -115,6 +123,7 @@ _OF_SECTIONS: dict[str, Callable[[Json], dict[str, Ratio]]] = {
     "comparisons": _of_comparisons,
     "overload": _of_overload,
     "fairness": _of_fairness,
+    "interpreters": _of_interpreters,
 }
 
 

@@ -125,18 +125,10 @@ def _settling(results: Json, _: Found) -> str:
     rows = []
     for database in databases_of(results["settling"]):
         found = results["settling"][database]
-        million = 1e6 / found["per_s"] / 60
-        rows.append(
-            [
-                TITLES[database],
-                f"{found['per_s']:.0f}",
-                f"{found['cpu_us']:.0f}",
-                f"{found['settled']:,}",
-                f"{million:.0f} min",
-            ]
-        )
-    head = ("", "settled/s", "server CPU µs each", "settled in the run", "1,000,000 at that rate")
-    return f"### Reservations settled\n\nThe simulator answers at once, on the same cores.\n\n{rows_of(head, rows)}"
+        figures = [f"{found['per_s']:.0f}", f"{found['cpu_us']:.0f}", f"{found['peak_mib']:.0f}"]
+        rows.append([TITLES[database], f"{found['backlog']:,}", f"{found['seconds']:.0f}", *figures])
+    head = ("", "backlog", "seconds", "settled/s", "server CPU µs each", "peak MiB")
+    return f"### A backlog\n\nThe simulator answers at once, on the same cores.\n\n{rows_of(head, rows)}"
 
 
 def _slow_calls(results: Json, _: Found) -> str:
@@ -235,6 +227,22 @@ def _comparisons(results: Json, found: Found) -> str:
     return f"### Other designs\n\n{rows_of(head, rows)}"
 
 
+def _interpreters(results: Json, found: Found) -> str:
+    rows: list[list[object]] = []
+    for database in databases_of(results["interpreters"]):
+        measured = results["interpreters"][database]
+        for name, build in measured["builds"].items():
+            noop, item = (measured["rounds"][f"{name} {call}"] for call in ("noop", "reserved"))
+            figures = [f"{middle(noop, 'cpu_us'):.0f}", f"{middle(item, 'cpu_us'):.0f}", f"{middle(item, 'per_s'):.0f}"]
+            rows.append([f"{TITLES[database]}: {build}", *figures])
+        of_database = found[database]
+        names = ("noop CPU", "reserved CPU", "reserved items")
+        ratio = [of_database[f"other Python / this one: {name}"] for name in names]
+        rows.append([f"{TITLES[database]}: the second / the first", *ratio])
+    head = ("", "server CPU µs a no-op", "server CPU µs a reserved item", "reserved items/s")
+    return f"### Python interpreters\n\n{rows_of(head, rows)}"
+
+
 PEERS = {
     "reserved": "this project, reserved item",
     "queue reserved": "ORM session per request and a job queue (Procrastinate), reserved item",
@@ -255,4 +263,5 @@ _PARTS: dict[str, Callable[[Json, Found], str]] = {
     "fairness": _fairness,
     "workers": _workers,
     "comparisons": _comparisons,
+    "interpreters": _interpreters,
 }
