@@ -13,13 +13,15 @@ CARTS, SKUS = 1_000, 20
 class Plan:
     """`rounds` rounds of `seconds` each. Sections about large databases use `rows` rows.
 
-    `state` names the state of the code, for a bar in the picture of its parts.
+    `state` names the state of the code, for a bar in the picture of its parts. `other_python` is the path of another
+    interpreter to compare with.
     """
 
     rounds: int = 3
     seconds: float = 0.8
     rows: int = 100_000
     state: str = ""
+    other_python: str = ""
 
 
 # Measures something on `sqlite` or `postgresql`. Returns None if the database does not support it.

@@ -32,11 +32,18 @@ Json = dict[str, Any]
 class Program:
     """A Python module that runs until `stop`. It listens on `address`."""
 
-    def __init__(self, folder: Path, module: str, *arguments: str, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        module: str,
+        *arguments: str,
+        settings: Mapping[str, str] | None = None,
+        python: str = sys.executable,
+    ) -> None:
         self._output = folder / f"{time.monotonic_ns()}.out"
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [python, "-m", module, *arguments],
                 cwd=folder,
                 env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **(settings or {})},
                 stdin=subprocess.DEVNULL,
@@ -126,9 +133,9 @@ class Testbed:
         self.noop = self.start("benchmarks.servers", "noop")
         self.simulator = self.simulate("0s")
 
-    def start(self, module: str, *arguments: str, **settings: str) -> Program:
+    def start(self, module: str, *arguments: str, python: str = sys.executable, **settings: str) -> Program:
         """Start a program that prints its address. It is stopped with the testbed."""
-        program = Program(self.folder, module, *arguments, settings=settings)
+        program = Program(self.folder, module, *arguments, settings=settings, python=python)
         self._ends.callback(program.stop)
         program.address = program.says(LISTENS)
         return program
@@ -165,13 +172,15 @@ class Testbed:
         *arguments: str,
         api: Program | None = None,
         module: tuple[str, ...] = ("cart_grpc",),
+        python: str = sys.executable,
         **settings: str,
     ) -> Product:
-        """Start the product with its default settings, except `settings`. `module`: what runs it."""
+        """Start the product with its default settings, except `settings`. `module` and `python`: what runs it."""
         program = self.start(
             *module,
             "serve",
             *arguments,
+            python=python,
             CART_LISTEN="127.0.0.1:0",
             CART_ADMIN_LISTEN="127.0.0.1:0",
             CART_DATABASE_URL=database_url,

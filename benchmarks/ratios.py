@@ -58,14 +58,14 @@ def _of_reserved(rounds: Json) -> dict[str, Ratio]:
 
 
 def _of_table(rounds: Json) -> dict[str, Ratio]:
-    found = {}
-    for mode in ("idle", "draining"):
-        found[f"AddItem / no-op, {mode}"] = between(rounds[mode], "add", "noop")
-        found[f"AddItem p99 / no-op p99, {mode}"] = between(rounds[mode], "add", "noop", "p99_us")
-        found[f"AddItem CPU / no-op CPU, {mode}"] = between(rounds[mode], "add", "noop", "cpu_us")
-        found[f"GetCart / no-op, {mode}"] = between(rounds[mode], "get", "noop")
-        found[f"GetCart of changing carts / no-op, {mode}"] = between(rounds[mode], "get changing", "noop")
-    return found
+    idle = rounds["idle"]
+    return {
+        "AddItem / no-op, idle": between(idle, "add", "noop"),
+        "AddItem p99 / no-op p99, idle": between(idle, "add", "noop", "p99_us"),
+        "AddItem CPU / no-op CPU, idle": between(idle, "add", "noop", "cpu_us"),
+        "GetCart / no-op, idle": between(idle, "get", "noop"),
+        "GetCart of changing carts / no-op, idle": between(idle, "get changing", "noop"),
+    }
 
 
 def _of_flatness(rounds: Json) -> dict[str, Ratio]:
@@ -83,9 +83,11 @@ def _of_flatness(rounds: Json) -> dict[str, Ratio]:
 
 def _of_comparisons(rounds: Json) -> dict[str, Ratio]:
     peers = [name for name in rounds if name != "noop"]
-    return {f"{name} / no-op": between(rounds, name, "noop") for name in peers} | {
-        f"{name} CPU / no-op CPU": between(rounds, name, "noop", "cpu_us") for name in peers
-    }
+    return (
+        {f"{name} / no-op": between(rounds, name, "noop") for name in peers}
+        | {f"{name} CPU / no-op CPU": between(rounds, name, "noop", "cpu_us") for name in peers}
+        | {f"reserved item / {name}": between(rounds, "reserved", name) for name in peers if name.endswith(" reserved")}
+    )
 
 
 def _of_overload(results: Json) -> dict[str, Ratio]:
@@ -108,6 +110,14 @@ def _of_fairness(results: Json) -> dict[str, Ratio]:
     }
 
 
+def _of_interpreters(results: Json) -> dict[str, Ratio]:
+    rounds = results["rounds"]
+    return {
+        f"other Python / this one: {call} CPU": between(rounds, f"other {call}", f"this {call}", "cpu_us")
+        for call in ("noop", "reserved")
+    } | {"other Python / this one: reserved items": between(rounds, "other reserved", "this reserved")}
+
+
 _OF_SECTIONS: dict[str, Callable[[Json], dict[str, Ratio]]] = {
     "reserved": _of_reserved,
     "table": _of_table,
@@ -115,6 +125,7 @@ _OF_SECTIONS: dict[str, Callable[[Json], dict[str, Ratio]]] = {
     "comparisons": _of_comparisons,
     "overload": _of_overload,
     "fairness": _of_fairness,
+    "interpreters": _of_interpreters,
 }
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 from benchmarks import ratios
@@ -10,11 +11,13 @@ from benchmarks.parts import read_states
 from benchmarks.pictures import LABELS, TITLES, draw, draw_parts
 from benchmarks.programs import DATABASES, ROOT, Json
 from benchmarks.ratios import KEPT
-from benchmarks.report_reserved import report_parts, report_reserved
+from benchmarks.report_reserved import describe_speed, report_parts, report_reserved
 from benchmarks.tables import ABSOLUTE, Found, absolute, databases_of, middle, rows_of
 
 PAGE = ROOT / "docs" / "performance.md"
+README = ROOT / "README.md"
 MARKS = ("<!-- written by `make bench`: do not edit -->", "<!-- until here -->")
+README_MARKS = ("<!-- speed: written by `make bench` -->", "<!-- until here -->")
 
 
 def write(results: Json) -> None:
@@ -31,10 +34,18 @@ def write(results: Json) -> None:
         if name == "reserved" and (states := read_states()):
             draw_parts(states, PAGE.parent / "performance")
             written.append(report_parts(states))
-    start, end = map(re.escape, MARKS)
-    text = "\n\n".join(written)
-    page = PAGE.read_text() if PAGE.exists() else "\n".join(MARKS)
-    PAGE.write_text(re.sub(f"{start}.*{end}", lambda _: f"{MARKS[0]}\n{text}\n{MARKS[1]}", page, flags=re.DOTALL))
+    _replace(PAGE, MARKS, "\n{}\n".format("\n\n".join(written)))
+    if sentences := describe_speed(results, found):
+        _replace(README, README_MARKS, sentences)
+
+
+def _replace(file: Path, marks: tuple[str, str], text: str) -> None:
+    """Replace what stands between the marks. Raises ValueError if the file does not have them."""
+    start, end = map(re.escape, marks)
+    page, count = re.subn(f"{start}.*{end}", lambda _: f"{marks[0]}{text}{marks[1]}", file.read_text(), flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"{file} has no {marks[0]}")
+    file.write_text(page)
 
 
 def _condensed(results: Json) -> Json:
@@ -70,31 +81,25 @@ AIMS = (
 
 def _table(results: Json, found: Found) -> str:
     databases = databases_of(results["table"])
-    head = ["64 in flight", *(f"{TITLES[d]}, {mode}" for d in databases for mode in ("aim", "idle", "draining"))]
+    head = ["64 in flight", *(cell for d in databases for cell in (f"{TITLES[d]}, aim", TITLES[d]))]
     rows: list[list[object]] = []
     for name, aims in AIMS:
         row: list[object] = [name]
         for database in databases:
-            of_database = found[database]
-            row += [aims[DATABASES.index(database)], of_database[f"{name}, idle"], of_database[f"{name}, draining"]]
+            row += [aims[DATABASES.index(database)], found[database][f"{name}, idle"]]
         rows.append(row)
     alone: list[object] = ["one at a time: AddItem p50 − no-op p50"]
-    for database in databases:
-        rounds = results["table"][database]
-        durable = rounds["durable_us"] / 1e3
-        more = middle(rounds["idle"]["add_alone"], "p50_us") - middle(rounds["idle"]["noop_alone"], "p50_us")
-        alone += [f"≤ {durable + 0.5:.2f} ms ({durable:.2f} + 0.5)", f"{more / 1e3:.2f} ms", ""]
-    rows.append(alone)
     calls: list[list[object]] = []
     for database in databases:
-        for mode in ("idle", "draining"):
-            for name, title in NAMES.items():
-                turns = results["table"][database][mode][name]
-                calls.append(absolute(f"{TITLES[database]}, {mode}: {title}", turns))
-    return f"{rows_of(head, rows)}\n\n{rows_of(ABSOLUTE, calls)}"
+        idle, durable = results["table"][database]["idle"], results["table"][database]["durable_us"] / 1e3
+        more = middle(idle["add_alone"], "p50_us") - middle(idle["noop_alone"], "p50_us")
+        alone += [f"≤ {durable + 0.5:.2f} ms ({durable:.2f} + 0.5)", f"{more / 1e3:.2f} ms"]
+        calls += [absolute(f"{TITLES[database]}: {title}", idle[name]) for name, title in NAMES.items()]
+    tables = f"{rows_of(head, [*rows, alone])}\n\n{rows_of(ABSOLUTE, calls)}"
+    return f"### Calls alone, with the reconciler paused\n\n{tables}"
 
 
-NAMES = {**LABELS, "get changing": "GetCart, 20 items, some of them being reserved"}
+NAMES = {**LABELS, "get changing": "GetCart, 20 items, of carts that AddItem changes"}
 
 
 def _concurrency(results: Json, _: Found) -> str:
@@ -125,18 +130,10 @@ def _settling(results: Json, _: Found) -> str:
     rows = []
     for database in databases_of(results["settling"]):
         found = results["settling"][database]
-        million = 1e6 / found["per_s"] / 60
-        rows.append(
-            [
-                TITLES[database],
-                f"{found['per_s']:.0f}",
-                f"{found['cpu_us']:.0f}",
-                f"{found['settled']:,}",
-                f"{million:.0f} min",
-            ]
-        )
-    head = ("", "settled/s", "server CPU µs each", "settled in the run", "1,000,000 at that rate")
-    return f"### Reservations settled\n\nThe simulator answers at once, on the same cores.\n\n{rows_of(head, rows)}"
+        figures = [f"{found['per_s']:.0f}", f"{found['cpu_us']:.0f}", f"{found['peak_mib']:.0f}"]
+        rows.append([TITLES[database], f"{found['backlog']:,}", f"{found['seconds']:.0f}", *figures])
+    head = ("", "backlog", "seconds", "settled/s", "server CPU µs each", "peak MiB")
+    return f"### A backlog\n\nThe simulator answers at once, on the same cores.\n\n{rows_of(head, rows)}"
 
 
 def _slow_calls(results: Json, _: Found) -> str:
@@ -235,6 +232,22 @@ def _comparisons(results: Json, found: Found) -> str:
     return f"### Other designs\n\n{rows_of(head, rows)}"
 
 
+def _interpreters(results: Json, found: Found) -> str:
+    rows: list[list[object]] = []
+    for database in databases_of(results["interpreters"]):
+        measured = results["interpreters"][database]
+        for name, build in measured["builds"].items():
+            noop, item = (measured["rounds"][f"{name} {call}"] for call in ("noop", "reserved"))
+            figures = [f"{middle(noop, 'cpu_us'):.0f}", f"{middle(item, 'cpu_us'):.0f}", f"{middle(item, 'per_s'):.0f}"]
+            rows.append([f"{TITLES[database]}: {build}", *figures])
+        of_database = found[database]
+        names = ("noop CPU", "reserved CPU", "reserved items")
+        ratio = [of_database[f"other Python / this one: {name}"] for name in names]
+        rows.append([f"{TITLES[database]}: the second / the first", *ratio])
+    head = ("", "server CPU µs a no-op", "server CPU µs a reserved item", "reserved items/s")
+    return f"### Python interpreters\n\n{rows_of(head, rows)}"
+
+
 PEERS = {
     "reserved": "this project, reserved item",
     "queue reserved": "ORM session per request and a job queue (Procrastinate), reserved item",
@@ -255,4 +268,5 @@ _PARTS: dict[str, Callable[[Json, Found], str]] = {
     "fairness": _fairness,
     "workers": _workers,
     "comparisons": _comparisons,
+    "interpreters": _interpreters,
 }

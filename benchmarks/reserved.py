@@ -87,7 +87,9 @@ def load_items(product: Product, *, seconds: float, in_flight: int = IN_FLIGHT) 
     return found
 
 
-def wait_until_reserved(product: Product, per_s: float = 1_000, timeout: float = 120) -> None:
+def wait_until_reserved(
+    product: Product, per_s: float = 1_000, *, timeout: float = 120, longest_sleep: float = 1
+) -> None:
     """Return when nothing is reconciling. Raises TimeoutError after `timeout` seconds.
 
     It asks seldom, because the server's answers cost CPU, too: it sleeps for half the time that what is left will take
@@ -97,7 +99,7 @@ def wait_until_reserved(product: Product, per_s: float = 1_000, timeout: float =
     while left := product.count_reconciling():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{left} reservations are still reconciling")
-        time.sleep(min(max(left / per_s / 2, 0.01), 1))
+        time.sleep(min(max(left / per_s / 2, 0.01), longest_sleep))
 
 
 def _until_reserved(testbed: Testbed, product: Product) -> Json:

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks import parts, report
+from benchmarks.interpreters import describe
 from benchmarks.plan import Plan
 from benchmarks.programs import DATABASES, ROOT, Json, Testbed, load, testbed
 from benchmarks.sections import SECTIONS
@@ -35,7 +36,7 @@ def surroundings() -> Json:
         "cores": psutil.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "system": f"{platform.system()} {platform.machine()}",
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "python": describe(),
         "versions": {name: version(name) for name in VERSIONS},
     }
 
@@ -85,6 +86,7 @@ def main() -> int:
     parser.add_argument(
         "--state", default="", help="for `parts`: the name of its bar in the picture, such as the change"
     )
+    parser.add_argument("--other-python", default="", help="for `interpreters`: has the project installed")
     parser.add_argument("--keep", action="store_true", help="keep earlier results of other sections")
     parser.add_argument("--results-only", type=Path, metavar="FILE", help="write the results to FILE, and no docs")
     options = parser.parse_args()
@@ -92,7 +94,10 @@ def main() -> int:
         parser.error(f"unknown section {', '.join(sorted(unknown))}")
     file = options.results_only or RESULTS
     results: Json = json.loads(file.read_text()) if options.keep and file.exists() else {}
-    plan = Plan(options.rounds, options.seconds, options.rows, options.state)
+    if options.state:
+        # Those of another state, maybe.
+        results.pop("parts", None)
+    plan = Plan(options.rounds, options.seconds, options.rows, options.state, options.other_python)
     failed = run(options.sections or list(SECTIONS), options.database or list(DATABASES), plan, results)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(results, indent=1))
