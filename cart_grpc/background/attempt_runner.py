@@ -10,9 +10,10 @@ import random
 
 from cart_grpc.background.backoff import next_attempt_us, second_try_us
 from cart_grpc.background.breaker import Breaker
+from cart_grpc.background.claims import key_of
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.recorded_attempt import CheckClock, RecordedAttempt
-from cart_grpc.background.set_aside import key_of, set_aside
+from cart_grpc.background.set_aside import set_aside
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.record import RecordOutcome
 from cart_grpc.protocol.reservation import Answer, Intent, NoAnswer, PermanentFailure, Reservation

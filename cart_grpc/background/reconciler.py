@@ -1,37 +1,42 @@
 """The reconciler: claims due reservations, calls the Reservation API and records the answers, for ever.
 
-A claim is committed before its call is made, and the record of the answer is a transaction of its own. A reservation
-waits in its row (`due_time`), never in a sleeping task, so a crash loses only the rest of a lease. Releases have a lane
-of their own, so that hanging holds cannot starve them.
+A claim is committed before its call is made, and the record of the answer is a transaction of its own. Most claims are
+born: the transaction that makes a reservation due claims it for its own process, and hands it over after the commit.
+The rounds of this loop find the others. A reservation waits in its row (`due_time`), never in a sleeping task, so a
+crash loses only the rest of a lease. Releases have a lane of their own, so that hanging holds cannot starve them.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from cart_grpc.background.attempt_runner import AttemptRunner
 from cart_grpc.background.breaker import Breaker
+from cart_grpc.background.claims import LaneClaims
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.loop import Loop
 from cart_grpc.background.recorded_attempt import CheckClock
 from cart_grpc.background.set_aside import claim, update_leases
+from cart_grpc.background.turn_timer import TurnTimer
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.direct import Claim, ExtendLeases, ReturnClaims
-from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
+from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, lane_of
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.reservation_api.api import ReservationApi
+from cart_grpc.store.change_notifier import Room
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds, to_us
 
 log = logging.getLogger(__name__)
 # Rows per claim or lease extension. More calls that start together, or commit together, would delay callers' commits.
 MAX_ROWS_PER_COMMAND = 64
-# A claim of one row costs as much as a claim of twenty, so rows that become due within this time are claimed together.
+# The time between two rounds. A claim of one row costs as much as a claim of twenty, so under load rows gather. A row
+# that becomes due after a quiet time is claimed at once.
 GATHER_US = to_us(0.01)
-# If one turn of the event loop takes longer than this, callers wait too. A backlog then gets fewer calls in flight:
-# the answers of a quick API would otherwise queue before the callers for as long as the backlog lasts.
-LAGGING_TURN_US = to_us(0.01)
+# While the event loop lags, fewer calls are in flight: the answers of a quick API would otherwise queue before the
+# callers for as long as a backlog lasts.
 MAX_IN_FLIGHT_WHEN_LAGGING = 64
 
 
@@ -54,15 +59,6 @@ class LeasesExtended:
     claims: int
 
 
-@dataclass(slots=True)
-class _Lane:
-    """The calls in flight of one lane. `backlog`: the last claim was full, so there may be more due rows."""
-
-    name: Lane
-    calls: dict[asyncio.Task[None], Reservation] = field(default_factory=dict)
-    backlog: bool = False
-
-
 class Reconciler:
     """Drives one Reservation API for one store. Any number of reconcilers, in any processes, may share a database.
 
@@ -82,13 +78,16 @@ class Reconciler:
         self._config = config
         self._breaker = Breaker(clock, threshold=config.breaker_threshold, probe_interval_us=config.probe_interval_us)
         self._attempt_runner = AttemptRunner(store, api, config, self._breaker, check_clock)
-        self._releases, self._holds = self._lanes = (_Lane(RELEASE_LANE), _Lane(HOLD_LANE))
+        self._releases, self._holds = self._lanes = (LaneClaims(RELEASE_LANE), LaneClaims(HOLD_LANE))
+        self._calls: set[asyncio.Task[None]] = set()
+        self._turn_timer = TurnTimer()
+        self._stopping = False
         self._loop = Loop("reconciler", self._run_round, self._pause)
 
     @property
     def in_flight(self) -> int:
         """The number of calls in flight."""
-        return sum(len(lane.calls) for lane in self._lanes)
+        return sum(len(lane.open) for lane in self._lanes)
 
     def find_breaker_open_us(self) -> int | None:
         """Return how long the Reservation API has counted as down, in microseconds; None while it answers."""
@@ -98,6 +97,7 @@ class Reconciler:
         """Reconcile until `stop`. Do not cancel it: a claim that commits meanwhile would have no owner."""
         extension = Loop("lease extension", self._extend_leases, self._pause_between_extensions)
         extending = asyncio.create_task(extension.run(), name="extend-leases")
+        self._store.notifier.claimant = self
         try:
             await self._loop.run()
         finally:
@@ -108,31 +108,58 @@ class Reconciler:
 
         Raises Unavailable if the database does not answer.
         """
-        max_in_flight = self._config.max_in_flight
-        if await _event_loop_is_lagging():
-            max_in_flight = min(max_in_flight, MAX_IN_FLIGHT_WHEN_LAGGING)
-        releases = await self._claim(self._releases, max_in_flight)
-        return CallsStarted(releases, await self._claim(self._holds, max_in_flight))
+        await self._turn_timer.measure()
+        releases = await self._claim(self._releases)
+        return CallsStarted(releases, await self._claim(self._holds))
+
+    @contextmanager
+    def reserve_room(self) -> Iterator[Room]:
+        """See Claimant.reserve_room. Older rows go first, and while the API is down only probes are called."""
+        self._turn_timer.start()
+        may_claim = not self._stopping and not self._breaker.is_open
+        room = {
+            lane.name: min(MAX_ROWS_PER_COMMAND, lane.find_room(self._max_in_flight))
+            for lane in self._lanes
+            if may_claim and not lane.backlog
+        }
+        with ExitStack() as reserved:
+            for lane in self._lanes:
+                reserved.enter_context(lane.reserving(room.get(lane.name, 0)))
+                reserved.callback(self._wake_for_backlog, lane)
+            yield Room({name: count for name, count in room.items() if count}, self._config.lease_us)
+
+    def take(self, claimed: Sequence[Reservation]) -> None:
+        """See Claimant.take. Calls for claims that were born. `stop` hands back those that come too late for a call."""
+        for lane in self._lanes:
+            mine = [each for each in claimed if lane_of(each) == lane.name]
+            lane.add(mine)
+            if not self._stopping:
+                self._start_calls(lane, mine)
 
     async def stop(self, grace_us: int) -> None:
         """End `run`, give the calls in flight `grace_us` to finish, then cancel them and hand their claims back.
 
         A cancelled call may still take effect. That is safe: the next claim sends the same revision.
         """
+        self._stopping = True
         self._store.notifier.due.set()
         await self._loop.stop()
-        calls = {task: reservation for lane in self._lanes for task, reservation in lane.calls.items()}
-        if not calls:
-            return
-        _, unfinished = await asyncio.wait(calls, timeout=to_seconds(grace_us))
+        # A batch that has begun may still bring claims.
+        batches = {asyncio.create_task(lane.until_unreserved()) for lane in self._lanes}
+        _, unfinished = await asyncio.wait(self._calls | batches, timeout=to_seconds(grace_us))
         for task in unfinished:
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
         try:
-            for claims in _in_parts([calls[task] for task in unfinished]):
+            for claims in _in_parts([each for lane in self._lanes for each in lane.open.values()]):
                 await update_leases(self._store, ReturnClaims(claims))
         except Unavailable as refusal:
             log.warning("the claims were not handed back (%s); they expire with their leases", refusal.reason)
+
+    @property
+    def _max_in_flight(self) -> int:
+        most = self._config.max_in_flight
+        return min(most, MAX_IN_FLIGHT_WHEN_LAGGING) if self._turn_timer.is_lagging else most
 
     async def _run_round(self) -> CallsStarted:
         # Cleared first: a notification during the round starts another round.
@@ -140,65 +167,67 @@ class Reconciler:
         return await self.run_once()
 
     async def _pause(self, started: CallsStarted | None) -> None:
+        await asyncio.sleep(to_seconds(GATHER_US))
         if started is None or not started.total:
             await self._wait_until_due()
-        await asyncio.sleep(to_seconds(GATHER_US))
 
     async def _wait_until_due(self) -> None:
         """Return when a reservation may be due: on a notification, or after the poll interval.
 
         While the breaker is open, return when the next probe is allowed.
         """
-        if self._breaker.is_open:
-            await asyncio.sleep(to_seconds(self._breaker.until_probe_us() or self._config.poll_interval_us))
-            return
         try:
-            async with asyncio.timeout(to_seconds(self._config.poll_interval_us)):
+            async with asyncio.timeout(to_seconds(self._breaker.until_probe_us() or self._config.poll_interval_us)):
                 await self._store.notifier.due.wait()
         except TimeoutError:
             return
 
-    async def _claim(self, lane: _Lane, max_in_flight: int) -> int:
-        room = min(MAX_ROWS_PER_COMMAND, self._breaker.allowed_calls(max_in_flight - len(lane.calls)))
-        if room <= 0 or not (lane.backlog or await self._store.reads.has_due(lane.name)):
+    async def _claim(self, lane: LaneClaims) -> int:
+        room = min(MAX_ROWS_PER_COMMAND, self._breaker.allowed_calls(lane.find_room(self._max_in_flight)))
+        if not room:
+            lane.backlog = True
             return 0
-        claimed = await claim(self._store, Claim(lane.name, room, self._config.lease_us))
+        if not (lane.backlog or await self._store.reads.has_due(lane.name)):
+            return 0
+        with lane.reserving(room):
+            claimed = await claim(self._store, Claim(lane.name, room, self._config.lease_us))
+            lane.add(claimed)
         lane.backlog = len(claimed) == room
-        for reservation in claimed:
-            if self._breaker.is_open:
-                self._breaker.record_probe()
-            self._start_attempt(lane, reservation)
+        if claimed and self._breaker.is_open:
+            self._breaker.record_probe()
+        self._start_calls(lane, claimed)
         return len(claimed)
 
-    def _start_attempt(self, lane: _Lane, claimed: Reservation) -> None:
+    def _start_calls(self, lane: LaneClaims, claimed: Sequence[Reservation]) -> None:
+        for each in claimed:
+            self._start_call(lane, each)
+
+    def _start_call(self, lane: LaneClaims, claimed: Reservation) -> None:
         task = asyncio.create_task(self._attempt_runner.run(claimed), name=f"reconcile-{claimed.reservation_id}")
-        lane.calls[task] = claimed
+        self._calls.add(task)
 
         def finished(task: asyncio.Task[None]) -> None:
-            del lane.calls[task]
-            if lane.backlog:
-                # The lane has room for the next row of the backlog.
-                self._store.notifier.due.set()
+            self._calls.discard(task)
+            if not task.cancelled():
+                lane.end(claimed)
+            self._wake_for_backlog(lane)
 
         task.add_done_callback(finished)
 
+    def _wake_for_backlog(self, lane: LaneClaims) -> None:
+        if lane.backlog:
+            # The lane may have room for the next row of the backlog.
+            self._store.notifier.due.set()
+
     async def _extend_leases(self) -> LeasesExtended:
         """Extend the claims of all calls in flight: calls may take minutes, a dead replica's lease should not."""
-        claims = [reservation for lane in self._lanes for reservation in lane.calls.values()]
+        claims = [claimed for lane in self._lanes for claimed in lane.open.values()]
         for some in _in_parts(claims):
             await update_leases(self._store, ExtendLeases(some, self._config.lease_us))
         return LeasesExtended(len(claims))
 
     async def _pause_between_extensions(self, _: LeasesExtended | None) -> None:
         await asyncio.sleep(to_seconds(self._config.lease_us) / 3)
-
-
-async def _event_loop_is_lagging() -> bool:
-    """Whether one turn of the event loop takes so long that callers notice."""
-    now = asyncio.get_running_loop().time
-    started = now()
-    await asyncio.sleep(0)
-    return now() - started > to_seconds(LAGGING_TURN_US)
 
 
 def _in_parts(claims: Sequence[Reservation]) -> Iterator[Sequence[Reservation]]:

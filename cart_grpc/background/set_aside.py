@@ -9,6 +9,7 @@ from collections.abc import Awaitable
 from dataclasses import replace
 from typing import TypeVar
 
+from cart_grpc.background.claims import key_of
 from cart_grpc.commands.direct import MAX_SET_ASIDE_REASON, Claim, ClaimKey, ExtendLeases, ReturnClaims, SetAside
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.reservation_api.wire import clean_text
@@ -53,11 +54,6 @@ async def update_leases(store: Store, command: ExtendLeases | ReturnClaims) -> N
             raise
         for claimed in command.claims:
             await _or_set_aside(store, key_of(claimed), store.update_leases(replace(command, claims=[claimed])))
-
-
-def key_of(claimed: Reservation) -> ClaimKey:
-    """Return the key of a claimed reservation."""
-    return ClaimKey(claimed.cart.slice, claimed.reservation_id, claimed.lease_epoch)
 
 
 async def set_aside(store: Store, row: ClaimKey, error: Exception) -> None:

@@ -108,6 +108,28 @@ def commit(reservation: Reservation, now: int) -> Reservation:
     )
 
 
+def claim(reservation: Reservation, now: int, until: int) -> Reservation:
+    """The row after a process claimed it until `until`. A row that is not due is returned unchanged.
+
+    A settled row that is due is a hold to renew or to hold again: the same intent under the next revision. Callers do
+    not see that, because the intent revision stays. Its attempt_count restarts only if the hold is still live, so an
+    API that grants holds which have expired already is called less and less often. `store.statements.claim` is the same
+    rule in SQL.
+    """
+    if reservation.due_time is None or reservation.due_time > now:
+        return reservation
+    settled = reservation.settled
+    live = settled and reservation.expire_time is not None and reservation.expire_time > now
+    return reservation._replace(
+        revision=reservation.revision + settled,
+        lease_epoch=reservation.lease_epoch + 1,
+        attempt_count=1 if live else reservation.attempt_count + 1,
+        lease_expire_time=until,
+        due_time=until,
+        set_aside_reason="",
+    )
+
+
 def stop_waiting(reservation: Reservation, now: int) -> Reservation:
     """Make a waiting row due: the cart's older reservations of the same sku are released."""
     return reservation._replace(waiting=False, due_time=now)

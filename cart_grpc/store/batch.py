@@ -29,6 +29,10 @@ from cart_grpc.commands.direct import (
 from cart_grpc.commands.record import RecordAll
 from cart_grpc.commands.unit_of_work import ReadSet, Reply, ReplyKey, UnitOfWork
 from cart_grpc.names import CartKey
+from cart_grpc.protocol.lanes import lane_of
+from cart_grpc.protocol.reservation import Reservation
+from cart_grpc.protocol.transitions import claim
+from cart_grpc.store.change_notifier import NO_ROOM, Room
 from cart_grpc.store.prepared import Rows
 from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.rows import (
@@ -55,13 +59,15 @@ AnyCommand = Command[object] | RecordAll | DirectCommand
 class BatchResult:
     """The result of a batch: an answer or an exception for each command, and the changes to publish.
 
-    `changed`: the carts in which a change is visible to callers. `due`: a reservation has become due. `now`: the
-    database's time for the whole batch, in microseconds.
+    `changed`: the carts in which a change is visible to callers. `claimed`: the reservations that became due and were
+    claimed at once for this process. `due`: another reservation has become due. `now`: the database's time for the
+    whole batch, in microseconds.
     """
 
     now: int
     answers: Sequence[object]
     changed: frozenset[CartKey]
+    claimed: Sequence[Reservation]
     due: bool
 
 
@@ -71,9 +77,11 @@ def run_batch(
     commands: Sequence[AnyCommand],
     new_id: NewId,
     marker: CommitMarker,
+    room: Room = NO_ROOM,
 ) -> BatchResult:
     """Run `commands` in the open transaction of `connection`; the caller commits.
 
+    Claims the reservations that become due for this process, as many as there is `room` for: they are born claimed.
     If a command raises, its exception is its answer. Such a command changes nothing, and the others run as usual.
     Raises the database's errors.
     """
@@ -88,9 +96,10 @@ def run_batch(
     for record in unsettled:
         record.add_reads(reads)
     folded: list[Command[object]] = [*unsettled, *others]
-    unit = _load(queries, connection, reads) if folded else UnitOfWork()
+    unit, is_paused = _load(queries, connection, reads) if folded else (UnitOfWork(), False)
     folded_answers = iter([_run_folded(command, unit, now, new_id) for command in folded])
     recorded = iter([answer or next(folded_answers) for answer in settled.answers])
+    claimed, due = _claim_due(unit, NO_ROOM if is_paused else room, now)
     _write(queries, connection, unit, now, marker)
     # Direct commands run last. They skip locked rows. Another transaction may wait for the rows that they lock, but
     # from then on this batch waits for no lock, so there is no deadlock.
@@ -104,11 +113,12 @@ def run_batch(
             answers.append(next(folded_answers))
     changed = unit.changed_carts | settled.changed
     changed |= {unit.reservations[reservation_id].cart for reservation_id in unit.changed_reservations}
-    return BatchResult(now, answers, frozenset(changed), settled.due or _has_due(unit, now))
+    return BatchResult(now, answers, frozenset(changed), claimed, due or settled.due)
 
 
-def _load(queries: WriteQueries, connection: Connection, reads: ReadSet) -> UnitOfWork:
-    unit, found = UnitOfWork(), queries.load(connection, reads)
+def _load(queries: WriteQueries, connection: Connection, reads: ReadSet) -> tuple[UnitOfWork, bool]:
+    """Return the rows that the batch reads, and whether claims are paused."""
+    unit, (found, is_paused) = UnitOfWork(), queries.load(connection, reads)
     for row in found["users"]:
         user, stored_bytes = USERS.to_value(row)
         unit.stored_bytes[user] = stored_bytes
@@ -122,7 +132,7 @@ def _load(queries: WriteQueries, connection: Connection, reads: ReadSet) -> Unit
         unit.load_item(to_item(row))
     for row in found["reservations"]:
         unit.load_reservation(to_reservation(row))
-    return unit
+    return unit, is_paused
 
 
 def _run_folded(command: Command[object], unit: UnitOfWork, now: int, new_id: NewId) -> object:
@@ -130,6 +140,27 @@ def _run_folded(command: Command[object], unit: UnitOfWork, now: int, new_id: Ne
         return command.run(unit, now, new_id)
     except Exception as error:  # noqa: BLE001 - a bug in one command must not fail the others
         return error
+
+
+def _claim_due(unit: UnitOfWork, room: Room, now: int) -> tuple[Sequence[Reservation], bool]:
+    """Claim changed reservations that are due, as many as there is room for, the oldest first.
+
+    They are locked, so no other process claims them. Returns the claimed ones, and whether others are due.
+    """
+    left, claimed, others_are_due = dict(room.claims), [], False
+    for reservation_id in sorted(unit.changed_reservations):
+        row = unit.reservations[reservation_id]
+        if row.due_time is None or row.due_time > now:
+            continue
+        lane = lane_of(row)
+        if left.get(lane):
+            left[lane] -= 1
+            row = claim(row, now, now + room.lease_us)
+            unit.put_reservation(row)
+            claimed.append(row)
+        else:
+            others_are_due = True
+    return claimed, others_are_due
 
 
 def _write(queries: WriteQueries, connection: Connection, unit: UnitOfWork, now: int, marker: CommitMarker) -> None:
@@ -180,8 +211,3 @@ def _run_direct(queries: WriteQueries, connection: Connection, command: DirectCo
             # The commit marker that every batch writes is enough.
             pass
     return None
-
-
-def _has_due(unit: UnitOfWork, now: int) -> bool:
-    changed = (unit.reservations[reservation_id] for reservation_id in unit.changed_reservations)
-    return any(row.due_time is not None and row.due_time <= now for row in changed)

@@ -19,7 +19,7 @@ from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown
 from cart_grpc.commands.record import RecordAll
 from cart_grpc.store.batch import AnyCommand, BatchResult, run_batch
-from cart_grpc.store.change_notifier import ChangeNotifier
+from cart_grpc.store.change_notifier import NO_ROOM, ChangeNotifier, Room
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import CommitFailed, find_refusal, translate_failures
 from cart_grpc.store.queries import WriteQueries
@@ -98,30 +98,38 @@ class BatchWriter:
         self._note_result = note_result
 
     async def write_batch(self, take: Take) -> None:
-        """Take a batch as late as possible, make it durable and answer it."""
-        await self._commit_or_split(_Batch(take))
+        """Take a batch as late as possible, make it durable and answer it.
 
-    async def _commit_or_split(self, batch: _Batch) -> None:
-        """Commit and answer a batch. Split one that fails because of a command, until only that command fails."""
+        The room for its claims is reserved here, on the event loop, and given back when the batch has ended in any way.
+        """
+        with self._notifier.reserve_room() as room:
+            await self._commit_or_split(_Batch(take), room)
+
+    async def _commit_or_split(self, batch: _Batch, room: Room) -> None:
+        """Commit and answer a batch. Split one that fails because of a command, until only that command fails.
+
+        The parts of a split batch claim nothing: a row that cannot be claimed must not make its caller's command fail.
+        """
         try:
-            result = await self._transact_with_retries(batch)
+            result = await self._transact_with_retries(batch, room)
         except Exception as error:  # noqa: BLE001 - each command gets an answer, whatever went wrong
             commands = batch.get_commands()
             if isinstance(error, OutcomeUnknown):
                 log.warning("%d changes may or may not have been made: the connection broke at COMMIT", len(commands))
-            elif not isinstance(error, DatabaseUnavailable) and len(commands) > 1:
+            elif not isinstance(error, DatabaseUnavailable) and (len(commands) > 1 or room.claims):
                 middle = len(commands) // 2
-                await self._commit_or_split(_Batch(batch.take, commands[:middle]))
-                await self._commit_or_split(_Batch(batch.take, commands[middle:]))
+                for part in (commands[:middle], commands[middle:]):
+                    if part:
+                        await self._commit_or_split(_Batch(batch.take, part), NO_ROOM)
                 return
             self._note_result(error)
             _answer_all(commands, [error] * len(commands))
         else:
             self._note_result(None)
             _answer_all(batch.get_commands(), result.answers)
-            self._notifier.publish(result.changed, due=result.due)
+            self._notifier.publish(result.changed, claimed=result.claimed, due=result.due)
 
-    async def _transact_with_retries(self, batch: _Batch) -> BatchResult:
+    async def _transact_with_retries(self, batch: _Batch, room: Room) -> BatchResult:
         self._batch_number += 1
         queued_time = time.monotonic()
 
@@ -131,13 +139,13 @@ class BatchWriter:
         with translate_failures():
             async for attempt in _retry_while_unavailable(is_too_late):
                 with attempt:
-                    return await self._transact_once(batch)
+                    return await self._transact_once(batch, room)
         raise AssertionError("unreachable")
 
-    async def _transact_once(self, batch: _Batch) -> BatchResult:
+    async def _transact_once(self, batch: _Batch, room: Room) -> BatchResult:
         marker = CommitMarker(self.writer_id, self._batch_number)
         try:
-            return await self._engine.transact(partial(self._run_in_transaction, batch, marker))
+            return await self._engine.transact(partial(self._run_in_transaction, batch, marker, room))
         except CommitFailed as failure:
             if await self._was_committed(marker):
                 result: BatchResult = failure.result
@@ -145,12 +153,14 @@ class BatchWriter:
             # Nothing was committed, and nothing will be, so the batch may be retried.
             raise failure.__cause__ or failure from None
 
-    def _run_in_transaction(self, batch: _Batch, marker: CommitMarker, connection: Connection) -> BatchResult:
+    def _run_in_transaction(
+        self, batch: _Batch, marker: CommitMarker, room: Room, connection: Connection
+    ) -> BatchResult:
         batch.begin_time = batch.begin_time or time.monotonic()
         # Drop commands whose caller left after a failed attempt. That caller may have sent a newer change since.
         batch.commands = [queued for queued in batch.get_commands() if not queued.answer.done()]
         commands = [queued.command for queued in batch.commands]
-        return run_batch(self._queries, connection, commands, self._new_id, marker)
+        return run_batch(self._queries, connection, commands, self._new_id, marker, room)
 
     async def _was_committed(self, marker: CommitMarker) -> bool:
         """Find out whether a batch whose COMMIT failed was committed. Its transaction wrote `marker`.

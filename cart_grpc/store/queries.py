@@ -89,8 +89,8 @@ class WriteQueries:
         """Return the database's time in microseconds."""
         return self._dialect.read_now(connection)
 
-    def load(self, connection: Connection, reads: ReadSet) -> Mapping[str, Rows]:
-        """Return the rows that a batch reads, by table.
+    def load(self, connection: Connection, reads: ReadSet) -> tuple[Mapping[str, Rows], bool]:
+        """Return the rows that a batch reads, by table, and whether claims are paused.
 
         An item comes with its reservation, a sku with its reconciling reservations. Reservations are locked: a claim
         does not lock the user, and this batch must not overwrite its changes.
@@ -110,14 +110,14 @@ class WriteQueries:
         parameters: dict[str, Any] = {}
         for name, (columns, wanted) in keys.items():
             parameters.update(self._dialect.bind_keys(columns, wanted, name))
-        (row,) = self._load.fetch(connection, parameters)
-        found = {table.name: json.loads(text) for table, text in zip(statements.LOADED, row, strict=True)}
+        ((*texts, is_paused),) = self._load.fetch(connection, parameters)
+        found = {table.name: json.loads(text) for table, text in zip(statements.LOADED, texts, strict=True)}
         # Commands that name an item without its sku need that sku's reservations, too.
         skus = {(*item[:3], item[_SKU_INDEX]) for item in found["items"]} - {(*cart, sku) for cart, sku in reads.skus}
         if skus:
             ((text,),) = self._load_skus.fetch(connection, self._dialect.bind_keys(SKU, skus))
             found["reservations"] += json.loads(text)
-        return found
+        return found, bool(is_paused)
 
     def settle(self, connection: Connection, changes: Sequence[tuple[Reservation, Reservation]]) -> set[str]:
         """Write reservations, each (as claimed, after), whose rows have not changed since. Return their ids."""

@@ -84,7 +84,10 @@ def lock_users(dialect: Dialect) -> Executable:
 
 
 def load_batch(dialect: Dialect) -> Executable:
-    """Read everything that a batch needs, and lock its reservations. Returns one JSON text for each LOADED table."""
+    """Read everything that a batch needs, and lock its reservations.
+
+    Returns one JSON text for each LOADED table, and whether claims are paused: this transaction may claim.
+    """
     items, reservations = schema.items, schema.reservations
     found_items = union_all(
         dialect.select_by_keys(items, ITEM, "items"),
@@ -103,7 +106,8 @@ def load_batch(dialect: Dialect) -> Executable:
         found_items,
         _lock_reservations(dialect, reservation_keys),
     )
-    return select(*(dialect.json_rows(rows, list(rows.c)) for rows in found))
+    is_paused = exists().where(schema.is_pause)
+    return select(*(dialect.json_rows(rows, list(rows.c)) for rows in found), is_paused)
 
 
 def load_skus(dialect: Dialect) -> Executable:
@@ -183,8 +187,7 @@ def claim(dialect: Dialect, due: Any) -> Executable:
         .cte("candidates")
     )
     chosen = tuple_(*dialect.row_id(table)).in_(select(candidates))
-    # A settled row that is due is a hold to renew: the same intent under the next revision. Its attempt_count restarts
-    # only if the hold is still live. An API that grants holds which have expired already is called less and less often.
+    # The same rule as `protocol.transitions.claim`, which says why.
     settled = table.c.observed_revision == table.c.revision
     live = and_(settled, table.c.expire_time > now)
     values = {

@@ -6,7 +6,6 @@ from cart_grpc.carts.progress import Progress, ProgressState, progress
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import FINAL, Intent, Reservation
 from tests.carts.examples import line_of
-from tests.protocol.claim_rule import claim
 from tests.protocol.states import LASTING, TICK, new_row
 
 # A restore adds this to every revision: more than was ever sent.
@@ -20,7 +19,7 @@ def shown(row: Reservation, wanted: int) -> Progress:
 
 def claims(row: Reservation, sent: Iterable[Intent]) -> Iterator[Reservation]:
     """All results of a claim of `row`. `sent` has the messages sent so far, which mutants use as old reads."""
-    yield claim(row, 0, TICK)
+    yield transitions.claim(row, 0, TICK)
 
 
 def add_again(rows: Sequence[Reservation], quantity: int) -> Sequence[Reservation]:

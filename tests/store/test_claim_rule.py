@@ -1,4 +1,4 @@
-"""The claim statement and the claim rule of the protocol model do the same to every row, on both databases."""
+"""The claim statement and the pure claim rule do the same to every row, on both databases."""
 
 import itertools
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from sqlalchemy import Connection, select
 from cart_grpc.commands.direct import Claim
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
+from cart_grpc.protocol.transitions import claim
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.rows import reservation_row, to_reservation
 from tests.carts.examples import NOW, SECOND, a_hold
-from tests.protocol.claim_rule import claim
 
 LEASE = 15 * SECOND
 PAST, FUTURE = NOW - SECOND, NOW + SECOND

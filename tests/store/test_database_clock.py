@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import update
 
 from cart_grpc import app
+from cart_grpc.background.claims import key_of
 from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.background.recorded_attempt import RecordedAttempt
-from cart_grpc.background.set_aside import key_of
 from cart_grpc.commands.direct import SetAside
 from cart_grpc.commands.record import OpenAttempt
 from cart_grpc.protocol.reservation import Reservation

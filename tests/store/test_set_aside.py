@@ -13,6 +13,7 @@ import pytest
 
 from cart_grpc.admin import OperatorActions
 from cart_grpc.background import set_aside, sweeper
+from cart_grpc.background.claims import key_of
 from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.carts.refusals import ReservationUnprocessable
 from cart_grpc.commands.direct import Claim, ExtendLeases, SetAside
@@ -210,7 +211,7 @@ async def test_a_claim_whose_lease_cannot_be_extended_is_set_aside_and_the_other
 async def test_an_answer_to_a_row_that_is_set_aside_counts_and_ends_that(store: Store, engine: Engine) -> None:
     await store.mutate(add())
     claimed = await claim_one(store)
-    await store.set_aside(SetAside(set_aside.key_of(claimed), "why"))
+    await store.set_aside(SetAside(key_of(claimed), "why"))
     await store.record(answered(claimed))
     row = await row_of(engine, claimed.reservation_id)
     assert (row.set_aside_reason, row.observed_revision) == ("", 1)
