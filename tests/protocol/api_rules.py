@@ -3,6 +3,7 @@
 Mutants replace these functions.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from cart_grpc.protocol.reservation import Answer, Decision, Intent, PermanentFailure, StaleRevision
@@ -19,6 +20,21 @@ def apply(record: StoredReservation | None, intent: Intent, free: int) -> tuple[
     if intent.revision < record.intent.revision:
         return record, StaleRevision(decision_of(record))
     return record, decision_of(record) if intent == record.intent else PermanentFailure("REVISION_REUSED", "")
+
+
+def apply_batch(
+    records: Sequence[StoredReservation | None], entries: Sequence[tuple[int, Intent]], stock: int
+) -> tuple[Sequence[StoredReservation | None], Sequence[tuple[int, Answer]]]:
+    """The API's records of a sku after a batch call, and the answers. An entry is the index of a record and a message.
+
+    Each entry is decided as if it had come alone, but an earlier one may take the stock that a later one asks for.
+    """
+    after, answers = list(records), []
+    for index, intent in entries:
+        held = sum(record.granted for other, record in enumerate(after) if record and other != index)
+        after[index], answer = apply(after[index], intent, stock - held)
+        answers.append((index, answer))
+    return after, answers
 
 
 def decide(record: StoredReservation | None, intent: Intent, free: int) -> StoredReservation:

@@ -1,7 +1,7 @@
 """Explores every reachable state of a model, breadth first, so that the trace of a violation is a shortest one."""
 
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 S = TypeVar("S", bound=Hashable)
@@ -91,6 +91,11 @@ class Explorer(Generic[S]):
                     self._fair_predecessors[after].append(number)
         self._check_every_state_can_settle(done)
         return len(self._reached_by)
+
+    @property
+    def states(self) -> Collection[S]:
+        """The states that were found."""
+        return self._numbers.keys()
 
     def _find(self, state: S, before: int, verb: str, subject: object, queue: deque[S]) -> int:
         number = self._numbers.setdefault(state, len(self._reached_by))

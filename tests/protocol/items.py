@@ -5,11 +5,20 @@ Results that depend on interned numbers only are memoized.
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
+from itertools import permutations, product
 from typing import Any, TypeVar
 
 from cart_grpc.carts.progress import Progress, ProgressState
 from cart_grpc.protocol import transitions
-from cart_grpc.protocol.reservation import Intent, NoAnswer, Observed, PermanentFailure, Reservation, StaleRevision
+from cart_grpc.protocol.reservation import (
+    Answer,
+    Intent,
+    NoAnswer,
+    Observed,
+    PermanentFailure,
+    Reservation,
+    StaleRevision,
+)
 from cart_grpc.simulator.rules import StoredReservation
 from tests.protocol import api_rules, invariants, service_rules
 from tests.protocol.explorer import Step
@@ -93,6 +102,40 @@ class ItemModel:
     def steps(self, item: ItemState) -> Sequence[ItemStep]:
         """The steps of the workers, the network, the API and other customers."""
         return self._memoize(("by itself", item), lambda: list(self._own_steps(item)))
+
+    def batches(self, item: ItemState) -> Iterator[ItemStep]:
+        """All deliveries of two messages, for different ids, as the entries of one batch call."""
+        sent = [self._sent.members(id_state.sent) for id_state in item.ids]
+        records = [self._records[id_state.record] for id_state in item.ids]
+        for first, second in permutations(range(len(sent)), 2):
+            for (_, one), (_, other) in product(sent[first], sent[second]):
+                entries = ((first, one), (second, other))
+                after, answers = api_rules.apply_batch(records, entries, STOCK - item.elsewhere)
+                yield self._delivered(item, entries, after, answers)
+
+    def _delivered(
+        self,
+        item: ItemState,
+        entries: Sequence[tuple[int, Intent]],
+        records: Sequence[StoredReservation | None],
+        answers: Sequence[tuple[int, Answer]],
+    ) -> ItemStep:
+        ids = zip(item.ids, records, strict=True)
+        after = item._replace(ids=tuple(one._replace(record=self._records.of(record)) for one, record in ids))
+        for (_, intent), (which, answer) in zip(entries, answers, strict=True):
+            outcome = self._outcomes.of(RevisionOutcome(intent.revision, answer))
+            if self._is_overtaken(answer, after, which):
+                after = self._recorded(after, which, outcome, Step("abort", True, after)).after
+            else:
+                id_state = after.ids[which]
+                after = with_id_state(after, which, id_state._replace(outcomes=id_state.outcomes | 1 << outcome))
+        return Step("apply a batch", True, after, None, entries)
+
+    def _is_overtaken(self, outcome: Answer | NoAnswer, item: ItemState, which: int) -> bool:
+        """Whether our own newer revision came first. No rule uses this answer, so it is recorded at once."""
+        return (
+            isinstance(outcome, StaleRevision) and outcome.current.revision <= self._rows[item.ids[which].row].revision
+        )
 
     def caller_steps(self, item: ItemState) -> Sequence[ItemStep]:
         """The steps of the caller."""
@@ -181,9 +224,7 @@ class ItemModel:
         for number, intent in self._sent.members(id_state.sent):
             key = ("apply", id_state.record, number, free)
             record, answer, violation = self._memoize(key, partial(self._apply, before, intent, free))
-            outcome = self._outcomes[answer].outcome
-            if isinstance(outcome, StaleRevision) and outcome.current.revision <= self._rows[id_state.row].revision:
-                # Our own newer revision came first. No rule uses this answer, so it is recorded at once.
+            if self._is_overtaken(self._outcomes[answer].outcome, item, which):
                 yield self._recorded(item, which, answer, Step("abort", True, item, None, intent))
                 continue
             after = id_state._replace(record=record, outcomes=id_state.outcomes | 1 << answer)

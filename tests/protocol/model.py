@@ -4,6 +4,12 @@ A caller adds one or two pieces of a sku, changes the quantity, removes the item
 number of workers, with no lease between them, send messages and record answers. Every message ever sent may arrive at
 any time and repeatedly; so may every answer. Other customers take free stock. Time passes and holds expire. The
 database may be lost and restored from a backup.
+
+A batch call is no step of its own: it is nothing but its entries, as single messages. Each entry is decided on its own
+and answered under its id, and each answer is recorded on its own. Whether a batch is lost, doubled, late, answered in
+part or in another order, is the same as a choice of which of its entries and answers arrive, when and how often, and
+every such choice is explored. `test_batches` checks this: a batch that is decided in one instant leads to no other
+state.
 """
 
 from collections.abc import Callable, Iterator
@@ -77,6 +83,11 @@ class CartModel:
             yield Step("time passes", False, state._replace(items=aged, ticks=state.ticks + 1))
         if self._bounds.restores:
             yield from self._restore(state)
+
+    def batches(self, state: ModelState) -> Iterator[Step[ModelState]]:
+        """All deliveries of two messages about one item as a batch call. Entries for different skus share nothing."""
+        for step in self._items.batches(state.items[0]):
+            yield Step(step.verb, step.is_fair, state._replace(items=(step.after,)), step.violation, step.subject)
 
     def _item_steps(self, item: ItemState, phase: Phase) -> Iterator[ItemStep]:
         yield from self._items.steps(item)
