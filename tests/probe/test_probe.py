@@ -13,12 +13,13 @@ import pytest
 from aiohttp import web
 
 from cart_grpc import app
-from cart_grpc.probe.batches import BATCHES
+from cart_grpc.probe.batches import BATCHES, streamed_results
+from cart_grpc.probe.contract import Check
 from cart_grpc.probe.findings import Unreachable, Verdict
 from cart_grpc.probe.probe import Probe, connect
 from cart_grpc.probe.report import Report
 from cart_grpc.probe.reservation_v1 import RESERVATION_V1
-from cart_grpc.probe.session import ProbeConfig
+from cart_grpc.probe.session import ProbeConfig, Session
 from cart_grpc.protocol.reservation import Disposition, Intent
 from cart_grpc.simulator.errors import CallFailed
 from cart_grpc.simulator.faults import Faults
@@ -31,7 +32,7 @@ from tests.probe import broken, broken_batches, broken_simulators
 from tests.reservation_api.hostile import Hostile, Script, hostile_http
 
 EVERY_RULE = {"1", "2", "3", "4", "5", "6", "7", "8", "reads", "batches"}
-NEEDS_A_SLOW_API = "RELEASE of 10 unknown ids in single calls, and in a batch: slow ones delay no other"
+NEEDS_A_SLOW_API = streamed_results.test
 COUNTED = ProbeConfig(sku="beans", stock=10, ttl_us=0, timeout=5)
 
 
@@ -58,17 +59,15 @@ async def probing(simulator: Simulator, transport: str, config: ProbeConfig) -> 
         await server.stop(0)
 
 
-@asynccontextmanager
-async def probing_batches(simulator: Simulator, transport: str, config: ProbeConfig) -> AsyncIterator[Probe[Any]]:
-    """As `probing`, but only the checks of batches."""
+async def probe(
+    simulator: Simulator,
+    transport: str = "grpc",
+    config: ProbeConfig = COUNTED,
+    checks: tuple[Check[Session], ...] = RESERVATION_V1.checks,
+) -> Report:
+    """Run `checks` of the probe against the simulator."""
     async with probing(simulator, transport, config) as one:
-        one._contract = replace(RESERVATION_V1, checks=BATCHES)
-        yield one
-
-
-async def probe(simulator: Simulator, transport: str = "grpc", config: ProbeConfig = COUNTED) -> Report:
-    """Run all checks of the probe against the simulator."""
-    async with probing(simulator, transport, config) as one:
+        one._contract = replace(RESERVATION_V1, checks=checks)
         return await one.run(asyncio.Event())
 
 
@@ -214,8 +213,7 @@ BROKEN_BATCHES = [
 
 @pytest.mark.parametrize("kind", BROKEN_BATCHES, ids=lambda kind: kind.__name__)
 async def test_an_api_whose_batches_differ_from_single_calls_fails_that_rule(kind: type[Simulator]) -> None:
-    async with probing_batches(make(kind=kind), "grpc", COUNTED) as one:
-        report = await one.run(asyncio.Event())
+    report = await probe(make(kind=kind), checks=BATCHES)
     assert rules(report, Verdict.FAILED) == {"batches"}, str(report)
     assert not report.passed
     assert "\n  batches is broken. Consequence: " in str(report)
@@ -227,10 +225,10 @@ async def test_an_api_whose_batches_differ_from_single_calls_fails_that_rule(kin
 async def test_if_some_calls_are_slow_the_probe_sees_whether_they_delay_the_rest_of_a_batch(
     kind: type[Simulator], verdict: Verdict, transport: str
 ) -> None:
-    simulator = make(kind=kind, slow=0.3, slow_latency_us=2 * SECOND)
-    async with probing_batches(simulator, transport, ProbeConfig("beans", ttl_us=0, timeout=20)) as one:
-        report = await one.run(asyncio.Event())
-    [finding] = [each for each in report.findings if each.test == NEEDS_A_SLOW_API]
+    simulator = make(kind=kind, slow=0.3, slow_latency_us=3 * SECOND // 2)
+    config = ProbeConfig("beans", ttl_us=0, timeout=20)
+    report = await probe(simulator, transport, config, checks=(streamed_results,))
+    [finding] = report.findings
     assert finding.verdict is verdict, str(report)
 
 
