@@ -232,6 +232,13 @@ async def test_if_some_calls_are_slow_the_probe_sees_whether_they_delay_the_rest
     assert finding.verdict is verdict, str(report)
 
 
+async def test_the_least_stock_is_enough_to_probe_batches() -> None:
+    simulator = make()
+    simulator.set_stock("beans", 5)
+    report = await probe(simulator, config=replace(COUNTED, stock=5), checks=BATCHES)
+    assert [each.test for each in report.findings if each.verdict is not Verdict.PASSED] == [NEEDS_A_SLOW_API]
+
+
 async def test_an_api_with_single_calls_only_passes_and_the_report_says_so(transport: str) -> None:
     report = await probe(make(no_batches=True), transport)
     assert report.passed, str(report)

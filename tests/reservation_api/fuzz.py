@@ -54,6 +54,63 @@ def draw_http(rng: random.Random, intent: Intent) -> bytes:
     return _to_http(rng, status, _corrupt_json(rng, body))
 
 
+def draw_http_batch(rng: random.Random, intents: Sequence[Intent]) -> bytes:
+    """A whole HTTP answer to a batch."""
+    lines = []
+    for results in _deal(rng, [_draw_result(rng, intent) for intent in intents]):
+        message = reservation_pb2.BatchApplyReservationsResponse(results=results)
+        lines.append(_corrupt_json(rng, json_format.MessageToDict(message)))
+    status = 200 if rng.random() < 0.9 else rng.choice(STATUSES)
+    body = rng.choice((b"\n",) * 9 + (b"\r\n\n", b" ")).join(lines)
+    return _to_http(rng, status, body).replace(b"application/json\r", b"application/x-ndjson\r")
+
+
+def draw_grpc_batch(rng: random.Random, intents: Sequence[Intent]) -> Callable[[int], Sequence[bytes]]:
+    """The frames of an answer to a batch over gRPC."""
+    messages = []
+    for results in _deal(rng, [_draw_result(rng, intent) for intent in intents]):
+        for result in results:
+            _corrupt(rng, result.error.current if result.HasField("error") else result.reservation)
+        body = reservation_pb2.BatchApplyReservationsResponse(results=results).SerializeToString()
+        messages.append(message(_flip(rng, body) if rng.random() < 0.3 else body))
+    trailers = {"grpc-status": str(rng.choice((0,) * 8 + (3, 12, 14, 99)))}
+
+    def make(stream: int) -> Sequence[bytes]:
+        return [headers(GRPC, stream), *(data(each, stream) for each in messages), headers(trailers, stream, end=True)]
+
+    return make
+
+
+def _draw_result(rng: random.Random, intent: Intent) -> reservation_pb2.ReservationResult:
+    """A decision, or an error that may be impossible."""
+    result = reservation_pb2.ReservationResult(reservation_id=intent.reservation_id)
+    if rng.random() < 0.1:
+        result.reservation_id = rng.choice(TEXTS)
+    if rng.random() < 0.6:
+        result.reservation.CopyFrom(_draw_valid(rng, intent))
+        return result
+    error = result.error
+    error.code = rng.choice((0, 1, 3, 5, 8, 9, 10, 10, 10, 13, 14, 16, 17, -1, 2**31 - 1))
+    error.reason, error.message = rng.choice(TEXTS), rng.choice(TEXTS)
+    if rng.random() < 0.5:
+        error.retry_delay.CopyFrom(Duration(seconds=rng.choice((1, 0, -1, 315_576_000_000))))
+    if rng.random() < 0.7:
+        error.current.CopyFrom(_draw_valid(rng, intent))
+    return result
+
+
+def _deal(
+    rng: random.Random, results: list[reservation_pb2.ReservationResult]
+) -> list[list[reservation_pb2.ReservationResult]]:
+    """Distribute the results to messages, in any order; some are lost, and some come twice."""
+    results = [each for each in results for _ in range(rng.choice((1,) * 8 + (0, 2)))]
+    rng.shuffle(results)
+    messages: list[list[reservation_pb2.ReservationResult]] = [[] for _ in range(rng.choice((1, 1, 2, 4)))]
+    for each in results:
+        rng.choice(messages).append(each)
+    return messages
+
+
 def draw_basic(rng: random.Random, intent: Intent, method: str) -> bytes:
     """A whole HTTP answer of the `basic` contract."""
     one = {"reservation_id": rng.choice((7, "7", "seven")), "id": intent.reservation_id, "item": intent.sku}
