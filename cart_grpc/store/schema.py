@@ -240,8 +240,9 @@ def rising_guards(dialect: str) -> list[str]:
             f"CREATE FUNCTION {table}_only_rise() RETURNS trigger LANGUAGE plpgsql AS "
             f"$$ BEGIN RAISE EXCEPTION '{complaint}' USING ERRCODE = 'check_violation'; END $$"
         )
+        # After the update: before it, PostgreSQL would lock each row once more, and write that down in its log.
         statements.append(
-            f"CREATE TRIGGER {table}_only_rise BEFORE UPDATE ON {table} FOR EACH ROW "
+            f"CREATE TRIGGER {table}_only_rise AFTER UPDATE ON {table} FOR EACH ROW "
             f"WHEN ({fallen}) EXECUTE FUNCTION {table}_only_rise()"
         )
     return statements

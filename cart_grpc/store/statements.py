@@ -50,7 +50,7 @@ RESERVATION = ("slice", "reservation_id")
 SKU = ("slice", "user_id", "cart_id", "sku")
 CLAIM = ("slice", "reservation_id", "lease_epoch")
 
-# The columns that `settle` compares with the row as it was claimed. If the clock is set back, only `expire_time` changes.
+# The columns that `settle` compares with the row as it was claimed. A step of the clock changes only `expire_time`.
 UNCHANGED = ("revision", "lease_epoch", "observed_revision", "expire_time")
 # The columns that `settle` writes, besides the end of the lease.
 SETTLED = ("state", "granted_quantity", "expire_time", "observed_revision", "reason", "reserved_cap", "due_time")

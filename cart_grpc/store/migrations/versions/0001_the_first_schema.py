@@ -222,6 +222,6 @@ def keep_rising(table: str, columns: tuple[str, ...]) -> None:
         f"$$ BEGIN RAISE EXCEPTION '{complaint}' USING ERRCODE = 'check_violation'; END $$"
     )
     op.execute(
-        f"CREATE TRIGGER {table}_only_rise BEFORE UPDATE ON {table} FOR EACH ROW "
+        f"CREATE TRIGGER {table}_only_rise AFTER UPDATE ON {table} FOR EACH ROW "
         f"WHEN ({fallen}) EXECUTE FUNCTION {table}_only_rise()"
     )
