@@ -112,7 +112,9 @@ def _concurrency(results: Json, _: Found) -> str:
             ]
             rows.append([f"{TITLES[database]}, {level} in flight", *cells])
     picture = "![Throughput and p99 against calls in flight](performance/concurrency.svg)"
-    return f"### More calls in flight, with the reconciler paused\n\n{picture}\n\n{rows_of(('', *LABELS.values()), rows)}"
+    return (
+        f"### More calls in flight, with the reconciler paused\n\n{picture}\n\n{rows_of(('', *LABELS.values()), rows)}"
+    )
 
 
 def _flatness(results: Json, found: Found) -> str:
