@@ -100,7 +100,7 @@ $(BENCH_STAMP): $(STAMP)
 	@touch $@
 
 .PHONY: bench
-bench: $(BENCH_STAMP) $(LOAD) ## measure for ten minutes and write docs/performance.md; options in BENCH=
+bench: $(BENCH_STAMP) $(LOAD) ## measure for a quarter of an hour and write docs/performance.md; options in BENCH=
 	$(BIN)/python -m benchmarks.run $(BENCH)
 
 .PHONY: bench-check

@@ -112,7 +112,9 @@ def _concurrency(results: Json, _: Found) -> str:
             ]
             rows.append([f"{TITLES[database]}, {level} in flight", *cells])
     picture = "![Throughput and p99 against calls in flight](performance/concurrency.svg)"
-    return f"### More calls in flight\n\n{picture}\n\n{rows_of(('', *LABELS.values()), rows)}"
+    return (
+        f"### More calls in flight, with the reconciler paused\n\n{picture}\n\n{rows_of(('', *LABELS.values()), rows)}"
+    )
 
 
 def _flatness(results: Json, found: Found) -> str:
@@ -123,7 +125,7 @@ def _flatness(results: Json, found: Found) -> str:
     table = rows_of(("64 in flight", *(TITLES[database] for database in databases)), rows)
     picture = "![Throughput with much in the database against little](performance/flatness.svg)"
     size = f"`many` is {size:,}; `few` is 1,000 carts with as many items each, and no other rows."
-    return f"### More rows in the database\n\n{size}\n\n{picture}\n\n{table}"
+    return f"### More rows in the database, with the reconciler paused\n\n{size}\n\n{picture}\n\n{table}"
 
 
 def _settling(results: Json, _: Found) -> str:
@@ -216,7 +218,7 @@ def _fairness(results: Json, _: Found) -> str:
 def _workers(results: Json, _: Found) -> str:
     found = results["workers"]["postgresql"]
     rows = [absolute(name if name == "noop" else f"{name} workers", turns) for name, turns in found.items()]
-    return f"### Several processes on PostgreSQL\n\n{rows_of(ABSOLUTE, rows)}"
+    return f"### Several processes on PostgreSQL, with the reconciler paused\n\n{rows_of(ABSOLUTE, rows)}"
 
 
 def _comparisons(results: Json, found: Found) -> str:

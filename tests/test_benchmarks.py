@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.overload import Window, find_recovery
+from benchmarks.parts import PARTS, split
 from benchmarks.ratios import Ratio, find_fallen, of
 
 THROUGHPUT = of([0.84, 0.86, 0.90])
@@ -56,3 +57,17 @@ def test_a_server_has_recovered_once_it_is_good_for_half_a_second(bad: Window) -
 
 def test_a_recovered_server_may_be_as_slow_as_it_was_before() -> None:
     assert find_recovery([SLOW] * 10, [SLOW] * 10, rate=100) == 0
+
+
+def test_a_part_costs_the_difference_to_the_stage_before_in_no_ops_of_the_same_round() -> None:
+    slow_round = {stage: 200.0 * (number + 1) for number, stage in enumerate(PARTS)}
+    quick_round = {stage: cpu_us / 2 for stage, cpu_us in slow_round.items()}
+    rounds = {stage: [{"cpu_us": slow_round[stage]}, {"cpu_us": quick_round[stage]}] for stage in PARTS}
+    assert split(rounds) == dict.fromkeys(PARTS.values(), 1.0)
+
+
+def test_a_stage_that_noise_makes_cheaper_than_the_one_before_takes_nothing_from_the_sum() -> None:
+    cpu_us = dict(zip(PARTS, (100, 150, 140, 200, 300, 400, 500, 600), strict=True))
+    found = split({stage: [{"cpu_us": each}] for stage, each in cpu_us.items()})
+    assert found["request"] == 0
+    assert sum(found.values()) == pytest.approx(6.0)
