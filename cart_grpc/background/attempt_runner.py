@@ -1,155 +1,164 @@
-"""One claim's attempt: the calls to the Reservation API, and the record of their outcome.
+"""The attempts for claims: the calls to the Reservation API, alone or in batches.
 
 An attempt consists of all messages sent under one claim. It has at most two tries. Its outcome is recorded in one
 transaction, and no transaction is open during the calls.
 """
 
 import asyncio
-import logging
-import random
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 
-from cart_grpc.background.backoff import next_attempt_us, second_try_us
+from cart_grpc.background.backoff import second_try_us
+from cart_grpc.background.batch_support import BatchSupport
 from cart_grpc.background.breaker import Breaker
-from cart_grpc.background.claims import key_of
 from cart_grpc.background.config import ReconcilerConfig
+from cart_grpc.background.outcomes import Entry, Outcome, OutcomeRecorder
 from cart_grpc.background.recorded_attempt import CheckClock, RecordedAttempt
-from cart_grpc.background.set_aside import set_aside
-from cart_grpc.carts.refusals import Unavailable
-from cart_grpc.commands.record import RecordOutcome
-from cart_grpc.protocol.reservation import Answer, Intent, NoAnswer, PermanentFailure, Reservation
+from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.protocol.transitions import next_intent
-from cart_grpc.reservation_api.api import NoAnswerError, ReservationApi
+from cart_grpc.reservation_api.api import BatchesUnsupported, NoAnswerError, ReservationApi
 from cart_grpc.store.failure_log import FailureLog
-from cart_grpc.store.failures import is_row_at_fault
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds, to_us
 
-log = logging.getLogger(__name__)
-# A longer Retry-After is cut to this.
-MAX_RETRY_AFTER_US = to_us(3600)
 MIN_TIMEOUT_US = to_us(0.001)
-MAX_MESSAGE_LENGTH = 300
 
 
 class AttemptRunner:
     """Calls the Reservation API for claimed reservations and records each outcome. Reports to `breaker`.
 
-    `check_clock` is called before an attempt of the `basic` contract is opened.
+    `clock` is a monotonic clock in microseconds. `check_clock` is called before an attempt of the `basic` contract is
+    opened. `ended` is called for each claim once its outcome is recorded or given up.
     """
 
     def __init__(
-        self, store: Store, api: ReservationApi, config: ReconcilerConfig, breaker: Breaker, check_clock: CheckClock
+        self,
+        store: Store,
+        api: ReservationApi,
+        config: ReconcilerConfig,
+        breaker: Breaker,
+        clock: Callable[[], int],
+        check_clock: CheckClock,
+        ended: Callable[[Reservation], None],
     ) -> None:
         self._store = store
         self._api = api
         self._config = config
         self._breaker = breaker
         self._check_clock = check_clock
+        self._batches = BatchSupport(api.max_batch, clock)
+        self._recorder = OutcomeRecorder(store, config, breaker, ended)
         self._errors = FailureLog("unexpected error in the call of a reservation", "calls work again", is_bug=True)
 
-    async def run(self, claimed: Reservation) -> None:
-        """Send the claimed reservation's intent and record the outcome. Raises nothing but CancelledError."""
-        try:
-            await self._run(claimed)
-        except Unavailable as refusal:
-            # Nothing is lost: once the lease has expired, the next claim sends the same revision and gets the same
-            # decision.
-            log.warning("reservation %s: the outcome was not recorded: %s", claimed.reservation_id, refusal.reason)
-        except Exception as error:
-            log.exception("reservation %s: unexpected error in the attempt", claimed.reservation_id)
-            await self._set_aside_if_at_fault(claimed, error)
+    @property
+    def max_batch(self) -> int:
+        """The most claims that one `run` should get now."""
+        return self._batches.max_batch
 
-    async def _set_aside_if_at_fault(self, claimed: Reservation, error: Exception) -> None:
-        if not is_row_at_fault(error):
-            return
-        try:
-            await set_aside(self._store, key_of(claimed), error)
-        except Exception:
-            log.exception("reservation %s: it fails, and cannot be set aside", claimed.reservation_id)
+    async def run(self, claims: Sequence[Reservation]) -> None:
+        """Send the intents of claims of one lane, and record each outcome as it arrives.
 
-    async def _run(self, claimed: Reservation) -> None:
-        intent = next_intent(claimed)
-        if intent is None:
-            return
+        Raises nothing but CancelledError. Then the claims that have not ended are still open.
+        """
+        began = asyncio.get_running_loop().time()
+        entries = [
+            Entry(claimed, intent, self._open_attempt(claimed), began)
+            for claimed in claims
+            if (intent := next_intent(claimed))
+        ]
+        deadline = began + to_seconds(self._config.call_timeout_us)
+        await self._try(entries, deadline, is_first=True)
+
+    def _open_attempt(self, claimed: Reservation) -> RecordedAttempt:
         config = self._config
-        now = asyncio.get_running_loop().time
-        began = now()
-        retry_delay_us = next_attempt_us(claimed.attempt_count, config.backoff_initial_us, config.backoff_max_us)
-        attempt = RecordedAttempt(self._store, claimed, config.lease_us, config.grace_us, self._check_clock)
-        outcome: Answer | NoAnswer
-        called = True
-        try:
-            outcome = await self._call(intent, attempt)
-        except NoAnswerError as no_answer:
-            outcome = NoAnswer(no_answer.code, no_answer.message[:MAX_MESSAGE_LENGTH])
-            retry_delay_us = max(retry_delay_us, min(no_answer.retry_after_us or 0, MAX_RETRY_AFTER_US))
-            called = no_answer.reached is not None
-            if called:
-                self._report(answered=bool(no_answer.reached), error=no_answer.code)
-        except Exception as error:  # noqa: BLE001 - a bug: the log has it, and the attempt is made again
-            self._errors.note_failure(error)
-            outcome = NoAnswer("INTERNAL", "internal error of cart-grpc; see its log")
-            self._report(answered=False, error="INTERNAL")
+        return RecordedAttempt(self._store, claimed, config.lease_us, config.grace_us, self._check_clock)
+
+    async def _try(self, entries: Sequence[Entry], deadline: float, *, is_first: bool) -> None:
+        if len(entries) == 1:
+            await self._try_alone(entries[0], deadline, is_first=is_first)
+        elif entries:
+            await self._try_together(entries, deadline, is_first=is_first)
+
+    async def _try_alone(self, entry: Entry, deadline: float, *, is_first: bool) -> None:
+        outcome = await self._call(entry, deadline)
+        if is_first and self._may_try_again(entry, outcome, deadline):
+            await self._try_again([entry], deadline)
         else:
-            self._errors.note_success()
-            self._report(answered=True, error="")
-        # While the API is down, a failed attempt says nothing about this reservation.
-        counts_as_attempt = called and not (isinstance(outcome, NoAnswer) and self._breaker.is_open)
-        jitter = random.random()  # noqa: S311 - jitter, not a secret
-        await self._record(
-            RecordOutcome(
-                claimed,
-                outcome,
-                retry_delay_us,
-                counts_as_attempt,
-                jitter,
-                attempt.open_until,
-                config.grace_us,
-                attempt.claim_time,
-                to_us(now() - began),
-            )
-        )
+            await self._recorder.record([(entry, outcome)])
 
-    async def _call(self, intent: Intent, attempt: RecordedAttempt) -> Answer:
-        """Try at most twice within one deadline. Raises NoAnswerError."""
-        now = asyncio.get_running_loop().time
-        timeout = to_seconds(self._config.call_timeout_us)
-        deadline = now() + timeout
+    async def _try_together(self, entries: Sequence[Entry], deadline: float, *, is_first: bool) -> None:
+        """Send one batch. What arrives is recorded or tried again beside the call, so a slow entry delays nobody."""
+        unanswered = dict(enumerate(entries))
+        async with asyncio.TaskGroup() as tasks:
+            try:
+                async with aclosing(self._send(unanswered, deadline)) as arriving:
+                    async for outcomes in arriving:
+                        final, again = outcomes, []
+                        if is_first:
+                            again = [each for each, outcome in outcomes if self._may_try_again(each, outcome, deadline)]
+                            final = [each for each in outcomes if each[0] not in again]
+                        if again:
+                            tasks.create_task(self._try_again(again, deadline))
+                        if final:
+                            tasks.create_task(self._recorder.record(final))
+            except BatchesUnsupported as refusal:
+                self._batches.note_refusal(refusal)
+                for entry in unanswered.values():
+                    tasks.create_task(self._try_alone(entry, deadline, is_first=is_first))
+
+    async def _send(
+        self, unanswered: dict[int, Entry], deadline: float
+    ) -> AsyncGenerator[Sequence[tuple[Entry, Outcome]], None]:
+        """Send entries, by their positions, in one batch. Yield the outcomes that arrive, and those of the rest last.
+
+        Removes each entry from `unanswered` as its outcome is yielded. Raises BatchesUnsupported.
+        """
+        rest = NoAnswerError("UNAVAILABLE", "the batch ended without a result for this reservation")
         try:
-            return await self._api.apply(intent, timeout=timeout, attempt=attempt)
-        except NoAnswerError as no_answer:
-            if not self._may_try_again(no_answer, attempt) or now() >= deadline:
-                raise
+            intents = [each.intent for each in unanswered.values()]
+            async with aclosing(self._api.apply_batch(intents, timeout=_time_left(deadline))) as arriving:
+                async for applied in arriving:
+                    yield [(unanswered.pop(position), outcome) for position, outcome in applied]
+            self._batches.note_support()
+            self._errors.note_success()
+        except BatchesUnsupported:
+            raise
+        except NoAnswerError as error:
+            rest = error
+        except Exception as error:  # noqa: BLE001 - a bug: the log has it, and the attempt is made again
+            rest = self._note_bug(error)
+        if unanswered:
+            yield [(unanswered.pop(position), rest) for position in list(unanswered)]
+
+    async def _try_again(self, entries: Sequence[Entry], deadline: float) -> None:
         await asyncio.sleep(to_seconds(second_try_us()))
-        return await self._api.apply(intent, timeout=max(to_seconds(MIN_TIMEOUT_US), deadline - now()), attempt=attempt)
+        await self._try(entries, deadline, is_first=False)
 
-    def _may_try_again(self, no_answer: NoAnswerError, attempt: RecordedAttempt) -> bool:
+    async def _call(self, entry: Entry, deadline: float) -> Outcome:
+        try:
+            answer = await self._api.apply(entry.intent, timeout=_time_left(deadline), attempt=entry.attempt)
+        except NoAnswerError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - a bug: the log has it, and the attempt is made again
+            return self._note_bug(error)
+        self._errors.note_success()
+        return answer
+
+    def _note_bug(self, error: Exception) -> NoAnswerError:
+        self._errors.note_failure(error)
+        return NoAnswerError("INTERNAL", "internal error of cart-grpc; see its log")
+
+    def _may_try_again(self, entry: Entry, outcome: Outcome, deadline: float) -> bool:
         """Whether a second try at once makes sense: only after a quick failure to reach the API."""
-        # A recorded attempt may still take effect: a second one could reserve twice.
-        if self._breaker.is_open or attempt.open_until is not None:
+        if not isinstance(outcome, NoAnswerError) or asyncio.get_running_loop().time() >= deadline:
             return False
-        asked_to_wait = no_answer.retry_after_us is not None
-        return no_answer.reached is False and not asked_to_wait and no_answer.code != "DEADLINE_EXCEEDED"
+        # A recorded attempt may still take effect: a second one could reserve twice.
+        if self._breaker.is_open or entry.attempt.open_until is not None:
+            return False
+        asked_to_wait = outcome.retry_after_us is not None
+        return outcome.reached is False and not asked_to_wait and outcome.code != "DEADLINE_EXCEEDED"
 
-    async def _record(self, record: RecordOutcome) -> None:
-        claimed = record.claimed
-        recorded = await self._store.record(record)
-        if recorded.alarm:
-            log.error("ALARM reservation %s: %s", claimed.reservation_id, recorded.alarm)
-        if isinstance(record.outcome, NoAnswer | PermanentFailure):
-            # Probes fail every second while the API is down; only the debug log lists them.
-            log.log(
-                logging.INFO if record.counts_as_attempt else logging.DEBUG,
-                "reservation %s revision %d attempt %d: %s",
-                claimed.reservation_id,
-                claimed.revision,
-                claimed.attempt_count,
-                record.outcome,
-            )
 
-    def _report(self, *, answered: bool, error: str) -> None:
-        if answered and self._breaker.record_success():
-            log.warning("the Reservation API answers again")
-            self._store.notifier.due.set()
-        if not answered and self._breaker.record_failure():
-            log.warning("the Reservation API does not answer (%s): probing until it does", error)
+def _time_left(deadline: float) -> float:
+    """Return the seconds until `deadline`, but never less than a call can have."""
+    return max(to_seconds(MIN_TIMEOUT_US), deadline - asyncio.get_running_loop().time())

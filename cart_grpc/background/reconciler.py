@@ -77,7 +77,7 @@ class Reconciler:
         self._store = store
         self._config = config
         self._breaker = Breaker(clock, threshold=config.breaker_threshold, probe_interval_us=config.probe_interval_us)
-        self._attempt_runner = AttemptRunner(store, api, config, self._breaker, check_clock)
+        self._attempt_runner = AttemptRunner(store, api, config, self._breaker, clock, check_clock, self._end)
         self._releases, self._holds = self._lanes = (LaneClaims(RELEASE_LANE), LaneClaims(HOLD_LANE))
         self._calls: set[asyncio.Task[None]] = set()
         self._turn_timer = TurnTimer()
@@ -131,10 +131,10 @@ class Reconciler:
     def take(self, claimed: Sequence[Reservation]) -> None:
         """See Claimant.take. Calls for claims that were born. `stop` hands back those that come too late for a call."""
         for lane in self._lanes:
-            mine = [each for each in claimed if lane_of(each) == lane.name]
-            lane.add(mine)
+            of_lane = [each for each in claimed if self._lane_of(each) is lane]
+            lane.add(of_lane)
             if not self._stopping:
-                self._start_calls(lane, mine)
+                self._start_calls(lane, of_lane)
 
     async def stop(self, grace_us: int) -> None:
         """End `run`, give the calls in flight `grace_us` to finish, then cancel them and hand their claims back.
@@ -151,10 +151,16 @@ class Reconciler:
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
         try:
-            for claims in _in_parts([each for lane in self._lanes for each in lane.open.values()]):
+            for claims in _in_parts(
+                [each for lane in self._lanes for each in lane.open.values()], MAX_ROWS_PER_COMMAND
+            ):
                 await update_leases(self._store, ReturnClaims(claims))
         except Unavailable as refusal:
             log.warning("the claims were not handed back (%s); they expire with their leases", refusal.reason)
+
+    @property
+    def _open_claims(self) -> Sequence[Reservation]:
+        return [claimed for lane in self._lanes for claimed in lane.open.values()]
 
     @property
     def _max_in_flight(self) -> int:
@@ -199,20 +205,26 @@ class Reconciler:
         return len(claimed)
 
     def _start_calls(self, lane: LaneClaims, claimed: Sequence[Reservation]) -> None:
-        for each in claimed:
-            self._start_call(lane, each)
+        """Start one task for each group of claims that go out in one call."""
+        for group in _in_parts(claimed, self._attempt_runner.max_batch):
+            task = asyncio.create_task(self._run_attempts(lane, group), name=f"reconcile-{group[0].reservation_id}")
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
 
-    def _start_call(self, lane: LaneClaims, claimed: Reservation) -> None:
-        task = asyncio.create_task(self._attempt_runner.run(claimed), name=f"reconcile-{claimed.reservation_id}")
-        self._calls.add(task)
+    async def _run_attempts(self, lane: LaneClaims, group: Sequence[Reservation]) -> None:
+        await self._attempt_runner.run(group)
+        # Most have ended by now. If this task is cancelled, those that have not are handed back.
+        for claimed in group:
+            lane.end(claimed)
 
-        def finished(task: asyncio.Task[None]) -> None:
-            self._calls.discard(task)
-            if not task.cancelled():
-                lane.end(claimed)
-            self._wake_for_backlog(lane)
+    def _end(self, claimed: Reservation) -> None:
+        """Note that the attempt under a claim has ended."""
+        lane = self._lane_of(claimed)
+        lane.end(claimed)
+        self._wake_for_backlog(lane)
 
-        task.add_done_callback(finished)
+    def _lane_of(self, claimed: Reservation) -> LaneClaims:
+        return self._releases if lane_of(claimed) == RELEASE_LANE else self._holds
 
     def _wake_for_backlog(self, lane: LaneClaims) -> None:
         if lane.backlog:
@@ -221,8 +233,8 @@ class Reconciler:
 
     async def _extend_leases(self) -> LeasesExtended:
         """Extend the claims of all calls in flight: calls may take minutes, a dead replica's lease should not."""
-        claims = [claimed for lane in self._lanes for claimed in lane.open.values()]
-        for some in _in_parts(claims):
+        claims = self._open_claims
+        for some in _in_parts(claims, MAX_ROWS_PER_COMMAND):
             await update_leases(self._store, ExtendLeases(some, self._config.lease_us))
         return LeasesExtended(len(claims))
 
@@ -230,5 +242,5 @@ class Reconciler:
         await asyncio.sleep(to_seconds(self._config.lease_us) / 3)
 
 
-def _in_parts(claims: Sequence[Reservation]) -> Iterator[Sequence[Reservation]]:
-    return (claims[first : first + MAX_ROWS_PER_COMMAND] for first in range(0, len(claims), MAX_ROWS_PER_COMMAND))
+def _in_parts(claims: Sequence[Reservation], size: int) -> Iterator[Sequence[Reservation]]:
+    return (claims[first : first + size] for first in range(0, len(claims), size))

@@ -1,7 +1,7 @@
 """`cart-grpc` that kills itself with SIGKILL when it reaches the point named in the file `kill-at` of its folder.
 
 Points are named after the commands in a batch and the progress of its transaction (`claim begun`, `claim written`,
-`claim committed`), the call of the Reservation API (`call unsent`, `call answered`) and the caller's reply
+`claim committed`), the calls of the Reservation API (`call unsent`, `batch call answered`) and the caller's reply
 (`reply unsent`). This module patches them into the product, which has no code for them.
 """
 
@@ -9,7 +9,8 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from cart_grpc import cli
 from cart_grpc.commands.direct import Claim, ExtendLeases, Purge, ReturnClaims
 from cart_grpc.commands.expire import Expire
 from cart_grpc.commands.mutation import Mutation
-from cart_grpc.commands.record import RecordOutcome
+from cart_grpc.commands.record import RecordAll
 from cart_grpc.reservation_api.grpc_api import GrpcReservationApi
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.sqlite import SqliteEngine
@@ -30,7 +31,7 @@ from cart_grpc.store.write_queue import Handover
 BATCHES: dict[type, str] = {
     Mutation: "mutation",
     Claim: "claim",
-    RecordOutcome: "record",
+    RecordAll: "record",
     ExtendLeases: "extension",
     Purge: "purge",
     Expire: "expiry",
@@ -40,6 +41,8 @@ POINTS = (
     *(f"{batch} {moment}" for batch in BATCHES.values() for moment in ("begun", "written", "committed")),
     "call unsent",
     "call answered",
+    "batch call unsent",
+    "batch call answered",
     "reply unsent",
 )
 _KILL_AT = Path("kill-at")
@@ -113,6 +116,18 @@ def _between(before: str, after: str, function: Callable[..., Awaitable[Any]]) -
     return around
 
 
+def _around_batch(apply_batch: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., AsyncGenerator[Any, None]]:
+    @functools.wraps(apply_batch)
+    async def around(*arguments: Any, **named: Any) -> AsyncGenerator[Any, None]:
+        _reach("batch call unsent")
+        async with aclosing(apply_batch(*arguments, **named)) as arriving:
+            async for applied in arriving:
+                _reach("batch call answered")
+                yield applied
+
+    return around
+
+
 def main() -> int:
     """Run the command line with the points patched in."""
     seams: Any
@@ -122,6 +137,7 @@ def main() -> int:
     seams.take = _around_take(seams.take)
     seams = GrpcReservationApi
     seams.apply = _between("call unsent", "call answered", seams.apply)
+    seams.apply_batch = _around_batch(seams.apply_batch)
     seams = Store
     seams.mutate = _between("", "reply unsent", seams.mutate)
     return cli.main()

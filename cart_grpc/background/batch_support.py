@@ -1,0 +1,41 @@
+"""Whether the Reservation API takes batches: asked by sending one, remembered, and asked again after a while."""
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from cart_grpc.reservation_api.api import BatchesUnsupported
+from cart_grpc.units import to_seconds, to_us
+
+log = logging.getLogger(__name__)
+# An API that gains batches is noticed a few minutes after its upgrade. To ask costs one refused call, so an API that
+# never gains them loses nothing.
+ASK_AGAIN_US: Final = to_us(300)
+
+
+class BatchSupport:
+    """Remembers what the API said about batches. `most` is the most that one may have, `clock` is monotonic."""
+
+    def __init__(self, most: int, clock: Callable[[], int]) -> None:
+        self._most = most
+        self._clock = clock
+        self._ask_again_time: int | None = None
+
+    @property
+    def max_batch(self) -> int:
+        """The most intents to send in one call now; 1 while the API is known to have only single calls."""
+        is_unsupported = self._ask_again_time is not None and self._clock() < self._ask_again_time
+        return 1 if is_unsupported else self._most
+
+    def note_refusal(self, refusal: BatchesUnsupported) -> None:
+        """Note that the API refused a batch."""
+        if self._ask_again_time is None:
+            minutes = to_seconds(ASK_AGAIN_US) / 60
+            log.info("the Reservation API takes no batches (%s): asking again every %.0f minutes", refusal, minutes)
+        self._ask_again_time = self._clock() + ASK_AGAIN_US
+
+    def note_support(self) -> None:
+        """Note that the API took a batch."""
+        if self._ask_again_time is not None:
+            log.info("the Reservation API takes batches now")
+        self._ask_again_time = None

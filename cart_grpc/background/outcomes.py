@@ -1,0 +1,138 @@
+"""The outcomes of calls to the Reservation API: what they mean for the row, the circuit breaker and the log."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cart_grpc.background.backoff import next_attempt_us
+from cart_grpc.background.breaker import Breaker
+from cart_grpc.background.claims import key_of
+from cart_grpc.background.config import ReconcilerConfig
+from cart_grpc.background.recorded_attempt import RecordedAttempt
+from cart_grpc.background.set_aside import set_aside
+from cart_grpc.carts.refusals import Unavailable
+from cart_grpc.commands.record import Recorded, RecordOutcome
+from cart_grpc.protocol.reservation import Answer, Intent, NoAnswer, PermanentFailure, Reservation
+from cart_grpc.reservation_api.api import NoAnswerError
+from cart_grpc.store.failures import is_row_at_fault
+from cart_grpc.store.store import Store
+from cart_grpc.units import to_us
+
+log = logging.getLogger(__name__)
+# A longer Retry-After is cut to this.
+MAX_RETRY_AFTER_US = to_us(3600)
+MAX_MESSAGE_LENGTH = 300
+
+Outcome = Answer | NoAnswerError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """One claim, and the call for it. `began` is when the call began, by the event loop's clock in seconds."""
+
+    claimed: Reservation
+    intent: Intent
+    attempt: RecordedAttempt
+    began: float
+
+
+class OutcomeRecorder:
+    """Reports outcomes to `breaker` and records them. Calls `ended` for each claim when that is done or given up."""
+
+    def __init__(
+        self, store: Store, config: ReconcilerConfig, breaker: Breaker, ended: Callable[[Reservation], None]
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._breaker = breaker
+        self._ended = ended
+
+    async def record(self, outcomes: Sequence[tuple[Entry, Outcome]]) -> None:
+        """Record the outcomes that arrived together. Each is recorded on its own: one that fails fails alone.
+
+        Raises nothing but CancelledError.
+        """
+        results: Sequence[Recorded | Exception]
+        records: list[RecordOutcome] = []
+        try:
+            self._report(outcomes)
+            records = [self._to_record(entry, outcome) for entry, outcome in outcomes]
+            results = await self._store.record_all(records)
+        except Exception as error:  # noqa: BLE001 - it is the result of each record
+            results = [error] * len(outcomes)
+        for index, ((entry, _), result) in enumerate(zip(outcomes, results, strict=True)):
+            if isinstance(result, Recorded):
+                _log_record(records[index], result)
+            else:
+                await self._give_up(entry.claimed, result)
+            self._ended(entry.claimed)
+
+    def _report(self, outcomes: Sequence[tuple[Entry, Outcome]]) -> None:
+        """Report to the breaker once, however many outcomes arrived together.
+
+        If one of them shows that the API works, it works. If not, this was one failure: a batch call that fails says no
+        more about the API than a single call.
+        """
+        errors = [outcome for _, outcome in outcomes if isinstance(outcome, NoAnswerError)]
+        failure = next((error for error in errors if error.reached is False), None)
+        if len(errors) < len(outcomes) or any(error.reached for error in errors):
+            if self._breaker.record_success():
+                log.warning("the Reservation API answers again")
+                self._store.notifier.due.set()
+        elif failure and self._breaker.record_failure():
+            log.warning("the Reservation API does not answer (%s): probing until it does", failure.code)
+
+    def _to_record(self, entry: Entry, outcome: Outcome) -> RecordOutcome:
+        claimed, config = entry.claimed, self._config
+        retry_delay_us = next_attempt_us(claimed.attempt_count, config.backoff_initial_us, config.backoff_max_us)
+        recorded: Answer | NoAnswer
+        if isinstance(outcome, NoAnswerError):
+            recorded = NoAnswer(outcome.code, outcome.message[:MAX_MESSAGE_LENGTH])
+            retry_delay_us = max(retry_delay_us, min(outcome.retry_after_us or 0, MAX_RETRY_AFTER_US))
+            # While the API is down, a failed attempt says nothing about this reservation.
+            counts_as_attempt = outcome.reached is not None and not self._breaker.is_open
+        else:
+            recorded, counts_as_attempt = outcome, True
+        return RecordOutcome(
+            claimed,
+            recorded,
+            retry_delay_us,
+            counts_as_attempt,
+            random.random(),  # noqa: S311 - jitter, not a secret
+            entry.attempt.open_until,
+            config.grace_us,
+            entry.attempt.claim_time,
+            to_us(asyncio.get_running_loop().time() - entry.began),
+        )
+
+    async def _give_up(self, claimed: Reservation, error: Exception) -> None:
+        if isinstance(error, Unavailable):
+            # Nothing is lost: once the lease has expired, the next claim sends the same revision and gets the same
+            # decision.
+            log.warning("reservation %s: the outcome was not recorded: %s", claimed.reservation_id, error.reason)
+            return
+        log.error("reservation %s: unexpected error in the record", claimed.reservation_id, exc_info=error)
+        if not is_row_at_fault(error):
+            return
+        try:
+            await set_aside(self._store, key_of(claimed), error)
+        except Exception:
+            log.exception("reservation %s: it fails, and cannot be set aside", claimed.reservation_id)
+
+
+def _log_record(record: RecordOutcome, recorded: Recorded) -> None:
+    claimed = record.claimed
+    if recorded.alarm:
+        log.error("ALARM reservation %s: %s", claimed.reservation_id, recorded.alarm)
+    if isinstance(record.outcome, NoAnswer | PermanentFailure):
+        # Probes fail every second while the API is down; only the debug log lists them.
+        log.log(
+            logging.INFO if record.counts_as_attempt else logging.DEBUG,
+            "reservation %s revision %d attempt %d: %s",
+            claimed.reservation_id,
+            claimed.revision,
+            claimed.attempt_count,
+            record.outcome,
+        )
