@@ -18,13 +18,14 @@ class Engine(Protocol):
     """A connected database.
 
     `name` is its URL with the password hidden. `locks_users`: a batch must lock the rows of its users. `is_shared`:
-    other processes write, too.
+    other processes write, too. `is_in_process`: its work takes the interpreter lock from the event loop.
     """
 
     name: str
     dialect: Dialect
     locks_users: bool
     is_shared: bool
+    is_in_process: bool
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction on the writer's connection. Return its result once the commit is durable.

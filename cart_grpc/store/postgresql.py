@@ -26,6 +26,7 @@ class PostgresqlEngine:
 
     locks_users = True
     is_shared = True
+    is_in_process = False
 
     def __init__(self, arguments: ConnectArguments) -> None:
         if taken := arguments.settings.keys() & {*SETTINGS, *KEPT_PLANS, *READ_ONLY}:

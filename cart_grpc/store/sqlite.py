@@ -28,6 +28,7 @@ class SqliteEngine:
 
     locks_users = False
     is_shared = False
+    is_in_process = True
 
     def __init__(self, url: URL, clock: Callable[[], int]) -> None:
         self.name = url.render_as_string(hide_password=True)

@@ -205,6 +205,7 @@ class SimulatedEngine:
 
     locks_users = False
     is_shared = True
+    is_in_process = False
 
     def __init__(self, database: Database, process: Process) -> None:
         self.name = process.name

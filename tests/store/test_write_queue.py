@@ -12,6 +12,7 @@ from cart_grpc.protocol.lanes import HOLD_LANE
 from cart_grpc.store.batch_writer import BatchWriter, QueuedCommand
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.write_queue import MAX_BATCH, Handover, WriteQueue
 from tests.store.writes import LEASE, SKU, Wrapped, add, decode, read_total
 
@@ -25,8 +26,8 @@ def queued() -> QueuedCommand:
 @pytest.fixture
 def handover(engine: Engine) -> Handover:
     """A hand-over whose two writers are idle."""
-    writers = WriteQueue(engine, ChangeNotifier(), app.new_id, 1000)._writers
-    return Handover(writers)
+    queries = WriteQueries(engine.dialect, lock_users=engine.locks_users)
+    return Handover([BatchWriter(engine, queries, ChangeNotifier(), app.new_id, lambda _: None) for _ in range(2)])
 
 
 def begin_turn(handover: Handover) -> BatchWriter:
