@@ -29,11 +29,17 @@ from cart_grpc.store.store import Store
 # grpcio 1.85, where a connection costs 15 KiB, a call that is not accepted yet 14 KiB, and an open call 25 KiB.
 OPTIONS = (
     # The share of one connection. Further calls wait in the client, which costs us nothing; rejecting one costs 0.8 of
-    # an empty call. With overload_protection, a call counts until its memory is free. Without it, 100,000 resets a
-    # second queue up inside gRPC: memory grows from 33 to 580 MiB in three seconds, and no other caller is served.
-    # The price: a client that keeps its connection full sees a few UNAVAILABLE, which it may retry.
-    ("grpc.max_concurrent_streams", 400),
+    # an empty call, and its place is taken by the next. Eight connections that are full keep 800 calls here. With 400
+    # for each, the last of 3,200 calls was answered after its deadline of two seconds: at ten times the capacity, three
+    # of four calls that were admitted. The limit cannot follow the load: gRPC reads it when a connection opens.
+    ("grpc.max_concurrent_streams", 100),
+    # A call counts until its memory is free. Without that, 100,000 resets a second queue up inside gRPC: memory grows
+    # from 33 to 580 MiB in three seconds, and no other caller is served.
     ("grpc.http.overload_protection", 1),
+    # But a client opens its next call as soon as it has the answer. Without room for the calls that are over and not
+    # free yet, a connection that stays full gets UNAVAILABLE for each call that comes too early: ten times as many as
+    # answers.
+    ("grpc.http2.max_deallocating_streams", 300),
     # The incomplete messages of one connection: by default they take 3 GiB in four seconds. The length of a message is
     # limited, too (see Server). With bdp_probe, windows grow with the bandwidth, and a client could fill one for each
     # stream in spite of that limit.
@@ -67,8 +73,8 @@ REQUEST_ROOM: Final = 64 * 1024
 # so they take at most 300 MiB. With the default limits, 409 requests may be incomplete at once. In a burst of 10,000
 # calls on 30 connections, fewer than 50 are.
 MAX_INCOMPLETE_BYTES: Final = 128 * 1024 * 1024
-# A gateway opens the streams of many users on one connection, which must keep most of its 400 for unary calls.
-MAX_STREAMS_PER_CONNECTION: Final = 100
+# A gateway opens the streams of many users on one connection, which must keep half of its 100 for unary calls.
+MAX_STREAMS_PER_CONNECTION: Final = 50
 MAX_STREAMS_PER_USER: Final = 50
 # A client with health checks has one watch for each of its connections, so a watch for each connection that we accept.
 # An open stream takes up to 47 KiB, so these take at most 190 MiB.

@@ -15,7 +15,7 @@ import pytest
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
 
 from cart_grpc.carts.calls import Limits
-from cart_grpc.rpc.server import MAX_INCOMPLETE_BYTES, REQUEST_ROOM
+from cart_grpc.rpc.server import MAX_INCOMPLETE_BYTES, OPTIONS, REQUEST_ROOM
 from tests.attacks.wire import (
     CANCEL,
     CONTINUATION,
@@ -51,6 +51,7 @@ MAX_INCOMPLETE_REQUESTS = MAX_INCOMPLETE_BYTES // REQUEST_LIMIT
 # Half-open calls have headers and no request. Without a bound, these take 164 MiB until their connections end; with it,
 # 65 MiB, most of it kept by the allocator.
 HALF_OPEN_CALLS = 8_000
+CALLS_PER_CONNECTION = dict(OPTIONS)["grpc.max_concurrent_streams"]
 HALF_OPEN_TIMEOUT = 5
 HALF_OPEN_ROOM = 120 * MIB
 CALL = call_of("/cartgrpc.v1.CartService/GetCart")
@@ -199,12 +200,15 @@ async def test_half_open_calls_end_and_honest_callers_are_served(tmp_path: Path)
         address = (await program.says(LISTENS))[1]
         async with AsyncExitStack() as stack:
             honest = await stack.enter_async_context(connected(address))
-            wires = [await stack.enter_async_context(wired(address)) for _ in range(HALF_OPEN_CALLS // 400)]
+            wires = [
+                await stack.enter_async_context(wired(address)) for _ in range(HALF_OPEN_CALLS // CALLS_PER_CONNECTION)
+            ]
             await serve_meanwhile(honest, program)
             before = memory(program)
             for wire in wires:
                 await wire.send(
-                    frame(HEADERS, END_HEADERS, stream, CALL) for stream in itertools.islice(streams(), 400)
+                    frame(HEADERS, END_HEADERS, stream, CALL)
+                    for stream in itertools.islice(streams(), CALLS_PER_CONNECTION)
                 )
                 # It is answered after the server has accepted the calls before it, so no queue inside gRPC overflows.
                 await honest.add(cart="users/bob/carts/default")

@@ -11,13 +11,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from cart_grpc.rpc import server
 from cart_grpc.rpc.server import Server
 from tests.attacks.wire import (
+    CANCEL,
     END_HEADERS,
     HEADERS,
     INITIAL_WINDOW_SIZE,
     MAX_CONCURRENT_STREAMS,
     PING,
     PREFACE,
+    RST_STREAM,
     SETTINGS,
+    Wire,
     call_of,
     frame,
     wired,
@@ -64,8 +67,7 @@ async def test_a_peer_that_does_not_acknowledge_settings_is_disconnected(start: 
 
 async def test_a_peer_that_does_not_answer_a_ping_is_disconnected(start: Start) -> None:
     async with start(keepalive_time_ms=200, ping_timeout_ms=300) as address, wired(address) as wire:
-        while SETTINGS not in wire.seen:
-            await asyncio.sleep(0.01)
+        await arrived(wire, SETTINGS)
         wire.is_polite = False
         assert await wire.ended(5) == "ping_timeout"
 
@@ -107,11 +109,35 @@ async def test_connections_beyond_the_limit_are_closed(start: Start) -> None:
 
 async def test_the_server_announces_its_stream_and_window_limits(start: Start) -> None:
     async with start() as address, wired(address) as wire:
-        async with asyncio.timeout(5):
-            while SETTINGS not in wire.seen:
-                await asyncio.sleep(0.01)
-        assert wire.settings[MAX_CONCURRENT_STREAMS] == 400
+        await arrived(wire, SETTINGS)
+        assert wire.settings[MAX_CONCURRENT_STREAMS] == 100
         assert wire.settings[INITIAL_WINDOW_SIZE] == 16 * 1024
+
+
+async def arrived(wire: Wire, kind: int) -> None:
+    """Wait for a frame of this kind."""
+    async with asyncio.timeout(5):
+        while kind not in wire.seen:
+            await asyncio.sleep(0.01)
+
+
+def reset_calls(count: int) -> list[bytes]:
+    """Calls that are reset at once: each ends long before its memory is free. Then a ping."""
+    call, path = [], call_of("/grpc.health.v1.Health/Check")
+    for stream in range(1, 2 * count, 2):
+        call += [frame(HEADERS, END_HEADERS, stream, path), frame(RST_STREAM, 0, stream, CANCEL)]
+    return [*call, frame(PING, 0, 0, b"12345678")]
+
+
+@pytest.mark.parametrize(("calls", "are_refused"), [(30, False), (300, True)])
+async def test_calls_that_have_ended_take_room_of_their_own_until_they_are_free(
+    calls: int, are_refused: bool, start: Start
+) -> None:
+    async with start(max_concurrent_streams=10, max_deallocating_streams=20) as address, wired(address) as wire:
+        await arrived(wire, SETTINGS)
+        await wire.send(reset_calls(calls))
+        await arrived(wire, PING)
+        assert bool(wire.refused) == are_refused
 
 
 async def check_health(address: str, service: str, metadata: int = 0) -> grpc.StatusCode:
