@@ -190,27 +190,23 @@ CODES = {"1": "CANCELLED", "2": "UNKNOWN", "4": "DEADLINE_EXCEEDED", "8": "RESOU
 RESETS = {"7": "REFUSED_STREAM", "8": "RST_STREAM CANCEL"}
 
 
-def _fairness(results: Json, _: Found) -> str:
+def _fairness(results: Json, found: Found) -> str:
     def p99(turns: list[Json]) -> str:
         return f"{median((turn['ok_us'] or {}).get('p99', float('nan')) for turn in turns) / 1e3:.1f}"
 
-    def refused(turns: list[Json]) -> str:
-        return f"{median(turn['not_ok'] / max(turn['due'], 1) for turn in turns):.1%}"
+    def share(turns: list[Json], figure: str) -> str:
+        return f"{median(turn[figure] / max(turn['due'], 1) for turn in turns):.1%}"
 
     rows = []
     for database in databases_of(results["fairness"]):
-        found = results["fairness"][database]
-        floods = [found[name] for name in ("beside a flood", "in a flood")]
-        measured = [cell for turns in floods for cell in (p99(turns), refused(turns))]
-        rows.append([TITLES[database], p99(found["alone"]), *measured])
-    head = (
-        "",
-        "other users' p99 ms without a flood",
-        "p99 ms, flood on its own connection",
-        "their refused calls",
-        "p99 ms, flood on their connections",
-        "their refused calls",
-    )
+        measured = results["fairness"][database]
+        rows.append([f"{TITLES[database]}, alone", p99(measured["alone"]), "", "", ""])
+        for name, title in (("beside a flood", "flood on its own connection"), ("in a flood", "flood on theirs")):
+            turns, ratio = measured[name], found[database][f"p99 {name} / alone"]
+            rows.append(
+                [f"{TITLES[database]}, {title}", p99(turns), str(ratio), share(turns, "not_ok"), share(turns, "unsent")]
+            )
+    head = ("other users' calls", "p99 ms", "p99 / p99 alone", "refused", "held back in the client")
     about = "All other users together use 0.3 of the capacity. One user sends twice the capacity."
     return f"### One user floods the server\n\n{about}\n\n{rows_of(head, rows)}"
 
