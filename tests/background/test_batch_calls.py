@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
 
@@ -105,11 +104,21 @@ async def test_room_frees_as_entries_end(
         await rounds.settle()
 
 
-@pytest.mark.parametrize("fault", ["lost_before_effect", "lost_after_effect", "duplicated", "refused", "garbage"])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        Faults(lost_before_effect=0.5),
+        Faults(lost_after_effect=0.5),
+        Faults(duplicated=0.5),
+        Faults(refused=0.5),
+        Faults(garbage=0.5),
+    ],
+    ids=["lost before its effect", "lost after its effect", "duplicated", "refused", "garbage"],
+)
 async def test_faults_of_some_entries_neither_lose_nor_double_any(
-    rounds: Rounds, simulator: Simulator, fault: str
+    rounds: Rounds, simulator: Simulator, faults: Faults
 ) -> None:
-    simulator.faults = replace(UP, **{fault: 0.5})
+    simulator.faults = faults
     for _ in range(3):
         await rounds.step()
     simulator.faults = UP
@@ -117,7 +126,7 @@ async def test_faults_of_some_entries_neither_lose_nor_double_any(
     held = [simulator.levels(sku).held for sku in SKUS]
     rows = await rounds.reservations()
     assert held == [rows[sku].granted_quantity for sku in SKUS]
-    assert fault == "refused" or held == [1] * ITEMS
+    assert faults.refused or held == [1] * ITEMS
 
 
 async def test_entries_without_a_result_are_tried_again_together_and_once(rounds: Rounds, simulator: Simulator) -> None:
