@@ -163,11 +163,14 @@ async def test_a_release_that_is_always_refused_can_be_forced_and_the_waiting_ho
     )
     kinds = {(one.state, one.count) for one in (await admin.stats()).backlog}
     assert (State.STATE_WAITING, 1) in kinds
+    # From here calls hang: the hold is called for as soon as it waits no more, and must not be refused.
+    service.gate.close()
+    service.simulator.faults = Faults(latency_us=1)
     ended = await admin.release(refused.name, force=True)
     assert (ended.state, ended.shown_state) == (State.STATE_RELEASED, Shown.STATE_UNSPECIFIED)
     assert ended.HasField("finish_time")
     assert f"ALARM reservation {old.reservation.reservation_id}: an operator" in caplog.text
-    service.simulator.faults = Faults()
+    service.gate.open()
     cart = await service.settled()
     assert cart.items[0].reservation.state == Shown.STATE_RESERVED
 
