@@ -52,7 +52,9 @@ Lock = Literal["wait", "skip"] | None
 
 
 class Dialect(Protocol):
-    """The parts of statements that each database writes differently."""
+    """The parts of statements that each database writes differently. `ctes_can_write`: a CTE may be an UPDATE."""
+
+    ctes_can_write: bool
 
     def row_id(self, table: FromClause) -> Sequence[ColumnElement[Any]]:
         """The columns that identify a row of `table`: those by which the database finds it fastest."""
@@ -148,6 +150,8 @@ class Dialect(Protocol):
 class SqliteDialect:
     """SQLite runs in this process, so the database's time is this process's `clock`, in microseconds."""
 
+    ctes_can_write = False
+
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
 
@@ -234,6 +238,8 @@ class SqliteDialect:
 
 class PostgresqlDialect:
     """Time is `clock_timestamp()`: PostgreSQL's `now()` is the start of the transaction, before it took its locks."""
+
+    ctes_can_write = True
 
     def __init__(self) -> None:
         self._now = Prepared(select(self.now()))

@@ -37,11 +37,14 @@ def settle(queries: WriteQueries, connection: Connection, records: Sequence[Reco
         is_first = record.claimed.reservation_id not in seen
         seen.add(record.claimed.reservation_id)
         offers.append(_find_settlement(record, now) if is_first else None)
-    changes = [(record.claimed, offer.reservation) for record, offer in zip(records, offers, strict=True) if offer]
+    changes = [
+        (record.claimed, offer.reservation, offer.is_visible)
+        for record, offer in zip(records, offers, strict=True)
+        if offer
+    ]
     written = queries.settle(connection, changes) if changes else set()
     settled = [offer if offer and offer.reservation.reservation_id in written else None for offer in offers]
     rows = [each.reservation for each in settled if each]
-    queries.raise_revisions(connection, {each.reservation.cart for each in settled if each and each.is_visible})
     return Settled(
         [each.recorded if each else None for each in settled],
         frozenset(row.cart for row in rows),

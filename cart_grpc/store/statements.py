@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ColumnElement,
     Executable,
@@ -59,6 +60,7 @@ SETTLING = {
     **{name: schema.reservations.c[name].type for name in RESERVATION},
     **{f"old_{name}": schema.reservations.c[name].type for name in UNCHANGED},
     **{f"new_{name}": schema.reservations.c[name].type for name in SETTLED},
+    "is_visible": Boolean(),
 }
 
 # The tables that `load_batch` reads, in the order of its columns.
@@ -125,14 +127,36 @@ def settle(dialect: Dialect) -> Executable:
 
     Returns the ids of these reservations.
     """
+    return _settle(dialect)[0].returning(schema.reservations.c.reservation_id)
+
+
+def settle_and_raise(dialect: Dialect) -> Executable:
+    """As `settle`, and raise the revisions of the carts in which an answer is visible. Their users are locked."""
+    update_rows, answers = _settle(dialect)
+    columns = [schema.reservations.c[name] for name in ("reservation_id", *CART)]
+    settled = update_rows.returning(*columns, answers.c.is_visible).cte("settled")
+    carts = select(*(settled.c[name] for name in CART)).where(settled.c.is_visible).distinct().subquery("visible")
+    return select(settled.c.reservation_id).add_cte(_raise_revisions(dialect, carts).cte("raised"))
+
+
+def raise_revisions(dialect: Dialect) -> Executable:
+    """Raise the revisions of carts whose users are locked. A cart that is gone is skipped."""
+    return _raise_revisions(dialect, dialect.given_rows({name: schema.carts.c[name].type for name in CART}))
+
+
+def _settle(dialect: Dialect) -> tuple[Update, FromClause]:
     table = schema.reservations
     answers, is_found = dialect.find_rows(table, RESERVATION, dialect.given_rows(SETTLING))
-    values = {name: answers.c[f"new_{name}"] for name in SETTLED}
+    values: dict[str, Any] = {name: answers.c[f"new_{name}"] for name in SETTLED}
+    values |= {"lease_expire_time": null(), "last_error": literal_column("''")}
+    return update(table).where(is_found, *as_claimed(answers)).values(values), answers
+
+
+def _raise_revisions(dialect: Dialect, carts: FromClause) -> Update:
+    table = schema.carts
+    _, is_found = dialect.find_rows(table, CART, carts)
     return (
-        update(table)
-        .where(is_found, *as_claimed(answers))
-        .values(**values, lease_expire_time=null(), last_error=literal_column("''"))
-        .returning(table.c.reservation_id)
+        update(table).where(is_found).values(revision=table.c.revision + literal_column("1")).returning(table.c.slice)
     )
 
 
@@ -144,15 +168,6 @@ def as_claimed(answers: FromClause) -> list[ColumnElement[bool]]:
         table.c.lease_expire_time.is_not(None),
         table.c.uncertain_until.is_(None),
     ]
-
-
-def raise_revisions(dialect: Dialect) -> Executable:
-    """Raise the revisions of carts whose users are locked. A cart that is gone is skipped."""
-    table = schema.carts
-    _, is_found = dialect.find_rows(table, CART, dialect.given_rows({name: table.c[name].type for name in CART}))
-    return (
-        update(table).where(is_found).values(revision=table.c.revision + literal_column("1")).returning(table.c.slice)
-    )
 
 
 def delete_items(dialect: Dialect) -> Executable:
