@@ -60,8 +60,8 @@ class Script:
 class Hostile:
     """A server that answers as `script` says. It keeps the messages it `received`.
 
-    It also keeps the `peers` of batches over gRPC. It sets `arrived` on each call, and `left` when the client leaves one
-    that hangs.
+    It also keeps the `peers` of batches over gRPC. It sets `arrived` on each call, and `left` when the client leaves a
+    call that hangs.
     """
 
     url = ""
