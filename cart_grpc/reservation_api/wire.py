@@ -152,11 +152,9 @@ def to_outcome(result: reservation_pb2.ReservationResult, intent: Intent) -> Ans
     """Return the answer to one entry of a batch. Raises NoAnswerError, as a single call with this answer would."""
     if result.HasField("reservation"):
         return to_decision(result.reservation, intent)
-    if not result.HasField("error"):
-        raise invalid_answer("the result has neither a reservation nor an error")
     error = result.error
     if error.code == code_pb2.OK:
-        raise invalid_answer("the result has an error with the code OK")
+        raise invalid_answer("the result has neither a reservation nor the code of an error")
     code = code_pb2.Code.Name(error.code) if error.code in code_pb2.Code.values() else "UNKNOWN"
     if code in PERMANENT:
         return to_permanent_failure(error.reason, code, error.message)

@@ -100,16 +100,13 @@ def to_batch_responses(
     for position, outcome in outcomes:
         match outcome:
             case Lost():
-                continue
+                pass
             case SimulatedReply(garbage=Garbage.NOT_A_MESSAGE):
                 ends_in_garbage = True
-                continue
             case SimulatedReply():
-                result = reservation_pb2.ReservationResult(reservation=_to_reply(outcome))
+                message.results.add(reservation_id=ids[position], reservation=_to_reply(outcome))
             case _:
-                result = reservation_pb2.ReservationResult(error=_to_error(outcome))
-        result.reservation_id = ids[position]
-        message.results.append(result)
+                message.results.add(reservation_id=ids[position], error=_to_error(outcome))
     if message.results:
         yield message
     if ends_in_garbage:

@@ -60,7 +60,8 @@ class Script:
 class Hostile:
     """A server that answers as `script` says. It keeps the messages it `received`.
 
-    It sets `arrived` on each call, and `left` when the client leaves one that hangs.
+    It also keeps the `peers` of batches over gRPC. It sets `arrived` on each call, and `left` when the client leaves a
+    call that hangs.
     """
 
     url = ""
@@ -68,6 +69,7 @@ class Hostile:
     def __init__(self) -> None:
         self.script = Script()
         self.received: list[reservation_pb2.Reservation] = []
+        self.peers: list[str] = []
         self.arrived = asyncio.Event()
         self.left = asyncio.Event()
 
@@ -101,6 +103,7 @@ class HostileGrpc(Hostile):
     async def answer_batch(self, raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
         """Answer one batch."""
         script = self._take(*reservation_pb2.BatchApplyReservationsRequest.FromString(raw).reservations)
+        self.peers.append(context.peer())
         for message in script.messages:
             yield message if isinstance(message, bytes) else message.SerializeToString()
         await self._hang(script)

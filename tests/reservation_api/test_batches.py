@@ -291,16 +291,33 @@ async def test_a_message_that_does_not_parse_harms_no_earlier_one(
     assert (error.code in ("INVALID_ANSWER", "RESOURCE_EXHAUSTED"), error.reached) == (True, True)
 
 
-async def test_an_answer_without_end_is_cut_off(hostile: Hostile, hostile_api: ReservationApi) -> None:
+async def test_an_answer_is_read_up_to_a_limit(hostile: Hostile, hostile_api: ReservationApi) -> None:
     intents = [hold(2), hold(2)]
-    first, stranger = Response(results=[result(intents[0])]), Response(results=[result(hold(2))])
+    first, last = (Response(results=[result(intent)]) for intent in intents)
+    short = Response(results=[failed(hold(), 14)])
     long = Response(results=[failed(hold(), 14, message="x" * (wire.MAX_BATCH_MESSAGE_BYTES - 1000))])
-    for endless in (stranger, long):
-        hostile.script = Script(messages=[first, *[endless] * 1000], hangs=True)
+    for stranger, few, many in ((short, 150, 250), (long, 3, 5)):
+        hostile.script = Script(messages=[first, *[stranger] * few, last])
+        outcomes, error = await apply_all(hostile_api, intents)
+        assert (sorted(outcomes), error) == ([0, 1], None)
+        hostile.script = Script(messages=[first, *[stranger] * many, last], hangs=True)
         outcomes, error = await apply_all(hostile_api, intents, timeout=60)
         assert list(outcomes) == [0]
         assert error is not None
         assert error.code == "INVALID_ANSWER"
+
+
+async def test_releases_have_connections_of_their_own() -> None:
+    async with hostile_grpc() as hostile:
+        hostile.script = Script(messages=[Response()])
+        api = connect(hostile.url)
+        for _ in range(2):
+            for disposition in (Disposition.HOLD, Disposition.RELEASE):
+                await apply_all(api, [hold(disposition=disposition)])
+        await api.close()
+    holds, releases = hostile.peers[::2], hostile.peers[1::2]
+    assert (len(set(holds)), len(set(releases))) == (1, 1)
+    assert set(holds) != set(releases)
 
 
 async def test_a_call_that_does_not_end_after_the_last_result_delays_nobody(

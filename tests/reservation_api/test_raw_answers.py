@@ -6,7 +6,7 @@ Each call ends with an answer or with NoAnswerError, and calls to a healthy API 
 import asyncio
 import gzip
 import resource
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import chain, repeat
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from cartgrpc.reservation.v1 import reservation_pb2
 from google.protobuf import json_format
 
 from cart_grpc.protocol.reservation import Answer, Decision, Observed, PermanentFailure
-from cart_grpc.reservation_api.api import NoAnswerError, ReservationApi
+from cart_grpc.reservation_api.api import BatchesUnsupported, NoAnswerError, ReservationApi
 from cart_grpc.reservation_api.transports import connect
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from tests.attacks.wire import CONTINUATION, DATA, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame
@@ -25,6 +25,7 @@ from tests.intents import Message, answered, hold
 from tests.reservation_api.fuzz import check
 from tests.reservation_api.raw_http1 import raw_http1
 from tests.reservation_api.raw_http2 import GRPC, Make, data, fields, headers, message, raw_http2
+from tests.simulated_api import BatchesOfOne
 
 INTENT = hold()
 HELD = reservation_pb2.ApplyReservationResponse(reservation=answered(INTENT, Message.STATE_HELD, 2))
@@ -51,12 +52,37 @@ async def healthy() -> AsyncIterator[ReservationApi]:
 Outcome = Answer | NoAnswerError
 
 
-async def outcomes_while_others_are_served(urls: Mapping[str, str], timeout: float) -> dict[str, Outcome]:
+async def apply(api: ReservationApi, timeout: float) -> Outcome:
+    """The outcome of a single call."""
+    try:
+        return await api.apply(INTENT, timeout=timeout)
+    except NoAnswerError as error:
+        return error
+
+
+async def apply_in_batch(api: ReservationApi, timeout: float) -> Outcome:
+    """The outcome of a batch."""
+    try:
+        return await BatchesOfOne(api).apply(INTENT, timeout=timeout)
+    except NoAnswerError as error:
+        return error
+    except BatchesUnsupported as error:
+        return NoAnswerError("UNIMPLEMENTED", str(error))
+
+
+Apply = Callable[[ReservationApi, float], Awaitable[Outcome]]
+
+
+async def outcomes_while_others_are_served(
+    urls: Mapping[str, str], timeout: float, call: Apply = apply
+) -> dict[str, Outcome]:
     """Call all APIs at once. Another API must serve calls until they end, and the memory must not grow by much."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     apis = {name: connect(url) for name, url in urls.items()}
     async with healthy() as other, asyncio.timeout(60):
-        calls = {name: asyncio.ensure_future(api.apply(INTENT, timeout=timeout)) for name, api in apis.items()}
+        calls: dict[str, asyncio.Future[Outcome]] = {
+            name: asyncio.ensure_future(call(api, timeout)) for name, api in apis.items()
+        }
         served = 0
         while not served or not all(call.done() for call in calls.values()):
             answer = await other.apply(hold(), timeout=10)
@@ -66,11 +92,10 @@ async def outcomes_while_others_are_served(urls: Mapping[str, str], timeout: flo
         await asyncio.gather(*calls.values(), return_exceptions=True)
     await asyncio.gather(*(api.close() for api in apis.values()))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * MEBIBYTES
-    outcomes: dict[str, Outcome] = {}
-    for name, call in calls.items():
-        outcomes[name] = call.exception() or call.result()  # type: ignore[assignment]
-        assert isinstance(outcomes[name], Answer | NoAnswerError), f"{name}: {outcomes[name]!r}"
-        check(INTENT, outcomes[name])
+    outcomes = {name: task.result() for name, task in calls.items()}
+    for name, outcome in outcomes.items():
+        assert isinstance(outcome, Answer | NoAnswerError), f"{name}: {outcome!r}"
+        check(INTENT, outcome)
     return outcomes
 
 
@@ -147,10 +172,11 @@ NOT_ANSWERED = {
 }
 
 
+@pytest.mark.parametrize("call", [apply, apply_in_batch])
 @pytest.mark.parametrize("closes", [False, True], ids=["stays open", "closes"])
-async def test_bytes_that_are_no_valid_answer_are_no_answer(closes: bool) -> None:
+async def test_bytes_that_are_no_valid_answer_are_no_answer(closes: bool, call: Apply) -> None:
     async with served_over_http(NOT_ANSWERED, closes=closes) as urls:
-        outcomes = await outcomes_while_others_are_served(urls, HANGING)
+        outcomes = await outcomes_while_others_are_served(urls, HANGING, call)
     assert {name: each for name, each in outcomes.items() if not isinstance(each, NoAnswerError)} == {}
     async with served_over_http(ANSWERED, closes=closes) as urls:
         outcomes = await outcomes_while_others_are_served(urls, 30)
@@ -267,10 +293,11 @@ STORMS = {
 }
 
 
+@pytest.mark.parametrize("call", [apply, apply_in_batch])
 @pytest.mark.parametrize("closes", [False, True], ids=["stays open", "closes"])
-async def test_frames_that_are_no_valid_answer_are_no_answer_and_starve_nobody(closes: bool) -> None:
+async def test_frames_that_are_no_valid_answer_are_no_answer_and_starve_nobody(closes: bool, call: Apply) -> None:
     async with served_over_grpc(INVALID_OVER_GRPC, closes=closes, storms=STORMS) as urls:
-        outcomes = await outcomes_while_others_are_served(urls, HANGING)
+        outcomes = await outcomes_while_others_are_served(urls, HANGING, call)
     assert {name: each for name, each in outcomes.items() if not isinstance(each, NoAnswerError)} == {}
     async with served_over_grpc({**VALID_OVER_GRPC, **REFUSED_OVER_GRPC}, closes=closes) as urls:
         outcomes = await outcomes_while_others_are_served(urls, 30)
