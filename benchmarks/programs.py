@@ -149,7 +149,7 @@ class Testbed:
         name = f"bench{next(self._names)}"
         url = self.postgres().create_database(name) if kind == "postgresql" else f"sqlite:///{self.folder / name}.db"
         migrate = [sys.executable, "-m", "cart_grpc", "migrate"]
-        environment = {"CART_DATABASE_URL": url, "PATH": "/usr/bin:/bin"}
+        environment = {"CART_DATABASE_URL": url, "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
         subprocess.run(migrate, cwd=self.folder, env=environment, check=True, capture_output=True)
         fill(url, Filling(is_paused=True, **filling))
         return url

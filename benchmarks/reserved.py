@@ -31,15 +31,14 @@ def reserved(testbed: Testbed, database: str, plan: Plan) -> Json:
     """Measure the reserved item against the no-op: under load, and one at a time."""
     product = testbed.serve(testbed.database(database, carts=CARTS, items=SKUS))
     product.resume()
-    ask = functools.partial(measure, duration=plan.seconds, carts=CARTS, skus=SKUS)
     item = functools.partial(reserve, testbed, product, seconds=2 * plan.seconds)
     item()
-    empty = functools.partial(ask, testbed.noop, "noop")
+    empty = functools.partial(measure, testbed.noop, "noop", duration=plan.seconds, carts=CARTS, skus=SKUS)
     many = interleave({"noop": lambda: empty(in_flight=IN_FLIGHT), "reserved": item}, plan.rounds + 1)
     alone = interleave(
         {
             "noop": lambda: empty(in_flight=1),
-            "add": lambda: ask(product.program, "add", in_flight=1),
+            "add": lambda: _add_alone(product, plan.seconds),
             "until_reserved": lambda: _until_reserved(testbed, product),
         },
         plan.rounds,
@@ -100,6 +99,13 @@ def wait_until_reserved(
         if time.monotonic() > deadline:
             raise TimeoutError(f"{left} reservations are still reconciling")
         time.sleep(min(max(left / per_s / 2, 0.01), longest_sleep))
+
+
+def _add_alone(product: Product, seconds: float) -> Json:
+    found = measure(product.program, "add", duration=seconds, carts=CARTS, skus=SKUS, in_flight=1)
+    # The next contender should not find the reconciler at work.
+    wait_until_reserved(product)
+    return found
 
 
 def _until_reserved(testbed: Testbed, product: Product) -> Json:
