@@ -49,7 +49,16 @@ def report_reserved(results: Json, found: Found) -> str:
             [_beyond(turns["add_alone"], turns["noop_alone"]) for turns in idle])  # fmt: skip
     add("one at a time: AddItem p50 − no-op p50, reconciler at work", "",
         [_beyond(alone[database]["add"], alone[database]["noop"]) for database in databases])  # fmt: skip
-    add("WAL bytes per reserved item", "wal", [_of_postgresql(many[d], d, "wal_bytes") for d in databases])
+    add(
+        "WAL bytes per reserved item, without images of whole pages",
+        "wal",
+        [_of_postgresql(many[d], d, "wal_bytes") for d in databases],
+    )
+    add(
+        "WAL bytes per reserved item, images of whole pages",
+        "",
+        [_of_postgresql(many[d], d, "wal_image_bytes") for d in databases],
+    )
     return f"### A reserved item\n\n{rows_of(head, rows)}\n\n{_absolutes(many, databases)}"
 
 

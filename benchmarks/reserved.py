@@ -4,7 +4,6 @@ The load generator adds items for a while. The round ends when nothing is reconc
 switched on, and the simulator answers at once.
 """
 
-import asyncio
 import bisect
 import functools
 import time
@@ -12,17 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import asyncpg
 import grpc
 import uuid_utils
 from cartgrpc.reservation.v1 import reservation_pb2, reservation_pb2_grpc
 from cartgrpc.simulator.v1 import simulator_pb2, simulator_pb2_grpc
 from cartgrpc.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
 from google.protobuf import duration_pb2
-from sqlalchemy import make_url
 
 from benchmarks.plan import CARTS, IN_FLIGHT, SKUS, Plan
 from benchmarks.programs import Json, Product, Program, Testbed, interleave, load, measure
+from benchmarks.wal import WalMeter
 
 ALONE = 150
 
@@ -57,12 +55,12 @@ def reserve(testbed: Testbed, product: Product, *, seconds: float, in_flight: in
     """
     postgres = testbed.postgres_cpu_seconds if product.is_on_postgresql else lambda: 0.0
     read: list[Callable[[], float]] = [product.program.cpu_seconds, testbed.simulator.cpu_seconds, postgres]
-    wal, decided = _wal_bytes(product), _count_decisions(testbed.simulator)
+    wal, decided = WalMeter(product), _count_decisions(testbed.simulator)
     before, started = [figure() for figure in read], time.monotonic()
     found = load_items(product, seconds=seconds, in_flight=in_flight)
     wait_until_reserved(product, found["ok_per_s"])
     took = time.monotonic() - started
-    items = found["answered"]
+    items, written = found["answered"], wal.read()
     cpu, of_api, of_postgres = ((figure() - was) / items * 1e6 for figure, was in zip(read, before, strict=True))
     return {
         "per_s": items / took,
@@ -73,7 +71,8 @@ def reserve(testbed: Testbed, product: Product, *, seconds: float, in_flight: in
         "load_share": found["cpu_share"],
         "api_cpu_us": of_api,
         "postgres_cpu_us": of_postgres,
-        "wal_bytes": (_wal_bytes(product) - wal) / items,
+        "wal_bytes": (written.total - written.images) / items,
+        "wal_image_bytes": written.images / items,
         "decided": (_count_decisions(testbed.simulator) - decided) / items,
     }
 
@@ -177,17 +176,3 @@ def _count_decisions(simulator: Program) -> int:
             return not control.ListEffects(request, timeout=10).effects
 
         return bisect.bisect_left(range(2**31), x=True, key=is_last)
-
-
-def _wal_bytes(product: Product) -> int:
-    """Return how many bytes PostgreSQL has written to its log, 0 on SQLite."""
-    return asyncio.run(_read_wal_bytes(product.database_url)) if product.is_on_postgresql else 0
-
-
-async def _read_wal_bytes(url: str) -> int:
-    parsed = make_url(url)
-    connection = await asyncpg.connect(user=parsed.username, database=parsed.database, host=str(parsed.query["host"]))
-    try:
-        return int(await connection.fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
-    finally:
-        await connection.close()
