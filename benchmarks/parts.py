@@ -86,9 +86,10 @@ def split(rounds: Json) -> dict[str, float]:
 
 
 def keep(results: Json, state: str) -> None:
-    """Add the bar of `state` to the file of all states, or replace it."""
-    bar = {database: split(rounds) for database, rounds in results["parts"].items()}
-    states = {**read_states(), state: {"commit": results["surroundings"]["commit"], **bar}}
+    """Add the bars of `state` to the file of all states, or replace those of the measured databases."""
+    bars = {database: split(rounds) for database, rounds in results["parts"].items()}
+    states = read_states()
+    states[state] = {**states.get(state, {}), "commit": results["surroundings"]["commit"], **bars}
     STATES.write_text(json.dumps(states, indent=1, ensure_ascii=False) + "\n")
 
 
