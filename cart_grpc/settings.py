@@ -162,7 +162,10 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
         60.0, description="`basic` only: time after its timeout during which a request may still take effect"
     )
     reservation_max_in_flight: int = Field(
-        1_000, ge=1, le=100_000, description="maximum calls in flight for holds, and the same number for releases"
+        1_000,
+        ge=1,
+        le=100_000,
+        description="maximum holds with a call in flight, and the same number of releases; one call may have many",
     )
     reservation_backoff_initial: ShortDuration = Field(
         0.5, description="upper bound of the pause after a reservation's first failed attempt; it doubles"
@@ -171,7 +174,7 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
         60.0, description="maximum pause between two attempts of a reservation"
     )
     reservation_breaker_threshold: int = Field(
-        5, ge=1, le=10_000, description="failures in a row after which the Reservation API counts as down"
+        5, ge=1, le=10_000, description="failed calls in a row after which the Reservation API counts as down"
     )
     reservation_probe_interval: ShortDuration = Field(
         1.0, description="time between two probe calls while the Reservation API counts as down"

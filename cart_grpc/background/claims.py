@@ -38,7 +38,8 @@ class LaneClaims:
     def reserving(self, room: int) -> Iterator[None]:
         """Reserve room for the claims of a transaction, which must be added inside the block."""
         self._reserved += room
-        self._unreserved.clear()
+        if room:
+            self._unreserved.clear()
         try:
             yield
         finally:

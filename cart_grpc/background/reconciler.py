@@ -124,8 +124,8 @@ class Reconciler:
         }
         with ExitStack() as reserved:
             for lane in self._lanes:
-                reserved.enter_context(lane.reserving(room.get(lane.name, 0)))
                 reserved.callback(self._wake_for_backlog, lane)
+                reserved.enter_context(lane.reserving(room.get(lane.name, 0)))
             yield Room({name: count for name, count in room.items() if count}, self._config.lease_us)
 
     def take(self, claimed: Sequence[Reservation]) -> None:
@@ -151,9 +151,7 @@ class Reconciler:
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
         try:
-            for claims in _in_parts(
-                [each for lane in self._lanes for each in lane.open.values()], MAX_ROWS_PER_COMMAND
-            ):
+            for claims in _in_parts(self._open_claims, MAX_ROWS_PER_COMMAND):
                 await update_leases(self._store, ReturnClaims(claims))
         except Unavailable as refusal:
             log.warning("the claims were not handed back (%s); they expire with their leases", refusal.reason)
@@ -180,7 +178,7 @@ class Reconciler:
     async def _wait_until_due(self) -> None:
         """Return when a reservation may be due: on a notification, or after the poll interval.
 
-        While the breaker is open, return when the next probe is allowed.
+        While the breaker is open, also return when the next probe is allowed.
         """
         try:
             async with asyncio.timeout(to_seconds(self._breaker.until_probe_us() or self._config.poll_interval_us)):

@@ -5,15 +5,17 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from cart_grpc import app
 from cart_grpc.background.batch_support import ASK_AGAIN_US
 from cart_grpc.protocol.reservation import Observed
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.simulator import Simulator
+from cart_grpc.store import schema
 from cart_grpc.units import to_us
 from tests.background.rounds import Rounds, running_rounds
 from tests.gate import Gate
-from tests.store.writes import add, clear, snapshot
+from tests.store.writes import add, clear, overwrite, snapshot
 
 ITEMS = 12
 SKUS = [f"sku-{number}" for number in range(ITEMS)]
@@ -207,6 +209,31 @@ async def test_an_api_without_batches_gets_single_calls_at_once_and_is_asked_aga
         f"the Reservation API takes no batches ({_refusal(caplog)}): asking again every 5 minutes",
         "the Reservation API takes batches now",
     ]
+
+
+@pytest.mark.parametrize("no_batches", [False, True])
+async def test_an_entry_that_no_message_can_hold_fails_alone_and_once(
+    rounds: Rounds, simulator: Simulator, *, no_batches: bool
+) -> None:
+    simulator.faults = Faults(no_batches=no_batches)
+    huge = schema.reservations.c.sku == SKUS[0]
+    await overwrite(rounds.store._engine, schema.reservations, huge, quantity=1 << 40)
+    assert await rounds.step() == ITEMS
+    rows = await rounds.reservations()
+    assert {sku for sku, row in rows.items() if not row.settled} == {SKUS[0]}
+    assert "does not fit" in rows[SKUS[0]].last_error
+    assert rounds.calls.singles.count(SKUS[0]) == 0
+
+
+async def test_a_hold_that_an_api_ahead_of_our_time_grants_ends_at_most_its_ttl_after_its_claim(
+    rounds: Rounds, simulator: Simulator
+) -> None:
+    ahead = to_us(3600)
+    simulator._clock = lambda: app.clock() + ahead
+    await rounds.step()
+    latest = (await snapshot(rounds.store)).now
+    rows = (await rounds.reservations()).values()
+    assert all(0 < (row.expire_time or 0) <= latest + row.ttl_us for row in rows)
 
 
 def _refusal(caplog: pytest.LogCaptureFixture) -> str:

@@ -105,6 +105,26 @@ async def test_there_are_never_more_calls_in_flight_than_allowed_and_each_item_g
         assert all(row.lease_epoch == 1 for row in await service.reservations())
 
 
+async def test_the_room_of_a_batch_is_nobody_elses_until_the_batch_has_ended(
+    settings: Settings, simulator_url: str
+) -> None:
+    async with running(settings, simulator_url, max_in_flight=3) as service:
+        reconciler = service.reconciler
+        with reconciler.reserve_room() as first, reconciler.reserve_room() as second:
+            assert first.claims == {HOLD_LANE: 3, RELEASE_LANE: 3}
+            assert second.claims == {}
+            await service.store.mutate(add("a"))
+            assert (await reconciler.run_once()).total == 0
+        await service.until(lambda row: row.settled)
+        async with asyncio.timeout(20):
+            while True:
+                with reconciler.reserve_room() as third:
+                    if third.claims == first.claims:
+                        break
+                # A lane has a backlog until a round finds nothing more.
+                await reconciler.run_once()
+
+
 async def test_nothing_is_born_claimed_while_the_api_is_down(
     settings: Settings, simulator: Simulator, simulator_url: str
 ) -> None:
