@@ -123,7 +123,7 @@ class WriteQueries:
         return found, bool(is_paused)
 
     def settle(self, connection: Connection, changes: Sequence[tuple[Reservation, Reservation, bool]]) -> set[str]:
-        """Write those of the reservations (as claimed, after, is_visible) whose rows have not changed. Return their ids.
+        """Write those reservations (as claimed, after, is_visible) whose rows have not changed since. Return their ids.
 
         Also raise the revisions of the carts in which a change is visible. Their users are locked.
         """
