@@ -11,7 +11,7 @@ import pytest
 from cartgrpc.reservation.v1 import reservation_pb2
 from google.protobuf import json_format
 
-from cart_grpc.protocol.reservation import Decision
+from cart_grpc.protocol.reservation import Decision, Intent
 from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import NoAnswerError, PermanentFailure
 from cart_grpc.reservation_api.http_api import HttpReservationApi
@@ -139,6 +139,75 @@ async def test_an_answer_is_read_up_to_a_limit_and_never_decompressed(
         hostile.script = script
         with pytest.raises(NoAnswerError, match="INVALID_ANSWER"):
             await api.apply(intent, timeout=5)
+
+
+LINE_TYPES = ["application/x-ndjson", "application/jsonl; charset=utf-8", "application/json"]
+
+
+def lines(*intents: Intent, separator: bytes = b"\n") -> bytes:
+    """The answer to a batch: a line for each intent, and none after the last."""
+    results = [
+        {"reservationId": each.reservation_id, "reservation": json_format.MessageToDict(held)}
+        for each in intents
+        for held in (answered(each, Message.STATE_HELD, 2),)
+    ]
+    return separator.join(json.dumps({"results": [each]}).encode() for each in results)
+
+
+async def applied(api: HttpReservationApi, *intents: Intent) -> set[int]:
+    """Apply a batch, and return the positions that were decided."""
+    batch = api.apply_batch(intents, timeout=5)
+    return {position for message in [each async for each in batch] for position, _ in message}
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"\r\n", b"\n\n \n"])
+@pytest.mark.parametrize(
+    "content_type", ["application/x-ndjson", "application/jsonl; charset=utf-8", "application/json"]
+)
+async def test_lines_may_be_separated_and_named_in_several_ways(
+    hostile: Hostile, api: HttpReservationApi, separator: bytes, content_type: str
+) -> None:
+    intents = [hold(), hold()]
+    hostile.script = Script(raw=lines(*intents, separator=separator), content_type=content_type)
+    assert await applied(api, *intents) == {0, 1}
+
+
+async def test_the_page_of_another_web_server_does_not_answer_a_batch(
+    hostile: Hostile, api: HttpReservationApi
+) -> None:
+    intent = hold()
+    hostile.script = Script(raw=lines(intent), content_type="text/html")
+    with pytest.raises(NoAnswerError, match="INVALID_ANSWER"):
+        await applied(api, intent)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"reservationId": []}, {"reservationId": {}}, {"reservationId": None}, {"error": 3}, {}]
+)
+async def test_a_result_without_a_usable_id_harms_no_other(
+    hostile: Hostile, api: HttpReservationApi, odd: dict[str, Any]
+) -> None:
+    intents = [hold(), hold()]
+    hostile.script = Script(raw=json.dumps({"results": [odd]}).encode() + b"\n" + lines(*intents))
+    assert await applied(api, *intents) == {0, 1}
+
+
+@pytest.mark.parametrize("line", [b"3", b"[]", b"null", b'{"results": 3}', b'{"results": [3]}', b'{"results": {}}'])
+async def test_a_line_that_is_no_message_ends_the_batch(hostile: Hostile, api: HttpReservationApi, line: bytes) -> None:
+    intent = hold()
+    hostile.script = Script(raw=line + b"\n" + lines(intent))
+    with pytest.raises(NoAnswerError, match="INVALID_ANSWER"):
+        await applied(api, intent)
+
+
+async def test_an_impossible_value_in_a_line_harms_no_other_result(hostile: Hostile, api: HttpReservationApi) -> None:
+    intents = [hold(), hold()]
+    [one, other] = [json.loads(line)["results"][0] for line in lines(*intents).splitlines()]
+    one["reservation"]["grantedQuantity"] = 2**40
+    hostile.script = Script(raw=json.dumps({"results": [one, other]}).encode())
+    [[first, second]] = [each async for each in api.apply_batch(intents, timeout=5)]
+    assert isinstance(first.outcome, NoAnswerError)
+    assert (first.outcome.code, isinstance(second.outcome, Decision)) == ("INVALID_ANSWER", True)
 
 
 class RawServer:
