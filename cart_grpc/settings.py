@@ -108,8 +108,9 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
     max_waiting_calls: int = Field(
         10_000, ge=0, le=1_000_000, description="maximum calls queued or waiting in max_wait at once"
     )
+    # With max_calls_per_user fewer than a connection carries (see rpc/server.py): a flood must not fill a connection.
     max_waiting_calls_per_user: int = Field(
-        500,
+        70,
         ge=0,
         le=1_000_000,
         description="the same for one user; beyond it a queued call is rejected, max_wait is answered at once",

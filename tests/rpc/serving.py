@@ -50,14 +50,16 @@ def pipeline_of(
 
 
 @asynccontextmanager
-async def serving(servicer: Servicer, timeout: float = 30, **parts: Any) -> AsyncIterator[Replica]:
-    """A server whose GetCart and AddItem are both `servicer`, behind the pipeline."""
+async def serving(
+    servicer: Servicer, timeout: float = 30, options: Sequence[tuple[str, int]] = (), **parts: Any
+) -> AsyncIterator[Replica]:
+    """A server whose GetCart and AddItem are both `servicer`, behind the pipeline. `options` are gRPC's."""
     requests: Any = (cart_service_pb2.GetCartRequest, cart_service_pb2.AddItemRequest)
     methods: Any = {
         row.name: grpc.unary_unary_rpc_method_handler(servicer, request_deserializer=request.FromString)
         for row, request in zip(ROWS, requests, strict=True)
     }
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=options)
     pipeline_of(server, timeout=timeout, **parts).add_registered_method_handlers(CART_SERVICE, methods)
     async with started(server) as (channel, port):
         yield Replica(cart_service_pb2_grpc.CartServiceStub(channel), channel, port)

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from cart_grpc import app, parts
 from cart_grpc.carts.refusals import CartNotFound, Overloaded, TooManyCalls
 from cart_grpc.rpc.admission import Admission
 from cart_grpc.rpc.methods import CART_SERVICE
-from cart_grpc.rpc.server import cart_server
+from cart_grpc.rpc.server import OPTIONS, cart_server
 from cart_grpc.settings import Settings
 from tests.rpc.conftest import quiet_settings
 from tests.rpc.refusal import call, refuse, to_refusal
@@ -50,10 +50,12 @@ class Busy:
 
 
 @asynccontextmanager
-async def busy(admission: Admission, calls: int) -> AsyncIterator[tuple[Replica, Busy, list["asyncio.Task[Any]"]]]:
-    """A server with so many of alice's `calls`: it runs those that it admits."""
+async def busy(
+    admission: Admission, calls: int, options: Sequence[tuple[str, int]] = ()
+) -> AsyncIterator[tuple[Replica, Busy, list["asyncio.Task[Any]"]]]:
+    """A server with so many of alice's `calls` on one connection: it runs those that it admits."""
     servicer = Busy()
-    async with serving(servicer, admission=admission) as server:
+    async with serving(servicer, options=options, admission=admission) as server:
         hers = [asyncio.ensure_future(ask_for(server, f"users/alice/carts/{number}")) for number in range(calls)]
         await until(lambda: servicer.started)
         yield server, servicer, hers
@@ -259,6 +261,12 @@ async def test_a_user_whose_queue_is_full_is_rejected_while_other_users_are_serv
     assert (refusal.code, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS")
     assert (refusal.message, dict(refusal.info.metadata)) == (TooManyCalls(5).message, {"limit": "5"})
     assert refusal.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == 500
+
+
+async def test_a_user_who_floods_a_connection_leaves_room_for_other_users_on_it() -> None:
+    async with busy(parts.admission(Settings()), 150, OPTIONS) as (server, _, __):
+        # Before the first of her calls times out.
+        await server.stub.GetCart(OTHERS, timeout=10)
 
 
 async def eventually_refused(server: Replica) -> Any:
