@@ -21,7 +21,7 @@ from cart_grpc.commands.record import RecordOutcome, Settlement
 from cart_grpc.commands.unit_of_work import Reply, UnitOfWork
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Observed, PermanentFailure, Reservation
-from cart_grpc.store import database_clock, statements
+from cart_grpc.store import database_clock, settle_statements
 from cart_grpc.store.batch_writer import BatchWriter
 from cart_grpc.store.queries import ClockQueries, WriteQueries
 from cart_grpc.store.read import cart_json
@@ -157,7 +157,7 @@ def lost_commit_counts_as_not_committed(patch: Patch) -> None:
 
 
 def settled_answer_overwrites_a_newer_row(patch: Patch) -> None:
-    patch.setattr(statements, "as_claimed", lambda _: [])
+    patch.setattr(settle_statements, "as_claimed", lambda _: [])
 
 
 def settled_answer_does_not_raise_the_revision_of_its_cart(patch: Patch) -> None:
