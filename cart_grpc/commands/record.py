@@ -76,8 +76,8 @@ class RecordOutcome:
     def settle(self, now: int) -> Settlement | None:
         """The effect of `run` on a row that is still as it was claimed, still leased, and never attempted.
 
-        The columns that change are those in `store.statements.SETTLED`, `lease_expire_time` and `last_error`. None: the
-        record is not a common one, and the effect may be another.
+        Only the columns that `store.settle_statements` writes change. None: the record is not a common one, and `run`
+        may have further effects.
         """
         claimed = self.claimed
         is_common = isinstance(self.outcome, Decision) and self.counts_as_attempt and self.opened is None

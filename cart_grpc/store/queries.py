@@ -13,7 +13,7 @@ from cart_grpc.commands.unit_of_work import ReadSet
 from cart_grpc.names import UserKey
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.protocol.reservation import Reservation
-from cart_grpc.store import schema, statements
+from cart_grpc.store import schema, settle_statements, statements
 from cart_grpc.store.clock_steps import NO_STEP, ClockRow
 from cart_grpc.store.dialects import Dialect, Key
 from cart_grpc.store.prepared import Prepared, Rows
@@ -30,7 +30,7 @@ from cart_grpc.store.rows import (
 )
 from cart_grpc.store.statements import CART, CLAIM, ITEM, REPLY, RESERVATION, SKU, USER
 
-_unchanged, _settled = attrgetter(*statements.UNCHANGED), attrgetter(*statements.SETTLED)
+_unchanged, _settled = attrgetter(*settle_statements.UNCHANGED), attrgetter(*settle_statements.SETTLED)
 _MARKERS = schema.commit_markers.name
 _SKU_INDEX = schema.items.columns.keys().index("sku")
 
@@ -54,9 +54,9 @@ class WriteQueries:
         self._lock = Prepared(statements.lock_users(dialect))
         self._load = Prepared(statements.load_batch(dialect))
         self._load_skus = Prepared(statements.load_skus(dialect))
-        settle = statements.settle_and_raise if dialect.ctes_can_write else statements.settle
-        self._settle = dialect.prepare_rows(settle(dialect), list(statements.SETTLING))
-        self._raise_revisions = dialect.prepare_rows(statements.raise_revisions(dialect), CART)
+        settle = settle_statements.settle_and_raise if dialect.ctes_can_write else settle_statements.settle
+        self._settle = dialect.prepare_rows(settle(dialect), list(settle_statements.SETTLING))
+        self._raise_revisions = dialect.prepare_rows(settle_statements.raise_revisions(dialect), CART)
         self._delete_items = Prepared(statements.delete_items(dialect))
         upserts = {table.name: statements.upsert(dialect, table) for table in statements.WRITTEN}
         self._row_writer = dialect.row_writer(upserts)

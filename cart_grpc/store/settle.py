@@ -2,7 +2,7 @@
 
 Most answers are decisions for the revision that was sent, and come while their claim is still in force. Such a row is
 as the claim returned it, so the row after the record is known before the row is read. `settle` writes these rows if the
-guard of `statements.settle` finds them unchanged. The batch folds all other records as usual. To read and write whole
+guard of `settle_statements` finds them unchanged. The batch folds all other records as usual. To read and write whole
 rows takes twice the CPU: see docs/performance.md.
 """
 

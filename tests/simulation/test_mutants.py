@@ -17,10 +17,11 @@ from cart_grpc.carts.model import Cart, CartState
 from cart_grpc.commands import apply_transition, expire
 from cart_grpc.commands import record as record_command
 from cart_grpc.commands.mutation import Mutation
+from cart_grpc.commands.record import RecordOutcome, Settlement
 from cart_grpc.commands.unit_of_work import Reply, UnitOfWork
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Observed, PermanentFailure, Reservation
-from cart_grpc.store import batch, database_clock
+from cart_grpc.store import batch, database_clock, settle_statements
 from cart_grpc.store.batch_writer import BatchWriter
 from cart_grpc.store.change_notifier import Room
 from cart_grpc.store.queries import ClockQueries, WriteQueries
@@ -169,6 +170,20 @@ def lost_commit_counts_as_not_committed(patch: Patch) -> None:
     patch.setattr(BatchWriter, "_was_committed", was_committed)
 
 
+def settled_answer_overwrites_a_newer_row(patch: Patch) -> None:
+    patch.setattr(settle_statements, "as_claimed", lambda _: [])
+
+
+def settled_answer_does_not_raise_the_revision_of_its_cart(patch: Patch) -> None:
+    real = RecordOutcome.settle
+
+    def settle(self: RecordOutcome, now: int) -> Settlement | None:
+        settlement = real(self, now)
+        return settlement and settlement._replace(is_visible=False)
+
+    patch.setattr(RecordOutcome, "settle", settle)
+
+
 def fingerprint_of_the_request_is_ignored(patch: Patch) -> None:
     real = Mutation.run
 
@@ -278,6 +293,8 @@ MUTANTS: list[Mutant] = [
     born_claim_is_not_committed,
     lost_commit_counts_as_committed,
     lost_commit_counts_as_not_committed,
+    settled_answer_overwrites_a_newer_row,
+    settled_answer_does_not_raise_the_revision_of_its_cart,
     fingerprint_of_the_request_is_ignored,
     reply_is_not_stored,
     hold_is_not_renewed,

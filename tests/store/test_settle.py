@@ -35,7 +35,7 @@ from cart_grpc.protocol.transitions import (
     release,
     retry_now,
 )
-from cart_grpc.store import schema, statements
+from cart_grpc.store import schema, settle_statements
 from cart_grpc.store.batch import AnyCommand, BatchResult, run_batch
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.queries import WriteQueries
@@ -230,12 +230,12 @@ async def test_settling_has_the_same_effect_as_folding(engine: Engine, now: int)
 
 @pytest.mark.parametrize("dropped", range(6))
 async def test_no_guard_can_be_dropped(engine: Engine, monkeypatch: pytest.MonkeyPatch, dropped: int) -> None:
-    real = statements.as_claimed
+    real = settle_statements.as_claimed
 
     def as_claimed(answers: FromClause) -> list[ColumnElement[bool]]:
         return [guard for number, guard in enumerate(real(answers)) if number != dropped]
 
-    monkeypatch.setattr(statements, "as_claimed", as_claimed)
+    monkeypatch.setattr(settle_statements, "as_claimed", as_claimed)
     given = [case for case in cases(bounds_of.EXPIRING) if case.since != NOTHING]
     with pytest.raises(AssertionError):
         await compare(engine, given, TIMES[0])
