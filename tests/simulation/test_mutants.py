@@ -3,7 +3,7 @@
 This is the only place that patches our own code. `make simulate` never runs it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +20,9 @@ from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.unit_of_work import Reply, UnitOfWork
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Observed, PermanentFailure, Reservation
-from cart_grpc.store import database_clock
+from cart_grpc.store import batch, database_clock
 from cart_grpc.store.batch_writer import BatchWriter
+from cart_grpc.store.change_notifier import Room
 from cart_grpc.store.queries import ClockQueries, WriteQueries
 from cart_grpc.store.read import cart_json
 from cart_grpc.store.read.cache_validator import MAX_AGE_US, CacheValidator
@@ -139,6 +140,19 @@ def claim_is_not_committed(patch: Patch) -> None:
         return claimed
 
     patch.setattr(WriteQueries, "claim", claim)
+
+
+def born_claim_is_not_committed(patch: Patch) -> None:
+    real = batch._claim_due
+
+    def claim_due(unit: UnitOfWork, room: Room, now: int) -> tuple[Sequence[Reservation], bool]:
+        before = dict(unit.reservations)
+        claimed, others_are_due = real(unit, room, now)
+        for row in claimed:
+            unit.put_reservation(before[row.reservation_id])
+        return claimed, others_are_due
+
+    patch.setattr(batch, "_claim_due", claim_due)
 
 
 def lost_commit_counts_as_committed(patch: Patch) -> None:
@@ -261,6 +275,7 @@ MUTANTS: list[Mutant] = [
     waiting_hold_is_never_made_due,
     overtaken_claim_writes_the_bookkeeping,
     claim_is_not_committed,
+    born_claim_is_not_committed,
     lost_commit_counts_as_committed,
     lost_commit_counts_as_not_committed,
     fingerprint_of_the_request_is_ignored,
