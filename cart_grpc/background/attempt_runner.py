@@ -5,6 +5,7 @@ transaction, and no transaction is open during the calls.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
@@ -12,7 +13,7 @@ from cart_grpc.background.backoff import second_try_us
 from cart_grpc.background.batch_support import BatchSupport
 from cart_grpc.background.breaker import Breaker
 from cart_grpc.background.config import ReconcilerConfig
-from cart_grpc.background.outcomes import Entry, Outcome, OutcomeRecorder
+from cart_grpc.background.outcomes import Bug, Entry, Outcome, OutcomeRecorder
 from cart_grpc.background.recorded_attempt import CheckClock, RecordedAttempt
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.protocol.transitions import next_intent
@@ -21,6 +22,7 @@ from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds, to_us
 
+log = logging.getLogger(__name__)
 MIN_TIMEOUT_US = to_us(0.001)
 
 
@@ -60,6 +62,12 @@ class AttemptRunner:
 
         Raises nothing but CancelledError. Then the claims that have not ended are still open.
         """
+        try:
+            await self._run(claims)
+        except Exception:
+            log.exception("reservation %s and %d others: unexpected error", claims[0].reservation_id, len(claims) - 1)
+
+    async def _run(self, claims: Sequence[Reservation]) -> None:
         began = asyncio.get_running_loop().time()
         entries = [
             Entry(claimed, intent, self._open_attempt(claimed), began)
@@ -146,11 +154,13 @@ class AttemptRunner:
 
     def _note_bug(self, error: Exception) -> NoAnswerError:
         self._errors.note_failure(error)
-        return NoAnswerError("INTERNAL", "internal error of cart-grpc; see its log")
+        return Bug()
 
     def _may_try_again(self, entry: Entry, outcome: Outcome, deadline: float) -> bool:
         """Whether a second try at once makes sense: only after a quick failure to reach the API."""
-        if not isinstance(outcome, NoAnswerError) or asyncio.get_running_loop().time() >= deadline:
+        if not isinstance(outcome, NoAnswerError) or isinstance(outcome, Bug):
+            return False
+        if asyncio.get_running_loop().time() >= deadline:
             return False
         # A recorded attempt may still take effect: a second one could reserve twice.
         if self._breaker.is_open or entry.attempt.open_until is not None:

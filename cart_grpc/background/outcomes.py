@@ -28,6 +28,13 @@ MAX_MESSAGE_LENGTH = 300
 Outcome = Answer | NoAnswerError
 
 
+class Bug(NoAnswerError):
+    """An unexpected error of this process in a call. It counts as a failure of the API, so that the breaker opens."""
+
+    def __init__(self) -> None:
+        super().__init__("INTERNAL", "internal error of cart-grpc; see its log")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
     """One claim, and the call for it. `began` is when the call began, by the event loop's clock in seconds."""

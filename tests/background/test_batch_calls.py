@@ -268,5 +268,6 @@ async def test_a_bug_in_the_middle_of_a_batch_costs_only_the_entries_without_an_
     assert 0 < sum(row.settled for row in rows) < ITEMS
     assert {row.last_error.partition(":")[0] for row in rows if not row.settled} == {"INTERNAL"}
     assert "unexpected error in the call" in caplog.text
+    assert (len(rounds.calls.batches), rounds.calls.singles) == (1, [])
     rounds.calls.bug = None
     await until_all_are_reserved_once(rounds, simulator)
