@@ -161,14 +161,14 @@ async def applied(api: HttpReservationApi, *intents: Intent) -> set[int]:
 
 
 @pytest.mark.parametrize("separator", [b"\n", b"\r\n", b"\n\n \n"])
-@pytest.mark.parametrize(
-    "content_type", ["application/x-ndjson", "application/jsonl; charset=utf-8", "application/json"]
-)
-async def test_lines_may_be_separated_and_named_in_several_ways(
-    hostile: Hostile, api: HttpReservationApi, separator: bytes, content_type: str
+@pytest.mark.parametrize("content_type", LINE_TYPES)
+@pytest.mark.parametrize("name", [b"reservationId", b"reservation_id"])
+async def test_lines_may_be_written_in_several_ways(
+    hostile: Hostile, api: HttpReservationApi, separator: bytes, content_type: str, name: bytes
 ) -> None:
     intents = [hold(), hold()]
-    hostile.script = Script(raw=lines(*intents, separator=separator), content_type=content_type)
+    raw = lines(*intents, separator=separator).replace(b"reservationId", name)
+    hostile.script = Script(raw=raw, content_type=content_type)
     assert await applied(api, *intents) == {0, 1}
 
 

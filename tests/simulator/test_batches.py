@@ -83,12 +83,17 @@ async def test_an_entry_can_arrive_a_second_time(simulator: Simulator, gate: Gat
     assert (simulator.call_count, simulator.levels(SKU).held) == (4, 5)
 
 
-@pytest.mark.parametrize(("faults", "error"), [(Faults(down=True), CallFailed), (Faults(no_batches=True), NoBatches)])
-async def test_a_whole_batch_can_fail(simulator: Simulator, faults: Faults, error: type[SimulatorError]) -> None:
+@pytest.mark.parametrize(
+    ("faults", "error", "arrived"),
+    [(Faults(down=True), CallFailed, 1), (Faults(no_batches=True), NoBatches, 0)],
+)
+async def test_a_whole_batch_can_fail(
+    simulator: Simulator, faults: Faults, error: type[SimulatorError], arrived: int
+) -> None:
     simulator.faults = faults
     with pytest.raises(error):
         await messages(simulator, [hold(2)])
-    assert simulator.effects() == []
+    assert (simulator.effects(), simulator.call_count) == ([], arrived)
 
 
 async def test_stop_drops_the_entries_in_flight(simulator: Simulator, gate: Gate) -> None:
