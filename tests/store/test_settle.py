@@ -222,10 +222,16 @@ async def compare(engine: Engine, given: Sequence[Case], now: int) -> set[str]:
     return settled
 
 
-@pytest.mark.parametrize("now", TIMES)
-async def test_settling_has_the_same_effect_as_folding(engine: Engine, now: int) -> None:
-    given = cases(bounds_of.AGAIN, bounds_of.REFUSED, bounds_of.EXPIRING, bounds_of.SOLD_LATE)
-    assert await compare(engine, list(given), now) == HARMLESS
+@pytest.mark.parametrize(
+    ("now", "bounds"),
+    [
+        (TIMES[0], (bounds_of.AGAIN, bounds_of.REFUSED, bounds_of.EXPIRING, bounds_of.SOLD_LATE)),
+        (TIMES[1], (bounds_of.EXPIRING,)),
+    ],
+    ids=["before holds end", "after holds end"],
+)
+async def test_settling_has_the_same_effect_as_folding(engine: Engine, now: int, bounds: Sequence[Bounds]) -> None:
+    assert await compare(engine, list(cases(*bounds)), now) == HARMLESS
 
 
 @pytest.mark.parametrize("dropped", range(6))
