@@ -122,17 +122,22 @@ class AttemptRunner:
         Removes each entry from `unanswered` as its outcome is yielded. Raises BatchesUnsupported.
         """
         rest = NoAnswerError("UNAVAILABLE", "the batch ended without a result for this reservation")
+        intents = [each.intent for each in unanswered.values()]
         try:
-            intents = [each.intent for each in unanswered.values()]
             async with aclosing(self._api.apply_batch(intents, timeout=_time_left(deadline))) as arriving:
                 async for applied in arriving:
                     yield [(unanswered.pop(position), outcome) for position, outcome in applied]
-            self._batches.note_support()
+            if len(unanswered) < len(intents):
+                self._batches.note_support()
+            else:
+                self._batches.note_unreadable(rest)
             self._errors.note_success()
         except BatchesUnsupported:
             raise
         except NoAnswerError as error:
             rest = error
+            if len(unanswered) == len(intents) and error.code == "INVALID_ANSWER":
+                self._batches.note_unreadable(error)
         except Exception as error:  # noqa: BLE001 - a bug: the log has it, and the attempt is made again
             rest = self._note_bug(error)
         if unanswered:

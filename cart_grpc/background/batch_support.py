@@ -4,13 +4,15 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from cart_grpc.reservation_api.api import BatchesUnsupported
 from cart_grpc.units import to_seconds, to_us
 
 log = logging.getLogger(__name__)
 # An API that gains batches is noticed a few minutes after its upgrade. To ask costs one refused call, so an API that
 # never gains them loses nothing.
 ASK_AGAIN_US: Final = to_us(300)
+# A proxy may garble the stream of a batch's answer although single calls pass it. So many unreadable answers in a row
+# count as a refusal: otherwise nothing would be reserved.
+MAX_UNREADABLE: Final = 3
 
 
 class BatchSupport:
@@ -20,6 +22,7 @@ class BatchSupport:
         self._most = most
         self._clock = clock
         self._ask_again_time: int | None = None
+        self._unreadable_count = 0
 
     @property
     def max_batch(self) -> int:
@@ -27,15 +30,22 @@ class BatchSupport:
         is_unsupported = self._ask_again_time is not None and self._clock() < self._ask_again_time
         return 1 if is_unsupported else self._most
 
-    def note_refusal(self, refusal: BatchesUnsupported) -> None:
+    def note_refusal(self, reason: Exception) -> None:
         """Note that the API refused a batch."""
         if self._ask_again_time is None:
             minutes = to_seconds(ASK_AGAIN_US) / 60
-            log.info("the Reservation API takes no batches (%s): asking again every %.0f minutes", refusal, minutes)
+            log.info("the Reservation API takes no batches (%s): asking again every %.0f minutes", reason, minutes)
         self._ask_again_time = self._clock() + ASK_AGAIN_US
+
+    def note_unreadable(self, reason: Exception) -> None:
+        """Note that the answer to a batch had no outcome that could be read."""
+        self._unreadable_count += 1
+        if self._unreadable_count >= MAX_UNREADABLE:
+            self.note_refusal(reason)
 
     def note_support(self) -> None:
         """Note that the API took a batch."""
         if self._ask_again_time is not None:
             log.info("the Reservation API takes batches now")
         self._ask_again_time = None
+        self._unreadable_count = 0

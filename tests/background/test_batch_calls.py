@@ -1,16 +1,18 @@
 """Several claims in one call: each entry keeps its own rules, whatever happens to the others."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import pytest
 
 from cart_grpc import app
-from cart_grpc.background.batch_support import ASK_AGAIN_US
+from cart_grpc.background.batch_support import ASK_AGAIN_US, MAX_UNREADABLE
 from cart_grpc.protocol.reservation import Observed
+from cart_grpc.reservation_api.connections import Connections
+from cart_grpc.reservation_api.http_client import HttpClient
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.faults import Faults
-from cart_grpc.simulator.simulator import Simulator
+from cart_grpc.simulator.simulator import RETRY_AFTER_US, Simulator
 from cart_grpc.store import schema
 from cart_grpc.units import to_us
 from tests.background.rounds import Rounds, running_rounds
@@ -148,13 +150,12 @@ async def test_throttled_entries_wait_as_long_as_the_api_asks_each_on_its_own(
     rounds: Rounds, simulator: Simulator
 ) -> None:
     simulator.faults = Faults(throttled=0.5)
+    began = (await snapshot(rounds.store)).now
     await rounds.step()
     rows = list((await rounds.reservations()).values())
     throttled = [row for row in rows if not row.settled]
     assert 0 < len(throttled) < ITEMS
-    # The simulator asks for a second.
-    now = (await snapshot(rounds.store)).now
-    assert all((row.due_time or 0) > now for row in throttled)
+    assert all((row.due_time or 0) >= began + RETRY_AFTER_US for row in throttled)
     assert {row.attempt_count for row in throttled} == {1}
     assert len(rounds.calls.batches) == 1
     assert rounds.calls.singles == []
@@ -209,6 +210,32 @@ async def test_an_api_without_batches_gets_single_calls_at_once_and_is_asked_aga
         f"the Reservation API takes no batches ({_refusal(caplog)}): asking again every 5 minutes",
         "the Reservation API takes batches now",
     ]
+
+
+async def no_result() -> AsyncGenerator[bytes, None]:
+    """The answer of a proxy that drops the messages of a stream."""
+    return
+    yield
+
+
+async def garbled() -> AsyncGenerator[bytes, None]:
+    """The answer of a proxy that rewrites the messages of a stream."""
+    yield b"<html>"
+
+
+@pytest.mark.parametrize("answer", [no_result, garbled])
+async def test_an_api_whose_batches_come_back_unreadable_gets_single_calls(
+    rounds: Rounds,
+    simulator: Simulator,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Callable[[], AsyncGenerator[bytes, None]],
+) -> None:
+    # As if a proxy were between the client and the API.
+    for client in (Connections, HttpClient):
+        monkeypatch.setattr(client, "stream" if client is Connections else "post_for_lines", lambda *_, **__: answer())
+    await until_all_are_reserved_once(rounds, simulator)
+    assert sorted(rounds.calls.singles) == sorted(SKUS)
+    assert MAX_UNREADABLE <= len(rounds.calls.batches) <= MAX_UNREADABLE + 1
 
 
 @pytest.mark.parametrize("no_batches", [False, True])
