@@ -74,7 +74,7 @@ def recount(cart: Cart, before: Line | None, after: Line | None) -> Cart:
         priced_count=priced_count,
         total_quantity=cart.total_quantity + _quantity(after) - _quantity(before),
         subtotal=subtotal,
-        byte_size=cart.byte_size + _bytes(after) - _bytes(before),
+        byte_size=cart.byte_size + _growth(before, after),
     )
 
 
@@ -91,6 +91,13 @@ def without_price(line: Line) -> Line:
 
 def _is_priced(line: Line | None) -> bool:
     return line is not None and line.item.unit_price is not None
+
+
+def _growth(before: Line | None, after: Line | None) -> int:
+    # A line keeps its sku and options, so it keeps its size if it keeps its labels.
+    if before and after and before.item.labels == after.item.labels:
+        return 0
+    return _bytes(after) - _bytes(before)
 
 
 def _bytes(line: Line | None) -> int:

@@ -30,8 +30,8 @@ class Mutation:
 
     def run(self, unit: UnitOfWork, now: int, new_id: NewId) -> bytes:
         """Return the reply's bytes. Raises CallRefused."""
-        call = self.call
-        if call.request_id and (stored := unit.replies.get((call.cart.user, call.request_id))):
+        call, reply_key = self.call, (self.call.cart.user, self.call.request_id)
+        if call.request_id and (stored := unit.replies.get(reply_key)):
             if stored.fingerprint != call.fingerprint:
                 raise RequestIdReused(call.request_id)
             return stored.reply
@@ -42,7 +42,7 @@ class Mutation:
         self._check_room(unit, unit.find_growth(change, stored))
         unit.apply(change)
         if stored:
-            unit.put_reply((call.cart.user, call.request_id), stored)
+            unit.put_reply(reply_key, stored)
         return reply
 
     def _check_room(self, unit: UnitOfWork, growth: int) -> None:

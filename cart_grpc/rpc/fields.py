@@ -96,6 +96,8 @@ class Fields:
         return text
 
     def texts(self, field: str, entries: Mapping[str, str], most: int) -> Mapping[str, str]:
+        if not entries:
+            return {}
         if len(entries) > most:
             self.fault(field, "TOO_MANY", f"must have at most {most} entries, not {len(entries)}")
             return {}

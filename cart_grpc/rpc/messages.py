@@ -1,6 +1,7 @@
 """From values to messages of `cartgrpc.v1`. The times in the values are int microseconds."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from cartgrpc.v1 import cart_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -8,6 +9,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from cart_grpc.carts.model import Cart, Item, Line
 from cart_grpc.carts.progress import Progress, ProgressState, progress
 from cart_grpc.protocol.reservation import Reservation
+
+# To set a map takes 3 µs, also to an empty one. An item without options and labels takes 5 µs instead of 11.
+_NO_TEXTS: Final = None
 
 
 def item_message(line: Line, currency_code: str, now: int) -> cart_pb2.Item:
@@ -17,9 +21,9 @@ def item_message(line: Line, currency_code: str, now: int) -> cart_pb2.Item:
         name=item.name,
         uid=item.uid,
         sku=item.sku,
-        options=item.options,
+        options=item.options or _NO_TEXTS,
         quantity=item.quantity,
-        labels=item.labels,
+        labels=item.labels or _NO_TEXTS,
         # The reconciler always reserves an expired hold again.
         reconciling=line.reservation.reconciling or seen.state is ProgressState.EXPIRED,
         reservation=_reservation_message(item, line.reservation, seen),
@@ -59,7 +63,7 @@ def cart_message(cart: Cart, lines: Sequence[Line], now: int, *, reconciling: bo
         item_count=cart.item_count,
         total_quantity=cart.total_quantity,
         currency_code=cart.currency_code,
-        labels=cart.labels,
+        labels=cart.labels or _NO_TEXTS,
         etag=cart.etag,
         revision=cart.revision,
         reconciling=reconciling or any(item.reconciling for item in items),

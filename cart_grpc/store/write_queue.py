@@ -5,7 +5,6 @@ A commit costs the same for one command as for two hundred. So the next batch fi
 """
 
 import asyncio
-import time
 from collections import deque
 from functools import partial
 from typing import Any
@@ -91,7 +90,7 @@ class WriteQueue:
         count = 1 if engine.is_in_process else 2
         self._writers = [BatchWriter(engine, self._queries, notifier, new_id, self._note_result) for _ in range(count)]
         self._handover = Handover(self._writers)
-        self._gathering = Gathering(self._handover.callers) if engine.is_in_process else None
+        self._gathering = Gathering(self._handover.callers, MAX_BATCH) if engine.is_in_process else None
         self._queue_size = queue_size
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -165,10 +164,8 @@ class WriteQueue:
     async def _run_writer(self, writer: BatchWriter) -> None:
         if self._gathering:
             await self._gathering.wait()
-        begin_time, waiting = time.monotonic(), len(self._handover.callers)
+            self._gathering.note_batch(len(self._handover.callers))
         await writer.write_batch(self._handover.take)
-        if self._gathering:
-            self._gathering.note_batch(min(waiting, MAX_BATCH), time.monotonic() - begin_time)
         self._handover.give_back(writer)
         self._start_next_writer()
 

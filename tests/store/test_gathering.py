@@ -28,8 +28,8 @@ async def test_a_batch_waits_until_as_many_calls_are_queued_as_were_in_flight(
 ) -> None:
     monkeypatch.setattr(gathering_module, "_MAX_SECONDS", LONG)
     queue = ["queued meanwhile"]
-    gathering = Gathering(queue)
-    gathering.note_batch(3, LONG)
+    gathering = Gathering(queue, 100)
+    gathering.note_batch(3)
     waiting = asyncio.create_task(gathering.wait())
     assert not await ends(waiting, 0.02)
     queue += ["back", "back"]
@@ -38,18 +38,24 @@ async def test_a_batch_waits_until_as_many_calls_are_queued_as_were_in_flight(
     assert await ends(waiting, SOON)
 
 
-@pytest.mark.parametrize("seconds", [0.001, LONG])
-async def test_a_batch_waits_no_longer_than_the_last_one_took_and_never_long(seconds: float) -> None:
-    gathering = Gathering(["queued"])
-    gathering.note_batch(100, seconds)
+async def test_a_batch_does_not_wait_for_long() -> None:
+    gathering = Gathering(["queued"], 1000)
+    gathering.note_batch(100)
+    await asyncio.wait_for(gathering.wait(), SOON)
+
+
+async def test_a_batch_does_not_wait_for_more_calls_than_it_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering_module, "_MAX_SECONDS", LONG)
+    gathering = Gathering(["queued"] * 10, 10)
+    gathering.note_batch(10)
     await asyncio.wait_for(gathering.wait(), SOON)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2])
 async def test_a_few_calls_do_not_wait(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathering_module, "_MAX_SECONDS", LONG)
-    gathering = Gathering(["queued"])
-    gathering.note_batch(size, LONG)
+    gathering = Gathering(["queued"], 1000)
+    gathering.note_batch(size)
     await asyncio.wait_for(gathering.wait(), SOON)
 
 
