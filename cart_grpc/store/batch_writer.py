@@ -6,7 +6,6 @@ marker tells whether it was committed.
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
+from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
 from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown
@@ -32,9 +32,6 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 2.0
 # How long to try to find out whether a broken COMMIT happened.
 RESOLVE_SECONDS = 20.0
-# The pauses between attempts are random. The longest doubles from the first value to the last.
-FIRST_PAUSE_SECONDS = 0.01
-MAX_PAUSE_SECONDS = 1.0
 # The process of a writer that has not committed for 90 days is gone. Do not make this short: a quiet process still
 # needs its markers if its next COMMIT breaks.
 FORGET_MARKERS_AFTER_US = 90 * 24 * 3600 * 1_000_000
@@ -210,17 +207,25 @@ async def _retry_while_unavailable(attempt: Callable[[], Awaitable[T]], is_too_l
     """Return the result of the first attempt that does not find the database unavailable for a moment.
 
     Raises the error of the last attempt. The pauses are short at first: a deadlock is over at once, but a restart of
-    the database takes longer. tenacity's loop is not used: it took 60 µs of each batch, although hardly any needs it.
+    the database takes longer.
     """
-    pause = FIRST_PAUSE_SECONDS
-    while True:
-        try:
-            return await attempt()
-        except Exception as error:
-            if type(find_refusal(error)) is not DatabaseUnavailable or is_too_late():
-                raise
-        await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - only spreads the attempts
-        pause = min(2 * pause, MAX_PAUSE_SECONDS)
+    try:
+        return await attempt()
+    except Exception as error:
+        if not _is_transient(error) or is_too_late():
+            raise
+    # Not for the first attempt: this takes 60 µs, and hardly any batch needs it.
+    retrying = AsyncRetrying(
+        retry=retry_if_exception(_is_transient),
+        stop=lambda _: is_too_late(),
+        wait=wait_random_exponential(0.01, max=1),
+        reraise=True,
+    )
+    return await retrying(attempt)
+
+
+def _is_transient(error: BaseException) -> bool:
+    return type(find_refusal(error)) is DatabaseUnavailable
 
 
 def _answer_all(commands: Sequence[QueuedCommand], results: Sequence[object]) -> None:

@@ -8,9 +8,11 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tenacity
 
 from cart_grpc.store import write_queue
 from tests.simulation.database import template
@@ -95,6 +97,7 @@ def _deterministic(seed: int, loop: VirtualLoop, report_violation: Callable[[str
     random.seed(f"{seed} product")
     loop.set_exception_handler(lambda _, context: report_violation(f"an exception in the event loop: {context}"))
     replaced = pytest.MonkeyPatch()
+    replaced.setattr(tenacity, "time", SimpleNamespace(monotonic=loop.time))
     replaced.setattr(write_queue, "WriteQueries", lambda *_, **__: template().queries)
     log = logging.getLogger("cart_grpc")
     level, alarms = log.level, _Alarms(report_violation)
