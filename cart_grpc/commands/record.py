@@ -9,7 +9,7 @@ from cart_grpc.commands.apply_transition import apply_transition, find_visibilit
 from cart_grpc.commands.unit_of_work import ReadSet, UnitOfWork
 from cart_grpc.protocol.attempts import count_duplicates, open_attempt, update_attempt
 from cart_grpc.protocol.reservation import Answer, Decision, Disposition, NoAnswer, Reservation
-from cart_grpc.protocol.transitions import find_alarm, limit_hold, record_outcome
+from cart_grpc.protocol.transitions import find_alarm, is_first_sent, limit_hold, record_outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +88,20 @@ class RecordOutcome:
         after = recorded.reservation
         if recorded.alarm or not after.settled or after.finish_time is not None:
             return None
+        if after.attempt_count != claimed.attempt_count:
+            return None
         is_visible = find_visibility(claimed, after, now)
         return None if is_visible is None else Settlement(recorded, is_visible)
 
     def _record(self, before: Reservation, now: int) -> Recorded:
         """The row `before` with the outcome recorded, and the alarm."""
         epoch, sent = self.claimed.lease_epoch, self.claimed.revision
-        outcome = limit_hold(self.outcome, self._earliest_sent_time(now) + self.claimed.ttl_us)
+        latest, is_first = self._earliest_sent_time(now) + self.claimed.ttl_us, is_first_sent(self.claimed)
+        outcome = limit_hold(self.outcome, latest, latest if is_first else now)
         after = record_outcome(before, epoch, sent, outcome, now, now + self.retry_delay_us, self.jitter)
+        if after.settled and outcome is not self.outcome and not is_first:
+            # The next claim is then the first to send its revision, so its hold can be believed.
+            after = after._replace(attempt_count=0)
         after = update_attempt(after, self.outcome, self.opened, now, self.grace_us)
         if not self.counts_as_attempt and after.lease_epoch == epoch and after.attempt_count:
             after = after._replace(attempt_count=after.attempt_count - 1)

@@ -142,13 +142,24 @@ def retry_now(reservation: Reservation, now: int) -> Reservation:
     """
     if reservation.waiting or (reservation.settled and not reservation.set_aside_reason):
         return reservation
+    # Otherwise the next claim would seem to be the first to send the revision: see `is_first_sent`.
+    aborted = "ABORTED: retried during a call" if reservation.lease_expire_time is not None else ""
     return reservation._replace(
         due_time=now,
         attempt_count=0,
         lease_epoch=reservation.lease_epoch + 1,
         lease_expire_time=None,
+        last_error=reservation.last_error or aborted,
         set_aside_reason="",
     )
+
+
+def is_first_sent(claimed: Reservation) -> bool:
+    """Whether a claim is known to be the first to send its revision.
+
+    Every claim that sends it again counts a second attempt, or follows one that left its error, or both.
+    """
+    return claimed.attempt_count <= 1 and not claimed.last_error
 
 
 def force_release(reservation: Reservation, now: int) -> Reservation:
@@ -197,15 +208,17 @@ def merge_decision(reservation: Reservation, decision: Decision) -> Reservation:
     )
 
 
-def limit_hold(outcome: Answer | NoAnswer, latest: int) -> Answer | NoAnswer:
-    """The outcome with a hold that ends at `latest`, or CLOCK_SKEW_US later, at most.
+def limit_hold(outcome: Answer | NoAnswer, latest: int, end: int) -> Answer | NoAnswer:
+    """The outcome with a hold that ends at `end` if the answer says that it ends much later than `latest`.
 
-    `latest` is the sent time plus the ttl. A hold that seems to last longer shows that the Reservation API's clock is
-    ahead of ours: the API may end the hold before our clock reaches the answered `expire_time`.
+    `latest` is the time of the claim plus the ttl. A hold that seems to end more than CLOCK_SKEW_US later shows that
+    the Reservation API's clock is ahead of ours: the API may end the hold before our clock reaches the answered
+    `expire_time`. `end` is `latest` if the claim was the first to send the revision. Otherwise the decision may be
+    older than the claim, nobody knows how long the hold lasts, and `end` is now.
     """
     if not isinstance(outcome, Decision) or (outcome.expire_time or 0) <= latest + CLOCK_SKEW_US:
         return outcome
-    return replace(outcome, expire_time=latest)
+    return replace(outcome, expire_time=end)
 
 
 def seal(reservation: Reservation, reason: str, now: int) -> Reservation:

@@ -1,21 +1,27 @@
 """The rules of `protocol.transitions`, one at a time."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from cart_grpc.carts.progress import ProgressState, progress
+from cart_grpc.commands.record import RecordOutcome
+from cart_grpc.commands.unit_of_work import UnitOfWork
 from cart_grpc.protocol.reservation import Disposition, NoAnswer, Observed, PermanentFailure, Reservation, StaleRevision
 from cart_grpc.protocol.transitions import (
     CLOCK_SKEW_US,
+    claim,
     commit,
     find_alarm,
     hold,
+    is_first_sent,
     limit_hold,
     merge_decision,
     next_intent,
     record_outcome,
     release,
+    retry_now,
     stop_waiting,
 )
 from tests.carts.examples import LATER, NOW, SECOND, a_held, a_hold, decided, held, line_of
@@ -308,14 +314,51 @@ def test_a_permanent_failure_of_a_release_or_commit_raises_an_alarm() -> None:
 
 def test_a_hold_is_not_believed_to_last_longer_than_its_ttl() -> None:
     decision = decided(a_hold(), Observed.HELD, 2, expire_time=NOW + CLOCK_SKEW_US + 1)
-    assert limit_hold(decision, NOW) == replace(decision, expire_time=NOW)
+    assert limit_hold(decision, NOW, NOW - 7) == replace(decision, expire_time=NOW - 7)
 
 
 @pytest.mark.parametrize("expire_time", [None, 0, NOW - 1, NOW + CLOCK_SKEW_US])
 def test_a_hold_that_ends_in_time_is_recorded_as_answered(expire_time: int | None) -> None:
     decision = decided(a_hold(), Observed.HELD, 2, expire_time=expire_time)
-    assert limit_hold(decision, NOW) == decision
+    assert limit_hold(decision, NOW, NOW - 7) == decision
 
 
 def test_no_answer_has_no_hold_to_limit() -> None:
-    assert limit_hold(TIMEOUT, NOW) == TIMEOUT
+    assert limit_hold(TIMEOUT, NOW, NOW - 7) == TIMEOUT
+
+
+HOUR = 3600 * 1_000_000
+
+
+def recorded(claimed: Reservation) -> Reservation:
+    """The row after an API whose clock is an hour ahead has granted the hold."""
+    unit = UnitOfWork()
+    unit.load_reservation(claimed)
+    outcome = replace(held(claimed), expire_time=NOW + HOUR + claimed.ttl_us)
+    return RecordOutcome(claimed, outcome, RETRY - NOW, claim_time=NOW - 5).run(unit, NOW, lambda: "").reservation
+
+
+def test_a_hold_whose_revision_was_sent_once_is_believed_for_its_ttl_after_the_claim() -> None:
+    first = claim(a_hold(due_time=NOW - 9), NOW - 5, LATER)
+    after = recorded(first)
+    assert (after.expire_time, after.attempt_count) == (NOW - 5 + first.ttl_us, 1)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda lost: lost,
+        lambda lost: record_outcome(lost, 1, 1, TIMEOUT, NOW, NOW)._replace(attempt_count=0),
+        lambda lost: retry_now(lost, NOW),
+    ],
+    ids=["its claim expired", "it got no answer", "it was retried during the call"],
+)
+def test_a_hold_whose_revision_was_sent_before_is_not_believed_and_is_asked_for_again(
+    again: Callable[[Reservation], Reservation],
+) -> None:
+    second = claim(again(claim(a_hold(due_time=NOW - 9), NOW - 9, NOW - 6))._replace(due_time=NOW - 5), NOW - 5, LATER)
+    after = recorded(second)
+    assert (after.expire_time, after.due_time) == (NOW, RETRY)
+    # The next claim raises the revision, so its hold is believed.
+    third = claim(after, RETRY, LATER)
+    assert (third.revision, is_first_sent(third)) == (second.revision + 1, True)

@@ -270,7 +270,7 @@ def times_do_not_move_with_the_clock(patch: Patch) -> None:
 
 
 def hold_is_believed_to_last_longer_than_its_ttl(patch: Patch) -> None:
-    patch.setattr(record_command, "limit_hold", lambda outcome, _: outcome)
+    patch.setattr(record_command, "limit_hold", lambda outcome, *_: outcome)
 
 
 def cached_reply_outlives_a_step_back_of_the_clock(patch: Patch) -> None:
