@@ -125,6 +125,20 @@ async def test_the_room_of_a_batch_is_nobody_elses_until_the_batch_has_ended(
                 await reconciler.run_once()
 
 
+async def test_claims_that_are_born_together_go_to_their_own_lanes(
+    settings: Settings, simulator_url: str, gate: Gate
+) -> None:
+    async with running(settings, simulator_url) as service:
+        await service.store.mutate(add("a"))
+        await service.until(lambda row: row.settled)
+        gate.close()
+        await asyncio.gather(service.store.mutate(remove("a")), service.store.mutate(add("b")))
+        lanes = {lane.name: [row.sku for row in lane.open.values()] for lane in service.reconciler._lanes}
+        assert lanes == {RELEASE_LANE: ["a"], HOLD_LANE: ["b"]}
+        gate.open()
+        await service.until(lambda row: row.settled)
+
+
 async def test_nothing_is_born_claimed_while_the_api_is_down(
     settings: Settings, simulator: Simulator, simulator_url: str
 ) -> None:

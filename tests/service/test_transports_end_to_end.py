@@ -167,7 +167,8 @@ async def test_the_final_quantity_is_exact_in_spite_of_all_faults_at_once(servic
         lost_before_effect=0.3, lost_after_effect=0.3, duplicated=0.3, garbage=0.2, duplicate_delay_us=LATENCY
     )
     for _ in range(6):
+        calls = service.simulator.call_count
         await service.add(quantity=1)
-        await until_called(service, service.simulator.call_count + 1)
+        await until_called(service, calls + 1)
     service.simulator.faults = HEALTHY
     await assert_reserved_exactly(service, 6)
