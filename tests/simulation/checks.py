@@ -13,7 +13,15 @@ from cart_grpc.simulator.stock import Stock
 from tests.simulation.clock import SimulatedClock
 from tests.simulation.histories import HistoryChecker, revision_of
 from tests.simulation.operations import CallerOperation
-from tests.simulation.rows import CartRow, ReservationRow, read_carts, read_clock, read_items, read_reservations
+from tests.simulation.rows import (
+    CartRow,
+    ReservationRow,
+    has_pause,
+    read_carts,
+    read_clock,
+    read_items,
+    read_reservations,
+)
 
 _RISING = ("revision", "intent_revision", "observed_revision", "lease_epoch")
 # User, cart id and item id.
@@ -23,7 +31,8 @@ ItemKey = tuple[str, str, str]
 class Checks:
     """Calls `report_violation` for each broken invariant. It reads the database outside every transaction.
 
-    `totals` is the stock by sku, `reasons` the reasons with which the API may reject an item.
+    `totals` is the stock by sku, `reasons` the reasons with which the API may reject an item. `healthy`: there are no
+    faults, so that no claim may expire.
     """
 
     def __init__(
@@ -33,6 +42,8 @@ class Checks:
         report_violation: Callable[[str], None],
         clock: SimulatedClock,
         reasons: Collection[str],
+        *,
+        healthy: bool,
     ) -> None:
         self._raw = raw
         self._totals = totals
@@ -40,6 +51,8 @@ class Checks:
         self._now = clock.now
         self._clock = clock
         self._reasons = reasons
+        self._healthy = healthy
+        self._was_paused = False
         self._rows: dict[str, ReservationRow] = {}
         self._carts: dict[tuple[str, str], CartRow] = {}
         self._changes = 0
@@ -113,6 +126,8 @@ class Checks:
         changed_carts = self._check_carts()
         if changed:
             self._clock.note_write()
+        is_paused = has_pause(self._raw)
+        may_claim, self._was_paused = not (self._was_paused and is_paused), is_paused
         for row in changed:
             before = self._rows.get(row.reservation_id)
             self._revisions[row.reservation_id] = row.revision
@@ -120,7 +135,7 @@ class Checks:
             if is_move and before is not None:
                 self._check_move(before, row)
                 continue
-            self._check_claim(process_name, began, before, row)
+            self._check_claim(process_name, began, before, row, may_claim=may_claim)
             self._note_asked_again(before, row)
             self._check_shown(row)
             if before is not None and self._find_item(row.reservation_id)[:2] not in changed_carts:
@@ -131,6 +146,10 @@ class Checks:
         return changed
 
     def _check_row(self, before: ReservationRow | None, after: ReservationRow) -> None:
+        if after.due_time is None and not (after.settled or after.waiting):
+            self._report_violation(f"a row that is never due has work to do: {after}")
+        if after.reserved_cap > after.quantity:
+            self._report_violation(f"callers may see more than is intended: {before} became {after}")
         if before is None:
             return
         if any(getattr(after, column) < getattr(before, column) for column in _RISING):
@@ -144,7 +163,9 @@ class Checks:
         if observed > before.observed_revision and (record is None or record.intent.revision < observed):
             self._report_violation(f"the row observed a revision that the API never decided: {after}, {record}")
 
-    def _check_claim(self, process_name: str, began: int, before: ReservationRow | None, after: ReservationRow) -> None:
+    def _check_claim(
+        self, process_name: str, began: int, before: ReservationRow | None, after: ReservationRow, *, may_claim: bool
+    ) -> None:
         """Only the owner changes a claim, unless the API decided or a caller changed the intent."""
         # One batch may add, record or release a row and claim it afterwards.
         claimed = after.lease_expire_time is not None and after.lease_epoch > (before.lease_epoch if before else 0)
@@ -153,6 +174,10 @@ class Checks:
             self._owners[after.reservation_id, after.lease_epoch] = process_name
             self._claimed.add((process_name, after.reservation_id))
             self._claim_times[after.reservation_id] = self._clock.api_now()
+            if not may_claim:
+                self._report_violation(f"{process_name} claimed in a pause: {before} became {after}")
+            if self._healthy and before is not None and (before.lease_expire_time or began) < began:
+                self._report_violation(f"a claim was lost although nothing failed: {before} became {after}")
         if before is None or before.lease_expire_time is None or owner == process_name:
             return
         # A decision on the claimed revision ends the claim, even if an older claim obtained it.
@@ -164,6 +189,13 @@ class Checks:
         work = (after.due_time, after.lease_expire_time)
         if same and work != (before.due_time, before.lease_expire_time):
             self._report_violation(f"{process_name} changed a claim of {owner}: {before} became {after}")
+
+    def check_stopped(self, process_name: str) -> None:
+        """A process that stopped has no claims."""
+        for row in self._rows.values():
+            owner = self._owners.get((row.reservation_id, row.lease_epoch))
+            if owner == process_name and (row.lease_expire_time or 0) > self._now():
+                self._report_violation(f"{process_name} stopped, but kept a claim: {row}")
 
     def _check_move(self, before: ReservationRow, after: ReservationRow) -> None:
         """After a step back of the clock, times only become earlier, and nothing else changes."""
