@@ -10,20 +10,19 @@ from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.protocol.reservation import FINAL, Disposition, Observed
 from cart_grpc.simulator.rules import StoredReservation
 from cart_grpc.simulator.stock import Stock
+from tests.simulation.claim_checks import RISING, ClaimChecks
 from tests.simulation.clock import SimulatedClock
 from tests.simulation.histories import HistoryChecker, revision_of
 from tests.simulation.operations import CallerOperation
 from tests.simulation.rows import (
     CartRow,
     ReservationRow,
-    has_pause,
     read_carts,
     read_clock,
     read_items,
     read_reservations,
 )
 
-_RISING = ("revision", "intent_revision", "observed_revision", "lease_epoch")
 # User, cart id and item id.
 ItemKey = tuple[str, str, str]
 
@@ -51,20 +50,15 @@ class Checks:
         self._now = clock.now
         self._clock = clock
         self._reasons = reasons
-        self._healthy = healthy
-        self._was_paused = False
+        self._claims = ClaimChecks(raw, report_violation, clock, healthy=healthy)
         self._rows: dict[str, ReservationRow] = {}
         self._carts: dict[tuple[str, str], CartRow] = {}
         self._changes = 0
         self._live: defaultdict[ItemKey, dict[str, int]] = defaultdict(dict)
         self._records: dict[str, StoredReservation] = {}
         self._items: dict[str, ItemKey] = {}
-        # The process that committed the claim, by reservation id and lease epoch.
-        self._owners: dict[tuple[str, int], str] = {}
         self._revisions: dict[str, int] = {}
-        self._claimed: set[tuple[str, str]] = set()
-        # When a row was claimed last, and a revision decided first, by the Reservation API's clock.
-        self._claim_times: dict[str, int] = {}
+        # When a revision was decided first, by the Reservation API's clock.
         self._decision_times: dict[tuple[str, int], int] = {}
         # The reservations whose decision was asked for again while the database's clock was behind.
         self._asked_again: set[str] = set()
@@ -106,8 +100,7 @@ class Checks:
 
     def check_sent(self, process_name: str, reservation_id: str) -> None:
         """A process sends messages only for reservations that it claimed in a committed transaction."""
-        if (process_name, reservation_id) not in self._claimed:
-            self._report_violation(f"{process_name} sent a message for {reservation_id} without a claim")
+        self._claims.check_sent(process_name, reservation_id)
 
     # After every commit.
 
@@ -126,8 +119,7 @@ class Checks:
         changed_carts = self._check_carts()
         if changed:
             self._clock.note_write()
-        is_paused = has_pause(self._raw)
-        may_claim, self._was_paused = not (self._was_paused and is_paused), is_paused
+        self._claims.note_commit()
         for row in changed:
             before = self._rows.get(row.reservation_id)
             self._revisions[row.reservation_id] = row.revision
@@ -135,7 +127,7 @@ class Checks:
             if is_move and before is not None:
                 self._check_move(before, row)
                 continue
-            self._check_claim(process_name, began, before, row, may_claim=may_claim)
+            self._claims.check(process_name, began, before, row)
             self._note_asked_again(before, row)
             self._check_shown(row)
             if before is not None and self._find_item(row.reservation_id)[:2] not in changed_carts:
@@ -152,7 +144,7 @@ class Checks:
             self._report_violation(f"callers may see more than is intended: {before} became {after}")
         if before is None:
             return
-        if any(getattr(after, column) < getattr(before, column) for column in _RISING):
+        if any(getattr(after, column) < getattr(before, column) for column in RISING):
             self._report_violation(f"a column that only rises fell: {before} became {after}")
         if before.state in FINAL and after.state != before.state:
             self._report_violation(f"a final state changed: {before} became {after}")
@@ -163,39 +155,9 @@ class Checks:
         if observed > before.observed_revision and (record is None or record.intent.revision < observed):
             self._report_violation(f"the row observed a revision that the API never decided: {after}, {record}")
 
-    def _check_claim(
-        self, process_name: str, began: int, before: ReservationRow | None, after: ReservationRow, *, may_claim: bool
-    ) -> None:
-        """Only the owner changes a claim, unless the API decided or a caller changed the intent."""
-        # One batch may add, record or release a row and claim it afterwards.
-        claimed = after.lease_expire_time is not None and after.lease_epoch > (before.lease_epoch if before else 0)
-        owner = self._owners.get((before.reservation_id, before.lease_epoch)) if before is not None else None
-        if claimed:
-            self._owners[after.reservation_id, after.lease_epoch] = process_name
-            self._claimed.add((process_name, after.reservation_id))
-            self._claim_times[after.reservation_id] = self._clock.api_now()
-            if not may_claim:
-                self._report_violation(f"{process_name} claimed in a pause: {before} became {after}")
-            if self._healthy and before is not None and (before.lease_expire_time or began) < began:
-                self._report_violation(f"a claim was lost although nothing failed: {before} became {after}")
-        if before is None or before.lease_expire_time is None or owner == process_name:
-            return
-        # A decision on the claimed revision ends the claim, even if an older claim obtained it.
-        answered = after.observed_revision >= before.revision
-        in_force = before.lease_expire_time > began and after.disposition == before.disposition
-        if claimed and in_force and not answered:
-            self._report_violation(f"{process_name} claimed what {owner} had claimed: {before} became {after}")
-        same = all(getattr(after, column) == getattr(before, column) for column in _RISING)
-        work = (after.due_time, after.lease_expire_time)
-        if same and work != (before.due_time, before.lease_expire_time):
-            self._report_violation(f"{process_name} changed a claim of {owner}: {before} became {after}")
-
     def check_stopped(self, process_name: str) -> None:
         """A process that stopped has no claims."""
-        for row in self._rows.values():
-            owner = self._owners.get((row.reservation_id, row.lease_epoch))
-            if owner == process_name and (row.lease_expire_time or 0) > self._now():
-                self._report_violation(f"{process_name} stopped, but kept a claim: {row}")
+        self._claims.check_stopped(process_name, self._rows.values(), self._now())
 
     def _check_move(self, before: ReservationRow, after: ReservationRow) -> None:
         """After a step back of the clock, times only become earlier, and nothing else changes."""
@@ -212,7 +174,7 @@ class Checks:
         name, observed = after.reservation_id, after.observed_revision
         if before is not None and observed > before.observed_revision:
             decided = self._decision_times.get((name, observed), 0)
-            is_older = self._clock.is_behind and decided < self._claim_times.get(name, 0)
+            is_older = self._clock.is_behind and decided < self._claims.times.get(name, 0)
             (self._asked_again.add if is_older else self._asked_again.discard)(name)
 
     def _check_unclaimed(self, began: int, before: ReservationRow) -> None:
