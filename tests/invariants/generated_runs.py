@@ -16,7 +16,7 @@ from cart_grpc.commands.record import RecordOutcome
 from cart_grpc.commands.unit_of_work import UnitOfWork
 from cart_grpc.names import CartKey, find_cart, item_id_of
 from cart_grpc.protocol.reservation import Decision, NoAnswer, PermanentFailure, Reservation, StaleRevision
-from cart_grpc.protocol.transitions import next_intent
+from cart_grpc.protocol.transitions import claim, next_intent
 from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.rpc.status import CODES
 from cart_grpc.simulator.errors import RevisionTooLow
@@ -74,10 +74,8 @@ class RunGenerator:
         unit = self._unit_of_work
         before = dict(unit.reservations)
         answer = command.run(unit, self.now, self._new_id)
-        rows: list[Cart | Reservation] = [unit.carts[key] for key in unit.changed_carts]
         for reservation_id in sorted(unit.changed_reservations):
             after, old = unit.reservations[reservation_id], before.get(reservation_id)
-            rows.append(after)
             if old is None or isinstance(command, RecordOutcome):
                 continue
             if after.lease_epoch > old.lease_epoch:
@@ -88,10 +86,24 @@ class RunGenerator:
             event = find_record(old, unit.reservations[claimed.reservation_id], claimed, self.now, "")
             if event is not None:
                 self._claims.append(replace(event, owner=_owner(claimed)))
+        self._claim_at_birth()
+        rows: list[Cart | Reservation] = [unit.carts[key] for key in unit.changed_carts]
+        rows += [unit.reservations[reservation_id] for reservation_id in sorted(unit.changed_reservations)]
         self._written.extend(RowVersion(self.now, row) for row in rows)
         unit.changed_carts.clear()
         unit.changed_reservations.clear()
         return answer
+
+    def _claim_at_birth(self) -> None:
+        """Claim some of the reservations that this transaction made due."""
+        unit = self._unit_of_work
+        for reservation_id in sorted(unit.changed_reservations):
+            row = unit.reservations[reservation_id]
+            born = claim(row, self.now, self.now + LEASE)
+            if born != row and self.rng.random() < 0.5:
+                unit.put_reservation(born)
+                self._claim_event(born, ClaimAction.CLAIMED, _owner(born))
+                self._claimed.append(born)
 
     def _claim_event(self, row: Reservation, action: ClaimAction, owner: str) -> None:
         self._claims.append(
@@ -187,13 +199,7 @@ class RunGenerator:
         if not due:
             return
         row = self.rng.choice(due)
-        claimed = row._replace(
-            revision=row.revision + row.settled,
-            lease_epoch=row.lease_epoch + 1,
-            attempt_count=row.attempt_count + 1,
-            lease_expire_time=self.now + LEASE,
-            due_time=self.now + LEASE,
-        )
+        claimed = claim(row, self.now, self.now + LEASE)
         self._put(claimed, ClaimAction.CLAIMED)
         self._claimed.append(claimed)
 

@@ -1,10 +1,13 @@
 """`cart-grpc` that kills itself with SIGKILL when it reaches the point named in the file `kill-at` of its folder.
 
 Points are named after the commands in a batch and the progress of its transaction (`claim begun`, `claim written`,
-`claim committed`), the calls of the Reservation API (`call unsent`, `batch call answered`) and the caller's reply
-(`reply unsent`). This module patches them into the product, which has no code for them.
+`claim committed`), two steps that a batch may have (`birth`: reservations are born claimed, and are handed over after
+the commit; `settlement`: answers are recorded without reading), the calls of the Reservation API (`call unsent`,
+`batch call answered`) and the caller's reply (`reply unsent`). This module patches them into the product, which has no
+code for them.
 """
 
+import asyncio
 import functools
 import os
 import signal
@@ -23,7 +26,9 @@ from cart_grpc.commands.expire import Expire
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.record import RecordAll
 from cart_grpc.reservation_api.grpc_api import GrpcReservationApi
+from cart_grpc.store import batch as store_batch
 from cart_grpc.store.postgresql import PostgresqlEngine
+from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
 from cart_grpc.store.write_queue import Handover
@@ -41,8 +46,11 @@ POINTS = (
     *(f"{batch} {moment}" for batch in BATCHES.values() for moment in ("begun", "written", "committed")),
     "call unsent",
     "call answered",
+    *(f"{step} {moment}" for step in ("birth", "settlement") for moment in ("written", "committed")),
     "batch call unsent",
+    "batch call sent",
     "batch call answered",
+    "batch call half answered",
     "reply unsent",
 )
 _KILL_AT = Path("kill-at")
@@ -116,14 +124,34 @@ def _between(before: str, after: str, function: Callable[..., Awaitable[Any]]) -
     return around
 
 
+def _as_step(step: str, function: Callable[..., Any], has_effect: Callable[[Any], bool]) -> Callable[..., Any]:
+    """Add `step` to the batch under way if the result of `function` shows that it had an effect."""
+
+    @functools.wraps(function)
+    def around(*arguments: Any) -> Any:
+        result = function(*arguments)
+        if has_effect(result):
+            _batches.get().append(step)
+        return result
+
+    return around
+
+
 def _around_batch(apply_batch: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., AsyncGenerator[Any, None]]:
     @functools.wraps(apply_batch)
-    async def around(*arguments: Any, **named: Any) -> AsyncGenerator[Any, None]:
+    async def around(self: Any, intents: Sequence[Any], **named: Any) -> AsyncGenerator[Any, None]:
         _reach("batch call unsent")
-        async with aclosing(apply_batch(*arguments, **named)) as arriving:
+        # The simulator's latency is longer.
+        sent = asyncio.get_running_loop().call_later(0.01, _reach, "batch call sent")
+        answered = 0
+        async with aclosing(apply_batch(self, intents, **named)) as arriving:
             async for applied in arriving:
+                sent.cancel()
                 _reach("batch call answered")
                 yield applied
+                answered += len(applied)
+                if answered < len(intents):
+                    _reach("batch call half answered")
 
     return around
 
@@ -135,6 +163,10 @@ def main() -> int:
         seams.transact = _around_transaction(seams.transact)
     seams = Handover
     seams.take = _around_take(seams.take)
+    seams = store_batch
+    seams._claim_due = _as_step("birth", seams._claim_due, lambda result: bool(result[0]))
+    seams = WriteQueries
+    seams.settle = _as_step("settlement", seams.settle, bool)
     seams = GrpcReservationApi
     seams.apply = _between("call unsent", "call answered", seams.apply)
     seams.apply_batch = _around_batch(seams.apply_batch)

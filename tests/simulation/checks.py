@@ -10,12 +10,19 @@ from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.protocol.reservation import FINAL, Disposition, Observed
 from cart_grpc.simulator.rules import StoredReservation
 from cart_grpc.simulator.stock import Stock
+from tests.simulation.claim_checks import RISING, ClaimChecks
 from tests.simulation.clock import SimulatedClock
 from tests.simulation.histories import HistoryChecker, revision_of
 from tests.simulation.operations import CallerOperation
-from tests.simulation.rows import CartRow, ReservationRow, read_carts, read_clock, read_items, read_reservations
+from tests.simulation.rows import (
+    CartRow,
+    ReservationRow,
+    read_carts,
+    read_clock,
+    read_items,
+    read_reservations,
+)
 
-_RISING = ("revision", "intent_revision", "observed_revision", "lease_epoch")
 # User, cart id and item id.
 ItemKey = tuple[str, str, str]
 
@@ -23,7 +30,8 @@ ItemKey = tuple[str, str, str]
 class Checks:
     """Calls `report_violation` for each broken invariant. It reads the database outside every transaction.
 
-    `totals` is the stock by sku, `reasons` the reasons with which the API may reject an item.
+    `totals` is the stock by sku, `reasons` the reasons with which the API may reject an item. `healthy`: there are no
+    faults, so that no claim may expire.
     """
 
     def __init__(
@@ -33,6 +41,8 @@ class Checks:
         report_violation: Callable[[str], None],
         clock: SimulatedClock,
         reasons: Collection[str],
+        *,
+        healthy: bool,
     ) -> None:
         self._raw = raw
         self._totals = totals
@@ -40,18 +50,15 @@ class Checks:
         self._now = clock.now
         self._clock = clock
         self._reasons = reasons
+        self._claims = ClaimChecks(raw, report_violation, clock, healthy=healthy)
         self._rows: dict[str, ReservationRow] = {}
         self._carts: dict[tuple[str, str], CartRow] = {}
         self._changes = 0
         self._live: defaultdict[ItemKey, dict[str, int]] = defaultdict(dict)
         self._records: dict[str, StoredReservation] = {}
         self._items: dict[str, ItemKey] = {}
-        # The process that committed the claim, by reservation id and lease epoch.
-        self._owners: dict[tuple[str, int], str] = {}
         self._revisions: dict[str, int] = {}
-        self._claimed: set[tuple[str, str]] = set()
-        # When a row was claimed last, and a revision decided first, by the Reservation API's clock.
-        self._claim_times: dict[str, int] = {}
+        # When a revision was decided first, by the Reservation API's clock.
         self._decision_times: dict[tuple[str, int], int] = {}
         # The reservations whose decision was asked for again while the database's clock was behind.
         self._asked_again: set[str] = set()
@@ -93,8 +100,7 @@ class Checks:
 
     def check_sent(self, process_name: str, reservation_id: str) -> None:
         """A process sends messages only for reservations that it claimed in a committed transaction."""
-        if (process_name, reservation_id) not in self._claimed:
-            self._report_violation(f"{process_name} sent a message for {reservation_id} without a claim")
+        self._claims.check_sent(process_name, reservation_id)
 
     # After every commit.
 
@@ -113,6 +119,7 @@ class Checks:
         changed_carts = self._check_carts()
         if changed:
             self._clock.note_write()
+        self._claims.note_commit()
         for row in changed:
             before = self._rows.get(row.reservation_id)
             self._revisions[row.reservation_id] = row.revision
@@ -120,7 +127,7 @@ class Checks:
             if is_move and before is not None:
                 self._check_move(before, row)
                 continue
-            self._check_claim(process_name, began, before, row)
+            self._claims.check(process_name, began, before, row)
             self._note_asked_again(before, row)
             self._check_shown(row)
             if before is not None and self._find_item(row.reservation_id)[:2] not in changed_carts:
@@ -131,9 +138,13 @@ class Checks:
         return changed
 
     def _check_row(self, before: ReservationRow | None, after: ReservationRow) -> None:
+        if after.due_time is None and not (after.settled or after.waiting):
+            self._report_violation(f"a row that is never due has work to do: {after}")
+        if after.reserved_cap > after.quantity:
+            self._report_violation(f"callers may see more than is intended: {before} became {after}")
         if before is None:
             return
-        if any(getattr(after, column) < getattr(before, column) for column in _RISING):
+        if any(getattr(after, column) < getattr(before, column) for column in RISING):
             self._report_violation(f"a column that only rises fell: {before} became {after}")
         if before.state in FINAL and after.state != before.state:
             self._report_violation(f"a final state changed: {before} became {after}")
@@ -144,26 +155,9 @@ class Checks:
         if observed > before.observed_revision and (record is None or record.intent.revision < observed):
             self._report_violation(f"the row observed a revision that the API never decided: {after}, {record}")
 
-    def _check_claim(self, process_name: str, began: int, before: ReservationRow | None, after: ReservationRow) -> None:
-        """Only the owner changes a claim, unless the API decided or a caller changed the intent."""
-        # One batch may add, record or release a row and claim it afterwards.
-        claimed = after.lease_expire_time is not None and after.lease_epoch > (before.lease_epoch if before else 0)
-        owner = self._owners.get((before.reservation_id, before.lease_epoch)) if before is not None else None
-        if claimed:
-            self._owners[after.reservation_id, after.lease_epoch] = process_name
-            self._claimed.add((process_name, after.reservation_id))
-            self._claim_times[after.reservation_id] = self._clock.api_now()
-        if before is None or before.lease_expire_time is None or owner == process_name:
-            return
-        # A decision on the claimed revision ends the claim, even if an older claim obtained it.
-        answered = after.observed_revision >= before.revision
-        in_force = before.lease_expire_time > began and after.disposition == before.disposition
-        if claimed and in_force and not answered:
-            self._report_violation(f"{process_name} claimed what {owner} had claimed: {before} became {after}")
-        same = all(getattr(after, column) == getattr(before, column) for column in _RISING)
-        work = (after.due_time, after.lease_expire_time)
-        if same and work != (before.due_time, before.lease_expire_time):
-            self._report_violation(f"{process_name} changed a claim of {owner}: {before} became {after}")
+    def check_stopped(self, process_name: str) -> None:
+        """A process that stopped has no claims."""
+        self._claims.check_stopped(process_name, self._rows.values(), self._now())
 
     def _check_move(self, before: ReservationRow, after: ReservationRow) -> None:
         """After a step back of the clock, times only become earlier, and nothing else changes."""
@@ -180,7 +174,7 @@ class Checks:
         name, observed = after.reservation_id, after.observed_revision
         if before is not None and observed > before.observed_revision:
             decided = self._decision_times.get((name, observed), 0)
-            is_older = self._clock.is_behind and decided < self._claim_times.get(name, 0)
+            is_older = self._clock.is_behind and decided < self._claims.times.get(name, 0)
             (self._asked_again.add if is_older else self._asked_again.discard)(name)
 
     def _check_unclaimed(self, began: int, before: ReservationRow) -> None:

@@ -8,7 +8,7 @@ the time. A kill before that instant rolls back; a kill after it loses the reply
 import asyncio
 import gc
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from random import Random
@@ -19,6 +19,7 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
+from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.dialects import Dialect, SqliteDialect
 from cart_grpc.store.failures import CommitFailed
@@ -44,6 +45,21 @@ class DatabaseFaults:
     slowest_reply: float = 0.002
 
 
+def discard(*_: object) -> None:
+    """Log nothing."""
+
+
+class _LoggedQueries(WriteQueries):
+    """The real statements. It logs how many answers were recorded without reading, and how many were refused."""
+
+    log_event: Callable[..., None]
+
+    def settle(self, connection: Connection, changes: Sequence[tuple[Reservation, Reservation, bool]]) -> set[str]:
+        settled = super().settle(connection, changes)
+        self.log_event("settled", len(settled), "refused" if len(settled) < len(changes) else "")
+        return settled
+
+
 class Template:
     """One connection per Python process, so that compiled and prepared statements serve every seed."""
 
@@ -56,7 +72,7 @@ class Template:
         schema.metadata.create_all(self.connection)
         self.connection.commit()
         # Built once: SQLAlchemy caches compiled statements by object.
-        self.queries = WriteQueries(self.dialect, lock_users=False)
+        self.queries = _LoggedQueries(self.dialect, lock_users=False)
         self._reads = Reads(SimpleNamespace(reader=None, dialect=self.dialect))
         # Otherwise each garbage collection would scan all imported modules.
         gc.freeze()
@@ -87,6 +103,7 @@ class Database:
         faults: DatabaseFaults,
         rng: Random,
         after_commit: Callable[[str, int], None],
+        log_event: Callable[..., None] = discard,
     ) -> None:
         self.faults = faults
         self.clock = clock
@@ -102,6 +119,7 @@ class Database:
         self._template = template()
         self._template.clear()
         self._template.clock = self.now
+        self._template.queries.log_event = log_event
         self.raw = self._template.raw
 
     def now(self) -> int:

@@ -1,11 +1,20 @@
-"""Faults around the replicas: kills, graceful stops, pauses, partitions, outages and clock jumps."""
+"""Faults around the replicas: kills, graceful stops, pauses, partitions, outages, clock jumps and operators."""
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
+from cart_grpc.commands.direct import Pause, Resume
+from tests.simulation.rows import has_pause
+
 if TYPE_CHECKING:
     from tests.simulation.simulation import Simulation
+
+
+# These also last for minutes: until callers learn that the database is unavailable, or a whole run without batches.
+LONG = ("cut database", "no batches")
 
 
 async def inject_faults(simulation: "Simulation", kind: str, per_minute: float) -> None:
@@ -23,35 +32,57 @@ async def inject_faults(simulation: "Simulation", kind: str, per_minute: float) 
 async def _inject_one(simulation: "Simulation", kind: str, index: int, rng: Random) -> None:
     replica = simulation.replicas[index]
     duration = rng.choice([1.0, 10.0, 45.0]) * rng.random()
+    network, database, process = simulation.network, simulation.database, replica.process
+    lasting: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
+        "pause": (process.pause, process.resume),
+        "cut api": (partial(network.cut, replica.name), partial(network.reconnect, replica.name)),
+        "cut database": (partial(database.cut, replica.name), partial(database.reconnect, replica.name)),
+        "no batches": (partial(setattr, network, "has_batches", False), partial(setattr, network, "has_batches", True)),
+    }
+    if kind in lasting:
+        begin, end = lasting[kind]
+        begin()
+        await asyncio.sleep(duration * (rng.choice([1, 1, 5]) if kind in LONG else 1))
+        end()
+        return
     match kind:
         case "kill":
-            replica.process.kill()
+            process.kill()
             await asyncio.sleep(duration)
             simulation.replace_replica(index)
         case "stop":
-            if replica.alive and not replica.process.paused:
-                stopping = replica.process.start(replica.stop())
-                await replica.process.outcome(stopping, 30)
-                replica.process.kill()
-                simulation.replace_replica(index)
-        case "pause":
-            replica.process.pause()
-            await asyncio.sleep(duration)
-            replica.process.resume()
-        case "cut api":
-            simulation.network.cut(replica.name)
-            await asyncio.sleep(duration)
-            simulation.network.reconnect(replica.name)
-        case "cut database":
-            simulation.database.cut(replica.name)
-            await asyncio.sleep(duration)
-            simulation.database.reconnect(replica.name)
+            await _stop(simulation, index)
         case "api down":
-            simulation.network.is_down = True
+            network.is_down = True
             await asyncio.sleep(duration * rng.choice([1, 1, 1, 20]))
-            simulation.network.is_down = False
+            network.is_down = False
+        case "pause claims":
+            await process.outcome(replica.intervene(Pause("for the simulation")), 30)
+            await asyncio.sleep(duration)
+            await resume_claims(simulation)
         case "jump":
             await _jump(simulation, rng)
+
+
+async def _stop(simulation: "Simulation", index: int) -> None:
+    replica = simulation.replicas[index]
+    if not replica.alive or replica.process.paused:
+        return
+    stopping = replica.process.start(replica.stop())
+    await replica.process.outcome(stopping, 30)
+    if stopping.done() and simulation.plan.database_answers:
+        simulation.checks.check_stopped(replica.name)
+    replica.process.kill()
+    simulation.replace_replica(index)
+
+
+async def resume_claims(simulation: "Simulation") -> None:
+    """Allow claims again if an operator has stopped them."""
+    while has_pause(simulation.database.raw):
+        replica = simulation.choose_replica()
+        if replica.alive and replica.serving:
+            await replica.process.outcome(replica.intervene(Resume()), 30)
+        await asyncio.sleep(0.5)
 
 
 async def _jump(simulation: "Simulation", rng: Random) -> None:

@@ -5,28 +5,33 @@ sent arrives even if its sender dies.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
 from cart_grpc.protocol.reservation import Intent
 from cart_grpc.reservation_api import wire
-from cart_grpc.reservation_api.api import UNRECORDED, Answer, Attempt, NoAnswerError, SingleCalls
+from cart_grpc.reservation_api.api import Answer, BatchesUnsupported, NoAnswerError
 from cart_grpc.simulator import codec
-from cart_grpc.simulator.errors import BodyMismatch, RevisionTooLow, SimulatorError
+from cart_grpc.simulator.errors import BadRequest, BodyMismatch, Lost, RevisionTooLow, SimulatorError, Throttled
 from cart_grpc.simulator.faults import Garbage
-from cart_grpc.simulator.rules import StoredReservation
-from cart_grpc.simulator.simulator import SimulatedReply
+from cart_grpc.simulator.simulator import Outcome, SimulatedReply
 from cart_grpc.simulator.stock import Stock
-from tests.simulation.loop import OUTSIDE, Process
+from tests.simulation.batch_calls import BatchCall, Event, to_answer
+from tests.simulation.loop import MIN_DELAY, OUTSIDE, Process
 
 MINUTE = 60.0
 
 
 @dataclass
 class NetworkFaults:
-    """Probabilities per message, and maximum delays in seconds."""
+    """Probabilities per message or entry of a batch, and maximum delays in seconds.
+
+    `broken`, `half` and `hanging` are the probabilities that a batch call's stream breaks, ends without an error before
+    all results were sent, or goes silent. `doubled`: that its results are repeated.
+    """
 
     lost_before: float = 0.0
     lost_after: float = 0.0
@@ -41,6 +46,10 @@ class NetworkFaults:
     garbage: float = 0.0
     throttled: float = 0.0
     retry_after: float = 30.0
+    broken: float = 0.0
+    half: float = 0.0
+    hanging: float = 0.0
+    doubled: float = 0.0
 
 
 class Network:
@@ -64,6 +73,8 @@ class Network:
         self.faults = faults
         self.is_down = False
         self.is_closed = False
+        # Whether the API offers batches at the moment.
+        self.has_batches = True
         self.call_count = 0
         self.last_arrival = 0.0
         self._loop = loop
@@ -84,19 +95,35 @@ class Network:
 
     def send(self, process: Process, intent: Intent, reply: "asyncio.Future[Answer]") -> None:
         """Send a message. `reply` gets the outcome, unless it is lost."""
-        rng, faults = self._rng, self.faults
+        self._note_sent("send", process, intent)
+        delay, chances = self._draw()
+        self._later(delay, self._arrive, process, intent, reply, chances)
+        if chances[1] < self.faults.duplicated:
+            self._later(delay + self.faults.duplicate_delay * self._rng.random(), self._repeat, intent)
+
+    def _note_sent(self, verb: str, process: Process, intent: Intent) -> None:
         self.call_count += 1
         self._check_sent(process.name, intent.reservation_id)
         self._log_event(
-            "send", process.name, intent.reservation_id, intent.revision, intent.disposition.name, intent.quantity
+            verb, process.name, intent.reservation_id, intent.revision, intent.disposition.name, intent.quantity
         )
+
+    def _draw(self) -> tuple[float, list[float]]:
+        """Draw the delay and the fate of a message or of an entry of a batch."""
+        rng, faults = self._rng, self.faults
         chances = [rng.random() for _ in range(9)]
-        delay = faults.latency * rng.random()
-        if chances[0] < faults.slow:
-            delay = faults.slowest * rng.random()
-        if chances[1] < faults.duplicated:
-            self._later(delay + faults.duplicate_delay * rng.random(), self._repeat, intent)
-        self._later(delay, self._arrive, process, intent, reply, chances)
+        return (faults.slowest if chances[0] < faults.slow else faults.latency) * rng.random(), chances
+
+    def send_batch(self, call: BatchCall) -> None:
+        """Send a batch call. Its results come as its events, unless they are lost."""
+        for intent in call.intents:
+            self._note_sent("send in a batch", call.process, intent)
+        delay, chances = self._draw()
+        self._later(delay, self._arrive_batch, call, chances)
+        if chances[1] < self.faults.duplicated:
+            self._log_event("the batch is doubled")
+            for intent in call.intents:
+                self._later(delay + self.faults.duplicate_delay * self._rng.random(), self._repeat, intent)
 
     def _later(self, delay: float, callback: Callable[..., None], *args: Any) -> None:
         arrival = self._loop.time() + delay
@@ -109,10 +136,7 @@ class Network:
             self._lose(reply, "lost before the API", is_silent=chances[3] < 0.2)
             return
         if chances[4] < faults.throttled:
-            wait = int(faults.retry_after * self._rng.random() * 1_000_000)
-            self._answer(
-                process, reply, NoAnswerError("RESOURCE_EXHAUSTED", "slow down", retry_after_us=wait, reached=True)
-            )
+            self._answer(process, reply, self._throttle())
             return
         if chances[5] < faults.refused:
             self._answer(
@@ -125,25 +149,102 @@ class Network:
             return
         self._answer(process, reply, answer)
 
+    def _arrive_batch(self, call: BatchCall, chances: list[float]) -> None:
+        faults, rng = self.faults, self._rng
+        if self.is_down or self.is_closed or call.process.name in self._cut or chances[2] < faults.lost_before:
+            call.end("hang" if chances[3] < 0.2 else "error", partial(self._stream, call))
+            return
+        if not self.has_batches:
+            self._log_event("batches are not supported")
+            self._stream(call, BatchesUnsupported("UNIMPLEMENTED"))
+            return
+        if chances[4] < faults.throttled / 2:
+            self._stream(call, self._throttle())
+            return
+        for how, probability in (("error", faults.broken), ("half", faults.half), ("hang", faults.hanging)):
+            if not call.breaks and rng.random() < probability:
+                self._log_event("the stream breaks", how)
+                call.break_up(how, rng)
+        # Most entries are decided at once, in any order; the others one by one, and some of them much later.
+        positions = rng.sample(range(len(call.intents)), len(call.intents))
+        while positions:
+            now = [positions.pop() for _ in range(min(len(positions), rng.choice([1, 3, 100])))]
+            self._later(0.0 if rng.random() < 0.7 else self._draw()[0], self._decide_entries, call, now)
+
+    def _decide_entries(self, call: BatchCall, positions: Sequence[int]) -> None:
+        outcomes = []
+        for position in positions:
+            delay, chances = self._draw()
+            if chances[0] < self.faults.slow:
+                # An entry that is decided late delays none of the others.
+                self._later(delay, self._decide_late, call, position, chances)
+            else:
+                outcomes.append(self._decide_entry(call, position, chances))
+        self._answer_entries(call, outcomes)
+
+    def _decide_late(self, call: BatchCall, position: int, chances: list[float]) -> None:
+        self._answer_entries(call, [self._decide_entry(call, position, chances)])
+
+    def _decide_entry(self, call: BatchCall, position: int, chances: list[float]) -> Outcome:
+        call.undecided.discard(position)
+        faults = self.faults
+        if self.is_down or chances[2] < faults.lost_before:
+            return position, Lost("lost before the API")
+        if chances[4] < faults.throttled:
+            return position, Throttled(self._draw_retry_after())
+        if chances[5] < faults.refused:
+            return position, BadRequest("SIMULATED", "a fault of the simulation")
+        outcome = self._apply(call.intents[position], chances)
+        return position, Lost("lost after the API") if chances[8] < faults.lost_after else outcome
+
+    def _answer_entries(self, call: BatchCall, outcomes: Sequence[Outcome]) -> None:
+        call.decided(outcomes, partial(self._stream, call), doubled=self._rng.random() < self.faults.doubled)
+
+    def _stream(self, call: BatchCall, event: Event) -> None:
+        """Send the next event of a stream. Events do not overtake each other."""
+        call.ends_at = max(call.ends_at + MIN_DELAY, self._loop.time() + self.faults.latency * self._rng.random())
+        self._later(call.ends_at - self._loop.time(), self._receive_event, call, event)
+
+    def _receive_event(self, call: BatchCall, event: Event) -> None:
+        if call.process.name not in self._cut:
+            call.events.put_nowait(event)
+
     def _repeat(self, intent: Intent) -> None:
         if not self.is_down:
             self._log_event("repeat", intent.reservation_id, intent.revision)
             self._decide(intent, [1.0] * 9)
 
-    def _decide(self, intent: Intent, chances: list[float]) -> "Answer | NoAnswerError":
+    def _draw_retry_after(self) -> int:
+        return int(self.faults.retry_after * self._rng.random() * 1_000_000)
+
+    def _throttle(self) -> NoAnswerError:
+        wait = self._draw_retry_after()
+        return NoAnswerError("RESOURCE_EXHAUSTED", "slow down", retry_after_us=wait, reached=True)
+
+    def _apply(self, intent: Intent, chances: list[float]) -> SimulatedReply | SimulatorError:
         try:
             record = self._stock.apply(intent, self._clock(), sold_out=chances[6] < self.faults.sold_out)
-            return _translate(record, intent, chances[7] < self.faults.garbage and self._rng.choice(list(Garbage)))
-        except BodyMismatch:
-            self._report_violation(f"{intent.reservation_id} revision {intent.revision} was sent with two bodies")
-            return wire.to_permanent_failure("REVISION_BODY_MISMATCH", "INVALID_ARGUMENT", "")
         except RevisionTooLow as stale:
-            return wire.to_stale_revision(codec.to_reservation(stale.current), intent)
+            return stale
+        except BodyMismatch as mismatch:
+            self._report_violation(f"{intent.reservation_id} revision {intent.revision} was sent with two bodies")
+            return mismatch
         except SimulatorError as error:
             self._report_violation(f"{intent}: {error}")
-            return NoAnswerError("INTERNAL", str(error))
-        except NoAnswerError as nonsense:
-            return nonsense
+            return error
+        is_garbage = chances[7] < self.faults.garbage
+        return SimulatedReply(record, self._rng.choice(list(Garbage)) if is_garbage else None)
+
+    def _decide(self, intent: Intent, chances: list[float]) -> "Answer | NoAnswerError":
+        match self._apply(intent, chances):
+            case SimulatedReply() as reply:
+                return to_answer(reply, intent)
+            case RevisionTooLow() as stale:
+                return wire.to_stale_revision(codec.to_reservation(stale.current), intent)
+            case BodyMismatch():
+                return wire.to_permanent_failure("REVISION_BODY_MISMATCH", "INVALID_ARGUMENT", "")
+            case error:
+                return NoAnswerError("INTERNAL", str(error))
 
     def _answer(self, process: Process, reply: "asyncio.Future[Answer]", answer: "Answer | NoAnswerError") -> None:
         delay = self.faults.latency * self._rng.random()
@@ -165,30 +266,3 @@ class Network:
         """Lose the answer: silently, so that the sender waits for its deadline, or with a broken connection."""
         if not is_silent and not reply.done():
             reply.set_exception(NoAnswerError("UNAVAILABLE", why))
-
-
-def _translate(record: StoredReservation, intent: Intent, nonsense: "Garbage | bool") -> Answer:
-    response = codec.to_response(SimulatedReply(record, nonsense or None))  # type: ignore[arg-type]  # False is none
-    if response is None:
-        raise wire.invalid_answer("no message")
-    return wire.to_decision(response.reservation, intent)
-
-
-class SimulatedApi(SingleCalls):
-    """A replica's client of the Reservation API. Implements `ReservationApi`."""
-
-    def __init__(self, network: Network, process: Process) -> None:
-        self._network = network
-        self._process = process
-
-    async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
-        reply: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._network.send(self._process, intent, reply)
-        try:
-            async with asyncio.timeout(timeout):
-                return await reply
-        except TimeoutError:
-            raise NoAnswerError("DEADLINE_EXCEEDED", "no answer in time") from None
-
-    async def close(self) -> None:
-        """Nothing to close."""

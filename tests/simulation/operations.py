@@ -12,10 +12,10 @@ SKUS = ("beans", "filters", "kettle", "scarce")
 SCARCE = "scarce"
 _METHODS = {
     "AddItem": 8,
-    "BatchAddItems": 2,
+    "BatchAddItems": 5,
     "UpdateItem": 4,
     "RemoveItem": 5,
-    "ClearCart": 1,
+    "ClearCart": 1.5,
     "DeleteCart": 0.5,
     "RetryReservation": 2,
 }
@@ -65,7 +65,7 @@ def _request(rng: Random, method: str, cart: str, skus: list[str]) -> "cart_serv
         case "AddItem":
             request = _addition(rng, cart, skus)
         case "BatchAddItems":
-            additions = [_addition(rng, cart, skus) for _ in range(rng.randint(1, 3))]
+            additions = [_addition(rng, cart, skus) for _ in range(rng.randint(2, 6))]
             request = service.BatchAddItemsRequest(parent=cart, requests=additions)
         case "UpdateItem":
             request = service.UpdateItemRequest(item=cart_pb2.Item(name=name, quantity=rng.randint(1, 8)))

@@ -21,7 +21,7 @@ class SimulationPlan:
     """All choices made before a run begins. Times are in seconds; rates are events per minute.
 
     `clock_jumps`: the database's clock jumps by hours, else by at most 1.5 s. `api_follows`: the Reservation API's
-    clock jumps with it.
+    clock jumps with it. `max_batch`: the most entries of a batch call; 1 means no batch calls.
     """
 
     replicas: int
@@ -42,12 +42,19 @@ class SimulationPlan:
     give_up: float = 0.0
     clock_jumps: bool = False
     api_follows: bool = False
+    max_batch: int = 1
 
     @property
     def rejection_reasons(self) -> set[str]:
         """The reasons with which the API may reject an item."""
         reasons = {"OUT_OF_STOCK"} if self.network.sold_out or min(self.stock.values()) < 10_000 else set()
         return reasons | ({"SIMULATED"} if self.network.refused else set())
+
+    @property
+    def database_answers(self) -> bool:
+        """Whether the database answers every transaction soon, so that a process that stops hands its claims back."""
+        lossless = not (self.database.commit_lost or self.database.reply_lost) and self.database.slowest < 0.1
+        return lossless and not {"cut database", "pause", "kill"} & self.rates.keys()
 
     @property
     def healthy(self) -> bool:
@@ -91,6 +98,7 @@ def draw(rng: Random) -> SimulationPlan:
         give_up=0.0 if healthy else _maybe(rng, 0.3),
         clock_jumps=not healthy and rng.random() < 0.5,
         api_follows=rng.random() < 0.3,
+        max_batch=rng.choice([1, 2, 100, 100]),
     )
     if plan.clock_jumps:
         plan.rates.setdefault("jump", rng.uniform(0.3, 4.0))
@@ -102,7 +110,7 @@ def draw(rng: Random) -> SimulationPlan:
 def _config(rng: Random) -> ReconcilerConfig:
     return ReconcilerConfig(
         call_timeout_us=rng.choice([5, 30, 120]) * SECOND,
-        max_in_flight=rng.choice([2, 100]),
+        max_in_flight=rng.choice([1, 2, 100, 100]),
         poll_interval_us=rng.choice([1, 3]) * SECOND,
         lease_us=15 * SECOND,
         backoff_max_us=rng.choice([5, 20, 60]) * SECOND,
@@ -139,9 +147,13 @@ def _network_faults(rng: Random) -> NetworkFaults:
         garbage=_maybe(rng, 0.3),
         throttled=_maybe(rng, 0.3),
         retry_after=rng.choice([2.0, 60.0]),
+        broken=rng.uniform(0, 0.3),
+        half=rng.uniform(0, 0.3),
+        hanging=rng.uniform(0, 0.2),
+        doubled=rng.uniform(0, 0.3),
     )
 
 
 def _rates(rng: Random) -> dict[str, float]:
-    kinds = ("kill", "stop", "pause", "cut api", "cut database", "api down", "jump")
+    kinds = ("kill", "stop", "pause", "cut api", "cut database", "api down", "jump", "no batches", "pause claims")
     return {kind: rng.uniform(0.3, 4.0) for kind in kinds if rng.random() < 0.35}

@@ -1,7 +1,7 @@
 """One process of the service: the real servicer, store, reconciler and sweeper in a simulated environment."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cartgrpc.v1 import cart_service_pb2
@@ -12,12 +12,15 @@ from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.background.sweeper import Retention, Sweeper
 from cart_grpc.carts.calls import Limits
+from cart_grpc.commands.direct import Pause, Resume
+from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_us
+from tests.simulation.api import SimulatedApi
 from tests.simulation.database import Database, SimulatedEngine, template
 from tests.simulation.loop import Process, VirtualLoop
-from tests.simulation.network import Network, SimulatedApi
+from tests.simulation.network import Network
 from tests.simulation.reading import CheckedReads
 
 
@@ -31,8 +34,23 @@ class _Context:
         return self._deadline - asyncio.get_running_loop().time()
 
 
+class _LoggedReconciler(Reconciler):
+    """The real reconciler. It logs the claims that it gets from other transactions than its own claims."""
+
+    log_event: Callable[..., None]
+    report_violation: Callable[[str], None]
+
+    def take(self, claimed: Sequence[Reservation]) -> None:
+        self.log_event("born claimed", *(one.reservation_id for one in claimed))
+        super().take(claimed)
+        for lane in self._lanes:
+            if len(lane.open) > self._config.max_in_flight:
+                self.report_violation(f"{len(lane.open)} claims in the lane {lane.name}")
+
+
 class SimulatedReplica:
-    """A replica from its start to its kill or stop. `clock_rate` is the speed of its monotonic clock."""
+    """A replica from its start to its kill or stop. `clock_rate` is the speed of its monotonic clock, `max_batch`
+    the most entries of its batch calls."""
 
     def __init__(
         self,
@@ -47,6 +65,9 @@ class SimulatedReplica:
         sweep_interval_us: int,
         new_id: Callable[[], str],
         clock_rate: float,
+        max_batch: int,
+        log_event: Callable[..., None],
+        report_violation: Callable[[str], None],
     ) -> None:
 
         def monotonic() -> int:
@@ -61,9 +82,10 @@ class SimulatedReplica:
         template().share_reads(self._store.reads)
         CheckedReads(self._store.reads, engine, lambda: self.knows_time(database.now())).install()
         self._service = CartService(self._store, limits)
-        api = SimulatedApi(network, self.process)
+        api = SimulatedApi(network, self.process, max_batch)
         self._clock_watcher = ClockWatcher(self._store.clock(monotonic, config.longest_attempt_us))
-        self._reconciler = Reconciler(self._store, api, config, monotonic, self._clock_watcher.run_once)
+        self._reconciler = _LoggedReconciler(self._store, api, config, monotonic, self._clock_watcher.run_once)
+        self._reconciler.log_event, self._reconciler.report_violation = log_event, report_violation
         self._sweeper = Sweeper(self._store, retention, sweep_interval_us)
         self._tasks: list[asyncio.Task[Any]] = []
         self.process.start(self._run())
@@ -90,6 +112,10 @@ class SimulatedReplica:
             response: type[Message] = getattr(cart_service_pb2, f"{method}Response")
             return response.FromString(answer)
         return answer
+
+    def intervene(self, command: Pause | Resume) -> "asyncio.Task[None]":
+        """Run an operator's command as a task of this process."""
+        return self.process.start(self._store.pause(command))
 
     async def stop(self) -> None:
         """Stop gracefully, in the order of `app`."""

@@ -95,6 +95,11 @@ def read_clock(raw: sqlite3.Connection) -> ClockRow | None:
     return ClockRow._make(row) if row else None
 
 
+def has_pause(raw: sqlite3.Connection) -> bool:
+    """Whether an operator has stopped all claims."""
+    return raw.execute("SELECT 1 FROM pauses").fetchone() is not None
+
+
 def read_items(raw: sqlite3.Connection) -> Iterator[ReservedItem]:
     """All items with their reservations."""
     return map(ReservedItem._make, raw.execute(_ITEMS))

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import tenacity
 
+from cart_grpc.background import batch_support
 from cart_grpc.store import write_queue
+from cart_grpc.units import to_us
 from tests.simulation.database import template
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.simulation import Simulation
@@ -99,6 +101,8 @@ def _deterministic(seed: int, loop: VirtualLoop, report_violation: Callable[[str
     replaced = pytest.MonkeyPatch()
     replaced.setattr(tenacity, "time", SimpleNamespace(monotonic=loop.time))
     replaced.setattr(write_queue, "WriteQueries", lambda *_, **__: template().queries)
+    # Soon enough for a run to see batches come back.
+    replaced.setattr(batch_support, "ASK_AGAIN_US", to_us(20))
     log = logging.getLogger("cart_grpc")
     level, alarms = log.level, _Alarms(report_violation)
     log.addHandler(alarms)

@@ -36,11 +36,16 @@ class Simulation:
         self._id = 0
         self.clock = SimulatedClock(loop, follows=self.plan.api_follows)
         self.database = Database(
-            loop, self.clock, self.plan.database, random.Random(f"{seed} database"), self._after_commit
+            loop, self.clock, self.plan.database, random.Random(f"{seed} database"), self._after_commit, self.log_event
         )
         self.stock = Stock(self.plan.stock, default_total=None, log=self._decided)
         self.checks = Checks(
-            self.database.raw, self.plan.stock, self.report_violation, self.clock, self.plan.rejection_reasons
+            self.database.raw,
+            self.plan.stock,
+            self.report_violation,
+            self.clock,
+            self.plan.rejection_reasons,
+            healthy=self.plan.healthy,
         )
         self.network = Network(
             loop,
@@ -101,6 +106,9 @@ class Simulation:
             sweep_interval_us=self.plan.sweep_interval_us,
             new_id=self.new_id,
             clock_rate=self.plan.clock_rates[index],
+            max_batch=self.plan.max_batch,
+            log_event=self.log_event,
+            report_violation=self.report_violation,
         )
 
     # Callers.
@@ -254,6 +262,7 @@ class Simulation:
             injection.cancel()
         await asyncio.gather(*injections, return_exceptions=True)
         self.network.is_down = False
+        self.network.has_batches = True
         self.network.faults = NetworkFaults(latency=0.5)
         self.database.faults = DatabaseFaults()
         for index, replica in enumerate(self.replicas):
@@ -263,6 +272,7 @@ class Simulation:
             if replica.stopping:
                 replica.process.kill()
             self.replace_replica(index)
+        await faults.resume_claims(self)
         if self.clock.is_ahead:
             # While the database's clock is ahead, the API seems to grant holds that have ended already.
             await faults.set_clock(self, 0)

@@ -3,7 +3,8 @@
 This is the only place that patches our own code. `make simulate` never runs it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,9 @@ import pytest
 from sqlalchemy import Connection
 
 from cart_grpc.background import clock_watcher
+from cart_grpc.background.claims import LaneClaims
+from cart_grpc.background.outcomes import Entry, OutcomeRecorder
+from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.carts import rules
 from cart_grpc.carts.calls import Change, LoadedCart
 from cart_grpc.carts.model import Cart, CartState
@@ -21,7 +25,11 @@ from cart_grpc.commands.record import RecordOutcome, Settlement
 from cart_grpc.commands.unit_of_work import Reply, UnitOfWork
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Observed, PermanentFailure, Reservation
+from cart_grpc.reservation_api import batches
+from cart_grpc.reservation_api.api import Applied, NoAnswerError
+from cart_grpc.reservation_api.batches import Result
 from cart_grpc.store import batch, database_clock, settle_statements
+from cart_grpc.store.batch import BatchResult
 from cart_grpc.store.batch_writer import BatchWriter
 from cart_grpc.store.change_notifier import Room
 from cart_grpc.store.queries import ClockQueries, WriteQueries
@@ -30,12 +38,14 @@ from cart_grpc.store.read.cache_validator import MAX_AGE_US, CacheValidator
 from cart_grpc.store.read.cart_json import CartJson, Found
 from cart_grpc.store.read.reads import Reads
 from cart_grpc.store.rows import CommitMarker
+from tests.simulation.database import template
 from tests.simulation.seeds import run
 
 Patch = pytest.MonkeyPatch
 Mutant = Callable[[Patch], None]
 MAX_SEEDS = 25
 real_hold, real_release, real_record = transitions.hold, transitions.release, transitions.record_outcome
+real_claim = transitions.claim
 
 
 def late_decision_overwrites_a_newer_one(patch: Patch) -> None:
@@ -172,6 +182,10 @@ def lost_commit_counts_as_not_committed(patch: Patch) -> None:
 
 def settled_answer_overwrites_a_newer_row(patch: Patch) -> None:
     patch.setattr(settle_statements, "as_claimed", lambda _: [])
+    # All seeds of a process share one set of statements. It was built before.
+    dialect = template().dialect
+    statement = dialect.prepare_rows(settle_statements.settle(dialect), list(settle_statements.SETTLING))
+    patch.setattr(template().queries, "_settle", statement)
 
 
 def settled_answer_does_not_raise_the_revision_of_its_cart(patch: Patch) -> None:
@@ -277,7 +291,90 @@ def cached_reply_outlives_a_step_back_of_the_clock(patch: Patch) -> None:
     patch.setattr(Reads, "begin_era", lambda _: None)
 
 
+def born_claim_keeps_the_epoch(patch: Patch) -> None:
+    patch.setattr(batch, "claim", lambda row, *times: real_claim(row, *times)._replace(lease_epoch=row.lease_epoch))
+
+
+def born_claim_has_no_lease(patch: Patch) -> None:
+    def claim(row: Reservation, now: int, until: int) -> Reservation:
+        return real_claim(row, now, until)._replace(lease_expire_time=None, due_time=now)
+
+    patch.setattr(batch, "claim", claim)
+
+
+def born_claims_ignore_a_pause(patch: Patch) -> None:
+    real = WriteQueries.load
+
+    def load(self: WriteQueries, *rest: Any) -> Any:
+        found, _ = real(self, *rest)
+        return found, False
+
+    patch.setattr(WriteQueries, "load", load)
+
+
+def born_claim_is_handed_over_before_its_commit(patch: Patch) -> None:
+    real = BatchWriter._run_in_transaction
+
+    def run_in_transaction(self: BatchWriter, *rest: Any) -> BatchResult:
+        result = real(self, *rest)
+        self._notifier.publish((), claimed=result.claimed, due=False)
+        return result
+
+    patch.setattr(BatchWriter, "_run_in_transaction", run_in_transaction)
+
+
+def born_claim_is_not_handed_over(patch: Patch) -> None:
+    patch.setattr(Reconciler, "take", lambda *_: None)
+
+
+def room_of_a_batch_is_given_twice(patch: Patch) -> None:
+    patch.setattr(LaneClaims, "reserving", lambda *_: nullcontext())
+
+
+def release_is_settled_without_its_waiting_holds(patch: Patch) -> None:
+    real = RecordOutcome.settle
+
+    def settle(self: RecordOutcome, now: int) -> Settlement | None:
+        offer = real(self, now)
+        if offer is None and isinstance(self.outcome, Decision) and self.claimed.disposition is Disposition.RELEASE:
+            return Settlement(self._record(self.claimed, now), True)
+        return offer
+
+    patch.setattr(RecordOutcome, "settle", settle)
+
+
+def results_of_a_batch_are_mixed_up(patch: Patch) -> None:
+    real = batches._Batch.read
+
+    def read(self: Any, results: Iterable[Result]) -> list[Applied]:
+        applied = real(self, results)
+        outcomes = reversed([one.outcome for one in applied])
+        return [Applied(one.position, outcome) for one, outcome in zip(applied, outcomes, strict=True)]
+
+    patch.setattr(batches._Batch, "read", read)
+
+
+def missing_result_counts_as_a_permanent_failure(patch: Patch) -> None:
+    real = OutcomeRecorder._to_record
+
+    def to_record(self: OutcomeRecorder, entry: Entry, outcome: Any) -> RecordOutcome:
+        if isinstance(outcome, NoAnswerError) and "without a result" in outcome.message:
+            outcome = PermanentFailure("NO_RESULT", "")
+        return real(self, entry, outcome)
+
+    patch.setattr(OutcomeRecorder, "_to_record", to_record)
+
+
 MUTANTS: list[Mutant] = [
+    born_claim_keeps_the_epoch,
+    born_claim_has_no_lease,
+    born_claims_ignore_a_pause,
+    born_claim_is_handed_over_before_its_commit,
+    born_claim_is_not_handed_over,
+    room_of_a_batch_is_given_twice,
+    release_is_settled_without_its_waiting_holds,
+    results_of_a_batch_are_mixed_up,
+    missing_result_counts_as_a_permanent_failure,
     late_decision_overwrites_a_newer_one,
     quantity_changes_without_a_new_revision,
     release_keeps_the_revision,

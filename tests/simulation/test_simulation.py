@@ -6,10 +6,31 @@ import sys
 
 import pytest
 
-from tests.simulation.seeds import run
+from tests.simulation.seeds import SeedReport, run
 
 SEEDS = int(os.environ.get("SIMULATION_SEEDS", "125"))
 BLOCK = 25
+
+
+# What each block of seeds meets: kinds of faults and refusals, and ways that the product takes. A fault that never
+# happens proves nothing, and a way that is never taken hides behind a slower one that also works.
+FAULTS = {
+    "kill",
+    "stop",
+    "pause",
+    "cut api",
+    "cut database",
+    "api down",
+    "jump",
+    "pause claims",
+    "no batches",
+    "repeat",
+}
+STREAMS = {"batches are not supported", "the batch is doubled", "error", "half", "hang"}
+REFUSALS = {"unheard", "EtagMismatch", "ItemNotFound", "CartClosed"}
+WAYS = {"send", "send in a batch", "born claimed", "settled", "refused"}
+# In almost every seed, reservations are born claimed, and answers are recorded without reading.
+USUAL = {"born claimed", "settled"}
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
@@ -17,11 +38,22 @@ def test_every_invariant_holds_in_every_seed(first: int) -> None:
     reports = [run(seed) for seed in range(first, min(first + BLOCK, SEEDS))]
     broken = {report.seed: report.violations[:3] for report in reports if report.violations}
     assert not broken, "replay one with `make simulate SEED=...`"
+    met = [_events(report) for report in reports]
+    if len(reports) == BLOCK:
+        assert sum(events >= USUAL for events in met) >= BLOCK - 3
+        assert set().union(*met) >= FAULTS | STREAMS | REFUSALS | WAYS
+
+
+def _events(report: SeedReport) -> set[str]:
+    return {part for event in report.trace for part in event[1:4] if isinstance(part, str)}
+
+
+def test_some_caller_learns_that_the_database_is_unavailable() -> None:
+    assert any("DatabaseUnavailable" in _events(run(seed)) for seed in range(SEEDS))
 
 
 def test_a_seed_gives_the_same_run_in_every_process() -> None:
-    here = [run(seed).digest for seed in range(5)]
-    assert here == [run(seed).digest for seed in range(5)]
+    here = [run(seed).digest for seed in (4, 3, 2, 1, 0)]
     program = "from tests.simulation.seeds import run; print(*(run(seed).digest for seed in range(5)))"
     elsewhere = subprocess.run(
         [sys.executable, "-c", program],
@@ -30,15 +62,5 @@ def test_a_seed_gives_the_same_run_in_every_process() -> None:
         text=True,
         env={**os.environ, "PYTHONHASHSEED": "77"},
     )
-    assert elsewhere.stdout.split() == here
-
-
-def test_the_seeds_meet_every_kind_of_fault_and_refusal() -> None:
-    """A fault that never happens proves nothing."""
-    missing: set[object] = {"kill", "stop", "pause", "cut api", "cut database", "api down", "jump", "repeat", "unheard"}
-    missing |= {"EtagMismatch", "ItemNotFound", "CartClosed", "DatabaseUnavailable"}
-    for seed in range(SEEDS):
-        missing -= {part for event in run(seed).trace for part in event[1:4]}
-        if not missing:
-            break
-    assert not missing
+    # In the other order: what one seed leaves behind does not change the next.
+    assert elsewhere.stdout.split() == here[::-1]

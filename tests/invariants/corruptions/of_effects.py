@@ -15,8 +15,8 @@ def _last(run: Run) -> dict[str, ApiEffect]:
 
 
 def _held(run: Run, rng: random.Random) -> tuple[Reservation, ApiEffect]:
-    """A row that is HELD, and its last effect."""
-    rows = {row.reservation_id: row for row in run.dump.reservations}
+    """A row that is HELD in full, and its last effect. A sealed hold is shown as rejected already."""
+    rows = {row.reservation_id: row for row in run.dump.reservations if not row.seal_reason}
     held = [(rows[name], one) for name, one in _last(run).items() if one.state is Observed.HELD and name in rows]
     return pick(rng, held)
 
