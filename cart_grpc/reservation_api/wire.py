@@ -79,7 +79,7 @@ def to_message(intent: Intent) -> reservation_pb2.Reservation:
             quantity=intent.quantity,
             disposition=reservation_pb2.Reservation.Disposition.ValueType(intent.disposition),
             ttl=to_duration(intent.ttl_us) if intent.ttl_us > 0 else None,
-            labels=dict(intent.labels),
+            labels=dict(intent.labels) or None,
         )
     except (ValueError, TypeError) as error:
         raise NoAnswerError(
