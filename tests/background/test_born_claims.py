@@ -23,7 +23,7 @@ from cart_grpc.simulator.simulator import Simulator
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_us
 from tests.gate import Gate
-from tests.store.writes import KEY, LEASE, add, answered, remove, snapshot
+from tests.store.writes import KEY, LEASE, add, remove, snapshot
 
 T = TypeVar("T")
 # No round of the reconciler finds a row unless a hint wakes it.
@@ -202,22 +202,17 @@ async def test_nothing_is_born_claimed_after_a_stop(settings: Settings, simulato
         assert row.lease_epoch == 0
 
 
-async def test_while_a_lane_has_a_backlog_its_older_rows_go_first(
-    settings: Settings, simulator_url: str, gate: Gate
-) -> None:
-    gate.close()
-    async with running(settings, simulator_url, max_in_flight=1) as service:
-        for sku in "abc":
-            await service.store.mutate(add(sku))
-        # The claim of the second row was full.
-        first = next(row for row in await service.reservations() if row.sku == "a")
-        await gate.until_waiting(1)
-        await service.store.record(answered(first))
-        await service.store.mutate(add("late"))
-        late = next(row for row in await service.reservations() if row.sku == "late")
-        assert late.lease_epoch == 0
-        gate.open()
-        await service.until(lambda row: row.settled)
+async def test_while_a_lane_has_a_backlog_its_older_rows_go_first(settings: Settings, simulator_url: str) -> None:
+    async with running(settings, simulator_url) as service:
+        service.reconciler._holds.backlog = True
+        with service.reconciler.reserve_room() as room:
+            assert set(room.claims) == {RELEASE_LANE}
+        # The batch woke a round, which found nothing more.
+        async with asyncio.timeout(20):
+            while service.reconciler._holds.backlog:
+                await asyncio.sleep(0.01)
+        with service.reconciler.reserve_room() as room:
+            assert set(room.claims) == {RELEASE_LANE, HOLD_LANE}
 
 
 async def test_a_process_without_a_reconciler_claims_nothing(settings: Settings) -> None:
