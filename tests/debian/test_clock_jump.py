@@ -167,7 +167,9 @@ async def test_a_hold_is_renewed_at_the_start_if_the_clock_was_set_back_before_i
         item = await _until(client, _is(State.STATE_RESERVED))
         assert item.reservation.expire_time.seconds <= setting.clock.now() + TTL + 1
         effects, _ = await setting.simulated.effects()
-    assert [(effect.revision, effect.quantity_after) for effect in effects] == [(1, 1), (2, 1)]
+    # The hold has lapsed by our clock, so its renewal counts as a second attempt: such an answer may be old, and is not
+    # believed while the API's clock is ahead.
+    assert [(effect.revision, effect.quantity_after) for effect in effects] == [(1, 1), (2, 1), (3, 1)]
     assert "was set back while no process ran" in server.errors
     assert setting.programs.complaints() == []
 
