@@ -1,4 +1,4 @@
-"""What a user would pick instead, on the same work and in the same rounds: items that are reserved at the simulator."""
+"""Other designs on the same work, in the same rounds: items that are reserved at the simulator."""
 
 import asyncio
 import contextlib

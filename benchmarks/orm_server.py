@@ -39,7 +39,7 @@ class Item(Base):
     sku: Mapped[str] = mapped_column(primary_key=True)
     quantity: Mapped[int]
     create_time: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC).replace(tzinfo=None))
-    # What should be reserved, and what is: for `queue_server`.
+    # For `queue_server`: the intended and the reserved quantity.
     reservation_id: Mapped[str]
     revision: Mapped[int]
     reserved_revision: Mapped[int] = mapped_column(default=0)

@@ -56,7 +56,7 @@ def _serve(testbed: Testbed, database: str, stage: str) -> Product:
 
 
 def _claim(testbed: Testbed, database: str, plan: Plan) -> Json:
-    """Measure AddItem and the claims, with a new server each time: what is claimed and not recorded is due again."""
+    """Measure AddItem and the claims, with a new server each time: unrecorded claims would become due again."""
     product = _serve(testbed, database, "claim")
     product.resume()
     load_items(product, seconds=0.3)

@@ -90,8 +90,8 @@ def wait_until_reserved(
 ) -> None:
     """Return when nothing is reconciling. Raises TimeoutError after `timeout` seconds.
 
-    It asks seldom, because the server's answers cost CPU, too: it sleeps for half the time that what is left will take
-    at `per_s` items a second.
+    It asks seldom, because the server's answers cost CPU, too. At `per_s` items a second, the rest takes some time:
+    it sleeps for half of that.
     """
     deadline = time.monotonic() + timeout
     while left := product.count_reconciling():

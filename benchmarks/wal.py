@@ -12,7 +12,7 @@ from benchmarks.programs import Product
 
 
 class Wal(NamedTuple):
-    """What PostgreSQL wrote to its log, in bytes, and how much of it are images of whole pages after a checkpoint."""
+    """The bytes of PostgreSQL's write-ahead log, and how many of them are images of whole pages after a checkpoint."""
 
     total: int = 0
     images: int = 0

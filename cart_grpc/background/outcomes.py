@@ -1,4 +1,4 @@
-"""The outcomes of calls to the Reservation API: what they mean for the row, the circuit breaker and the log."""
+"""The outcomes of calls to the Reservation API: their effect on the row, the circuit breaker and the log."""
 
 import asyncio
 import logging

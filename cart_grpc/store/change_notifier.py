@@ -1,4 +1,4 @@
-"""What a commit tells the rest of its process: hints of changes, and claims that were made with a change.
+"""The messages of a commit to the rest of its process: hints of changes, and claims that were made with a change.
 
 A hint may be lost: its receivers also look for changes by themselves. So may a claim: it expires with its lease.
 """

@@ -1,4 +1,4 @@
-"""The reconciler as the owner of claims that are born: how much room it gives, and what it does with them."""
+"""The reconciler as the owner of born claims: it gives room for them, calls for them, and hands them back."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -48,7 +48,7 @@ class Running:
                 await asyncio.sleep(0.01)
 
     async def claim_others(self) -> list[Reservation]:
-        """Claim what is due, as another process."""
+        """Claim the due reservations, as another process."""
         return [row for lane in (HOLD_LANE, RELEASE_LANE) for row in await self.store.claim(Claim(lane, 100, LEASE))]
 
 

@@ -1,8 +1,8 @@
 """The model of claims: two processes with working leases share one reservation.
 
 `model` has no leases, because no promise depends on them. This model has all the fields of a claim, and shows that the
-claims save work: a process claims nothing that another one is calling for, and nothing while claims are paused. What is
-claimed and then lost is claimed again once the lease has expired.
+claims save work: a process claims nothing that another one is calling for, and nothing while claims are paused. A
+lost claim is followed by another one, once its lease has expired.
 
 Any transaction that makes the reservation due may claim it for its process (it is born claimed), or leave it to a later
 claim. Between the commit and the call, and during the call, the process may crash or stop. Calls end in any way. A
@@ -33,7 +33,7 @@ from tests.protocol.states import LASTING, TICK, new_row
 
 TWO_OWNERS = "two processes have the same claim"
 CLAIMED_TWICE = "a process claims what another one is calling for"
-CLAIMED_EARLY = "a process claims what is not due"
+CLAIMED_EARLY = "a process claims a reservation that is not due"
 CLAIMED_IN_PAUSE = "a process claims while claims are paused"
 LOST_CLAIM = "a process that was overtaken ends a claim"
 

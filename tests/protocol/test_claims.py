@@ -73,7 +73,7 @@ MISSING_RULES = {
         MissingRule("a claim at birth has a lease", claim_at_birth_without_a_lease, claims.CLAIMED_TWICE, 2),
         MissingRule("the lease of a claim at birth ends", claim_at_birth_without_an_end, CANNOT_SETTLE, 2),
         MissingRule("nothing is born claimed in a pause", claim_at_birth_during_a_pause, claims.CLAIMED_IN_PAUSE, 3),
-        MissingRule("only what is due is born claimed", claim_at_birth_what_is_not_due, claims.CLAIMED_EARLY, 2),
+        MissingRule("only a due reservation is born claimed", claim_at_birth_what_is_not_due, claims.CLAIMED_EARLY, 2),
     ],
     "hand_back": [
         MissingRule(

@@ -1,6 +1,6 @@
 """A batch call in the simulated network: entries are decided one by one, and results come in a stream that may break.
 
-The network decides the fate of each entry as it does for a single message. What is added is the stream: it breaks, ends
+The network decides the fate of each entry as it does for a single message. The stream adds faults of its own: it breaks, ends
 early, hangs, repeats results, and carries the results in any order and in messages of any size. The entries that are
 decided after the call has failed take effect all the same.
 """
@@ -70,7 +70,7 @@ class BatchCall:
 
 
 def to_answer(reply: SimulatedReply, intent: Intent) -> "Answer | NoAnswerError":
-    """What the sender of a single message makes of its reply."""
+    """Return the outcome that the sender of a single message gets."""
     response = codec.to_response(reply)
     try:
         if response is None:

@@ -58,7 +58,7 @@ AS_INTENDED, ONE_MORE, REMOVED, NO_CART = ITEMS = ("as intended", "one more", "r
 
 
 class Case(NamedTuple):
-    """A record, the row that it finds, and what was done to that row since its claim."""
+    """A record, the row that it finds, and the change of that row since its claim."""
 
     since: str
     row: Reservation
@@ -76,7 +76,7 @@ def _decided_beyond(row: Reservation) -> Reservation:
 
 
 NOTHING = "nothing"
-# What can happen to a claimed row before its answer is recorded.
+# Changes of a claimed row before its answer is recorded.
 SINCE: dict[str, Callable[[Reservation], Reservation | None]] = {
     "the lease is extended": lambda row: row._replace(lease_expire_time=LEASE + 1, due_time=LEASE + 1),
     "the quantity is changed": lambda row: hold(row, row.quantity + 1, 0),
@@ -177,7 +177,7 @@ def insert(queries: WriteQueries, connection: Connection, rows: Sequence[Case]) 
 
 
 class Effect(NamedTuple):
-    """What a batch answered and wrote."""
+    """The answers of a batch, and its writes."""
 
     result: BatchResult
     answers: Sequence[Recorded]
@@ -186,7 +186,7 @@ class Effect(NamedTuple):
 
 
 def run(queries: WriteQueries, connection: Connection, commands: Sequence[AnyCommand]) -> Effect:
-    """Run a batch, read what it wrote, and undo it."""
+    """Run a batch, read its writes, and undo them."""
     connection.exec_driver_sql("SAVEPOINT before")
     result = run_batch(queries, connection, commands, lambda: "no id", CommitMarker("w", 1))
     tables = (schema.reservations, schema.carts)
@@ -197,9 +197,9 @@ def run(queries: WriteQueries, connection: Connection, commands: Sequence[AnyCom
 
 
 async def compare(engine: Engine, given: Sequence[Case], now: int) -> set[str]:
-    """Assert that settling the records where the guard permits it has the same effect as folding all of them.
+    """Assert that settling the records that the guard permits has the same effect as folding all of them.
 
-    Return what had been done to the rows that were settled.
+    Return the changes since the claim of the rows that were settled.
     """
     queries = AtOneTime(engine.dialect, lock_users=engine.locks_users)
     queries.now = now
