@@ -1,6 +1,6 @@
 """A batch call in the simulated network: entries are decided one by one, and results come in a stream that may break.
 
-The network decides the fate of each entry as it does for a single message. The stream adds faults of its own: it breaks,
+The network decides the fate of each entry as it does for a single message. The stream adds its own faults: it breaks,
 ends early, hangs, repeats results, and carries the results in any order and in messages of any size. The entries that
 are decided after the call has failed take effect all the same.
 """
