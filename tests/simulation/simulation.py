@@ -294,6 +294,8 @@ class Simulation:
     async def converge(self, healed_at: float) -> None:
         bound = self.convergence_bound
         while unsettled := self.checks.unsettled():
+            # An operator's pause may have waited in a process until the database was back.
+            await faults.resume_claims(self)
             if self.loop.time() - healed_at > bound:
                 self.report_violation(f"not settled {bound:.0f} s after the faults ended: {unsettled}")
                 return
