@@ -265,7 +265,7 @@ async def test_a_hanging_call_costs_one_read_of_the_whole_cart_however_often_it_
             await unhinted.record(silent(claimed))
             claimed = await claim_one(unhinted)
         assert polled.reads.whole_cart_count == 1
-        await unhinted.record(answered(claimed))
+        await unhinted.record(answered(claimed, expire_time=claimed.create_time + claimed.ttl_us))
         assert shown(await next_state(states)) is ProgressState.RESERVED
     assert polled.reads.whole_cart_count == 2
 

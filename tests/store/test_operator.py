@@ -247,7 +247,7 @@ async def test_retry_repeats_a_hanging_call_and_the_end_of_the_old_call_changes_
     second = await claim_one(store)
     await store.record(silent(hanging, HOUR))
     assert (await only(operator)).state is WorkState.CALLING
-    await store.record(answered(second))
+    await store.record(answered(second, expire_time=second.create_time + second.ttl_us))
     assert await shown(store) is ProgressState.RESERVED
 
 
