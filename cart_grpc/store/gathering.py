@@ -29,21 +29,20 @@ class Gathering:
     def __init__(self, queue: Sized, max_size: int) -> None:
         self._queue = queue
         self._max_size = max_size
-        self._last_size = 0
+        self._in_flight = 0
 
     async def wait(self) -> None:
-        """Return once as many calls are queued as were in the last batch and behind it, or after 10 ms.
+        """Return once as many calls are queued as were in flight when the last batch was answered, or after 10 ms.
 
         A call that comes alone does not wait.
         """
-        in_flight = min(self._last_size + len(self._queue), self._max_size)
-        if in_flight < _FEWEST:
+        if self._in_flight < _FEWEST:
             return
         loop = asyncio.get_running_loop()
         latest = loop.time() + _MAX_SECONDS
-        while len(self._queue) < in_flight and loop.time() < latest:  # noqa: ASYNC110 - cheaper than an event
+        while len(self._queue) < self._in_flight and loop.time() < latest:  # noqa: ASYNC110 - cheaper than an event
             await asyncio.sleep(_POLL_SECONDS)
 
     def note_batch(self, size: int) -> None:
-        """Note how many calls were in the last batch."""
-        self._last_size = size
+        """Note that a batch of `size` calls was answered. Its callers may call again; others queued behind it."""
+        self._in_flight = min(size + len(self._queue), self._max_size)

@@ -164,8 +164,10 @@ class WriteQueue:
     async def _run_writer(self, writer: BatchWriter) -> None:
         if self._gathering:
             await self._gathering.wait()
-            self._gathering.note_batch(len(self._handover.callers))
+        size = len(self._handover.callers)
         await writer.write_batch(self._handover.take)
+        if self._gathering:
+            self._gathering.note_batch(size)
         self._handover.give_back(writer)
         self._start_next_writer()
 

@@ -38,6 +38,18 @@ async def test_a_batch_waits_until_as_many_calls_are_queued_as_were_in_flight(
     assert await ends(waiting, SOON)
 
 
+async def test_a_caller_that_is_back_is_not_waited_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering_module, "_MAX_SECONDS", LONG)
+    queue: list[str] = []
+    gathering = Gathering(queue, 100)
+    gathering.note_batch(8)
+    queue += ["back"]
+    waiting = asyncio.create_task(gathering.wait())
+    assert not await ends(waiting, 0.02)
+    queue += ["back"] * 7
+    assert await ends(waiting, SOON)
+
+
 async def test_a_batch_does_not_wait_for_long() -> None:
     gathering = Gathering(["queued"], 1000)
     gathering.note_batch(100)
@@ -51,7 +63,7 @@ async def test_a_batch_does_not_wait_for_more_calls_than_it_can_have(monkeypatch
     await asyncio.wait_for(gathering.wait(), SOON)
 
 
-@pytest.mark.parametrize("size", [0, 1, 2])
+@pytest.mark.parametrize("size", [0, 1, 2])  # And one more is queued.
 async def test_a_few_calls_do_not_wait(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathering_module, "_MAX_SECONDS", LONG)
     gathering = Gathering(["queued"], 1000)

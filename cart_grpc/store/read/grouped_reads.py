@@ -77,9 +77,9 @@ class GroupedReads:
             while self._queue:
                 await self._gathering.wait()
                 batch = self._take()
-                self._gathering.note_batch(len(batch))
                 if batch:
                     await self._read(batch)
+                self._gathering.note_batch(len(batch))
         finally:
             self._task = None
 
