@@ -60,10 +60,10 @@ async def running(settings: Settings, url: str, **config: int) -> AsyncIterator[
         watcher = ClockWatcher(store.clock(app.monotonic_us, 0))
         reconciler = Reconciler(store, api, ReconcilerConfig(**values), app.monotonic_us, watcher.run_once)
         task = asyncio.create_task(reconciler.run())
-        # The first round looks for due rows without a hint.
+        # The first round looks for due rows without a hint. Wait until it is over.
         async with asyncio.timeout(20):
-            while store.notifier.claimant is None or store.notifier.due.is_set():
-                await asyncio.sleep(0)
+            while store.notifier.claimant is None or not store.notifier.due._waiters:
+                await asyncio.sleep(0.001)
         yield Running(store, reconciler)
         await reconciler.stop(0)
         await task
@@ -73,7 +73,7 @@ async def running(settings: Settings, url: str, **config: int) -> AsyncIterator[
 async def test_an_item_is_reserved_and_released_without_a_round_of_the_reconciler(
     settings: Settings, simulator: Simulator, simulator_url: str
 ) -> None:
-    async with running(settings, simulator_url) as service:
+    async with running(settings, simulator_url, poll_interval_us=HOUR_US) as service:
         await service.store.mutate(add("a"))
         assert not service.store.notifier.due.is_set()
         await service.until(lambda row: row.settled)
