@@ -9,7 +9,7 @@ LAGGING_TURN_US = to_us(0.01)
 
 
 class TurnTimer:
-    """Measures how long one turn of the event loop takes."""
+    """Measures how long one turn of the event loop takes. `is_lagging`: so long that callers notice."""
 
     def __init__(self) -> None:
         self.is_lagging = False
@@ -26,8 +26,7 @@ class TurnTimer:
         self._is_measuring = False
         self.is_lagging = asyncio.get_running_loop().time() - began > to_seconds(LAGGING_TURN_US)
 
-    async def measure(self) -> bool:
-        """Measure a turn, and return whether it took so long that callers notice."""
+    async def measure(self) -> None:
+        """Measure a turn and wait for the result."""
         self.start()
         await asyncio.sleep(0)
-        return self.is_lagging

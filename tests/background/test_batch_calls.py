@@ -47,6 +47,18 @@ async def until_all_are_reserved_once(rounds: Rounds, simulator: Simulator) -> N
     assert [simulator.levels(sku).held for sku in SKUS] == [1] * ITEMS
 
 
+async def start_until_only_slow_entries_are_open(rounds: Rounds, simulator: Simulator, gate: Gate) -> set[str]:
+    """Run a round in which some entries hang at `gate`. Return their skus once all others have ended."""
+    gate.close()
+    simulator.faults = SOME_SLOW
+    await rounds.start()
+    await gate.until_waiting(1)
+    slow = {sku for sku in SKUS if simulator.levels(sku).held == 0}
+    assert 0 < len(slow) < ITEMS
+    await rounds.until_in_flight(len(slow))
+    return slow
+
+
 async def test_the_claims_of_a_lane_go_out_in_one_call(rounds: Rounds, simulator: Simulator) -> None:
     assert await rounds.step() == ITEMS
     assert [sorted(batch) for batch in rounds.calls.batches] == [sorted(SKUS)]
@@ -70,13 +82,7 @@ async def test_a_call_has_no_more_claims_than_the_api_takes(rounds: Rounds) -> N
 async def test_what_is_answered_is_recorded_while_slow_entries_are_open(
     rounds: Rounds, simulator: Simulator, gate: Gate
 ) -> None:
-    gate.close()
-    simulator.faults = SOME_SLOW
-    await rounds.start()
-    await gate.until_waiting(1)
-    slow = {sku for sku in SKUS if simulator.levels(sku).held == 0}
-    assert 0 < len(slow) < ITEMS
-    await rounds.until_in_flight(len(slow))
+    slow = await start_until_only_slow_entries_are_open(rounds, simulator, gate)
     before = await rounds.reservations()
     assert {sku for sku, row in before.items() if not row.settled} == slow
     await rounds.reconciler._extend_leases()
@@ -270,12 +276,7 @@ def _refusal(caplog: pytest.LogCaptureFixture) -> str:
 async def test_a_stop_records_what_is_answered_and_hands_the_other_entries_back(
     rounds: Rounds, simulator: Simulator, gate: Gate
 ) -> None:
-    gate.close()
-    simulator.faults = SOME_SLOW
-    await rounds.start()
-    await gate.until_waiting(1)
-    slow = {sku for sku in SKUS if simulator.levels(sku).held == 0}
-    await rounds.until_in_flight(len(slow))
+    slow = await start_until_only_slow_entries_are_open(rounds, simulator, gate)
     await rounds.reconciler.stop(0)
     rows = await rounds.reservations()
     assert {sku for sku, row in rows.items() if row.settled} == set(SKUS) - slow
