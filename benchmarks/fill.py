@@ -129,16 +129,20 @@ _RESERVATION = {
     "waiting": "false",
     "last_error": "''",
     "set_aside_reason": "''",
+    "checkout_id": "''",
+    "superseded_by": "''",
+    "supersedes": "false",
 }
 
 
 def _write_carts(connection: Connection, prefix: str, count: int, items: int, now: int) -> None:
     is_held, kind = prefix == "u", 1 if prefix == "u" else 2
     users = _make_users(connection, prefix, count)
-    _insert(connection, "users", users, stored_bytes=1_500 * items)
+    _insert(connection, "users", users, stored_bytes=1_500 * items, cart_count=1, item_count=items, unit_count=items)
     times = {"create_time": now, "update_time": now}
     cart = {"cart_id": "'default'", "uid": _id(kind + 2, "n"), "state": 1, "labels": "'{}'", "currency_code": "''"}
     cart |= {"owns_currency": "false", "priced_count": 0, "byte_size": 1_000 * items}
+    cart |= {"checkout_id": "''", "merged_into": "''"}
     totals = {"item_count": items, "total_quantity": items, "subtotal": 0, "revision": items, "etag_revision": items}
     _insert(connection, "carts", users, **cart, **totals, **times, expire_time=now + 7 * DAY)
     number, each = f"users.n * {items} + skus.n", f"{users} users CROSS JOIN skus WHERE skus.n < {items}"
@@ -155,7 +159,7 @@ def _write_carts(connection: Connection, prefix: str, count: int, items: int, no
 
 def _write_finished(connection: Connection, count: int, now: int) -> None:
     users = _make_users(connection, "f", count)
-    _insert(connection, "users", users, stored_bytes=RESERVATION_BYTES)
+    _insert(connection, "users", users, stored_bytes=RESERVATION_BYTES, cart_count=0, item_count=0, unit_count=0)
     item = {"cart_id": "'default'", "item_id": "item_id", "sku": "sku", "reservation_id": _id(7, "users.n")}
     intent = {**_RESERVATION, "disposition": 3, "revision": 2, "intent_revision": 2, "create_time": now}
     observed = {"state": 4, "granted_quantity": 0, "observed_revision": 2, "finish_time": now}

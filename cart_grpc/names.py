@@ -44,6 +44,26 @@ class CartKey(NamedTuple):
     def item_name(self, item_id: str) -> str:
         return f"{self.name}/items/{item_id}"
 
+    def checkout(self, checkout_id: str) -> "CheckoutKey":
+        """The key of a checkout of the same user."""
+        return CheckoutKey(self.slice, self.user_id, checkout_id)
+
+
+class CheckoutKey(NamedTuple):
+    """The key of a checkout."""
+
+    slice: int
+    user_id: str
+    checkout_id: str
+
+    @property
+    def user(self) -> UserKey:
+        return UserKey(self.slice, self.user_id)
+
+    @property
+    def name(self) -> str:
+        return f"users/{self.user_id}/checkouts/{self.checkout_id}"
+
 
 def user_key(user_id: str) -> UserKey:
     """The key of a user: CRC-32 of the id, folded into 256 slices."""
@@ -74,6 +94,14 @@ def find_cart(name: str) -> CartKey | None:
         return None
     user_id, cart_id = found.groups()
     return None if user_id in _NOT_IDS or cart_id in _NOT_IDS else cart_key(user_key(user_id), cart_id)
+
+
+def find_checkout(name: str) -> CheckoutKey | None:
+    """The checkout in `users/{user}/checkouts/{checkout}`, or None if `name` does not have that form."""
+    match name.split("/"):
+        case ["users", user_id, "checkouts", checkout_id] if is_id(user_id) and _UUID.fullmatch(checkout_id):
+            return CheckoutKey(*user_key(user_id), checkout_id)
+    return None
 
 
 def find_item(name: str) -> tuple[CartKey, str] | None:

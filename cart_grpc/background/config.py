@@ -9,7 +9,7 @@ from cart_grpc.units import to_us
 class ReconcilerConfig:
     """How the reconciler calls the Reservation API. The settings `CART_RESERVATION_…` explain each value.
 
-    `max_in_flight` bounds the claims whose calls have not ended, in each of the two lanes. `grace_us` is used by the
+    `max_in_flight` bounds the claims whose calls have not ended, in each lane. `grace_us` is used by the
     `basic` contract only.
     """
 

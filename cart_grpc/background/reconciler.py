@@ -3,12 +3,13 @@
 A claim is committed before its call is made, and the record of the answer is a transaction of its own. Most claims are
 born: the transaction that makes a reservation due claims it for its own process, and hands it over after the commit.
 The rounds of this loop find the others. A reservation waits in its row (`due_time`), never in a sleeping task, so a
-crash loses only the rest of a lease. Releases have a lane of their own, so that hanging holds cannot starve them.
+crash loses only the rest of a lease. Checkouts and releases have lanes of their own, so that hanging holds cannot
+starve them.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from cart_grpc.background.set_aside import claim, update_leases
 from cart_grpc.background.turn_timer import TurnTimer
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.direct import Claim, ExtendLeases, ReturnClaims
-from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, lane_of
+from cart_grpc.protocol.lanes import LANES, Lane, lane_of
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.reservation_api.api import ReservationApi
 from cart_grpc.store.change_notifier import Room
@@ -44,12 +45,11 @@ MAX_IN_FLIGHT_WHEN_LAGGING = 64
 class CallsStarted:
     """The result of one round of the reconciler: the number of calls it started in each lane."""
 
-    releases: int
-    holds: int
+    by_lane: Mapping[Lane, int]
 
     @property
     def total(self) -> int:
-        return self.releases + self.holds
+        return sum(self.by_lane.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Reconciler:
         self._config = config
         self._breaker = Breaker(clock, threshold=config.breaker_threshold, probe_interval_us=config.probe_interval_us)
         self._attempt_runner = AttemptRunner(store, api, config, self._breaker, clock, check_clock, self._end)
-        self._releases, self._holds = self._lanes = (LaneClaims(RELEASE_LANE), LaneClaims(HOLD_LANE))
+        self._lanes = {name: LaneClaims(name) for name in LANES}
         self._calls: set[asyncio.Task[None]] = set()
         self._turn_timer = TurnTimer()
         self._stopping = False
@@ -87,7 +87,7 @@ class Reconciler:
     @property
     def in_flight(self) -> int:
         """The number of calls in flight."""
-        return sum(len(lane.open) for lane in self._lanes)
+        return sum(len(lane.open) for lane in self._lanes.values())
 
     def find_breaker_open_us(self) -> int | None:
         """Return how long the Reservation API has counted as down, in microseconds; None while it answers."""
@@ -109,8 +109,7 @@ class Reconciler:
         Raises Unavailable if the database does not answer.
         """
         await self._turn_timer.measure()
-        releases = await self._claim(self._releases)
-        return CallsStarted(releases, await self._claim(self._holds))
+        return CallsStarted({name: await self._claim(lane) for name, lane in self._lanes.items()})
 
     @contextmanager
     def reserve_room(self) -> Iterator[Room]:
@@ -119,18 +118,18 @@ class Reconciler:
         may_claim = not self._stopping and not self._breaker.is_open
         room = {
             lane.name: min(MAX_ROWS_PER_COMMAND, lane.find_room(self._max_in_flight))
-            for lane in self._lanes
+            for lane in self._lanes.values()
             if may_claim and not lane.backlog
         }
         with ExitStack() as reserved:
-            for lane in self._lanes:
+            for lane in self._lanes.values():
                 reserved.callback(self._wake_for_backlog, lane)
                 reserved.enter_context(lane.reserving(room.get(lane.name, 0)))
             yield Room({name: count for name, count in room.items() if count}, self._config.lease_us)
 
     def take(self, claimed: Sequence[Reservation]) -> None:
         """See Claimant.take. Calls for claims that were born. `stop` hands back those that come too late for a call."""
-        for lane in self._lanes:
+        for lane in self._lanes.values():
             of_lane = [each for each in claimed if self._lane_of(each) is lane]
             lane.add(of_lane)
             if not self._stopping:
@@ -145,7 +144,7 @@ class Reconciler:
         self._store.notifier.due.set()
         await self._loop.stop()
         # A batch that has begun may still bring claims.
-        batches = {asyncio.create_task(lane.until_unreserved()) for lane in self._lanes}
+        batches = {asyncio.create_task(lane.until_unreserved()) for lane in self._lanes.values()}
         _, unfinished = await asyncio.wait(self._calls | batches, timeout=to_seconds(grace_us))
         for task in unfinished:
             task.cancel()
@@ -158,7 +157,7 @@ class Reconciler:
 
     @property
     def _open_claims(self) -> Sequence[Reservation]:
-        return [claimed for lane in self._lanes for claimed in lane.open.values()]
+        return [claimed for lane in self._lanes.values() for claimed in lane.open.values()]
 
     @property
     def _max_in_flight(self) -> int:
@@ -222,7 +221,7 @@ class Reconciler:
         self._wake_for_backlog(lane)
 
     def _lane_of(self, claimed: Reservation) -> LaneClaims:
-        return self._releases if lane_of(claimed) == RELEASE_LANE else self._holds
+        return self._lanes[lane_of(claimed)]
 
     def _wake_for_backlog(self, lane: LaneClaims) -> None:
         if lane.backlog:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from cart_grpc.names import CartKey
+from cart_grpc.names import CartKey, CheckoutKey
 from cart_grpc.protocol.reservation import Reservation
 
 
@@ -23,9 +23,12 @@ class CartState(IntEnum):
     ACTIVE = 1
     EXPIRED = 2
     DELETED = 3
+    CHECKING_OUT = 4
+    CHECKED_OUT = 5
+    MERGED = 6
 
 
-ENDED = frozenset({CartState.EXPIRED, CartState.DELETED})
+ENDED = frozenset({CartState.EXPIRED, CartState.DELETED, CartState.CHECKED_OUT, CartState.MERGED})
 
 
 class Cart(NamedTuple):
@@ -35,7 +38,8 @@ class Cart(NamedTuple):
     `owns_currency`: a caller set the currency of the cart itself. If not, `currency_code` is that of the prices, and ""
     while no item has a price. `byte_size` is the most bytes that the encoded cart can have (see `carts.sizes`).
     `revision` counts every visible change; `etag_revision` is the revision of the last change by a caller. `ttl_us` and
-    `expire_time` are None if the cart does not expire.
+    `expire_time` are None if the cart does not expire. `checkout_id`: the checkout of a cart that is CHECKING_OUT or
+    CHECKED_OUT, else "". `merged_into`: the name of the cart that a MERGED cart's items have passed to, else "".
     """
 
     key: CartKey
@@ -54,6 +58,8 @@ class Cart(NamedTuple):
     etag_revision: int
     create_time: int
     update_time: int
+    checkout_id: str = ""
+    merged_into: str = ""
 
     @property
     def etag(self) -> str:
@@ -90,3 +96,50 @@ class Line(NamedTuple):
 
     item: Item
     reservation: Reservation
+
+
+class CheckoutState(IntEnum):
+    """The state of a checkout. `cartgrpc.v1` and the database use the same numbers."""
+
+    OPEN = 1
+    COMPLETING = 2
+    COMPLETED = 3
+    FAILED = 4
+    CANCELLED = 5
+    EXPIRED = 6
+
+
+class Checkout(NamedTuple):
+    """The sale of a cart, without its items.
+
+    While it is OPEN, the items belong to the cart, which is CHECKING_OUT. CompleteCheckout passes them to the checkout.
+    `is_ready`: every hold is known to outlast `expire_time`, the end of the window. The totals and `currency_code` are
+    those of the cart when the checkout began. `reason` says why the server ended it. `etag_revision` counts the changes
+    by callers. `byte_size` is what it counts for its user.
+    """
+
+    key: CheckoutKey
+    cart_id: str
+    cart_uid: str
+    state: CheckoutState
+    is_ready: bool
+    currency_code: str
+    subtotal: int
+    item_count: int
+    total_quantity: int
+    order_reference: str
+    reason: str
+    byte_size: int
+    etag_revision: int
+    create_time: int
+    update_time: int
+    expire_time: int
+
+    @property
+    def cart(self) -> CartKey:
+        """The key of the cart's name. Another cart may have it by now."""
+        return CartKey(self.key.slice, self.key.user_id, self.cart_id)
+
+    @property
+    def etag(self) -> str:
+        return f'"{self.key.checkout_id[-8:]}-{self.etag_revision:x}"'

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from cart_grpc.carts.calls import Call, Change, Given, Limits, NewId
 from cart_grpc.carts.refusals import LimitExceeded, RequestIdReused
 from cart_grpc.carts.rules import decide
-from cart_grpc.commands.unit_of_work import ReadSet, Reply, UnitOfWork
+from cart_grpc.commands.unit_of_work import ReadSet, Reply, UnitOfWork, UserTotals
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class Mutation:
             unit.put_reply(reply_key, stored)
         return reply
 
-    def _check_room(self, unit: UnitOfWork, growth: int) -> None:
+    def _check_room(self, unit: UnitOfWork, growth: UserTotals) -> None:
         """Raise LimitExceeded if the user would store too much. A call that stores nothing more is never refused."""
         user, most = self.call.cart.user, self.limits.max_user_bytes
-        total = unit.stored_bytes.get(user, 0) + growth
-        if growth > 0 and total > most:
+        total = unit.find_totals(user).plus(growth).stored_bytes
+        if growth.stored_bytes > 0 and total > most:
             raise LimitExceeded(user.name, "bytes_per_user", most, total)

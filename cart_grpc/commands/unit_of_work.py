@@ -3,9 +3,10 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cart_grpc.carts.calls import CartRead, Change, LoadedCart
-from cart_grpc.carts.model import Cart, Item, Line
+from cart_grpc.carts.model import ENDED, Cart, Item, Line
 from cart_grpc.carts.sizes import REPLY_ROOM, RESERVATION_BYTES
 from cart_grpc.names import CartKey, UserKey
 from cart_grpc.protocol.reservation import Reservation
@@ -25,6 +26,25 @@ class Reply:
     def byte_size(self) -> int:
         """The bytes that it counts for its user."""
         return len(self.reply) + REPLY_ROOM
+
+
+class UserTotals(NamedTuple):
+    """The running totals of a user, or a change of them.
+
+    `stored_bytes`: those of carts, checkouts, replies and reservations. The others count carts that have not ended.
+    """
+
+    stored_bytes: int = 0
+    cart_count: int = 0
+    item_count: int = 0
+    unit_count: int = 0
+
+    def plus(self, growth: "UserTotals") -> "UserTotals":
+        """The totals after `growth`, which may be negative."""
+        return UserTotals(*(max(before + more, 0) for before, more in zip(self, growth, strict=True)))
+
+
+_NOTHING = UserTotals()
 
 
 @dataclass(slots=True)
@@ -59,11 +79,12 @@ class ReadSet:
 class UnitOfWork:
     """The state that a batch's commands share: each command sees the effects of those before it.
 
-    `stored_bytes` are the running totals of users: of their carts, replies and reservations.
+    `totals` are the running totals of users, and `erase_times` when an operator began to erase them, if at all.
     """
 
     def __init__(self) -> None:
-        self.stored_bytes: dict[UserKey, int] = {}
+        self.totals: dict[UserKey, UserTotals] = {}
+        self.erase_times: dict[UserKey, int] = {}
         self.replies: dict[ReplyKey, Reply] = {}
         self.carts: dict[CartKey, Cart] = {}
         self.items: defaultdict[CartKey, dict[str, Item]] = defaultdict(dict)
@@ -121,21 +142,27 @@ class UnitOfWork:
         """
         return [self.reservations[reservation_id] for reservation_id in sorted(self._ids_by_sku.get((key, sku), ()))]
 
-    def find_growth(self, change: Change, reply: Reply | None) -> int:
-        """Return how many bytes more the user of the change's cart would store after `apply` and `put_reply`."""
-        growth = self._cart_growth(change.cart) + (reply.byte_size if reply else 0)
+    def find_totals(self, user: UserKey) -> UserTotals:
+        """The totals of a user, 0 if nothing is stored."""
+        return self.totals.get(user, _NOTHING)
+
+    def find_growth(self, change: Change, reply: Reply | None) -> UserTotals:
+        """Return by how much the totals of the user of the change's cart would grow by `apply` and `put_reply`."""
+        growth = self._cart_growth(change.cart)
+        more_bytes = reply.byte_size if reply else 0
         for line in change.lines:
             if line.reservation.reservation_id not in self.reservations:
-                growth += RESERVATION_BYTES
-        return growth
+                more_bytes += RESERVATION_BYTES
+        return growth._replace(stored_bytes=growth.stored_bytes + more_bytes)
 
-    def _cart_growth(self, cart: Cart) -> int:
+    def _cart_growth(self, cart: Cart) -> UserTotals:
         before = self.carts.get(cart.key)
-        return cart.byte_size - (before.byte_size if before else 0)
+        had, has = _cart_totals(before) if before else _NOTHING, _cart_totals(cart)
+        return UserTotals(*(now - then for now, then in zip(has, had, strict=True)))
 
-    def _count(self, user: UserKey, growth: int) -> None:
-        if growth:
-            self.stored_bytes[user] = max(self.stored_bytes.get(user, 0) + growth, 0)
+    def _count(self, user: UserKey, growth: UserTotals) -> None:
+        if growth != _NOTHING:
+            self.totals[user] = self.find_totals(user).plus(growth)
             self.changed_users.add(user)
 
     def put_cart(self, cart: Cart) -> None:
@@ -148,12 +175,12 @@ class UnitOfWork:
         before = self.reservations.get(reservation.reservation_id)
         if before is not reservation:
             if before is None:
-                self._count(reservation.cart.user, RESERVATION_BYTES)
+                self._count(reservation.cart.user, UserTotals(RESERVATION_BYTES))
             self.load_reservation(reservation)
             self.changed_reservations.add(reservation.reservation_id)
 
     def put_reply(self, key: ReplyKey, reply: Reply) -> None:
-        self._count(key[0], reply.byte_size)
+        self._count(key[0], UserTotals(reply.byte_size))
         self.replies[key] = reply
         self.new_replies.add(key)
 
@@ -176,3 +203,7 @@ class UnitOfWork:
             del items[line.item.item_id]
             self.changed_items.add((key, line.item.item_id))
             self.put_reservation(line.reservation)
+
+
+def _cart_totals(cart: Cart) -> UserTotals:
+    return UserTotals(cart.byte_size, cart.state not in ENDED, cart.item_count, cart.total_quantity)

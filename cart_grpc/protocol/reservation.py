@@ -122,6 +122,10 @@ class Reservation(NamedTuple):
     - `due_time` is None if there is nothing to do.
     - `uncertain_until` is the time after which the last attempt under the `basic` contract can no longer take effect,
       or None if there was no attempt: see `attempts`.
+    - `checkout_id` is the checkout that the reservation is part of, or "". While the intent is HOLD, the reservation
+      still belongs to the cart; with another intent it has passed to the checkout: see `is_of_cart`.
+    - `superseded_by` is set when carts are merged: this hold of the merged cart is to be released once the reservation
+      with that id, which has taken its quantity over, is decided. That reservation has `supersedes`.
     - `set_aside_reason` is set if the database or our code cannot process the row: it is not claimed again until a
       caller or an operator changes it. Else it is "".
     """
@@ -152,6 +156,9 @@ class Reservation(NamedTuple):
     finish_time: int | None = None
     uncertain_until: int | None = None
     set_aside_reason: str = ""
+    checkout_id: str = ""
+    superseded_by: str = ""
+    supersedes: bool = False
 
     @property
     def name(self) -> str:
@@ -172,6 +179,11 @@ class Reservation(NamedTuple):
         """Whether it should be released and may still hold stock."""
         released = self.settled or self.state is Observed.RELEASED
         return self.disposition is Disposition.RELEASE and not released
+
+    @property
+    def is_of_cart(self) -> bool:
+        """Whether it belongs to its cart. If not, it has passed to the checkout."""
+        return not self.checkout_id or self.disposition is Disposition.HOLD
 
     @property
     def is_closed(self) -> bool:

@@ -63,3 +63,19 @@ class CartAdminService(cart_admin_service_pb2_grpc.CartAdminServiceServicer):
     ) -> pb.ResumeReservationsResponse:
         await self._operator.resume()
         return pb.ResumeReservationsResponse()
+
+    async def ListCarts(
+        self, request: pb.CartAdminServiceListCartsRequest, context: Context
+    ) -> pb.CartAdminServiceListCartsResponse:
+        raise NotImplementedError
+
+    async def ListCheckouts(
+        self, request: pb.CartAdminServiceListCheckoutsRequest, context: Context
+    ) -> pb.CartAdminServiceListCheckoutsResponse:
+        raise NotImplementedError
+
+    async def EndCheckout(self, request: pb.EndCheckoutRequest, context: Context) -> pb.EndCheckoutResponse:
+        raise NotImplementedError
+
+    async def EraseUser(self, request: pb.EraseUserRequest, context: Context) -> pb.EraseUserResponse:
+        raise NotImplementedError

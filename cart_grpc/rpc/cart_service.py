@@ -1,6 +1,6 @@
 """`cartgrpc.v1.CartService`: decode, call, encode."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeAlias
 
 import grpc
@@ -91,3 +91,28 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         if len(found) > len(shown):
             response.next_page_token = pages.next_page_token(page, found[len(shown) - 1].cart)
         return response
+
+    async def ReplaceItems(self, request: pb.ReplaceItemsRequest, context: Context) -> MessageOrBytes:
+        raise NotImplementedError
+
+    async def MergeCarts(self, request: pb.MergeCartsRequest, context: Context) -> MessageOrBytes:
+        raise NotImplementedError
+
+    async def BeginCheckout(self, request: pb.BeginCheckoutRequest, context: Context) -> MessageOrBytes:
+        raise NotImplementedError
+
+    async def CompleteCheckout(self, request: pb.CompleteCheckoutRequest, context: Context) -> MessageOrBytes:
+        raise NotImplementedError
+
+    async def CancelCheckout(self, request: pb.CancelCheckoutRequest, context: Context) -> MessageOrBytes:
+        raise NotImplementedError
+
+    async def GetCheckout(self, request: pb.GetCheckoutRequest, context: Context) -> MessageOrBytes:
+        raise NotImplementedError
+
+    async def ListCheckouts(self, request: pb.ListCheckoutsRequest, context: Context) -> MessageOrBytes:
+        raise NotImplementedError
+
+    async def WatchCart(self, request: pb.WatchCartRequest, context: Context) -> AsyncIterator[pb.WatchCartResponse]:
+        raise NotImplementedError
+        yield

@@ -63,6 +63,14 @@ METHODS: Final[Mapping[str, tuple[Method, ...]]] = MappingProxyType(
             _read("GetCart", "name"),
             _read("ListCarts", "parent"),
             _write("RetryReservation", "name"),
+            _write("ReplaceItems", "name"),
+            Method("WatchCart", ("name",), streams=True),
+            _write("MergeCarts", "name", "source"),
+            _write("BeginCheckout", "name"),
+            _write("CompleteCheckout", "name"),
+            _write("CancelCheckout", "name"),
+            _read("GetCheckout", "name"),
+            _read("ListCheckouts", "parent"),
         ),
         ADMIN_SERVICE: (
             _read("ListReservations"),
@@ -72,6 +80,10 @@ METHODS: Final[Mapping[str, tuple[Method, ...]]] = MappingProxyType(
             _read("GetReservationStats"),
             _operate("PauseReservations"),
             _operate("ResumeReservations"),
+            _read("ListCarts"),
+            _read("ListCheckouts"),
+            _operate("EndCheckout", "name"),
+            _operate("EraseUser", "name"),
         ),
     }
 )

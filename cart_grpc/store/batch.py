@@ -27,8 +27,8 @@ from cart_grpc.commands.direct import (
     SetAside,
 )
 from cart_grpc.commands.record import RecordAll
-from cart_grpc.commands.unit_of_work import ReadSet, Reply, ReplyKey, UnitOfWork
-from cart_grpc.names import CartKey
+from cart_grpc.commands.unit_of_work import ReadSet, Reply, ReplyKey, UnitOfWork, UserTotals
+from cart_grpc.names import CartKey, UserKey
 from cart_grpc.protocol.lanes import lane_of
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.protocol.transitions import claim
@@ -120,8 +120,10 @@ def _load(queries: WriteQueries, connection: Connection, reads: ReadSet) -> tupl
     """Return the rows that the batch reads, and whether claims are paused."""
     unit, (found, is_paused) = UnitOfWork(), queries.load(connection, reads)
     for row in found["users"]:
-        user, stored_bytes = USERS.to_value(row)
-        unit.stored_bytes[user] = stored_bytes
+        user, *totals, erase_time = USERS.to_value(row)
+        unit.totals[user] = UserTotals(*totals)
+        if erase_time is not None:
+            unit.erase_times[user] = erase_time
     for row in found["replies"]:
         stored = REPLIES.to_value(row)
         unit.replies[stored.user, stored.request_id] = Reply(stored.fingerprint, stored.reply)
@@ -173,7 +175,7 @@ def _write(queries: WriteQueries, connection: Connection, unit: UnitOfWork, now:
             removed.append((*key, item_id))
     queries.delete_items(connection, removed)
     rows: dict[str, Rows] = {
-        "users": [USERS.to_row(UserRow(user, unit.stored_bytes[user])) for user in sorted(unit.changed_users)],
+        "users": [_user_row(unit, user) for user in sorted(unit.changed_users)],
         "carts": [cart_row(unit.carts[key]) for key in sorted(unit.changed_carts)],
         "items": present,
         "reservations": [
@@ -183,6 +185,10 @@ def _write(queries: WriteQueries, connection: Connection, unit: UnitOfWork, now:
         "commit_markers": [COMMIT_MARKERS.to_row(CommitMarkerRow(0, marker, now))],
     }
     queries.write(connection, rows)
+
+
+def _user_row(unit: UnitOfWork, user: UserKey) -> Sequence[Any]:
+    return USERS.to_row(UserRow(user, *unit.totals[user], unit.erase_times.get(user)))
 
 
 def _reply_row(unit: UnitOfWork, key: ReplyKey, now: int) -> Sequence[Any]:

@@ -11,7 +11,6 @@ from sqlalchemy import Connection
 from cart_grpc.commands.direct import Claim, ClaimKey
 from cart_grpc.commands.unit_of_work import ReadSet
 from cart_grpc.names import UserKey
-from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store import schema, settle_statements, statements
 from cart_grpc.store.clock_steps import NO_STEP, ClockRow
@@ -62,9 +61,8 @@ class WriteQueries:
         self._row_writer = dialect.row_writer(upserts)
         # On PostgreSQL, the statement that writes all tables takes three times as long even if only this one has rows.
         self._marker_writer = dialect.row_writer({_MARKERS: upserts[_MARKERS]})
-        lanes = {HOLD_LANE: schema.due, RELEASE_LANE: schema.due_release}
-        self._claims = {lane: statements.claim(dialect, due) for lane, due in lanes.items()}
-        self._claims_of_one = {lane: statements.claim_one(dialect, due) for lane, due in lanes.items()}
+        self._claims = {lane: statements.claim(dialect, due) for lane, due in schema.LANES.items()}
+        self._claims_of_one = {lane: statements.claim_one(dialect, due) for lane, due in schema.LANES.items()}
         self._set_aside = statements.set_aside(dialect)
         self._set_lease = statements.set_lease(dialect)
         self._pause = statements.pause(dialect)
@@ -84,7 +82,7 @@ class WriteQueries:
         """
         if not users or not self._lock_users:
             return self.read_now(connection)
-        rows = self._dialect.bind_rows(schema.users, [USERS.to_row(UserRow(user, 0)) for user in sorted(users)])
+        rows = self._dialect.bind_rows(schema.users, [USERS.to_row(UserRow(user)) for user in sorted(users)])
         ((now, _),) = self._lock.fetch(connection, cast("Mapping[str, Any]", rows))
         return int(now)
 

@@ -17,6 +17,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    TextClause,
     and_,
     event,
     exists,
@@ -24,6 +25,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
+
+from cart_grpc.protocol.lanes import CHECKOUT_LANE, HOLD_LANE, RELEASE_LANE, Lane
 
 metadata = MetaData(
     naming_convention={"ix": "%(table_name)s_%(column_0_N_name)s", "ck": "%(table_name)s_%(constraint_name)s"}
@@ -43,8 +46,14 @@ users = Table(
     metadata,
     Column("slice", SmallInteger, nullable=False),
     Column("user_id", Name, nullable=False),
-    # The bytes that the user's carts, replies and reservations count.
+    # The bytes that the user's carts, checkouts, replies and reservations count.
     Column("stored_bytes", Int64, nullable=False),
+    # The carts that have not ended, their items, and the units of these.
+    Column("cart_count", Int64, nullable=False),
+    Column("item_count", Int64, nullable=False),
+    Column("unit_count", Int64, nullable=False),
+    # When an operator began to erase the user.
+    Column("erase_time", Int64),
     PrimaryKeyConstraint("slice", "user_id", name="users_pkey"),
 )
 
@@ -92,8 +101,10 @@ carts = Table(
     Column("etag_revision", Int64, nullable=False),
     Column("create_time", Int64, nullable=False),
     Column("update_time", Int64, nullable=False),
+    Column("checkout_id", Name, nullable=False),
+    Column("merged_into", Name, nullable=False),
     PrimaryKeyConstraint("slice", "user_id", "cart_id", name="carts_pkey"),
-    CheckConstraint("state BETWEEN 1 AND 3", name="state"),
+    CheckConstraint("state BETWEEN 1 AND 6", name="state"),
     CheckConstraint(
         "priced_count BETWEEN 0 AND item_count AND total_quantity >= item_count AND subtotal >= 0", name="totals"
     ),
@@ -152,6 +163,9 @@ reservations = Table(
     Column("finish_time", Int64),
     Column("uncertain_until", Int64),
     Column("set_aside_reason", Text, nullable=False),
+    Column("checkout_id", Name, nullable=False),
+    Column("superseded_by", Name, nullable=False),
+    Column("supersedes", Boolean, nullable=False),
     PrimaryKeyConstraint("slice", "reservation_id", name="reservations_pkey"),
     CheckConstraint("quantity >= 1", name="quantity"),
     CheckConstraint("disposition BETWEEN 1 AND 3", name="disposition"),
@@ -161,6 +175,54 @@ reservations = Table(
     CheckConstraint("granted_quantity >= 0", name="granted_quantity"),
     # PostgreSQL refuses to raise a number beyond 64 bits. SQLite would go on with a float.
     CheckConstraint(f"revision <= {LAST} AND lease_epoch <= {LAST} AND attempt_count <= {LAST}", name="last"),
+)
+
+checkouts = Table(
+    "checkouts",
+    metadata,
+    Column("slice", SmallInteger, nullable=False),
+    Column("user_id", Name, nullable=False),
+    Column("checkout_id", Name, nullable=False),
+    Column("cart_id", Name, nullable=False),
+    Column("cart_uid", Name, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("is_ready", Boolean, nullable=False),
+    Column("currency_code", Text, nullable=False),
+    Column("subtotal", Int64, nullable=False),
+    Column("item_count", Int64, nullable=False),
+    Column("total_quantity", Int64, nullable=False),
+    Column("order_reference", Name, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("byte_size", Int64, nullable=False),
+    Column("etag_revision", Int64, nullable=False),
+    Column("create_time", Int64, nullable=False),
+    Column("update_time", Int64, nullable=False),
+    Column("expire_time", Int64, nullable=False),
+    PrimaryKeyConstraint("slice", "user_id", "checkout_id", name="checkouts_pkey"),
+    CheckConstraint("state BETWEEN 1 AND 6", name="state"),
+)
+
+# The items that have passed to a checkout.
+checkout_items = Table(
+    "checkout_items",
+    metadata,
+    Column("slice", SmallInteger, nullable=False),
+    Column("user_id", Name, nullable=False),
+    Column("checkout_id", Name, nullable=False),
+    Column("item_id", Name, nullable=False),
+    Column("cart_id", Name, nullable=False),
+    Column("uid", Name, nullable=False),
+    Column("sku", Name, nullable=False),
+    Column("options", Text, nullable=False),
+    Column("quantity", Int64, nullable=False),
+    Column("unit_price", Int64),
+    Column("labels", Text, nullable=False),
+    Column("reservation_id", Name, nullable=False),
+    Column("create_time", Int64, nullable=False),
+    Column("update_time", Int64, nullable=False),
+    PrimaryKeyConstraint("slice", "user_id", "checkout_id", "item_id", name="checkout_items_pkey"),
+    CheckConstraint("quantity >= 1", name="quantity"),
+    CheckConstraint("unit_price >= 0", name="unit_price"),
 )
 
 # A row exists while an operator pauses what `name` says.
@@ -189,14 +251,21 @@ RESERVATIONS_PAUSE = "reservations"
 is_pause = and_(pauses.c.slice == 0, pauses.c.name == RESERVATIONS_PAUSE)
 is_not_paused = ~exists().where(is_pause)
 
-# 3 is Disposition.RELEASE, as a literal: a statement uses a partial index only if it repeats the index's condition.
-due = text("due_time IS NOT NULL AND disposition <> 3")
+# The numbers are those of Disposition, as literals: a statement uses a partial index only if it repeats the index's
+# condition. The conditions of the lanes are those of `protocol.lanes.lane_of`.
+due = text("due_time IS NOT NULL AND disposition = 1 AND checkout_id = ''")
 due_release = text("due_time IS NOT NULL AND disposition = 3")
-reconciling = text("observed_revision < intent_revision")
+due_checkout = text("due_time IS NOT NULL AND (disposition = 2 OR disposition = 1 AND checkout_id <> '')")
+LANES: dict[Lane, TextClause] = {CHECKOUT_LANE: due_checkout, RELEASE_LANE: due_release, HOLD_LANE: due}
+# Reservations of a cart. A superseded hold is still to be released.
+reconciling = text(
+    "(observed_revision < intent_revision OR superseded_by <> '') AND (checkout_id = '' OR disposition = 1)"
+)
 
 # For claims. Rows with nothing to do are in neither index, so they do not make a claim slower.
 Index("reservations_due", reservations.c.due_time, sqlite_where=due, postgresql_where=due)
 Index("reservations_due_release", reservations.c.due_time, sqlite_where=due_release, postgresql_where=due_release)
+Index("reservations_due_checkout", reservations.c.due_time, sqlite_where=due_checkout, postgresql_where=due_checkout)
 # For older holds of a sku that is added again, and for whether a cart is reconciling.
 Index(
     "reservations_reconciling",
@@ -210,17 +279,41 @@ Index("reservations_set_aside", reservations.c.create_time, sqlite_where=set_asi
 # For the sweeper.
 expiring = text("state = 1 AND expire_time IS NOT NULL")
 finished = text("finish_time IS NOT NULL")
-ended = text("state IN (2, 3)")
+ended = text("state IN (2, 3, 5, 6)")
 Index("carts_expire_time", carts.c.expire_time, sqlite_where=expiring, postgresql_where=expiring)
 Index("carts_ended", carts.c.update_time, sqlite_where=ended, postgresql_where=ended)
 Index("reservations_finished", reservations.c.finish_time, sqlite_where=finished, postgresql_where=finished)
 Index("replies_create_time", replies.c.create_time)
+# For a checkout, to find its reservations.
+of_checkout = text("checkout_id <> ''")
+Index(
+    "reservations_checkout",
+    *(reservations.c[name] for name in ("slice", "user_id", "checkout_id")),
+    sqlite_where=of_checkout,
+    postgresql_where=of_checkout,
+)
+# For the sweeper, and for operators: OPEN, COMPLETING and FAILED.
+running = text("state IN (1, 2, 4)")
+finished_checkouts = text("state IN (3, 5, 6)")
+Index("checkouts_running", checkouts.c.state, checkouts.c.update_time, sqlite_where=running, postgresql_where=running)
+Index(
+    "checkouts_finished", checkouts.c.update_time, sqlite_where=finished_checkouts, postgresql_where=finished_checkouts
+)
+# For lists, and for a purge of what belongs to a cart.
+has_order = text("order_reference <> ''")
+Index("checkouts_order_reference", checkouts.c.order_reference, sqlite_where=has_order, postgresql_where=has_order)
+# For the erasure of a user.
+merged = text("merged_into <> ''")
+Index("carts_merged_into", carts.c.merged_into, sqlite_where=merged, postgresql_where=merged)
+erasing = text("erase_time IS NOT NULL")
+Index("users_erase_time", users.c.erase_time, sqlite_where=erasing, postgresql_where=erasing)
 Index("carts_create_time", *(carts.c[name] for name in ("slice", "user_id", "create_time", "cart_id")))
 Index("carts_update_time", *(carts.c[name] for name in ("slice", "user_id", "update_time", "cart_id")))
 
 RISING = {
     "reservations": ("revision", "intent_revision", "observed_revision", "lease_epoch"),
     "carts": ("revision", "etag_revision"),
+    "checkouts": ("etag_revision",),
 }
 
 

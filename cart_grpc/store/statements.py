@@ -230,7 +230,8 @@ def subtract_stored_bytes(dialect: Dialect) -> Executable:
 
 def purge_users(dialect: Dialect) -> Executable:
     """Delete those of the given users for whom nothing is stored. `lock_users` inserts the row again."""
-    return delete(schema.users).where(dialect.in_keys(schema.users, USER), schema.users.c.stored_bytes == 0)
+    users = schema.users
+    return delete(users).where(dialect.in_keys(users, USER), users.c.stored_bytes == 0, users.c.erase_time.is_(None))
 
 
 # --- The clock ----------------------------------------------------------------------------------------------------

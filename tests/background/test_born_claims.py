@@ -14,7 +14,7 @@ from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.commands.direct import Claim
-from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
+from cart_grpc.protocol.lanes import CHECKOUT_LANE, HOLD_LANE, LANES, RELEASE_LANE
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.reservation_api import transports
 from cart_grpc.settings import Settings
@@ -110,7 +110,7 @@ async def test_the_room_of_a_batch_is_nobody_elses_until_the_batch_has_ended(
     async with running(settings, simulator_url, max_in_flight=3) as service:
         reconciler = service.reconciler
         with reconciler.reserve_room() as first, reconciler.reserve_room() as second:
-            assert first.claims == {HOLD_LANE: 3, RELEASE_LANE: 3}
+            assert first.claims == {CHECKOUT_LANE: 3, HOLD_LANE: 3, RELEASE_LANE: 3}
             assert second.claims == {}
             await service.store.mutate(add("a"))
             assert (await reconciler.run_once()).total == 0
@@ -132,8 +132,8 @@ async def test_claims_that_are_born_together_go_to_their_own_lanes(
         await service.until(lambda row: row.settled)
         gate.close()
         await asyncio.gather(service.store.mutate(remove("a")), service.store.mutate(add("b")))
-        lanes = {lane.name: [row.sku for row in lane.open.values()] for lane in service.reconciler._lanes}
-        assert lanes == {RELEASE_LANE: ["a"], HOLD_LANE: ["b"]}
+        lanes = {lane.name: [row.sku for row in lane.open.values()] for lane in service.reconciler._lanes.values()}
+        assert lanes == {CHECKOUT_LANE: [], RELEASE_LANE: ["a"], HOLD_LANE: ["b"]}
         gate.open()
         await service.until(lambda row: row.settled)
 
@@ -204,15 +204,15 @@ async def test_nothing_is_born_claimed_after_a_stop(settings: Settings, simulato
 
 async def test_while_a_lane_has_a_backlog_its_older_rows_go_first(settings: Settings, simulator_url: str) -> None:
     async with running(settings, simulator_url) as service:
-        service.reconciler._holds.backlog = True
+        service.reconciler._lanes[HOLD_LANE].backlog = True
         with service.reconciler.reserve_room() as room:
             assert set(room.claims) == {RELEASE_LANE}
         # The batch woke a round, which found nothing more.
         async with asyncio.timeout(20):
-            while service.reconciler._holds.backlog:
+            while service.reconciler._lanes[HOLD_LANE].backlog:
                 await asyncio.sleep(0.01)
         with service.reconciler.reserve_room() as room:
-            assert set(room.claims) == {RELEASE_LANE, HOLD_LANE}
+            assert set(room.claims) == set(LANES)
 
 
 async def test_a_process_without_a_reconciler_claims_nothing(settings: Settings) -> None:

@@ -264,7 +264,7 @@ class RunGenerator:
         items = [item for of_cart in unit.items.values() for item in of_cart.values()]
         replies = {(user.name, request_id): kept.reply for (user, request_id), kept in unit.replies.items()}
         levels = {sku: self._stock.levels(sku, self.now) for sku in STOCK}
-        totals = {user.name: total for user, total in unit.stored_bytes.items()}
+        totals = {user.name: total.stored_bytes for user, total in unit.totals.items()}
         dump = Dump(list(unit.carts.values()), items, list(unit.reservations.values()), replies, totals)
         effects = effects_of(self._entries)
         return Run(self._calls, effects, dump, self.now, STOCK, levels, self._claims, self._written)

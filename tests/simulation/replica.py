@@ -43,7 +43,7 @@ class _LoggedReconciler(Reconciler):
     def take(self, claimed: Sequence[Reservation]) -> None:
         self.log_event("born claimed", *(one.reservation_id for one in claimed))
         super().take(claimed)
-        for lane in self._lanes:
+        for lane in self._lanes.values():
             if len(lane.open) > self._config.max_in_flight:
                 self.report_violation(f"{len(lane.open)} claims in the lane {lane.name}")
 

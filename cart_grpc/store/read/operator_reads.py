@@ -31,7 +31,7 @@ from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.rows import to_item, to_reservation
-from cart_grpc.store.schema import due, due_release, is_pause, items, pauses, reconciling, reservations, set_aside
+from cart_grpc.store.schema import LANES, is_pause, items, pauses, reconciling, reservations, set_aside
 
 
 class WorkState(IntEnum):
@@ -253,7 +253,7 @@ def _select_backlog(dialect: Dialect, now: ColumnElement[int]) -> Select[Any]:
 def _select_due(now: ColumnElement[int]) -> Select[Any, Any, Any]:
     row = reservations.c
     lanes = union_all(
-        *(select(row.due_time).where(is_in_lane, row.due_time <= now) for is_in_lane in (due, due_release))
+        *(select(row.due_time).where(is_in_lane, row.due_time <= now) for is_in_lane in LANES.values())
     ).subquery()
     figures = (func.count().label("how_many"), func.min(lanes.c.due_time).label("oldest"))
     return select(*figures, now.label("now"))

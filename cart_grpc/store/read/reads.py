@@ -25,7 +25,7 @@ from cart_grpc.carts.model import Cart, CartState
 from cart_grpc.carts.sizes import text_bytes
 from cart_grpc.commands.direct import ClaimKey
 from cart_grpc.names import CartKey, UserKey
-from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
+from cart_grpc.protocol.lanes import Lane
 from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.prepared import Prepared
@@ -35,7 +35,7 @@ from cart_grpc.store.read.grouped_reads import GroupedReads
 from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.read.snapshot import Snapshot, parse_snapshot
 from cart_grpc.store.rows import to_cart
-from cart_grpc.store.schema import carts, due, due_release, expiring, is_not_paused, reconciling, reservations
+from cart_grpc.store.schema import LANES, carts, expiring, is_not_paused, reconciling, reservations
 from cart_grpc.store.statements import CART, CLAIM
 
 _PART_SIZE: Final = 100
@@ -91,11 +91,10 @@ class Reads:
             .limit(bindparam("most", type_=BigInteger))
         )
         # Prepared, because the reconciler runs these often.
-        lanes = ((HOLD_LANE, due), (RELEASE_LANE, due_release))
         self._due: dict[Lane, Prepared] = {
-            lane: Prepared(_select_due(is_in_lane, self._now)) for lane, is_in_lane in lanes
+            lane: Prepared(_select_due(is_in_lane, self._now)) for lane, is_in_lane in LANES.items()
         }
-        self._due_rows = {lane: _select_due_rows(is_in_lane, self._now) for lane, is_in_lane in lanes}
+        self._due_rows = {lane: _select_due_rows(is_in_lane, self._now) for lane, is_in_lane in LANES.items()}
 
     def begin_era(self) -> None:
         """Make all validators invalid."""

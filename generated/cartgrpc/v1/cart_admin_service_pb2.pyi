@@ -109,6 +109,8 @@ class ReservationRecord(_message.Message):
         """Not used."""
         DISPOSITION_HOLD: ReservationRecord._Disposition.ValueType  # 1
         """Hold the stock."""
+        DISPOSITION_COMMIT: ReservationRecord._Disposition.ValueType  # 2
+        """Sell the stock."""
         DISPOSITION_RELEASE: ReservationRecord._Disposition.ValueType  # 3
         """Release the stock."""
 
@@ -119,6 +121,8 @@ class ReservationRecord(_message.Message):
     """Not used."""
     DISPOSITION_HOLD: ReservationRecord.Disposition.ValueType  # 1
     """Hold the stock."""
+    DISPOSITION_COMMIT: ReservationRecord.Disposition.ValueType  # 2
+    """Sell the stock."""
     DISPOSITION_RELEASE: ReservationRecord.Disposition.ValueType  # 3
     """Release the stock."""
 
@@ -177,6 +181,7 @@ class ReservationRecord(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     FINISH_TIME_FIELD_NUMBER: _builtins.int
     SET_ASIDE_REASON_FIELD_NUMBER: _builtins.int
+    CHECKOUT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """IDENTIFIER. `reservations/{reservation_id}`. The id is the one at the Reservation API."""
     item: _builtins.str
@@ -212,6 +217,8 @@ class ReservationRecord(_message.Message):
     Empty unless it is set aside. If the row cannot be read at all, a list has only the name, the state SET_ASIDE and
     this field.
     """
+    checkout: _builtins.str
+    """The checkout of the reservation, if it has one: `users/{user}/checkouts/{checkout}`."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the hold on the granted units ends."""
@@ -255,10 +262,11 @@ class ReservationRecord(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         finish_time: _timestamp_pb2.Timestamp | None = ...,
         set_aside_reason: _builtins.str = ...,
+        checkout: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "finish_time", b"finish_time", "lease_expire_time", b"lease_expire_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "create_time", b"create_time", "disposition", b"disposition", "expire_time", b"expire_time", "finish_time", b"finish_time", "granted_quantity", b"granted_quantity", "item", b"item", "last_error", b"last_error", "lease_expire_time", b"lease_expire_time", "name", b"name", "next_attempt_time", b"next_attempt_time", "observed_revision", b"observed_revision", "observed_state", b"observed_state", "quantity", b"quantity", "reason", b"reason", "revision", b"revision", "set_aside_reason", b"set_aside_reason", "shown_state", b"shown_state", "sku", b"sku", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "checkout", b"checkout", "create_time", b"create_time", "disposition", b"disposition", "expire_time", b"expire_time", "finish_time", b"finish_time", "granted_quantity", b"granted_quantity", "item", b"item", "last_error", b"last_error", "lease_expire_time", b"lease_expire_time", "name", b"name", "next_attempt_time", b"next_attempt_time", "observed_revision", b"observed_revision", "observed_state", b"observed_state", "quantity", b"quantity", "reason", b"reason", "revision", b"revision", "set_aside_reason", b"set_aside_reason", "shown_state", b"shown_state", "sku", b"sku", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -275,6 +283,8 @@ class ListReservationsRequest(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     MIN_AGE_FIELD_NUMBER: _builtins.int
     MIN_ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    SKU_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """OPTIONAL. The maximum number of reservations to return: 0 means 50, and values above 500 mean 500. A page also ends
     after about 1 MiB.
@@ -285,6 +295,10 @@ class ListReservationsRequest(_message.Message):
     """
     min_attempt_count: _builtins.int
     """OPTIONAL. Only reservations with at least this attempt_count."""
+    parent: _builtins.str
+    """OPTIONAL. Only reservations of this user (`users/{user}`) or cart (`users/{user}/carts/{cart}`)."""
+    sku: _builtins.str
+    """OPTIONAL. Only reservations of this sku."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___ReservationRecord.State.ValueType]:
         """OPTIONAL. Only reservations in one of these states. If empty, WAITING, DUE, CALLING, BACKING_OFF and SET_ASIDE. An
@@ -303,10 +317,12 @@ class ListReservationsRequest(_message.Message):
         states: _abc.Iterable[Global___ReservationRecord.State.ValueType] | None = ...,
         min_age: _duration_pb2.Duration | None = ...,
         min_attempt_count: _builtins.int = ...,
+        parent: _builtins.str = ...,
+        sku: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["min_age", b"min_age"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_age", b"min_age", "min_attempt_count", b"min_attempt_count", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_age", b"min_age", "min_attempt_count", b"min_attempt_count", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "sku", b"sku", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -723,3 +739,275 @@ class ResumeReservationsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResumeReservationsResponse: _TypeAlias = ResumeReservationsResponse  # noqa: Y015
+
+@_typing.final
+class CartAdminServiceListCartsRequest(_message.Message):
+    """Request of ListCarts. CartService has the message with the shorter name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    USER_PREFIX_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    MIN_AGE_FIELD_NUMBER: _builtins.int
+    SKU_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """OPTIONAL. The maximum number of carts to return: 0 means 50, and values above 500 mean 500. A page also ends after
+    about 1 MiB.
+    """
+    page_token: _builtins.str
+    """OPTIONAL. The next_page_token of the previous page. All other fields except page_size must be the same as for that
+    page.
+    """
+    user_prefix: _builtins.str
+    """OPTIONAL. Only carts of users whose ids begin with this text."""
+    sku: _builtins.str
+    """OPTIONAL. Only carts with an item of this sku."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_cart_pb2.Cart.State.ValueType]:
+        """OPTIONAL. Only carts in one of these states. If empty, carts in every state."""
+
+    @_builtins.property
+    def min_age(self) -> _duration_pb2.Duration:
+        """OPTIONAL. Only carts that no caller has changed for at least this long: 0 to 10 years."""
+
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        user_prefix: _builtins.str = ...,
+        states: _abc.Iterable[_cart_pb2.Cart.State.ValueType] | None = ...,
+        min_age: _duration_pb2.Duration | None = ...,
+        sku: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["min_age", b"min_age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_age", b"min_age", "page_size", b"page_size", "page_token", b"page_token", "sku", b"sku", "states", b"states", "user_prefix", b"user_prefix"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CartAdminServiceListCartsRequest: _TypeAlias = CartAdminServiceListCartsRequest  # noqa: Y015
+
+@_typing.final
+class CartAdminServiceListCartsResponse(_message.Message):
+    """Response of ListCarts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CARTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page. Empty on the last page."""
+    @_builtins.property
+    def carts(self) -> _containers.RepeatedCompositeFieldContainer[_cart_pb2.Cart]:
+        """The carts, without their items."""
+
+    def __init__(
+        self,
+        *,
+        carts: _abc.Iterable[_cart_pb2.Cart] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carts", b"carts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CartAdminServiceListCartsResponse: _TypeAlias = CartAdminServiceListCartsResponse  # noqa: Y015
+
+@_typing.final
+class CartAdminServiceListCheckoutsRequest(_message.Message):
+    """Request of ListCheckouts. CartService has the message with the shorter name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    MIN_AGE_FIELD_NUMBER: _builtins.int
+    ORDER_REFERENCE_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """OPTIONAL. The maximum number of checkouts to return: 0 means 50, and values above 500 mean 500. A page also ends
+    after about 1 MiB.
+    """
+    page_token: _builtins.str
+    """OPTIONAL. The next_page_token of the previous page. All other fields except page_size must be the same as for that
+    page.
+    """
+    order_reference: _builtins.str
+    """OPTIONAL. Only checkouts with this order_reference."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_cart_pb2.Checkout.State.ValueType]:
+        """OPTIONAL. Only checkouts in one of these states. If empty, COMPLETING and FAILED, or every state if order_reference
+        is set.
+        """
+
+    @_builtins.property
+    def min_age(self) -> _duration_pb2.Duration:
+        """OPTIONAL. Only checkouts that are in their state for at least this long: 0 to 10 years."""
+
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        states: _abc.Iterable[_cart_pb2.Checkout.State.ValueType] | None = ...,
+        min_age: _duration_pb2.Duration | None = ...,
+        order_reference: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["min_age", b"min_age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_age", b"min_age", "order_reference", b"order_reference", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CartAdminServiceListCheckoutsRequest: _TypeAlias = CartAdminServiceListCheckoutsRequest  # noqa: Y015
+
+@_typing.final
+class CartAdminServiceListCheckoutsResponse(_message.Message):
+    """Response of ListCheckouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKOUTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page. Empty on the last page."""
+    @_builtins.property
+    def checkouts(self) -> _containers.RepeatedCompositeFieldContainer[_cart_pb2.Checkout]:
+        """The checkouts, without their items."""
+
+    def __init__(
+        self,
+        *,
+        checkouts: _abc.Iterable[_cart_pb2.Checkout] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkouts", b"checkouts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CartAdminServiceListCheckoutsResponse: _TypeAlias = CartAdminServiceListCheckoutsResponse  # noqa: Y015
+
+@_typing.final
+class EndCheckoutRequest(_message.Message):
+    """Request of EndCheckout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """REQUIRED. The checkout: `users/{user}/checkouts/{checkout}`."""
+    reason: _builtins.str
+    """REQUIRED. Why the operator ends it, for the log: 1 to 256 characters."""
+    force: _builtins.bool
+    """OPTIONAL. Ends a checkout that is COMPLETING, although the Reservation API has not answered. The log has an ALARM."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndCheckoutRequest: _TypeAlias = EndCheckoutRequest  # noqa: Y015
+
+@_typing.final
+class EndCheckoutResponse(_message.Message):
+    """Response of EndCheckout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkout(self) -> _cart_pb2.Checkout:
+        """The checkout."""
+
+    def __init__(
+        self,
+        *,
+        checkout: _cart_pb2.Checkout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkout", b"checkout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkout", b"checkout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndCheckoutResponse: _TypeAlias = EndCheckoutResponse  # noqa: Y015
+
+@_typing.final
+class EraseUserRequest(_message.Message):
+    """Request of EraseUser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """REQUIRED. The user: `users/{user}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseUserRequest: _TypeAlias = EraseUserRequest  # noqa: Y015
+
+@_typing.final
+class EraseUserResponse(_message.Message):
+    """Response of EraseUser."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_FIELD_NUMBER: _builtins.int
+    BLOCKING_CHECKOUTS_FIELD_NUMBER: _builtins.int
+    CART_COUNT_FIELD_NUMBER: _builtins.int
+    UNRELEASED_COUNT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    done: _builtins.bool
+    """True once nothing is stored for the user."""
+    cart_count: _builtins.int
+    """The number of carts that are still stored."""
+    unreleased_count: _builtins.int
+    """The number of reservations whose release the Reservation API has not confirmed."""
+    @_builtins.property
+    def blocking_checkouts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The checkouts that have to finish first, at most 100: `users/{user}/checkouts/{checkout}`."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the erasure began. Absent if nothing is or was stored for the user."""
+
+    def __init__(
+        self,
+        *,
+        done: _builtins.bool = ...,
+        blocking_checkouts: _abc.Iterable[_builtins.str] | None = ...,
+        cart_count: _builtins.int = ...,
+        unreleased_count: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocking_checkouts", b"blocking_checkouts", "cart_count", b"cart_count", "create_time", b"create_time", "done", b"done", "unreleased_count", b"unreleased_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseUserResponse: _TypeAlias = EraseUserResponse  # noqa: Y015

@@ -70,6 +70,26 @@ class CartAdminServiceStub(object):
                 request_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.ResumeReservationsRequest.SerializeToString,
                 response_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.ResumeReservationsResponse.FromString,
                 _registered_method=True)
+        self.ListCarts = channel.unary_unary(
+                '/cartgrpc.v1.CartAdminService/ListCarts',
+                request_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCartsRequest.SerializeToString,
+                response_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCartsResponse.FromString,
+                _registered_method=True)
+        self.ListCheckouts = channel.unary_unary(
+                '/cartgrpc.v1.CartAdminService/ListCheckouts',
+                request_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCheckoutsRequest.SerializeToString,
+                response_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCheckoutsResponse.FromString,
+                _registered_method=True)
+        self.EndCheckout = channel.unary_unary(
+                '/cartgrpc.v1.CartAdminService/EndCheckout',
+                request_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.EndCheckoutRequest.SerializeToString,
+                response_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.EndCheckoutResponse.FromString,
+                _registered_method=True)
+        self.EraseUser = channel.unary_unary(
+                '/cartgrpc.v1.CartAdminService/EraseUser',
+                request_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.EraseUserRequest.SerializeToString,
+                response_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.EraseUserResponse.FromString,
+                _registered_method=True)
 
 
 class CartAdminServiceServicer(object):
@@ -87,8 +107,8 @@ class CartAdminServiceServicer(object):
     def GetReservation(self, request, context):
         """Reads a reservation, even a finished one until it is purged (after 8 days by default).
 
-        Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_UNPROCESSABLE if the server cannot read
-        the row of the reservation.
+        Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_UNPROCESSABLE if the server cannot
+        read the row of the reservation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,6 +161,45 @@ class CartAdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCarts(self, request, context):
+        """Lists carts of all users, without their items. Carts that are created or end meanwhile do not move the others to
+        another page.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCheckouts(self, request, context):
+        """Lists checkouts of all users, without their items, the oldest first. Without a filter: those that are COMPLETING or
+        FAILED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndCheckout(self, request, context):
+        """Ends a checkout that nobody else ends. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
+        COMMITTED stay sold, and the others are released. If it is COMPLETING, `force` counts every item for which there is
+        no answer as sold, and the checkout is COMPLETED: a person has to check at the Reservation API.
+
+        Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_COMPLETED if it is COMPLETED, or COMPLETING
+        without force.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseUser(self, request, context):
+        """Erases everything that is stored for a user. It begins at once, and this call does not wait: repeat it to see the
+        progress. Checkouts that are OPEN, COMPLETING or FAILED finish first; the user can complete or cancel them, and
+        every other change by the user fails with FAILED_PRECONDITION / USER_ERASING. Then all carts are deleted and all
+        reservations released. Once the Reservation API has confirmed that, everything is deleted, and the user may begin
+        anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CartAdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -178,6 +237,26 @@ def add_CartAdminServiceServicer_to_server(servicer, server):
                     servicer.ResumeReservations,
                     request_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.ResumeReservationsRequest.FromString,
                     response_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.ResumeReservationsResponse.SerializeToString,
+            ),
+            'ListCarts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCarts,
+                    request_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCartsRequest.FromString,
+                    response_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCartsResponse.SerializeToString,
+            ),
+            'ListCheckouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckouts,
+                    request_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCheckoutsRequest.FromString,
+                    response_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCheckoutsResponse.SerializeToString,
+            ),
+            'EndCheckout': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndCheckout,
+                    request_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.EndCheckoutRequest.FromString,
+                    response_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.EndCheckoutResponse.SerializeToString,
+            ),
+            'EraseUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseUser,
+                    request_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.EraseUserRequest.FromString,
+                    response_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.EraseUserResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -370,6 +449,114 @@ class CartAdminService(object):
             '/cartgrpc.v1.CartAdminService/ResumeReservations',
             cartgrpc_dot_v1_dot_cart__admin__service__pb2.ResumeReservationsRequest.SerializeToString,
             cartgrpc_dot_v1_dot_cart__admin__service__pb2.ResumeReservationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCarts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cartgrpc.v1.CartAdminService/ListCarts',
+            cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCartsRequest.SerializeToString,
+            cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCartsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cartgrpc.v1.CartAdminService/ListCheckouts',
+            cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCheckoutsRequest.SerializeToString,
+            cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCheckoutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndCheckout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cartgrpc.v1.CartAdminService/EndCheckout',
+            cartgrpc_dot_v1_dot_cart__admin__service__pb2.EndCheckoutRequest.SerializeToString,
+            cartgrpc_dot_v1_dot_cart__admin__service__pb2.EndCheckoutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cartgrpc.v1.CartAdminService/EraseUser',
+            cartgrpc_dot_v1_dot_cart__admin__service__pb2.EraseUserRequest.SerializeToString,
+            cartgrpc_dot_v1_dot_cart__admin__service__pb2.EraseUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

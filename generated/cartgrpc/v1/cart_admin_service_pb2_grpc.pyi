@@ -46,8 +46,8 @@ class CartAdminServiceStub:
     GetReservation: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.GetReservationRequest, _cart_admin_service_pb2.GetReservationResponse]
     """Reads a reservation, even a finished one until it is purged (after 8 days by default).
 
-    Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_UNPROCESSABLE if the server cannot read
-    the row of the reservation.
+    Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_UNPROCESSABLE if the server cannot
+    read the row of the reservation.
     """
     RetryReservation: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.CartAdminServiceRetryReservationRequest, _cart_admin_service_pb2.CartAdminServiceRetryReservationResponse]
     """Makes the next call to the Reservation API due now and resets attempt_count. If the item of the reservation is
@@ -74,6 +74,29 @@ class CartAdminServiceStub:
     """
     ResumeReservations: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.ResumeReservationsRequest, _cart_admin_service_pb2.ResumeReservationsResponse]
     """Ends the pause. Has no effect if the calls are not paused."""
+    ListCarts: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.CartAdminServiceListCartsRequest, _cart_admin_service_pb2.CartAdminServiceListCartsResponse]
+    """Lists carts of all users, without their items. Carts that are created or end meanwhile do not move the others to
+    another page.
+    """
+    ListCheckouts: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.CartAdminServiceListCheckoutsRequest, _cart_admin_service_pb2.CartAdminServiceListCheckoutsResponse]
+    """Lists checkouts of all users, without their items, the oldest first. Without a filter: those that are COMPLETING or
+    FAILED.
+    """
+    EndCheckout: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.EndCheckoutRequest, _cart_admin_service_pb2.EndCheckoutResponse]
+    """Ends a checkout that nobody else ends. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
+    COMMITTED stay sold, and the others are released. If it is COMPLETING, `force` counts every item for which there is
+    no answer as sold, and the checkout is COMPLETED: a person has to check at the Reservation API.
+
+    Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_COMPLETED if it is COMPLETED, or COMPLETING
+    without force.
+    """
+    EraseUser: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.EraseUserRequest, _cart_admin_service_pb2.EraseUserResponse]
+    """Erases everything that is stored for a user. It begins at once, and this call does not wait: repeat it to see the
+    progress. Checkouts that are OPEN, COMPLETING or FAILED finish first; the user can complete or cancel them, and
+    every other change by the user fails with FAILED_PRECONDITION / USER_ERASING. Then all carts are deleted and all
+    reservations released. Once the Reservation API has confirmed that, everything is deleted, and the user may begin
+    anew.
+    """
 
 @_typing.type_check_only
 class CartAdminServiceAsyncStub(CartAdminServiceStub):
@@ -87,8 +110,8 @@ class CartAdminServiceAsyncStub(CartAdminServiceStub):
     GetReservation: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.GetReservationRequest, _cart_admin_service_pb2.GetReservationResponse]  # type: ignore[assignment]
     """Reads a reservation, even a finished one until it is purged (after 8 days by default).
 
-    Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_UNPROCESSABLE if the server cannot read
-    the row of the reservation.
+    Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_UNPROCESSABLE if the server cannot
+    read the row of the reservation.
     """
     RetryReservation: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.CartAdminServiceRetryReservationRequest, _cart_admin_service_pb2.CartAdminServiceRetryReservationResponse]  # type: ignore[assignment]
     """Makes the next call to the Reservation API due now and resets attempt_count. If the item of the reservation is
@@ -115,6 +138,29 @@ class CartAdminServiceAsyncStub(CartAdminServiceStub):
     """
     ResumeReservations: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.ResumeReservationsRequest, _cart_admin_service_pb2.ResumeReservationsResponse]  # type: ignore[assignment]
     """Ends the pause. Has no effect if the calls are not paused."""
+    ListCarts: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.CartAdminServiceListCartsRequest, _cart_admin_service_pb2.CartAdminServiceListCartsResponse]  # type: ignore[assignment]
+    """Lists carts of all users, without their items. Carts that are created or end meanwhile do not move the others to
+    another page.
+    """
+    ListCheckouts: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.CartAdminServiceListCheckoutsRequest, _cart_admin_service_pb2.CartAdminServiceListCheckoutsResponse]  # type: ignore[assignment]
+    """Lists checkouts of all users, without their items, the oldest first. Without a filter: those that are COMPLETING or
+    FAILED.
+    """
+    EndCheckout: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.EndCheckoutRequest, _cart_admin_service_pb2.EndCheckoutResponse]  # type: ignore[assignment]
+    """Ends a checkout that nobody else ends. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
+    COMMITTED stay sold, and the others are released. If it is COMPLETING, `force` counts every item for which there is
+    no answer as sold, and the checkout is COMPLETED: a person has to check at the Reservation API.
+
+    Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_COMPLETED if it is COMPLETED, or COMPLETING
+    without force.
+    """
+    EraseUser: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.EraseUserRequest, _cart_admin_service_pb2.EraseUserResponse]  # type: ignore[assignment]
+    """Erases everything that is stored for a user. It begins at once, and this call does not wait: repeat it to see the
+    progress. Checkouts that are OPEN, COMPLETING or FAILED finish first; the user can complete or cancel them, and
+    every other change by the user fails with FAILED_PRECONDITION / USER_ERASING. Then all carts are deleted and all
+    reservations released. Once the Reservation API has confirmed that, everything is deleted, and the user may begin
+    anew.
+    """
 
 class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Shows and repairs reservations."""
@@ -137,8 +183,8 @@ class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cart_admin_service_pb2.GetReservationResponse, _abc.Awaitable[_cart_admin_service_pb2.GetReservationResponse]]:
         """Reads a reservation, even a finished one until it is purged (after 8 days by default).
 
-        Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_UNPROCESSABLE if the server cannot read
-        the row of the reservation.
+        Errors: NOT_FOUND / RESERVATION_NOT_FOUND; FAILED_PRECONDITION / RESERVATION_UNPROCESSABLE if the server cannot
+        read the row of the reservation.
         """
 
     @_abc_1.abstractmethod
@@ -195,5 +241,52 @@ class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cart_admin_service_pb2.ResumeReservationsResponse, _abc.Awaitable[_cart_admin_service_pb2.ResumeReservationsResponse]]:
         """Ends the pause. Has no effect if the calls are not paused."""
+
+    @_abc_1.abstractmethod
+    def ListCarts(
+        self,
+        request: _cart_admin_service_pb2.CartAdminServiceListCartsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cart_admin_service_pb2.CartAdminServiceListCartsResponse, _abc.Awaitable[_cart_admin_service_pb2.CartAdminServiceListCartsResponse]]:
+        """Lists carts of all users, without their items. Carts that are created or end meanwhile do not move the others to
+        another page.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCheckouts(
+        self,
+        request: _cart_admin_service_pb2.CartAdminServiceListCheckoutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cart_admin_service_pb2.CartAdminServiceListCheckoutsResponse, _abc.Awaitable[_cart_admin_service_pb2.CartAdminServiceListCheckoutsResponse]]:
+        """Lists checkouts of all users, without their items, the oldest first. Without a filter: those that are COMPLETING or
+        FAILED.
+        """
+
+    @_abc_1.abstractmethod
+    def EndCheckout(
+        self,
+        request: _cart_admin_service_pb2.EndCheckoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cart_admin_service_pb2.EndCheckoutResponse, _abc.Awaitable[_cart_admin_service_pb2.EndCheckoutResponse]]:
+        """Ends a checkout that nobody else ends. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
+        COMMITTED stay sold, and the others are released. If it is COMPLETING, `force` counts every item for which there is
+        no answer as sold, and the checkout is COMPLETED: a person has to check at the Reservation API.
+
+        Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_COMPLETED if it is COMPLETED, or COMPLETING
+        without force.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseUser(
+        self,
+        request: _cart_admin_service_pb2.EraseUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cart_admin_service_pb2.EraseUserResponse, _abc.Awaitable[_cart_admin_service_pb2.EraseUserResponse]]:
+        """Erases everything that is stored for a user. It begins at once, and this call does not wait: repeat it to see the
+        progress. Checkouts that are OPEN, COMPLETING or FAILED finish first; the user can complete or cancel them, and
+        every other change by the user fails with FAILED_PRECONDITION / USER_ERASING. Then all carts are deleted and all
+        reservations released. Once the Reservation API has confirmed that, everything is deleted, and the user may begin
+        anew.
+        """
 
 def add_CartAdminServiceServicer_to_server(servicer: CartAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -42,7 +42,9 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -107,6 +109,7 @@ class AddItemResponse(_message.Message):
     ITEM_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PREVIOUS_UNIT_PRICE_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
     """The cart's new etag."""
     revision: _builtins.int
@@ -115,20 +118,53 @@ class AddItemResponse(_message.Message):
     def item(self) -> _cart_pb2.Item:
         """The item with its total quantity."""
 
+    @_builtins.property
+    def previous_unit_price(self) -> _cart_pb2.Money:
+        """The unit_price of the item before the call. Absent unless the call changed it."""
+
     def __init__(
         self,
         *,
         item: _cart_pb2.Item | None = ...,
         etag: _builtins.str = ...,
         revision: _builtins.int = ...,
+        previous_unit_price: _cart_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "previous_unit_price", b"previous_unit_price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "item", b"item", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "item", b"item", "previous_unit_price", b"previous_unit_price", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AddItemResponse: _TypeAlias = AddItemResponse  # noqa: Y015
+
+@_typing.final
+class PriceChange(_message.Message):
+    """The price of an item that a call replaced."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    PREVIOUS_UNIT_PRICE_FIELD_NUMBER: _builtins.int
+    item: _builtins.str
+    """The item: `users/{user}/carts/{cart}/items/{item}`."""
+    @_builtins.property
+    def previous_unit_price(self) -> _cart_pb2.Money:
+        """The unit_price of the item before the call."""
+
+    def __init__(
+        self,
+        *,
+        item: _builtins.str = ...,
+        previous_unit_price: _cart_pb2.Money | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["previous_unit_price", b"previous_unit_price"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "previous_unit_price", b"previous_unit_price"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PriceChange: _TypeAlias = PriceChange  # noqa: Y015
 
 @_typing.final
 class BatchAddItemsRequest(_message.Message):
@@ -183,6 +219,7 @@ class BatchAddItemsResponse(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PRICE_CHANGES_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
     """The cart's new etag."""
     revision: _builtins.int
@@ -191,16 +228,21 @@ class BatchAddItemsResponse(_message.Message):
     def items(self) -> _containers.RepeatedCompositeFieldContainer[_cart_pb2.Item]:
         """Each changed item once, in the order of the request."""
 
+    @_builtins.property
+    def price_changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceChange]:
+        """The items whose previous unit_price the call changed."""
+
     def __init__(
         self,
         *,
         items: _abc.Iterable[_cart_pb2.Item] | None = ...,
         etag: _builtins.str = ...,
         revision: _builtins.int = ...,
+        price_changes: _abc.Iterable[Global___PriceChange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "items", b"items", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "items", b"items", "price_changes", b"price_changes", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -330,22 +372,28 @@ class RemoveItemResponse(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     RECONCILING_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
     """The cart's new etag."""
     revision: _builtins.int
     """The cart's new revision."""
     reconciling: _builtins.bool
     """True until the Reservation API has confirmed the release."""
+    @_builtins.property
+    def item(self) -> _cart_pb2.Item:
+        """The removed item, as it was before the call."""
+
     def __init__(
         self,
         *,
         etag: _builtins.str = ...,
         revision: _builtins.int = ...,
         reconciling: _builtins.bool = ...,
+        item: _cart_pb2.Item | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "reconciling", b"reconciling", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "item", b"item", "reconciling", b"reconciling", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -394,18 +442,24 @@ class ClearCartResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CART_FIELD_NUMBER: _builtins.int
+    REMOVED_ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def cart(self) -> _cart_pb2.Cart:
         """The cart."""
+
+    @_builtins.property
+    def removed_items(self) -> _containers.RepeatedCompositeFieldContainer[_cart_pb2.Item]:
+        """The removed items, as they were before the call."""
 
     def __init__(
         self,
         *,
         cart: _cart_pb2.Cart | None = ...,
+        removed_items: _abc.Iterable[_cart_pb2.Item] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cart", b"cart"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cart", b"cart"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cart", b"cart", "removed_items", b"removed_items"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -595,18 +649,24 @@ class DeleteCartResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CART_FIELD_NUMBER: _builtins.int
+    REMOVED_ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def cart(self) -> _cart_pb2.Cart:
         """The cart: DELETED and without items."""
+
+    @_builtins.property
+    def removed_items(self) -> _containers.RepeatedCompositeFieldContainer[_cart_pb2.Item]:
+        """The removed items, as they were before the call."""
 
     def __init__(
         self,
         *,
         cart: _cart_pb2.Cart | None = ...,
+        removed_items: _abc.Iterable[_cart_pb2.Item] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cart", b"cart"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cart", b"cart"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cart", b"cart", "removed_items", b"removed_items"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -791,3 +851,612 @@ class RetryReservationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetryReservationResponse: _TypeAlias = RetryReservationResponse  # noqa: Y015
+
+@_typing.final
+class ReplaceItemsRequest(_message.Message):
+    """Request of ReplaceItems."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    MAX_WAIT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """REQUIRED. The cart: `users/{user}/carts/{cart}`."""
+    request_id: _builtins.str
+    """OPTIONAL. Makes the call safe to repeat: see the comment at the top of this file."""
+    etag: _builtins.str
+    """OPTIONAL. The call fails with ABORTED / ETAG_MISMATCH if the cart has another etag."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[_cart_pb2.Item]:
+        """The items, up to 200 by default. An unset quantity means 1. An unset unit_price or labels clear those of the item.
+        Entries with the same sku and equal options are summed first. Empty: the cart becomes empty.
+        """
+
+    @_builtins.property
+    def max_wait(self) -> _duration_pb2.Duration:
+        """OPTIONAL. How long to wait for the reservations, 0 to 60 seconds."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        items: _abc.Iterable[_cart_pb2.Item] | None = ...,
+        request_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        max_wait: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_wait", b"max_wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "items", b"items", "max_wait", b"max_wait", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceItemsRequest: _TypeAlias = ReplaceItemsRequest  # noqa: Y015
+
+@_typing.final
+class ReplaceItemsResponse(_message.Message):
+    """Response of ReplaceItems."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CART_FIELD_NUMBER: _builtins.int
+    REMOVED_ITEMS_FIELD_NUMBER: _builtins.int
+    PRICE_CHANGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def cart(self) -> _cart_pb2.Cart:
+        """The cart."""
+
+    @_builtins.property
+    def removed_items(self) -> _containers.RepeatedCompositeFieldContainer[_cart_pb2.Item]:
+        """The removed items, as they were before the call."""
+
+    @_builtins.property
+    def price_changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceChange]:
+        """The items whose previous unit_price the call changed."""
+
+    def __init__(
+        self,
+        *,
+        cart: _cart_pb2.Cart | None = ...,
+        removed_items: _abc.Iterable[_cart_pb2.Item] | None = ...,
+        price_changes: _abc.Iterable[Global___PriceChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cart", b"cart"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cart", b"cart", "price_changes", b"price_changes", "removed_items", b"removed_items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceItemsResponse: _TypeAlias = ReplaceItemsResponse  # noqa: Y015
+
+@_typing.final
+class WatchCartRequest(_message.Message):
+    """Request of WatchCart."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """REQUIRED. The cart: `users/{user}/carts/{cart}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchCartRequest: _TypeAlias = WatchCartRequest  # noqa: Y015
+
+@_typing.final
+class WatchCartResponse(_message.Message):
+    """One message of WatchCart."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Heartbeat(_message.Message):
+        """Shows that the stream is alive while the cart does not change."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TIME_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def time(self) -> _timestamp_pb2.Timestamp:
+            """The time at the server."""
+
+        def __init__(
+            self,
+            *,
+            time: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CART_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def cart(self) -> _cart_pb2.Cart:
+        """The current state of the cart."""
+
+    @_builtins.property
+    def heartbeat(self) -> Global___WatchCartResponse.Heartbeat:
+        """Sent when there was no other message for 30 seconds."""
+
+    def __init__(
+        self,
+        *,
+        cart: _cart_pb2.Cart | None = ...,
+        heartbeat: Global___WatchCartResponse.Heartbeat | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cart", b"cart", "content", b"content", "heartbeat", b"heartbeat"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cart", b"cart", "content", b"content", "heartbeat", b"heartbeat"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["cart", "heartbeat"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___WatchCartResponse: _TypeAlias = WatchCartResponse  # noqa: Y015
+
+@_typing.final
+class MergeCartsRequest(_message.Message):
+    """Request of MergeCarts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    MAX_WAIT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """REQUIRED. The cart that gets the items: `users/{user}/carts/{cart}`."""
+    source: _builtins.str
+    """REQUIRED. The cart that loses them, also of another user. It must not be the same cart."""
+    request_id: _builtins.str
+    """OPTIONAL. Makes the call safe to repeat: see the comment at the top of this file. Scoped to the user of name."""
+    etag: _builtins.str
+    """OPTIONAL. The call fails with ABORTED / ETAG_MISMATCH if the cart in name has another etag."""
+    @_builtins.property
+    def max_wait(self) -> _duration_pb2.Duration:
+        """OPTIONAL. How long to wait for the reservations, 0 to 60 seconds."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        source: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        max_wait: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_wait", b"max_wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "max_wait", b"max_wait", "name", b"name", "request_id", b"request_id", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeCartsRequest: _TypeAlias = MergeCartsRequest  # noqa: Y015
+
+@_typing.final
+class MergeCartsResponse(_message.Message):
+    """Response of MergeCarts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CART_FIELD_NUMBER: _builtins.int
+    ADJUSTMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def cart(self) -> _cart_pb2.Cart:
+        """The cart with all its items."""
+
+    @_builtins.property
+    def adjustments(self) -> _containers.RepeatedCompositeFieldContainer[Global___MergeAdjustment]:
+        """Every difference between the items of the source and their lines in the cart."""
+
+    def __init__(
+        self,
+        *,
+        cart: _cart_pb2.Cart | None = ...,
+        adjustments: _abc.Iterable[Global___MergeAdjustment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cart", b"cart"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustments", b"adjustments", "cart", b"cart"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeCartsResponse: _TypeAlias = MergeCartsResponse  # noqa: Y015
+
+@_typing.final
+class MergeAdjustment(_message.Message):
+    """A difference that MergeCarts made to an item of the source."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Type:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _TypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[MergeAdjustment._Type.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        TYPE_UNSPECIFIED: MergeAdjustment._Type.ValueType  # 0
+        """Not used."""
+        TYPE_QUANTITY_CLAMPED: MergeAdjustment._Type.ValueType  # 1
+        """The sum of the quantities exceeds a limit: quantity says how many units the cart has now."""
+        TYPE_DROPPED: MergeAdjustment._Type.ValueType  # 2
+        """The item does not fit: it is not in the cart, and its reservation is released."""
+        TYPE_PRICE_DROPPED: MergeAdjustment._Type.ValueType  # 3
+        """The price has another currency than the cart: the item has no price from the source."""
+        TYPE_PRICE_REPLACED: MergeAdjustment._Type.ValueType  # 4
+        """Both carts had a price for the item: the one that was set later wins."""
+
+    class Type(_Type, metaclass=_TypeEnumTypeWrapper):
+        """The kind of a difference."""
+
+    TYPE_UNSPECIFIED: MergeAdjustment.Type.ValueType  # 0
+    """Not used."""
+    TYPE_QUANTITY_CLAMPED: MergeAdjustment.Type.ValueType  # 1
+    """The sum of the quantities exceeds a limit: quantity says how many units the cart has now."""
+    TYPE_DROPPED: MergeAdjustment.Type.ValueType  # 2
+    """The item does not fit: it is not in the cart, and its reservation is released."""
+    TYPE_PRICE_DROPPED: MergeAdjustment.Type.ValueType  # 3
+    """The price has another currency than the cart: the item has no price from the source."""
+    TYPE_PRICE_REPLACED: MergeAdjustment.Type.ValueType  # 4
+    """Both carts had a price for the item: the one that was set later wins."""
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    SOURCE_ITEM_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
+    LOST_UNIT_PRICE_FIELD_NUMBER: _builtins.int
+    type: Global___MergeAdjustment.Type.ValueType
+    """The kind of the difference."""
+    item: _builtins.str
+    """The item in the cart: `users/{user}/carts/{cart}/items/{item}`. Empty if it was dropped."""
+    quantity: _builtins.int
+    """The quantity of the item in the cart; 0 if it was dropped."""
+    quota: _builtins.str
+    """The limit that the item did not fit into, such as items_per_cart, as in the metadata of LIMIT_EXCEEDED. Empty for
+    prices.
+    """
+    @_builtins.property
+    def source_item(self) -> _cart_pb2.Item:
+        """The item as it was in the source."""
+
+    @_builtins.property
+    def lost_unit_price(self) -> _cart_pb2.Money:
+        """The price that was lost, for PRICE_DROPPED and PRICE_REPLACED."""
+
+    def __init__(
+        self,
+        *,
+        type: Global___MergeAdjustment.Type.ValueType = ...,
+        source_item: _cart_pb2.Item | None = ...,
+        item: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+        quota: _builtins.str = ...,
+        lost_unit_price: _cart_pb2.Money | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lost_unit_price", b"lost_unit_price", "source_item", b"source_item"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "lost_unit_price", b"lost_unit_price", "quantity", b"quantity", "quota", b"quota", "source_item", b"source_item", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeAdjustment: _TypeAlias = MergeAdjustment  # noqa: Y015
+
+@_typing.final
+class BeginCheckoutRequest(_message.Message):
+    """Request of BeginCheckout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    EXPECTED_SUBTOTAL_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    MAX_WAIT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """REQUIRED. The cart: `users/{user}/carts/{cart}`."""
+    request_id: _builtins.str
+    """OPTIONAL. Makes the call safe to repeat: see the comment at the top of this file."""
+    etag: _builtins.str
+    """OPTIONAL. The call fails with ABORTED / ETAG_MISMATCH if the cart has another etag."""
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """OPTIONAL. How long the cart is frozen at most: 1 minute to 24 hours. If unset, 15 minutes."""
+
+    @_builtins.property
+    def expected_subtotal(self) -> _cart_pb2.Money:
+        """OPTIONAL. The call fails with FAILED_PRECONDITION / SUBTOTAL_MISMATCH if the cart has another subtotal."""
+
+    @_builtins.property
+    def max_wait(self) -> _duration_pb2.Duration:
+        """OPTIONAL. How long to wait until the checkout is ready, 0 to 60 seconds."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        window: _duration_pb2.Duration | None = ...,
+        expected_subtotal: _cart_pb2.Money | None = ...,
+        request_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        max_wait: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_subtotal", b"expected_subtotal", "max_wait", b"max_wait", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "expected_subtotal", b"expected_subtotal", "max_wait", b"max_wait", "name", b"name", "request_id", b"request_id", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginCheckoutRequest: _TypeAlias = BeginCheckoutRequest  # noqa: Y015
+
+@_typing.final
+class BeginCheckoutResponse(_message.Message):
+    """Response of BeginCheckout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkout(self) -> _cart_pb2.Checkout:
+        """The checkout."""
+
+    def __init__(
+        self,
+        *,
+        checkout: _cart_pb2.Checkout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkout", b"checkout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkout", b"checkout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginCheckoutResponse: _TypeAlias = BeginCheckoutResponse  # noqa: Y015
+
+@_typing.final
+class CompleteCheckoutRequest(_message.Message):
+    """Request of CompleteCheckout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ORDER_REFERENCE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    MAX_WAIT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """REQUIRED. The checkout: `users/{user}/checkouts/{checkout}`."""
+    order_reference: _builtins.str
+    """REQUIRED. Identifies the order at the caller: 1 to 128 characters, none of them a control character."""
+    request_id: _builtins.str
+    """OPTIONAL. Makes the call safe to repeat: see the comment at the top of this file."""
+    etag: _builtins.str
+    """OPTIONAL. The call fails with ABORTED / ETAG_MISMATCH if the checkout has another etag."""
+    @_builtins.property
+    def max_wait(self) -> _duration_pb2.Duration:
+        """OPTIONAL. How long to wait until the checkout is COMPLETED or FAILED, 0 to 60 seconds."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        order_reference: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        max_wait: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_wait", b"max_wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "max_wait", b"max_wait", "name", b"name", "order_reference", b"order_reference", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteCheckoutRequest: _TypeAlias = CompleteCheckoutRequest  # noqa: Y015
+
+@_typing.final
+class CompleteCheckoutResponse(_message.Message):
+    """Response of CompleteCheckout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkout(self) -> _cart_pb2.Checkout:
+        """The checkout."""
+
+    def __init__(
+        self,
+        *,
+        checkout: _cart_pb2.Checkout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkout", b"checkout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkout", b"checkout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteCheckoutResponse: _TypeAlias = CompleteCheckoutResponse  # noqa: Y015
+
+@_typing.final
+class CancelCheckoutRequest(_message.Message):
+    """Request of CancelCheckout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    MAX_WAIT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """REQUIRED. The checkout: `users/{user}/checkouts/{checkout}`."""
+    request_id: _builtins.str
+    """OPTIONAL. Makes the call safe to repeat: see the comment at the top of this file."""
+    etag: _builtins.str
+    """OPTIONAL. The call fails with ABORTED / ETAG_MISMATCH if the checkout has another etag."""
+    @_builtins.property
+    def max_wait(self) -> _duration_pb2.Duration:
+        """OPTIONAL. How long to wait for the release of reservations, 0 to 60 seconds."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        max_wait: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_wait", b"max_wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "max_wait", b"max_wait", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelCheckoutRequest: _TypeAlias = CancelCheckoutRequest  # noqa: Y015
+
+@_typing.final
+class CancelCheckoutResponse(_message.Message):
+    """Response of CancelCheckout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkout(self) -> _cart_pb2.Checkout:
+        """The checkout."""
+
+    def __init__(
+        self,
+        *,
+        checkout: _cart_pb2.Checkout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkout", b"checkout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkout", b"checkout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelCheckoutResponse: _TypeAlias = CancelCheckoutResponse  # noqa: Y015
+
+@_typing.final
+class GetCheckoutRequest(_message.Message):
+    """Request of GetCheckout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """REQUIRED. The checkout: `users/{user}/checkouts/{checkout}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCheckoutRequest: _TypeAlias = GetCheckoutRequest  # noqa: Y015
+
+@_typing.final
+class GetCheckoutResponse(_message.Message):
+    """Response of GetCheckout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkout(self) -> _cart_pb2.Checkout:
+        """The checkout with its items."""
+
+    def __init__(
+        self,
+        *,
+        checkout: _cart_pb2.Checkout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkout", b"checkout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkout", b"checkout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCheckoutResponse: _TypeAlias = GetCheckoutResponse  # noqa: Y015
+
+@_typing.final
+class ListCheckoutsRequest(_message.Message):
+    """Request of ListCheckouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """REQUIRED. The user: `users/{user}`."""
+    page_size: _builtins.int
+    """OPTIONAL. The maximum number of checkouts to return: 0 means 50, and values above 500 mean 500."""
+    page_token: _builtins.str
+    """The next_page_token of the previous page. All other fields except page_size must be the same as for that page."""
+    filter: _builtins.str
+    """`state = OPEN`, or several such terms joined with `OR`; or `order_reference = "..."`. If empty, all checkouts."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCheckoutsRequest: _TypeAlias = ListCheckoutsRequest  # noqa: Y015
+
+@_typing.final
+class ListCheckoutsResponse(_message.Message):
+    """Response of ListCheckouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKOUTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page. Empty on the last page."""
+    @_builtins.property
+    def checkouts(self) -> _containers.RepeatedCompositeFieldContainer[_cart_pb2.Checkout]:
+        """The checkouts, without their items."""
+
+    def __init__(
+        self,
+        *,
+        checkouts: _abc.Iterable[_cart_pb2.Checkout] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkouts", b"checkouts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCheckoutsResponse: _TypeAlias = ListCheckoutsResponse  # noqa: Y015

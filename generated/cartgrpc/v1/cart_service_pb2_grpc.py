@@ -90,6 +90,46 @@ class CartServiceStub(object):
                 request_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.RetryReservationRequest.SerializeToString,
                 response_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.RetryReservationResponse.FromString,
                 _registered_method=True)
+        self.ReplaceItems = channel.unary_unary(
+                '/cartgrpc.v1.CartService/ReplaceItems',
+                request_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.ReplaceItemsRequest.SerializeToString,
+                response_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.ReplaceItemsResponse.FromString,
+                _registered_method=True)
+        self.WatchCart = channel.unary_stream(
+                '/cartgrpc.v1.CartService/WatchCart',
+                request_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.WatchCartRequest.SerializeToString,
+                response_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.WatchCartResponse.FromString,
+                _registered_method=True)
+        self.MergeCarts = channel.unary_unary(
+                '/cartgrpc.v1.CartService/MergeCarts',
+                request_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.MergeCartsRequest.SerializeToString,
+                response_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.MergeCartsResponse.FromString,
+                _registered_method=True)
+        self.BeginCheckout = channel.unary_unary(
+                '/cartgrpc.v1.CartService/BeginCheckout',
+                request_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.BeginCheckoutRequest.SerializeToString,
+                response_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.BeginCheckoutResponse.FromString,
+                _registered_method=True)
+        self.CompleteCheckout = channel.unary_unary(
+                '/cartgrpc.v1.CartService/CompleteCheckout',
+                request_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.CompleteCheckoutRequest.SerializeToString,
+                response_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.CompleteCheckoutResponse.FromString,
+                _registered_method=True)
+        self.CancelCheckout = channel.unary_unary(
+                '/cartgrpc.v1.CartService/CancelCheckout',
+                request_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.CancelCheckoutRequest.SerializeToString,
+                response_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.CancelCheckoutResponse.FromString,
+                _registered_method=True)
+        self.GetCheckout = channel.unary_unary(
+                '/cartgrpc.v1.CartService/GetCheckout',
+                request_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.GetCheckoutRequest.SerializeToString,
+                response_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.GetCheckoutResponse.FromString,
+                _registered_method=True)
+        self.ListCheckouts = channel.unary_unary(
+                '/cartgrpc.v1.CartService/ListCheckouts',
+                request_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.ListCheckoutsRequest.SerializeToString,
+                response_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.ListCheckoutsResponse.FromString,
+                _registered_method=True)
 
 
 class CartServiceServicer(object):
@@ -198,6 +238,98 @@ class CartServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReplaceItems(self, request, context):
+        """Makes the cart contain exactly these items. Creates the cart if it does not exist or has ended. Items that stay
+        keep their reservations. Changes nothing if the cart has exactly these items already.
+
+        Errors: those of AddItem. The limit of units to add in one call does not apply.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchCart(self, request, context):
+        """Streams the cart: first its current state, then each newer state. States may be skipped, but the last one never is,
+        and they come in order. A client that was disconnected watches again, and compares uid and revision. Changes that
+        only time causes, such as the end of a hold, are sent, too. The stream ends with OK after the final state of a cart
+        that has ended.
+
+        Errors: NOT_FOUND / CART_NOT_FOUND; RESOURCE_EXHAUSTED / TOO_MANY_STREAMS; UNAVAILABLE / SHUTTING_DOWN when the
+        server stops: watch again on another one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MergeCarts(self, request, context):
+        """Moves the items of another cart, such as a guest's, into this one, with their reservations, atomically. Creates
+        this cart if it does not exist or has ended. Quantities of equal items are summed. The call never fails because of
+        a limit: it moves as much as fits, and lists every adjustment. The other cart ends as MERGED. A cart that has been
+        merged into this one already is the same result without adjustments.
+
+        Errors: NOT_FOUND / CART_NOT_FOUND for the source; FAILED_PRECONDITION / CART_CLOSED if the source has ended in
+        another way; FAILED_PRECONDITION / CART_FROZEN if a checkout of either cart is OPEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BeginCheckout(self, request, context):
+        """Freezes a cart so that its items can be paid for and sold. Every item must be RESERVED. The holds are extended
+        beyond the window; the checkout is `ready` once they are known to be. If the Reservation API refuses, the cart is
+        ACTIVE again and the checkout says why. While a checkout of the cart is OPEN, the response is that checkout: two
+        calls never make two checkouts.
+
+        Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended, CART_EMPTY,
+        NOT_RESERVED with a violation for each item that is not RESERVED, or SUBTOTAL_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompleteCheckout(self, request, context):
+        """Decides the sale: call it when the customer has paid. The items pass to the checkout, the cart is CHECKED_OUT, and
+        its name is free. The server then asks the Reservation API to commit every item until it has answered. Repeating
+        the call with the same order_reference is safe in every state; if the checkout is FAILED, it asks for the refused
+        items again.
+
+        Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_NOT_READY, CHECKOUT_EXPIRED if the window
+        has ended, CHECKOUT_CLOSED if the checkout was cancelled, or ORDER_REFERENCE_MISMATCH if it was completed with
+        another order_reference.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelCheckout(self, request, context):
+        """Ends a checkout that is OPEN or FAILED. If it was OPEN, the cart is ACTIVE again, and its holds continue. If it was
+        FAILED, the items that are COMMITTED stay sold, and the others are released. Changes nothing if the checkout is
+        CANCELLED or EXPIRED already.
+
+        Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_COMPLETED if it is COMPLETING or COMPLETED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCheckout(self, request, context):
+        """Reads a checkout with its items. A checkout that has ended can be read for 90 days by default.
+
+        Errors: NOT_FOUND / CHECKOUT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCheckouts(self, request, context):
+        """Lists the checkouts of a user without their items, the newest first. An unknown user has none. A page ends after
+        about 1 MiB, even if it has fewer than page_size checkouts: only an empty next_page_token means that it is the
+        last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CartServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -255,6 +387,46 @@ def add_CartServiceServicer_to_server(servicer, server):
                     servicer.RetryReservation,
                     request_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.RetryReservationRequest.FromString,
                     response_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.RetryReservationResponse.SerializeToString,
+            ),
+            'ReplaceItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceItems,
+                    request_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.ReplaceItemsRequest.FromString,
+                    response_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.ReplaceItemsResponse.SerializeToString,
+            ),
+            'WatchCart': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchCart,
+                    request_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.WatchCartRequest.FromString,
+                    response_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.WatchCartResponse.SerializeToString,
+            ),
+            'MergeCarts': grpc.unary_unary_rpc_method_handler(
+                    servicer.MergeCarts,
+                    request_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.MergeCartsRequest.FromString,
+                    response_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.MergeCartsResponse.SerializeToString,
+            ),
+            'BeginCheckout': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginCheckout,
+                    request_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.BeginCheckoutRequest.FromString,
+                    response_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.BeginCheckoutResponse.SerializeToString,
+            ),
+            'CompleteCheckout': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteCheckout,
+                    request_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.CompleteCheckoutRequest.FromString,
+                    response_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.CompleteCheckoutResponse.SerializeToString,
+            ),
+            'CancelCheckout': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelCheckout,
+                    request_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.CancelCheckoutRequest.FromString,
+                    response_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.CancelCheckoutResponse.SerializeToString,
+            ),
+            'GetCheckout': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCheckout,
+                    request_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.GetCheckoutRequest.FromString,
+                    response_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.GetCheckoutResponse.SerializeToString,
+            ),
+            'ListCheckouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckouts,
+                    request_deserializer=cartgrpc_dot_v1_dot_cart__service__pb2.ListCheckoutsRequest.FromString,
+                    response_serializer=cartgrpc_dot_v1_dot_cart__service__pb2.ListCheckoutsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -555,6 +727,222 @@ class CartService(object):
             '/cartgrpc.v1.CartService/RetryReservation',
             cartgrpc_dot_v1_dot_cart__service__pb2.RetryReservationRequest.SerializeToString,
             cartgrpc_dot_v1_dot_cart__service__pb2.RetryReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cartgrpc.v1.CartService/ReplaceItems',
+            cartgrpc_dot_v1_dot_cart__service__pb2.ReplaceItemsRequest.SerializeToString,
+            cartgrpc_dot_v1_dot_cart__service__pb2.ReplaceItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchCart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cartgrpc.v1.CartService/WatchCart',
+            cartgrpc_dot_v1_dot_cart__service__pb2.WatchCartRequest.SerializeToString,
+            cartgrpc_dot_v1_dot_cart__service__pb2.WatchCartResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MergeCarts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cartgrpc.v1.CartService/MergeCarts',
+            cartgrpc_dot_v1_dot_cart__service__pb2.MergeCartsRequest.SerializeToString,
+            cartgrpc_dot_v1_dot_cart__service__pb2.MergeCartsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginCheckout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cartgrpc.v1.CartService/BeginCheckout',
+            cartgrpc_dot_v1_dot_cart__service__pb2.BeginCheckoutRequest.SerializeToString,
+            cartgrpc_dot_v1_dot_cart__service__pb2.BeginCheckoutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteCheckout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cartgrpc.v1.CartService/CompleteCheckout',
+            cartgrpc_dot_v1_dot_cart__service__pb2.CompleteCheckoutRequest.SerializeToString,
+            cartgrpc_dot_v1_dot_cart__service__pb2.CompleteCheckoutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelCheckout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cartgrpc.v1.CartService/CancelCheckout',
+            cartgrpc_dot_v1_dot_cart__service__pb2.CancelCheckoutRequest.SerializeToString,
+            cartgrpc_dot_v1_dot_cart__service__pb2.CancelCheckoutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCheckout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cartgrpc.v1.CartService/GetCheckout',
+            cartgrpc_dot_v1_dot_cart__service__pb2.GetCheckoutRequest.SerializeToString,
+            cartgrpc_dot_v1_dot_cart__service__pb2.GetCheckoutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cartgrpc.v1.CartService/ListCheckouts',
+            cartgrpc_dot_v1_dot_cart__service__pb2.ListCheckoutsRequest.SerializeToString,
+            cartgrpc_dot_v1_dot_cart__service__pb2.ListCheckoutsResponse.FromString,
             options,
             channel_credentials,
             insecure,

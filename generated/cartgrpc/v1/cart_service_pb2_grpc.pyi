@@ -124,6 +124,66 @@ class CartServiceStub:
 
     Errors: NOT_FOUND / CART_NOT_FOUND or ITEM_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended.
     """
+    ReplaceItems: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.ReplaceItemsRequest, _cart_service_pb2.ReplaceItemsResponse]
+    """Makes the cart contain exactly these items. Creates the cart if it does not exist or has ended. Items that stay
+    keep their reservations. Changes nothing if the cart has exactly these items already.
+
+    Errors: those of AddItem. The limit of units to add in one call does not apply.
+    """
+    WatchCart: _grpc.UnaryStreamMultiCallable[_cart_service_pb2.WatchCartRequest, _cart_service_pb2.WatchCartResponse]
+    """Streams the cart: first its current state, then each newer state. States may be skipped, but the last one never is,
+    and they come in order. A client that was disconnected watches again, and compares uid and revision. Changes that
+    only time causes, such as the end of a hold, are sent, too. The stream ends with OK after the final state of a cart
+    that has ended.
+
+    Errors: NOT_FOUND / CART_NOT_FOUND; RESOURCE_EXHAUSTED / TOO_MANY_STREAMS; UNAVAILABLE / SHUTTING_DOWN when the
+    server stops: watch again on another one.
+    """
+    MergeCarts: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.MergeCartsRequest, _cart_service_pb2.MergeCartsResponse]
+    """Moves the items of another cart, such as a guest's, into this one, with their reservations, atomically. Creates
+    this cart if it does not exist or has ended. Quantities of equal items are summed. The call never fails because of
+    a limit: it moves as much as fits, and lists every adjustment. The other cart ends as MERGED. A cart that has been
+    merged into this one already is the same result without adjustments.
+
+    Errors: NOT_FOUND / CART_NOT_FOUND for the source; FAILED_PRECONDITION / CART_CLOSED if the source has ended in
+    another way; FAILED_PRECONDITION / CART_FROZEN if a checkout of either cart is OPEN.
+    """
+    BeginCheckout: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.BeginCheckoutRequest, _cart_service_pb2.BeginCheckoutResponse]
+    """Freezes a cart so that its items can be paid for and sold. Every item must be RESERVED. The holds are extended
+    beyond the window; the checkout is `ready` once they are known to be. If the Reservation API refuses, the cart is
+    ACTIVE again and the checkout says why. While a checkout of the cart is OPEN, the response is that checkout: two
+    calls never make two checkouts.
+
+    Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended, CART_EMPTY,
+    NOT_RESERVED with a violation for each item that is not RESERVED, or SUBTOTAL_MISMATCH.
+    """
+    CompleteCheckout: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.CompleteCheckoutRequest, _cart_service_pb2.CompleteCheckoutResponse]
+    """Decides the sale: call it when the customer has paid. The items pass to the checkout, the cart is CHECKED_OUT, and
+    its name is free. The server then asks the Reservation API to commit every item until it has answered. Repeating
+    the call with the same order_reference is safe in every state; if the checkout is FAILED, it asks for the refused
+    items again.
+
+    Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_NOT_READY, CHECKOUT_EXPIRED if the window
+    has ended, CHECKOUT_CLOSED if the checkout was cancelled, or ORDER_REFERENCE_MISMATCH if it was completed with
+    another order_reference.
+    """
+    CancelCheckout: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.CancelCheckoutRequest, _cart_service_pb2.CancelCheckoutResponse]
+    """Ends a checkout that is OPEN or FAILED. If it was OPEN, the cart is ACTIVE again, and its holds continue. If it was
+    FAILED, the items that are COMMITTED stay sold, and the others are released. Changes nothing if the checkout is
+    CANCELLED or EXPIRED already.
+
+    Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_COMPLETED if it is COMPLETING or COMPLETED.
+    """
+    GetCheckout: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.GetCheckoutRequest, _cart_service_pb2.GetCheckoutResponse]
+    """Reads a checkout with its items. A checkout that has ended can be read for 90 days by default.
+
+    Errors: NOT_FOUND / CHECKOUT_NOT_FOUND.
+    """
+    ListCheckouts: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.ListCheckoutsRequest, _cart_service_pb2.ListCheckoutsResponse]
+    """Lists the checkouts of a user without their items, the newest first. An unknown user has none. A page ends after
+    about 1 MiB, even if it has fewer than page_size checkouts: only an empty next_page_token means that it is the
+    last.
+    """
 
 @_typing.type_check_only
 class CartServiceAsyncStub(CartServiceStub):
@@ -187,6 +247,66 @@ class CartServiceAsyncStub(CartServiceStub):
     """Reserves an item again if its reservation is REJECTED or EXPIRED. Otherwise changes nothing.
 
     Errors: NOT_FOUND / CART_NOT_FOUND or ITEM_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended.
+    """
+    ReplaceItems: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.ReplaceItemsRequest, _cart_service_pb2.ReplaceItemsResponse]  # type: ignore[assignment]
+    """Makes the cart contain exactly these items. Creates the cart if it does not exist or has ended. Items that stay
+    keep their reservations. Changes nothing if the cart has exactly these items already.
+
+    Errors: those of AddItem. The limit of units to add in one call does not apply.
+    """
+    WatchCart: _aio.UnaryStreamMultiCallable[_cart_service_pb2.WatchCartRequest, _cart_service_pb2.WatchCartResponse]  # type: ignore[assignment]
+    """Streams the cart: first its current state, then each newer state. States may be skipped, but the last one never is,
+    and they come in order. A client that was disconnected watches again, and compares uid and revision. Changes that
+    only time causes, such as the end of a hold, are sent, too. The stream ends with OK after the final state of a cart
+    that has ended.
+
+    Errors: NOT_FOUND / CART_NOT_FOUND; RESOURCE_EXHAUSTED / TOO_MANY_STREAMS; UNAVAILABLE / SHUTTING_DOWN when the
+    server stops: watch again on another one.
+    """
+    MergeCarts: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.MergeCartsRequest, _cart_service_pb2.MergeCartsResponse]  # type: ignore[assignment]
+    """Moves the items of another cart, such as a guest's, into this one, with their reservations, atomically. Creates
+    this cart if it does not exist or has ended. Quantities of equal items are summed. The call never fails because of
+    a limit: it moves as much as fits, and lists every adjustment. The other cart ends as MERGED. A cart that has been
+    merged into this one already is the same result without adjustments.
+
+    Errors: NOT_FOUND / CART_NOT_FOUND for the source; FAILED_PRECONDITION / CART_CLOSED if the source has ended in
+    another way; FAILED_PRECONDITION / CART_FROZEN if a checkout of either cart is OPEN.
+    """
+    BeginCheckout: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.BeginCheckoutRequest, _cart_service_pb2.BeginCheckoutResponse]  # type: ignore[assignment]
+    """Freezes a cart so that its items can be paid for and sold. Every item must be RESERVED. The holds are extended
+    beyond the window; the checkout is `ready` once they are known to be. If the Reservation API refuses, the cart is
+    ACTIVE again and the checkout says why. While a checkout of the cart is OPEN, the response is that checkout: two
+    calls never make two checkouts.
+
+    Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended, CART_EMPTY,
+    NOT_RESERVED with a violation for each item that is not RESERVED, or SUBTOTAL_MISMATCH.
+    """
+    CompleteCheckout: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.CompleteCheckoutRequest, _cart_service_pb2.CompleteCheckoutResponse]  # type: ignore[assignment]
+    """Decides the sale: call it when the customer has paid. The items pass to the checkout, the cart is CHECKED_OUT, and
+    its name is free. The server then asks the Reservation API to commit every item until it has answered. Repeating
+    the call with the same order_reference is safe in every state; if the checkout is FAILED, it asks for the refused
+    items again.
+
+    Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_NOT_READY, CHECKOUT_EXPIRED if the window
+    has ended, CHECKOUT_CLOSED if the checkout was cancelled, or ORDER_REFERENCE_MISMATCH if it was completed with
+    another order_reference.
+    """
+    CancelCheckout: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.CancelCheckoutRequest, _cart_service_pb2.CancelCheckoutResponse]  # type: ignore[assignment]
+    """Ends a checkout that is OPEN or FAILED. If it was OPEN, the cart is ACTIVE again, and its holds continue. If it was
+    FAILED, the items that are COMMITTED stay sold, and the others are released. Changes nothing if the checkout is
+    CANCELLED or EXPIRED already.
+
+    Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_COMPLETED if it is COMPLETING or COMPLETED.
+    """
+    GetCheckout: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.GetCheckoutRequest, _cart_service_pb2.GetCheckoutResponse]  # type: ignore[assignment]
+    """Reads a checkout with its items. A checkout that has ended can be read for 90 days by default.
+
+    Errors: NOT_FOUND / CHECKOUT_NOT_FOUND.
+    """
+    ListCheckouts: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.ListCheckoutsRequest, _cart_service_pb2.ListCheckoutsResponse]  # type: ignore[assignment]
+    """Lists the checkouts of a user without their items, the newest first. An unknown user has none. A page ends after
+    about 1 MiB, even if it has fewer than page_size checkouts: only an empty next_page_token means that it is the
+    last.
     """
 
 class CartServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -314,6 +434,114 @@ class CartServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reserves an item again if its reservation is REJECTED or EXPIRED. Otherwise changes nothing.
 
         Errors: NOT_FOUND / CART_NOT_FOUND or ITEM_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended.
+        """
+
+    @_abc_1.abstractmethod
+    def ReplaceItems(
+        self,
+        request: _cart_service_pb2.ReplaceItemsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cart_service_pb2.ReplaceItemsResponse, _abc.Awaitable[_cart_service_pb2.ReplaceItemsResponse]]:
+        """Makes the cart contain exactly these items. Creates the cart if it does not exist or has ended. Items that stay
+        keep their reservations. Changes nothing if the cart has exactly these items already.
+
+        Errors: those of AddItem. The limit of units to add in one call does not apply.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchCart(
+        self,
+        request: _cart_service_pb2.WatchCartRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_cart_service_pb2.WatchCartResponse], _abc.AsyncIterator[_cart_service_pb2.WatchCartResponse]]:
+        """Streams the cart: first its current state, then each newer state. States may be skipped, but the last one never is,
+        and they come in order. A client that was disconnected watches again, and compares uid and revision. Changes that
+        only time causes, such as the end of a hold, are sent, too. The stream ends with OK after the final state of a cart
+        that has ended.
+
+        Errors: NOT_FOUND / CART_NOT_FOUND; RESOURCE_EXHAUSTED / TOO_MANY_STREAMS; UNAVAILABLE / SHUTTING_DOWN when the
+        server stops: watch again on another one.
+        """
+
+    @_abc_1.abstractmethod
+    def MergeCarts(
+        self,
+        request: _cart_service_pb2.MergeCartsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cart_service_pb2.MergeCartsResponse, _abc.Awaitable[_cart_service_pb2.MergeCartsResponse]]:
+        """Moves the items of another cart, such as a guest's, into this one, with their reservations, atomically. Creates
+        this cart if it does not exist or has ended. Quantities of equal items are summed. The call never fails because of
+        a limit: it moves as much as fits, and lists every adjustment. The other cart ends as MERGED. A cart that has been
+        merged into this one already is the same result without adjustments.
+
+        Errors: NOT_FOUND / CART_NOT_FOUND for the source; FAILED_PRECONDITION / CART_CLOSED if the source has ended in
+        another way; FAILED_PRECONDITION / CART_FROZEN if a checkout of either cart is OPEN.
+        """
+
+    @_abc_1.abstractmethod
+    def BeginCheckout(
+        self,
+        request: _cart_service_pb2.BeginCheckoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cart_service_pb2.BeginCheckoutResponse, _abc.Awaitable[_cart_service_pb2.BeginCheckoutResponse]]:
+        """Freezes a cart so that its items can be paid for and sold. Every item must be RESERVED. The holds are extended
+        beyond the window; the checkout is `ready` once they are known to be. If the Reservation API refuses, the cart is
+        ACTIVE again and the checkout says why. While a checkout of the cart is OPEN, the response is that checkout: two
+        calls never make two checkouts.
+
+        Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended, CART_EMPTY,
+        NOT_RESERVED with a violation for each item that is not RESERVED, or SUBTOTAL_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def CompleteCheckout(
+        self,
+        request: _cart_service_pb2.CompleteCheckoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cart_service_pb2.CompleteCheckoutResponse, _abc.Awaitable[_cart_service_pb2.CompleteCheckoutResponse]]:
+        """Decides the sale: call it when the customer has paid. The items pass to the checkout, the cart is CHECKED_OUT, and
+        its name is free. The server then asks the Reservation API to commit every item until it has answered. Repeating
+        the call with the same order_reference is safe in every state; if the checkout is FAILED, it asks for the refused
+        items again.
+
+        Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_NOT_READY, CHECKOUT_EXPIRED if the window
+        has ended, CHECKOUT_CLOSED if the checkout was cancelled, or ORDER_REFERENCE_MISMATCH if it was completed with
+        another order_reference.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelCheckout(
+        self,
+        request: _cart_service_pb2.CancelCheckoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cart_service_pb2.CancelCheckoutResponse, _abc.Awaitable[_cart_service_pb2.CancelCheckoutResponse]]:
+        """Ends a checkout that is OPEN or FAILED. If it was OPEN, the cart is ACTIVE again, and its holds continue. If it was
+        FAILED, the items that are COMMITTED stay sold, and the others are released. Changes nothing if the checkout is
+        CANCELLED or EXPIRED already.
+
+        Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_COMPLETED if it is COMPLETING or COMPLETED.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCheckout(
+        self,
+        request: _cart_service_pb2.GetCheckoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cart_service_pb2.GetCheckoutResponse, _abc.Awaitable[_cart_service_pb2.GetCheckoutResponse]]:
+        """Reads a checkout with its items. A checkout that has ended can be read for 90 days by default.
+
+        Errors: NOT_FOUND / CHECKOUT_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCheckouts(
+        self,
+        request: _cart_service_pb2.ListCheckoutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cart_service_pb2.ListCheckoutsResponse, _abc.Awaitable[_cart_service_pb2.ListCheckoutsResponse]]:
+        """Lists the checkouts of a user without their items, the newest first. An unknown user has none. A page ends after
+        about 1 MiB, even if it has fewer than page_size checkouts: only an empty next_page_token means that it is the
+        last.
         """
 
 def add_CartServiceServicer_to_server(servicer: CartServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
