@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple
 
-from cart_grpc.carts.model import Cart, Line, Money
+from cart_grpc.carts.model import Cart, Checkout, Line, Money
 from cart_grpc.names import CartKey, item_id_of
 
 NewId = Callable[[], str]
@@ -56,7 +56,8 @@ class LoadedCart(NamedTuple):
     """One cart before a call: the lines that the call's CartRead names, by item id.
 
     `cart` is None if no cart exists under this name. `releasing` are the skus that have an unfinished release.
-    `others` are the further carts of a call that names several.
+    `others` are the further carts of a call that names several. `checkout` is the OPEN checkout of a cart that is
+    CHECKING_OUT, else None.
     """
 
     key: CartKey
@@ -64,6 +65,7 @@ class LoadedCart(NamedTuple):
     lines: Mapping[str, Line]
     releasing: AbstractSet[str]
     others: "tuple[LoadedCart, ...]" = ()
+    checkout: Checkout | None = None
 
 
 class OpenCart(NamedTuple):

@@ -115,7 +115,8 @@ class Checkout(NamedTuple):
     While it is OPEN, the items belong to the cart, which is CHECKING_OUT. CompleteCheckout passes them to the checkout.
     `is_ready`: every hold is known to outlast `expire_time`, the end of the window. The totals and `currency_code` are
     those of the cart when the checkout began. `reason` says why the server ended it. `etag_revision` counts the changes
-    by callers. `byte_size` is what it counts for its user.
+    by callers. `byte_size` is what it counts for its user. `hold_ttl_us` is the ttl that the holds of the cart get back
+    if the cart thaws.
     """
 
     key: CheckoutKey
@@ -130,6 +131,7 @@ class Checkout(NamedTuple):
     order_reference: str
     reason: str
     byte_size: int
+    hold_ttl_us: int
     etag_revision: int
     create_time: int
     update_time: int

@@ -3,11 +3,13 @@
     CallRefused                      the call did not do what the caller asked
     ├── InvalidArgument              the request is wrong; lists each field and its valid values
     │   └── RequestIdReused          another request has used the request_id
-    ├── NotFound                     no such cart, item or reservation
+    ├── NotFound                     no such cart, item, checkout or reservation
     ├── AlreadyExists                an open cart has this name
     ├── FailedPrecondition           the request is valid, but the state does not allow it
     │   ├── CartClosed               the cart has ended
     │   ├── CurrencyMismatch         a price has another currency than the cart
+    │   ├── CartFrozen, CartEmpty, NotReserved, SubtotalMismatch, CheckoutNotReady, CheckoutExpired, CheckoutClosed,
+    │   │   CheckoutCompleted, OrderReferenceMismatch, UserErasing: see `checkout_refusals`
     │   ├── ReservationCommitted     the reservation is committed, or about to be, and cannot be released
     │   └── ReservationUnprocessable the database or the server cannot process the reservation's row
     ├── Aborted
@@ -130,11 +132,15 @@ class AlreadyExists(CallRefused):
 
 
 class FailedPrecondition(CallRefused):
-    """The request is valid, but the state of `subject`, a resource name, does not allow it."""
+    """The request is valid, but the state of `subject`, a resource name, does not allow it.
+
+    `violations` has a subject and a description for each resource that does not allow it.
+    """
 
     def __init__(self, subject: str, message: str, metadata: Mapping[str, str]) -> None:
         super().__init__(message, {"subject": subject, **metadata})
         self.subject = subject
+        self.violations: Sequence[tuple[str, str]] = ((subject, message),)
 
 
 class CartClosed(FailedPrecondition):

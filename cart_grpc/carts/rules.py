@@ -28,7 +28,8 @@ from cart_grpc.carts.calls import (
     UpdateCart,
     UpdateItem,
 )
-from cart_grpc.carts.model import ENDED, Cart, CartState, Item, Line
+from cart_grpc.carts.checkout_refusals import CartFrozen
+from cart_grpc.carts.model import ENDED, Cart, CartState, Checkout, Item, Line
 from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.carts.refusals import (
     AlreadyExists,
@@ -78,11 +79,20 @@ def _get_open_cart(loaded: LoadedCart, etag: str, needs: Needs, given: Given) ->
         raise EtagMismatch(loaded.key.name, etag, current_etag)
     if cart is None or (may_start and cart.state in ENDED):
         return start_cart(loaded.key, cart, given)
+    if cart.state is CartState.CHECKING_OUT:
+        raise frozen(cart, loaded.checkout)
     if needs is Needs.NO_OPEN_CART:
         raise AlreadyExists(loaded.key.name)
     if cart.state is not CartState.ACTIVE:
         raise CartClosed(loaded.key.name, cart.state.name)
     return cart
+
+
+def frozen(cart: Cart, checkout: Checkout | None) -> CartFrozen:
+    """The refusal of a change of a cart that is CHECKING_OUT. `checkout` is its checkout."""
+    # A cart without its checkout can come only from a database that was changed by hand.
+    end = checkout.expire_time if checkout else cart.update_time
+    return CartFrozen(cart.key.name, cart.key.checkout(cart.checkout_id).name, end)
 
 
 def _add_items(loaded: OpenCart, call: AddItems, given: Given) -> Change:

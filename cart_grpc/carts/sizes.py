@@ -20,6 +20,8 @@ ITEM_ROOM: Final = 512
 _ENTRY_ROOM: Final = 9
 # The key and the fingerprint of a stored reply.
 REPLY_ROOM: Final = 256
+# A row of `checkouts`, with its order_reference.
+CHECKOUT_ROOM: Final = 768
 # A row of `reservations`. It stays for a while after its item is gone, and then it is all that the item has left.
 RESERVATION_BYTES: Final = 512
 

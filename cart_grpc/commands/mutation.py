@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cart_grpc.carts.calls import Call, Change, Given, Limits, NewId
-from cart_grpc.carts.refusals import LimitExceeded, RequestIdReused
+from cart_grpc.carts.refusals import LimitExceeded
 from cart_grpc.carts.rules import decide
 from cart_grpc.commands.unit_of_work import ReadSet, Reply, UnitOfWork, UserTotals
 
@@ -31,10 +31,9 @@ class Mutation:
     def run(self, unit: UnitOfWork, now: int, new_id: NewId) -> bytes:
         """Return the reply's bytes. Raises CallRefused."""
         call, reply_key = self.call, (self.call.cart.user, self.call.request_id)
-        if call.request_id and (stored := unit.replies.get(reply_key)):
-            if stored.fingerprint != call.fingerprint:
-                raise RequestIdReused(call.request_id)
-            return stored.reply
+        repeated = unit.find_reply(reply_key, call.fingerprint)
+        if repeated is not None:
+            return repeated
         change = decide(unit.get_loaded_cart(call.reads), call, Given(self.limits, now, new_id))
         # Encode first: if this fails, the unit of work must be unchanged.
         reply = self.encode(change, now)

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cart_grpc.carts.calls import CartRead, Change, LoadedCart
-from cart_grpc.carts.model import ENDED, Cart, Item, Line
+from cart_grpc.carts.checkout_calls import CheckoutChange, LoadedCheckout
+from cart_grpc.carts.checkout_refusals import CheckoutNotFound
+from cart_grpc.carts.model import ENDED, Cart, CartState, Checkout, CheckoutState, Item, Line
+from cart_grpc.carts.refusals import RequestIdReused
 from cart_grpc.carts.sizes import REPLY_ROOM, RESERVATION_BYTES
-from cart_grpc.names import CartKey, UserKey
+from cart_grpc.names import CartKey, CheckoutKey, UserKey
 from cart_grpc.protocol.reservation import Reservation
 
 ReplyKey = tuple[UserKey, str]
@@ -52,7 +55,8 @@ class ReadSet:
     """The keys of the rows that a batch reads before its commands run. It locks `users` first.
 
     Of each cart in `whole_carts`, it reads all items and reconciling reservations; of each cart and sku in `skus`, the
-    reconciling reservations. One command may add carts of several users.
+    reconciling reservations. Of each of `checkouts` it reads the items and their reservations, and the cart while the
+    checkout is OPEN. A cart that is CHECKING_OUT comes with its checkout. One command may add carts of several users.
     """
 
     users: set[UserKey] = field(default_factory=set)
@@ -62,6 +66,12 @@ class ReadSet:
     items: set[ItemKey] = field(default_factory=set)
     reservations: set[tuple[CartKey, str]] = field(default_factory=set)
     skus: set[tuple[CartKey, str]] = field(default_factory=set)
+    checkouts: set[CheckoutKey] = field(default_factory=set)
+
+    def add_checkout(self, key: CheckoutKey) -> None:
+        """Add a checkout and its user."""
+        self.users.add(key.user)
+        self.checkouts.add(key)
 
     def add_cart(self, read: CartRead) -> None:
         """Add a cart, its user, and the items and skus that `read` names."""
@@ -89,19 +99,31 @@ class UnitOfWork:
         self.carts: dict[CartKey, Cart] = {}
         self.items: defaultdict[CartKey, dict[str, Item]] = defaultdict(dict)
         self.reservations: dict[str, Reservation] = {}
+        self.checkouts: dict[CheckoutKey, Checkout] = {}
+        self.checkout_items: defaultdict[CheckoutKey, dict[str, Item]] = defaultdict(dict)
         self._ids_by_sku: defaultdict[tuple[CartKey, str], set[str]] = defaultdict(set)
         self.changed_users: set[UserKey] = set()
         self.new_replies: set[ReplyKey] = set()
         self.changed_carts: set[CartKey] = set()
         self.changed_items: set[ItemKey] = set()
         self.changed_reservations: set[str] = set()
+        self.changed_checkouts: set[CheckoutKey] = set()
+        self.changed_checkout_items: set[tuple[CheckoutKey, str]] = set()
 
     def load_item(self, item: Item) -> None:
         self.items[item.cart][item.item_id] = item
 
     def load_reservation(self, reservation: Reservation) -> None:
         self.reservations[reservation.reservation_id] = reservation
-        self._ids_by_sku[reservation.cart, reservation.sku].add(reservation.reservation_id)
+        ids = self._ids_by_sku[reservation.cart, reservation.sku]
+        # A reservation that has passed to a checkout is not the cart's: another cart may have the name.
+        (ids.add if reservation.is_of_cart else ids.discard)(reservation.reservation_id)
+
+    def load_checkout(self, checkout: Checkout) -> None:
+        self.checkouts[checkout.key] = checkout
+
+    def load_checkout_item(self, checkout: CheckoutKey, item: Item) -> None:
+        self.checkout_items[checkout][item.item_id] = item
 
     def get_loaded_cart(self, reads: Sequence[CartRead]) -> LoadedCart:
         """Return the cart of the first entry of `reads`, with the carts of the other entries in its `others`.
@@ -121,7 +143,22 @@ class UnitOfWork:
         lines = {item_id: self._line(items[item_id]) for item_id in item_ids if item_id in items}
         named.update(line.item.sku for line in lines.values())
         releasing = frozenset(sku for sku in named if self._is_releasing(key, sku))
-        return LoadedCart(key, self.carts.get(key), lines, releasing)
+        cart = self.carts.get(key)
+        is_frozen = cart is not None and cart.state is CartState.CHECKING_OUT
+        checkout = self.checkouts.get(key.checkout(cart.checkout_id)) if cart and is_frozen else None
+        return LoadedCart(key, cart, lines, releasing, checkout=checkout)
+
+    def get_loaded_checkout(self, key: CheckoutKey) -> LoadedCheckout:
+        """Return a checkout that the batch's ReadSet named. Raises CheckoutNotFound."""
+        checkout = self.checkouts.get(key)
+        if checkout is None:
+            raise CheckoutNotFound(key.name)
+        cart = self.carts.get(checkout.cart) if checkout.state is CheckoutState.OPEN else None
+        if cart and (cart.state is not CartState.CHECKING_OUT or cart.checkout_id != key.checkout_id):
+            cart = None
+        items = self.items[cart.key] if cart else self.checkout_items[key]
+        ordered = sorted(items.values(), key=lambda item: (item.create_time, item.uid))
+        return LoadedCheckout(checkout, cart, tuple(map(self._line, ordered)))
 
     def _is_releasing(self, key: CartKey, sku: str) -> bool:
         return any(
@@ -142,6 +179,13 @@ class UnitOfWork:
         """
         return [self.reservations[reservation_id] for reservation_id in sorted(self._ids_by_sku.get((key, sku), ()))]
 
+    def find_reply(self, key: ReplyKey, fingerprint: bytes) -> bytes | None:
+        """Return the reply that a request_id got, None if it is "" or new. Raises RequestIdReused."""
+        stored = self.replies.get(key) if key[1] else None
+        if stored and stored.fingerprint != fingerprint:
+            raise RequestIdReused(key[1])
+        return stored.reply if stored else None
+
     def find_totals(self, user: UserKey) -> UserTotals:
         """The totals of a user, 0 if nothing is stored."""
         return self.totals.get(user, _NOTHING)
@@ -153,6 +197,16 @@ class UnitOfWork:
         for line in change.lines:
             if line.reservation.reservation_id not in self.reservations:
                 more_bytes += RESERVATION_BYTES
+        return growth._replace(stored_bytes=growth.stored_bytes + more_bytes)
+
+    def find_checkout_growth(self, change: CheckoutChange) -> UserTotals:
+        """Return by how much the totals of the user would grow by `apply_checkout`."""
+        before = self.checkouts.get(change.checkout.key)
+        growth = self._cart_growth(change.cart) if change.cart else _NOTHING
+        more_bytes = change.checkout.byte_size - (before.byte_size if before else 0)
+        more_bytes += RESERVATION_BYTES * sum(
+            line.reservation.reservation_id not in self.reservations for line in change.lines
+        )
         return growth._replace(stored_bytes=growth.stored_bytes + more_bytes)
 
     def _cart_growth(self, cart: Cart) -> UserTotals:
@@ -179,6 +233,13 @@ class UnitOfWork:
             self.load_reservation(reservation)
             self.changed_reservations.add(reservation.reservation_id)
 
+    def put_checkout(self, checkout: Checkout) -> None:
+        before = self.checkouts.get(checkout.key)
+        if before is not checkout:
+            self._count(checkout.key.user, UserTotals(checkout.byte_size - (before.byte_size if before else 0)))
+            self.load_checkout(checkout)
+            self.changed_checkouts.add(checkout.key)
+
     def put_reply(self, key: ReplyKey, reply: Reply) -> None:
         self._count(key[0], UserTotals(reply.byte_size))
         self.replies[key] = reply
@@ -202,6 +263,23 @@ class UnitOfWork:
         for line in change.removed:
             del items[line.item.item_id]
             self.changed_items.add((key, line.item.item_id))
+            self.put_reservation(line.reservation)
+
+    def apply_checkout(self, change: CheckoutChange) -> None:
+        """Apply a rule's change to a checkout, and to its cart."""
+        key = change.checkout.key
+        self.put_checkout(change.checkout)
+        if change.cart:
+            self.put_cart(change.cart)
+        owned = self.checkout_items[key]
+        for line in change.lines:
+            item = line.item
+            if change.passes:
+                del self.items[item.cart][item.item_id]
+                self.changed_items.add((item.cart, item.item_id))
+            if change.passes or (item.item_id in owned and owned[item.item_id] is not item):
+                self.load_checkout_item(key, item)
+                self.changed_checkout_items.add((key, item.item_id))
             self.put_reservation(line.reservation)
 
 

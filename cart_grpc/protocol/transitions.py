@@ -66,8 +66,8 @@ def hold(reservation: Reservation, quantity: int, now: int) -> Reservation:
 def release(reservation: Reservation, now: int) -> Reservation:
     """Change the intent to RELEASE, due now. A closed reservation is returned unchanged.
 
-    A new lease epoch ends the claim of a hanging call, so that the call cannot delay the release. Raises ValueError if
-    the reservation is frozen.
+    A new lease epoch ends the claim of a hanging call, so that the call cannot delay the release. A hold leaves its
+    checkout, whose cart then thaws. Raises ValueError if the reservation is frozen.
     """
     if reservation.is_closed:
         return reservation
@@ -79,6 +79,29 @@ def release(reservation: Reservation, now: int) -> Reservation:
         intent_revision=reservation.revision + 1,
         reserved_cap=0,
         waiting=False,
+        due_time=now,
+        attempt_count=0,
+        lease_epoch=reservation.lease_epoch + 1,
+        lease_expire_time=None,
+        checkout_id=_checkout_after_release(reservation),
+    )
+
+
+def _checkout_after_release(reservation: Reservation) -> str:
+    return "" if reservation.disposition is Disposition.HOLD else reservation.checkout_id
+
+
+def extend(reservation: Reservation, ttl_us: int, now: int) -> Reservation:
+    """Ask for the same hold with another ttl, due now, as a renewal does: callers do not see it.
+
+    A new lease epoch ends the claim of a hanging call, so that the call cannot delay it. Raises ValueError if the
+    intent is not HOLD, or if the reservation is closed or waiting.
+    """
+    if reservation.disposition is not Disposition.HOLD or reservation.is_closed or reservation.waiting:
+        raise ValueError("only a hold can be extended")
+    return reservation._replace(
+        ttl_us=ttl_us,
+        revision=reservation.revision + 1,
         due_time=now,
         attempt_count=0,
         lease_epoch=reservation.lease_epoch + 1,
@@ -180,6 +203,31 @@ def force_release(reservation: Reservation, now: int) -> Reservation:
         expire_time=None,
         observed_revision=reservation.revision,
         waiting=False,
+        due_time=None,
+        attempt_count=0,
+        lease_epoch=reservation.lease_epoch + 1,
+        lease_expire_time=None,
+        finish_time=now,
+        set_aside_reason="",
+        checkout_id=_checkout_after_release(reservation),
+    )
+
+
+def force_commit(reservation: Reservation, now: int) -> Reservation:
+    """Mark the row as COMMITTED without an answer of the Reservation API. Only an operator may decide this.
+
+    A row that is settled or finished is returned unchanged. Raises ValueError if the intent is not COMMIT.
+    """
+    if reservation.settled or reservation.state in FINAL:
+        return reservation
+    if reservation.disposition is not Disposition.COMMIT:
+        raise ValueError("only a reservation that is being committed can be counted as sold")
+    return reservation._replace(
+        state=Observed.COMMITTED,
+        granted_quantity=reservation.quantity,
+        expire_time=None,
+        observed_revision=reservation.revision,
+        reserved_cap=reservation.quantity,
         due_time=None,
         attempt_count=0,
         lease_epoch=reservation.lease_epoch + 1,

@@ -96,11 +96,14 @@ def _details(refusal: refusals.CallRefused) -> list[Message]:
             return [error_details_pb2.BadRequest(field_violations=fields)]
         case refusals.NotFound(resource_type=kind, name=name) | refusals.AlreadyExists(resource_type=kind, name=name):
             return [error_details_pb2.ResourceInfo(resource_type=kind, resource_name=name, description=refusal.message)]
-        case refusals.FailedPrecondition(subject=subject):
-            failure = error_details_pb2.PreconditionFailure.Violation(
-                type=refusal.reason, subject=subject, description=refusal.message
+        case refusals.FailedPrecondition(violations=violations):
+            failures = (
+                error_details_pb2.PreconditionFailure.Violation(
+                    type=refusal.reason, subject=subject, description=description
+                )
+                for subject, description in violations
             )
-            return [error_details_pb2.PreconditionFailure(violations=[failure])]
+            return [error_details_pb2.PreconditionFailure(violations=failures)]
         case refusals.LimitExceeded(subject=subject):
             quota = error_details_pb2.QuotaFailure.Violation(subject=subject, description=refusal.message)
             return [error_details_pb2.QuotaFailure(violations=[quota])]

@@ -239,7 +239,7 @@ CHECKOUTS = RowMapping(
         "state": Stored("state", _to_checkout_state, int),
         "is_ready": Stored("is_ready", bool),
         **_same("cart_id", "cart_uid", "currency_code", "subtotal", "item_count", "total_quantity"),
-        **_same("order_reference", "reason", "byte_size", "etag_revision"),
+        **_same("order_reference", "reason", "byte_size", "hold_ttl_us", "etag_revision"),
         **_same("create_time", "update_time", "expire_time"),
     },
 )

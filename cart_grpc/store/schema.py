@@ -194,6 +194,7 @@ checkouts = Table(
     Column("order_reference", Name, nullable=False),
     Column("reason", Text, nullable=False),
     Column("byte_size", Int64, nullable=False),
+    Column("hold_ttl_us", Int64, nullable=False),
     Column("etag_revision", Int64, nullable=False),
     Column("create_time", Int64, nullable=False),
     Column("update_time", Int64, nullable=False),
@@ -294,8 +295,10 @@ Index(
 )
 # For the sweeper, and for operators: OPEN, COMPLETING and FAILED.
 running = text("state IN (1, 2, 4)")
+is_open = text("state = 1")
 finished_checkouts = text("state IN (3, 5, 6)")
 Index("checkouts_running", checkouts.c.state, checkouts.c.update_time, sqlite_where=running, postgresql_where=running)
+Index("checkouts_open", checkouts.c.expire_time, sqlite_where=is_open, postgresql_where=is_open)
 Index(
     "checkouts_finished", checkouts.c.update_time, sqlite_where=finished_checkouts, postgresql_where=finished_checkouts
 )

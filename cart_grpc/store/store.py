@@ -6,6 +6,7 @@ from typing import Final, Protocol, TypeVar
 
 from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable
+from cart_grpc.commands.checkout import CheckoutMutation
 from cart_grpc.commands.command import Command
 from cart_grpc.commands.direct import Claim, ExtendLeases, Pause, Purge, Resume, ReturnClaims, SetAside
 from cart_grpc.commands.expire import Expire
@@ -65,7 +66,7 @@ class Store:
         await self.reads.close()
         await self._write_queue.close()
 
-    async def mutate(self, mutation: Mutation) -> bytes:
+    async def mutate(self, mutation: Mutation | CheckoutMutation) -> bytes:
         """Make a caller's change and return the bytes of its reply.
 
         Raises Overloaded if too many calls wait, and the refusals of its rule.

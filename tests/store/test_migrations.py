@@ -224,7 +224,16 @@ def insert_a_reservation(connection: Connection) -> None:
 
 def insert_a_checkout(connection: Connection) -> None:
     texts = dict.fromkeys(("user_id", "checkout_id", "cart_id", "cart_uid", "currency_code", "order_reference"), "x")
-    names = ("subtotal", "item_count", "total_quantity", "byte_size", "create_time", "update_time", "expire_time")
+    names = (
+        "subtotal",
+        "item_count",
+        "total_quantity",
+        "byte_size",
+        "hold_ttl_us",
+        "create_time",
+        "update_time",
+        "expire_time",
+    )
     connection.execute(
         schema.checkouts.insert().values(
             slice=0, state=1, is_ready=False, reason="", etag_revision=5, **texts, **dict.fromkeys(names, 0)

@@ -265,6 +265,7 @@ def create_checkouts() -> None:
         sa.Column("order_reference", NAME, nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("byte_size", sa.BigInteger(), nullable=False),
+        sa.Column("hold_ttl_us", sa.BigInteger(), nullable=False),
         sa.Column("etag_revision", sa.BigInteger(), nullable=False),
         sa.Column("create_time", sa.BigInteger(), nullable=False),
         sa.Column("update_time", sa.BigInteger(), nullable=False),
@@ -274,6 +275,7 @@ def create_checkouts() -> None:
     )
     for name, columns, where in (
         ("checkouts_running", ["state", "update_time"], "state IN (1, 2, 4)"),
+        ("checkouts_open", ["expire_time"], "state = 1"),
         ("checkouts_finished", ["update_time"], "state IN (3, 5, 6)"),
         ("checkouts_order_reference", ["order_reference"], "order_reference <> ''"),
     ):
