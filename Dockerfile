@@ -8,7 +8,7 @@ COPY generated ./generated
 # The second stage copies this environment to the same path, because a virtual environment cannot move.
 RUN python -m venv /opt/cart-grpc
 RUN /opt/cart-grpc/bin/python -m pip wheel --no-deps --wheel-dir /wheels . \
- && /opt/cart-grpc/bin/python -m pip install --constraint constraints.txt /wheels/*.whl
+ && /opt/cart-grpc/bin/python -m pip install --constraint constraints.txt "$(ls /wheels/*.whl)[server]"
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /var/lib/cart-grpc cart-grpc \

@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 # Three for two cores, because the tests also wait for servers and time-outs. Four are no faster and use more CPU.
 WORKERS ?= 3
 PARALLEL := -n $(WORKERS)
-SOURCES := cart_grpc tests benchmarks
+SOURCES := cart_grpc tests tools benchmarks
 # They run the same pure code many thousand times. Measuring coverage triples their time and covers no other line.
 EXPLORERS := tests/protocol tests/simulation tests/invariants
 SEED ?=
@@ -109,7 +109,7 @@ bench-check: $(BENCH_STAMP) $(LOAD) ## measure the main path for two minutes; fa
 	$(BIN)/python -m benchmarks.ratios build/bench/check.json
 
 .PHONY: check
-check: format-check lint typecheck generated-current coverage ## run all that CI runs
+check: format-check lint typecheck generated-current sync-client-current coverage ## run all that CI runs
 
 .PHONY: format
 format: setup ## format Python and protos, and apply ruff's fixes
@@ -159,6 +159,14 @@ generated-current: $(GENERATOR)/.installed ## fail if generated/ does not match 
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && mkdir "$$fresh/cartgrpc" && touch "$$fresh/cartgrpc/py.typed" && \
 	$(call protoc,"$$fresh") && \
 	{ diff -r -x __pycache__ generated "$$fresh" || { echo "generated/ is stale: run 'make generate'" >&2; exit 1; }; }
+
+.PHONY: sync-client
+sync-client: setup ## make the synchronous client and its tests from the asynchronous ones
+	$(BIN)/python -m tools.sync_client .
+
+.PHONY: sync-client-current
+sync-client-current: setup ## fail if the synchronous client does not match the asynchronous one
+	$(BIN)/python -m tools.sync_client . --check
 
 .PHONY: release-image
 release-image: setup ## save protos/ as the release that buf breaking compares with

@@ -14,9 +14,17 @@ _OPTIONS: Final[Options] = (
 )
 
 
-def open_channel(address: str) -> grpc.Channel:
-    """Open a channel without TLS to `address` (HOST:PORT), for calls that block. It connects at the first call."""
-    return grpc.insecure_channel(_target(address), options=_OPTIONS)
+def open_channel(
+    address: str, options: Options = (), credentials: grpc.ChannelCredentials | None = None
+) -> grpc.Channel:
+    """Open a channel to `address` (HOST:PORT) for calls that block, with TLS if there are `credentials`.
+
+    It connects at the first call.
+    """
+    together = (*_OPTIONS, *options)
+    if credentials is None:
+        return grpc.insecure_channel(_target(address), options=together)
+    return grpc.secure_channel(_target(address), credentials, options=together)
 
 
 def open_async_channel(

@@ -1,20 +1,15 @@
-"""The command `cart-grpc`: its arguments, and which function runs each subcommand."""
+"""The program `cart-grpc`: its subcommands, and the extra of the package that each of them needs.
+
+A command imports only its own group, so that `cart-grpc cart` starts without the server.
+"""
 
 import argparse
-import logging
-from collections.abc import Callable
-from typing import TypeAlias
+import sys
+from importlib import import_module
+from importlib.metadata import version
 
-from cart_grpc import admin_cli, configuration, partner_cli, process, server_cli, terminal
-from cart_grpc.configuration import SettingsError
-from cart_grpc.database_setup import StartupError
-from cart_grpc.probe import options as probe_options
-from cart_grpc.settings import Settings
-from cart_grpc.simulator import options as simulator_options
-
-log = logging.getLogger(__name__)
-# A subcommand: from the settings and its arguments to an exit status.
-Run: TypeAlias = Callable[[Settings, argparse.Namespace], int]
+from cart_grpc import terminal
+from cart_grpc.command_groups import GROUPS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,66 +18,34 @@ def main(arguments: list[str] | None = None) -> int:
     Raises SystemExit for wrong use, and if the output cannot be written.
     """
     terminal.prepare()
-    warnings: list[str] = []
+    given = sys.argv[1:] if arguments is None else arguments
+    wanted = next((argument for argument in given if not argument.startswith("-")), "")
     try:
-        parsed = _parser().parse_args(arguments)
-        configured = configuration.load(warn=warnings.append)
-        process.start_log(configured.log_level)
-        for warning in warnings:
-            log.warning(warning)
-        status: int = parsed.run(configured, parsed)
-    except (SettingsError, StartupError) as error:
-        terminal.complain(error)
-        return 2
+        for group in GROUPS:
+            if wanted in group.descriptions and not group.is_installed:
+                terminal.complain(f"{wanted} is not installed; install it with: {group.installation}")
+                return 2
+        parsed = _parser(wanted).parse_args(given)
+        status: int = parsed.start(parsed)
     finally:
         # The parser prints its help without a flush.
         terminal.flush()
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(wanted: str) -> argparse.ArgumentParser:
+    """The parser for the command `wanted`. It knows only the names of the commands of other groups."""
     parser = argparse.ArgumentParser(
         prog="cart-grpc",
         description="A shopping cart over gRPC that reserves its items. `cart-grpc config` lists the settings.",
     )
+    parser.add_argument("--version", action="version", version=f"cart-grpc {version('cart-grpc')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def add(name: str, run: Run | None, description: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=description, description=description)
-        command.set_defaults(run=run)
-        return command
-
-    serve = add("serve", server_cli.serve, "serve carts and reconcile their reservations")
-    serve.add_argument(
-        "--no-reconciler", action="store_true", help="only serve; run `cart-grpc reconcile` beside it (PostgreSQL)"
-    )
-    serve.add_argument(
-        "--workers",
-        type=_worker_count,
-        default=1,
-        metavar="N",
-        help="serve with N processes on one port, 1 to 256 (PostgreSQL, Linux)",
-    )
-    add("reconcile", server_cli.reconcile, "only reconcile reservations (PostgreSQL)")
-    add("migrate", server_cli.migrate, "migrate the database to the schema of this release")
-    simulate = add("simulate", partner_cli.simulate, "run a simulated Reservation API")
-    simulator_options.add_options(simulate, listen_option="--listen", latency="1s")
-    probe = add("probe", partner_cli.probe, "check which rules a Reservation API keeps; exit status 0 if all, 1 if not")
-    probe.add_argument(
-        "url", nargs="?", help="grpc://HOST:PORT, http://…, basic+http://…; default: CART_RESERVATION_URL"
-    )
-    probe_options.add_options(probe)
-    dev = add("dev", partner_cli.dev, "serve, reconcile and simulate in one process, for development")
-    simulator_options.add_options(dev, listen_option="--simulator-listen", latency="3s")
-    add("config", server_cli.config, "print every setting with its value and meaning; passwords are hidden")
-    health = add("health", server_cli.health, "ask a server whether it is ready; exit status 0 if it is, 1 if not")
-    health.add_argument("address", nargs="?", metavar="HOST:PORT", help="default: CART_LISTEN")
-    admin_cli.add_commands(add("reservations", None, "for operators: show stuck reservations and end them"))
+    for group in GROUPS:
+        if wanted in group.descriptions:
+            import_module(group.module).add_commands(commands, group.descriptions)
+            continue
+        for name, description in group.descriptions.items():
+            missing = "" if group.is_installed else f" (not installed: {group.installation})"
+            commands.add_parser(name, help=description + missing)
     return parser
-
-
-def _worker_count(text: str) -> int:
-    count = int(text)
-    if not 1 <= count <= 256:
-        raise argparse.ArgumentTypeError("must be 1 to 256")
-    return count

@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_importing_the_command_line_does_not_import_slow_packages() -> None:
-    script = "import sys, cart_grpc.cli; print({'alembic', 'aiohttp'} & set(sys.modules))"
+    script = "import sys, cart_grpc.service_commands; print({'alembic', 'aiohttp'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "set()\n"
 
 

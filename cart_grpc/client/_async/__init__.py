@@ -1,0 +1,1 @@
+"""The asynchronous client. `make sync-client` makes the synchronous one, `_sync`, from it."""

@@ -1,0 +1,1 @@
+"""Tests of the asynchronous client. `make sync-client` makes those of the synchronous one, `_sync`, from them."""
