@@ -10,6 +10,7 @@ from cart_grpc.commands.direct import Pause, Resume
 from cart_grpc.commands.operator import Release, Retry
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.failures import is_row_at_fault
+from cart_grpc.store.read.cart_search import CartSearch, CartsFound
 from cart_grpc.store.read.operator_reads import (
     PauseSnapshot,
     ReservationPage,
@@ -56,6 +57,10 @@ class OperatorActions:
     async def list(self, page: ReservationPage) -> list[ReservationSnapshot | UnreadableReservation]:
         """Return one page of reservations, plus one more if there is a next page."""
         return await self._reads.list(page)
+
+    async def find_carts(self, search: CartSearch) -> CartsFound:
+        """Return one page of carts of all users."""
+        return await self._store.cart_searches.find(search)
 
     async def get_stats(self) -> Stats:
         """Return the size of the backlog."""

@@ -1,12 +1,15 @@
 """The requests of `cartgrpc.v1.CartAdminService`, checked and decoded. Every function raises InvalidArgument."""
 
+import re
 from dataclasses import replace
 
 from cartgrpc.v1 import cart_admin_service_pb2 as pb
 
-from cart_grpc.names import find_reservation
+from cart_grpc.carts.model import CartState
+from cart_grpc.names import CartKey, UserKey, find_reservation, is_id, user_key
 from cart_grpc.rpc import pages
-from cart_grpc.rpc.fields import Fields
+from cart_grpc.rpc.fields import MAX_SKU, Fields
+from cart_grpc.store.read.cart_search import CartSearch
 from cart_grpc.store.read.operator_reads import (
     BACKLOG,
     ReservationPage,
@@ -17,6 +20,7 @@ from cart_grpc.store.read.operator_reads import (
 
 MAX_REASON = 256
 MAX_AGE_SECONDS = 10 * 365 * 24 * 3600
+_PREFIX = re.compile(r"[A-Za-z0-9._~@|:+-]{0,128}")
 Named = pb.GetReservationRequest | pb.CartAdminServiceRetryReservationRequest | pb.ReleaseReservationRequest
 
 
@@ -69,6 +73,57 @@ def next_page_token(page: ReservationPage, last: ReservationSnapshot | Unreadabl
     """Return the token of the page that begins after `last`."""
     row = last if isinstance(last, UnreadableReservation) else last.reservation
     return pages.encode_token([_query(page), row.create_time, row.reservation_id])
+
+
+def list_carts(request: pb.CartAdminServiceListCartsRequest) -> CartSearch:
+    """Return the requested page."""
+    fields = Fields()
+    known = {int(state) for state in CartState}
+    if not known.issuperset(request.states):
+        fields.fault("states", "INVALID_STATE", f"must be from {', '.join(CartState.__members__)}")
+    if not _PREFIX.fullmatch(request.user_prefix):
+        fields.fault("user_prefix", "INVALID_ID", "must be the beginning of a user id: up to 128 of A-Za-z0-9._~@|:+-")
+    search = CartSearch(
+        size=pages.page_size(fields, request.page_size),
+        user_prefix=request.user_prefix,
+        states=frozenset(CartState(state) for state in request.states if state in known),
+        min_age_us=fields.duration("min_age", request.min_age, 0, MAX_AGE_SECONDS),
+        sku=fields.text("sku", request.sku, MAX_SKU),
+        after=None,
+    )
+    fields.check()
+    after = _decode_cart(fields, search, request.page_token) if request.page_token else None
+    fields.check()
+    return replace(search, after=after)
+
+
+def next_cart_token(search: CartSearch, last: CartKey) -> str:
+    """Return the token of the page that begins after `last`."""
+    return pages.encode_token([_cart_query(search), *last])
+
+
+def erase_user(request: pb.EraseUserRequest) -> UserKey:
+    """Return the user."""
+    fields = Fields()
+    found = fields.user("name", request.name)
+    fields.check()
+    return found
+
+
+def _decode_cart(fields: Fields, search: CartSearch, token: str) -> CartKey | None:
+    match pages.decode_token(token):
+        case [str(query), int(slice_), str(user_id), str(cart_id)] if (
+            is_id(user_id) and is_id(cart_id) and user_key(user_id).slice == slice_
+        ):
+            if query != _cart_query(search):
+                fields.fault("page_token", "INVALID_PAGE_TOKEN", "was returned for a different filter")
+            return CartKey(slice_, user_id, cart_id)
+    fields.fault("page_token", "INVALID_PAGE_TOKEN", "must be the next_page_token of the previous page")
+    return None
+
+
+def _cart_query(search: CartSearch) -> str:
+    return pages.query_hash((search.user_prefix, sorted(search.states), search.min_age_us, search.sku))
 
 
 def _decode(fields: Fields, page: ReservationPage, token: str) -> tuple[int, str] | None:

@@ -18,6 +18,7 @@ from cart_grpc.store.database_clock import DatabaseClock
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.failures import is_row_at_fault
+from cart_grpc.store.read.cart_search import CartSearches
 from cart_grpc.store.read.cart_watches import CartWatches
 from cart_grpc.store.read.operator_reads import OperatorReads
 from cart_grpc.store.read.reader import Reader
@@ -43,7 +44,7 @@ class Store:
     (it may have been done) or ShuttingDown. A caller that is cancelled does not stop a commit that has begun.
 
     `name` is the database's URL without its password. `notifier` says which carts this process has changed, `watches`
-    waits for changes of a cart, `reads` and `operator_reads` read.
+    waits for changes of a cart, `reads`, `operator_reads` and `cart_searches` read.
     """
 
     def __init__(self, engine: Engine, new_id: NewId, *, queue_size: int) -> None:
@@ -53,6 +54,7 @@ class Store:
         self._reader = Reader(engine)
         self.reads = Reads(engine, queue_size, self._reader)
         self.operator_reads = OperatorReads(engine, self._reader)
+        self.cart_searches = CartSearches(engine, self._reader)
         self.watches = CartWatches(self.reads, self.notifier, polls=engine.is_shared)
         self._write_queue = WriteQueue(engine, self.notifier, new_id, queue_size)
 

@@ -35,7 +35,9 @@ from tests.service.conftest import Replica, running_replica
 
 METHODS = list(RIGHT_OF_OPERATORS)
 NAMED = [f"{ADMIN}/{name}" for name in ("GetReservation", "RetryReservation", "ReleaseReservation")]
-LIST, RELEASE, PAUSE = (f"{ADMIN}/{name}" for name in ("ListReservations", "ReleaseReservation", "PauseReservations"))
+LIST, CARTS, RELEASE, PAUSE = (
+    f"{ADMIN}/{name}" for name in ("ListReservations", "ListCarts", "ReleaseReservation", "PauseReservations")
+)
 BAD_NAMES = [
     "", "reservations", "reservations/", "reservations/x", "reservations/-", f"/{RESERVATION}", f"{RESERVATION}/",
     f"{RESERVATION}\n", RESERVATION.upper(), RESERVATION.replace("-", ""), RESERVATION.removeprefix("reservations/"),
@@ -51,13 +53,22 @@ def rows() -> Iterator[Row]:
         yield from (row(method, "reason", "INVALID_LENGTH", bad) for bad in ("", "r" * 257))
         yield from (row(method, "reason", "CONTROL_CHARACTER", f"a{control}b") for control in CONTROL)
     for number in (-1, INT32[0]):
-        yield row(LIST, "page_size", "OUT_OF_RANGE", number)
         yield row(LIST, "min_attempt_count", "OUT_OF_RANGE", number)
+        yield from (row(method, "page_size", "OUT_OF_RANGE", number) for method in (LIST, CARTS))
     for seconds, nanos in ((-1, 0), (0, -1), (315_360_000, 1), *((extreme, 0) for extreme in INT64), (0, INT32[1])):
-        yield row(LIST, "min_age", "OUT_OF_RANGE", Duration(seconds=seconds, nanos=nanos))
-    for states in ([0], [11], [-1], [1, INT32[1]]):
-        yield Row(LIST, "states", "INVALID_STATE", lambda request, bad=states: request.states.extend(bad), str(states))  # type: ignore[misc]
-    yield from (row(LIST, "page_token", "INVALID_PAGE_TOKEN", text) for text in GARBAGE_TOKENS)
+        for method in (LIST, CARTS):
+            yield row(method, "min_age", "OUT_OF_RANGE", Duration(seconds=seconds, nanos=nanos))
+    for method, states in ((LIST, [0]), (LIST, [11]), (LIST, [-1]), (LIST, [1, INT32[1]]), (CARTS, [0]), (CARTS, [7])):
+        label = f"{method}-states-{states}"
+        yield Row(method, "states", "INVALID_STATE", lambda request, bad=states: request.states.extend(bad), label)  # type: ignore[misc]
+    for method in (LIST, CARTS):
+        yield from (row(method, "page_token", "INVALID_PAGE_TOKEN", text) for text in GARBAGE_TOKENS)
+        yield row(method, "sku", "INVALID_LENGTH", "s" * 129)
+        yield from (row(method, "sku", "CONTROL_CHARACTER", f"a{control}b") for control in CONTROL)
+    for bad in ("a b", "é", "a\0", "a/b", "%", "a" * 129):
+        yield row(CARTS, "user_prefix", "INVALID_ID", bad)
+    for bad in ("users/", "users/a/carts/", "users/a/b/c", "carts/a", "users/a\n"):
+        yield row(LIST, "parent", "INVALID_NAME", bad)
 
 
 TABLE = list(rows())
