@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeAlias
 
-from cart_grpc import admin_cli, configuration, partner_cli, process, server_cli, terminal
+from cart_grpc import admin_cli, carts_cli, configuration, partner_cli, process, server_cli, terminal
 from cart_grpc.configuration import SettingsError
 from cart_grpc.database_setup import StartupError
 from cart_grpc.probe import options as probe_options
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     health = add("health", server_cli.health, "ask a server whether it is ready; exit status 0 if it is, 1 if not")
     health.add_argument("address", nargs="?", metavar="HOST:PORT", help="default: CART_LISTEN")
     admin_cli.add_commands(add("reservations", None, "for operators: show stuck reservations and end them"))
+    carts_cli.add_commands(add("carts", None, "for operators: find carts of all users"))
     return parser
 
 
