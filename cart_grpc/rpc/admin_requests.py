@@ -6,17 +6,15 @@ from dataclasses import replace
 from cartgrpc.v1 import cart_admin_service_pb2 as pb
 
 from cart_grpc.carts.model import CartState
-from cart_grpc.names import CartKey, UserKey, find_reservation, is_id, user_key
+from cart_grpc.names import ID_HINT, CartKey, UserKey, find_cart, find_reservation, find_user, is_id, user_key
 from cart_grpc.rpc import pages
 from cart_grpc.rpc.fields import MAX_SKU, Fields
 from cart_grpc.store.read.cart_search import CartSearch
 from cart_grpc.store.read.operator_reads import (
     BACKLOG,
-    ReservationPage,
-    ReservationSnapshot,
-    UnreadableReservation,
     WorkState,
 )
+from cart_grpc.store.read.reservation_search import Position, ReservationPage
 
 MAX_REASON = 256
 MAX_AGE_SECONDS = 10 * 365 * 24 * 3600
@@ -62,6 +60,8 @@ def list_reservations(request: pb.ListReservationsRequest) -> ReservationPage:
         min_age_us=fields.duration("min_age", request.min_age, 0, MAX_AGE_SECONDS),
         min_attempts=fields.non_negative("min_attempt_count", request.min_attempt_count),
         after=None,
+        parent=_parent(fields, request.parent) if request.parent else None,
+        sku=fields.text("sku", request.sku, MAX_SKU),
     )
     fields.check()
     after = _decode(fields, page, request.page_token) if request.page_token else None
@@ -69,10 +69,16 @@ def list_reservations(request: pb.ListReservationsRequest) -> ReservationPage:
     return replace(page, after=after)
 
 
-def next_page_token(page: ReservationPage, last: ReservationSnapshot | UnreadableReservation) -> str:
-    """Return the token of the page that begins after `last`."""
-    row = last if isinstance(last, UnreadableReservation) else last.reservation
-    return pages.encode_token([_query(page), row.create_time, row.reservation_id])
+def next_page_token(page: ReservationPage, after: Position) -> str:
+    """Return the token of the page that begins after `after`."""
+    return pages.encode_token([_query(page), *after])
+
+
+def _parent(fields: Fields, name: str) -> UserKey | CartKey | None:
+    found = find_cart(name) or find_user(name)
+    if found is None:
+        fields.fault("parent", "INVALID_NAME", f"must be users/{{user}} or users/{{user}}/carts/{{cart}}; {ID_HINT}")
+    return found
 
 
 def list_carts(request: pb.CartAdminServiceListCartsRequest) -> CartSearch:
@@ -126,7 +132,7 @@ def _cart_query(search: CartSearch) -> str:
     return pages.query_hash((search.user_prefix, sorted(search.states), search.min_age_us, search.sku))
 
 
-def _decode(fields: Fields, page: ReservationPage, token: str) -> tuple[int, str] | None:
+def _decode(fields: Fields, page: ReservationPage, token: str) -> Position | None:
     match pages.decode_token(token):
         case [str(query), int(time), str(reservation_id)] if pages.is_time(time) and _is_id(reservation_id):
             if query != _query(page):
@@ -141,4 +147,5 @@ def _is_id(text: str) -> bool:
 
 
 def _query(page: ReservationPage) -> str:
-    return pages.query_hash((sorted(page.states), page.min_age_us, page.min_attempts))
+    parent = page.parent.name if page.parent else ""
+    return pages.query_hash((sorted(page.states), page.min_age_us, page.min_attempts, parent, page.sku))

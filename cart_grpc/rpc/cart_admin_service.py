@@ -25,11 +25,10 @@ class CartAdminService(cart_admin_service_pb2_grpc.CartAdminServiceServicer):
     ) -> pb.ListReservationsResponse:
         page = admin_requests.list_reservations(request)
         found = await self._operator.list(page)
-        shown = pages.fitting([reservation_message(one) for one in found], page.size)
-        response = pb.ListReservationsResponse(reservations=shown)
-        if len(found) > len(shown):
-            response.next_page_token = admin_requests.next_page_token(page, found[len(shown) - 1])
-        return response
+        shown = pages.fitting([reservation_message(one) for one in found.reservations], page.size)
+        after = found.next_after if len(shown) == len(found.reservations) else found.positions[len(shown) - 1]
+        token = admin_requests.next_page_token(page, after) if after else ""
+        return pb.ListReservationsResponse(reservations=shown, next_page_token=token)
 
     async def GetReservation(self, request: pb.GetReservationRequest, context: Context) -> pb.GetReservationResponse:
         seen = await self._operator.get(admin_requests.reservation_id(request))

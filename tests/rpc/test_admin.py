@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2
 
 from cart_grpc.rpc.methods import ADMIN_SERVICE as NAME
 from cart_grpc.rpc.methods import CART_SERVICE
+from cart_grpc.rpc.pages import decode_token, encode_token
 from tests.rpc.conftest import quiet_settings
 from tests.rpc.refusal import call, refuse
 from tests.rpc.right import ADMIN, ADMIN_SERVICE, RESERVATION, RIGHT_OF_OPERATORS, request_of, right
@@ -145,12 +146,38 @@ async def test_no_request_causes_an_internal_or_unknown_error(admin: Replica, me
 
 
 @pytest.mark.parametrize(
-    "change", [{"states": [pb.ReservationRecord.STATE_DUE]}, {"min_attempt_count": 1}, {"min_age": Duration(seconds=1)}]
+    "change",
+    [
+        {"states": [pb.ReservationRecord.STATE_DUE]},
+        {"min_attempt_count": 1},
+        {"min_age": Duration(seconds=1)},
+        {"parent": "users/alice"},
+        {"parent": "users/alice/carts/default"},
+        {"sku": "kettle"},
+    ],
+    ids=str,
 )
 async def test_a_page_token_is_valid_only_for_its_own_filter(admin: Replica, change: dict[str, Any]) -> None:
     token = await forged(admin)
     refusal = await refuse(admin, "ListReservations", pb.ListReservationsRequest(page_token=token, **change))
     assert refusal.violations == {"page_token": "INVALID_PAGE_TOKEN"}
+
+
+@pytest.mark.parametrize(
+    "change", [{"states": [1]}, {"user_prefix": "al"}, {"min_age": Duration(seconds=1)}, {"sku": "kettle"}], ids=str
+)
+async def test_a_page_token_of_carts_is_valid_only_for_its_own_filter(admin: Replica, change: dict[str, Any]) -> None:
+    first = await call(admin, "ListCarts", pb.CartAdminServiceListCartsRequest(page_size=1))
+    request = pb.CartAdminServiceListCartsRequest(page_token=first.next_page_token, **change)
+    assert (await refuse(admin, "ListCarts", request)).violations == {"page_token": "INVALID_PAGE_TOKEN"}
+
+
+async def test_a_page_token_of_carts_names_a_cart_in_its_own_slice(admin: Replica) -> None:
+    first = await call(admin, "ListCarts", pb.CartAdminServiceListCartsRequest(page_size=1))
+    query, slice_, *key = decode_token(first.next_page_token)
+    for parts in ([query, slice_ + 1, *key], [query, str(slice_), *key], [query, slice_, "a b", "x"], [query, slice_]):
+        request = pb.CartAdminServiceListCartsRequest(page_token=encode_token(parts))
+        assert (await refuse(admin, "ListCarts", request)).violations == {"page_token": "INVALID_PAGE_TOKEN"}
 
 
 @pytest.mark.parametrize("parts", [[0, "x"], ["1", None], [True, None], [2**63, None], [-1, None], [1.5, None], [0]])

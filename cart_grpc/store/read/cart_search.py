@@ -16,7 +16,6 @@ from sqlalchemy import (
     and_,
     column,
     exists,
-    func,
     literal,
     literal_column,
     or_,
@@ -31,6 +30,7 @@ from cart_grpc.carts.sizes import text_bytes
 from cart_grpc.names import SLICES, CartKey
 from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.read.looking import LOOK, look_at
 from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.read.reads import CartSummary, is_reconciling
 from cart_grpc.store.rows import to_cart
@@ -59,7 +59,7 @@ class CartSearch:
     min_age_us: int
     sku: str
     after: CartKey | None
-    look: int = 5_000
+    look: int = LOOK
     max_bytes: int = 1024 * 1024
 
 
@@ -144,11 +144,7 @@ def _select_part(
     if slice_ is not None:
         least = after.user_id if after.slice == slice_ else ""
         looked = looked.where(carts.c.slice == slice_, _begins_with(search.user_prefix, least))
-    window = looked.order_by(*key).limit(look).subquery("looked")
-    order = [window.c[name] for name in CART]
-    number = func.row_number().over(order_by=order).label("number")
-    is_last = func.lead(window.c.cart_id).over(order_by=order).is_(None).label("is_last")
-    row = select(window, number, is_last).subquery("numbered")
+    row = look_at(looked, CART, look)
     wanted = _is_wanted(search, row, dialect, now)
     return (
         select(
