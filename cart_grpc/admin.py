@@ -10,13 +10,13 @@ from cart_grpc.commands.direct import Pause, Resume
 from cart_grpc.commands.operator import Release, Retry
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.failures import is_row_at_fault
+from cart_grpc.store.read.cart_search import CartSearch, CartsFound
 from cart_grpc.store.read.operator_reads import (
     PauseSnapshot,
-    ReservationPage,
     ReservationSnapshot,
     Stats,
-    UnreadableReservation,
 )
+from cart_grpc.store.read.reservation_search import ReservationPage, ReservationsFound
 from cart_grpc.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -53,9 +53,13 @@ class OperatorActions:
         """Return one reservation. Raises ReservationNotFound, ReservationUnprocessable."""
         return await self._reads.get(reservation_id)
 
-    async def list(self, page: ReservationPage) -> list[ReservationSnapshot | UnreadableReservation]:
-        """Return one page of reservations, plus one more if there is a next page."""
-        return await self._reads.list(page)
+    async def list(self, page: ReservationPage) -> ReservationsFound:
+        """Return one page of reservations."""
+        return await self._store.reservation_searches.find(page)
+
+    async def find_carts(self, search: CartSearch) -> CartsFound:
+        """Return one page of carts of all users."""
+        return await self._store.cart_searches.find(search)
 
     async def get_stats(self) -> Stats:
         """Return the size of the backlog."""

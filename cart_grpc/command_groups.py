@@ -48,6 +48,7 @@ GROUPS: Final = (
             "config": "print every setting with its value and meaning; passwords are hidden",
             "health": "ask a server whether it is ready; exit status 0 if it is, 1 if not",
             "reservations": "for operators: show stuck reservations and end them",
+            "carts": "for operators: find carts of all users",
         },
     ),
 )

@@ -57,8 +57,8 @@ class Said:
 def operate(capsys: pytest.CaptureFixture[str]) -> Any:
     """Run `cart-grpc reservations …` in a thread, because it blocks and this loop's server must answer."""
 
-    async def run(*arguments: str) -> Said:
-        status = await asyncio.to_thread(cli.main, ["reservations", *arguments])
+    async def run(*arguments: str, group: str = "reservations") -> Said:
+        status = await asyncio.to_thread(cli.main, [group, *arguments])
         return Said(status, capsys.readouterr())
 
     return run
@@ -75,7 +75,10 @@ async def test_list_prints_an_aligned_table(replica: Replica, operate: Any) -> N
         cells = [line[start:].split()[0] for start in starts[:-1]]
         expected = [item.reservation.reservation_id, "DUE", "PENDING", "HOLD", str(item.quantity), item.sku, "0"]
         assert cells[:7] == expected
-        assert cells[8:] == ["0/1", item.name]
+        assert cells[8] == "0/1"
+        for age in cells[9:11]:
+            assert re.fullmatch(r"\d+s", age)
+        assert cells[11:] == [item.name]
 
 
 async def test_lists_can_be_filtered_and_limited(replica: Replica, operate: Any) -> None:
@@ -84,8 +87,26 @@ async def test_lists_can_be_filtered_and_limited(replica: Replica, operate: Any)
     for arguments, count in (
         (["--limit", "2"], 2), (["--state", "due"], 3), (["--state", "waiting"], 0), (["--min-attempts", "1"], 0),
         (["--min-age", "3600"], 0), (["--state", "held", "--state", "due"], 3), (["--limit", "0"], 0),
+        (["--sku", "sku-1"], 1), (["--parent", CART], 3), (["--parent", "users/bob"], 0),
     ):  # fmt: skip
         assert len((await operate("list", *arguments)).rows) == count, arguments
+
+
+async def test_carts_of_all_users_are_listed_and_filtered(replica: Replica, operate: Any) -> None:
+    carts = ["users/ann/carts/default", "users/anna/carts/wishes", "users/bob/carts/default"]
+    for number, cart in enumerate(carts):
+        await replica.add(f"sku-{number}", 3, cart)
+    said = await operate("list", group="carts")
+    assert (said.status, said.lines[0].split()[:4]) == (0, ["CART", "STATE", "ITEMS", "UNITS"])
+    assert sorted(row[0] for row in said.rows) == carts
+    assert {tuple(row[1:5]) for row in said.rows} == {("ACTIVE", "1", "3", "yes")}
+    for arguments, found in (
+        (["--user-prefix", "ann"], carts[:2]), (["--sku", "sku-1"], carts[1:2]), (["--state", "deleted"], []),
+        (["--state", "active", "--state", "merged"], carts), (["--min-age", "1h"], []), (["--limit", "0"], []),
+    ):  # fmt: skip
+        lines = (await operate("list", *arguments, "--json", group="carts")).lines
+        assert sorted(json.loads(line)["name"] for line in lines) == found, arguments
+    assert len((await operate("list", "--limit", "2", group="carts")).rows) == 2
 
 
 async def test_a_long_list_is_fetched_in_pages(replica: Replica, operate: Any) -> None:
@@ -167,8 +188,17 @@ async def test_an_invalid_or_missing_address_is_wrong_use(address: str, operate:
     ids=" ".join,
 )  # fmt: skip
 def test_wrong_use_ends_with_2_and_a_usage_line(arguments: list[str], capsys: Any) -> None:
+    assert_usage(["reservations", *arguments], capsys)
+
+
+@pytest.mark.parametrize("arguments", [["carts"], ["carts", "list", "--state", "held"]], ids=" ".join)
+def test_wrong_use_of_the_other_groups_ends_with_2_and_a_usage_line(arguments: list[str], capsys: Any) -> None:
+    assert_usage(arguments, capsys)
+
+
+def assert_usage(arguments: list[str], capsys: Any) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["reservations", *arguments])
+        cli.main(arguments)
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("usage: cart-grpc ")
 

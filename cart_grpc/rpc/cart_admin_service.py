@@ -9,6 +9,7 @@ from cartgrpc.v1 import cart_admin_service_pb2_grpc
 from cart_grpc.admin import OperatorActions
 from cart_grpc.rpc import admin_requests, pages
 from cart_grpc.rpc.admin_messages import pause_message, reservation_message, stats_message
+from cart_grpc.rpc.messages import cart_message
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -24,11 +25,10 @@ class CartAdminService(cart_admin_service_pb2_grpc.CartAdminServiceServicer):
     ) -> pb.ListReservationsResponse:
         page = admin_requests.list_reservations(request)
         found = await self._operator.list(page)
-        shown = pages.fitting([reservation_message(one) for one in found], page.size)
-        response = pb.ListReservationsResponse(reservations=shown)
-        if len(found) > len(shown):
-            response.next_page_token = admin_requests.next_page_token(page, found[len(shown) - 1])
-        return response
+        shown = pages.fitting([reservation_message(one) for one in found.reservations], page.size)
+        after = found.next_after if len(shown) == len(found.reservations) else found.positions[len(shown) - 1]
+        token = admin_requests.next_page_token(page, after) if after else ""
+        return pb.ListReservationsResponse(reservations=shown, next_page_token=token)
 
     async def GetReservation(self, request: pb.GetReservationRequest, context: Context) -> pb.GetReservationResponse:
         seen = await self._operator.get(admin_requests.reservation_id(request))
@@ -67,7 +67,13 @@ class CartAdminService(cart_admin_service_pb2_grpc.CartAdminServiceServicer):
     async def ListCarts(
         self, request: pb.CartAdminServiceListCartsRequest, context: Context
     ) -> pb.CartAdminServiceListCartsResponse:
-        raise NotImplementedError
+        search = admin_requests.list_carts(request)
+        found = await self._operator.find_carts(search)
+        carts = [cart_message(one.cart, (), one.now, reconciling=one.reconciling) for one in found.carts]
+        shown = pages.fitting(carts, search.size)
+        after = found.next_after if len(shown) == len(carts) else found.carts[len(shown) - 1].cart.key
+        token = admin_requests.next_cart_token(search, after) if after else ""
+        return pb.CartAdminServiceListCartsResponse(carts=shown, next_page_token=token)
 
     async def ListCheckouts(
         self, request: pb.CartAdminServiceListCheckoutsRequest, context: Context

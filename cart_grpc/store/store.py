@@ -19,10 +19,12 @@ from cart_grpc.store.database_clock import DatabaseClock
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.failures import is_row_at_fault
+from cart_grpc.store.read.cart_search import CartSearches
 from cart_grpc.store.read.cart_watches import CartWatches
 from cart_grpc.store.read.operator_reads import OperatorReads
 from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.read.reads import Reads
+from cart_grpc.store.read.reservation_search import ReservationSearches
 from cart_grpc.store.write_queue import WriteQueue
 
 R = TypeVar("R")
@@ -44,7 +46,7 @@ class Store:
     (it may have been done) or ShuttingDown. A caller that is cancelled does not stop a commit that has begun.
 
     `name` is the database's URL without its password. `notifier` says which carts this process has changed, `watches`
-    waits for changes of a cart, `reads` and `operator_reads` read.
+    waits for changes of a cart, `reads`, `operator_reads`, `cart_searches` and `reservation_searches` read.
     """
 
     def __init__(self, engine: Engine, new_id: NewId, *, queue_size: int) -> None:
@@ -54,6 +56,8 @@ class Store:
         self._reader = Reader(engine)
         self.reads = Reads(engine, queue_size, self._reader)
         self.operator_reads = OperatorReads(engine, self._reader)
+        self.cart_searches = CartSearches(engine, self._reader)
+        self.reservation_searches = ReservationSearches(engine, self._reader)
         self.watches = CartWatches(self.reads, self.notifier, polls=engine.is_shared)
         self._write_queue = WriteQueue(engine, self.notifier, new_id, queue_size)
 

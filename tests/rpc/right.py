@@ -67,6 +67,7 @@ RIGHT_OF_OPERATORS: dict[str, dict[str, Any]] = {
     f"{ADMIN}/GetReservationStats": {},
     f"{ADMIN}/PauseReservations": {"reason": "their maintenance"},
     f"{ADMIN}/ResumeReservations": {},
+    f"{ADMIN}/ListCarts": {"userPrefix": "a", "states": ["STATE_ACTIVE"], "minAge": "0s", "sku": SKU},
 }
 
 

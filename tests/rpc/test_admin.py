@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2
 
 from cart_grpc.rpc.methods import ADMIN_SERVICE as NAME
 from cart_grpc.rpc.methods import CART_SERVICE
+from cart_grpc.rpc.pages import decode_token, encode_token
 from tests.rpc.conftest import quiet_settings
 from tests.rpc.refusal import call, refuse
 from tests.rpc.right import ADMIN, ADMIN_SERVICE, RESERVATION, RIGHT_OF_OPERATORS, request_of, right
@@ -35,7 +36,9 @@ from tests.service.conftest import Replica, running_replica
 
 METHODS = list(RIGHT_OF_OPERATORS)
 NAMED = [f"{ADMIN}/{name}" for name in ("GetReservation", "RetryReservation", "ReleaseReservation")]
-LIST, RELEASE, PAUSE = (f"{ADMIN}/{name}" for name in ("ListReservations", "ReleaseReservation", "PauseReservations"))
+LIST, CARTS, RELEASE, PAUSE = (
+    f"{ADMIN}/{name}" for name in ("ListReservations", "ListCarts", "ReleaseReservation", "PauseReservations")
+)
 BAD_NAMES = [
     "", "reservations", "reservations/", "reservations/x", "reservations/-", f"/{RESERVATION}", f"{RESERVATION}/",
     f"{RESERVATION}\n", RESERVATION.upper(), RESERVATION.replace("-", ""), RESERVATION.removeprefix("reservations/"),
@@ -51,13 +54,22 @@ def rows() -> Iterator[Row]:
         yield from (row(method, "reason", "INVALID_LENGTH", bad) for bad in ("", "r" * 257))
         yield from (row(method, "reason", "CONTROL_CHARACTER", f"a{control}b") for control in CONTROL)
     for number in (-1, INT32[0]):
-        yield row(LIST, "page_size", "OUT_OF_RANGE", number)
         yield row(LIST, "min_attempt_count", "OUT_OF_RANGE", number)
+        yield from (row(method, "page_size", "OUT_OF_RANGE", number) for method in (LIST, CARTS))
     for seconds, nanos in ((-1, 0), (0, -1), (315_360_000, 1), *((extreme, 0) for extreme in INT64), (0, INT32[1])):
-        yield row(LIST, "min_age", "OUT_OF_RANGE", Duration(seconds=seconds, nanos=nanos))
-    for states in ([0], [11], [-1], [1, INT32[1]]):
-        yield Row(LIST, "states", "INVALID_STATE", lambda request, bad=states: request.states.extend(bad), str(states))  # type: ignore[misc]
-    yield from (row(LIST, "page_token", "INVALID_PAGE_TOKEN", text) for text in GARBAGE_TOKENS)
+        for method in (LIST, CARTS):
+            yield row(method, "min_age", "OUT_OF_RANGE", Duration(seconds=seconds, nanos=nanos))
+    for method, states in ((LIST, [0]), (LIST, [11]), (LIST, [-1]), (LIST, [1, INT32[1]]), (CARTS, [0]), (CARTS, [7])):
+        label = f"{method}-states-{states}"
+        yield Row(method, "states", "INVALID_STATE", lambda request, bad=states: request.states.extend(bad), label)  # type: ignore[misc]
+    for method in (LIST, CARTS):
+        yield from (row(method, "page_token", "INVALID_PAGE_TOKEN", text) for text in GARBAGE_TOKENS)
+        yield row(method, "sku", "INVALID_LENGTH", "s" * 129)
+        yield from (row(method, "sku", "CONTROL_CHARACTER", f"a{control}b") for control in CONTROL)
+    for bad in ("a b", "é", "a\0", "a/b", "%", "a" * 129):
+        yield row(CARTS, "user_prefix", "INVALID_ID", bad)
+    for bad in ("users/", "users/a/carts/", "users/a/b/c", "carts/a", "users/a\n"):
+        yield row(LIST, "parent", "INVALID_NAME", bad)
 
 
 TABLE = list(rows())
@@ -134,12 +146,38 @@ async def test_no_request_causes_an_internal_or_unknown_error(admin: Replica, me
 
 
 @pytest.mark.parametrize(
-    "change", [{"states": [pb.ReservationRecord.STATE_DUE]}, {"min_attempt_count": 1}, {"min_age": Duration(seconds=1)}]
+    "change",
+    [
+        {"states": [pb.ReservationRecord.STATE_DUE]},
+        {"min_attempt_count": 1},
+        {"min_age": Duration(seconds=1)},
+        {"parent": "users/alice"},
+        {"parent": "users/alice/carts/default"},
+        {"sku": "kettle"},
+    ],
+    ids=str,
 )
 async def test_a_page_token_is_valid_only_for_its_own_filter(admin: Replica, change: dict[str, Any]) -> None:
     token = await forged(admin)
     refusal = await refuse(admin, "ListReservations", pb.ListReservationsRequest(page_token=token, **change))
     assert refusal.violations == {"page_token": "INVALID_PAGE_TOKEN"}
+
+
+@pytest.mark.parametrize(
+    "change", [{"states": [1]}, {"user_prefix": "al"}, {"min_age": Duration(seconds=1)}, {"sku": "kettle"}], ids=str
+)
+async def test_a_page_token_of_carts_is_valid_only_for_its_own_filter(admin: Replica, change: dict[str, Any]) -> None:
+    first = await call(admin, "ListCarts", pb.CartAdminServiceListCartsRequest(page_size=1))
+    request = pb.CartAdminServiceListCartsRequest(page_token=first.next_page_token, **change)
+    assert (await refuse(admin, "ListCarts", request)).violations == {"page_token": "INVALID_PAGE_TOKEN"}
+
+
+async def test_a_page_token_of_carts_names_a_cart_in_its_own_slice(admin: Replica) -> None:
+    first = await call(admin, "ListCarts", pb.CartAdminServiceListCartsRequest(page_size=1))
+    query, slice_, *key = decode_token(first.next_page_token)
+    for parts in ([query, slice_ + 1, *key], [query, str(slice_), *key], [query, slice_, "a b", "x"], [query, slice_]):
+        request = pb.CartAdminServiceListCartsRequest(page_token=encode_token(parts))
+        assert (await refuse(admin, "ListCarts", request)).violations == {"page_token": "INVALID_PAGE_TOKEN"}
 
 
 @pytest.mark.parametrize("parts", [[0, "x"], ["1", None], [True, None], [2**63, None], [-1, None], [1.5, None], [0]])

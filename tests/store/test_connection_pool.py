@@ -19,8 +19,9 @@ from cart_grpc.protocol.lanes import HOLD_LANE
 from cart_grpc.store import connection_pool
 from cart_grpc.store.engine import connect
 from cart_grpc.store.postgresql import PostgresqlEngine
-from cart_grpc.store.read.operator_reads import BACKLOG, ReservationPage
+from cart_grpc.store.read.operator_reads import BACKLOG
 from cart_grpc.store.read.reads import Page
+from cart_grpc.store.read.reservation_search import ReservationPage
 from cart_grpc.store.store import Store
 from tests.postgres import SUPERUSER, PostgresServer
 from tests.store.roles import administer, as_plain_role, open_readers
@@ -33,7 +34,7 @@ READS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "idle carts": lambda store: store.reads.find_idle_carts(5),
     "due reservations": lambda store: store.reads.has_due(HOLD_LANE),
     "the backlog": lambda store: store.operator_reads.get_stats(),
-    "a list of reservations": lambda store: store.operator_reads.list(ReservationPage(5, BACKLOG, 0, 0, None)),
+    "a list of reservations": lambda store: store.reservation_searches.find(ReservationPage(5, BACKLOG, 0, 0, None)),
 }
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,15 +15,15 @@ from cart_grpc.commands.direct import ExtendLeases
 from cart_grpc.commands.record import RecordOutcome
 from cart_grpc.names import cart_key, item_id_of, user_key
 from cart_grpc.protocol.lanes import CHECKOUT_LANE, HOLD_LANE, RELEASE_LANE
-from cart_grpc.protocol.reservation import RELEASED_BY_OPERATOR, Observed, PermanentFailure, Reservation
+from cart_grpc.protocol.reservation import RELEASED_BY_OPERATOR, Disposition, Observed, PermanentFailure, Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.read.operator_reads import (
     BACKLOG,
-    ReservationPage,
     ReservationSnapshot,
     WorkState,
 )
+from cart_grpc.store.read.reservation_search import ReservationPage
 from cart_grpc.store.store import Store
 from tests.store.writes import (
     HOUR,
@@ -53,11 +54,15 @@ def operator(store: Store) -> OperatorActions:
 
 
 async def rows(
-    operator: OperatorActions, states: frozenset[WorkState] = BACKLOG, **more: int
+    operator: OperatorActions,
+    states: frozenset[WorkState] = BACKLOG,
+    min_age: int = 0,
+    min_attempts: int = 0,
+    **more: Any,
 ) -> list[ReservationSnapshot]:
     """List reservations."""
-    page = ReservationPage(100, states, more.get("min_age", 0), more.get("min_attempts", 0), None)
-    return readable(await operator.list(page))
+    page = ReservationPage(100, states, min_age, min_attempts, None, **more)
+    return readable((await operator.list(page)).reservations)
 
 
 async def only(operator: OperatorActions, states: frozenset[WorkState] = EVERYTHING) -> ReservationSnapshot:
@@ -174,11 +179,12 @@ async def test_pages_list_the_reservations_of_all_users_oldest_first(store: Stor
     order = [(seen.reservation.create_time, seen.reservation.reservation_id) for seen in everything]
     assert order == sorted(order)
     page, paged = ReservationPage(4, BACKLOG, 0, 0, None), []
-    while found := readable(await operator.list(page)):
-        assert len(found) <= 5
-        paged += found[:4]
-        last = paged[-1].reservation
-        page = replace(page, after=(last.create_time, last.reservation_id))
+    for _ in range(4):
+        found = await operator.list(page)
+        assert len(found.reservations) <= 4
+        paged += readable(found.reservations)
+        page = replace(page, after=found.next_after)
+    assert page.after is None
     assert [seen.reservation.reservation_id for seen in paged] == [reservation_id for _, reservation_id in order]
 
 
@@ -190,6 +196,60 @@ async def test_lists_are_filtered_by_age_and_attempts(store: Store, operator: Op
     await store.record(silent(await claim_one(store), HOUR))
     assert len(await rows(operator, min_attempts=1)) == 1
     assert await rows(operator, min_attempts=2) == []
+
+
+@pytest.mark.parametrize("states", [BACKLOG, EVERYTHING])
+async def test_lists_are_filtered_by_user_cart_and_sku(
+    store: Store, operator: OperatorActions, states: frozenset[WorkState]
+) -> None:
+    keys = [cart_key(user_key(user), cart) for user in ("alice", "bob") for cart in ("default", "wishes")]
+    for key in keys:
+        for sku in ("kettle", "tea"):
+            await store.mutate(add(sku, key=key))
+    for parent, sku, many in (
+        (keys[0].user, "", 4), (keys[2], "", 2), (keys[2], "tea", 1), (None, "tea", 4),
+        (keys[2].user, "tea", 2), (user_key("carol"), "", 0), (None, "coffee", 0),
+    ):  # fmt: skip
+        found = [seen.reservation for seen in await rows(operator, states, parent=parent, sku=sku)]
+        assert len(found) == many, (parent, sku)
+        assert all(one.cart[: len(parent)] == parent for one in found if parent)
+        assert all(one.sku == sku for one in found if sku)
+
+
+async def test_a_search_of_settled_reservations_finds_each_once_whatever_the_page_looks_at(
+    store: Store, operator: OperatorActions
+) -> None:
+    for number in range(7):
+        await store.mutate(add(key=cart_key(user_key(f"user-{number}"), "default")))
+    for claimed in (await claim(store))[:5]:
+        await store.record(answered(claimed))
+    expected = {seen.reservation.reservation_id for seen in await rows(operator, frozenset({WorkState.HELD}))}
+    assert len(expected) == 5
+    for size, look in ((1, 100), (2, 3), (100, 1), (5, 7)):
+        page, paged = ReservationPage(size, frozenset({WorkState.HELD}), 0, 0, None, look=look), []
+        for _ in range(20):
+            found = await operator.list(page)
+            paged += [seen.reservation.reservation_id for seen in readable(found.reservations)]
+            page = replace(page, after=found.next_after)
+            if page.after is None:
+                break
+        assert (set(paged), len(paged)) == (expected, 5), (size, look)
+
+
+@pytest.mark.parametrize("disposition", [Disposition.COMMIT, Disposition.RELEASE])
+async def test_the_backlog_has_what_a_checkout_waits_for_and_no_superseded_hold(
+    store: Store, operator: OperatorActions, engine: Engine, disposition: Disposition
+) -> None:
+    held, table = await decided(store), schema.reservations
+    passed = {"checkout_id": "01900000-0000-7000-8000-000000000000", "disposition": int(disposition)}
+    await overwrite(engine, table, revision=2, intent_revision=2, due_time=0, **passed)
+    assert [seen.reservation.reservation_id for seen in await rows(operator)] == [held.reservation_id]
+    assert [one.disposition for one in (await operator.get_stats()).backlog] == [disposition]
+    await overwrite(
+        engine, table, disposition=1, checkout_id="", superseded_by="x", observed_revision=2, due_time=2**60
+    )
+    assert await rows(operator) == []
+    assert (await operator.get_stats()).backlog == []
 
 
 async def test_a_reservation_is_found_by_its_id_alone_and_an_unknown_id_is_not_found(

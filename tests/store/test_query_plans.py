@@ -19,8 +19,9 @@ from cart_grpc.store import migrate, prepared
 from cart_grpc.store.connection_pool import ConnectionPool
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.postgresql import PostgresqlEngine
-from cart_grpc.store.read.operator_reads import BACKLOG, ReservationPage
+from cart_grpc.store.read.operator_reads import BACKLOG
 from cart_grpc.store.read.reads import Page
+from cart_grpc.store.read.reservation_search import ReservationPage
 from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
 from tests.postgres import PostgresServer
@@ -212,7 +213,9 @@ async def test_operator_reads_and_commands_find_their_rows_by_an_index(planned: 
     await store.mutate(add("stuck"))
     reads = store.operator_reads
     with collect_statements(planned.query_engine) as statements:
-        [first, *_] = readable(await reads.list(ReservationPage(5, BACKLOG, 1, 0, (1, "x"))))
+        [first, *_] = readable(
+            (await store.reservation_searches.find(ReservationPage(5, BACKLOG, 1, 0, (1, "x")))).reservations
+        )
         await reads.get(first.reservation.reservation_id)
         await reads.get_stats()
     with collect_statements(planned.writer) as written:

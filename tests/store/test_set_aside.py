@@ -24,7 +24,8 @@ from cart_grpc.rpc.admin_messages import reservation_message
 from cart_grpc.rpc.admin_requests import next_page_token
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.read.operator_reads import BACKLOG, ReservationPage, ReservationSnapshot, WorkState
+from cart_grpc.store.read.operator_reads import BACKLOG, ReservationSnapshot, WorkState
+from cart_grpc.store.read.reservation_search import ReservationPage
 from cart_grpc.store.read.snapshot import Snapshot
 from cart_grpc.store.store import Store
 from tests.store.writes import (
@@ -75,8 +76,10 @@ async def renewal_that_fails(store: Store, engine: Engine) -> Reservation:
 
 async def listed(operator: OperatorActions) -> list[ReservationSnapshot]:
     """The reservations that an operator sees by default and that are set aside."""
-    found = readable(await operator.list(ReservationPage(100, BACKLOG, 0, 0, None)))
-    only = readable(await operator.list(ReservationPage(100, frozenset({WorkState.SET_ASIDE}), 0, 0, None)))
+    found = readable((await operator.list(ReservationPage(100, BACKLOG, 0, 0, None))).reservations)
+    only = readable(
+        (await operator.list(ReservationPage(100, frozenset({WorkState.SET_ASIDE}), 0, 0, None))).reservations
+    )
     assert [each.reservation for each in found if each.state is WorkState.SET_ASIDE] == [
         each.reservation for each in only
     ]
@@ -238,11 +241,11 @@ async def test_a_row_that_cannot_be_read_hides_no_other_row_from_operators(
         await store.mutate(add(sku))
     await overwrite(engine, schema.items, schema.items.c.sku == "labels", labels="not JSON")
     await overwrite(engine, TABLE, TABLE.c.sku == "quantity", quantity=2**40)
-    found = await operator.list(ReservationPage(2, BACKLOG, 0, 0, None))
-    records = [reservation_message(each) for each in found]
+    found = await operator.list(ReservationPage(3, BACKLOG, 0, 0, None))
+    records = [reservation_message(each) for each in found.reservations]
     assert ["cannot be read" in record.set_aside_reason for record in records] == [True, True, False]
     assert all(record.name for record in records)
-    assert next_page_token(ReservationPage(1, BACKLOG, 0, 0, None), found[0])
+    assert next_page_token(ReservationPage(1, BACKLOG, 0, 0, None), found.positions[0])
     name = records[0].name.removeprefix("reservations/")
     with pytest.raises(ReservationUnprocessable, match="cannot be read"):
         await operator.release(name, "why", force=True)

@@ -1,19 +1,17 @@
 """The operator's reads: reservations of all users, and the backlog."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeAlias
 
 from sqlalchemy import (
     ColumnElement,
-    FromClause,
     Row,
     Select,
     and_,
     bindparam,
     case,
-    exists,
     func,
     or_,
     select,
@@ -31,7 +29,17 @@ from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.rows import to_item, to_reservation
-from cart_grpc.store.schema import LANES, is_pause, items, pauses, reconciling, reservations, set_aside
+from cart_grpc.store.schema import (
+    LANES,
+    due_checkout,
+    due_release,
+    is_pause,
+    items,
+    pauses,
+    reconciling,
+    reservations,
+    set_aside,
+)
 
 
 class WorkState(IntEnum):
@@ -49,8 +57,8 @@ class WorkState(IntEnum):
     SET_ASIDE = 10
 
 
-# The states of reservations that the Reservation API has not answered or that are set aside. Two partial indexes
-# contain exactly these rows.
+# The states of reservations that the Reservation API has not answered or that are set aside. Partial indexes contain
+# these rows and few others.
 BACKLOG = frozenset({WorkState.WAITING, WorkState.DUE, WorkState.CALLING, WorkState.BACKING_OFF, WorkState.SET_ASIDE})
 
 # The columns of the reservations table, or of a subquery of it.
@@ -74,20 +82,6 @@ class UnreadableReservation:
     reservation_id: str
     create_time: int
     error: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReservationPage:
-    """A requested page of reservations, the oldest first.
-
-    `after` is the (create_time, id) of the last reservation seen, None for the first page.
-    """
-
-    size: int
-    states: frozenset[WorkState]
-    min_age_us: int
-    min_attempts: int
-    after: tuple[int, str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +122,7 @@ class OperatorReads:
         # An id does not contain its slice, so the statement searches the primary key once for each of the 256 slices.
         every_slice = reservations.c.slice.in_(bindparam("slices", list(range(SLICES)), literal_execute=True))
         by_id = (every_slice, reservations.c.reservation_id == bindparam("id"))
-        self._one = _select_snapshot(select(reservations).where(*by_id), self._now)
-        self._dialect = engine.dialect
+        self._one = select_snapshot(select(reservations).where(*by_id), self._now)
         self._backlog = _select_backlog(engine.dialect, self._now)
         self._due = _select_due(self._now)
         self._pause = select(pauses.c.reason, pauses.c.create_time).where(is_pause)
@@ -142,15 +135,10 @@ class OperatorReads:
         rows = await self._reader.fetch(self._one, {"id": reservation_id})
         if not rows:
             raise ReservationNotFound(f"reservations/{reservation_id}")
-        found = _snapshot(rows[0])
+        found = to_snapshot(rows[0])
         if isinstance(found, UnreadableReservation):
             raise ReservationUnprocessable(f"reservations/{reservation_id}", f"its row cannot be read: {found.error}")
         return found
-
-    async def list(self, page: ReservationPage) -> "list[ReservationSnapshot | UnreadableReservation]":
-        """Return one page of reservations, and the first of the next page if any. Raises DatabaseUnavailable."""
-        statement = _select_page(page, self._dialect, self._now)
-        return [_snapshot(row) for row in await self._reader.fetch(statement, {})]
 
     async def find_pause(self) -> PauseSnapshot | None:
         """Return the pause, or None if claims are not paused. Raises DatabaseUnavailable."""
@@ -167,7 +155,8 @@ class OperatorReads:
         return Stats(due_row.now, backlog, due_row.how_many, due_row.oldest, await self.find_pause())
 
 
-def _snapshot(row: Row[Any]) -> ReservationSnapshot | UnreadableReservation:
+def to_snapshot(row: Row[Any]) -> ReservationSnapshot | UnreadableReservation:
+    """The reservation in a row of `select_snapshot`."""
     try:
         reservation = to_reservation(_part(row, "reservation"))
         line = None if row.item_item_id is None else Line(to_item(_part(row, "item")), reservation)
@@ -177,7 +166,8 @@ def _snapshot(row: Row[Any]) -> ReservationSnapshot | UnreadableReservation:
     return ReservationSnapshot(reservation, line, WorkState(row.work_state), row.now)
 
 
-def _unanswered_state(row: Columns, now: ColumnElement[int]) -> ColumnElement[int]:
+def unanswered_state(row: Columns, now: ColumnElement[int]) -> ColumnElement[int]:
+    """The WorkState of a row in the backlog."""
     return case(
         (row.set_aside_reason != "", int(WorkState.SET_ASIDE)),
         (row.waiting, int(WorkState.WAITING)),
@@ -187,11 +177,11 @@ def _unanswered_state(row: Columns, now: ColumnElement[int]) -> ColumnElement[in
     )
 
 
-def _work_state(row: Columns, is_shown: ColumnElement[bool], now: ColumnElement[int]) -> ColumnElement[int]:
+def work_state(row: Columns, is_shown: ColumnElement[bool], now: ColumnElement[int]) -> ColumnElement[int]:
     """The WorkState of a row. During a renewal it stays HELD or EXPIRED."""
     lapsed = and_(row.state == int(Observed.HELD), row.expire_time <= now)
     return case(
-        (or_(row.observed_revision < row.intent_revision, row.set_aside_reason != ""), _unanswered_state(row, now)),
+        (or_(row.observed_revision < row.intent_revision, row.set_aside_reason != ""), unanswered_state(row, now)),
         (or_(row.state == int(Observed.EXPIRED), lapsed), int(WorkState.EXPIRED)),
         (row.state == int(Observed.HELD), int(WorkState.HELD)),
         (row.state == int(Observed.COMMITTED), int(WorkState.COMMITTED)),
@@ -201,50 +191,44 @@ def _work_state(row: Columns, is_shown: ColumnElement[bool], now: ColumnElement[
     )
 
 
-def _shows(row: Columns) -> ColumnElement[bool]:
+def shows(row: Columns) -> ColumnElement[bool]:
     """Whether the item of the enclosing statement shows the reservation."""
     names = ("slice", "user_id", "cart_id", "item_id", "reservation_id")
     return and_(*(items.c[name] == row[name] for name in names))
 
 
-def _select_snapshot(chosen: Select[Any], now: ColumnElement[int]) -> Select[Any]:
-    """The `chosen` reservations with their items. The subquery comes first, so only the items of these few are read."""
+def select_snapshot(
+    chosen: Select[Any], now: ColumnElement[int], order: Sequence[str] = ("create_time", "reservation_id")
+) -> Select[Any]:
+    """The `chosen` reservations with their items, and with the further columns that `chosen` has.
+
+    The subquery comes first, so only the items of these few are read.
+    """
     few = chosen.subquery("few")
-    state = _work_state(few.c, items.c.item_id.is_not(None), now).label("work_state")
-    columns = (*_labelled("reservation", few), *_labelled("item", items), state, now.label("now"))
-    joined = select(*columns).select_from(few.outerjoin(items, _shows(few.c)))
-    return joined.order_by(few.c.create_time, few.c.reservation_id)
+    state = work_state(few.c, items.c.item_id.is_not(None), now).label("work_state")
+    rows = [few.c[column.name] for column in reservations.columns]
+    more = [column for column in few.c if column.name not in reservations.c]
+    columns = (*_labelled("reservation", rows), *_labelled("item", items.columns), *more, state, now.label("now"))
+    joined = select(*columns).select_from(few.outerjoin(items, shows(few.c)))
+    return joined.order_by(*(few.c[name] for name in order))
 
 
-def _is_in_backlog(dialect: Dialect) -> ColumnElement[bool]:
-    """Whether a row of `reservations` is in the state of the BACKLOG. An OR would use neither partial index."""
-    row_id = dialect.row_id(reservations)
-    return tuple_(*row_id).in_(union(*(select(*row_id).where(each) for each in (reconciling, set_aside))))
+def is_in_backlog(dialect: Dialect, *where: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether a row of `reservations` is in a state of the BACKLOG and fulfils `where`.
 
-
-def _select_page(page: ReservationPage, dialect: Dialect, now: ColumnElement[int]) -> Select[Any]:
-    row = reservations.c
-    states = [int(state) for state in sorted(page.states)]
-    if page.states <= BACKLOG:
-        chosen = select(reservations).where(_is_in_backlog(dialect), _unanswered_state(row, now).in_(states))
-    else:
-        is_shown = exists().where(_shows(row)).correlate(reservations)
-        chosen = select(reservations).where(_work_state(row, is_shown, now).in_(states))
-    if page.min_age_us:
-        chosen = chosen.where(row.create_time <= now - page.min_age_us)
-    if page.min_attempts:
-        chosen = chosen.where(row.attempt_count >= page.min_attempts)
-    if page.after:
-        time, reservation_id = page.after
-        later = and_(row.create_time == time, row.reservation_id > reservation_id)
-        chosen = chosen.where(or_(row.create_time > time, later))
-    return _select_snapshot(chosen.order_by(row.create_time, row.reservation_id).limit(page.size + 1), now)
+    An OR would use none of the partial indexes. Releases and commits of checkouts are not `reconciling`.
+    """
+    row_id, row = dialect.row_id(reservations), reservations.c
+    unanswered = row.observed_revision < row.intent_revision
+    of_carts = select(*row_id).where(reconciling, unanswered, *where)
+    of_checkouts = (select(*row_id).where(lane, unanswered, *where) for lane in (due_checkout, due_release))
+    return tuple_(*row_id).in_(union(of_carts, *of_checkouts, select(*row_id).where(set_aside, *where)))
 
 
 def _select_backlog(dialect: Dialect, now: ColumnElement[int]) -> Select[Any]:
     row = reservations.c
-    state = _unanswered_state(row, now).label("work_state")
-    waiting = select(state, row.disposition, row.create_time).where(_is_in_backlog(dialect)).subquery()
+    state = unanswered_state(row, now).label("work_state")
+    waiting = select(state, row.disposition, row.create_time).where(is_in_backlog(dialect)).subquery()
     kind = (waiting.c.work_state, waiting.c.disposition)
     figures = (func.count().label("how_many"), func.min(waiting.c.create_time).label("oldest"))
     return select(*kind, *figures).group_by(*kind).order_by(*kind)
@@ -264,6 +248,6 @@ def _part(row: Row[Any], prefix: str) -> Sequence[Any]:
     return [value for name, value in row._mapping.items() if name.startswith(f"{prefix}_")]  # noqa: SLF001
 
 
-def _labelled(prefix: str, table: FromClause) -> list[Any]:
-    """The columns of a table under a prefix, so that two joined tables can have columns of one name."""
-    return [column.label(f"{prefix}_{column.name}") for column in table.columns]
+def _labelled(prefix: str, columns: Iterable[Any]) -> list[Any]:
+    """The columns under a prefix, so that two joined tables can have columns of one name."""
+    return [column.label(f"{prefix}_{column.name}") for column in columns]

@@ -9,6 +9,7 @@ from typing import Any, Final
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    FromClause,
     Select,
     TextClause,
     and_,
@@ -174,7 +175,7 @@ def _select_due_rows(is_in_lane: TextClause, now: ColumnElement[int]) -> Select[
 def _select_page(page: Page, dialect: Dialect, now: ColumnElement[int]) -> Select[Any]:
     key: ColumnElement[Any] = carts.c.cart_id if page.order_by == "name" else carts.c[page.order_by]
     states = or_(false(), *(carts.c.state == int(state) for state in sorted(page.states)))
-    statement = select(carts, _is_reconciling(dialect).label("reconciling"), now.label("now")).where(
+    statement = select(carts, is_reconciling(dialect, carts).label("reconciling"), now.label("now")).where(
         carts.c.slice == page.user.slice, carts.c.user_id == page.user.user_id, states
     )
     if page.after:
@@ -186,7 +187,7 @@ def _select_page(page: Page, dialect: Dialect, now: ColumnElement[int]) -> Selec
     return statement.order_by(*(column.desc() if page.descending else column for column in order)).limit(page.size + 1)
 
 
-def _is_reconciling(dialect: Dialect) -> ColumnElement[bool]:
-    """Whether the enclosing statement's cart has a reservation that is reconciling."""
-    same_cart = (reservations.c[name] == carts.c[name] for name in CART)
-    return exists(dialect.fenced(select(literal_column("1")).where(*same_cart, reconciling).correlate(carts)))
+def is_reconciling(dialect: Dialect, row: FromClause) -> ColumnElement[bool]:
+    """Whether the cart in `row` of the enclosing statement has a reservation that is reconciling."""
+    same_cart = (reservations.c[name] == row.c[name] for name in CART)
+    return exists(dialect.fenced(select(literal_column("1")).where(*same_cart, reconciling).correlate(row)))

@@ -301,8 +301,9 @@ class ListReservationsRequest(_message.Message):
     """OPTIONAL. Only reservations of this sku."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___ReservationRecord.State.ValueType]:
-        """OPTIONAL. Only reservations in one of these states. If empty, WAITING, DUE, CALLING, BACKING_OFF and SET_ASIDE. An
-        index finds these five; any other state scans all reservations.
+        """OPTIONAL. Only reservations in one of these states. If empty, WAITING, DUE, CALLING, BACKING_OFF and SET_ASIDE.
+        Indexes find these five. For any other state the pages search all reservations, or with parent 1 of 256 parts of
+        them, in a fixed order: that of the ids in each part.
         """
 
     @_builtins.property
@@ -337,10 +338,10 @@ class ListReservationsResponse(_message.Message):
     RESERVATIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """The page_token of the next page. Empty on the last page."""
+    """The page_token of the next page. Empty on the last page only."""
     @_builtins.property
     def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReservationRecord]:
-        """The reservations, the oldest first."""
+        """The reservations."""
 
     def __init__(
         self,
@@ -763,7 +764,9 @@ class CartAdminServiceListCartsRequest(_message.Message):
     user_prefix: _builtins.str
     """OPTIONAL. Only carts of users whose ids begin with this text."""
     sku: _builtins.str
-    """OPTIONAL. Only carts with an item of this sku."""
+    """OPTIONAL. Only carts with an item of this sku. No index finds them: the pages search all carts, or those of the
+    users with user_prefix, which an index finds.
+    """
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_cart_pb2.Cart.State.ValueType]:
         """OPTIONAL. Only carts in one of these states. If empty, carts in every state."""
@@ -799,7 +802,7 @@ class CartAdminServiceListCartsResponse(_message.Message):
     CARTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """The page_token of the next page. Empty on the last page."""
+    """The page_token of the next page. Empty on the last page only."""
     @_builtins.property
     def carts(self) -> _containers.RepeatedCompositeFieldContainer[_cart_pb2.Cart]:
         """The carts, without their items."""

@@ -97,8 +97,9 @@ class CartAdminServiceServicer(object):
     """
 
     def ListReservations(self, request, context):
-        """Lists reservations, the oldest first. Without a filter: those that the Reservation API has not answered for, and
-        those that are set aside.
+        """Lists reservations. Without a filter: those that the Reservation API has not answered for, and those that are set
+        aside, the oldest first. A page with other states may be empty and have a next page: it ends after 5,000
+        reservations, found or not, so that no call takes long. Only an empty next_page_token means that it is the last.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,8 +163,9 @@ class CartAdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListCarts(self, request, context):
-        """Lists carts of all users, without their items. Carts that are created or end meanwhile do not move the others to
-        another page.
+        """Lists carts of all users, without their items, in a fixed order. Carts that are created, changed or end meanwhile do
+        not move the others to another page. A page may be empty and have a next page: it ends after 5,000 carts, found or
+        not, so that no call takes long. Only an empty next_page_token means that it is the last.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,8 +40,9 @@ class CartAdminServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CartAdminServiceAsyncStub: ...
     ListReservations: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.ListReservationsRequest, _cart_admin_service_pb2.ListReservationsResponse]
-    """Lists reservations, the oldest first. Without a filter: those that the Reservation API has not answered for, and
-    those that are set aside.
+    """Lists reservations. Without a filter: those that the Reservation API has not answered for, and those that are set
+    aside, the oldest first. A page with other states may be empty and have a next page: it ends after 5,000
+    reservations, found or not, so that no call takes long. Only an empty next_page_token means that it is the last.
     """
     GetReservation: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.GetReservationRequest, _cart_admin_service_pb2.GetReservationResponse]
     """Reads a reservation, even a finished one until it is purged (after 8 days by default).
@@ -75,8 +76,9 @@ class CartAdminServiceStub:
     ResumeReservations: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.ResumeReservationsRequest, _cart_admin_service_pb2.ResumeReservationsResponse]
     """Ends the pause. Has no effect if the calls are not paused."""
     ListCarts: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.CartAdminServiceListCartsRequest, _cart_admin_service_pb2.CartAdminServiceListCartsResponse]
-    """Lists carts of all users, without their items. Carts that are created or end meanwhile do not move the others to
-    another page.
+    """Lists carts of all users, without their items, in a fixed order. Carts that are created, changed or end meanwhile do
+    not move the others to another page. A page may be empty and have a next page: it ends after 5,000 carts, found or
+    not, so that no call takes long. Only an empty next_page_token means that it is the last.
     """
     ListCheckouts: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.CartAdminServiceListCheckoutsRequest, _cart_admin_service_pb2.CartAdminServiceListCheckoutsResponse]
     """Lists checkouts of all users, without their items, the oldest first. Without a filter: those that are COMPLETING or
@@ -104,8 +106,9 @@ class CartAdminServiceAsyncStub(CartAdminServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListReservations: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.ListReservationsRequest, _cart_admin_service_pb2.ListReservationsResponse]  # type: ignore[assignment]
-    """Lists reservations, the oldest first. Without a filter: those that the Reservation API has not answered for, and
-    those that are set aside.
+    """Lists reservations. Without a filter: those that the Reservation API has not answered for, and those that are set
+    aside, the oldest first. A page with other states may be empty and have a next page: it ends after 5,000
+    reservations, found or not, so that no call takes long. Only an empty next_page_token means that it is the last.
     """
     GetReservation: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.GetReservationRequest, _cart_admin_service_pb2.GetReservationResponse]  # type: ignore[assignment]
     """Reads a reservation, even a finished one until it is purged (after 8 days by default).
@@ -139,8 +142,9 @@ class CartAdminServiceAsyncStub(CartAdminServiceStub):
     ResumeReservations: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.ResumeReservationsRequest, _cart_admin_service_pb2.ResumeReservationsResponse]  # type: ignore[assignment]
     """Ends the pause. Has no effect if the calls are not paused."""
     ListCarts: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.CartAdminServiceListCartsRequest, _cart_admin_service_pb2.CartAdminServiceListCartsResponse]  # type: ignore[assignment]
-    """Lists carts of all users, without their items. Carts that are created or end meanwhile do not move the others to
-    another page.
+    """Lists carts of all users, without their items, in a fixed order. Carts that are created, changed or end meanwhile do
+    not move the others to another page. A page may be empty and have a next page: it ends after 5,000 carts, found or
+    not, so that no call takes long. Only an empty next_page_token means that it is the last.
     """
     ListCheckouts: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.CartAdminServiceListCheckoutsRequest, _cart_admin_service_pb2.CartAdminServiceListCheckoutsResponse]  # type: ignore[assignment]
     """Lists checkouts of all users, without their items, the oldest first. Without a filter: those that are COMPLETING or
@@ -171,8 +175,9 @@ class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cart_admin_service_pb2.ListReservationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cart_admin_service_pb2.ListReservationsResponse, _abc.Awaitable[_cart_admin_service_pb2.ListReservationsResponse]]:
-        """Lists reservations, the oldest first. Without a filter: those that the Reservation API has not answered for, and
-        those that are set aside.
+        """Lists reservations. Without a filter: those that the Reservation API has not answered for, and those that are set
+        aside, the oldest first. A page with other states may be empty and have a next page: it ends after 5,000
+        reservations, found or not, so that no call takes long. Only an empty next_page_token means that it is the last.
         """
 
     @_abc_1.abstractmethod
@@ -248,8 +253,9 @@ class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cart_admin_service_pb2.CartAdminServiceListCartsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cart_admin_service_pb2.CartAdminServiceListCartsResponse, _abc.Awaitable[_cart_admin_service_pb2.CartAdminServiceListCartsResponse]]:
-        """Lists carts of all users, without their items. Carts that are created or end meanwhile do not move the others to
-        another page.
+        """Lists carts of all users, without their items, in a fixed order. Carts that are created, changed or end meanwhile do
+        not move the others to another page. A page may be empty and have a next page: it ends after 5,000 carts, found or
+        not, so that no call takes long. Only an empty next_page_token means that it is the last.
         """
 
     @_abc_1.abstractmethod
