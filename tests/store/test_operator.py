@@ -13,7 +13,7 @@ from cart_grpc.carts.refusals import CartClosed, ReservationCommitted, Reservati
 from cart_grpc.commands.direct import ExtendLeases
 from cart_grpc.commands.record import RecordOutcome
 from cart_grpc.names import cart_key, item_id_of, user_key
-from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
+from cart_grpc.protocol.lanes import CHECKOUT_LANE, HOLD_LANE, RELEASE_LANE
 from cart_grpc.protocol.reservation import RELEASED_BY_OPERATOR, Observed, PermanentFailure, Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
@@ -355,14 +355,14 @@ async def test_a_committing_or_committed_reservation_cannot_be_released(
     with pytest.raises(ReservationCommitted, match="COMMITTING"):
         await operator.release(held.reservation_id, "no", force=force)
     assert await row_of(engine, held.reservation_id) == before
-    await store.record(answered(await claim_one(store), state=Observed.COMMITTED))
+    await store.record(answered(await claim_one(store, CHECKOUT_LANE), state=Observed.COMMITTED))
     with pytest.raises(ReservationCommitted, match="COMMITTED"):
         await operator.release(held.reservation_id, "no", force=force)
 
 
 async def test_retry_makes_a_commit_due_now(store: Store, operator: OperatorActions, engine: Engine) -> None:
     held = await committing(store, engine)
-    await store.record(silent(await claim_one(store), HOUR))
+    await store.record(silent(await claim_one(store, CHECKOUT_LANE), HOUR))
     assert (await operator.get(held.reservation_id)).state is WorkState.BACKING_OFF
     assert (await operator.retry(held.reservation_id)).state is WorkState.DUE
 

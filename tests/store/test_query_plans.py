@@ -29,16 +29,16 @@ from tests.store.writes import KEY, LIMITS, SECOND, add, answered, claim, clear,
 COUNT_SQLITE = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
 COUNT_POSTGRESQL = "WITH n(i) AS (SELECT generate_series(1, 100000))"
 FILL = {
-    "users": "SELECT i % 256, 'u' || (i % 1000), 1000000 FROM n GROUP BY 1, 2",
+    "users": "SELECT i % 256, 'u' || (i % 1000), 1000000, 0, 0, 0, NULL FROM n GROUP BY 1, 2",
     "reservations": (
         "SELECT i % 256, 'r' || i, 'u' || (i % 1000), 'c' || (i % 20), 'x', 'sku' || (i % 50), 1, "
         "CASE i % 10 WHEN 0 THEN 3 ELSE 1 END, 1, "
         "1, 1, 1, i, 1, 1, i, 1, '', '', 1 = 2, "
-        "CASE WHEN i % 10 <> 0 THEN 9000000000000000 + i END, 0, 0, NULL, '', NULL, NULL, '' FROM n"
+        "CASE WHEN i % 10 <> 0 THEN 9000000000000000 + i END, 0, 0, NULL, '', NULL, NULL, '', '', '', 1 = 2 FROM n"
     ),
     "carts": (
         "SELECT i % 256, 'u' || (i % 1000), 'c' || i, 'uid', 1, '{}', '', 1 = 2, NULL, NULL, 1, 0, 1, 0, 1000, "
-        "1, 1, i, i FROM n "
+        "1, 1, i, i, '', '' FROM n "
         "WHERE i % 5 = 0"
     ),
     "items": (
