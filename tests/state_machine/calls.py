@@ -13,6 +13,7 @@ from tests.state_machine.carts import (
     ENDED,
     MAX_ITEMS,
     MAX_QUANTITY,
+    MOST,
     SOLD_OUT,
     Cart,
     Line,
@@ -33,6 +34,8 @@ def add_item(model: "Model", request: Any, reply: Any) -> None:
     _add(after, [request.item])
     conclude(model, before, after, reply)
     _check_items(after, [reply.item], 1)
+    replaced = price_of(reply, "previous_unit_price")
+    assert replaced == _replaced_prices(before, after).get(reply.item.name)
 
 
 def batch_add_items(model: "Model", request: Any, reply: Any) -> None:
@@ -41,18 +44,31 @@ def batch_add_items(model: "Model", request: Any, reply: Any) -> None:
     _add(after, items)
     conclude(model, before, after, reply)
     _check_items(after, reply.items, len({item_id_of(item.sku, item.options) for item in items}))
+    _check_price_changes(before, after, reply)
+
+
+def replace_items(model: "Model", request: Any, reply: Any) -> None:
+    before, after = open_or_new(model, request.name, request.etag)
+    additions, labelled = _sum_up(request.items)
+    if any(one.quantity > MAX_QUANTITY for one in additions.values()):
+        raise Refused("LIMIT_EXCEEDED")
+    had, after.lines = after.lines, {}
+    _check_prices(after, {item_id: one.price for item_id, one in additions.items() if one.price})
+    for item_id in (*(item_id for item_id in had if item_id in additions), *additions):
+        one = additions[item_id]
+        held = had[item_id].held if item_id in had else None
+        after.lines[item_id] = Line(one.sku, one.options, one.quantity, one.price, labelled.get(item_id, {}), held)
+    if len(after.lines) > MAX_ITEMS:
+        raise Refused("LIMIT_EXCEEDED")
+    is_new = before is None or before.state in ENDED
+    conclude(model, before, after, reply, is_change=before is None or is_new or before.contents != after.contents)
+    gone = [] if before is None or is_new else [item_id for item_id in before.lines if item_id not in additions]
+    _check_removed(before or after, reply.removed_items, gone)
+    _check_price_changes(before, after, reply)
 
 
 def _add(cart: Cart, items: Iterable[Any]) -> None:
-    additions: dict[str, Line] = {}
-    labelled = {}
-    for item in items:
-        item_id = item_id_of(item.sku, item.options)
-        one = additions.setdefault(item_id, Line(item.sku, dict(item.options), 0))
-        one.quantity += item.quantity if item.HasField("quantity") else 1
-        one.price = price_of(item, "unit_price") or one.price
-        if item.labels:
-            labelled[item_id] = dict(item.labels)
+    additions, labelled = _sum_up(items)
     _check_prices(cart, {item_id: one.price for item_id, one in additions.items() if one.price})
     for item_id, one in additions.items():
         line = cart.lines.setdefault(item_id, Line(one.sku, one.options, 0))
@@ -63,6 +79,20 @@ def _add(cart: Cart, items: Iterable[Any]) -> None:
             raise Refused("LIMIT_EXCEEDED")
     if len(cart.lines) > MAX_ITEMS:
         raise Refused("LIMIT_EXCEEDED")
+
+
+def _sum_up(items: Iterable[Any]) -> tuple[dict[str, Line], dict[str, dict[str, str]]]:
+    """The items by item id, equal ones summed, and the labels of those that have any. Later prices and labels win."""
+    additions: dict[str, Line] = {}
+    labelled = {}
+    for item in items:
+        item_id = item_id_of(item.sku, item.options)
+        one = additions.setdefault(item_id, Line(item.sku, dict(item.options), 0))
+        one.quantity += item.quantity if item.HasField("quantity") else 1
+        one.price = price_of(item, "unit_price") or one.price
+        if item.labels:
+            labelled[item_id] = dict(item.labels)
+    return additions, labelled
 
 
 def _check_prices(cart: Cart, prices: dict[str, Price]) -> None:
@@ -96,14 +126,14 @@ def remove_item(model: "Model", request: Any, reply: Any) -> None:
     _get_line(after, item_id)
     del after.lines[item_id]
     conclude(model, before, after, reply)
-    # LATER _check_removed(before, [reply.item], [item_id])
+    _check_removed(before, [reply.item], [item_id])
 
 
 def clear_cart(model: "Model", request: Any, reply: Any) -> None:
     before, after = find_open(model, request.name, request.etag)
     after.lines.clear()
     conclude(model, before, after, reply, is_change=bool(before.lines))
-    # LATER _check_removed(before, reply.removed_items, before.lines)
+    _check_removed(before, reply.removed_items, before.lines)
 
 
 def delete_cart(model: "Model", request: Any, reply: Any) -> None:
@@ -111,7 +141,7 @@ def delete_cart(model: "Model", request: Any, reply: Any) -> None:
     after.lines.clear()
     after.state = "DELETED"
     conclude(model, before, after, reply)
-    # LATER _check_removed(before, reply.removed_items, before.lines)
+    _check_removed(before, reply.removed_items, before.lines)
 
 
 def create_cart(model: "Model", request: Any, reply: Any) -> None:
@@ -218,6 +248,8 @@ def conclude(model: "Model", before: Cart | None, after: Cart, reply: Any, *, is
 
     Each change has an etag of its own and a higher revision. Without a change, the etag stays.
     """
+    if is_change:
+        _check_limits(model, before, after)
     assert not isinstance(reply, str), f"the call was refused: {reply}"
     has_cart = "cart" in reply.DESCRIPTOR.fields_by_name
     seen = reply.cart if has_cart else reply
@@ -232,6 +264,39 @@ def conclude(model: "Model", before: Cart | None, after: Cart, reply: Any, *, is
     if has_cart:
         after.check(seen)
     model.carts[after.name] = after
+
+
+def _check_limits(model: "Model", before: Cart | None, after: Cart) -> None:
+    """Refuse a change that raises a total of the user beyond its limit."""
+    user = after.name.partition("/carts/")[0] + "/"
+    others = [cart for cart in model.carts.values() if cart.name.startswith(user) and cart.name != after.name]
+    totals = [
+        [(cart.state not in ENDED) * part for part in (1, len(cart.lines), cart.total_quantity)]
+        for cart in (*others, after)
+    ]
+    old = (
+        [(before.state not in ENDED) * part for part in (1, len(before.lines), before.total_quantity)] if before else []
+    )
+    for had, has, total, most in zip(
+        old or [0, 0, 0], totals[-1], map(sum, zip(*totals, strict=True)), MOST, strict=True
+    ):
+        if has > had and total > most:
+            raise Refused("LIMIT_EXCEEDED")
+
+
+def _replaced_prices(before: Cart | None, after: Cart) -> dict[str, Price]:
+    """The previous prices by item name, of the lines whose price changed."""
+    had = before.lines if before and before.state not in ENDED else {}
+    return {
+        f"{after.name}/items/{item_id}": price
+        for item_id, line in after.lines.items()
+        if item_id in had and (price := had[item_id].price) and price != line.price
+    }
+
+
+def _check_price_changes(before: Cart | None, after: Cart, reply: Any) -> None:
+    shown = {one.item: price_of(one, "previous_unit_price") for one in reply.price_changes}
+    assert shown == _replaced_prices(before, after)
 
 
 def _check_items(cart: Cart, seen: Iterable[Any], count: int) -> None:
@@ -253,6 +318,7 @@ def _check_removed(before: Cart, seen: Iterable[Any], item_ids: Iterable[str]) -
 RULES: dict[str, Rule] = {
     "AddItem": add_item,
     "BatchAddItems": batch_add_items,
+    "ReplaceItems": replace_items,
     "UpdateItem": update_item,
     "RemoveItem": remove_item,
     "ClearCart": clear_cart,

@@ -9,6 +9,8 @@ ENDED = ("EXPIRED", "DELETED", "CHECKED_OUT", "MERGED")
 # The limits of the server under test, small enough to be reached.
 MAX_ITEMS = 3
 MAX_QUANTITY = 9
+# Of one user: carts, items and units.
+MOST = (2, 5, 25)
 # There are 0 units of it. Every other sku is always in stock.
 SOLD_OUT = "sold-out"
 DEFAULT_TTL_SECONDS = 604_800
@@ -27,13 +29,14 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Line:
-    """One line of a cart."""
+    """One line of a cart. `held`: a quantity that answers showed, and the id of its reservation."""
 
     sku: str
     options: dict[str, str]
     quantity: int
     price: Price | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    held: tuple[int, str] | None = None
 
 
 @dataclass(slots=True)
@@ -95,9 +98,12 @@ class Cart:
 
 
 def check_item(item: cart_pb2.Item, line: Line) -> None:
-    """Raise AssertionError unless `item` shows `line`."""
+    """Raise AssertionError unless `item` shows `line`, and note its reservation."""
     shown = (item.sku, dict(item.options), item.quantity, price_of(item, "unit_price"), dict(item.labels))
     assert shown == (line.sku, line.options, line.quantity, line.price, line.labels)
+    if line.held and line.held[0] == line.quantity and line.sku != SOLD_OUT:
+        assert item.reservation.reservation_id == line.held[1], f"a line that stays the same is reserved anew: {item}"
+    line.held = (line.quantity, item.reservation.reservation_id)
 
 
 def price_of(message: Any, field_name: str) -> Price | None:

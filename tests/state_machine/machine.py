@@ -1,6 +1,7 @@
 """The state machine: random calls, replays, concurrent calls and restarts, each checked against the plain model."""
 
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,14 +95,14 @@ class CartMachine(RuleBasedStateMachine):
         assert not any(held.values()), f"no cart is left, but {held} are held"
 
     def _settled(self, name: str) -> cart_pb2.Cart:
-        for _ in range(2000):
-            request = pb.GetCartRequest(name=name)
-            (reply,) = self._check([("GetCart", request)])
+        deadline = time.monotonic() + 20
+        while True:
+            (reply,) = self._check([("GetCart", pb.GetCartRequest(name=name))])
             assert isinstance(reply, pb.GetCartResponse)
             if not reply.cart.reconciling:
                 return reply.cart
+            assert time.monotonic() < deadline, f"still reconciling: {reply}"
             self.server.wait()
-        raise AssertionError(f"still reconciling: {reply}")
 
     # Making and checking calls.
 

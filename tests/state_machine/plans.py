@@ -14,7 +14,7 @@ from tests.state_machine.carts import SOLD_OUT
 
 USERS = ("ada", "bob")
 # USER stands for the part of a user's name that each run has for itself.
-CARTS = ("users/ada/carts/default", "users/ada/carts/gifts", "users/bob/carts/default")
+CARTS = ("users/ada/carts/default", "users/ada/carts/gifts", "users/ada/carts/later", "users/bob/carts/default")
 SKUS = ("beans", "beans", "filters", "kettle", SOLD_OUT)
 
 
@@ -90,44 +90,36 @@ def _update_cart(name: str, values: cart_pb2.Cart, mask: FieldMask) -> pb.Update
     return pb.UpdateCartRequest(cart=cart, update_mask=mask)
 
 
-def _requests(method: str) -> st.SearchStrategy[Any]:
-    match method:
-        case "AddItem":
-            return st.builds(lambda cart, item: pb.AddItemRequest(parent=cart, item=item), _carts, _items)
-        case "BatchAddItems":
-            return st.builds(
-                lambda cart, items: pb.BatchAddItemsRequest(
-                    parent=cart, requests=[pb.AddItemRequest(item=item) for item in items]
-                ),
-                _carts,
-                st.lists(_items, min_size=1, max_size=3),
-            )
-        case "UpdateItem":
-            return st.builds(
-                _update_item, _names, _items, st.integers(1, 9), _masks("quantity", "unit_price", "labels")
-            )
-        case "RemoveItem":
-            return st.builds(lambda name: pb.RemoveItemRequest(name=name), _names)
-        case "RetryReservation":
-            return st.builds(lambda name: pb.RetryReservationRequest(name=name), _names)
-        case "ClearCart":
-            return st.builds(lambda cart: pb.ClearCartRequest(name=cart), _carts)
-        case "DeleteCart":
-            return st.builds(lambda cart: pb.DeleteCartRequest(name=cart), _carts)
-        case "CreateCart":
-            return st.builds(_create_cart, _carts, _cart_values)
-        case "UpdateCart":
-            return st.builds(_update_cart, _carts, _cart_values, _masks("labels", "currency_code", "ttl"))
-        case "GetCart":
-            return st.builds(lambda cart: pb.GetCartRequest(name=cart), _carts)
-    return st.builds(lambda user: pb.ListCartsRequest(parent=f"users/{user}"), st.sampled_from(USERS))
-
-
+_REQUESTS: dict[str, st.SearchStrategy[Any]] = {
+    "AddItem": st.builds(lambda cart, item: pb.AddItemRequest(parent=cart, item=item), _carts, _items),
+    "BatchAddItems": st.builds(
+        lambda cart, items: pb.BatchAddItemsRequest(
+            parent=cart, requests=[pb.AddItemRequest(item=item) for item in items]
+        ),
+        _carts,
+        st.lists(_items, min_size=1, max_size=3),
+    ),
+    "ReplaceItems": st.builds(
+        lambda cart, items: pb.ReplaceItemsRequest(name=cart, items=items), _carts, st.lists(_items, max_size=3)
+    ),
+    "UpdateItem": st.builds(
+        _update_item, _names, _items, st.integers(1, 9), _masks("quantity", "unit_price", "labels")
+    ),
+    "RemoveItem": st.builds(lambda name: pb.RemoveItemRequest(name=name), _names),
+    "RetryReservation": st.builds(lambda name: pb.RetryReservationRequest(name=name), _names),
+    "ClearCart": st.builds(lambda cart: pb.ClearCartRequest(name=cart), _carts),
+    "DeleteCart": st.builds(lambda cart: pb.DeleteCartRequest(name=cart), _carts),
+    "CreateCart": st.builds(_create_cart, _carts, _cart_values),
+    "UpdateCart": st.builds(_update_cart, _carts, _cart_values, _masks("labels", "currency_code", "ttl")),
+    "GetCart": st.builds(lambda cart: pb.GetCartRequest(name=cart), _carts),
+    "ListCarts": st.builds(lambda user: pb.ListCartsRequest(parent=f"users/{user}"), st.sampled_from(USERS)),
+}
 READS = ("GetCart", "ListCarts")
 # How often each method is drawn.
 _WEIGHTS = {
     "AddItem": 5,
     "BatchAddItems": 3,
+    "ReplaceItems": 2,
     "UpdateItem": 3,
     "RemoveItem": 2,
     "ClearCart": 1,
@@ -142,11 +134,11 @@ _WEIGHTS = {
 
 def _plans(method: str) -> st.SearchStrategy[Plan]:
     if method in READS:
-        return st.builds(Plan, st.just(method), _requests(method))
+        return st.builds(Plan, st.just(method), _REQUESTS[method])
     return st.builds(
         Plan,
         st.just(method),
-        _requests(method),
+        _REQUESTS[method],
         st.sampled_from(["", "", "", "current", "stale"]),
         st.sampled_from([True, True, False]),
         st.sampled_from([False, False, True]),

@@ -11,7 +11,7 @@ from cart_grpc.settings import Settings
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from tests.rpc.refusal import to_refusal
 from tests.service.conftest import Replica, running_replica
-from tests.state_machine.carts import MAX_ITEMS, MAX_QUANTITY, SOLD_OUT
+from tests.state_machine.carts import MAX_ITEMS, MAX_QUANTITY, MOST, SOLD_OUT
 from tests.state_machine.model import Outcome
 
 T = TypeVar("T")
@@ -49,6 +49,9 @@ class ServerUnderTest:
             shutdown_grace=0.5,
             max_items_per_cart=MAX_ITEMS,
             max_quantity_per_item=MAX_QUANTITY,
+            max_carts_per_user=MOST[0],
+            max_items_per_user=MOST[1],
+            max_units_per_user=MOST[2],
         )
         self._replica = await self._servers.enter_async_context(running_replica(settings))
 
