@@ -26,6 +26,9 @@ def limits(settings: Settings) -> Limits:
         max_items_per_cart=settings.max_items_per_cart,
         max_cart_bytes=settings.max_cart_bytes,
         max_user_bytes=settings.max_user_bytes,
+        max_carts_per_user=settings.max_carts_per_user,
+        max_items_per_user=settings.max_items_per_user,
+        max_units_per_user=settings.max_units_per_user,
         hold_ttl_us=to_us(settings.hold_ttl),
         cart_ttl_us=to_us(settings.cart_ttl),
     )

@@ -131,6 +131,15 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
         le=1_099_511_627_776,
         description="maximum bytes stored for one user: carts, replies to request_ids and reservations",
     )
+    max_carts_per_user: int = Field(
+        1_000, ge=1, le=1_000_000, description="maximum number of carts of one user that have not ended"
+    )
+    max_items_per_user: int = Field(
+        5_000, ge=1, le=10_000_000, description="maximum number of items in all carts of one user"
+    )
+    max_units_per_user: int = Field(
+        20_000, ge=1, le=1_000_000_000, description="maximum quantity in all carts of one user, reserved or not yet"
+    )
     hold_ttl: Duration = Field(
         900.0,
         ge=10,

@@ -8,6 +8,7 @@ Times and durations are int microseconds.
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import KW_ONLY, dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 from cart_grpc.carts.model import Cart, Checkout, Line, Money
@@ -21,7 +22,8 @@ class Limits:
     """The limits of the service.
 
     `hold_ttl_us` is the ttl that every HOLD requests from the Reservation API. `cart_ttl_us` is the lifetime, from its
-    last change, of a cart that has no ttl of its own. `max_user_bytes` bounds everything that is stored for one user.
+    last change, of a cart that has no ttl of its own. `max_user_bytes` bounds everything that is stored for one user;
+    the other limits per user count carts that have not ended, their items, and the units that these intend to hold.
     """
 
     max_quantity_per_add: int = 100
@@ -29,6 +31,9 @@ class Limits:
     max_items_per_cart: int = 200
     max_cart_bytes: int = 256 * 1024
     max_user_bytes: int = 64 * 1024 * 1024
+    max_carts_per_user: int = 1_000
+    max_items_per_user: int = 5_000
+    max_units_per_user: int = 20_000
     hold_ttl_us: int = 900_000_000
     cart_ttl_us: int = 604_800_000_000
 
@@ -69,12 +74,16 @@ class LoadedCart(NamedTuple):
 
 
 class OpenCart(NamedTuple):
-    """A LoadedCart whose cart exists, is open, and has the etag that the caller sent."""
+    """A LoadedCart whose cart exists, is open, and has the etag that the caller sent.
+
+    `is_new`: the call starts the cart.
+    """
 
     cart: Cart
     lines: Mapping[str, Line]
     releasing: AbstractSet[str]
     others: tuple[LoadedCart, ...] = ()
+    is_new: bool = False
 
 
 class Change(NamedTuple):
@@ -82,7 +91,8 @@ class Change(NamedTuple):
 
     A cart, item or reservation that is the same Python object as in LoadedCart is unchanged, and is not written. If the
     reply shows the whole cart, `releasing` repeats the skus that had an unfinished release before the call. `others`
-    are the changes of the further carts of a call that names several.
+    are the changes of the further carts of a call that names several. `before` and `currency_before` are the lines that
+    the call named and the currency of their prices, before the call.
     """
 
     cart: Cart
@@ -90,6 +100,16 @@ class Change(NamedTuple):
     removed: tuple[Line, ...] = ()
     releasing: AbstractSet[str] = frozenset()
     others: "tuple[Change, ...]" = ()
+    before: Mapping[str, Line] = MappingProxyType({})
+    currency_before: str = ""
+
+    def find_replaced_price(self, line: Line) -> Money | None:
+        """The price that the line had before the call, if it had one and the call changed it."""
+        before = self.before.get(line.item.item_id)
+        if before is None or before.item.unit_price is None:
+            return None
+        is_same = before.item.unit_price == line.item.unit_price and self.currency_before == self.cart.currency_code
+        return None if is_same else Money(self.currency_before, before.item.unit_price)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +162,16 @@ class AddItems(Call):
     def reads(self) -> tuple[CartRead, ...]:
         additions = self.additions
         return (CartRead(self.cart, [one.item_id for one in additions], [one.sku for one in additions]),)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceItems(Call):
+    """Make the cart contain exactly these lines. Starts a cart if none is open.
+
+    The quantity of an addition is that of the line. A price or labels of None clear those of the line.
+    """
+
+    additions: Sequence[Addition]
 
 
 @dataclass(frozen=True, slots=True)

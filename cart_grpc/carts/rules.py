@@ -1,19 +1,18 @@
 """The rules of the calls: pure functions from a loaded cart and a call to the change.
 
 `decide` is the entry point. It checks that the cart exists, that the etag matches and that the cart is open, in this
-order. Then it runs the rule for the type of the call. A rule takes an OpenCart, the call and a Given. It returns a
-Change or raises CallRefused. A rule has no side effects: a transaction runs the rules of many calls, and may be
-retried.
+order. Then it runs the rule for the type of the call; long rules have files of their own. A rule takes an OpenCart, the
+call and a Given. It returns a Change or raises CallRefused. A rule has no side effects: a transaction runs the rules of
+many calls, and may be retried.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
+from cart_grpc.carts.add_items import add_items
 from cart_grpc.carts.calls import (
     AddItems,
-    Addition,
     Call,
     Change,
     ClearCart,
@@ -24,12 +23,14 @@ from cart_grpc.carts.calls import (
     LoadedCart,
     OpenCart,
     RemoveItem,
+    ReplaceItems,
     RetryReservation,
     UpdateCart,
     UpdateItem,
 )
 from cart_grpc.carts.checkout_refusals import CartFrozen
-from cart_grpc.carts.model import ENDED, Cart, CartState, Checkout, Item, Line
+from cart_grpc.carts.lines import check_quantity, hold_quantity, take_out
+from cart_grpc.carts.model import ENDED, Cart, CartState, Checkout, Line
 from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.carts.refusals import (
     AlreadyExists,
@@ -38,11 +39,9 @@ from cart_grpc.carts.refusals import (
     CurrencyMismatch,
     EtagMismatch,
     ItemNotFound,
-    LimitExceeded,
 )
+from cart_grpc.carts.replace_items import replace_items
 from cart_grpc.carts.totals import adopt_currency, check_size, recount, relabel, start_cart, touch, without_price
-from cart_grpc.protocol.reservation import Disposition, Reservation
-from cart_grpc.protocol.transitions import hold, release
 
 
 def decide(loaded: LoadedCart, call: Call, given: Given) -> Change:
@@ -52,10 +51,11 @@ def decide(loaded: LoadedCart, call: Call, given: Given) -> Change:
     """
     rule, needs = RULES[type(call)]
     cart = _get_open_cart(loaded, call.etag, needs, given)
-    lines = loaded.lines if cart is loaded.cart else {}
-    change = rule(OpenCart(cart, lines, loaded.releasing, loaded.others), call, given)
+    is_new = cart is not loaded.cart
+    lines: Mapping[str, Line] = {} if is_new else loaded.lines
+    change = rule(OpenCart(cart, lines, loaded.releasing, loaded.others, is_new), call, given)
     check_size(cart, change.cart, given.limits.max_cart_bytes)
-    return change
+    return change._replace(before=lines, currency_before=cart.currency_code)
 
 
 class Needs(Enum):
@@ -95,111 +95,11 @@ def frozen(cart: Cart, checkout: Checkout | None) -> CartFrozen:
     return CartFrozen(cart.key.name, cart.key.checkout(cart.checkout_id).name, end)
 
 
-def _add_items(loaded: OpenCart, call: AddItems, given: Given) -> Change:
-    merged = _merge(call.additions)
-    cart, replaced = loaded.cart, {}
-    for addition in merged:
-        before = loaded.lines.get(addition.item_id)
-        if before and addition.unit_price:
-            # The old price does not count against the new one's currency.
-            replaced[addition.item_id] = without_price(before)
-            cart = recount(cart, before, replaced[addition.item_id])
-    cart = adopt_currency(cart, (addition.unit_price for addition in merged))
-    lines = []
-    for addition in merged:
-        before = loaded.lines.get(addition.item_id)
-        after = _add(loaded, before, addition, given)
-        cart = recount(cart, replaced.get(addition.item_id, before), after)
-        lines.append(after)
-    most = given.limits.max_items_per_cart
-    if cart.item_count > most:
-        raise LimitExceeded(cart.key.name, "items_per_cart", most, cart.item_count)
-    return Change(touch(cart, given.now), tuple(lines))
-
-
-def _merge(additions: Sequence[Addition]) -> Iterable[Addition]:
-    """Sum the additions to one line, in the order of their first appearance. Later prices and labels win."""
-    merged: dict[str, Addition] = {}
-    for addition in additions:
-        first = merged.setdefault(addition.item_id, addition)
-        if first is not addition:
-            merged[addition.item_id] = addition._replace(
-                quantity=first.quantity + addition.quantity,
-                unit_price=addition.unit_price or first.unit_price,
-                labels=first.labels if addition.labels is None else addition.labels,
-            )
-    return merged.values()
-
-
-def _add(loaded: OpenCart, before: Line | None, addition: Addition, given: Given) -> Line:
-    quantity = addition.quantity + (before.item.quantity if before else 0)
-    most = given.limits.max_quantity_per_item
-    if quantity > most:
-        raise LimitExceeded(loaded.cart.key.item_name(addition.item_id), "quantity_per_item", most, quantity)
-    price = addition.unit_price.minor_units if addition.unit_price else None
-    if before is None:
-        item = Item(
-            loaded.cart.key,
-            addition.item_id,
-            given.new_id(),
-            addition.sku,
-            addition.options,
-            quantity,
-            price,
-            addition.labels or {},
-            reservation_id="",
-            create_time=given.now,
-            update_time=given.now,
-        )
-        return _reserve(item, loaded.releasing, given)
-    item = before.item._replace(
-        quantity=quantity,
-        unit_price=before.item.unit_price if price is None else price,
-        labels=before.item.labels if addition.labels is None else addition.labels,
-        update_time=given.now,
-    )
-    return _hold_quantity(loaded, Line(item, before.reservation), given)
-
-
-def _reserve(item: Item, releasing: AbstractSet[str], given: Given) -> Line:
-    """`item` with a new reservation, which waits until the older ones of the same sku are known to be released.
-
-    Without the wait, our own old hold could be the reason why the new one is out of stock.
-    """
-    waiting = item.sku in releasing
-    reservation = Reservation(
-        reservation_id=given.new_id(),
-        cart=item.cart,
-        item_id=item.item_id,
-        sku=item.sku,
-        quantity=item.quantity,
-        disposition=Disposition.HOLD,
-        ttl_us=given.limits.hold_ttl_us,
-        revision=1,
-        intent_revision=1,
-        reserved_cap=item.quantity,
-        create_time=given.now,
-        waiting=waiting,
-        due_time=None if waiting else given.now,
-    )
-    return Line(item._replace(reservation_id=reservation.reservation_id), reservation)
-
-
-def _hold_quantity(loaded: OpenCart, line: Line, given: Given) -> Line:
-    """The line with a reservation that intends the item's quantity. A closed reservation is replaced by a new one."""
-    if not line.reservation.is_closed:
-        return Line(line.item, hold(line.reservation, line.item.quantity, given.now))
-    sku = line.item.sku
-    return _reserve(line.item, {*loaded.releasing, sku} if line.reservation.releasing else loaded.releasing, given)
-
-
 def _update_item(loaded: OpenCart, call: UpdateItem, given: Given) -> Change:
     cart, before, update = loaded.cart, _get_line(loaded, call), call.update
     item = before.item
     if "quantity" in update.paths:
-        most = given.limits.max_quantity_per_item
-        if update.quantity > most:
-            raise LimitExceeded(item.name, "quantity_per_item", most, update.quantity)
+        check_quantity(cart.key, item.item_id, update.quantity, given)
         item = item._replace(quantity=update.quantity)
     counted = before
     if "unit_price" in update.paths:
@@ -213,22 +113,22 @@ def _update_item(loaded: OpenCart, call: UpdateItem, given: Given) -> Change:
         return Change(loaded.cart, (before,))
     after = Line(item._replace(update_time=given.now), before.reservation)
     if item.quantity != before.item.quantity:
-        after = _hold_quantity(loaded, after, given)
+        after = hold_quantity(after, loaded.releasing, given)
     return Change(touch(recount(cart, counted, after), given.now), (after,))
 
 
 def _remove_item(loaded: OpenCart, call: RemoveItem, given: Given) -> Change:
-    return _take_out(loaded.cart, [_get_line(loaded, call)], given.now)
+    return take_out(loaded.cart, [_get_line(loaded, call)], given.now)
 
 
 def _clear_cart(loaded: OpenCart, _: ClearCart, given: Given) -> Change:
     if not loaded.lines:
         return Change(loaded.cart, releasing=loaded.releasing)
-    return _take_out(loaded.cart, loaded.lines.values(), given.now)
+    return take_out(loaded.cart, loaded.lines.values(), given.now)
 
 
 def _delete_cart(loaded: OpenCart, _: DeleteCart, given: Given) -> Change:
-    return _take_out(loaded.cart._replace(state=CartState.DELETED), loaded.lines.values(), given.now)
+    return take_out(loaded.cart._replace(state=CartState.DELETED), loaded.lines.values(), given.now)
 
 
 def expire_cart(loaded: LoadedCart, now: int) -> Change | None:
@@ -236,16 +136,7 @@ def expire_cart(loaded: LoadedCart, now: int) -> Change | None:
     cart = loaded.cart
     if cart is None or cart.state is not CartState.ACTIVE or cart.expire_time is None or cart.expire_time > now:
         return None
-    return _take_out(cart._replace(state=CartState.EXPIRED), loaded.lines.values(), now)
-
-
-def _take_out(cart: Cart, lines: Iterable[Line], now: int) -> Change:
-    """Remove the lines and release their reservations, in any state."""
-    removed = []
-    for line in lines:
-        cart = recount(cart, line, None)
-        removed.append(Line(line.item, release(line.reservation, now)))
-    return Change(touch(cart, now), removed=tuple(removed))
+    return take_out(cart._replace(state=CartState.EXPIRED), loaded.lines.values(), now)
 
 
 def _create_cart(loaded: OpenCart, call: CreateCart, given: Given) -> Change:
@@ -277,7 +168,7 @@ def _retry_reservation(loaded: OpenCart, call: RetryReservation, given: Given) -
     line = _get_line(loaded, call)
     if progress(line, given.now).state not in (ProgressState.REJECTED, ProgressState.EXPIRED):
         return Change(loaded.cart, (line,))
-    return Change(touch(loaded.cart, given.now), (_hold_quantity(loaded, line, given),))
+    return Change(touch(loaded.cart, given.now), (hold_quantity(line, loaded.releasing, given),))
 
 
 def _get_line(loaded: OpenCart, call: ItemCall) -> Line:
@@ -295,7 +186,8 @@ class Rule(NamedTuple):
 
 
 RULES: dict[type[Call], Rule] = {
-    AddItems: Rule(_add_items, Needs.OPEN_CART_OR_NONE),
+    AddItems: Rule(add_items, Needs.OPEN_CART_OR_NONE),
+    ReplaceItems: Rule(replace_items, Needs.OPEN_CART_OR_NONE),
     UpdateItem: Rule(_update_item),
     RemoveItem: Rule(_remove_item),
     ClearCart: Rule(_clear_cart),

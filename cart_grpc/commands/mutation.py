@@ -38,15 +38,24 @@ class Mutation:
         # Encode first: if this fails, the unit of work must be unchanged.
         reply = self.encode(change, now)
         stored = Reply(call.fingerprint, reply) if call.request_id else None
-        self._check_room(unit, unit.find_growth(change, stored))
+        self._check_room(unit, change, unit.find_growth(change, stored))
         unit.apply(change)
         if stored:
             unit.put_reply(reply_key, stored)
         return reply
 
-    def _check_room(self, unit: UnitOfWork, growth: UserTotals) -> None:
-        """Raise LimitExceeded if the user would store too much. A call that stores nothing more is never refused."""
-        user, most = self.call.cart.user, self.limits.max_user_bytes
-        total = unit.find_totals(user).plus(growth).stored_bytes
-        if growth.stored_bytes > 0 and total > most:
-            raise LimitExceeded(user.name, "bytes_per_user", most, total)
+    def _check_room(self, unit: UnitOfWork, change: Change, growth: UserTotals) -> None:
+        """Raise LimitExceeded if a total of the user that the call raises would exceed its limit."""
+        user, limits = self.call.cart.user, self.limits
+        total = unit.find_totals(user).plus(growth)
+        # The reply lists what was taken out. A user who has used up all bytes must still be able to remove items.
+        only_takes_out = change.removed and not change.lines
+        more_bytes = 0 if only_takes_out else growth.stored_bytes
+        for quota, more, would_be, most in (
+            ("bytes_per_user", more_bytes, total.stored_bytes, limits.max_user_bytes),
+            ("carts_per_user", growth.cart_count, total.cart_count, limits.max_carts_per_user),
+            ("items_per_user", growth.item_count, total.item_count, limits.max_items_per_user),
+            ("units_per_user", growth.unit_count, total.unit_count, limits.max_units_per_user),
+        ):
+            if more > 0 and would_be > most:
+                raise LimitExceeded(user.name, quota, most, would_be)

@@ -70,6 +70,10 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         call = requests.retry_reservation(request)
         return await self._mutate(call, replies.RETRY_RESERVATION, request, context)
 
+    async def ReplaceItems(self, request: pb.ReplaceItemsRequest, context: Context) -> MessageOrBytes:
+        call = requests.replace_items(request, self._limits)
+        return await self._mutate(call, replies.REPLACE_ITEMS, request, context)
+
     async def _mutate(self, call: Call, reply: MutationReply, request: Any, context: Context) -> MessageOrBytes:
         encoded = await self._store.mutate(Mutation(call, reply.encode, self._limits))
         max_wait = requests.max_wait_seconds(request)
@@ -91,9 +95,6 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         if len(found) > len(shown):
             response.next_page_token = pages.next_page_token(page, found[len(shown) - 1].cart)
         return response
-
-    async def ReplaceItems(self, request: pb.ReplaceItemsRequest, context: Context) -> MessageOrBytes:
-        raise NotImplementedError
 
     async def MergeCarts(self, request: pb.MergeCartsRequest, context: Context) -> MessageOrBytes:
         raise NotImplementedError

@@ -6,7 +6,7 @@ from typing import Final
 from cartgrpc.v1 import cart_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from cart_grpc.carts.model import Cart, Item, Line
+from cart_grpc.carts.model import Cart, Item, Line, Money
 from cart_grpc.carts.progress import Progress, ProgressState, progress
 from cart_grpc.protocol.reservation import Reservation
 
@@ -50,6 +50,10 @@ def _reservation_message(item: Item, row: Reservation, seen: Progress) -> cart_p
     if row.due_time is not None and row.lease_expire_time is None:
         _set(message.next_attempt_time, row.due_time)
     return message
+
+
+def money_message(money: Money) -> cart_pb2.Money:
+    return cart_pb2.Money(currency_code=money.currency_code, minor_units=money.minor_units)
 
 
 def cart_message(cart: Cart, lines: Sequence[Line], now: int, *, reconciling: bool) -> cart_pb2.Cart:

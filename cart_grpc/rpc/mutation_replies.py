@@ -4,11 +4,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import grpc
+from cartgrpc.v1 import cart_pb2
 from cartgrpc.v1 import cart_service_pb2 as pb
 from google.protobuf.message import Message
 
-from cart_grpc.carts.calls import Call, Change, ClearCart, DeleteCart, RemoveItem
-from cart_grpc.rpc.messages import cart_message, item_message
+from cart_grpc.carts.calls import Call, Change, ClearCart, DeleteCart, RemoveItem, ReplaceItems
+from cart_grpc.rpc.messages import cart_message, item_message, money_message
 from cart_grpc.rpc.waiting import Waiting
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -26,8 +27,18 @@ class MutationReply(NamedTuple):
     settle: Callable[[Waiting, Any, Any, float, Context], Awaitable[None]]
 
 
+def _encode_added_item(change: Change, now: int) -> bytes:
+    cart, (line,) = change.cart, change.lines
+    response = pb.AddItemResponse(
+        item=item_message(line, cart.currency_code, now), etag=cart.etag, revision=cart.revision
+    )
+    if replaced := change.find_replaced_price(line):
+        response.previous_unit_price.CopyFrom(money_message(replaced))
+    return _bytes(response)
+
+
 def _encode_item(
-    response: type[pb.AddItemResponse | pb.UpdateItemResponse | pb.RetryReservationResponse],
+    response: type[pb.UpdateItemResponse | pb.RetryReservationResponse],
 ) -> Callable[[Change, int], bytes]:
     def encode(change: Change, now: int) -> bytes:
         cart = change.cart
@@ -40,21 +51,64 @@ def _encode_item(
 def _encode_items(change: Change, now: int) -> bytes:
     cart = change.cart
     items = [item_message(line, cart.currency_code, now) for line in change.lines]
-    return _bytes(pb.BatchAddItemsResponse(items=items, etag=cart.etag, revision=cart.revision))
+    return _bytes(
+        pb.BatchAddItemsResponse(
+            items=items, etag=cart.etag, revision=cart.revision, price_changes=_price_changes(change)
+        )
+    )
 
 
-def _encode_removal(change: Change, _: int) -> bytes:
-    cart = change.cart
-    return _bytes(pb.RemoveItemResponse(etag=cart.etag, revision=cart.revision, reconciling=_is_reconciling(change)))
+def _encode_removal(change: Change, now: int) -> bytes:
+    cart, (item,) = change.cart, _removed_items(change, now)
+    return _bytes(
+        pb.RemoveItemResponse(etag=cart.etag, revision=cart.revision, reconciling=_is_reconciling(change), item=item)
+    )
 
 
 def _encode_cart(
-    response: type[pb.ClearCartResponse | pb.CreateCartResponse | pb.DeleteCartResponse | pb.UpdateCartResponse],
+    response: type[pb.CreateCartResponse | pb.UpdateCartResponse],
 ) -> Callable[[Change, int], bytes]:
     def encode(change: Change, now: int) -> bytes:
-        return _bytes(response(cart=cart_message(change.cart, change.lines, now, reconciling=_is_reconciling(change))))
+        return _bytes(response(cart=_changed_cart(change, now)))
 
     return encode
+
+
+def _encode_emptied_cart(
+    response: type[pb.ClearCartResponse | pb.DeleteCartResponse],
+) -> Callable[[Change, int], bytes]:
+    def encode(change: Change, now: int) -> bytes:
+        return _bytes(response(cart=_changed_cart(change, now), removed_items=_removed_items(change, now)))
+
+    return encode
+
+
+def _encode_replaced_items(change: Change, now: int) -> bytes:
+    return _bytes(
+        pb.ReplaceItemsResponse(
+            cart=_changed_cart(change, now),
+            removed_items=_removed_items(change, now),
+            price_changes=_price_changes(change),
+        )
+    )
+
+
+def _changed_cart(change: Change, now: int) -> cart_pb2.Cart:
+    return cart_message(change.cart, change.lines, now, reconciling=_is_reconciling(change))
+
+
+def _removed_items(change: Change, now: int) -> list[cart_pb2.Item]:
+    """The removed items as they were before the call, also their reservations."""
+    before = (change.before[line.item.item_id] for line in change.removed)
+    return [item_message(line, change.currency_before, now) for line in before]
+
+
+def _price_changes(change: Change) -> list[pb.PriceChange]:
+    return [
+        pb.PriceChange(item=line.item.name, previous_unit_price=money_message(replaced))
+        for line in change.lines
+        if (replaced := change.find_replaced_price(line))
+    ]
 
 
 def _is_reconciling(change: Change) -> bool:
@@ -88,16 +142,23 @@ async def _settle_cart(waiting: Waiting, call: Call, response: Any, max_wait: fl
     await waiting.await_cart(call.cart, response.cart, max_wait, context)
 
 
+async def _settle_replaced_items(
+    waiting: Waiting, call: ReplaceItems, response: Any, max_wait: float, context: Context
+) -> None:
+    await waiting.await_cart(call.cart, response.cart, max_wait, context, and_releases=True)
+
+
 async def _settle_nothing(*_: object) -> None:
     """Wait for nothing: a new cart has no reservations."""
 
 
-ADD_ITEM = MutationReply(pb.AddItemResponse, _encode_item(pb.AddItemResponse), _settle_item)
+ADD_ITEM = MutationReply(pb.AddItemResponse, _encode_added_item, _settle_item)
 BATCH_ADD_ITEMS = MutationReply(pb.BatchAddItemsResponse, _encode_items, _settle_items)
 UPDATE_ITEM = MutationReply(pb.UpdateItemResponse, _encode_item(pb.UpdateItemResponse), _settle_item)
 REMOVE_ITEM = MutationReply(pb.RemoveItemResponse, _encode_removal, _settle_removal)
-CLEAR_CART = MutationReply(pb.ClearCartResponse, _encode_cart(pb.ClearCartResponse), _settle_emptied_cart)
-DELETE_CART = MutationReply(pb.DeleteCartResponse, _encode_cart(pb.DeleteCartResponse), _settle_emptied_cart)
+CLEAR_CART = MutationReply(pb.ClearCartResponse, _encode_emptied_cart(pb.ClearCartResponse), _settle_emptied_cart)
+DELETE_CART = MutationReply(pb.DeleteCartResponse, _encode_emptied_cart(pb.DeleteCartResponse), _settle_emptied_cart)
 CREATE_CART = MutationReply(pb.CreateCartResponse, _encode_cart(pb.CreateCartResponse), _settle_nothing)
 UPDATE_CART = MutationReply(pb.UpdateCartResponse, _encode_cart(pb.UpdateCartResponse), _settle_cart)
 RETRY_RESERVATION = MutationReply(pb.RetryReservationResponse, _encode_item(pb.RetryReservationResponse), _settle_item)
+REPLACE_ITEMS = MutationReply(pb.ReplaceItemsResponse, _encode_replaced_items, _settle_replaced_items)

@@ -19,6 +19,7 @@ from cart_grpc.carts.calls import (
     ItemUpdate,
     Limits,
     RemoveItem,
+    ReplaceItems,
     RetryReservation,
     UpdateCart,
     UpdateItem,
@@ -76,7 +77,7 @@ def _fingerprint(request: Message) -> bytes:
 def add_item(request: cart_service_pb2.AddItemRequest, limits: Limits) -> AddItems:
     fields = Fields()
     cart = fields.cart("parent", request.parent)
-    additions = (_addition(fields, "item", request.item, limits),)
+    additions = (_addition(fields, "item", request.item, limits.max_quantity_per_add),)
     call = AddItems(cart, additions, **_every_mutation(fields, request))
     fields.check()
     return call
@@ -97,18 +98,31 @@ def batch_add_items(request: cart_service_pb2.BatchAddItemsRequest, limits: Limi
         for name in ("request_id", "etag", "max_wait"):
             if one.HasField("max_wait") if name == "max_wait" else getattr(one, name):
                 fields.fault(f"{field}.{name}", "NOT_IN_BATCH", "belongs to the whole batch: set it there")
-        additions.append(_addition(fields, f"{field}.item", one.item, limits))
+        additions.append(_addition(fields, f"{field}.item", one.item, limits.max_quantity_per_add))
     call = AddItems(cart, tuple(additions), **_every_mutation(fields, request))
     fields.check()
     return call
 
 
-def _addition(fields: Fields, field: str, item: cart_pb2.Item, limits: Limits) -> Addition:
+def replace_items(request: cart_service_pb2.ReplaceItemsRequest, limits: Limits) -> ReplaceItems:
+    fields = Fields()
+    cart = fields.cart("name", request.name)
+    if (count := len(request.items)) > limits.max_items_per_cart:
+        fields.fault("items", "OUT_OF_RANGE", f"must have up to {limits.max_items_per_cart} entries, not {count}")
+        fields.check()
+    most = limits.max_quantity_per_item
+    additions = [_addition(fields, f"items[{index}]", item, most) for index, item in enumerate(request.items)]
+    call = ReplaceItems(cart, tuple(additions), **_every_mutation(fields, request))
+    fields.check()
+    return call
+
+
+def _addition(fields: Fields, field: str, item: cart_pb2.Item, max_quantity: int) -> Addition:
     quantity = item.quantity if item.HasField("quantity") else 1
     return addition(
         sku=fields.text(f"{field}.sku", item.sku, MAX_SKU, least=1),
         options=fields.texts(f"{field}.options", item.options, MAX_OPTIONS),
-        quantity=fields.quantity(f"{field}.quantity", quantity, limits.max_quantity_per_add),
+        quantity=fields.quantity(f"{field}.quantity", quantity, max_quantity),
         unit_price=fields.money(f"{field}.unit_price", item.unit_price) if item.HasField("unit_price") else None,
         labels=fields.texts(f"{field}.labels", item.labels, MAX_LABELS) if item.labels else None,
     )

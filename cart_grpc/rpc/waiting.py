@@ -38,10 +38,21 @@ class Waiting:
         if max_wait:
             await self._await_items(cart, items, max_wait, context)
 
-    async def await_cart(self, cart: CartKey, message: cart_pb2.Cart, max_wait: float, context: Context) -> None:
-        """Wait as `await_items` does, for all items of a cart. Also update the `reconciling` of the cart."""
+    async def await_cart(
+        self,
+        cart: CartKey,
+        message: cart_pb2.Cart,
+        max_wait: float,
+        context: Context,
+        *,
+        and_releases: bool = False,
+    ) -> None:
+        """Wait as `await_items` does, for all items of a cart. Also update the `reconciling` of the cart.
+
+        `and_releases`: wait until every removed item of the cart is released, too.
+        """
         if max_wait:
-            found = await self._await_items(cart, message.items, max_wait, context)
+            found = await self._await_items(cart, message.items, max_wait, context, and_releases=and_releases)
             releasing = found is not None and found.is_releasing(None)
             message.reconciling = releasing or any(item.reconciling for item in message.items)
 
@@ -57,7 +68,13 @@ class Waiting:
         return is_releasing(await self._wait_while(is_releasing, cart, max_wait, context))
 
     async def _await_items(
-        self, cart: CartKey, items: Sequence[cart_pb2.Item], max_wait: float, context: Context
+        self,
+        cart: CartKey,
+        items: Sequence[cart_pb2.Item],
+        max_wait: float,
+        context: Context,
+        *,
+        and_releases: bool = False,
     ) -> Snapshot | None:
         by_uid = {item.uid: item for item in items}
 
@@ -69,7 +86,8 @@ class Waiting:
                     current = item_message(line, found.cart.currency_code, found.now)
                     item.reservation.CopyFrom(current.reservation)
                     item.reconciling = current.reconciling
-            return any(item.reconciling for item in by_uid.values())
+            is_releasing = and_releases and found.is_releasing(None)
+            return is_releasing or any(item.reconciling for item in by_uid.values())
 
         found = await self._wait_while(is_reconciling, cart, max_wait, context)
         is_reconciling(found)

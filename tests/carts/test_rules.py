@@ -20,6 +20,7 @@ from cart_grpc.carts.calls import (
     Limits,
     LoadedCart,
     RemoveItem,
+    ReplaceItems,
     RetryReservation,
     UpdateCart,
     UpdateItem,
@@ -392,6 +393,7 @@ def test_a_retry_of_a_reserved_or_pending_item_changes_nothing(is_settled: bool)
 
 EVERY_CALL: list[Call] = [
     AddItems(KEY, (an_addition(),), etag=SOME_ETAG),
+    ReplaceItems(KEY, (an_addition(),), etag=SOME_ETAG),
     UpdateItem(KEY, "0" * 32, ItemUpdate({"quantity"}, 1), etag=SOME_ETAG),
     RemoveItem(KEY, "0" * 32, etag=SOME_ETAG),
     ClearCart(KEY, etag=SOME_ETAG),
@@ -400,7 +402,7 @@ EVERY_CALL: list[Call] = [
     UpdateCart(KEY, CartUpdate({"labels"}), etag=SOME_ETAG),
     RetryReservation(KEY, "0" * 32, etag=SOME_ETAG),
 ]
-STARTS_A_CART = (AddItems, CreateCart)
+STARTS_A_CART = (AddItems, CreateCart, ReplaceItems)
 every_call = pytest.mark.parametrize("call", EVERY_CALL, ids=[type(call).__name__ for call in EVERY_CALL])
 
 

@@ -2,6 +2,7 @@
 
 from sqlalchemy import Connection, select
 
+from cart_grpc.commands.unit_of_work import UserTotals
 from cart_grpc.names import UserKey
 from cart_grpc.store import rows, schema
 from tests.invariants.history import Dump
@@ -10,12 +11,11 @@ from tests.invariants.history import Dump
 def read_dump(connection: Connection) -> Dump:
     """All carts, items, reservations and replies, and the users' totals."""
     replies = connection.execute(select(schema.replies)).all()
+    users = map(rows.USERS.to_value, connection.execute(select(schema.users)))
     return Dump(
         carts=[rows.to_cart(row) for row in connection.execute(select(schema.carts))],
         items=[rows.to_item(row) for row in connection.execute(select(schema.items))],
         reservations=[rows.to_reservation(row) for row in connection.execute(select(schema.reservations))],
         replies={(UserKey(row.slice, row.user_id).name, row.request_id): row.reply for row in replies},
-        stored_bytes={
-            UserKey(row.slice, row.user_id).name: row.stored_bytes for row in connection.execute(select(schema.users))
-        },
+        totals={user.name: UserTotals(*totals) for user, *totals, _ in users},
     )

@@ -154,6 +154,7 @@ class RunGenerator:
             "BatchAddItems": (2, cart_service_pb2.BatchAddItemsRequest(parent=cart, requests=[add, add])),
             "UpdateItem": (4, cart_service_pb2.UpdateItemRequest(item=update)),
             "RemoveItem": (4, cart_service_pb2.RemoveItemRequest(name=name)),
+            "ReplaceItems": (2, self._replacement(cart)),
             "ClearCart": (1, cart_service_pb2.ClearCartRequest(name=cart)),
             "DeleteCart": (1, cart_service_pb2.DeleteCartRequest(name=cart)),
             "UpdateCart": (1, cart_service_pb2.UpdateCartRequest(cart=labelled)),
@@ -167,6 +168,16 @@ class RunGenerator:
             # Sometimes an old etag.
             request.etag = row._replace(etag_revision=row.etag_revision - self.rng.choice((0, 0, 1))).etag
         return rpc, request
+
+    def _replacement(self, cart: str) -> cart_service_pb2.ReplaceItemsRequest:
+        """Some skus in some options, of which one cart has several lines."""
+        items = [
+            cart_pb2.Item(sku=sku, options=options, quantity=self.rng.randint(1, 4))
+            for sku in STOCK
+            for options in ({}, {"size": "L"})
+            if self.rng.random() < 0.4
+        ]
+        return cart_service_pb2.ReplaceItemsRequest(name=cart, items=items)
 
     def _call(self, cart: str, rpc: str, request: Any, *, lost: bool = False) -> None:
         """One attempt. If it is `lost`, before or after its effect, another attempt follows at once."""
@@ -264,7 +275,7 @@ class RunGenerator:
         items = [item for of_cart in unit.items.values() for item in of_cart.values()]
         replies = {(user.name, request_id): kept.reply for (user, request_id), kept in unit.replies.items()}
         levels = {sku: self._stock.levels(sku, self.now) for sku in STOCK}
-        totals = {user.name: total.stored_bytes for user, total in unit.totals.items()}
+        totals = {user.name: total for user, total in unit.totals.items()}
         dump = Dump(list(unit.carts.values()), items, list(unit.reservations.values()), replies, totals)
         effects = effects_of(self._entries)
         return Run(self._calls, effects, dump, self.now, STOCK, levels, self._claims, self._written)

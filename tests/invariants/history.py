@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from cart_grpc.carts.model import Cart, Item
+from cart_grpc.commands.unit_of_work import UserTotals
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from cart_grpc.simulator.stock import Decided, Entry
 
@@ -118,14 +119,14 @@ class RowVersion:
 class Dump:
     """The database at quiescence. `replies` are by user (`users/{user}`) and request_id.
 
-    `stored_bytes` are the users' running totals.
+    `totals` are the users' running totals.
     """
 
     carts: Sequence[Cart]
     items: Sequence[Item]
     reservations: Sequence[Reservation]
     replies: Mapping[tuple[str, str], bytes]
-    stored_bytes: Mapping[str, int]
+    totals: Mapping[str, UserTotals]
 
 
 def effects_of(entries: Iterable[Entry]) -> list[ApiEffect]:

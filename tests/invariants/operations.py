@@ -167,6 +167,11 @@ def apply(quantities: Quantities, operation: Operation) -> None:
             for one in [request] if operation.rpc == "AddItem" else request.requests:
                 name = f"{operation.cart}/items/{item_id_of(one.item.sku, one.item.options)}"
                 quantities[name] = quantities.get(name, 0) + (one.item.quantity if one.item.HasField("quantity") else 1)
+        case "ReplaceItems":
+            quantities.clear()
+            for item in request.items:
+                name = f"{operation.cart}/items/{item_id_of(item.sku, item.options)}"
+                quantities[name] = quantities.get(name, 0) + (item.quantity if item.HasField("quantity") else 1)
         case "UpdateItem" if sets_quantity(request):
             quantities[request.item.name] = request.item.quantity
         case "UpdateItem":
@@ -196,7 +201,7 @@ def sets_only_quantity(request: cart_service_pb2.UpdateItemRequest) -> bool:
 def shown(operation: Operation) -> tuple[Mapping[str, int], bool] | None:
     """The quantities that a reply shows, and whether they are the whole cart. None if it shows none."""
     reply: Message | None = operation.reply
-    if reply is None:
+    if reply is None or operation.rpc == "RemoveItem":
         return None
     fields = reply.DESCRIPTOR.fields_by_name
     if "cart" in fields:
@@ -206,3 +211,15 @@ def shown(operation: Operation) -> tuple[Mapping[str, int], bool] | None:
     if "item" in fields:
         return {operation.reply.item.name: operation.reply.item.quantity}, False
     return None
+
+
+def removed(operation: Operation) -> Mapping[str, int] | None:
+    """The quantities of the items that a reply says were removed. None if it says nothing about that."""
+    reply: Any = operation.reply
+    if reply is None:
+        return None
+    if operation.rpc == "RemoveItem":
+        return {reply.item.name: reply.item.quantity}
+    if "removed_items" not in reply.DESCRIPTOR.fields_by_name:
+        return None
+    return {item.name: item.quantity for item in reply.removed_items}

@@ -9,6 +9,7 @@ from tests.invariants.operations import (
     Operation,
     apply,
     by_cart,
+    removed,
     sets_only_quantity,
     sets_quantity,
     shown,
@@ -71,6 +72,7 @@ class _Cart:
             yield f"{change} updated an item that did not exist"
         if change.expected_etag not in (None, before):
             yield f"{change} expected the etag of {change.expected_etag}, but {before} was the last change"
+        had = dict(self._quantities)
         apply(self._quantities, change)
         self._last_change = change.revision
         if change.hidden:
@@ -78,6 +80,8 @@ class _Cart:
         if change.etag != change.revision:
             yield f"{change} is a change, but was answered with the etag of {change.etag}"
         yield from self._check_shown(change)
+        gone = {name: quantity for name, quantity in had.items() if name not in self._quantities}
+        yield from _check_removed(change, gone)
 
     def _check_unchanged(self, other: Operation, change: Operation | None) -> Iterator[str]:
         if other.rpc in CHANGES or _must_change(other, self._quantities):
@@ -89,6 +93,7 @@ class _Cart:
         if other.expected_etag not in (None, self._last_change):
             yield f"{other} expected the etag of {other.expected_etag}, but {self._last_change} was the last change"
         yield from self._check_shown(other)
+        yield from _check_removed(other, {})
 
     def _check_shown(self, operation: Operation) -> Iterator[str]:
         seen = shown(operation)
@@ -102,9 +107,19 @@ class _Cart:
             yield f"{operation} shows {dict(found)}, but all changes up to it make {dict(expected)}"
 
 
+def _check_removed(operation: Operation, gone: Mapping[str, int]) -> Iterator[str]:
+    listed = removed(operation)
+    if listed is not None and listed != gone:
+        yield f"{operation} lists {dict(listed)} as removed, but it removed {dict(gone)}"
+
+
 def _must_change(operation: Operation, quantities: Mapping[str, int]) -> bool:
     if operation.rpc == "ClearCart":
         return bool(quantities)
+    if operation.rpc == "ReplaceItems":
+        after: dict[str, int] = {}
+        apply(after, operation)
+        return after != quantities
     if operation.rpc != "UpdateItem" or not sets_quantity(operation.request):
         return False
     item = operation.request.item

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from cart_grpc.carts.model import ENDED, Cart, Item
 from cart_grpc.carts.sizes import CART_ROOM, REPLY_ROOM, RESERVATION_BYTES, entries_bytes, item_bytes
+from cart_grpc.commands.unit_of_work import UserTotals
 from cart_grpc.protocol.reservation import FINAL, Disposition, Reservation
 from tests.invariants.history import Dump, RowVersion
 from tests.invariants.operations import Operation
@@ -20,7 +21,7 @@ def check_atomic(operations: Iterable[Operation], dump: Dump) -> list[str]:
         *_check_items(dump, rows),
         *_check_reservations(dump),
         *_check_totals(dump),
-        *_check_stored_bytes(dump),
+        *_check_users(dump),
         *_check_revisions(operations, dump),
         *_check_replies(operations, dump),
     ]
@@ -79,17 +80,20 @@ def _check_totals(dump: Dump) -> Iterator[str]:
             yield f"{cart.key.name} has {cart}, but its items make (count, priced, quantity, subtotal, bytes) {found}"
 
 
-def _check_stored_bytes(dump: Dump) -> Iterator[str]:
-    sizes: Counter[str] = Counter()
+def _check_users(dump: Dump) -> Iterator[str]:
+    found: defaultdict[str, UserTotals] = defaultdict(UserTotals)
     for cart in dump.carts:
-        sizes[cart.key.user.name] += cart.byte_size
+        is_open = cart.state not in ENDED
+        more = UserTotals(cart.byte_size, is_open, cart.item_count * is_open, cart.total_quantity * is_open)
+        found[cart.key.user.name] = found[cart.key.user.name].plus(more)
     for row in dump.reservations:
-        sizes[row.cart.user.name] += RESERVATION_BYTES
+        found[row.cart.user.name] = found[row.cart.user.name].plus(UserTotals(RESERVATION_BYTES))
     for (user, _), reply in dump.replies.items():
-        sizes[user] += len(reply) + REPLY_ROOM
-    for user in sizes.keys() | dump.stored_bytes.keys():
-        if sizes[user] != dump.stored_bytes.get(user, 0):
-            yield f"{user} counts {dump.stored_bytes.get(user, 0)} stored bytes, but its rows make {sizes[user]}"
+        found[user] = found[user].plus(UserTotals(len(reply) + REPLY_ROOM))
+    for user in found.keys() | dump.totals.keys():
+        counted = dump.totals.get(user, UserTotals())
+        if counted != found[user]:
+            yield f"{user} counts {counted}, but its rows make {found[user]}"
 
 
 def _check_revisions(operations: Iterable[Operation], dump: Dump) -> Iterator[str]:

@@ -18,7 +18,10 @@ Quantities = dict[str, int]
 
 
 def _operation(kind: str, sku: str, quantity: int, revision: int, etag: int, shown: Quantities) -> Operation:
-    """An operation that was answered at `revision`, with the etag of revision `etag`, by a cart with `shown`."""
+    """An operation that was answered at `revision`, with the etag of revision `etag`.
+
+    `shown` is the cart after it; before it, if it removes an item.
+    """
     name = NAMES[sku]
     item = cart_pb2.Item(name=name, quantity=shown.get(name, 0))
     if kind == "AddItem":
@@ -29,7 +32,7 @@ def _operation(kind: str, sku: str, quantity: int, revision: int, etag: int, sho
         return _answered(kind, update, cart_service_pb2.UpdateItemResponse(item=item), revision, etag)
     if kind == "RemoveItem":
         removal = cart_service_pb2.RemoveItemRequest(name=name)
-        return _answered(kind, removal, cart_service_pb2.RemoveItemResponse(), revision, etag)
+        return _answered(kind, removal, cart_service_pb2.RemoveItemResponse(item=item), revision, etag)
     items = [cart_pb2.Item(name=name, quantity=quantity) for name, quantity in shown.items()]
     cart = cart_service_pb2.GetCartResponse(cart=cart_pb2.Cart(items=items))
     return _answered("GetCart", cart_service_pb2.GetCartRequest(name=CART), cart, revision, etag)
@@ -68,9 +71,9 @@ def a_history(rng: random.Random, count: int) -> list[Operation]:
         revision += rng.choice((0, 0, 1))
         if kind == "AddItem" or after != quantities:
             revision = etag = revision + 1
-        quantities = after
         at = 10 * len(history)
-        one = _operation(kind, sku, quantity, revision, etag, quantities)
+        one = _operation(kind, sku, quantity, revision, etag, quantities if kind == "RemoveItem" else after)
+        quantities = after
         one = replace(one, invoked=at - rng.randint(0, 25), returned=at + rng.randint(0, 25))
         history.append(replace(one, expected_etag=expected) if rng.random() < 0.2 else one)
     for _ in range(rng.choice((0, 1, 1, 2))):
@@ -91,7 +94,7 @@ def _spoiled(rng: random.Random, one: Operation) -> Operation:
             return replace(one, invoked=one.invoked + 20 * shift, returned=one.returned + 20 * shift)
         case 3 if one.expected_etag is not None:
             return replace(one, expected_etag=one.expected_etag + shift)
-        case _ if one.rpc in ("AddItem", "UpdateItem"):
+        case _ if one.rpc in ("AddItem", "UpdateItem", "RemoveItem"):
             reply = type(one.reply)()
             reply.CopyFrom(one.reply)
             reply.item.quantity += shift
@@ -130,6 +133,8 @@ def _follow(one: Operation, revision: int, etag: int, quantities: Quantities) ->
     if one.revision < revision + is_change or one.etag != last:
         return None
     if one.rpc == "GetCart" and {item.name: item.quantity for item in one.reply.cart.items} != after:
+        return None
+    if one.rpc == "RemoveItem" and one.reply.item.quantity != quantities[one.reply.item.name]:
         return None
     if one.rpc in ("AddItem", "UpdateItem") and one.reply.item.quantity != after[one.reply.item.name]:
         return None

@@ -57,6 +57,7 @@ RIGHT: dict[str, dict[str, Any]] = {
     "GetCart": {"name": CART},
     "ListCarts": {"parent": USER},
     "RetryReservation": {"name": ITEM},
+    "ReplaceItems": {"name": CART, "items": [{"sku": SKU, "quantity": 3}, {"sku": "filters"}]},
 }
 RESERVATION = "reservations/01900000-0000-7000-8000-000000000000"
 RIGHT_OF_OPERATORS: dict[str, dict[str, Any]] = {

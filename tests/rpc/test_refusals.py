@@ -137,7 +137,14 @@ BAD_ITEMS = [
 CONTROL = ["\0", "\n", "\t", "\x1b", "\x7f", "\x85", "\x9f", "\u2028", "\u2029"]
 INT32 = (-(2**31), 2**31 - 1)
 INT64 = (-(2**63), 2**63 - 1)
-NAMES = {"ClearCart": "name", "DeleteCart": "name", "GetCart": "name", "AddItem": "parent", "BatchAddItems": "parent"}
+NAMES = {
+    "ReplaceItems": "name",
+    "ClearCart": "name",
+    "DeleteCart": "name",
+    "GetCart": "name",
+    "AddItem": "parent",
+    "BatchAddItems": "parent",
+}
 ITEM_NAMES = {"RemoveItem": "name", "RetryReservation": "name", "UpdateItem": "item.name"}
 
 
@@ -178,12 +185,12 @@ def money_rows(method: str, path: str) -> Iterator[Row]:
         yield row(method, path, "OUT_OF_RANGE", money, at=f"{path}.minor_units")
 
 
-def added_item_rows(method: str, path: str) -> Iterator[Row]:
+def added_item_rows(method: str, path: str, most: int = 100) -> Iterator[Row]:
     for bad in ("", "s" * 129, "\U0001f6d2" * 129):
         yield row(method, f"{path}.sku", "INVALID_LENGTH", bad)
     for control in CONTROL:
         yield row(method, f"{path}.sku", "CONTROL_CHARACTER", f"a{control}b")
-    for quantity in (0, -1, 101, *INT32):
+    for quantity in (0, -1, most + 1, *INT32):
         yield row(method, f"{path}.quantity", "OUT_OF_RANGE", quantity)
     yield from text_map_rows(method, f"{path}.options", 20)
     yield from text_map_rows(method, f"{path}.labels", 16)
@@ -299,6 +306,13 @@ def option_rows(method: str) -> Iterator[Row]:
         yield row(method, "max_wait", "OUT_OF_RANGE", Duration(seconds=seconds, nanos=nanos))
 
 
+def replace_rows() -> Iterator[Row]:
+    def make_invalid(request: Any) -> None:
+        request.items.extend(cart_pb2.Item(sku=str(number)) for number in range(199))
+
+    yield Row("ReplaceItems", "items", "OUT_OF_RANGE", make_invalid, "ReplaceItems-201-items")
+
+
 def batch_rows() -> Iterator[Row]:
     def of(count: int) -> Callable[[Any], None]:
         def make_invalid(request: Any) -> None:
@@ -355,7 +369,9 @@ TABLE = [
     *name_rows(),
     *added_item_rows("AddItem", "item"),
     *added_item_rows("BatchAddItems", "requests[1].item"),
+    *added_item_rows("ReplaceItems", "items[1]", 1_000),
     *batch_rows(),
+    *replace_rows(),
     *update_item_rows(),
     *cart_rows("CreateCart"),
     *cart_rows("UpdateCart"),
@@ -374,6 +390,7 @@ OUTPUT_ONLY = {
 IGNORED = {
     "AddItem": {"item.name"},
     "BatchAddItems": {"requests.item.name"},
+    "ReplaceItems": {"items.name"},
     "UpdateItem": {"item.sku", "item.options"},
     "CreateCart": {"cart.name"},
 }
@@ -396,7 +413,7 @@ def test_every_field_of_every_request_has_a_row() -> None:
     read = {(method.name, path) for method in SERVICE.methods for path in readable_fields(method.input_type)}
     faulty = {(one.method, re.sub(r"\[.*?\]| key$", "", one.field)) for one in TABLE}
     ignored = {(method, path) for method, paths in IGNORED.items() for path in paths}
-    assert read == (faulty | ignored) - {("BatchAddItems", "requests")}
+    assert read == (faulty | ignored) - {("BatchAddItems", "requests"), ("ReplaceItems", "items")}
 
 
 def test_every_method_has_a_valid_request() -> None:
@@ -902,7 +919,9 @@ async def test_a_long_run_of_spaces_does_not_stall_the_server(alice: Replica, pa
 
 
 async def test_a_subtotal_beyond_64_bits_is_refused_even_with_raised_limits(database_url: str) -> None:
-    settings = quiet_settings(database_url).with_changes(max_quantity_per_add=10**6, max_quantity_per_item=10**6)
+    settings = quiet_settings(database_url).with_changes(
+        max_quantity_per_add=10**6, max_quantity_per_item=10**6, max_units_per_user=10**9
+    )
     price = {"currency_code": "EUR", "minor_units": str(10**12)}
     items = [{"sku": f"sku-{number}", "quantity": 10**6, "unit_price": price} for number in range(10)]
     async with running_replica(settings, reconcile=False) as replica:

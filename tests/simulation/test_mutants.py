@@ -15,7 +15,7 @@ from cart_grpc.background import clock_watcher
 from cart_grpc.background.claims import LaneClaims
 from cart_grpc.background.outcomes import Entry, OutcomeRecorder
 from cart_grpc.background.reconciler import Reconciler
-from cart_grpc.carts import rules
+from cart_grpc.carts import lines, rules
 from cart_grpc.carts.calls import Change, LoadedCart
 from cart_grpc.carts.model import Cart, CartState
 from cart_grpc.commands import apply_transition, expire
@@ -66,7 +66,7 @@ def quantity_changes_without_a_new_revision(patch: Patch) -> None:
     def hold(row: Reservation, quantity: int, now: int) -> Reservation:
         return row._replace(quantity=quantity, due_time=now)
 
-    patch.setattr(rules, "hold", hold)
+    patch.setattr(lines, "hold", hold)
 
 
 def release_keeps_the_revision(patch: Patch) -> None:
@@ -74,7 +74,7 @@ def release_keeps_the_revision(patch: Patch) -> None:
         after = real_release(row, now)
         return after._replace(revision=row.revision, intent_revision=row.intent_revision)
 
-    patch.setattr(rules, "release", release)
+    patch.setattr(lines, "release", release)
 
 
 def permanent_failure_is_not_sealed(patch: Patch) -> None:
@@ -112,7 +112,7 @@ def invalid_answer_counts_as_released(patch: Patch) -> None:
 
 
 def reservation_id_is_reused(patch: Patch) -> None:
-    real = rules._reserve
+    real = lines._reserve
 
     def reserve(item: Any, *rest: Any) -> Any:
         line = real(item, *rest)
@@ -122,12 +122,12 @@ def reservation_id_is_reused(patch: Patch) -> None:
             reservation=line.reservation._replace(reservation_id=name),
         )
 
-    patch.setattr(rules, "_reserve", reserve)
+    patch.setattr(lines, "_reserve", reserve)
 
 
 def new_hold_does_not_wait_for_the_old_release(patch: Patch) -> None:
-    real = rules._reserve
-    patch.setattr(rules, "_reserve", lambda item, _, given: real(item, frozenset(), given))
+    real = lines._reserve
+    patch.setattr(lines, "_reserve", lambda item, _, given: real(item, frozenset(), given))
 
 
 def waiting_hold_is_never_made_due(patch: Patch) -> None:
@@ -247,7 +247,7 @@ def decrease_keeps_the_reserved_cap(patch: Patch) -> None:
     def hold(row: Reservation, quantity: int, now: int) -> Reservation:
         return real_hold(row, quantity, now)._replace(reserved_cap=row.reserved_cap)
 
-    patch.setattr(rules, "hold", hold)
+    patch.setattr(lines, "hold", hold)
 
 
 def answer_settles_the_latest_revision(patch: Patch) -> None:

@@ -1,11 +1,13 @@
 """Corruptions of the order of operations."""
 
 import random
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 from cartgrpc.v1 import cart_pb2
+from google.protobuf.message import Message
 
 from tests.invariants.corruptions.registry import answers, attempts, changes, must_report, pick, swap, with_dump
 from tests.invariants.history import Call, CallOutcome
@@ -97,6 +99,10 @@ def a_reply_shows_another_quantity(run: Run, rng: random.Random) -> Run:
 def _with_item(run: Run, call: Call, item: cart_pb2.Item) -> Run:
     _, reply = parse(call)
     reply.item.CopyFrom(item)
+    return _with_reply(run, call, reply)
+
+
+def _with_reply(run: Run, call: Call, reply: Message) -> Run:
     raw = reply.SerializeToString(deterministic=True)
     calls = [replace(one, reply=raw) if one.reply == call.reply else one for one in run.calls]
     replies = {key: raw if kept == call.reply else kept for key, kept in run.dump.replies.items()}
@@ -111,6 +117,14 @@ def a_read_misses_an_item(run: Run, rng: random.Random) -> Run:
     return replace(run, calls=swap(run.calls, call, replace(call, reply=reply.SerializeToString(deterministic=True))))
 
 
+@must_report("lists .* as removed, but it removed")
+def a_reply_forgets_a_removed_item(run: Run, rng: random.Random) -> Run:
+    call = pick(rng, (call for call in answers(run, "ReplaceItems", "ClearCart") if parse(call)[1].removed_items))
+    _, reply = parse(call)
+    del reply.removed_items[0]
+    return _with_reply(run, call, reply)
+
+
 @must_report("expected the etag of")
 def a_change_ignores_its_etag(run: Run, rng: random.Random) -> Run:
     operation = pick(rng, (one for one in changes(run) if one.rpc in ("AddItem", "RemoveItem")))
@@ -122,7 +136,10 @@ def a_change_ignores_its_etag(run: Run, rng: random.Random) -> Run:
 
 @must_report("(removed|updated) an item that did not exist")
 def an_item_that_does_not_exist_is_changed(run: Run, rng: random.Random) -> Run:
-    made = [one for one in took_place(run.calls, {}) if one.etag == one.revision]
+    operations = took_place(run.calls, {})
+    answered = Counter((one.cart, one.revision) for one in operations)
+    # The others at its revision, if there are any, can have made it.
+    made = [one for one in operations if one.etag == one.revision and answered[one.cart, one.revision] == 1]
     operation = pick(rng, (one for one in made if one.rpc in ("RemoveItem", "UpdateItem")))
     item = operation.request if operation.rpc == "RemoveItem" else operation.request.item
     item.name = f"{operation.cart}/items/{'0' * 32}"

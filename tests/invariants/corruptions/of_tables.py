@@ -3,6 +3,7 @@
 import random
 
 from cart_grpc.carts.model import CartState
+from cart_grpc.commands.unit_of_work import UserTotals
 from cart_grpc.protocol.reservation import Disposition, Reservation
 from tests.invariants.corruptions.registry import must_report, pick, swap, with_dump, with_row
 from tests.invariants.run import Run
@@ -75,10 +76,12 @@ def a_total_is_wrong(run: Run, rng: random.Random) -> Run:
     return with_dump(run, carts=swap(run.dump.carts, cart, cart._replace(**{total: getattr(cart, total) + 1})))
 
 
-@must_report("stored bytes, but its rows make")
-def the_total_of_a_user_is_wrong(run: Run, rng: random.Random) -> Run:
-    user = pick(rng, sorted(run.dump.stored_bytes))
-    return with_dump(run, stored_bytes={**run.dump.stored_bytes, user: run.dump.stored_bytes[user] + 1})
+@must_report("counts UserTotals.*, but its rows make")
+def a_total_of_a_user_is_wrong(run: Run, rng: random.Random) -> Run:
+    user = pick(rng, sorted(run.dump.totals))
+    total, field = run.dump.totals[user], rng.choice(UserTotals._fields)
+    wrong = total._replace(**{field: getattr(total, field) + 1})
+    return with_dump(run, totals={**run.dump.totals, user: wrong})
 
 
 @must_report("is at revision .* was answered")

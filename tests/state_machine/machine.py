@@ -1,0 +1,171 @@
+"""The state machine: random calls, replays, concurrent calls and restarts, each checked against the plain model."""
+
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from cartgrpc.v1 import cart_pb2
+from cartgrpc.v1 import cart_service_pb2 as pb
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from tests.state_machine.carts import ENDED, SOLD_OUT
+from tests.state_machine.model import Model, Outcome, named, user_of
+from tests.state_machine.plans import PLANS, READS, SKUS, Plan
+from tests.state_machine.server import ServerUnderTest
+
+# Each run has users of its own, because all runs share a database.
+_runs = itertools.count()
+Called = tuple[str, Any, Outcome]
+State = cart_pb2.Reservation.State
+
+
+class CartMachine(RuleBasedStateMachine):
+    """One run. `server` is set by the test."""
+
+    server: ServerUnderTest
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._suffix = f"-{next(_runs)}"
+        self._count = 0
+        self._model = Model()
+        self._answered: list[Called] = []
+
+    @rule(plan=PLANS)
+    def call(self, plan: Plan) -> None:
+        """One call."""
+        self._make([plan])
+
+    @rule(first=PLANS, second=PLANS)
+    def call_both(self, first: Plan, second: Plan) -> None:
+        """Two calls at the same time: either order explains the outcomes."""
+        self._make([first, second])
+
+    @rule(plan=PLANS)
+    def call_twice(self, plan: Plan) -> None:
+        """The same call twice at the same time, as after a double click."""
+        if plan.method not in READS:
+            request = self._complete(plan)
+            request.request_id = request.request_id or self._new_id()
+            self._check([(plan.method, request)] * 2)
+
+    @precondition(lambda self: self._answered)
+    @rule(which=st.integers(0, 99))
+    def repeat(self, which: int) -> None:
+        """A call that was answered, again."""
+        method, request, _ = self._answered[which % len(self._answered)]
+        self._check([(method, request)])
+
+    @precondition(lambda self: self._answered)
+    @rule(which=st.integers(0, 99), other=PLANS)
+    def reuse_request_id(self, which: int, other: Plan) -> None:
+        """Another call under the request_id of a call that was answered."""
+        _, used, _ = self._answered[which % len(self._answered)]
+        if other.method not in READS:
+            request = self._complete(other)
+            request.request_id = used.request_id
+            self._check([(other.method, request)])
+
+    @rule(really=st.sampled_from([False] * 7 + [True]))
+    def restart(self, *, really: bool) -> None:
+        """Another server takes over the database. It takes as long as twenty calls."""
+        if really:
+            self.server.restart()
+
+    @rule()
+    def settle(self) -> None:
+        """Once the server has nothing to do, every item is reserved, unless it is sold out."""
+        for name, cart in self._model.carts.items():
+            seen = self._settled(name)
+            for item in seen.items:
+                found = (item.reservation.state, item.reservation.reserved_quantity)
+                sold_out = item.sku == SOLD_OUT
+                wanted = (State.STATE_REJECTED, 0) if sold_out else (State.STATE_RESERVED, item.quantity)
+                assert found == wanted, f"{item} of {cart} has settled as {found}"
+
+    def teardown(self) -> None:
+        """Once all carts are deleted, nothing is held."""
+        for name, cart in self._model.carts.items():
+            if cart.state not in ENDED:
+                self._check([("DeleteCart", pb.DeleteCartRequest(name=name))])
+            self._settled(name)
+        held = {sku: self.server.simulator.levels(sku).held for sku in SKUS}
+        assert not any(held.values()), f"no cart is left, but {held} are held"
+
+    def _settled(self, name: str) -> cart_pb2.Cart:
+        deadline = time.monotonic() + 20
+        while True:
+            (reply,) = self._check([("GetCart", pb.GetCartRequest(name=name))])
+            assert isinstance(reply, pb.GetCartResponse)
+            if not reply.cart.reconciling:
+                return reply.cart
+            assert time.monotonic() < deadline, f"still reconciling: {reply}"
+            self.server.wait()
+
+    # Making and checking calls.
+
+    def _make(self, plans: Sequence[Plan]) -> None:
+        self._check([(plan.method, self._complete(plan)) for plan in plans])
+
+    def _complete(self, plan: Plan) -> Any:
+        request = type(plan.request)()
+        request.CopyFrom(plan.request)
+        rename(request, self._suffix)
+        if plan.method in READS:
+            return request
+        if plan.has_id:
+            request.request_id = self._new_id()
+        if plan.waits:
+            request.max_wait.seconds = 5
+        cart = self._model.carts.get(_cart_of(request))
+        if plan.etag == "current" and cart:
+            request.etag = cart.etag
+        elif plan.etag == "stale":
+            request.etag = min((cart.etags - {cart.etag}) if cart else (), default='"00000000-7fff"')
+        return request
+
+    def _new_id(self) -> str:
+        self._count += 1
+        return f"request-{self._count}"
+
+    def _check(self, calls: Sequence[tuple[str, Any]]) -> list[Outcome]:
+        outcomes = self.server.call(*calls)
+        called = [(*call, outcome) for call, outcome in zip(calls, outcomes, strict=True)]
+        wrong: list[str] = []
+        for order in itertools.permutations(called):
+            try:
+                self._model = self._model.after(*order)
+            except AssertionError as error:
+                wrong.append(str(error))
+                continue
+            self._answered += [one for one in order if not isinstance(one[2], str) and _has_id(one[1])]
+            return outcomes
+        raise AssertionError(f"no order of {called} explains the outcomes: {wrong}")
+
+
+def _has_id(request: Any) -> bool:
+    return bool(getattr(request, "request_id", ""))
+
+
+def _cart_of(request: Any) -> str:
+    if isinstance(request, pb.CreateCartRequest):
+        return f"{request.parent}/carts/{request.cart_id}"
+    return named(request).partition("/items/")[0]
+
+
+def rename(request: Any, suffix: str) -> None:
+    """Give the users in the request's names a suffix."""
+    user = user_of(request)
+    _replace(request, user, user + suffix)
+
+
+def _replace(message: Any, old: str, new: str) -> None:
+    for name in ("parent", "name", "source"):
+        if name in message.DESCRIPTOR.fields_by_name and getattr(message, name):
+            head, tail = "/".join(getattr(message, name).split("/")[:2]), getattr(message, name).split("/")[2:]
+            setattr(message, name, "/".join([head + new.removeprefix(old), *tail]))
+    for name in ("item", "cart"):
+        if name in message.DESCRIPTOR.fields_by_name and message.HasField(name):
+            _replace(getattr(message, name), old, new)
