@@ -8,11 +8,15 @@ from cart_grpc.carts.calls import (
     AddItems,
     Call,
     CartUpdate,
+    Change,
+    ClearCart,
     CreateCart,
     DeleteCart,
     ItemUpdate,
     Limits,
+    RemoveItem,
     ReplaceItems,
+    UpdateCart,
     UpdateItem,
     addition,
 )
@@ -125,6 +129,29 @@ async def test_carts_that_expire_or_are_purged_leave_nothing_in_the_totals(store
     await release_all(store)
     await store.purge(Purge(-SECOND, -SECOND, -SECOND, 10))
     assert await totals(engine) == (1, 1, 10)
+
+
+async def test_a_user_who_has_used_up_all_bytes_can_remove_items_and_end_carts_whatever_the_replies_store(
+    store: Store,
+) -> None:
+    def say_much(_: Change, __: int) -> bytes:
+        return b"x" * 5_000
+
+    def remembered(call: Call) -> Mutation:
+        once = replace(call, request_id=f"{type(call).__name__}-{call.cart.cart_id}", fingerprint=b"x")
+        return Mutation(once, say_much, replace(LIMITS, max_user_bytes=1))
+
+    for command in (add("a"), add("b"), add("a", key=SECOND_CART)):
+        await store.mutate(command)
+    removals: list[Call] = [RemoveItem(KEY, item_id_of("a", {})), ClearCart(KEY), DeleteCart(KEY)]
+    for call in removals:
+        await store.mutate(remembered(call))
+    # Calls that remove nothing could store replies without end.
+    await store.mutate(clear(SECOND_CART))
+    for call in (ClearCart(SECOND_CART), UpdateCart(SECOND_CART, CartUpdate({"labels"})), new_cart(KEY)):
+        with pytest.raises(LimitExceeded) as refused:
+            await store.mutate(remembered(call))
+        assert refused.value.metadata["quota"] == "bytes_per_user"
 
 
 async def test_a_subtotal_is_exact_up_to_64_bits(store: Store, engine: Engine) -> None:
