@@ -185,6 +185,9 @@ class Testbed:
             CART_ADMIN_LISTEN="127.0.0.1:0",
             CART_DATABASE_URL=database_url,
             CART_LAME_DUCK="0",
+            # One user has a hot cart, another one floods the server.
+            CART_MAX_ITEMS_PER_USER="10000000",
+            CART_MAX_UNITS_PER_USER="1000000000",
             CART_RESERVATION_URL=f"grpc://{(api or self.simulator).address}",
             **settings,
         )

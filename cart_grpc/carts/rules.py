@@ -152,7 +152,7 @@ def _update_cart(loaded: OpenCart, call: UpdateCart, given: Given) -> Change:
     if "ttl" in update.paths:
         cart = cart._replace(ttl_us=update.ttl_us)
     if "currency_code" in update.paths:
-        if cart.priced_count and update.currency_code != cart.currency_code:
+        if update.currency_code and cart.priced_count and update.currency_code != cart.currency_code:
             raise CurrencyMismatch(cart.key.name, cart.currency_code, update.currency_code)
         cart = _own_currency(cart, update.currency_code)
     changed = loaded.cart if cart == loaded.cart else touch(cart, given.now)
@@ -161,7 +161,8 @@ def _update_cart(loaded: OpenCart, call: UpdateCart, given: Given) -> Change:
 
 def _own_currency(cart: Cart, code: str) -> Cart:
     """The cart with a currency that stays when its last price goes; "" leaves the currency to the prices."""
-    return cart._replace(currency_code=code, owns_currency=bool(code))
+    of_prices = cart.currency_code if cart.priced_count else ""
+    return cart._replace(currency_code=code or of_prices, owns_currency=bool(code))
 
 
 def _retry_reservation(loaded: OpenCart, call: RetryReservation, given: Given) -> Change:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cart_grpc.carts.calls import Call, Change, Given, Limits, NewId
+from cart_grpc.carts.model import ENDED
 from cart_grpc.carts.refusals import LimitExceeded
 from cart_grpc.carts.rules import decide
 from cart_grpc.commands.unit_of_work import ReadSet, Reply, UnitOfWork, UserTotals
@@ -48,9 +49,10 @@ class Mutation:
         """Raise LimitExceeded if a total of the user that the call raises would exceed its limit."""
         user, limits = self.call.cart.user, self.limits
         total = unit.find_totals(user).plus(growth)
-        # The reply lists what was taken out. A user who has used up all bytes must still be able to remove items.
-        only_takes_out = change.removed and not change.lines
-        more_bytes = 0 if only_takes_out else growth.stored_bytes
+        # The reply lists what was removed, and can be longer. A user who has used up all bytes must still be able to
+        # remove items and to end carts. Nobody gets far beyond the limit: each is removed or ended only once.
+        only_removes = not change.lines and (change.removed or change.cart.state in ENDED)
+        more_bytes = 0 if only_removes else growth.stored_bytes
         for quota, more, would_be, most in (
             ("bytes_per_user", more_bytes, total.stored_bytes, limits.max_user_bytes),
             ("carts_per_user", growth.cart_count, total.cart_count, limits.max_carts_per_user),

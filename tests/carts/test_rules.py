@@ -36,7 +36,7 @@ from cart_grpc.carts.refusals import (
     ItemNotFound,
     LimitExceeded,
 )
-from cart_grpc.carts.rules import RULES, decide
+from cart_grpc.carts.rules import RULES, decide, expire_cart
 from cart_grpc.protocol.reservation import Disposition, Observed
 from cart_grpc.protocol.transitions import merge_decision, release
 from tests.carts.examples import KEY, NOW, SECOND, SKU, decided, held, numbered_ids
@@ -149,11 +149,15 @@ def open_again() -> list[tuple[str, Change]]:
     """Every change that takes the last price out of a cart whose currency came from that price."""
     before = a_cart(an_addition(price=USD), an_addition("filters"))
     unpriced = ItemUpdate({"unit_price"})
+    expired = expire_cart(before, LATER + LIMITS.cart_ttl_us)
+    assert expired
     return [
         ("ClearCart", change_of(before, ClearCart(KEY))),
         ("RemoveItem", change_of(before, RemoveItem(KEY, only_id(before)))),
         ("UpdateItem", change_of(before, UpdateItem(KEY, only_id(before), unpriced))),
         ("DeleteCart", change_of(before, DeleteCart(KEY))),
+        ("ReplaceItems", change_of(before, ReplaceItems(KEY, (an_addition("filters"),)))),
+        ("Expire", expired),
     ]
 
 
@@ -178,6 +182,16 @@ def test_a_currency_that_a_caller_clears_comes_from_the_prices_again() -> None:
     made = loaded_after(change_of(NO_CART, CreateCart(KEY, CartUpdate(set(), {}, "USD"))))
     cleared = loaded_after(change_of(made, UpdateCart(KEY, CartUpdate({"currency_code"}))))
     assert add(cleared, an_addition(price=EUR)).cart.currency_code == "EUR"
+
+
+def test_a_currency_that_a_caller_clears_stays_as_long_as_an_item_has_a_price() -> None:
+    made = loaded_after(change_of(NO_CART, CreateCart(KEY, CartUpdate(set(), {}, "USD"))))
+    priced = loaded_after(add(made, an_addition(price=USD)))
+    cleared = loaded_after(change_of(priced, UpdateCart(KEY, CartUpdate({"currency_code"}))))
+    assert cleared.cart
+    assert (cleared.cart.currency_code, cleared.cart.owns_currency) == ("USD", False)
+    emptied = change_of(cleared._replace(lines=priced.lines), ClearCart(KEY))
+    assert emptied.cart.currency_code == ""
 
 
 def test_the_only_price_may_change_its_currency() -> None:

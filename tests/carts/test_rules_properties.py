@@ -1,12 +1,14 @@
 """Properties of a cart after any sequence of calls."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cart_grpc.carts.calls import (
     AddItems,
+    Addition,
     Call,
     CartUpdate,
     Change,
@@ -19,10 +21,12 @@ from cart_grpc.carts.calls import (
     LoadedCart,
     NewId,
     RemoveItem,
+    ReplaceItems,
     UpdateCart,
     UpdateItem,
     addition,
 )
+from cart_grpc.carts.lines import sum_up
 from cart_grpc.carts.model import ENDED, Cart, Line, Money
 from cart_grpc.carts.refusals import CallRefused
 from cart_grpc.carts.rules import decide
@@ -54,6 +58,7 @@ CALLS = st.lists(
         st.builds(AddItems, st.just(KEY), st.lists(ADDITIONS, min_size=1, max_size=4)),
         st.tuples(POSITIONS, st.builds(lambda update: lambda item_id: UpdateItem(KEY, item_id, update), UPDATES)),
         st.tuples(POSITIONS, st.just(lambda item_id: RemoveItem(KEY, item_id))),
+        st.builds(ReplaceItems, st.just(KEY), st.lists(ADDITIONS, max_size=4)),
         st.just(ClearCart(KEY)),
         st.just(DeleteCart(KEY)),
         st.builds(CreateCart, st.just(KEY), CART_UPDATES),
@@ -77,7 +82,8 @@ class KeptCart:
         if isinstance(call, tuple):
             position, call_on = call
             call = call_on([*self.lines, "", "", ""][position])
-        loaded = LoadedCart(KEY, self.cart, dict(self.lines), frozenset())
+        releasing = frozenset(row.sku for row in self.reservations.values() if row.releasing)
+        loaded = LoadedCart(KEY, self.cart, dict(self.lines), releasing)
         change = decide(loaded, call, Given(LIMITS, NOW, new_id))
         self.cart = change.cart
         for line in change.removed:
@@ -145,3 +151,49 @@ def test_every_item_has_a_hold_of_its_quantity_and_every_other_reservation_is_a_
                 assert (row.disposition, row.quantity) == (Disposition.HOLD, holding[name])
             else:
                 assert row.disposition is Disposition.RELEASE
+
+
+@settings(max_examples=300)
+@given(CALLS)
+def test_a_new_reservation_waits_exactly_if_an_older_one_of_its_sku_is_being_released(calls: list[AnyCall]) -> None:
+    kept, new_id = KeptCart(), numbered_ids()
+    for call in calls:
+        known = set(kept.reservations)
+        try:
+            change = kept.call(call, new_id)
+        except CallRefused:
+            continue
+        releasing = {row.sku for row in kept.reservations.values() if row.releasing}
+        for line in change.lines:
+            if line.reservation.reservation_id not in known:
+                assert line.reservation.waiting == (line.item.sku in releasing)
+
+
+@settings(max_examples=300)
+@given(CALLS, st.lists(ADDITIONS, max_size=4))
+def test_replace_items_leaves_exactly_its_lines_and_changes_nothing_the_second_time(
+    calls: list[AnyCall], additions: list[Addition]
+) -> None:
+    kept, new_id = KeptCart(), numbered_ids()
+    for call in calls:
+        with suppress(CallRefused):
+            kept.call(call, new_id)
+    try:
+        kept.call(ReplaceItems(KEY, additions), new_id)
+    except CallRefused:
+        return
+    wanted = {one.item_id: (one.quantity, one.unit_price, one.labels or {}) for one in sum_up(additions)}
+    assert kept.cart is not None
+    assert wanted == {
+        item_id: (
+            line.item.quantity,
+            None if line.item.unit_price is None else Money(kept.cart.currency_code, line.item.unit_price),
+            line.item.labels,
+        )
+        for item_id, line in kept.lines.items()
+    }
+    before, lines = kept.cart, dict(kept.lines)
+    again = kept.call(ReplaceItems(KEY, list(reversed(additions))), new_id) if len(wanted) == len(additions) else None
+    if again:
+        assert again.cart is before
+        assert all(line is lines[line.item.item_id] for line in again.lines)

@@ -106,7 +106,12 @@ class Load:
 
 
 async def start(programs: Programs, url: str, listen: str = "127.0.0.1:0") -> tuple[Program, str]:
-    settings = {"database_url": url, "reservation_url": "grpc://127.0.0.1:1", "max_quantity_per_item": "1000000"}
+    settings = {
+        "database_url": url,
+        "reservation_url": "grpc://127.0.0.1:1",
+        "max_quantity_per_item": "1000000",
+        "max_units_per_user": "1000000000",
+    }
     program = programs.start("serve", listen=listen, lame_duck="2", **settings)
     return program, (await program.says(LISTENS))[1]
 

@@ -122,6 +122,7 @@ def _settings(database_url: str, simulated: Simulated) -> dict[str, str]:
         "reservation_backoff_max": "0.5",
         "reservation_lease": "3",
         "max_quantity_per_item": "1000000",
+        "max_units_per_user": "1000000000",
     }
 
 

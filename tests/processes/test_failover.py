@@ -87,6 +87,7 @@ async def service(pair: Pair, programs: Programs) -> AsyncIterator[Service]:
         "reservation_lease": "1s",
         "lame_duck": "0",
         "max_quantity_per_item": "1000000",
+        "max_units_per_user": "1000000000",
     }
     assert await programs.start("migrate", **settings).ended(60) == 0
     replicas = Replicas(programs, settings, count=2)

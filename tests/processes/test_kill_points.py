@@ -108,6 +108,7 @@ async def service(backend: str, durable_url: str, programs: Programs) -> AsyncIt
         "housekeeping_interval": "0.2",
         "shutdown_grace": "0.1",
         "max_quantity_per_item": "1000000",
+        "max_units_per_user": "1000000000",
     }
     if backend == "postgresql":
         assert await programs.start("migrate", **settings).ended(60) == 0

@@ -59,6 +59,7 @@ async def service(durable_postgres: PostgresServer, durable_url: str, programs: 
             "reservation_backoff_max": "0.2",
             "reservation_lease": str(LEASE),
             "max_quantity_per_item": "1000000",
+            "max_units_per_user": "1000000000",
         }
         assert await programs.start("migrate", **settings).ended(60) == 0
         replicas = Replicas(programs, settings, count=2)

@@ -75,6 +75,7 @@ async def _settings(programs: Programs, database_url: str, simulated: Simulated)
         "reservation_lease": "3600",
         "shutdown_grace": str(GRACE),
         "max_quantity_per_item": "1000000",
+        "max_units_per_user": "1000000000",
     }
     if database_url.startswith("postgresql"):
         assert await programs.start("migrate", **settings).ended(60) == 0

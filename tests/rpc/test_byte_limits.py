@@ -90,6 +90,9 @@ async def test_the_fullest_cart_can_be_read_and_every_call_about_it_is_answered(
     await fill_to_the_last_byte(keeper, cart)
     found = await get(keeper, cart)
     assert MOST * 0.9 < found.ByteSize() <= MOST
+    # A request with a whole cart as it was read: nothing differs.
+    same = await call(keeper, "ReplaceItems", pb.ReplaceItemsRequest(name=cart, items=found.items))
+    assert (same.cart.items, same.cart.etag, list(same.removed_items)) == (found.items, found.etag, [])
     labels = cart_pb2.Cart(name=cart, labels=found.labels)
     updated = await call(keeper, "UpdateCart", pb.UpdateCartRequest(cart=labels, request_id="r"))
     assert updated.ByteSize() > MOST * 0.9
@@ -102,6 +105,25 @@ async def test_the_fullest_cart_can_be_read_and_every_call_about_it_is_answered(
     assert refused.info.metadata["quota"] == "bytes_per_cart"
     await call(keeper, "RemoveItem", pb.RemoveItemRequest(name=found.items[-1].name))
     await call(keeper, "AddItem", pb.AddItemRequest(parent=cart, item=cart_pb2.Item(sku="x")))
+
+
+async def test_a_full_cart_is_replaced_by_another_full_one_in_one_call_whose_reply_a_client_can_read(
+    keeper: Replica,
+) -> None:
+    cart = "users/replaced/carts/default"
+    await fill(keeper, cart)
+    before = await get(keeper, cart)
+    price = cart_pb2.Money(currency_code="EUR", minor_units=1)
+    items = [
+        cart_pb2.Item(sku=f"new-{number}", labels=item.labels, options=item.options, unit_price=price)
+        for number, item in enumerate(before.items)
+    ]
+    replaced = await call(keeper, "ReplaceItems", pb.ReplaceItemsRequest(name=cart, items=items, request_id="r"))
+    assert list(replaced.removed_items) == list(before.items)
+    assert MOST < replaced.ByteSize() < 2.2 * MOST
+    cleared = await call(keeper, "ClearCart", pb.ClearCartRequest(name=cart, request_id="c"))
+    assert len(cleared.removed_items) == len(before.items)
+    assert cleared.ByteSize() < 1.1 * MOST
 
 
 async def test_a_refused_item_changes_nothing(keeper: Replica) -> None:
@@ -203,4 +225,6 @@ class TestOfOneUser:
         quantity = cart_pb2.Item(name=found.items[0].name, quantity=7)
         await call(replica, "UpdateItem", pb.UpdateItemRequest(item=quantity))
         await call(replica, "RemoveItem", pb.RemoveItemRequest(name=found.items[0].name, request_id="removed"))
+        cleared = await call(replica, "ClearCart", pb.ClearCartRequest(name=cart, request_id="cleared"))
+        assert list(cleared.removed_items) == list(found.items[1:])
         await call(replica, "AddItem", pb.AddItemRequest(parent="users/bob/carts/default", item=fat_item(1)))

@@ -305,7 +305,7 @@ class Item(_message.Message):
     """
     quantity: _builtins.int
     """The number of units, 1 to 1,000 by default. In AddItem and BatchAddItems: the number of units to add, 1 to 100 by
-    default; unset means 1.
+    default; unset means 1. In ReplaceItems, unset means 1, too.
     """
     reconciling: _builtins.bool
     """OUTPUT_ONLY. True while the server is still working on the reservation: the Reservation API has not yet answered

@@ -29,9 +29,11 @@ every variable part of the message in metadata. All methods can fail with:
 * INTERNAL: a bug. The log of the server has the details under the `error_id` in ErrorInfo.metadata.
 
 All mutations can fail with RESOURCE_EXHAUSTED / LIMIT_EXCEEDED and QuotaFailure, without effect. The `quota` in
-ErrorInfo.metadata is the total that would exceed the `limit`: bytes_per_cart, bytes_per_user (the user's carts,
-stored replies and reservations), items_per_cart, quantity_per_item or subtotal. No byte limit refuses a call that
-does not make its total larger, so items can always be removed.
+ErrorInfo.metadata is the total that would exceed the `limit`: bytes_per_cart, items_per_cart, quantity_per_item,
+subtotal; bytes_per_user (the user's carts, stored replies and reservations); carts_per_user, items_per_user or
+units_per_user (of the user's carts that have not ended; what an item asks for counts, whether it is reserved yet or
+not). None of them refuses a call that does not make its total larger, and bytes_per_user refuses no call that only
+removes items or ends a cart. So items can always be removed.
 
 An error of the Reservation API is never an error of a call: it shows in the state of an item's reservation.
 """
@@ -871,8 +873,9 @@ class ReplaceItemsRequest(_message.Message):
     """OPTIONAL. The call fails with ABORTED / ETAG_MISMATCH if the cart has another etag."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[_cart_pb2.Item]:
-        """The items, up to 200 by default. An unset quantity means 1. An unset unit_price or labels clear those of the item.
-        Entries with the same sku and equal options are summed first. Empty: the cart becomes empty.
+        """The items, up to 200 by default. An unset quantity means 1; 0 is invalid. An unset unit_price or labels clear those
+        of the item. Entries with the same sku and equal options are summed first; of several prices, the last one wins.
+        Empty: the cart becomes empty.
         """
 
     @_builtins.property

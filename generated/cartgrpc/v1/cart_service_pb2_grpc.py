@@ -140,15 +140,15 @@ class CartServiceServicer(object):
         """Adds to the item with the same sku and equal options, or creates it. Creates the cart if it does not exist or has
         ended. Responds as soon as the item and the intent to reserve it are durable.
 
-        Errors: RESOURCE_EXHAUSTED / LIMIT_EXCEEDED (with QuotaFailure) if the item, the cart or its subtotal would become
-        too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than the cart.
+        Errors: RESOURCE_EXHAUSTED / LIMIT_EXCEEDED (with QuotaFailure) if the item, the cart, its subtotal or all carts of
+        the user would become too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than the cart.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchAddItems(self, request, context):
-        """Adds several items atomically: all of them or none.
+        """Adds several items atomically: all of them or none. Of several prices of one item, the last one wins.
 
         Errors: those of AddItem.
         """
@@ -187,7 +187,8 @@ class CartServiceServicer(object):
     def CreateCart(self, request, context):
         """Creates a cart. Needed only to set labels, a currency or a ttl before the first item: AddItem creates a cart, too.
 
-        Errors: ALREADY_EXISTS / CART_EXISTS unless the cart of that name has ended.
+        Errors: ALREADY_EXISTS / CART_EXISTS unless the cart of that name has ended; RESOURCE_EXHAUSTED / LIMIT_EXCEEDED if
+        the user has too many carts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,7 +198,7 @@ class CartServiceServicer(object):
         """Sets the labels, currency_code or ttl of a cart. Changes nothing if the cart has these values already.
 
         Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended; FAILED_PRECONDITION /
-        CURRENCY_MISMATCH if an item has a price in the previous currency.
+        CURRENCY_MISMATCH if an item has a price in another currency.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -240,7 +241,8 @@ class CartServiceServicer(object):
 
     def ReplaceItems(self, request, context):
         """Makes the cart contain exactly these items. Creates the cart if it does not exist or has ended. Items that stay
-        keep their reservations. Changes nothing if the cart has exactly these items already.
+        keep their reservations. Changes nothing if the cart has exactly these items already. The new prices decide the
+        currency, so a cart can change it, unless a caller set it for the cart.
 
         Errors: those of AddItem. The limit of units to add in one call does not apply.
         """

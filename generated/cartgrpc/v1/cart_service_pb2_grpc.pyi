@@ -29,9 +29,11 @@ every variable part of the message in metadata. All methods can fail with:
 * INTERNAL: a bug. The log of the server has the details under the `error_id` in ErrorInfo.metadata.
 
 All mutations can fail with RESOURCE_EXHAUSTED / LIMIT_EXCEEDED and QuotaFailure, without effect. The `quota` in
-ErrorInfo.metadata is the total that would exceed the `limit`: bytes_per_cart, bytes_per_user (the user's carts,
-stored replies and reservations), items_per_cart, quantity_per_item or subtotal. No byte limit refuses a call that
-does not make its total larger, so items can always be removed.
+ErrorInfo.metadata is the total that would exceed the `limit`: bytes_per_cart, items_per_cart, quantity_per_item,
+subtotal; bytes_per_user (the user's carts, stored replies and reservations); carts_per_user, items_per_user or
+units_per_user (of the user's carts that have not ended; what an item asks for counts, whether it is reserved yet or
+not). None of them refuses a call that does not make its total larger, and bytes_per_user refuses no call that only
+removes items or ends a cart. So items can always be removed.
 
 An error of the Reservation API is never an error of a call: it shows in the state of an item's reservation.
 """
@@ -70,11 +72,11 @@ class CartServiceStub:
     """Adds to the item with the same sku and equal options, or creates it. Creates the cart if it does not exist or has
     ended. Responds as soon as the item and the intent to reserve it are durable.
 
-    Errors: RESOURCE_EXHAUSTED / LIMIT_EXCEEDED (with QuotaFailure) if the item, the cart or its subtotal would become
-    too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than the cart.
+    Errors: RESOURCE_EXHAUSTED / LIMIT_EXCEEDED (with QuotaFailure) if the item, the cart, its subtotal or all carts of
+    the user would become too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than the cart.
     """
     BatchAddItems: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.BatchAddItemsRequest, _cart_service_pb2.BatchAddItemsResponse]
-    """Adds several items atomically: all of them or none.
+    """Adds several items atomically: all of them or none. Of several prices of one item, the last one wins.
 
     Errors: those of AddItem.
     """
@@ -97,13 +99,14 @@ class CartServiceStub:
     CreateCart: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.CreateCartRequest, _cart_service_pb2.CreateCartResponse]
     """Creates a cart. Needed only to set labels, a currency or a ttl before the first item: AddItem creates a cart, too.
 
-    Errors: ALREADY_EXISTS / CART_EXISTS unless the cart of that name has ended.
+    Errors: ALREADY_EXISTS / CART_EXISTS unless the cart of that name has ended; RESOURCE_EXHAUSTED / LIMIT_EXCEEDED if
+    the user has too many carts.
     """
     UpdateCart: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.UpdateCartRequest, _cart_service_pb2.UpdateCartResponse]
     """Sets the labels, currency_code or ttl of a cart. Changes nothing if the cart has these values already.
 
     Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended; FAILED_PRECONDITION /
-    CURRENCY_MISMATCH if an item has a price in the previous currency.
+    CURRENCY_MISMATCH if an item has a price in another currency.
     """
     DeleteCart: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.DeleteCartRequest, _cart_service_pb2.DeleteCartResponse]
     """Ends a cart, removes its items and releases their reservations.
@@ -126,7 +129,8 @@ class CartServiceStub:
     """
     ReplaceItems: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.ReplaceItemsRequest, _cart_service_pb2.ReplaceItemsResponse]
     """Makes the cart contain exactly these items. Creates the cart if it does not exist or has ended. Items that stay
-    keep their reservations. Changes nothing if the cart has exactly these items already.
+    keep their reservations. Changes nothing if the cart has exactly these items already. The new prices decide the
+    currency, so a cart can change it, unless a caller set it for the cart.
 
     Errors: those of AddItem. The limit of units to add in one call does not apply.
     """
@@ -194,11 +198,11 @@ class CartServiceAsyncStub(CartServiceStub):
     """Adds to the item with the same sku and equal options, or creates it. Creates the cart if it does not exist or has
     ended. Responds as soon as the item and the intent to reserve it are durable.
 
-    Errors: RESOURCE_EXHAUSTED / LIMIT_EXCEEDED (with QuotaFailure) if the item, the cart or its subtotal would become
-    too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than the cart.
+    Errors: RESOURCE_EXHAUSTED / LIMIT_EXCEEDED (with QuotaFailure) if the item, the cart, its subtotal or all carts of
+    the user would become too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than the cart.
     """
     BatchAddItems: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.BatchAddItemsRequest, _cart_service_pb2.BatchAddItemsResponse]  # type: ignore[assignment]
-    """Adds several items atomically: all of them or none.
+    """Adds several items atomically: all of them or none. Of several prices of one item, the last one wins.
 
     Errors: those of AddItem.
     """
@@ -221,13 +225,14 @@ class CartServiceAsyncStub(CartServiceStub):
     CreateCart: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.CreateCartRequest, _cart_service_pb2.CreateCartResponse]  # type: ignore[assignment]
     """Creates a cart. Needed only to set labels, a currency or a ttl before the first item: AddItem creates a cart, too.
 
-    Errors: ALREADY_EXISTS / CART_EXISTS unless the cart of that name has ended.
+    Errors: ALREADY_EXISTS / CART_EXISTS unless the cart of that name has ended; RESOURCE_EXHAUSTED / LIMIT_EXCEEDED if
+    the user has too many carts.
     """
     UpdateCart: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.UpdateCartRequest, _cart_service_pb2.UpdateCartResponse]  # type: ignore[assignment]
     """Sets the labels, currency_code or ttl of a cart. Changes nothing if the cart has these values already.
 
     Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended; FAILED_PRECONDITION /
-    CURRENCY_MISMATCH if an item has a price in the previous currency.
+    CURRENCY_MISMATCH if an item has a price in another currency.
     """
     DeleteCart: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.DeleteCartRequest, _cart_service_pb2.DeleteCartResponse]  # type: ignore[assignment]
     """Ends a cart, removes its items and releases their reservations.
@@ -250,7 +255,8 @@ class CartServiceAsyncStub(CartServiceStub):
     """
     ReplaceItems: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.ReplaceItemsRequest, _cart_service_pb2.ReplaceItemsResponse]  # type: ignore[assignment]
     """Makes the cart contain exactly these items. Creates the cart if it does not exist or has ended. Items that stay
-    keep their reservations. Changes nothing if the cart has exactly these items already.
+    keep their reservations. Changes nothing if the cart has exactly these items already. The new prices decide the
+    currency, so a cart can change it, unless a caller set it for the cart.
 
     Errors: those of AddItem. The limit of units to add in one call does not apply.
     """
@@ -321,8 +327,8 @@ class CartServiceServicer(metaclass=_abc_1.ABCMeta):
         """Adds to the item with the same sku and equal options, or creates it. Creates the cart if it does not exist or has
         ended. Responds as soon as the item and the intent to reserve it are durable.
 
-        Errors: RESOURCE_EXHAUSTED / LIMIT_EXCEEDED (with QuotaFailure) if the item, the cart or its subtotal would become
-        too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than the cart.
+        Errors: RESOURCE_EXHAUSTED / LIMIT_EXCEEDED (with QuotaFailure) if the item, the cart, its subtotal or all carts of
+        the user would become too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than the cart.
         """
 
     @_abc_1.abstractmethod
@@ -331,7 +337,7 @@ class CartServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cart_service_pb2.BatchAddItemsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cart_service_pb2.BatchAddItemsResponse, _abc.Awaitable[_cart_service_pb2.BatchAddItemsResponse]]:
-        """Adds several items atomically: all of them or none.
+        """Adds several items atomically: all of them or none. Of several prices of one item, the last one wins.
 
         Errors: those of AddItem.
         """
@@ -378,7 +384,8 @@ class CartServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cart_service_pb2.CreateCartResponse, _abc.Awaitable[_cart_service_pb2.CreateCartResponse]]:
         """Creates a cart. Needed only to set labels, a currency or a ttl before the first item: AddItem creates a cart, too.
 
-        Errors: ALREADY_EXISTS / CART_EXISTS unless the cart of that name has ended.
+        Errors: ALREADY_EXISTS / CART_EXISTS unless the cart of that name has ended; RESOURCE_EXHAUSTED / LIMIT_EXCEEDED if
+        the user has too many carts.
         """
 
     @_abc_1.abstractmethod
@@ -390,7 +397,7 @@ class CartServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sets the labels, currency_code or ttl of a cart. Changes nothing if the cart has these values already.
 
         Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended; FAILED_PRECONDITION /
-        CURRENCY_MISMATCH if an item has a price in the previous currency.
+        CURRENCY_MISMATCH if an item has a price in another currency.
         """
 
     @_abc_1.abstractmethod
@@ -443,7 +450,8 @@ class CartServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cart_service_pb2.ReplaceItemsResponse, _abc.Awaitable[_cart_service_pb2.ReplaceItemsResponse]]:
         """Makes the cart contain exactly these items. Creates the cart if it does not exist or has ended. Items that stay
-        keep their reservations. Changes nothing if the cart has exactly these items already.
+        keep their reservations. Changes nothing if the cart has exactly these items already. The new prices decide the
+        currency, so a cart can change it, unless a caller set it for the cart.
 
         Errors: those of AddItem. The limit of units to add in one call does not apply.
         """
