@@ -1,0 +1,52 @@
+# Made by `make sync-client` from the file of the same name in _async. Do not edit.
+"""Servers that stop, die and lose replies under a caller. Each add has one effect."""
+
+import itertools
+import signal
+import threading
+import time
+
+import pytest
+
+from cart_grpc.client import SyncCartClient
+from tests.client.shop import Shop, meanwhile
+
+DOWN_SECONDS = 3.0
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_fails_no_add_and_repeats_none(by: signal.Signals, own_shop: Shop) -> None:
+    back_at = 0.0
+    answered: list[float] = []
+    begun = threading.Event()
+
+    def restart() -> None:
+        nonlocal back_at
+        begun.wait()
+        own_shop.stop(by)
+        time.sleep(DOWN_SECONDS)
+        own_shop.start()
+        back_at = time.monotonic()
+
+    with SyncCartClient(own_shop.address, timeout=30) as client:
+        cart = client.cart("alice")
+        cart.add("beans")
+        with meanwhile(restart):
+            while not back_at or time.monotonic() < back_at + 0.5 or answered[-1] < back_at:
+                cart.add("beans")
+                answered.append(time.monotonic())
+                begun.set()
+        assert (cart.get()).items[0].quantity == 1 + len(answered)
+    before, after = max(itertools.pairwise(answered), key=lambda pair: pair[1] - pair[0])
+    assert after - before > DOWN_SECONDS
+    assert after - back_at < 0.9, "the caller was kept out"
+
+
+def test_a_lost_reply_is_not_a_second_add(own_shop: Shop) -> None:
+    with SyncCartClient(own_shop.address, timeout=30) as client:
+        cart = client.cart("alice")
+        cart.add("beans")
+        own_shop.die_before_next_reply()
+        with meanwhile(own_shop.start_when_dead):
+            assert (cart.add("beans", 2)).item.quantity == 3
+        assert (cart.get()).items[0].quantity == 3

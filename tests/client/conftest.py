@@ -1,0 +1,38 @@
+"""Servers for the tests of both clients."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.client.scripted import Scripted, scripted_server
+from tests.client.shop import Shop, running_shop
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A shop for the whole run; each test has its own user."""
+    with running_shop(tmp_path_factory.mktemp("shop")) as shop:
+        yield shop
+
+
+@pytest.fixture
+def own_shop(tmp_path: Path) -> Iterator[Shop]:
+    """A shop that the test may stop. Its Reservation API is down."""
+    with running_shop(tmp_path, reservation_url="grpc://127.0.0.1:1", max_quantity_per_item="1000000") as shop:
+        yield shop
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    """A server that answers as the test says."""
+    with scripted_server() as scripted:
+        yield scripted
+
+
+@pytest.fixture
+def unused_address() -> str:
+    """An address where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"127.0.0.1:{free.getsockname()[1]}"
