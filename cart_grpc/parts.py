@@ -55,4 +55,5 @@ def retention(settings: Settings) -> Retention:
         replies_us=to_us(settings.reply_retention),
         reservations_us=to_us(settings.reservation_retention),
         carts_us=to_us(settings.cart_retention),
+        checkouts_us=to_us(settings.checkout_retention),
     )

@@ -164,6 +164,9 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
         le=315_360_000,
         description="time for which an ended cart can be read; after that its name counts as never used",
     )
+    checkout_retention: Duration = Field(
+        7_776_000.0, ge=604_800, le=315_360_000, description="time for which an ended checkout can be read"
+    )
     housekeeping_interval: ShortDuration = Field(
         30.0, description="time between two rounds of expiring idle carts and purging old rows"
     )

@@ -1,14 +1,20 @@
-"""The sweeper: expires idle carts and purges rows whose retention has ended, a small batch at a time."""
+"""The sweeper: does what a time makes necessary, and what a lost trigger left undone, a small batch at a time.
+
+`chores` is the table of its work: what finds the things to sweep, and what is done with each.
+"""
 
 import asyncio
 import logging
 import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from cart_grpc.background.loop import Loop
 from cart_grpc.carts.refusals import Unavailable
-from cart_grpc.commands.direct import Purge
-from cart_grpc.names import CartKey
+from cart_grpc.commands.checkout import EvaluateCheckout
+from cart_grpc.commands.direct import DEFAULT_CHECKOUT_RETENTION_US, Purge
+from cart_grpc.names import CheckoutKey
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds
 
@@ -20,38 +26,71 @@ ROUNDS_UNTIL_RETRY = 100
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long replies can be repeated, finished reservations read and ended carts read, in microseconds."""
+    """How long what has ended is kept, in microseconds.
+
+    Replies can be repeated, the others can be read: finished reservations, ended carts and ended checkouts.
+    """
 
     replies_us: int
     reservations_us: int
     carts_us: int
+    checkouts_us: int = DEFAULT_CHECKOUT_RETENTION_US
+
+
+class Chore(NamedTuple):
+    """One kind of work: `find` returns up to a number of keys, and `sweep` does the work for one of them.
+
+    `sweep` checks the key again under its lock, and returns whether it changed something. A key has a `name`.
+    """
+
+    name: str
+    find: Callable[[int], Awaitable[Sequence[Any]]]
+    sweep: Callable[[Any], Awaitable[bool]]
+
+
+def chores(store: Store) -> Sequence[Chore]:
+    """The work of the sweeper, besides purging. A round does one batch of each, in this order."""
+    find = store.unswept
+
+    async def evaluate(key: CheckoutKey) -> bool:
+        evaluated = await store.intervene(EvaluateCheckout(key))
+        if evaluated.alarm:
+            log.error("ALARM %s", evaluated.alarm)
+        return evaluated.is_changed
+
+    return (
+        Chore("expire carts", store.reads.find_idle_carts, store.expire),
+        Chore("end windows", find.find_ended_windows, evaluate),
+        Chore("evaluate checkouts", find.find_answered_checkouts, evaluate),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """The result of one round of the sweeper."""
+    """The result of one round of the sweeper: how many things each chore changed, by its name."""
 
-    expired_carts: int
+    changed: Mapping[str, int]
     purged_rows: int
 
     @property
     def total(self) -> int:
-        return self.expired_carts + self.purged_rows
+        return sum(self.changed.values()) + self.purged_rows
 
 
 class Sweeper:
-    """Expires and purges, one batch of each per round, with `interval_us` between rounds that found nothing.
+    """Does the chores and purges, one batch of each per round, with `interval_us` between rounds that found nothing.
 
     Any number of sweepers may share a database: each command checks its rows again under its locks.
     """
 
     def __init__(self, store: Store, retention: Retention, interval_us: int) -> None:
         self._store = store
+        self._chores = chores(store)
         self._retention = retention
         self._interval_us = interval_us
-        # The carts that could not be expired, each with the round in which it is tried again. They must neither take
-        # the places of others in every round nor fill the log.
-        self._failed: dict[CartKey, int] = {}
+        # What could not be swept, each with the round in which it is tried again. These must neither take the places
+        # of others in every round nor fill the log.
+        self._failed: dict[tuple[str, Any], int] = {}
         self._round = 0
         self._loop = Loop("sweeper", self.run_once, self._pause)
 
@@ -60,24 +99,29 @@ class Sweeper:
         await self._loop.run()
 
     async def run_once(self) -> Swept:
-        """Purge one batch of each kind of row and expire one batch of idle carts.
+        """Purge one batch of each kind of row, and do one batch of each chore.
 
         Raises Unavailable if the database does not answer.
         """
         keep = self._retention
-        purged = await self._store.purge(Purge(keep.replies_us, keep.reservations_us, keep.carts_us, BATCH_SIZE))
+        purge = Purge(keep.replies_us, keep.reservations_us, keep.carts_us, BATCH_SIZE, keep.checkouts_us)
+        purged = await self._store.purge(purge)
         self._round += 1
-        self._failed = {cart: again for cart, again in self._failed.items() if again > self._round}
-        idle = await self._store.reads.find_idle_carts(BATCH_SIZE + len(self._failed))
-        carts = [cart for cart in idle if cart not in self._failed][:BATCH_SIZE]
-        results = await asyncio.gather(*(self._store.expire(cart) for cart in carts), return_exceptions=True)
-        for cart, result in zip(carts, results, strict=True):
+        self._failed = {failed: again for failed, again in self._failed.items() if again > self._round}
+        return Swept({chore.name: await self._do(chore) for chore in self._chores}, purged)
+
+    async def _do(self, chore: Chore) -> int:
+        """Do one batch of a chore, and return how many changed."""
+        found = await chore.find(BATCH_SIZE + len(self._failed))
+        keys = [key for key in found if (chore.name, key) not in self._failed][:BATCH_SIZE]
+        results = await asyncio.gather(*map(chore.sweep, keys), return_exceptions=True)
+        for key, result in zip(keys, results, strict=True):
             if isinstance(result, Unavailable):
                 raise result
             if isinstance(result, BaseException):
-                self._failed[cart] = self._round + ROUNDS_UNTIL_RETRY
-                log.error("ALARM %s: the cart cannot be expired", cart.name, exc_info=result)
-        return Swept(sum(result is True for result in results), purged)
+                self._failed[chore.name, key] = self._round + ROUNDS_UNTIL_RETRY
+                log.error("ALARM %s: the sweeper cannot %s", key.name, chore.name, exc_info=result)
+        return sum(result is True for result in results)
 
     async def _pause(self, swept: Swept | None) -> None:
         if swept and swept.total:

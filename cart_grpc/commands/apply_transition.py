@@ -25,6 +25,7 @@ def apply_transition(unit: UnitOfWork, before: Reservation, after: Reservation, 
     - extending a lease needs a claim;
     - setting aside changes only a due or claimed reservation;
     - purging deletes only reservations without an item, which no reader shows;
+    - a checkout that begins or thaws changes its cart, too, and what has passed to a checkout is in no cart;
     - a restore runs only while no server runs, so no reader remembers a revision.
     """
     if after == before:
@@ -36,7 +37,8 @@ def apply_transition(unit: UnitOfWork, before: Reservation, after: Reservation, 
     # The cart may be gone. An ended cart is purged once none of its reservations is reconciling, but an operator can
     # make such a reservation reconciling again.
     cart = unit.carts.get(after.cart)
-    if cart and must_raise_revision(unit, changes, now):
+    of_cart = [(old, new) for old, new in changes if old.is_of_cart or new.is_of_cart]
+    if cart and must_raise_revision(unit, of_cart, now):
         unit.put_cart(cart._replace(revision=cart.revision + 1))
 
 

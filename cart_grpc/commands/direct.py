@@ -11,6 +11,7 @@ from cart_grpc.protocol.lanes import Lane
 from cart_grpc.protocol.reservation import Reservation
 
 MAX_SET_ASIDE_REASON = 300
+DEFAULT_CHECKOUT_RETENTION_US = 90 * 24 * 3_600_000_000
 
 
 class ClaimKey(NamedTuple):
@@ -63,7 +64,7 @@ class ReturnClaims:
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """Delete up to `limit` rows of each kind that ended longer ago than its retention.
+    """Delete up to `limit` rows of each kind that ended longer ago than its retention. A checkout's items go with it.
 
     The answer: the number of deleted rows.
     """
@@ -72,6 +73,7 @@ class Purge:
     reservations_us: int
     carts_us: int
     limit: int
+    checkouts_us: int = DEFAULT_CHECKOUT_RETENTION_US
 
 
 @dataclass(frozen=True, slots=True)

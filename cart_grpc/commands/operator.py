@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from cart_grpc.carts.calls import Given, Limits, NewId, RetryReservation
+from cart_grpc.carts.calls import CartRead, Given, Limits, NewId, RetryReservation
 from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.carts.refusals import ReservationCommitted, ReservationNotFound
 from cart_grpc.carts.rules import decide
 from cart_grpc.commands.apply_transition import apply_transition
+from cart_grpc.commands.checkout import evaluate_checkout
 from cart_grpc.commands.unit_of_work import ReadSet, UnitOfWork
 from cart_grpc.protocol.reservation import RELEASED_BY_OPERATOR, Disposition, Observed, Reservation
 from cart_grpc.protocol.transitions import force_release, release, retry_now
@@ -18,7 +19,7 @@ class Retry:
 
     `found`: the reservation as the caller read it; only its keys are used. The answer: the id of the reservation that
     is due now, which is a new one if the old one was closed. Raises ReservationNotFound if it was purged, CartClosed if
-    its cart has ended.
+    its cart has ended, CartFrozen if a checkout of its cart is OPEN.
     """
 
     found: Reservation
@@ -74,6 +75,9 @@ class Release:
         last_error = f"{RELEASED_BY_OPERATOR}: {self.reason}"
         seal_reason = before.seal_reason or RELEASED_BY_OPERATOR
         apply_transition(unit, before, after._replace(seal_reason=seal_reason, last_error=last_error), now)
+        if before.checkout_id:
+            # A checkout must not stay OPEN without one of its holds.
+            evaluate_checkout(unit, before.cart.checkout(before.checkout_id), now)
         return _describe_forced_release(before) if self.force else None
 
 
@@ -87,9 +91,10 @@ def _describe_forced_release(before: Reservation) -> str:
 
 
 def _add_reads(reads: ReadSet, found: Reservation) -> None:
-    reads.users.add(found.cart.user)
-    reads.carts.add(found.cart)
-    reads.items.add((found.cart, found.item_id))
+    # The whole cart: a checkout of it may have begun since the reservation was read, and may end now.
+    reads.add_cart(CartRead(found.cart))
+    if found.checkout_id:
+        reads.add_checkout(found.cart.checkout(found.checkout_id))
     reads.reservations.add((found.cart, found.reservation_id))
     reads.skus.add((found.cart, found.sku))
 

@@ -1,11 +1,12 @@
 """Recording the outcome of a call to the Reservation API, and, under the `basic` contract, opening an attempt first."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from cart_grpc.carts.calls import NewId
 from cart_grpc.commands.apply_transition import apply_transition, find_visibility
+from cart_grpc.commands.checkout import evaluate_checkout
 from cart_grpc.commands.unit_of_work import ReadSet, UnitOfWork
 from cart_grpc.protocol.attempts import count_duplicates, open_attempt, update_attempt
 from cart_grpc.protocol.reservation import Answer, Decision, Disposition, NoAnswer, Reservation
@@ -63,6 +64,8 @@ class RecordOutcome:
         if self.claimed.disposition is Disposition.RELEASE:
             # Holds of the same sku may wait for this release.
             reads.skus.add((self.claimed.cart, self.claimed.sku))
+        if self.claimed.checkout_id:
+            reads.add_checkout(self.claimed.cart.checkout(self.claimed.checkout_id))
 
     def run(self, unit: UnitOfWork, now: int, new_id: NewId) -> Recorded:
         before = unit.reservations.get(self.claimed.reservation_id)
@@ -71,7 +74,13 @@ class RecordOutcome:
             return Recorded(self.claimed, None)
         recorded = self._record(before, now)
         apply_transition(unit, before, recorded.reservation, now)
-        return recorded
+        return self._follow(unit, recorded, now) if self.claimed.checkout_id else recorded
+
+    def _follow(self, unit: UnitOfWork, recorded: Recorded, now: int) -> Recorded:
+        """Evaluate the checkout: this may be the answer that it waits for."""
+        alarm = evaluate_checkout(unit, self.claimed.cart.checkout(self.claimed.checkout_id), now).alarm
+        alarms = [each for each in (recorded.alarm, alarm) if each]
+        return replace(recorded, alarm="; ".join(alarms) or None)
 
     def settle(self, now: int) -> Settlement | None:
         """The effect of `run` on a row that is still as it was claimed, still leased, and never attempted.
@@ -81,8 +90,9 @@ class RecordOutcome:
         """
         claimed = self.claimed
         is_common = isinstance(self.outcome, Decision) and self.counts_as_attempt and self.opened is None
-        # A release or a commit has more effects than its own row.
-        if not is_common or claimed.disposition is not Disposition.HOLD or claimed.settled:
+        # A release, a commit or a hold of a checkout has more effects than its own row.
+        is_plain = claimed.disposition is Disposition.HOLD and not claimed.checkout_id
+        if not is_common or not is_plain or claimed.settled:
             return None
         recorded = self._record(claimed, now)
         after = recorded.reservation

@@ -36,6 +36,7 @@ from cart_grpc.store.change_notifier import NO_ROOM, Room
 from cart_grpc.store.prepared import Rows
 from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.rows import (
+    CHECKOUTS,
     COMMIT_MARKERS,
     REPLIES,
     USERS,
@@ -44,9 +45,11 @@ from cart_grpc.store.rows import (
     StoredReply,
     UserRow,
     cart_row,
+    checkout_item_row,
     item_row,
     reservation_row,
     to_cart,
+    to_checkout_item,
     to_item,
     to_reservation,
 )
@@ -59,9 +62,9 @@ AnyCommand = Command[object] | RecordAll | DirectCommand
 class BatchResult:
     """The result of a batch: an answer or an exception for each command, and the changes to publish.
 
-    `changed`: the carts in which a change is visible to callers. `claimed`: the reservations that became due and were
-    claimed at once for this process. `due`: another reservation has become due. `now`: the database's time for the
-    whole batch, in microseconds.
+    `changed`: the carts in which a change is visible to callers, and those of changed checkouts. `claimed`: the
+    reservations that became due and were claimed at once for this process. `due`: another reservation has become due.
+    `now`: the database's time for the whole batch, in microseconds.
     """
 
     now: int
@@ -113,6 +116,7 @@ def run_batch(
             answers.append(next(folded_answers))
     changed = unit.changed_carts | settled.changed
     changed |= {unit.reservations[reservation_id].cart for reservation_id in unit.changed_reservations}
+    changed |= {unit.checkouts[key].cart for key in unit.changed_checkouts}
     return BatchResult(now, answers, frozenset(changed), claimed, due or settled.due)
 
 
@@ -134,6 +138,10 @@ def _load(queries: WriteQueries, connection: Connection, reads: ReadSet) -> tupl
         unit.load_item(to_item(row))
     for row in found["reservations"]:
         unit.load_reservation(to_reservation(row))
+    for row in found.get("checkouts", ()):
+        unit.load_checkout(CHECKOUTS.to_value(row))
+    for row in found.get("checkout_items", ()):
+        unit.load_checkout_item(*to_checkout_item(row))
     return unit, is_paused
 
 
@@ -184,6 +192,12 @@ def _write(queries: WriteQueries, connection: Connection, unit: UnitOfWork, now:
         "replies": [_reply_row(unit, key, now) for key in sorted(unit.new_replies)],
         "commit_markers": [COMMIT_MARKERS.to_row(CommitMarkerRow(0, marker, now))],
     }
+    if unit.changed_checkouts:
+        rows["checkouts"] = [CHECKOUTS.to_row(unit.checkouts[key]) for key in sorted(unit.changed_checkouts)]
+        rows["checkout_items"] = [
+            checkout_item_row(key, unit.checkout_items[key][item_id])
+            for key, item_id in sorted(unit.changed_checkout_items)
+        ]
     queries.write(connection, rows)
 
 
@@ -207,8 +221,8 @@ def _run_direct(queries: WriteQueries, connection: Connection, command: DirectCo
             queries.set_lease(connection, claims, now + lease_us, now + lease_us)
         case ReturnClaims(claims):
             queries.set_lease(connection, claims, None, now)
-        case Purge(replies_us, reservations_us, carts_us, limit):
-            return queries.purge(connection, now - replies_us, now - reservations_us, now - carts_us, limit)
+        case Purge():
+            return queries.purge(connection, command, now)
         case Pause(reason):
             queries.pause(connection, reason, now)
         case Resume():

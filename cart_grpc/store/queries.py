@@ -3,18 +3,20 @@
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from operator import attrgetter
 from typing import Any, cast
 
 from sqlalchemy import Connection
 
-from cart_grpc.commands.direct import Claim, ClaimKey
+from cart_grpc.carts.model import CartState
+from cart_grpc.commands.direct import Claim, ClaimKey, Purge
 from cart_grpc.commands.unit_of_work import ReadSet
 from cart_grpc.names import UserKey
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store import schema, settle_statements, statements
 from cart_grpc.store.clock_steps import NO_STEP, ClockRow
-from cart_grpc.store.dialects import Dialect, Key
+from cart_grpc.store.dialects import Dialect, Key, RowWriter
 from cart_grpc.store.prepared import Prepared, Rows
 from cart_grpc.store.rows import (
     CLOCK,
@@ -27,11 +29,14 @@ from cart_grpc.store.rows import (
     UserRow,
     to_reservation,
 )
-from cart_grpc.store.statements import CART, CLAIM, ITEM, REPLY, RESERVATION, SKU, USER
+from cart_grpc.store.statements import CART, CHECKOUT, CLAIM, ITEM, REPLY, RESERVATION, SKU, USER
 
 _unchanged, _settled = attrgetter(*settle_statements.UNCHANGED), attrgetter(*settle_statements.SETTLED)
 _MARKERS = schema.commit_markers.name
+_CHECKOUT_TABLES = {schema.checkouts.name, schema.checkout_items.name}
 _SKU_INDEX = schema.items.columns.keys().index("sku")
+_CART_STATE = schema.carts.columns.keys().index("state")
+_CART_CHECKOUT = schema.carts.columns.keys().index("checkout_id")
 
 
 class LostUpdate(Exception):
@@ -53,12 +58,14 @@ class WriteQueries:
         self._lock = Prepared(statements.lock_users(dialect))
         self._load = Prepared(statements.load_batch(dialect))
         self._load_skus = Prepared(statements.load_skus(dialect))
+        self._load_checkouts = Prepared(statements.load_checkouts(dialect))
         settle = settle_statements.settle_and_raise if dialect.ctes_can_write else settle_statements.settle
         self._settle = dialect.prepare_rows(settle(dialect), list(settle_statements.SETTLING))
         self._raise_revisions = dialect.prepare_rows(settle_statements.raise_revisions(dialect), CART)
         self._delete_items = Prepared(statements.delete_items(dialect))
-        upserts = {table.name: statements.upsert(dialect, table) for table in statements.WRITTEN}
-        self._row_writer = dialect.row_writer(upserts)
+        upserts = {table.name: statements.upsert(dialect, table) for table in statements.WRITTEN_WITH_CHECKOUTS}
+        self._checkout_writer = dialect.row_writer(upserts)
+        self._row_writer = dialect.row_writer({table.name: upserts[table.name] for table in statements.WRITTEN})
         # On PostgreSQL, the statement that writes all tables takes three times as long even if only this one has rows.
         self._marker_writer = dialect.row_writer({_MARKERS: upserts[_MARKERS]})
         self._claims = {lane: statements.claim(dialect, due) for lane, due in schema.LANES.items()}
@@ -70,7 +77,9 @@ class WriteQueries:
             statements.purge_replies(dialect),
             statements.purge_reservations(dialect),
             statements.purge_carts(dialect),
+            statements.purge_checkouts(dialect),
         )
+        self._delete_checkout_items = statements.delete_checkout_items(dialect)
         self._subtract_stored_bytes = statements.subtract_stored_bytes(dialect)
         self._purge_users = statements.purge_users(dialect)
 
@@ -118,7 +127,25 @@ class WriteQueries:
         if skus:
             ((text,),) = self._load_skus.fetch(connection, self._dialect.bind_keys(SKU, skus))
             found["reservations"] += json.loads(text)
+        self._add_checkouts(connection, found, reads)
         return found, bool(is_paused)
+
+    def _add_checkouts(self, connection: Connection, found: dict[str, Rows], reads: ReadSet) -> None:
+        """Add to `found` the checkouts of `reads`, and those of the found carts that are CHECKING_OUT."""
+        frozen = {
+            (row[0], row[1], row[_CART_CHECKOUT])
+            for row in found["carts"]
+            if row[_CART_STATE] == CartState.CHECKING_OUT
+        }
+        if not reads.checkouts and not frozen:
+            return
+        parameters = {
+            **self._dialect.bind_keys(CHECKOUT, frozen.union(reads.checkouts), "checkouts"),
+            **self._dialect.bind_keys(CHECKOUT, reads.checkouts, "whole"),
+        }
+        (texts,) = self._load_checkouts.fetch(connection, parameters)
+        for table, text in zip(statements.LOADED_WITH_CHECKOUTS, texts, strict=True):
+            found[table.name] = [*found.get(table.name, ()), *json.loads(text)]
 
     def settle(self, connection: Connection, changes: Sequence[tuple[Reservation, Reservation, bool]]) -> set[str]:
         """Write those reservations (as claimed, after, is_visible) whose rows have not changed since. Return their ids.
@@ -138,11 +165,15 @@ class WriteQueries:
 
     def write(self, connection: Connection, rows: Mapping[str, Rows]) -> None:
         """Write whole rows, by table. Raises LostUpdate if a column that only rises would have fallen."""
-        is_marker_alone = not any(wanted for name, wanted in rows.items() if name != _MARKERS)
-        written = (self._marker_writer if is_marker_alone else self._row_writer).write(connection, rows)
+        written = self._find_writer({name for name, wanted in rows.items() if wanted}).write(connection, rows)
         for name, wanted in rows.items():
             if written.get(name, 0) != len(wanted):
                 raise LostUpdate(f"{name}: {written.get(name)} of {len(wanted)} rows were written")
+
+    def _find_writer(self, tables: AbstractSet[str]) -> RowWriter:
+        if tables <= {_MARKERS}:
+            return self._marker_writer
+        return self._row_writer if tables.isdisjoint(_CHECKOUT_TABLES) else self._checkout_writer
 
     def delete_items(self, connection: Connection, keys: Sequence[Key]) -> None:
         """Delete items by key (slice, user_id, cart_id, item_id)."""
@@ -179,21 +210,23 @@ class WriteQueries:
             parameters = {**self._dialect.bind_keys(CLAIM, keys), "until": lease_expire_time, "due": due_time}
             connection.execute(self._set_lease, parameters)
 
-    def purge(
-        self, connection: Connection, replies_before: int, reservations_before: int, carts_before: int, limit: int
-    ) -> int:
-        """Delete up to `limit` rows each of the replies, finished reservations and carts that ended before these times.
+    def purge(self, connection: Connection, purge: Purge, now: int) -> int:
+        """Delete up to `limit` rows each of the replies, finished reservations, carts and checkouts that are due.
 
         Also updates the totals of their users, and deletes the row of a user for whom nothing is stored any more.
-        Returns how many rows it deleted, not counting users.
+        Returns how many rows it deleted, not counting users and items.
         """
         self._dialect.force_custom_plan(connection)
-        deleted = 0
-        purges = zip(self._purges, (replies_before, reservations_before, carts_before), strict=True)
-        for statement, before in purges:
-            rows = connection.execute(statement, {"before": before, "most": limit}).all()
+        deleted, rows = 0, list[Any]()
+        kept = (purge.replies_us, purge.reservations_us, purge.carts_us, purge.checkouts_us)
+        for statement, kept_us in zip(self._purges, kept, strict=True):
+            rows = list(connection.execute(statement, {"before": now - kept_us, "most": purge.limit}).all())
             deleted += len(rows)
-            self._subtract(connection, rows)
+            self._subtract(connection, [row[:3] for row in rows])
+        # The checkouts are purged last. Their items count no bytes of their own.
+        if rows:
+            keys = [(slice_, user_id, checkout_id) for slice_, user_id, _, checkout_id in rows]
+            connection.execute(self._delete_checkout_items, self._dialect.bind_keys(CHECKOUT, keys))
         return deleted
 
     def _subtract(self, connection: Connection, purged: Sequence[Any]) -> None:

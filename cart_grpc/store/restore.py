@@ -2,8 +2,9 @@
 
 from sqlalchemy import Connection, case, null, text, update
 
+from cart_grpc.carts.model import CheckoutState
 from cart_grpc.store.postgresql_session import IN_USE
-from cart_grpc.store.schema import reservations
+from cart_grpc.store.schema import checkouts, reservations
 
 # More revisions than one reservation ever gets, and small enough to be added many times within 64 bits.
 STRIDE = 2**32
@@ -18,7 +19,8 @@ class InUse(Exception):
 def raise_revisions(connection: Connection) -> int:
     """Raise every unfinished reservation's revision above any that was ever sent, and make it due. Return how many.
 
-    The Reservation API may remember revisions that are newer than the backup. Raises InUse if a server is connected; on
+    The Reservation API may remember revisions that are newer than the backup. It may also have sold what a checkout
+    asked for after the backup, so a FAILED checkout waits for new answers. Raises InUse if a server is connected; on
     SQLite the file's lock keeps servers out.
     """
     if connection.dialect.name == "postgresql":
@@ -38,4 +40,6 @@ def raise_revisions(connection: Connection) -> int:
             lease_expire_time=null(),
         )
     )
+    is_failed = checkouts.c.state == CheckoutState.FAILED
+    connection.execute(update(checkouts).where(is_failed).values(state=int(CheckoutState.COMPLETING)))
     return connection.execute(statement).rowcount

@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
 from sqlalchemy import Table
 
 from cart_grpc.carts.model import Cart, CartState, Checkout, CheckoutState, Item
-from cart_grpc.names import CheckoutKey, UserKey
+from cart_grpc.names import CartKey, CheckoutKey, UserKey
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.clock_steps import ClockRow
@@ -295,3 +295,17 @@ MAPPINGS: Sequence[RowMapping[Any]] = (
 
 to_cart, to_item, to_reservation = CARTS.to_value, ITEMS.to_value, RESERVATIONS.to_value
 cart_row, item_row, reservation_row = CARTS.to_row, ITEMS.to_row, RESERVATIONS.to_row
+
+
+def to_checkout_item(row: Row) -> tuple[CheckoutKey, Item]:
+    """Return a checkout's key, and its item. The item keeps the key of the cart from which it passed."""
+    sold = CHECKOUT_ITEMS.to_value(row)
+    cart = CartKey(sold.checkout.slice, sold.checkout.user_id, sold.cart_id)
+    values: dict[str, Any] = {name: getattr(sold, name) for name in Item._fields if name != "cart"}
+    return sold.checkout, Item(cart=cart, **values)
+
+
+def checkout_item_row(checkout: CheckoutKey, item: Item) -> Row:
+    """Return the row of an item that has passed to a checkout."""
+    values: dict[str, Any] = {name: getattr(item, name) for name in Item._fields if name != "cart"}
+    return CHECKOUT_ITEMS.to_row(CheckoutItemRow(checkout=checkout, cart_id=item.cart.cart_id, **values))

@@ -49,11 +49,22 @@ ITEM = ("slice", "user_id", "cart_id", "item_id")
 RESERVATION = ("slice", "reservation_id")
 SKU = ("slice", "user_id", "cart_id", "sku")
 CLAIM = ("slice", "reservation_id", "lease_epoch")
+CHECKOUT = ("slice", "user_id", "checkout_id")
 
 # The tables that `load_batch` reads, in the order of its columns.
 LOADED = (schema.users, schema.replies, schema.carts, schema.items, schema.reservations)
-# The tables that a batch writes. Replies come late: their primary key is the last constraint that can fail.
+# The tables that `load_checkouts` reads, in the order of its columns.
+LOADED_WITH_CHECKOUTS = (
+    schema.checkouts,
+    schema.checkout_items,
+    schema.carts,
+    schema.items,
+    schema.reservations,
+)
+# The tables that a batch without checkouts writes. Replies come late: their primary key is the last constraint that can
+# fail.
 WRITTEN = (schema.users, schema.carts, schema.items, schema.reservations, schema.replies, schema.commit_markers)
+WRITTEN_WITH_CHECKOUTS = (schema.checkouts, schema.checkout_items, *WRITTEN)
 
 
 # --- Every batch --------------------------------------------------------------------------------------------------
@@ -107,6 +118,24 @@ def load_skus(dialect: Dialect) -> Executable:
     reservations = dialect.select_by_keys(schema.reservations, SKU, KEYS, schema.reconciling)
     rows = _lock_reservations(dialect, _only(RESERVATION, reservations).cte("named"))
     return select(dialect.json_rows(rows, list(rows.c)))
+
+
+def load_checkouts(dialect: Dialect) -> Executable:
+    """Read checkouts. Of those in `whole`, also read their items, or those of the frozen cart, and lock their rows.
+
+    A statement of its own, because most batches name no checkout.
+    """
+    found = dialect.select_by_keys(schema.checkouts, CHECKOUT, "checkouts").cte("found")
+    whole = dialect.select_by_keys(schema.checkouts, CHECKOUT, "whole").cte("whole")
+    cart, on = dialect.join_by_index(schema.carts, CART, whole)
+    is_frozen = and_(cart.c.state == literal_column("4"), cart.c.checkout_id == whole.c.checkout_id)
+    carts = select(cart).select_from(whole.join(cart, on)).where(is_frozen).cte("frozen")
+    item, on = dialect.join_by_index(schema.items, CART, carts)
+    items = select(item).select_from(carts.join(item, on)).cte("of_cart")
+    sold = dialect.select_by_keys(schema.checkout_items, CHECKOUT, "whole").cte("of_checkout")
+    named = union(*(select(of.c.slice, of.c.reservation_id) for of in (items, sold))).cte("named")
+    rows = (found, sold, carts, items, _lock_reservations(dialect, named))
+    return select(*(dialect.json_rows(each, list(each.c)) for each in rows))
 
 
 def delete_items(dialect: Dialect) -> Executable:
@@ -206,10 +235,12 @@ def purge_replies(dialect: Dialect) -> Executable:
 
 
 def purge_reservations(dialect: Dialect) -> Executable:
-    """Delete reservations that are released or committed for good and belong to no item any more."""
+    """Delete reservations that are released or committed for good and belong to no item, of a cart or checkout."""
     table = schema.reservations
     shown = _has(schema.items, table, (*ITEM, "reservation_id"))
-    return _purge(dialect, table.c.finish_time, literal_column(str(RESERVATION_BYTES)), schema.finished, not_(shown))
+    sold = _has(schema.checkout_items, table, (*CHECKOUT, "item_id", "reservation_id"))
+    size: ColumnElement[int] = literal_column(str(RESERVATION_BYTES))
+    return _purge(dialect, table.c.finish_time, size, schema.finished, not_(shown), not_(sold))
 
 
 def purge_carts(dialect: Dialect) -> Executable:
@@ -218,6 +249,17 @@ def purge_carts(dialect: Dialect) -> Executable:
     has_items = _has(schema.items, table, CART)
     is_reconciling = _has(schema.reservations, table, CART, schema.reconciling)
     return _purge(dialect, table.c.update_time, table.c.byte_size, schema.ended, not_(has_items), not_(is_reconciling))
+
+
+def purge_checkouts(dialect: Dialect) -> Executable:
+    """Delete checkouts that have ended. Also returns the id of each."""
+    table = schema.checkouts
+    return _purge(dialect, table.c.update_time, table.c.byte_size, schema.finished_checkouts, also=("checkout_id",))
+
+
+def delete_checkout_items(dialect: Dialect) -> Executable:
+    """Delete the items of checkouts by the keys of these."""
+    return delete(schema.checkout_items).where(dialect.in_keys(schema.checkout_items, CHECKOUT))
 
 
 def subtract_stored_bytes(dialect: Dialect) -> Executable:
@@ -305,8 +347,10 @@ def _has(other: Table, table: Table, columns: Sequence[str], where: Any = None) 
     return exists().where(*equal, *([] if where is None else [where]))
 
 
-def _purge(dialect: Dialect, time: Column[Any], size: ColumnElement[int], *where: Any) -> Executable:
-    """Delete the oldest rows by `time`, before a given time. Returns for each its user and its `size`.
+def _purge(
+    dialect: Dialect, time: Column[Any], size: ColumnElement[int], *where: Any, also: Sequence[str] = ()
+) -> Executable:
+    """Delete the oldest rows by `time`, before a given time. Returns for each its user, its `size` and `also`.
 
     Locks the users, whose totals are to be updated. Skips rows that are locked or whose user is locked: waiting for
     them could deadlock, and the next purge finds them.
@@ -326,7 +370,7 @@ def _purge(dialect: Dialect, time: Column[Any], size: ColumnElement[int], *where
     is_locked = and_(*(over.c[f"owner_{name}"] == locked.c[name] for name in USER))
     chosen = select(*(over.c[each.name] for each in dialect.row_id(table))).select_from(over.join(locked, is_locked))
     purged = delete(table).where(tuple_(*dialect.row_id(table)).in_(chosen))
-    return purged.returning(*(table.c[name] for name in USER), size.label("size"))
+    return purged.returning(*(table.c[name] for name in USER), size.label("size"), *(table.c[name] for name in also))
 
 
 def _lock_reservations(dialect: Dialect, keys: FromClause) -> FromClause:

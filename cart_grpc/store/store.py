@@ -25,6 +25,7 @@ from cart_grpc.store.read.operator_reads import OperatorReads
 from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.read.reads import Reads
 from cart_grpc.store.read.reservation_search import ReservationSearches
+from cart_grpc.store.read.unswept import Unswept
 from cart_grpc.store.write_queue import WriteQueue
 
 R = TypeVar("R")
@@ -46,7 +47,8 @@ class Store:
     (it may have been done) or ShuttingDown. A caller that is cancelled does not stop a commit that has begun.
 
     `name` is the database's URL without its password. `notifier` says which carts this process has changed, `watches`
-    waits for changes of a cart, `reads`, `operator_reads`, `cart_searches` and `reservation_searches` read.
+    waits for changes of a cart, `reads`, `operator_reads`, `cart_searches` and `reservation_searches` read, and `unswept`
+    finds checkouts for the sweeper.
     """
 
     def __init__(self, engine: Engine, new_id: NewId, *, queue_size: int) -> None:
@@ -55,6 +57,7 @@ class Store:
         self.notifier = ChangeNotifier()
         self._reader = Reader(engine)
         self.reads = Reads(engine, queue_size, self._reader)
+        self.unswept = Unswept(engine, self._reader)
         self.operator_reads = OperatorReads(engine, self._reader)
         self.cart_searches = CartSearches(engine, self._reader)
         self.reservation_searches = ReservationSearches(engine, self._reader)
@@ -130,7 +133,7 @@ class Store:
         return deleted
 
     async def intervene(self, command: Command[R]) -> R:
-        """Run an operator's command. It does not wait behind callers. Raises the refusals of the command."""
+        """Run a command of an operator or the sweeper. It does not wait behind callers. Raises its refusals."""
         answer: R = await self._write_queue.submit_background(command)
         return answer
 

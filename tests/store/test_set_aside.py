@@ -262,6 +262,6 @@ async def test_carts_that_cannot_be_expired_do_not_keep_the_others_from_it(
     await overwrite(engine, schema.carts, schema.carts.c.user_id == good.user_id, expire_time=2)
     never = sweeper.Retention(HOUR, HOUR, HOUR)
     sweeping = sweeper.Sweeper(store, never, HOUR)
-    assert [(await sweeping.run_once()).expired_carts for _ in range(3)] == [0, 1, 0]
+    assert [(await sweeping.run_once()).changed["expire carts"] for _ in range(3)] == [0, 1, 0]
     alarms = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert sorted(alarms) == sorted(f"ALARM {key.name}: the cart cannot be expired" for key in bad)
