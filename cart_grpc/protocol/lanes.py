@@ -6,7 +6,7 @@ sale of a paid cart. `store.schema` has the same conditions in SQL.
 
 from typing import Literal
 
-from cart_grpc.protocol.reservation import Disposition, Reservation
+from cart_grpc.protocol.reservation import Disposition, Intent, Reservation
 
 Lane = Literal["hold", "release", "checkout"]
 HOLD_LANE: Lane = "hold"
@@ -16,8 +16,8 @@ CHECKOUT_LANE: Lane = "checkout"
 LANES = (CHECKOUT_LANE, RELEASE_LANE, HOLD_LANE)
 
 
-def lane_of(reservation: Reservation) -> Lane:
-    """Return the lane in which a reservation is claimed."""
+def lane_of(reservation: Reservation | Intent) -> Lane:
+    """Return the lane in which a reservation is claimed, and its intent sent."""
     if reservation.disposition is Disposition.RELEASE:
         return RELEASE_LANE
     is_of_checkout = reservation.checkout_id or reservation.disposition is Disposition.COMMIT

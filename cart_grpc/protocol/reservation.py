@@ -42,7 +42,7 @@ class Intent:
     """One message to the Reservation API: the state that the reservation should have.
 
     `ttl_us` is how long the hold should last. `labels` is set by the probe only, and is no part of the body that the
-    API compares.
+    API compares. `checkout_id` is not sent: it says in which lane the call goes out.
     """
 
     reservation_id: str
@@ -52,6 +52,7 @@ class Intent:
     disposition: Disposition
     ttl_us: int
     labels: Mapping[str, str] = field(default_factory=dict, compare=False)
+    checkout_id: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

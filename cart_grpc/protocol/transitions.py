@@ -39,6 +39,7 @@ def next_intent(reservation: Reservation) -> Intent | None:
         reservation.quantity,
         reservation.disposition,
         reservation.ttl_us,
+        checkout_id=reservation.checkout_id,
     )
 
 

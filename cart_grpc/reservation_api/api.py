@@ -117,7 +117,7 @@ class ReservationApi(Protocol):
     def apply_batch(self, intents: Sequence[Intent], *, timeout: float) -> AsyncGenerator[Sequence[Applied], None]:
         """Send up to `max_batch` intents in one call, without retries, and yield their outcomes as they arrive.
 
-        The intents have distinct ids and are of one lane: all of them are releases, or none is. `timeout` is in seconds
+        The intents have distinct ids and are of one lane (`protocol.lanes.lane_of`). `timeout` is in seconds
         for the whole call. An outcome is yielded at most once for each intent; an intent without one at the end has no
         answer. Close the generator (`contextlib.aclosing`) to end the call early.
 

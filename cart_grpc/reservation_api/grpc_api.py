@@ -13,7 +13,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from cart_grpc.channels import open_async_channel
-from cart_grpc.protocol.reservation import Decision, Disposition, Intent
+from cart_grpc.protocol.lanes import HOLD_LANE, LANES, lane_of
+from cart_grpc.protocol.reservation import Decision, Intent
 from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import (
     UNRECORDED,
@@ -58,8 +59,8 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 class GrpcReservationApi:
     """Implements AuditableApi for the server at `target` (`host:port`). Create it inside the running loop.
 
-    Releases have connections of their own, so that hanging holds cannot delay them. `secure` means TLS with gRPC's
-    default root certificates.
+    Each lane has connections of its own, so that hanging holds cannot delay releases and checkouts. `secure` means TLS
+    with gRPC's default root certificates.
     """
 
     styles: ClassVar[frozenset[Style]] = frozenset({Style.UNKNOWN_FIELDS})
@@ -73,10 +74,8 @@ class GrpcReservationApi:
             return Connections(partial(open_async_channel, target, options, credentials), method, streamed=streamed)
 
         # The calls return bytes, parsed here: grpc.aio would hide the error of an answer that does not parse.
-        self._applies, self._releases = connect(APPLY_METHOD), connect(APPLY_METHOD)
-        self._batches, self._batch_releases = (
-            connect(_BATCH_METHOD, wire.MAX_BATCH_MESSAGE_BYTES, streamed=True) for _ in range(2)
-        )
+        self._applies = {lane: connect(APPLY_METHOD) for lane in LANES}
+        self._batches = {lane: connect(_BATCH_METHOD, wire.MAX_BATCH_MESSAGE_BYTES, streamed=True) for lane in LANES}
         self._gets, self._lookups = connect(_GET_METHOD), connect(_LOOKUP_METHOD, wire.MAX_LOOKUP_BYTES)
 
     async def apply(self, intent: Intent, *, timeout: float, attempt: Attempt = UNRECORDED) -> Answer:
@@ -93,17 +92,15 @@ class GrpcReservationApi:
         return await self._apply(request, intent, timeout)
 
     async def _apply(self, request: reservation_pb2.ApplyReservationRequest, intent: Intent, timeout: float) -> Answer:
-        connections = self._releases if intent.disposition is Disposition.RELEASE else self._applies
         try:
-            answer = await _call(connections, request, timeout)
+            answer = await _call(self._applies[lane_of(intent)], request, timeout)
         except grpc.aio.AioRpcError as error:
             return _to_answer(error, intent)
         return wire.to_decision(_parse(answer, reservation_pb2.ApplyReservationResponse).reservation, intent)
 
     def apply_batch(self, intents: Sequence[Intent], *, timeout: float) -> AsyncGenerator[Sequence[Applied], None]:
         """See ReservationApi.apply_batch."""
-        releases = any(intent.disposition is Disposition.RELEASE for intent in intents)
-        connections = self._batch_releases if releases else self._batches
+        connections = self._batches[lane_of(intents[0]) if intents else HOLD_LANE]
         return apply_batch(intents, partial(_send_batch, connections, timeout), _parse_batch)
 
     async def find(self, reservation_id: str, *, timeout: float) -> Decision | None:
@@ -128,9 +125,7 @@ class GrpcReservationApi:
 
     async def close(self) -> None:
         """See ReservationApi.close."""
-        connections = (
-            self._applies, self._releases, self._batches, self._batch_releases, self._gets, self._lookups
-        )  # fmt: skip
+        connections = (*self._applies.values(), *self._batches.values(), self._gets, self._lookups)
         await asyncio.gather(*(each.close() for each in connections))
 
 

@@ -307,17 +307,17 @@ async def test_an_answer_is_read_up_to_a_limit(hostile: Hostile, hostile_api: Re
         assert error.code == "INVALID_ANSWER"
 
 
-async def test_releases_have_connections_of_their_own() -> None:
+async def test_each_lane_has_connections_of_its_own() -> None:
     async with hostile_grpc() as hostile:
         hostile.script = Script(messages=[Response()])
         api = connect(hostile.url)
         for _ in range(2):
-            for disposition in (Disposition.HOLD, Disposition.RELEASE):
-                await apply_all(api, [hold(disposition=disposition)])
+            for changes in ({}, {"disposition": Disposition.RELEASE}, {"checkout_id": "of a checkout"}):
+                await apply_all(api, [hold(**changes)])
         await api.close()
-    holds, releases = hostile.peers[::2], hostile.peers[1::2]
-    assert (len(set(holds)), len(set(releases))) == (1, 1)
-    assert set(holds) != set(releases)
+    first, again = hostile.peers[:3], hostile.peers[3:]
+    assert first == again
+    assert len(set(first)) == 3
 
 
 async def test_a_call_that_does_not_end_after_the_last_result_delays_nobody(
