@@ -47,8 +47,8 @@ class Store:
     (it may have been done) or ShuttingDown. A caller that is cancelled does not stop a commit that has begun.
 
     `name` is the database's URL without its password. `notifier` says which carts this process has changed, `watches`
-    waits for changes of a cart, `reads`, `operator_reads`, `cart_searches` and `reservation_searches` read, and `unswept`
-    finds checkouts for the sweeper.
+    waits for changes of a cart, `reads`, `operator_reads`, `cart_searches` and `reservation_searches` read.
+    `unswept` finds checkouts for the sweeper.
     """
 
     def __init__(self, engine: Engine, new_id: NewId, *, queue_size: int) -> None:
