@@ -1,16 +1,21 @@
-"""The actions an operator can take: inspect, retry and release reservations, pause and resume all calls."""
+"""The actions of operators: inspect, retry and release reservations, end checkouts, pause and resume all calls."""
 
 import logging
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from cart_grpc.carts.calls import Limits
+from cart_grpc.carts.checkout_refusals import CheckoutNotFound
 from cart_grpc.carts.refusals import ReservationUnprocessable
+from cart_grpc.commands.checkout import EndCheckout
 from cart_grpc.commands.command import Command
 from cart_grpc.commands.direct import Pause, Resume
 from cart_grpc.commands.operator import Release, Retry
+from cart_grpc.names import CheckoutKey
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.failures import is_row_at_fault
 from cart_grpc.store.read.cart_search import CartSearch, CartsFound
+from cart_grpc.store.read.checkout_reads import CheckoutSnapshot, CheckoutSummary, OperatorCheckoutPage
 from cart_grpc.store.read.operator_reads import (
     PauseSnapshot,
     ReservationSnapshot,
@@ -88,6 +93,28 @@ class OperatorActions:
         if alarm:
             log.error("ALARM reservation %s: %s", reservation_id, alarm)
         return await self._reads.get(reservation_id)
+
+    async def list_checkouts(self, page: OperatorCheckoutPage) -> Sequence[CheckoutSummary]:
+        """Return one page of checkouts, plus one more if there is a next page."""
+        return await self._store.checkout_reads.list_of_all(page)
+
+    async def end_checkout(self, key: CheckoutKey, reason: str, *, force: bool) -> CheckoutSnapshot:
+        """End a checkout that nobody else ends. With `force`, also one that is COMPLETING: its items count as sold.
+
+        Raises CheckoutNotFound, CheckoutCompleted.
+        """
+        ended = await self._store.intervene(EndCheckout(key, reason, force))
+        log.warning("%s: an operator ended it: %s", key.name, reason)
+        if ended.alarm:
+            log.error("ALARM %s", ended.alarm)
+        return await self.get_checkout(key)
+
+    async def get_checkout(self, key: CheckoutKey) -> CheckoutSnapshot:
+        """Return one checkout with its items. Raises CheckoutNotFound."""
+        found = await self._store.checkout_reads.find(key)
+        if found is None:
+            raise CheckoutNotFound(key.name)
+        return found
 
     async def _intervene(self, command: Command[R], found: Reservation) -> R:
         try:

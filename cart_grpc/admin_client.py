@@ -40,15 +40,18 @@ def add_command(
     return command
 
 
-def add_filters(command: argparse.ArgumentParser, things: str, age: str, states: Sequence[str]) -> None:
-    """Add the options that all lists have: --state, --min-age, --sku and --limit."""
+def add_filters(
+    command: argparse.ArgumentParser, things: str, age: str, states: Sequence[str], *, by_sku: bool = True
+) -> None:
+    """Add the options that all lists have: --state, --min-age, --limit and, unless `by_sku` is false, --sku."""
     command.add_argument(
         "--state", action="append", default=[], choices=states, help=f"only {things} in this state; repeatable"
     )
     command.add_argument(
         "--min-age", type=duration, default="0s", metavar="TIME", help=f"only {things} {age}, such as 15m"
     )
-    command.add_argument("--sku", default="", help=f"only {things} of this sku")
+    if by_sku:
+        command.add_argument("--sku", default="", help=f"only {things} of this sku")
     command.add_argument("--limit", type=int, default=100, metavar="N", help="maximum number (default: %(default)s)")
 
 

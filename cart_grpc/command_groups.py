@@ -49,6 +49,7 @@ GROUPS: Final = (
             "health": "ask a server whether it is ready; exit status 0 if it is, 1 if not",
             "reservations": "for operators: show stuck reservations and end them",
             "carts": "for operators: find carts of all users",
+            "checkouts": "for operators: show stuck checkouts and end them",
         },
     ),
 )

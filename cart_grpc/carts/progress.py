@@ -18,6 +18,7 @@ class ProgressState(IntEnum):
     RELEASING = 5
     COMMITTED = 6
     UNCERTAIN = 7
+    COMMITTING = 8
 
 
 class Progress(NamedTuple):
@@ -43,13 +44,16 @@ def progress(line: Line, now: int) -> Progress:
 
     RESERVED if the unexpired grant covers the quantity; else PENDING or UNCERTAIN if an answer is missing; else
     REJECTED or EXPIRED. A renewal does not show. The reserved quantity is the least of the last observed grant and
-    every quantity intended since.
+    every quantity intended since. An item that has passed to a checkout is COMMITTING, COMMITTED or REJECTED, and
+    RELEASING and then REJECTED if the checkout was cancelled.
     """
     row, wanted = line.reservation, line.item.quantity
     if row.state is Observed.COMMITTED:
         return Progress(ProgressState.COMMITTED, row.granted_quantity, None, "", "")
     held = _held_quantity(row, now)
     expire_time = row.expire_time if held else None
+    if not row.is_of_cart and row.reconciling:
+        return _progress_of_sale(row, held)
     if held >= wanted and row.disposition is Disposition.HOLD:
         return Progress(ProgressState.RESERVED, held, expire_time, "", "")
     if is_uncertain(row) and row.last_error:
@@ -59,12 +63,22 @@ def progress(line: Line, now: int) -> Progress:
     if row.seal_reason or row.state in (Observed.REJECTED, Observed.RELEASED):
         reason = row.seal_reason or row.reason or row.state.name
         message = f"the Reservation API refused {wanted} of {row.sku}: {reason}; {held} held"
+        if row.checkout_id and row.disposition is Disposition.RELEASE:
+            message = f"{wanted} of {row.sku} was not sold, and is released"
         if reason == RELEASED_BY_OPERATOR:
             message = f"an operator released the reservation of {row.sku}"
         return Progress(ProgressState.REJECTED, held, expire_time, reason, message)
     again = _SET_ASIDE if row.set_aside_reason else "it is being requested again"
     message = f"the hold on {wanted} of {row.sku} expired; {again}"
     return Progress(ProgressState.EXPIRED, 0, None, "HOLD_EXPIRED", message)
+
+
+def _progress_of_sale(row: Reservation, held: int) -> Progress:
+    """The progress of a reservation that has passed to a checkout, until the answer of the Reservation API."""
+    why = _why_uncertain(row) if is_uncertain(row) and row.last_error else _why_pending(row)
+    is_sale = row.disposition is Disposition.COMMIT
+    state = ProgressState.COMMITTING if is_sale else ProgressState.RELEASING
+    return Progress(state, held, row.expire_time if held else None, "", why)
 
 
 def shown_fields(row: Reservation, now: int) -> tuple[object, ...]:

@@ -11,8 +11,8 @@ from typing import Final
 
 from cart_grpc.carts.model import Item
 
-# The fields of `cartgrpc.v1.Cart` with a fixed length take up to 190 bytes.
-CART_ROOM: Final = 256
+# The fields of `cartgrpc.v1.Cart` with a fixed length take up to 190 bytes, and the name in `merged_into` up to 272.
+CART_ROOM: Final = 512
 # The fields of `cartgrpc.v1.Item` with a fixed length take up to 390 bytes. They include its reservation: a reason of
 # up to 63 characters, and a message that repeats it in a sentence, with the sku.
 ITEM_ROOM: Final = 512

@@ -55,6 +55,7 @@ def _readable(seen: ReservationSnapshot) -> pb.ReservationRecord:
         create_time=_time(row.create_time),
         finish_time=_time(row.finish_time),
         set_aside_reason=row.set_aside_reason,
+        checkout=row.cart.checkout(row.checkout_id).name if row.checkout_id else "",
     )
 
 

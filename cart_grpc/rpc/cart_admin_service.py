@@ -7,8 +7,9 @@ from cartgrpc.v1 import cart_admin_service_pb2 as pb
 from cartgrpc.v1 import cart_admin_service_pb2_grpc
 
 from cart_grpc.admin import OperatorActions
-from cart_grpc.rpc import admin_requests, pages
+from cart_grpc.rpc import admin_requests, checkout_requests, pages
 from cart_grpc.rpc.admin_messages import pause_message, reservation_message, stats_message
+from cart_grpc.rpc.checkout_messages import snapshot_message, summary_message
 from cart_grpc.rpc.messages import cart_message
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -78,10 +79,24 @@ class CartAdminService(cart_admin_service_pb2_grpc.CartAdminServiceServicer):
     async def ListCheckouts(
         self, request: pb.CartAdminServiceListCheckoutsRequest, context: Context
     ) -> pb.CartAdminServiceListCheckoutsResponse:
-        raise NotImplementedError
+        page = checkout_requests.list_checkouts_of_all(request)
+        found = await self._operator.list_checkouts(page)
+        shown = pages.fitting([summary_message(one) for one in found], page.size)
+        response = pb.CartAdminServiceListCheckoutsResponse(checkouts=shown)
+        if len(found) > len(shown):
+            response.next_page_token = checkout_requests.next_page_token(page, found[len(shown) - 1].checkout)
+        return response
+
+    async def GetCheckout(
+        self, request: pb.CartAdminServiceGetCheckoutRequest, context: Context
+    ) -> pb.CartAdminServiceGetCheckoutResponse:
+        seen = await self._operator.get_checkout(checkout_requests.get_checkout(request))
+        return pb.CartAdminServiceGetCheckoutResponse(checkout=snapshot_message(seen))
 
     async def EndCheckout(self, request: pb.EndCheckoutRequest, context: Context) -> pb.EndCheckoutResponse:
-        raise NotImplementedError
+        key, reason = checkout_requests.end_checkout(request)
+        seen = await self._operator.end_checkout(key, reason, force=request.force)
+        return pb.EndCheckoutResponse(checkout=snapshot_message(seen))
 
     async def EraseUser(self, request: pb.EraseUserRequest, context: Context) -> pb.EraseUserResponse:
         raise NotImplementedError

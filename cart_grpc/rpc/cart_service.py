@@ -5,12 +5,12 @@ from typing import Any, TypeAlias
 
 import grpc
 from cartgrpc.v1 import cart_service_pb2 as pb
-from cartgrpc.v1 import cart_service_pb2_grpc
 
 from cart_grpc.carts.calls import Call, Limits
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.rpc import mutation_replies as replies
 from cart_grpc.rpc import pages, requests
+from cart_grpc.rpc.checkout_calls import CheckoutCalls
 from cart_grpc.rpc.get_cart_cache import GetCartCache
 from cart_grpc.rpc.messages import cart_message
 from cart_grpc.rpc.mutation_replies import MutationReply
@@ -22,16 +22,14 @@ Context = grpc.aio.ServicerContext[Any, Any]
 MessageOrBytes: TypeAlias = Any
 
 
-class CartService(cart_service_pb2_grpc.CartServiceServicer):
-    """Carts and their items in `store`, within `limits`.
+class CartService(CheckoutCalls):
+    """Carts and their items in `store`, within `limits`. The methods about checkouts are in CheckoutCalls.
 
     `park` is called before a call waits. It returns whether there is room to wait.
     """
 
     def __init__(self, store: Store, limits: Limits, park: Callable[[], bool] = lambda: True) -> None:
-        self._store = store
-        self._limits = limits
-        self._waiting = Waiting(store, park)
+        super().__init__(store, limits, Waiting(store, park))
         self._get_cart_cache = GetCartCache(store.reads)
 
     async def AddItem(self, request: pb.AddItemRequest, context: Context) -> MessageOrBytes:
@@ -97,21 +95,6 @@ class CartService(cart_service_pb2_grpc.CartServiceServicer):
         return response
 
     async def MergeCarts(self, request: pb.MergeCartsRequest, context: Context) -> MessageOrBytes:
-        raise NotImplementedError
-
-    async def BeginCheckout(self, request: pb.BeginCheckoutRequest, context: Context) -> MessageOrBytes:
-        raise NotImplementedError
-
-    async def CompleteCheckout(self, request: pb.CompleteCheckoutRequest, context: Context) -> MessageOrBytes:
-        raise NotImplementedError
-
-    async def CancelCheckout(self, request: pb.CancelCheckoutRequest, context: Context) -> MessageOrBytes:
-        raise NotImplementedError
-
-    async def GetCheckout(self, request: pb.GetCheckoutRequest, context: Context) -> MessageOrBytes:
-        raise NotImplementedError
-
-    async def ListCheckouts(self, request: pb.ListCheckoutsRequest, context: Context) -> MessageOrBytes:
         raise NotImplementedError
 
     async def WatchCart(self, request: pb.WatchCartRequest, context: Context) -> AsyncIterator[pb.WatchCartResponse]:

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from cart_grpc import names
 from cart_grpc.carts.model import Money
 from cart_grpc.carts.refusals import FieldViolation, InvalidArgument
-from cart_grpc.names import CartKey, UserKey
+from cart_grpc.names import CartKey, CheckoutKey, UserKey
 
 MAX_SKU = 128
 MAX_OPTIONS = 20
@@ -75,6 +75,16 @@ class Fields:
             )
         return found or (CartKey(0, "", ""), "")
 
+    def checkout(self, field: str, name: str) -> CheckoutKey:
+        key = names.find_checkout(name)
+        if key is None:
+            self.fault(
+                field,
+                "INVALID_NAME",
+                "must be users/{user}/checkouts/{checkout}: copy the name of a checkout from a reply",
+            )
+        return key or CheckoutKey(0, "", "")
+
     def reservation(self, field: str, name: str) -> str:
         reservation_id = names.find_reservation(name)
         if reservation_id is None:
@@ -122,12 +132,10 @@ class Fields:
             self.fault(field, "OUT_OF_RANGE", f"must be 0 or more, not {number}")
         return number
 
-    def money(self, field: str, money: cart_pb2.Money) -> Money:
+    def money(self, field: str, money: cart_pb2.Money, most: int = MAX_MINOR_UNITS) -> Money:
         self.currency(f"{field}.currency_code", money.currency_code)
-        if not 0 <= money.minor_units <= MAX_MINOR_UNITS:
-            self.fault(
-                f"{field}.minor_units", "OUT_OF_RANGE", f"must be 0 to {MAX_MINOR_UNITS}, not {money.minor_units}"
-            )
+        if not 0 <= money.minor_units <= most:
+            self.fault(f"{field}.minor_units", "OUT_OF_RANGE", f"must be 0 to {most}, not {money.minor_units}")
         return Money(money.currency_code, money.minor_units)
 
     def currency(self, field: str, code: str) -> str:

@@ -30,8 +30,8 @@ def item_message(line: Line, currency_code: str, now: int) -> cart_pb2.Item:
     )
     if item.unit_price is not None:
         message.unit_price.CopyFrom(cart_pb2.Money(currency_code=currency_code, minor_units=item.unit_price))
-    _set(message.create_time, item.create_time)
-    _set(message.update_time, item.update_time)
+    set_time(message.create_time, item.create_time)
+    set_time(message.update_time, item.update_time)
     return message
 
 
@@ -46,9 +46,9 @@ def _reservation_message(item: Item, row: Reservation, seen: Progress) -> cart_p
         message=seen.message,
     )
     if seen.expire_time is not None:
-        _set(message.expire_time, seen.expire_time)
+        set_time(message.expire_time, seen.expire_time)
     if row.due_time is not None and row.lease_expire_time is None:
-        _set(message.next_attempt_time, row.due_time)
+        set_time(message.next_attempt_time, row.due_time)
     return message
 
 
@@ -74,16 +74,20 @@ def cart_message(cart: Cart, lines: Sequence[Line], now: int, *, reconciling: bo
     )
     if cart.currency_code:
         message.subtotal.CopyFrom(cart_pb2.Money(currency_code=cart.currency_code, minor_units=cart.subtotal))
-    _set(message.create_time, cart.create_time)
-    _set(message.update_time, cart.update_time)
+    set_time(message.create_time, cart.create_time)
+    set_time(message.update_time, cart.update_time)
+    if cart.checkout_id:
+        message.checkout = cart.key.checkout(cart.checkout_id).name
+    if cart.merged_into:
+        message.merged_into = cart.merged_into
     if cart.ttl_us is not None:
         message.ttl.FromMicroseconds(cart.ttl_us)
     if cart.expire_time is not None:
-        _set(message.expire_time, cart.expire_time)
+        set_time(message.expire_time, cart.expire_time)
     return message
 
 
-def _set(field: Timestamp, time: int) -> None:
+def set_time(field: Timestamp, time: int) -> None:
     """Timestamp.FromMicroseconds takes nearly twice as long: it checks its range, and an item has up to four times."""
     field.seconds = time // 1_000_000
     field.nanos = time % 1_000_000 * 1_000

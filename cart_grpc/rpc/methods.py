@@ -82,6 +82,7 @@ METHODS: Final[Mapping[str, tuple[Method, ...]]] = MappingProxyType(
             _operate("ResumeReservations"),
             _read("ListCarts"),
             _read("ListCheckouts"),
+            _read("GetCheckout", "name"),
             _operate("EndCheckout", "name"),
             _operate("EraseUser", "name"),
         ),

@@ -40,7 +40,7 @@ ITEM_PATHS = ("quantity", "unit_price", "labels")
 CART_PATHS = ("labels", "currency_code", "ttl")
 
 
-class _EveryMutation(TypedDict):
+class EveryMutation(TypedDict):
     """The fields of Call that every mutation takes from its request in the same way."""
 
     etag: str
@@ -48,7 +48,7 @@ class _EveryMutation(TypedDict):
     fingerprint: bytes
 
 
-def _every_mutation(fields: Fields, request: Any) -> _EveryMutation:
+def every_mutation(fields: Fields, request: Any) -> EveryMutation:
     request_id: str = request.request_id
     if request_id:
         fields.id("request_id", request_id)
@@ -78,7 +78,7 @@ def add_item(request: cart_service_pb2.AddItemRequest, limits: Limits) -> AddIte
     fields = Fields()
     cart = fields.cart("parent", request.parent)
     additions = (_addition(fields, "item", request.item, limits.max_quantity_per_add),)
-    call = AddItems(cart, additions, **_every_mutation(fields, request))
+    call = AddItems(cart, additions, **every_mutation(fields, request))
     fields.check()
     return call
 
@@ -99,7 +99,7 @@ def batch_add_items(request: cart_service_pb2.BatchAddItemsRequest, limits: Limi
             if one.HasField("max_wait") if name == "max_wait" else getattr(one, name):
                 fields.fault(f"{field}.{name}", "NOT_IN_BATCH", "belongs to the whole batch: set it there")
         additions.append(_addition(fields, f"{field}.item", one.item, limits.max_quantity_per_add))
-    call = AddItems(cart, tuple(additions), **_every_mutation(fields, request))
+    call = AddItems(cart, tuple(additions), **every_mutation(fields, request))
     fields.check()
     return call
 
@@ -112,7 +112,7 @@ def replace_items(request: cart_service_pb2.ReplaceItemsRequest, limits: Limits)
         fields.check()
     most = limits.max_quantity_per_item
     additions = [_addition(fields, f"items[{index}]", item, most) for index, item in enumerate(request.items)]
-    call = ReplaceItems(cart, tuple(additions), **_every_mutation(fields, request))
+    call = ReplaceItems(cart, tuple(additions), **every_mutation(fields, request))
     fields.check()
     return call
 
@@ -145,35 +145,35 @@ def update_item(request: cart_service_pb2.UpdateItemRequest, limits: Limits) -> 
         unit_price=fields.money("item.unit_price", item.unit_price) if priced else None,
         labels=fields.texts("item.labels", item.labels, MAX_LABELS) if "labels" in paths else {},
     )
-    call = UpdateItem(cart, item_id, update, **_every_mutation(fields, request))
+    call = UpdateItem(cart, item_id, update, **every_mutation(fields, request))
     fields.check()
     return call
 
 
 def remove_item(request: cart_service_pb2.RemoveItemRequest) -> RemoveItem:
     fields = Fields()
-    call = RemoveItem(*fields.item("name", request.name), **_every_mutation(fields, request))
+    call = RemoveItem(*fields.item("name", request.name), **every_mutation(fields, request))
     fields.check()
     return call
 
 
 def retry_reservation(request: cart_service_pb2.RetryReservationRequest) -> RetryReservation:
     fields = Fields()
-    call = RetryReservation(*fields.item("name", request.name), **_every_mutation(fields, request))
+    call = RetryReservation(*fields.item("name", request.name), **every_mutation(fields, request))
     fields.check()
     return call
 
 
 def clear_cart(request: cart_service_pb2.ClearCartRequest) -> ClearCart:
     fields = Fields()
-    call = ClearCart(fields.cart("name", request.name), **_every_mutation(fields, request))
+    call = ClearCart(fields.cart("name", request.name), **every_mutation(fields, request))
     fields.check()
     return call
 
 
 def delete_cart(request: cart_service_pb2.DeleteCartRequest) -> DeleteCart:
     fields = Fields()
-    call = DeleteCart(fields.cart("name", request.name), **_every_mutation(fields, request))
+    call = DeleteCart(fields.cart("name", request.name), **every_mutation(fields, request))
     fields.check()
     return call
 
@@ -183,7 +183,7 @@ def create_cart(request: cart_service_pb2.CreateCartRequest, limits: Limits) -> 
     user = fields.user("parent", request.parent)
     cart = cart_key(user, fields.id("cart_id", request.cart_id))
     values = _cart_update(fields, request.cart, frozenset(CART_PATHS), limits)
-    call = CreateCart(cart, values, **_every_mutation(fields, request))
+    call = CreateCart(cart, values, **every_mutation(fields, request))
     fields.check()
     return call
 
@@ -193,7 +193,7 @@ def update_cart(request: cart_service_pb2.UpdateCartRequest, limits: Limits) -> 
     cart = fields.cart("cart.name", request.cart.name)
     paths = fields.paths("update_mask", request, request.cart, CART_PATHS)
     update = _cart_update(fields, request.cart, paths, limits)
-    call = UpdateCart(cart, update, **_every_mutation(fields, request))
+    call = UpdateCart(cart, update, **every_mutation(fields, request))
     fields.check()
     return call
 

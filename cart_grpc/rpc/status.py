@@ -1,5 +1,6 @@
 """Refusals as google.rpc.Status: one table of codes, and the error details that fit each refusal."""
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -11,6 +12,7 @@ from grpc_status import rpc_status
 from cart_grpc.carts import refusals
 
 DOMAIN = "cartgrpc.v1"
+MAX_VIOLATION_BYTES = 3_000
 CODES: tuple[tuple[type[refusals.CallRefused], grpc.StatusCode], ...] = (
     (refusals.InvalidArgument, grpc.StatusCode.INVALID_ARGUMENT),
     (refusals.NotFound, grpc.StatusCode.NOT_FOUND),
@@ -84,6 +86,16 @@ def _status(code: grpc.StatusCode, message: str, *details: Message) -> status_pb
     return status_pb2.Status(code=number, message=message, details=packed)
 
 
+def _fitting(violations: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+    """The first violations, as many as callers have room for: clients limit the size of the trailers."""
+    room = MAX_VIOLATION_BYTES
+    for count, (subject, description) in enumerate(violations):
+        room -= len(f"{subject}{description}".encode())
+        if room < 0 and count:
+            return violations[:count]
+    return violations
+
+
 def _details(refusal: refusals.CallRefused) -> list[Message]:
     match refusal:
         case refusals.InvalidArgument(violations=violations):
@@ -101,7 +113,7 @@ def _details(refusal: refusals.CallRefused) -> list[Message]:
                 error_details_pb2.PreconditionFailure.Violation(
                     type=refusal.reason, subject=subject, description=description
                 )
-                for subject, description in violations
+                for subject, description in _fitting(violations)
             )
             return [error_details_pb2.PreconditionFailure(violations=failures)]
         case refusals.LimitExceeded(subject=subject):

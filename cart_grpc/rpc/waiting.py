@@ -7,8 +7,11 @@ from typing import Any
 import grpc
 from cartgrpc.v1 import cart_pb2
 
-from cart_grpc.names import CartKey
+from cart_grpc.carts.refusals import DatabaseUnavailable
+from cart_grpc.names import CartKey, CheckoutKey
 from cart_grpc.rpc.messages import item_message
+from cart_grpc.store.read.checkout_reads import CheckoutSnapshot
+from cart_grpc.store.read.checkout_watches import IsUnsettled
 from cart_grpc.store.read.snapshot import Snapshot
 from cart_grpc.store.store import Store
 
@@ -66,6 +69,20 @@ class Waiting:
             return found is not None and found.is_releasing(item_id)
 
         return is_releasing(await self._wait_while(is_releasing, cart, max_wait, context))
+
+    async def await_checkout(
+        self, key: CheckoutKey, cart: CartKey, is_unsettled: IsUnsettled, max_wait: float, context: Context
+    ) -> CheckoutSnapshot | None:
+        """Wait up to `max_wait` seconds while the checkout `key` of `cart` is unsettled. Return its state then.
+
+        None if it cannot be read: the caller then gets the reply of its change, which is made.
+        """
+        if seconds := self._bounded(max_wait, context):
+            await self._store.checkout_watches.wait_while(is_unsettled, key, cart, seconds)
+        try:
+            return await self._store.checkout_reads.find(key)
+        except DatabaseUnavailable:
+            return None
 
     async def _await_items(
         self,

@@ -302,7 +302,8 @@ Index("checkouts_open", checkouts.c.expire_time, sqlite_where=is_open, postgresq
 Index(
     "checkouts_finished", checkouts.c.update_time, sqlite_where=finished_checkouts, postgresql_where=finished_checkouts
 )
-# For lists, and for a purge of what belongs to a cart.
+# For lists.
+Index("checkouts_create_time", *(checkouts.c[name] for name in ("slice", "user_id", "create_time", "checkout_id")))
 has_order = text("order_reference <> ''")
 Index("checkouts_order_reference", checkouts.c.order_reference, sqlite_where=has_order, postgresql_where=has_order)
 # For the erasure of a user.

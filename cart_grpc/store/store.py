@@ -21,6 +21,8 @@ from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.failures import is_row_at_fault
 from cart_grpc.store.read.cart_search import CartSearches
 from cart_grpc.store.read.cart_watches import CartWatches
+from cart_grpc.store.read.checkout_reads import CheckoutReads
+from cart_grpc.store.read.checkout_watches import CheckoutWatches
 from cart_grpc.store.read.operator_reads import OperatorReads
 from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.read.reads import Reads
@@ -47,8 +49,7 @@ class Store:
     (it may have been done) or ShuttingDown. A caller that is cancelled does not stop a commit that has begun.
 
     `name` is the database's URL without its password. `notifier` says which carts this process has changed, `watches`
-    waits for changes of a cart, `reads`, `operator_reads`, `cart_searches` and `reservation_searches` read.
-    `unswept` finds checkouts for the sweeper.
+    and `checkout_watches` wait for changes. The other objects read.
     """
 
     def __init__(self, engine: Engine, new_id: NewId, *, queue_size: int) -> None:
@@ -62,6 +63,8 @@ class Store:
         self.cart_searches = CartSearches(engine, self._reader)
         self.reservation_searches = ReservationSearches(engine, self._reader)
         self.watches = CartWatches(self.reads, self.notifier, polls=engine.is_shared)
+        self.checkout_reads = CheckoutReads(engine, self._reader)
+        self.checkout_watches = CheckoutWatches(self.checkout_reads, self.notifier, polls=engine.is_shared)
         self._write_queue = WriteQueue(engine, self.notifier, new_id, queue_size)
 
     async def start(self) -> None:

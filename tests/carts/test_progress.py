@@ -4,12 +4,17 @@ import pytest
 
 from cart_grpc.carts.progress import HOLD_MARGIN_US, Progress, ProgressState, progress
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
-from cart_grpc.protocol.transitions import hold, merge_decision
+from cart_grpc.protocol.transitions import commit, hold, merge_decision, release
 from tests.carts.examples import LATER, NOW, a_held, a_hold, decided, held, line_of
 
 
 def seen(row: Reservation, quantity: int | None = None, now: int = NOW) -> Progress:
     return progress(line_of(row, quantity), now)
+
+
+def in_checkout() -> Reservation:
+    """A settled hold of a cart that is CHECKING_OUT."""
+    return a_held(2)._replace(checkout_id="01a2222a-ef15-77cf-a670-fe33c9d0a8e4")
 
 
 def test_a_reservation_without_an_answer_is_pending() -> None:
@@ -81,11 +86,39 @@ def test_a_hold_that_the_api_answers_with_released_is_rejected() -> None:
     assert seen(merge_decision(row, decided(row, Observed.RELEASED))).state is ProgressState.REJECTED
 
 
-def test_a_commit_is_pending_until_it_is_answered_and_then_committed() -> None:
-    committing = a_held(2)._replace(disposition=Disposition.COMMIT, revision=2, intent_revision=2)
-    assert seen(committing).state is ProgressState.PENDING
+def test_an_item_of_a_checkout_is_committing_until_the_commit_is_answered_and_then_committed() -> None:
+    committing = commit(in_checkout(), NOW)
+    seen_before = seen(committing)
+    assert (seen_before.state, seen_before.reserved_quantity) == (ProgressState.COMMITTING, 2)
     committed = seen(merge_decision(committing, decided(committing, Observed.COMMITTED, 2)))
     assert committed == Progress(ProgressState.COMMITTED, 2, None, "", "")
+
+
+def test_a_commit_without_an_answer_shows_the_code_of_the_failure() -> None:
+    failed = seen(commit(in_checkout(), NOW)._replace(last_error="UNAVAILABLE: connect to 10.0.0.7 failed"))
+    assert failed.state is ProgressState.COMMITTING
+    assert "UNAVAILABLE" in failed.message
+    assert "10.0.0.7" not in failed.message
+
+
+def test_a_refused_commit_is_rejected_with_the_reason_of_the_api() -> None:
+    committing = commit(in_checkout(), NOW)
+    refused = seen(merge_decision(committing, decided(committing, Observed.REJECTED, reason="OUT_OF_STOCK")))
+    assert (refused.state, refused.reason, refused.reserved_quantity) == (ProgressState.REJECTED, "OUT_OF_STOCK", 0)
+
+
+def test_an_item_that_a_cancelled_checkout_did_not_sell_is_releasing_and_then_rejected() -> None:
+    committing = commit(in_checkout(), NOW)
+    refused = merge_decision(committing, decided(committing, Observed.REJECTED, reason="OUT_OF_STOCK"))
+    releasing = release(refused, NOW)
+    assert seen(releasing).state is ProgressState.RELEASING
+    released = seen(merge_decision(releasing, decided(releasing, Observed.RELEASED)))
+    assert (released.state, released.reason) == (ProgressState.REJECTED, "RELEASED")
+    assert "not sold" in released.message
+
+
+def test_an_item_of_an_open_checkout_is_reserved_while_its_hold_is_extended() -> None:
+    assert seen(in_checkout()._replace(revision=2)).state is ProgressState.RESERVED
 
 
 def test_a_release_never_shows_a_reserved_quantity() -> None:

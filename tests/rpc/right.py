@@ -17,6 +17,7 @@ USER = "users/alice"
 CART = f"{USER}/carts/default"
 SKU = "espresso-beans"
 ITEM = f"{CART}/items/{item_id_of(SKU, {})}"
+CHECKOUT = f"{USER}/checkouts/01900000-0000-7000-8000-000000000000"
 
 
 def descriptor_of(method: str) -> MethodDescriptor:
@@ -58,7 +59,14 @@ RIGHT: dict[str, dict[str, Any]] = {
     "ListCarts": {"parent": USER},
     "RetryReservation": {"name": ITEM},
     "ReplaceItems": {"name": CART, "items": [{"sku": SKU, "quantity": 3}, {"sku": "filters"}]},
+    "BeginCheckout": {"name": CART},
+    "CompleteCheckout": {"name": CHECKOUT, "orderReference": "order-17"},
+    "CancelCheckout": {"name": CHECKOUT},
+    "GetCheckout": {"name": CHECKOUT},
+    "ListCheckouts": {"parent": USER},
 }
+# Without a Reservation API no item is RESERVED, so there is no checkout: these methods only refuse.
+NEED_A_SALE = frozenset({"BeginCheckout", "CompleteCheckout", "CancelCheckout", "GetCheckout"})
 RESERVATION = "reservations/01900000-0000-7000-8000-000000000000"
 RIGHT_OF_OPERATORS: dict[str, dict[str, Any]] = {
     f"{ADMIN}/ListReservations": {"states": ["STATE_DUE", "STATE_HELD"], "minAge": "0s", "minAttemptCount": 0},
@@ -69,6 +77,9 @@ RIGHT_OF_OPERATORS: dict[str, dict[str, Any]] = {
     f"{ADMIN}/PauseReservations": {"reason": "their maintenance"},
     f"{ADMIN}/ResumeReservations": {},
     f"{ADMIN}/ListCarts": {"userPrefix": "a", "states": ["STATE_ACTIVE"], "minAge": "0s", "sku": SKU},
+    f"{ADMIN}/ListCheckouts": {"states": ["STATE_OPEN"], "minAge": "0s", "orderReference": "order-17"},
+    f"{ADMIN}/GetCheckout": {"name": CHECKOUT},
+    f"{ADMIN}/EndCheckout": {"name": CHECKOUT, "reason": "their ticket 17", "force": True},
 }
 
 

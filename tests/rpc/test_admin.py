@@ -17,12 +17,15 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 
+from cart_grpc.carts.model import Checkout, CheckoutState
+from cart_grpc.names import CheckoutKey, user_key
 from cart_grpc.rpc.methods import ADMIN_SERVICE as NAME
 from cart_grpc.rpc.methods import CART_SERVICE
 from cart_grpc.rpc.pages import decode_token, encode_token
+from cart_grpc.store.rows import CHECKOUTS as CHECKOUTS_TABLE
 from tests.rpc.conftest import quiet_settings
 from tests.rpc.refusal import call, refuse
-from tests.rpc.right import ADMIN, ADMIN_SERVICE, RESERVATION, RIGHT_OF_OPERATORS, request_of, right
+from tests.rpc.right import ADMIN, ADMIN_SERVICE, CHECKOUT, RESERVATION, RIGHT_OF_OPERATORS, request_of, right
 from tests.rpc.test_health import check_health
 from tests.rpc.test_pipeline import (
     GARBAGE,
@@ -36,9 +39,13 @@ from tests.service.conftest import Replica, running_replica
 
 METHODS = list(RIGHT_OF_OPERATORS)
 NAMED = [f"{ADMIN}/{name}" for name in ("GetReservation", "RetryReservation", "ReleaseReservation")]
-LIST, CARTS, RELEASE, PAUSE = (
-    f"{ADMIN}/{name}" for name in ("ListReservations", "ListCarts", "ReleaseReservation", "PauseReservations")
-)
+LIST, CARTS, CHECKOUTS, RELEASE, PAUSE, END = (
+    f"{ADMIN}/{name}"
+    for name in (
+        "ListReservations", "ListCarts", "ListCheckouts", "ReleaseReservation", "PauseReservations", "EndCheckout"
+    )
+)  # fmt: skip
+LISTS = (LIST, CARTS, CHECKOUTS)
 BAD_NAMES = [
     "", "reservations", "reservations/", "reservations/x", "reservations/-", f"/{RESERVATION}", f"{RESERVATION}/",
     f"{RESERVATION}\n", RESERVATION.upper(), RESERVATION.replace("-", ""), RESERVATION.removeprefix("reservations/"),
@@ -50,20 +57,20 @@ BAD_NAMES = [
 def rows() -> Iterator[Row]:
     for method in NAMED:
         yield from (row(method, "name", "INVALID_NAME", bad) for bad in BAD_NAMES)
-    for method in (RELEASE, PAUSE):
+    for method in (RELEASE, PAUSE, END):
         yield from (row(method, "reason", "INVALID_LENGTH", bad) for bad in ("", "r" * 257))
         yield from (row(method, "reason", "CONTROL_CHARACTER", f"a{control}b") for control in CONTROL)
     for number in (-1, INT32[0]):
         yield row(LIST, "min_attempt_count", "OUT_OF_RANGE", number)
-        yield from (row(method, "page_size", "OUT_OF_RANGE", number) for method in (LIST, CARTS))
+        yield from (row(method, "page_size", "OUT_OF_RANGE", number) for method in LISTS)
     for seconds, nanos in ((-1, 0), (0, -1), (315_360_000, 1), *((extreme, 0) for extreme in INT64), (0, INT32[1])):
-        for method in (LIST, CARTS):
+        for method in LISTS:
             yield row(method, "min_age", "OUT_OF_RANGE", Duration(seconds=seconds, nanos=nanos))
-    for method, states in ((LIST, [0]), (LIST, [11]), (LIST, [-1]), (LIST, [1, INT32[1]]), (CARTS, [0]), (CARTS, [7])):
+    for method, states in ((LIST, [0]), (LIST, [11]), (LIST, [-1]), (LIST, [1, INT32[1]]), (CARTS, [0]), (CARTS, [7]),
+                           (CHECKOUTS, [0]), (CHECKOUTS, [7])):  # fmt: skip
         label = f"{method}-states-{states}"
         yield Row(method, "states", "INVALID_STATE", lambda request, bad=states: request.states.extend(bad), label)  # type: ignore[misc]
     for method in (LIST, CARTS):
-        yield from (row(method, "page_token", "INVALID_PAGE_TOKEN", text) for text in GARBAGE_TOKENS)
         yield row(method, "sku", "INVALID_LENGTH", "s" * 129)
         yield from (row(method, "sku", "CONTROL_CHARACTER", f"a{control}b") for control in CONTROL)
     for bad in ("a b", "é", "a\0", "a/b", "%", "a" * 129):
@@ -72,7 +79,16 @@ def rows() -> Iterator[Row]:
         yield row(LIST, "parent", "INVALID_NAME", bad)
 
 
-TABLE = list(rows())
+def further_rows() -> Iterator[Row]:
+    for method in (END, f"{ADMIN}/GetCheckout"):
+        yield from (row(method, "name", "INVALID_NAME", bad) for bad in ("", RESERVATION, f"{CHECKOUT}/", "\0"))
+    for method in LISTS:
+        yield from (row(method, "page_token", "INVALID_PAGE_TOKEN", text) for text in GARBAGE_TOKENS)
+    yield row(CHECKOUTS, "order_reference", "INVALID_LENGTH", "o" * 129)
+    yield row(CHECKOUTS, "order_reference", "CONTROL_CHARACTER", "a\0b")
+
+
+TABLE = [*rows(), *further_rows()]
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +99,7 @@ async def admin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Repli
     async with running_replica(settings, reconcile=False) as replica:
         await replica.add()
         name_the_reservation(file)
+        insert_the_checkout(file)
         for sku in ("filters", "kettle"):
             await replica.add(sku)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{replica.admin_port}") as channel:
@@ -98,6 +115,18 @@ def name_the_reservation(file: Path) -> None:
         connection.commit()
 
 
+def insert_the_checkout(file: Path) -> None:
+    """Insert the checkout that the valid requests name, CANCELLED."""
+    user = user_key("alice")
+    key = CheckoutKey(*user, CHECKOUT.rpartition("/")[2])
+    row = CHECKOUTS_TABLE.to_row(
+        Checkout(key, "default", "uid", CheckoutState.CANCELLED, False, "", 0, 1, 1, "order-17", "", 1, 1, 1, 1, 1, 1)
+    )
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute(f"INSERT INTO checkouts VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
+        connection.commit()
+
+
 def test_every_method_has_a_valid_request_and_every_field_a_row() -> None:
     assert {f"{ADMIN}/{method.name}" for method in ADMIN_SERVICE.methods} == set(METHODS)
     read = {
@@ -105,7 +134,7 @@ def test_every_method_has_a_valid_request_and_every_field_a_row() -> None:
         for method in ADMIN_SERVICE.methods
         for path in readable_fields(method.input_type)
     }
-    assert read - {(RELEASE, "force")} == {(one.method, one.field) for one in TABLE}
+    assert read - {(RELEASE, "force"), (END, "force")} == {(one.method, one.field) for one in TABLE}
 
 
 @pytest.mark.parametrize("one", TABLE, ids=lambda one: one.id)

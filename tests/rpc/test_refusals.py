@@ -23,7 +23,7 @@ from google.rpc import error_details_pb2
 from cart_grpc.names import item_id_of
 from tests.rpc.conftest import quiet_settings
 from tests.rpc.refusal import call, refuse, to_refusal
-from tests.rpc.right import CART, ITEM, RIGHT, SERVICE, SKU, USER, ask, request_of, right
+from tests.rpc.right import CART, CHECKOUT, ITEM, NEED_A_SALE, RIGHT, SERVICE, SKU, USER, ask, request_of, right
 from tests.service.conftest import Replica, running_replica
 
 MUTATIONS = [method.name for method in SERVICE.methods if not method.name.startswith(("Get", "List"))]
@@ -365,6 +365,39 @@ def list_rows() -> Iterator[Row]:
         yield row("ListCarts", "page_token", "INVALID_PAGE_TOKEN", text)
 
 
+BAD_CHECKOUTS = [
+    "", CART, USER, f"{USER}/checkouts", f"{USER}/checkouts/", f"{USER}/checkouts/-", f"/{CHECKOUT}", f"{CHECKOUT}/",
+    f"{CHECKOUT}\n", CHECKOUT.replace("-", ""), CHECKOUT[:-1], f"{CHECKOUT}0", CHECKOUT.replace("0", "g"),
+    CHECKOUT.replace("0", "٠"), CHECKOUT.replace("alice", "a b"), CHECKOUT.replace("checkouts", "carts"), "\0",
+]  # fmt: skip
+
+
+def checkout_rows() -> Iterator[Row]:
+    for method in ("CompleteCheckout", "CancelCheckout", "GetCheckout"):
+        yield from (row(method, "name", "INVALID_NAME", bad) for bad in BAD_CHECKOUTS)
+    yield from (row("BeginCheckout", "name", "INVALID_NAME", bad) for bad in ("", USER, ITEM, f"{CART}/", "\0"))
+    yield from (row("ListCheckouts", "parent", "INVALID_NAME", bad) for bad in ("", CART, "users/-", "users/"))
+    for seconds, nanos in ((0, 0), (59, 999_999_999), (86_400, 1), (-60, 0), (60, INT32[1]), (INT64[1], 0)):
+        yield row("BeginCheckout", "window", "OUT_OF_RANGE", Duration(seconds=seconds, nanos=nanos))
+    for code, units, field in (("eur", 1, "currency_code"), ("", 1, "currency_code"), ("EUR", -1, "minor_units")):
+        money = cart_pb2.Money(currency_code=code, minor_units=units)
+        violation = "INVALID_CURRENCY" if field == "currency_code" else "OUT_OF_RANGE"
+        yield row("BeginCheckout", "expected_subtotal", violation, money, at=f"expected_subtotal.{field}")
+    for text in ("", "o" * 129, "\U0001f6d2" * 129):
+        yield row("CompleteCheckout", "order_reference", "INVALID_LENGTH", text)
+    for control in CONTROL:
+        yield row("CompleteCheckout", "order_reference", "CONTROL_CHARACTER", f"a{control}b")
+    for size in (-1, INT32[0]):
+        yield row("ListCheckouts", "page_size", "OUT_OF_RANGE", size)
+    for text in ("x", "state", "state = NONSENSE", "state = ACTIVE", "state = OPEN AND", "order_reference", "\0",
+                 "order_reference = x", 'order_reference = "', 'order_reference = """', 'order_reference = "a\\n"',
+                 'state = OPEN OR order_reference = "x"', 'order_reference = "' + "\\" * 60_001):  # fmt: skip
+        yield row("ListCheckouts", "filter", "INVALID_FILTER", text)
+    yield row("ListCheckouts", "filter", "INVALID_LENGTH", 'order_reference = ""')
+    yield row("ListCheckouts", "filter", "CONTROL_CHARACTER", 'order_reference = "a\n"')
+    yield from (row("ListCheckouts", "page_token", "INVALID_PAGE_TOKEN", text) for text in GARBAGE_TOKENS)
+
+
 TABLE = [
     *name_rows(),
     *added_item_rows("AddItem", "item"),
@@ -377,13 +410,14 @@ TABLE = [
     *cart_rows("UpdateCart"),
     *itertools.chain.from_iterable(map(option_rows, MUTATIONS)),
     *list_rows(),
+    *checkout_rows(),
 ]
 
 # Output-only fields, and fields that repeat another field of the request: the server ignores them in requests.
 OUTPUT_ONLY = {
     cart_pb2.Cart.DESCRIPTOR: {
         "uid", "state", "items", "item_count", "total_quantity", "subtotal", "etag", "revision", "reconciling",
-        "create_time", "update_time", "expire_time",
+        "create_time", "update_time", "expire_time", "checkout", "merged_into",
     },
     cart_pb2.Item.DESCRIPTOR: {"uid", "create_time", "update_time", "reconciling", "reservation"},
 }  # fmt: skip
@@ -444,13 +478,13 @@ async def test_an_invalid_field_is_named_and_the_call_has_no_effect(alice: Repli
     assert await everything(alice) == before
 
 
-@pytest.mark.parametrize("method", list(RIGHT))
+@pytest.mark.parametrize("method", [method for method in RIGHT if method not in NEED_A_SALE])
 async def test_the_valid_requests_succeed(keeper: Replica, method: str) -> None:
     user = new_user()
     await keeper.add(SKU, 2, f"{user}/carts/default")
     before = await everything(keeper, user)
     await call(keeper, method, right(method, user))
-    changes = method not in ("GetCart", "ListCarts", "RetryReservation")
+    changes = method not in ("GetCart", "ListCarts", "ListCheckouts", "RetryReservation")
     assert (await everything(keeper, user) != before) == changes
 
 
@@ -590,6 +624,12 @@ def not_found_rows() -> Iterator[Scenario]:
     for method, request in {**ON_ITEM, **ON_CART, "GetCart": {"name": FIRST}}.items():
         yield found_missing(
             f"{method}-without-a-cart", [], method, request, "CART_NOT_FOUND", "cartgrpc.v1.Cart", FIRST
+        )
+    for method in sorted(NEED_A_SALE - {"BeginCheckout"}):
+        name = "{user}/checkouts/01900000-0000-7000-8000-000000000000"
+        request = {"name": name} | ({"orderReference": "x"} if method == "CompleteCheckout" else {})
+        yield found_missing(
+            f"{method}-of-nothing", [add()], method, request, "CHECKOUT_NOT_FOUND", "cartgrpc.v1.Checkout", name
         )
     for method, request in ON_ITEM.items():
         elsewhere = json.loads(json.dumps(request).replace(FIRST_ITEM, OTHER_ITEM))

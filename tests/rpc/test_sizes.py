@@ -68,6 +68,8 @@ def test_the_longest_cart_is_no_longer_than_it_counts(state: Observed, is_sealed
     for now in (0, LATE):
         length = encoded(cart, [line], now)
         assert length <= cart.byte_size
+        assert encoded(cart._replace(checkout_id=UUID), [line], now) <= cart.byte_size
+        assert encoded(cart._replace(merged_into=KEY.name), [line], now) <= cart.byte_size
         # The room for the fields with a fixed length is not much too large either.
         assert cart.byte_size - length < 1_400
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.engine import Engine as SyncEngine
 
 from cart_grpc import app
-from cart_grpc.carts.model import CartState
+from cart_grpc.carts.model import CartState, CheckoutState
 from cart_grpc.commands.direct import ExtendLeases, Purge, ReturnClaims
 from cart_grpc.commands.operator import Release, Retry
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
@@ -19,6 +19,7 @@ from cart_grpc.store import migrate, prepared
 from cart_grpc.store.connection_pool import ConnectionPool
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.postgresql import PostgresqlEngine
+from cart_grpc.store.read.checkout_reads import CheckoutPage, OperatorCheckoutPage
 from cart_grpc.store.read.operator_reads import BACKLOG
 from cart_grpc.store.read.reads import Page
 from cart_grpc.store.read.reservation_search import ReservationPage
@@ -45,6 +46,15 @@ FILL = {
     "items": (
         "SELECT i % 256, 'u' || (i % 1000), 'c' || i, 'x', 'uid' || i, 'sku', '{}', 1, NULL, '{}', 'r' || i, i, i "
         "FROM n WHERE i % 5 = 0"
+    ),
+    "checkouts": (
+        "SELECT i % 256, 'u' || (i % 1000), 'k' || i, 'c' || i, 'uid', "
+        "CASE WHEN i % 500 = 0 THEN 1 + i / 500 % 4 ELSE 3 END, "
+        "1 = 2, '', 0, 1, 1, 'o' || i, '', 700, 1, 1, i, i, i FROM n WHERE i % 5 = 0"
+    ),
+    "checkout_items": (
+        "SELECT i % 256, 'u' || (i % 1000), 'k' || i, 'x', 'c' || i, 'uid' || i, 'sku', '{}', 1, NULL, '{}', 'r' || i, "
+        "i, i FROM n WHERE i % 5 = 0"
     ),
     "replies": "SELECT i % 256, 'u' || (i % 1000), 'q' || i, uid, uid, i FROM n WHERE i % 5 = 0",
 }
@@ -158,7 +168,9 @@ def assert_no_scan(plans: dict[str, str]) -> None:
     assert plans
     for statement, plan in plans.items():
         for line in plan.splitlines():
-            table = re.search(r"\b(Seq Scan on|SCAN) (users|reservations|carts|items|replies|wanted)\b", line)
+            table = re.search(
+                r"\b(Seq Scan on|SCAN) (users|reservations|carts|items|checkouts|checkout_items|replies|wanted)\b", line
+            )
             # SQLite says SCAN for a partial index, which contains only the wanted rows.
             allowed = re.search(
                 r"USING (COVERING )?INDEX reservations_(due|due_release|reconciling|set_aside|finished)\b", line
@@ -247,6 +259,27 @@ async def test_the_search_for_due_rows_uses_the_time_as_an_index_condition(
         assert re.search(
             r"Index Cond: \((due_time|expire_time) <= |\((due_time|expire_time)(>\? AND \w+)?<\?\)", plan
         ), plan
+
+
+async def test_reads_of_checkouts_find_their_rows_by_an_index(planned: Planned) -> None:
+    reads, key = planned.store.checkout_reads, KEY.checkout("k1")
+    every, after = frozenset(CheckoutState), (1, "k1")
+    with collect_statements(planned.query_engine) as statements:
+        await reads.find(key)
+        await reads.find_summary(key)
+        for order in ("", "o1"):
+            await reads.list_of_user(CheckoutPage(KEY.user, 5, every, order, after))
+            await reads.list_of_all(OperatorCheckoutPage(5, every, 1, order, after))
+    plans = await planned.plans(statements)
+    assert_no_scan(plans)
+    for index in (
+        "checkouts_create_time",
+        "checkouts_running",
+        "checkouts_finished",
+        "checkouts_order_reference",
+        "reservations_checkout",
+    ):
+        assert re.search(rf"\b{index}\b", "\n".join(plans.values())), index
 
 
 async def test_reads_find_their_rows_by_an_index(planned: Planned) -> None:

@@ -898,6 +898,52 @@ class CartAdminServiceListCheckoutsResponse(_message.Message):
 Global___CartAdminServiceListCheckoutsResponse: _TypeAlias = CartAdminServiceListCheckoutsResponse  # noqa: Y015
 
 @_typing.final
+class CartAdminServiceGetCheckoutRequest(_message.Message):
+    """Request of GetCheckout. CartService has the message with the shorter name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """REQUIRED. The checkout: `users/{user}/checkouts/{checkout}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CartAdminServiceGetCheckoutRequest: _TypeAlias = CartAdminServiceGetCheckoutRequest  # noqa: Y015
+
+@_typing.final
+class CartAdminServiceGetCheckoutResponse(_message.Message):
+    """Response of GetCheckout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkout(self) -> _cart_pb2.Checkout:
+        """The checkout with its items."""
+
+    def __init__(
+        self,
+        *,
+        checkout: _cart_pb2.Checkout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkout", b"checkout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkout", b"checkout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CartAdminServiceGetCheckoutResponse: _TypeAlias = CartAdminServiceGetCheckoutResponse  # noqa: Y015
+
+@_typing.final
 class EndCheckoutRequest(_message.Message):
     """Request of EndCheckout."""
 

@@ -80,6 +80,11 @@ class CartAdminServiceStub(object):
                 request_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCheckoutsRequest.SerializeToString,
                 response_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCheckoutsResponse.FromString,
                 _registered_method=True)
+        self.GetCheckout = channel.unary_unary(
+                '/cartgrpc.v1.CartAdminService/GetCheckout',
+                request_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceGetCheckoutRequest.SerializeToString,
+                response_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceGetCheckoutResponse.FromString,
+                _registered_method=True)
         self.EndCheckout = channel.unary_unary(
                 '/cartgrpc.v1.CartAdminService/EndCheckout',
                 request_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.EndCheckoutRequest.SerializeToString,
@@ -172,8 +177,17 @@ class CartAdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListCheckouts(self, request, context):
-        """Lists checkouts of all users, without their items, the oldest first. Without a filter: those that are COMPLETING or
-        FAILED.
+        """Lists checkouts of all users, without their items: first those that have been in their state for the longest. One
+        that changes its state meanwhile moves to the end. Without a filter: those that are COMPLETING or FAILED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCheckout(self, request, context):
+        """Reads a checkout with its items.
+
+        Errors: NOT_FOUND / CHECKOUT_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -249,6 +263,11 @@ def add_CartAdminServiceServicer_to_server(servicer, server):
                     servicer.ListCheckouts,
                     request_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCheckoutsRequest.FromString,
                     response_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCheckoutsResponse.SerializeToString,
+            ),
+            'GetCheckout': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCheckout,
+                    request_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceGetCheckoutRequest.FromString,
+                    response_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceGetCheckoutResponse.SerializeToString,
             ),
             'EndCheckout': grpc.unary_unary_rpc_method_handler(
                     servicer.EndCheckout,
@@ -505,6 +524,33 @@ class CartAdminService(object):
             '/cartgrpc.v1.CartAdminService/ListCheckouts',
             cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCheckoutsRequest.SerializeToString,
             cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceListCheckoutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCheckout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cartgrpc.v1.CartAdminService/GetCheckout',
+            cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceGetCheckoutRequest.SerializeToString,
+            cartgrpc_dot_v1_dot_cart__admin__service__pb2.CartAdminServiceGetCheckoutResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -81,8 +81,13 @@ class CartAdminServiceStub:
     not, so that no call takes long. Only an empty next_page_token means that it is the last.
     """
     ListCheckouts: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.CartAdminServiceListCheckoutsRequest, _cart_admin_service_pb2.CartAdminServiceListCheckoutsResponse]
-    """Lists checkouts of all users, without their items, the oldest first. Without a filter: those that are COMPLETING or
-    FAILED.
+    """Lists checkouts of all users, without their items: first those that have been in their state for the longest. One
+    that changes its state meanwhile moves to the end. Without a filter: those that are COMPLETING or FAILED.
+    """
+    GetCheckout: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.CartAdminServiceGetCheckoutRequest, _cart_admin_service_pb2.CartAdminServiceGetCheckoutResponse]
+    """Reads a checkout with its items.
+
+    Errors: NOT_FOUND / CHECKOUT_NOT_FOUND.
     """
     EndCheckout: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.EndCheckoutRequest, _cart_admin_service_pb2.EndCheckoutResponse]
     """Ends a checkout that nobody else ends. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
@@ -147,8 +152,13 @@ class CartAdminServiceAsyncStub(CartAdminServiceStub):
     not, so that no call takes long. Only an empty next_page_token means that it is the last.
     """
     ListCheckouts: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.CartAdminServiceListCheckoutsRequest, _cart_admin_service_pb2.CartAdminServiceListCheckoutsResponse]  # type: ignore[assignment]
-    """Lists checkouts of all users, without their items, the oldest first. Without a filter: those that are COMPLETING or
-    FAILED.
+    """Lists checkouts of all users, without their items: first those that have been in their state for the longest. One
+    that changes its state meanwhile moves to the end. Without a filter: those that are COMPLETING or FAILED.
+    """
+    GetCheckout: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.CartAdminServiceGetCheckoutRequest, _cart_admin_service_pb2.CartAdminServiceGetCheckoutResponse]  # type: ignore[assignment]
+    """Reads a checkout with its items.
+
+    Errors: NOT_FOUND / CHECKOUT_NOT_FOUND.
     """
     EndCheckout: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.EndCheckoutRequest, _cart_admin_service_pb2.EndCheckoutResponse]  # type: ignore[assignment]
     """Ends a checkout that nobody else ends. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
@@ -264,8 +274,19 @@ class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cart_admin_service_pb2.CartAdminServiceListCheckoutsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cart_admin_service_pb2.CartAdminServiceListCheckoutsResponse, _abc.Awaitable[_cart_admin_service_pb2.CartAdminServiceListCheckoutsResponse]]:
-        """Lists checkouts of all users, without their items, the oldest first. Without a filter: those that are COMPLETING or
-        FAILED.
+        """Lists checkouts of all users, without their items: first those that have been in their state for the longest. One
+        that changes its state meanwhile moves to the end. Without a filter: those that are COMPLETING or FAILED.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCheckout(
+        self,
+        request: _cart_admin_service_pb2.CartAdminServiceGetCheckoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cart_admin_service_pb2.CartAdminServiceGetCheckoutResponse, _abc.Awaitable[_cart_admin_service_pb2.CartAdminServiceGetCheckoutResponse]]:
+        """Reads a checkout with its items.
+
+        Errors: NOT_FOUND / CHECKOUT_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

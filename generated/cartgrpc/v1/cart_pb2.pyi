@@ -55,7 +55,7 @@ Global___Money: _TypeAlias = Money  # noqa: Y015
 class Cart(_message.Message):
     """A cart of one user. With all its items, an encoded cart has at most 262,144 bytes by default, and 1,048,576 bytes
     whatever the configuration: every client with gRPC's default limit of 4 MB can receive it. The server counts the
-    texts that callers store, 256 bytes for the other fields of a cart, and 512 for those of an item.
+    texts that callers store, and 512 bytes each for the other fields of a cart and of an item.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

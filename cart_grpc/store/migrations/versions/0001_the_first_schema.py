@@ -280,6 +280,7 @@ def create_checkouts() -> None:
         ("checkouts_order_reference", ["order_reference"], "order_reference <> ''"),
     ):
         op.create_index(name, "checkouts", columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
+    op.create_index("checkouts_create_time", "checkouts", ["slice", "user_id", "create_time", "checkout_id"])
     op.create_table(
         "checkout_items",
         sa.Column("slice", sa.SmallInteger(), nullable=False),
