@@ -47,7 +47,11 @@ def progress(line: Line, now: int) -> Progress:
     every quantity intended since. An item that has passed to a checkout is COMMITTING, COMMITTED or REJECTED, and
     RELEASING and then REJECTED if the checkout was cancelled.
     """
-    row, wanted = line.reservation, line.item.quantity
+    return progress_of(line.reservation, line.item.quantity, now)
+
+
+def progress_of(row: Reservation, wanted: int, now: int) -> Progress:
+    """The progress of a reservation whose item has `wanted` units."""
     if row.state is Observed.COMMITTED:
         return Progress(ProgressState.COMMITTED, row.granted_quantity, None, "", "")
     held = _held_quantity(row, now)

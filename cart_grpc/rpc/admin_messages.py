@@ -5,8 +5,9 @@ from cartgrpc.v1 import cart_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cart_grpc.admin import ReconcilerStatus
-from cart_grpc.carts.progress import progress
+from cart_grpc.carts.progress import progress, progress_of
 from cart_grpc.commands.direct import MAX_SET_ASIDE_REASON
+from cart_grpc.protocol.reservation import Disposition
 from cart_grpc.reservation_api.wire import clean_text
 from cart_grpc.store.read.operator_reads import PauseSnapshot, ReservationSnapshot, Stats, UnreadableReservation
 
@@ -63,7 +64,11 @@ def _shown(seen: ReservationSnapshot) -> cart_pb2.Reservation.State.ValueType:
     """Return the state that a caller sees in the item; a removed item shows only in its cart's `reconciling`."""
     if seen.line:
         return cart_pb2.Reservation.State.ValueType(progress(seen.line, seen.now).state)
-    if seen.reservation.releasing:
+    row = seen.reservation
+    if row.disposition is Disposition.COMMIT:
+        # The item is in the checkout, and has the quantity that is being sold.
+        return cart_pb2.Reservation.State.ValueType(progress_of(row, row.quantity, seen.now).state)
+    if row.releasing:
         return cart_pb2.Reservation.STATE_RELEASING
     return cart_pb2.Reservation.STATE_UNSPECIFIED
 

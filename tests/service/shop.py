@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cart_grpc import app
+from cart_grpc.settings import Settings
 from cart_grpc.simulator.simulator import Simulator
 from tests.gate import Gate
 from tests.service.conftest import Replica
@@ -36,11 +37,11 @@ class ShiftedClock:
 
 @dataclass(frozen=True)
 class Shop:
-    """A server, its operators' stub, its database, and its Reservation API with 10 units of each sku."""
+    """A server, its operators' stub, its settings, and its Reservation API with 10 units of each sku."""
 
     replica: Replica
     admin: Any
-    database_url: str
+    settings: Settings
     simulator: Simulator
     clock: ShiftedClock
     gate: Gate
@@ -51,8 +52,9 @@ class Shop:
 
     async def run_sql(self, sql: str, **values: Any) -> None:
         """Run one statement in the database."""
-        scheme = "sqlite+aiosqlite" if self.database_url.startswith("sqlite") else "postgresql+asyncpg"
-        engine = create_async_engine(f"{scheme}{self.database_url[self.database_url.index(':') :]}")
+        url = self.settings.database_url.get_secret_value()
+        scheme = "sqlite+aiosqlite" if self.settings.is_embedded else "postgresql+asyncpg"
+        engine = create_async_engine(f"{scheme}{url[url.index(':') :]}")
         async with engine.begin() as connection:
             await connection.execute(text(sql), values)
         await engine.dispose()

@@ -1,24 +1,28 @@
 """The sale of a cart, end to end: over gRPC, with the simulated Reservation API, on both databases."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 from cartgrpc.v1 import cart_admin_service_pb2 as admin_pb
-from cartgrpc.v1 import cart_admin_service_pb2_grpc, cart_pb2
+from cartgrpc.v1 import cart_admin_service_pb2_grpc, cart_pb2, cart_service_pb2_grpc
 from cartgrpc.v1 import cart_service_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 
+from cart_grpc import app, cli
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
+from cart_grpc.simulator.simulator import Simulator
 from tests.gate import Gate
 from tests.postgres import PostgresServer
 from tests.rpc.refusal import Refusal, to_refusal
-from tests.service.conftest import running_replica
+from tests.service.conftest import Replica, running_replica
 from tests.service.shop import HOUR, Customer, ShiftedClock, Shop, Shown, State
 
 DAY_US = 24 * 3600 * 1_000_000
@@ -58,7 +62,7 @@ async def shop(url: str) -> AsyncIterator[Shop]:
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{replica.admin_port}")
         await stack.enter_async_context(channel)
         admin = cart_admin_service_pb2_grpc.CartAdminServiceStub(channel)
-        yield Shop(replica, admin, url, simulator, clock, gate)
+        yield Shop(replica, admin, settings, simulator, clock, gate)
     gate.open()
     await server.stop(0)
 
@@ -380,3 +384,120 @@ async def test_another_users_checkout_is_not_found(shop: Shop, buyer: Customer) 
         assert refusal.detail(error_details_pb2.ResourceInfo).resource_name == name
     assert list((await other.list()).checkouts) == []
     assert (await buyer.get(checkout.name)).state == State.STATE_OPEN
+
+
+async def test_a_call_waits_for_answers_that_another_replica_records(shop: Shop, buyer: Customer) -> None:
+    await buyer.fill("beans")
+    checkout = await buyer.begin()
+    async with AsyncExitStack() as stack:
+        replica = shop.replica
+        if not shop.settings.is_embedded:
+            replica = await stack.enter_async_context(running_replica(shop.settings, reconcile=False))
+        elsewhere = Customer(replace(shop, replica=replica), buyer.name)
+        with hanging(shop):
+            waiting = asyncio.ensure_future(elsewhere.complete(checkout.name))
+            completing = await buyer.eventually(checkout.name, lambda seen: seen.state == State.STATE_COMPLETING)
+            assert states_of(completing) == ["COMMITTING"]
+        assert (await waiting).state == State.STATE_COMPLETED
+
+
+async def test_operators_find_a_sale_without_an_answer_and_end_it(shop: Shop, buyer: Customer) -> None:
+    await buyer.fill("beans")
+    checkout = await buyer.begin()
+    with hanging(shop):
+        await buyer.complete(checkout.name, buyer.name, max_wait=None)
+        listed = await shop.admin.ListCheckouts(admin_pb.CartAdminServiceListCheckoutsRequest())
+        assert checkout.name in [each.name for each in listed.checkouts]
+        by_order = admin_pb.CartAdminServiceListCheckoutsRequest(order_reference=buyer.name)
+        [found] = (await shop.admin.ListCheckouts(by_order)).checkouts
+        assert (found.name, found.state, list(found.items)) == (checkout.name, State.STATE_COMPLETING, [])
+        by_order.min_age.seconds = 3600
+        assert not (await shop.admin.ListCheckouts(by_order)).checkouts
+        request = admin_pb.ListReservationsRequest(parent=buyer.cart)
+        [record] = (await shop.admin.ListReservations(request)).reservations
+        assert record.checkout == checkout.name
+        assert record.disposition == admin_pb.ReservationRecord.DISPOSITION_COMMIT
+        assert record.shown_state == Shown.STATE_COMMITTING
+        end = admin_pb.EndCheckoutRequest(name=checkout.name, reason="their ticket 17")
+        refusal = await refused(shop.admin.EndCheckout(end))
+        assert (refusal.code, refusal.info.reason) == ("FAILED_PRECONDITION", "CHECKOUT_COMPLETED")
+        end.force = True
+        ended = (await shop.admin.EndCheckout(end)).checkout
+        assert (ended.state, ended.reason, states_of(ended)) == (
+            State.STATE_COMPLETED, "ENDED_BY_OPERATOR", ["COMMITTED"],
+        )  # fmt: skip
+    seen = await shop.admin.GetCheckout(admin_pb.CartAdminServiceGetCheckoutRequest(name=checkout.name))
+    assert seen.checkout == ended == await buyer.get(checkout.name)
+
+
+async def test_an_open_checkout_that_an_operator_ends_gives_the_cart_back(shop: Shop, buyer: Customer) -> None:
+    await buyer.fill("beans")
+    checkout = await buyer.begin()
+    end = admin_pb.EndCheckoutRequest(name=checkout.name, reason="their ticket 17")
+    ended = (await shop.admin.EndCheckout(end)).checkout
+    assert (ended.state, ended.reason) == (State.STATE_CANCELLED, "ENDED_BY_OPERATOR")
+    assert (await buyer.get_cart()).state == Cart.STATE_ACTIVE
+
+
+async def test_operators_page_through_the_checkouts_of_all_users(shop: Shop) -> None:
+    names = set()
+    for _ in range(3):
+        buyer = shop.user()
+        await buyer.fill("beans", quantity=1)
+        names.add((await buyer.begin()).name)
+    seen: list[str] = []
+    states = [State.STATE_OPEN, State.STATE_CANCELLED]
+    request = admin_pb.CartAdminServiceListCheckoutsRequest(page_size=2, states=states)
+    times = []
+    while True:
+        page = await shop.admin.ListCheckouts(request)
+        seen += [each.name for each in page.checkouts]
+        times += [each.update_time.ToMicroseconds() for each in page.checkouts]
+        request.page_token = page.next_page_token
+        if not page.next_page_token:
+            break
+    assert len(seen) == len(set(seen))
+    assert names <= set(seen)
+    assert times == sorted(times)
+
+
+async def test_operators_have_a_command_for_checkouts(
+    shop: Shop, buyer: Customer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def operate(*arguments: str) -> str:
+        address = f"127.0.0.1:{shop.replica.admin_port}"
+        assert await asyncio.to_thread(cli.main, ["checkouts", *arguments, "--address", address]) == 0
+        return capsys.readouterr().out
+
+    await buyer.fill("beans")
+    checkout = await buyer.begin()
+    with hanging(shop):
+        await buyer.complete(checkout.name, buyer.name, max_wait=None)
+        listed = (await operate("list", "--order", buyer.name)).splitlines()
+        assert listed[0].split() == ["CHECKOUT", "STATE", "SINCE", "ITEMS", "SUBTOTAL", "ORDER", "CART", "WHY"]
+        assert listed[1].split()[:2] == [checkout.name, "COMPLETING"]
+        assert (await operate("list", "--state", "failed", "--order", buyer.name)).splitlines()[1:] == []
+        shown = await operate("show", checkout.name)
+        assert "COMMITTING" in shown
+        assert checkout.items[0].name in shown
+        ended = await operate("end", checkout.name, "--reason", "their ticket 17", "--force", "--json")
+    assert json.loads(ended)["state"] == "STATE_COMPLETED"
+
+
+async def test_a_call_that_waits_is_answered_when_the_server_begins_to_stop(
+    settings: Settings, gate: Gate, simulator: Simulator
+) -> None:
+    gate.open()
+    async with app.running(settings.with_changes(shutdown_grace=10), serve=True, reconcile=True) as server:
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
+        stub: Any = cart_service_pb2_grpc.CartServiceStub(channel)
+        buyer = Customer(
+            Shop(Replica(stub, channel, server.port), None, settings, simulator, ShiftedClock(), gate), "users/alice"
+        )
+        await buyer.fill("beans")
+        checkout = await buyer.begin()
+        gate.close()
+        waiting = asyncio.ensure_future(buyer.complete(checkout.name))
+        await buyer.eventually(checkout.name, lambda seen: seen.state == State.STATE_COMPLETING)
+    # At the end of the grace, the server would cancel a call that still waits.
+    assert (await waiting).state == State.STATE_COMPLETING
