@@ -4,6 +4,7 @@ A command imports only its own group, so that `cart-grpc cart` starts without th
 """
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
@@ -18,6 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     Raises SystemExit for wrong use, and if the output cannot be written.
     """
     terminal.prepare()
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
     given = sys.argv[1:] if arguments is None else arguments
     wanted = next((argument for argument in given if not argument.startswith("-")), "")
     try:
@@ -31,6 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
         # The parser prints its help without a flush.
         terminal.flush()
     return status
+
+
+def _complete() -> None:
+    """Answer a shell that completes a command line; it does not return. See argcomplete for how a shell gets there."""
+    import argcomplete  # noqa: PLC0415 - only the extra `cli` installs it
+
+    words = os.environ.get("COMP_LINE", "").split()[1:]
+    argcomplete.autocomplete(_parser(next((word for word in words if not word.startswith("-")), "")))
 
 
 def _parser(wanted: str) -> argparse.ArgumentParser:

@@ -34,6 +34,7 @@ class Group:
 
 
 GROUPS: Final = (
+    Group("cart_grpc.cart_cli", "cli", "rich", {"cart": "show and change carts, and check them out"}),
     Group(
         "cart_grpc.service_commands",
         "server",

@@ -48,7 +48,7 @@ def prepare() -> None:
 
 def say(*lines: str) -> None:
     """Print the lines, escaped. Raises SystemExit as `flush` does."""
-    _write("".join(f"{escape(line)}\n" for line in lines))
+    write("".join(f"{escape(line)}\n" for line in lines))
 
 
 def complain(text: object) -> None:
@@ -60,10 +60,11 @@ def complain(text: object) -> None:
 
 def flush() -> None:
     """Write out what others have printed. Raises SystemExit if it cannot be written, or if nobody reads it any more."""
-    _write("")
+    write("")
 
 
-def _write(text: str) -> None:
+def write(text: str) -> None:
+    """Print `text` as it is: everything in it that others wrote must be escaped. Raises SystemExit as `flush` does."""
     if sys.stdout is None:
         return
     try:
