@@ -77,10 +77,11 @@ class Scripted:
     def _answer(self, answer: Answer, context: Any) -> Any:
         if isinstance(answer, grpc.Status):
             context.abort_with_status(answer)
-        return answer if isinstance(answer, Message) else self._hang()
-
-    def _hang(self) -> None:
-        self.ended.wait(20)
+        if answer is None:
+            over = threading.Event()
+            if context.add_callback(over.set):
+                over.wait(20)
+        return answer
 
 
 @contextmanager
@@ -95,7 +96,6 @@ def scripted_server() -> Iterator[Scripted]:
         try:
             yield scripted
         finally:
-            scripted.ended.set()
             server.stop(0).wait()
 
 
