@@ -83,7 +83,11 @@ def _freeze(cart: Cart, lines: Sequence[Line], call: BeginCheckout, given: Given
 
 
 def _join(line: Line, checkout: Checkout, now: int) -> Reservation:
-    """The line's reservation as part of the checkout, extended if it ends too early."""
+    """The line's reservation as part of the checkout, extended if it ends too early.
+
+    A renewal that is under way for a hold that lasts long enough goes on. Its record knows nothing of the checkout. If
+    it says that the hold is lost, Complete refuses, and the sweeper thaws the cart.
+    """
     row, end = line.reservation, checkout.expire_time + MARGIN_US
     if not _is_held(line, end):
         row = extend(row, end - now, now)

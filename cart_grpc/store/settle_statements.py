@@ -67,8 +67,6 @@ def as_claimed(answers: FromClause) -> list[ColumnElement[bool]]:
         *(table.c[name].is_not_distinct_from(answers.c[f"old_{name}"]) for name in UNCHANGED),
         # The claim was returned, its call got no answer, or the row was set aside.
         table.c.lease_expire_time.is_not(None),
-        # A checkout has begun: something must follow the answer.
-        table.c.checkout_id == literal_column("''"),
         # An attempt was opened.
         table.c.uncertain_until.is_(None),
     ]

@@ -278,17 +278,6 @@ async def test_an_operator_ends_a_checkout_in_each_state(store: Store, engine: E
         await store.intervene(EndCheckout(KEY.checkout("0" * 36), "stuck", force=False))
 
 
-async def test_an_answer_to_a_claim_from_before_the_checkout_is_not_recorded_the_short_way(
-    store: Store, engine: Engine
-) -> None:
-    await store.mutate(add("a"))
-    [claimed] = await claim(store, HOLD_LANE)
-    # A checkout cannot begin now. If it did, the guard must notice.
-    await overwrite(engine, schema.reservations, checkout_id="x")
-    recorded = await store.record(answered(claimed))
-    assert recorded.reservation.checkout_id == "x"
-
-
 async def test_a_checkout_and_its_reservations_are_purged_together_and_leave_no_bytes(
     store: Store, engine: Engine
 ) -> None:

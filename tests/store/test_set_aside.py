@@ -264,4 +264,4 @@ async def test_carts_that_cannot_be_expired_do_not_keep_the_others_from_it(
     sweeping = sweeper.Sweeper(store, never, HOUR)
     assert [(await sweeping.run_once()).changed["expire carts"] for _ in range(3)] == [0, 1, 0]
     alarms = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
-    assert sorted(alarms) == sorted(f"ALARM {key.name}: the cart cannot be expired" for key in bad)
+    assert sorted(alarms) == sorted(f"ALARM {key.name}: the sweeper cannot expire carts" for key in bad)
