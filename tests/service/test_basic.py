@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from cart_grpc.settings import Settings
@@ -334,3 +335,22 @@ class TestTwoReplicas:
         assert len(simulator.posts) == 8
         for posts in simulator.posts.values():
             assert all(later - earlier > GRACE for earlier, later in pairwise(posts))
+
+
+async def test_a_cart_is_sold_without_another_call_and_its_reservation_is_never_released(service: Service) -> None:
+    await service.add(SKU, 2)
+    await item_in(service, State.STATE_RESERVED)
+    wait = Duration(seconds=10)
+    begin = cart_service_pb2.BeginCheckoutRequest(name=CART, max_wait=wait)
+    checkout = (await service.stub.BeginCheckout(begin)).checkout
+    assert checkout.ready
+    complete = cart_service_pb2.CompleteCheckoutRequest(name=checkout.name, order_reference="o", max_wait=wait)
+    sold = (await service.stub.CompleteCheckout(complete)).checkout
+    assert (sold.state, sold.items[0].reservation.state) == (
+        cart_pb2.Checkout.STATE_COMPLETED, State.STATE_COMMITTED,
+    )  # fmt: skip
+    # The next cart's reservation of the same sku does not touch it.
+    item = await service.add(SKU, 1)
+    await service.stub.RemoveItem(cart_service_pb2.RemoveItemRequest(name=item.name))
+    await service.settled()
+    assert service.simulator.levels(SKU).held == 2

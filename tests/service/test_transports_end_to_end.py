@@ -2,11 +2,12 @@
 
 import pytest
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from cart_grpc.protocol.reservation import Observed
 from cart_grpc.simulator.faults import Faults
-from tests.service.conftest import Service
+from tests.service.conftest import CART, Service
 
 SKU = "espresso-beans"
 State = cart_pb2.Reservation.State
@@ -172,3 +173,28 @@ async def test_the_final_quantity_is_exact_in_spite_of_all_faults_at_once(servic
         await until_called(service, calls + 1)
     service.simulator.faults = HEALTHY
     await assert_reserved_exactly(service, 6)
+
+
+async def test_a_cart_is_sold_exactly_once_in_spite_of_lost_and_repeated_messages(service: Service) -> None:
+    await service.add(quantity=2)
+    await assert_reserved_exactly(service, 2)
+    wait = Duration(seconds=10)
+    begin = cart_service_pb2.BeginCheckoutRequest(name=CART, window=Duration(seconds=3600), max_wait=wait)
+    checkout = (await service.stub.BeginCheckout(begin)).checkout
+    assert checkout.ready
+    service.simulator.faults = Faults(lost_after_effect=1.0, duplicated=1.0, duplicate_delay_us=1)
+    complete = cart_service_pb2.CompleteCheckoutRequest(name=checkout.name, order_reference="order-1")
+    await service.stub.CompleteCheckout(complete)
+    calls = service.simulator.call_count
+    await until_called(service, calls + 3)
+    read = cart_service_pb2.GetCheckoutRequest(name=checkout.name)
+    assert (await service.stub.GetCheckout(read)).checkout.state == cart_pb2.Checkout.STATE_COMPLETING
+    service.simulator.faults = HEALTHY
+    complete.max_wait.CopyFrom(wait)
+    sold = (await service.stub.CompleteCheckout(complete)).checkout
+    assert (sold.state, sold.items[0].reservation.state) == (
+        cart_pb2.Checkout.STATE_COMPLETED, State.STATE_COMMITTED,
+    )  # fmt: skip
+    assert await service.simulator.settle(10)
+    levels = service.simulator.levels(SKU)
+    assert (levels.held, levels.committed) == (0, 2)

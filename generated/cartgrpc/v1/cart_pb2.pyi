@@ -295,7 +295,8 @@ class Item(_message.Message):
     RESERVATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """IDENTIFIER. `users/{user}/carts/{cart}/items/{item}`. The server derives the item id from sku and options, so an
-    item that is removed and added again has the same name.
+    item that is removed and added again has the same name. An item keeps its name when it passes to a checkout; an item
+    of the next cart may have the same name, and another uid.
     """
     uid: _builtins.str
     """OUTPUT_ONLY. Distinguishes this item from earlier and later items of the same name."""
@@ -383,11 +384,15 @@ class Reservation(_message.Message):
         STATE_RESERVED: Reservation._State.ValueType  # 2
         """The requested quantity is held until expire_time. The server renews the hold while the item is in the cart."""
         STATE_REJECTED: Reservation._State.ValueType  # 3
-        """The Reservation API refused; reason says why. RetryReservation tries again."""
+        """The Reservation API refused; reason says why. RetryReservation tries again. In a checkout that was cancelled, also
+        an item that was not sold and is released.
+        """
         STATE_EXPIRED: Reservation._State.ValueType  # 4
         """The hold expired before the server could renew it. The server requests it again."""
         STATE_RELEASING: Reservation._State.ValueType  # 5
-        """The item was removed and its hold is being released. Only CartAdminService shows this state."""
+        """The item was removed and its hold is being released; only CartAdminService shows this. Or the item belongs to a
+        checkout that was cancelled before the item was sold.
+        """
         STATE_COMMITTED: Reservation._State.ValueType  # 6
         """The stock is sold."""
         STATE_UNCERTAIN: Reservation._State.ValueType  # 7
@@ -407,11 +412,15 @@ class Reservation(_message.Message):
     STATE_RESERVED: Reservation.State.ValueType  # 2
     """The requested quantity is held until expire_time. The server renews the hold while the item is in the cart."""
     STATE_REJECTED: Reservation.State.ValueType  # 3
-    """The Reservation API refused; reason says why. RetryReservation tries again."""
+    """The Reservation API refused; reason says why. RetryReservation tries again. In a checkout that was cancelled, also
+    an item that was not sold and is released.
+    """
     STATE_EXPIRED: Reservation.State.ValueType  # 4
     """The hold expired before the server could renew it. The server requests it again."""
     STATE_RELEASING: Reservation.State.ValueType  # 5
-    """The item was removed and its hold is being released. Only CartAdminService shows this state."""
+    """The item was removed and its hold is being released; only CartAdminService shows this. Or the item belongs to a
+    checkout that was cancelled before the item was sold.
+    """
     STATE_COMMITTED: Reservation.State.ValueType  # 6
     """The stock is sold."""
     STATE_UNCERTAIN: Reservation.State.ValueType  # 7
@@ -572,7 +581,9 @@ class Checkout(_message.Message):
     etag: _builtins.str
     """OUTPUT_ONLY. Changes whenever a caller changes the checkout, and never otherwise."""
     reconciling: _builtins.bool
-    """OUTPUT_ONLY. True while the server is still working on a reservation of the checkout."""
+    """OUTPUT_ONLY. True while the checkout is OPEN and not ready, while it is COMPLETING, and while a release is not
+    confirmed.
+    """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Item]:
         """OUTPUT_ONLY. The items. Empty in ListCheckouts, and if the cart got its items back."""

@@ -10,7 +10,9 @@ Every mutation takes three fields, which mean the same in each of them:
   effect. A request_id is scoped to the user, not to the cart. Reusing it with a different body fails with
   INVALID_ARGUMENT / REQUEST_ID_REUSED. Only max_wait may differ; with it, the reservations in the reply are current.
   The server does not store errors: a call that failed may be repeated with the same request_id.
-* `etag` is optional. If it is set and is not the cart's current etag, the call fails with ABORTED / ETAG_MISMATCH.
+* `etag` is optional. If it is set and is not the current etag of the cart, or of the checkout that the call names, the
+  call fails with ABORTED / ETAG_MISMATCH. BeginCheckout, CompleteCheckout and CancelCheckout ignore it if they change
+  nothing.
 * `max_wait` (0 to 60 seconds; default 0) delays the response until the Reservation API has answered for everything
   that the call changed. If the time runs out, the response shows the current state. That is not an error.
 
@@ -34,6 +36,9 @@ subtotal; bytes_per_user (the user's carts, stored replies and reservations); ca
 units_per_user (of the user's carts that have not ended; what an item asks for counts, whether it is reserved yet or
 not). None of them refuses a call that does not make its total larger, and bytes_per_user refuses no call that only
 removes items or ends a cart. So items can always be removed.
+
+While a checkout of a cart is OPEN, every other mutation of the cart fails with FAILED_PRECONDITION / CART_FROZEN.
+ErrorInfo.metadata has the `checkout` and its `expire_time`.
 
 An error of the Reservation API is never an error of a call: it shows in the state of an item's reservation.
 """
@@ -1188,7 +1193,7 @@ class BeginCheckoutRequest(_message.Message):
 
     @_builtins.property
     def max_wait(self) -> _duration_pb2.Duration:
-        """OPTIONAL. How long to wait until the checkout is ready, 0 to 60 seconds."""
+        """OPTIONAL. How long to wait until the checkout is ready or has ended, 0 to 60 seconds."""
 
     def __init__(
         self,
@@ -1419,7 +1424,9 @@ class ListCheckoutsRequest(_message.Message):
     page_token: _builtins.str
     """The next_page_token of the previous page. All other fields except page_size must be the same as for that page."""
     filter: _builtins.str
-    """`state = OPEN`, or several such terms joined with `OR`; or `order_reference = "..."`. If empty, all checkouts."""
+    """`state = OPEN`, or several such terms joined with `OR`; or `order_reference = "..."`, with a backslash before each
+    quote and each backslash of the value. If empty, all checkouts.
+    """
     def __init__(
         self,
         *,

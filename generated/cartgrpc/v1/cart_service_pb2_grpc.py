@@ -283,7 +283,8 @@ class CartServiceServicer(object):
         calls never make two checkouts.
 
         Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended, CART_EMPTY,
-        NOT_RESERVED with a violation for each item that is not RESERVED, or SUBTOTAL_MISMATCH.
+        NOT_RESERVED with a violation for each item that is not RESERVED (for the first ones if there are many; `count` in
+        ErrorInfo.metadata is their number), or SUBTOTAL_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -305,8 +306,8 @@ class CartServiceServicer(object):
 
     def CancelCheckout(self, request, context):
         """Ends a checkout that is OPEN or FAILED. If it was OPEN, the cart is ACTIVE again, and its holds continue. If it was
-        FAILED, the items that are COMMITTED stay sold, and the others are released. Changes nothing if the checkout is
-        CANCELLED or EXPIRED already.
+        FAILED, the items that are COMMITTED stay sold, and the others are released: the response has both. Changes nothing
+        if the checkout is CANCELLED or EXPIRED already.
 
         Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_COMPLETED if it is COMPLETING or COMPLETED.
         """

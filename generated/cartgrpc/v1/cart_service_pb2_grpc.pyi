@@ -10,7 +10,9 @@ Every mutation takes three fields, which mean the same in each of them:
   effect. A request_id is scoped to the user, not to the cart. Reusing it with a different body fails with
   INVALID_ARGUMENT / REQUEST_ID_REUSED. Only max_wait may differ; with it, the reservations in the reply are current.
   The server does not store errors: a call that failed may be repeated with the same request_id.
-* `etag` is optional. If it is set and is not the cart's current etag, the call fails with ABORTED / ETAG_MISMATCH.
+* `etag` is optional. If it is set and is not the current etag of the cart, or of the checkout that the call names, the
+  call fails with ABORTED / ETAG_MISMATCH. BeginCheckout, CompleteCheckout and CancelCheckout ignore it if they change
+  nothing.
 * `max_wait` (0 to 60 seconds; default 0) delays the response until the Reservation API has answered for everything
   that the call changed. If the time runs out, the response shows the current state. That is not an error.
 
@@ -34,6 +36,9 @@ subtotal; bytes_per_user (the user's carts, stored replies and reservations); ca
 units_per_user (of the user's carts that have not ended; what an item asks for counts, whether it is reserved yet or
 not). None of them refuses a call that does not make its total larger, and bytes_per_user refuses no call that only
 removes items or ends a cart. So items can always be removed.
+
+While a checkout of a cart is OPEN, every other mutation of the cart fails with FAILED_PRECONDITION / CART_FROZEN.
+ErrorInfo.metadata has the `checkout` and its `expire_time`.
 
 An error of the Reservation API is never an error of a call: it shows in the state of an item's reservation.
 """
@@ -159,7 +164,8 @@ class CartServiceStub:
     calls never make two checkouts.
 
     Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended, CART_EMPTY,
-    NOT_RESERVED with a violation for each item that is not RESERVED, or SUBTOTAL_MISMATCH.
+    NOT_RESERVED with a violation for each item that is not RESERVED (for the first ones if there are many; `count` in
+    ErrorInfo.metadata is their number), or SUBTOTAL_MISMATCH.
     """
     CompleteCheckout: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.CompleteCheckoutRequest, _cart_service_pb2.CompleteCheckoutResponse]
     """Decides the sale: call it when the customer has paid. The items pass to the checkout, the cart is CHECKED_OUT, and
@@ -173,8 +179,8 @@ class CartServiceStub:
     """
     CancelCheckout: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.CancelCheckoutRequest, _cart_service_pb2.CancelCheckoutResponse]
     """Ends a checkout that is OPEN or FAILED. If it was OPEN, the cart is ACTIVE again, and its holds continue. If it was
-    FAILED, the items that are COMMITTED stay sold, and the others are released. Changes nothing if the checkout is
-    CANCELLED or EXPIRED already.
+    FAILED, the items that are COMMITTED stay sold, and the others are released: the response has both. Changes nothing
+    if the checkout is CANCELLED or EXPIRED already.
 
     Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_COMPLETED if it is COMPLETING or COMPLETED.
     """
@@ -285,7 +291,8 @@ class CartServiceAsyncStub(CartServiceStub):
     calls never make two checkouts.
 
     Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended, CART_EMPTY,
-    NOT_RESERVED with a violation for each item that is not RESERVED, or SUBTOTAL_MISMATCH.
+    NOT_RESERVED with a violation for each item that is not RESERVED (for the first ones if there are many; `count` in
+    ErrorInfo.metadata is their number), or SUBTOTAL_MISMATCH.
     """
     CompleteCheckout: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.CompleteCheckoutRequest, _cart_service_pb2.CompleteCheckoutResponse]  # type: ignore[assignment]
     """Decides the sale: call it when the customer has paid. The items pass to the checkout, the cart is CHECKED_OUT, and
@@ -299,8 +306,8 @@ class CartServiceAsyncStub(CartServiceStub):
     """
     CancelCheckout: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.CancelCheckoutRequest, _cart_service_pb2.CancelCheckoutResponse]  # type: ignore[assignment]
     """Ends a checkout that is OPEN or FAILED. If it was OPEN, the cart is ACTIVE again, and its holds continue. If it was
-    FAILED, the items that are COMMITTED stay sold, and the others are released. Changes nothing if the checkout is
-    CANCELLED or EXPIRED already.
+    FAILED, the items that are COMMITTED stay sold, and the others are released: the response has both. Changes nothing
+    if the checkout is CANCELLED or EXPIRED already.
 
     Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_COMPLETED if it is COMPLETING or COMPLETED.
     """
@@ -498,7 +505,8 @@ class CartServiceServicer(metaclass=_abc_1.ABCMeta):
         calls never make two checkouts.
 
         Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended, CART_EMPTY,
-        NOT_RESERVED with a violation for each item that is not RESERVED, or SUBTOTAL_MISMATCH.
+        NOT_RESERVED with a violation for each item that is not RESERVED (for the first ones if there are many; `count` in
+        ErrorInfo.metadata is their number), or SUBTOTAL_MISMATCH.
         """
 
     @_abc_1.abstractmethod
@@ -524,8 +532,8 @@ class CartServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cart_service_pb2.CancelCheckoutResponse, _abc.Awaitable[_cart_service_pb2.CancelCheckoutResponse]]:
         """Ends a checkout that is OPEN or FAILED. If it was OPEN, the cart is ACTIVE again, and its holds continue. If it was
-        FAILED, the items that are COMMITTED stay sold, and the others are released. Changes nothing if the checkout is
-        CANCELLED or EXPIRED already.
+        FAILED, the items that are COMMITTED stay sold, and the others are released: the response has both. Changes nothing
+        if the checkout is CANCELLED or EXPIRED already.
 
         Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_COMPLETED if it is COMPLETING or COMPLETED.
         """
