@@ -8,18 +8,18 @@ from cart_grpc.store.store import Store
 ROWS_PER_STEP = 100
 
 
-async def erase(store: Store, user: UserKey) -> int:
-    """Make the next step of an erasure that was begun. Return how much it did: 0 if the erasure waits or is over.
+async def erase(store: Store, user: UserKey) -> bool:
+    """Make the next step of an erasure that was begun. Return whether it did anything: not if it waits or is over.
 
     It waits for running checkouts, then for the Reservation API to confirm every release. Raises DatabaseUnavailable.
     """
     seen = await store.erasures.find(user)
     if seen.begin_time is None or seen.blocking:
-        return 0
+        return False
     if seen.open_carts:
-        return sum([await store.intervene(EraseCart(cart)) for cart in seen.open_carts])
+        return any([await store.intervene(EraseCart(cart)) for cart in seen.open_carts])
     if seen.unreleased_count:
-        return 0
+        return False
     if seen.merged:
-        return sum([await store.intervene(ForgetMerge(cart, user)) for cart in seen.merged])
-    return await store.erase_rows(EraseRows(user, ROWS_PER_STEP))
+        return any([await store.intervene(ForgetMerge(cart, user)) for cart in seen.merged])
+    return await store.erase_rows(EraseRows(user, ROWS_PER_STEP)) > 0

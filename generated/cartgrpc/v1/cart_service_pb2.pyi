@@ -35,6 +35,9 @@ units_per_user (of the user's carts that have not ended; what an item asks for c
 not). None of them refuses a call that does not make its total larger, and bytes_per_user refuses no call that only
 removes items or ends a cart. So items can always be removed.
 
+All mutations but CompleteCheckout and CancelCheckout fail with FAILED_PRECONDITION / USER_ERASING, without effect,
+while an operator erases the user, or the user of the source of MergeCarts.
+
 An error of the Reservation API is never an error of a call: it shows in the state of an item's reservation.
 """
 
