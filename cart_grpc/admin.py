@@ -1,4 +1,4 @@
-"""The actions of operators: inspect, retry and release reservations, end checkouts, pause and resume all calls."""
+"""The actions of operators: inspect and end reservations and checkouts, pause all calls, erase users."""
 
 import logging
 from collections.abc import Sequence
@@ -10,12 +10,14 @@ from cart_grpc.carts.refusals import ReservationUnprocessable
 from cart_grpc.commands.checkout import EndCheckout
 from cart_grpc.commands.command import Command
 from cart_grpc.commands.direct import Pause, Resume
+from cart_grpc.commands.erase import EraseUser
 from cart_grpc.commands.operator import Release, Retry
-from cart_grpc.names import CheckoutKey
+from cart_grpc.names import CheckoutKey, UserKey
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.failures import is_row_at_fault
 from cart_grpc.store.read.cart_search import CartSearch, CartsFound
 from cart_grpc.store.read.checkout_reads import CheckoutSnapshot, CheckoutSummary, OperatorCheckoutPage
+from cart_grpc.store.read.erasures import Erasure
 from cart_grpc.store.read.operator_reads import (
     PauseSnapshot,
     ReservationSnapshot,
@@ -65,6 +67,15 @@ class OperatorActions:
     async def find_carts(self, search: CartSearch) -> CartsFound:
         """Return one page of carts of all users."""
         return await self._store.cart_searches.find(search)
+
+    async def erase_user(self, user: UserKey, *, progress_only: bool) -> Erasure:
+        """Begin to erase a user for whom something is stored, unless `progress_only`. Returns how far it is."""
+        seen = await self._store.erasures.find(user)
+        if progress_only or not seen.is_stored or seen.begin_time is not None:
+            return seen
+        if await self._store.intervene(EraseUser(user)):
+            log.warning("%s: an operator began to erase the user", user.name)
+        return await self._store.erasures.find(user)
 
     async def get_stats(self) -> Stats:
         """Return the size of the backlog."""

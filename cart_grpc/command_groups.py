@@ -51,6 +51,7 @@ GROUPS: Final = (
             "reservations": "for operators: show stuck reservations and end them",
             "carts": "for operators: find carts of all users",
             "checkouts": "for operators: show stuck checkouts and end them",
+            "users": "for operators: erase a user",
         },
     ),
 )

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from cart_grpc import admin_cli, carts_cli, checkouts_cli, configuration, partner_cli, process, server_cli
+from cart_grpc import admin_cli, carts_cli, checkouts_cli, configuration, partner_cli, process, server_cli, users_cli
 from cart_grpc.command_groups import Commands
 from cart_grpc.configuration import SettingsError
 from cart_grpc.database_setup import StartupError
@@ -53,6 +53,7 @@ def add_commands(commands: Commands, descriptions: Mapping[str, str]) -> None:
     admin_cli.add_commands(add("reservations", None))
     carts_cli.add_commands(add("carts", None))
     checkouts_cli.add_commands(add("checkouts", None))
+    users_cli.add_commands(add("users", None))
 
 
 def _start(arguments: argparse.Namespace) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from cartgrpc.v1 import cart_service_pb2
+from pydantic import SecretStr
 
-from cart_grpc import app, cli
+from cart_grpc import app, cli, users_cli
 from cart_grpc.settings import Settings
 from cart_grpc.store import schema
 from cart_grpc.store.engine import connect
@@ -109,6 +110,39 @@ async def test_carts_of_all_users_are_listed_and_filtered(replica: Replica, oper
     assert len((await operate("list", "--limit", "2", group="carts")).rows) == 2
 
 
+@pytest.fixture
+async def sweeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Replica]:
+    """A server that sweeps often. Its Reservation API does not answer."""
+    settings = quiet_settings(f"sqlite:///{tmp_path}/cart.db").with_changes(
+        admin_listen="127.0.0.1:0", reservation_url=SecretStr("http://127.0.0.1:1"), housekeeping_interval=0.1
+    )
+    async with running_replica(settings) as replica:
+        monkeypatch.setenv("CART_ADMIN_LISTEN", f"127.0.0.1:{replica.admin_port}")
+        yield replica
+
+
+async def test_a_user_is_erased_and_the_progress_is_shown(
+    sweeping: Replica, operate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(users_cli, "POLL_SECONDS", 0.02)
+    said = await operate("erase", "nobody", group="users")
+    assert (said.status, said.rows) == (0, [["yes", "0", "0", "0", "-", "-"]])
+    item = await sweeping.add()
+    [line] = (await operate("erase", "users/alice", "--json", group="users")).lines
+    assert json.loads(line)["unreleasedCount"] == "1"
+    [row] = (await operate("erase", "alice", "--progress-only", group="users")).rows
+    assert (row[:4], row[5]) == (["no", "0", "1", "1"], "-")
+    await operate("release", item.reservation.reservation_id, "--force", "--reason", "their ticket 17")
+    said = await operate("erase", "alice", "--wait", group="users")
+    assert (said.status, said.rows) == (0, [["yes", "0", "0", "0", "-", "-"]])
+    assert set(said.err.splitlines()) <= {
+        f"cart-grpc: users/alice: {count} carts and 0 reservations that are not released are left" for count in (0, 1)
+    }
+    said = await operate("erase", "a b", group="users")
+    assert (said.status, said.out) == (1, "")
+    assert "name: must be users/{user}" in said.err
+
+
 async def test_a_long_list_is_fetched_in_pages(replica: Replica, operate: Any) -> None:
     for cart in range(3):
         request = cart_service_pb2.BatchAddItemsRequest(parent=f"users/alice/carts/{cart}")
@@ -191,7 +225,9 @@ def test_wrong_use_ends_with_2_and_a_usage_line(arguments: list[str], capsys: An
     assert_usage(["reservations", *arguments], capsys)
 
 
-@pytest.mark.parametrize("arguments", [["carts"], ["carts", "list", "--state", "held"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["carts"], ["carts", "list", "--state", "held"], ["users"], ["users", "erase"]], ids=" ".join
+)
 def test_wrong_use_of_the_other_groups_ends_with_2_and_a_usage_line(arguments: list[str], capsys: Any) -> None:
     assert_usage(arguments, capsys)
 

@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from cart_grpc.background.erasure import erase
 from cart_grpc.background.loop import Loop
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.checkout import EvaluateCheckout
 from cart_grpc.commands.direct import DEFAULT_CHECKOUT_RETENTION_US, Purge
-from cart_grpc.names import CheckoutKey
+from cart_grpc.names import CheckoutKey, UserKey
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds
 
@@ -58,10 +59,14 @@ def chores(store: Store) -> Sequence[Chore]:
             log.error("ALARM %s", evaluated.alarm)
         return evaluated.is_changed
 
+    async def erase_user(key: UserKey) -> bool:
+        return await erase(store, key)
+
     return (
         Chore("expire carts", store.reads.find_idle_carts, store.expire),
         Chore("end windows", find.find_ended_windows, evaluate),
         Chore("evaluate checkouts", find.find_answered_checkouts, evaluate),
+        Chore("erase users", store.erasures.find_users, erase_user),
     )
 
 

@@ -139,6 +139,14 @@ def expire_cart(loaded: LoadedCart, now: int) -> Change | None:
     return take_out(cart._replace(state=CartState.EXPIRED), loaded.lines.values(), now)
 
 
+def erase_cart(loaded: LoadedCart, now: int) -> Change | None:
+    """End an ACTIVE cart as DELETED, for an operator; None if there is no such cart."""
+    cart = loaded.cart
+    if cart is None or cart.state is not CartState.ACTIVE:
+        return None
+    return take_out(cart._replace(state=CartState.DELETED), loaded.lines.values(), now)
+
+
 def _create_cart(loaded: OpenCart, call: CreateCart, given: Given) -> Change:
     values = call.values
     cart = _own_currency(relabel(loaded.cart, values.labels), values.currency_code)._replace(ttl_us=values.ttl_us)

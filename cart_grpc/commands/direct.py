@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from cart_grpc.names import UserKey
 from cart_grpc.protocol.lanes import Lane
 from cart_grpc.protocol.reservation import Reservation
 
@@ -77,6 +78,18 @@ class Purge:
 
 
 @dataclass(frozen=True, slots=True)
+class EraseRows:
+    """Delete up to `limit` rows of each table that belong to a user who is being erased, and at last the user's row.
+
+    Call it once no cart of the user is open, no checkout is running, every reservation is finished and no other cart
+    names the user's. The answer: the number of deleted rows; 0 if another transaction works on the user.
+    """
+
+    user: UserKey
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """Stop all claims, in every process, until Resume. If they are stopped already, replace only the reason."""
 
@@ -93,4 +106,4 @@ class Ping:
     """Write a batch's commit marker and nothing else, to see whether the database accepts writes."""
 
 
-DirectCommand = Claim | SetAside | ExtendLeases | ReturnClaims | Ping | Purge | Pause | Resume
+DirectCommand = Claim | SetAside | ExtendLeases | ReturnClaims | Ping | Purge | EraseRows | Pause | Resume

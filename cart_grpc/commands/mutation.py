@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cart_grpc.carts.calls import Call, Change, Given, Limits, NewId
+from cart_grpc.carts.checkout_refusals import UserErasing
 from cart_grpc.carts.model import ENDED
 from cart_grpc.carts.refusals import LimitExceeded
 from cart_grpc.carts.rules import decide
@@ -35,6 +36,9 @@ class Mutation:
         repeated = unit.find_reply(reply_key, call.fingerprint)
         if repeated is not None:
             return repeated
+        for read in call.reads if unit.erase_times else ():
+            if read.cart.user in unit.erase_times:
+                raise UserErasing(read.cart.user.name)
         change = decide(unit.get_loaded_cart(call.reads), call, Given(self.limits, now, new_id))
         # Encode first: if this fails, the unit of work must be unchanged.
         reply = self.encode(change, now)

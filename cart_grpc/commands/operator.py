@@ -33,7 +33,8 @@ class Retry:
         line = unit.find_line(reservation.cart, reservation.item_id)
         is_current = line is not None and line.reservation is reservation
         # A row that is set aside may have no revision left for another intent.
-        asks_again = line and is_current and not reservation.set_aside_reason
+        may_ask = not reservation.set_aside_reason and reservation.cart.user not in unit.erase_times
+        asks_again = line and is_current and may_ask
         if line and asks_again and progress(line, now).state in (ProgressState.REJECTED, ProgressState.EXPIRED):
             call = RetryReservation(reservation.cart, reservation.item_id)
             change = decide(unit.get_loaded_cart(call.reads), call, Given(self.limits, now, new_id))

@@ -219,6 +219,11 @@ class UnitOfWork:
             self.totals[user] = self.find_totals(user).plus(growth)
             self.changed_users.add(user)
 
+    def put_erase_time(self, user: UserKey, now: int) -> None:
+        self.totals.setdefault(user, _NOTHING)
+        self.erase_times[user] = now
+        self.changed_users.add(user)
+
     def put_cart(self, cart: Cart) -> None:
         if self.carts.get(cart.key) is not cart:
             self._count(cart.key.user, self._cart_growth(cart))

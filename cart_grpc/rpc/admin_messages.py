@@ -1,4 +1,4 @@
-"""Reservations and statistics as messages of `cartgrpc.v1`, for operators."""
+"""Reservations, statistics and erasures as messages of `cartgrpc.v1`, for operators."""
 
 from cartgrpc.v1 import cart_admin_service_pb2 as pb
 from cartgrpc.v1 import cart_pb2
@@ -9,6 +9,7 @@ from cart_grpc.carts.progress import progress, progress_of
 from cart_grpc.commands.direct import MAX_SET_ASIDE_REASON
 from cart_grpc.protocol.reservation import Disposition
 from cart_grpc.reservation_api.wire import clean_text
+from cart_grpc.store.read.erasures import Erasure
 from cart_grpc.store.read.operator_reads import PauseSnapshot, ReservationSnapshot, Stats, UnreadableReservation
 
 Record = pb.ReservationRecord
@@ -105,6 +106,17 @@ def _reconciler(status: ReconcilerStatus, now: int) -> pb.GetReservationStatsRes
 def pause_message(pause: PauseSnapshot | None) -> pb.Pause | None:
     """Return the pause, or None if the reconcilers are not paused."""
     return pb.Pause(reason=pause.reason, create_time=_time(pause.create_time)) if pause else None
+
+
+def erasure_message(seen: Erasure) -> pb.EraseUserResponse:
+    """Return how far the erasure of a user is."""
+    return pb.EraseUserResponse(
+        done=seen.begin_time is None,
+        blocking_checkouts=[checkout.name for checkout in seen.blocking],
+        cart_count=seen.cart_count,
+        unreleased_count=seen.unreleased_count,
+        create_time=_time(seen.begin_time),
+    )
 
 
 def _time(microseconds: int | None) -> Timestamp | None:

@@ -8,7 +8,7 @@ from cartgrpc.v1 import cart_admin_service_pb2_grpc
 
 from cart_grpc.admin import OperatorActions
 from cart_grpc.rpc import admin_requests, checkout_requests, pages
-from cart_grpc.rpc.admin_messages import pause_message, reservation_message, stats_message
+from cart_grpc.rpc.admin_messages import erasure_message, pause_message, reservation_message, stats_message
 from cart_grpc.rpc.checkout_messages import snapshot_message, summary_message
 from cart_grpc.rpc.messages import cart_message
 
@@ -16,7 +16,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CartAdminService(cart_admin_service_pb2_grpc.CartAdminServiceServicer):
-    """Reservations, for the operators of the service."""
+    """Reservations, carts and users, for the operators of the service."""
 
     def __init__(self, operator: OperatorActions) -> None:
         self._operator = operator
@@ -99,4 +99,5 @@ class CartAdminService(cart_admin_service_pb2_grpc.CartAdminServiceServicer):
         return pb.EndCheckoutResponse(checkout=snapshot_message(seen))
 
     async def EraseUser(self, request: pb.EraseUserRequest, context: Context) -> pb.EraseUserResponse:
-        raise NotImplementedError
+        user = admin_requests.erase_user(request)
+        return erasure_message(await self._operator.erase_user(user, progress_only=request.progress_only))

@@ -18,6 +18,7 @@ from cart_grpc.commands.command import Command
 from cart_grpc.commands.direct import (
     Claim,
     DirectCommand,
+    EraseRows,
     ExtendLeases,
     Pause,
     Ping,
@@ -104,6 +105,8 @@ def run_batch(
     recorded = iter([answer or next(folded_answers) for answer in settled.answers])
     claimed, due = _claim_due(unit, NO_ROOM if is_paused else room, now)
     _write(queries, connection, unit, now, marker)
+    if folded:
+        _delete_empty_users(queries, connection, unit, reads)
     # Direct commands run last. They skip locked rows. Another transaction may wait for the rows that they lock, but
     # from then on this batch waits for no lock, so there is no deadlock.
     answers: list[object] = []
@@ -211,6 +214,18 @@ def _reply_row(unit: UnitOfWork, key: ReplyKey, now: int) -> Sequence[Any]:
     return REPLIES.to_row(StoredReply(user, request_id, reply.fingerprint, reply.reply, now))
 
 
+def _delete_empty_users(queries: WriteQueries, connection: Connection, unit: UnitOfWork, reads: ReadSet) -> None:
+    """Delete the rows of users for whom nothing is stored: to lock a user inserts one.
+
+    Otherwise a late answer would leave the id of a user who was erased.
+    """
+    empty = {user for user in reads.users if unit.totals.get(user) == UserTotals() and user not in unit.erase_times}
+    if empty:
+        # A database that was changed by hand may have rows that the totals do not count.
+        empty -= {key.user for key in unit.carts} | {row.cart.user for row in unit.reservations.values()}
+        queries.delete_empty_users(connection, sorted(empty))
+
+
 def _run_direct(queries: WriteQueries, connection: Connection, command: DirectCommand, now: int) -> object:
     match command:
         case Claim():
@@ -223,6 +238,8 @@ def _run_direct(queries: WriteQueries, connection: Connection, command: DirectCo
             queries.set_lease(connection, claims, None, now)
         case Purge():
             return queries.purge(connection, command, now)
+        case EraseRows(user, limit):
+            return queries.erase(connection, user, limit)
         case Pause(reason):
             queries.pause(connection, reason, now)
         case Resume():

@@ -14,7 +14,7 @@ from cart_grpc.commands.direct import Claim, ClaimKey, Purge
 from cart_grpc.commands.unit_of_work import ReadSet
 from cart_grpc.names import UserKey
 from cart_grpc.protocol.reservation import Reservation
-from cart_grpc.store import schema, settle_statements, statements
+from cart_grpc.store import erase_statements, schema, settle_statements, statements
 from cart_grpc.store.clock_steps import NO_STEP, ClockRow
 from cart_grpc.store.dialects import Dialect, Key, RowWriter
 from cart_grpc.store.prepared import Prepared, Rows
@@ -82,6 +82,9 @@ class WriteQueries:
         self._delete_checkout_items = statements.delete_checkout_items(dialect)
         self._subtract_stored_bytes = statements.subtract_stored_bytes(dialect)
         self._purge_users = statements.purge_users(dialect)
+        self._lock_erased = erase_statements.lock_user()
+        self._erase = erase_statements.delete_rows(dialect)
+        self._delete_erased = erase_statements.delete_user()
 
     def lock_users(self, connection: Connection, users: Collection[UserKey]) -> int:
         """Lock the users' rows and return the database's time in microseconds, read once they are locked.
@@ -237,6 +240,24 @@ class WriteQueries:
             rows = [USERS.to_row(UserRow(*each)) for each in sorted(sizes.items())]
             connection.execute(self._subtract_stored_bytes, self._dialect.bind_rows(schema.users, rows))
             connection.execute(self._purge_users, self._dialect.bind_keys(USER, sorted(sizes)))
+
+    def delete_empty_users(self, connection: Connection, users: Sequence[UserKey]) -> None:
+        """Delete those of the locked `users` for whom nothing is stored."""
+        if users:
+            self._dialect.force_custom_plan(connection)
+            connection.execute(self._purge_users, self._dialect.bind_keys(USER, users))
+
+    def erase(self, connection: Connection, user: UserKey, limit: int) -> int:
+        """Delete up to `limit` rows of each table of a user who is being erased, and the user's row if it is the last.
+
+        Returns how many rows it deleted; 0 if another transaction has locked the user.
+        """
+        self._dialect.force_custom_plan(connection)
+        key = {"slice": user.slice, "user": user.user_id}
+        if not connection.execute(self._lock_erased, key).all():
+            return 0
+        deleted = sum(connection.execute(each, {**key, "most": limit}).rowcount for each in self._erase)
+        return deleted or connection.execute(self._delete_erased, key).rowcount
 
     def pause(self, connection: Connection, reason: str, now: int) -> None:
         """Stop all claims, for `reason`. If they are stopped already, this replaces only the reason."""

@@ -277,6 +277,15 @@ Index(
 # For operators: these rows are due in neither index, and may be renewals, which do not count as reconciling.
 set_aside = text("set_aside_reason <> ''")
 Index("reservations_set_aside", reservations.c.create_time, sqlite_where=set_aside, postgresql_where=set_aside)
+# For the erasure of a user: of the other reservations, the unfinished ones have an item or a checkout. AddItem does not
+# pay for it.
+ending = text("(disposition = 3 OR finish_time IS NOT NULL)")
+Index(
+    "reservations_ending",
+    *(reservations.c[name] for name in ("slice", "user_id")),
+    sqlite_where=ending,
+    postgresql_where=ending,
+)
 # For the sweeper.
 expiring = text("state = 1 AND expire_time IS NOT NULL")
 finished = text("finish_time IS NOT NULL")

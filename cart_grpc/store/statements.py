@@ -237,8 +237,8 @@ def purge_replies(dialect: Dialect) -> Executable:
 def purge_reservations(dialect: Dialect) -> Executable:
     """Delete reservations that are released or committed for good and belong to no item, of a cart or checkout."""
     table = schema.reservations
-    shown = _has(schema.items, table, (*ITEM, "reservation_id"))
-    sold = _has(schema.checkout_items, table, (*CHECKOUT, "item_id", "reservation_id"))
+    shown = has(schema.items, table, (*ITEM, "reservation_id"))
+    sold = has(schema.checkout_items, table, (*CHECKOUT, "item_id", "reservation_id"))
     size: ColumnElement[int] = literal_column(str(RESERVATION_BYTES))
     return _purge(dialect, table.c.finish_time, size, schema.finished, not_(shown), not_(sold))
 
@@ -246,8 +246,8 @@ def purge_reservations(dialect: Dialect) -> Executable:
 def purge_carts(dialect: Dialect) -> Executable:
     """Delete ended carts without items and without reconciling reservations."""
     table = schema.carts
-    has_items = _has(schema.items, table, CART)
-    is_reconciling = _has(schema.reservations, table, CART, schema.reconciling)
+    has_items = has(schema.items, table, CART)
+    is_reconciling = has(schema.reservations, table, CART, schema.reconciling)
     return _purge(dialect, table.c.update_time, table.c.byte_size, schema.ended, not_(has_items), not_(is_reconciling))
 
 
@@ -341,7 +341,7 @@ DELETE_COMMIT_MARKERS = delete(schema.commit_markers).where(
 # --- Parts of statements ------------------------------------------------------------------------------------------
 
 
-def _has(other: Table, table: Table, columns: Sequence[str], where: Any = None) -> Exists:
+def has(other: Table, table: Table, columns: Sequence[str], where: Any = None) -> Exists:
     """Whether `other` has a row with the same `columns` as the row of `table`."""
     equal = [other.c[name] == table.c[name] for name in columns]
     return exists().where(*equal, *([] if where is None else [where]))

@@ -8,7 +8,7 @@ from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.commands.checkout import CheckoutMutation
 from cart_grpc.commands.command import Command
-from cart_grpc.commands.direct import Claim, ExtendLeases, Pause, Purge, Resume, ReturnClaims, SetAside
+from cart_grpc.commands.direct import Claim, EraseRows, ExtendLeases, Pause, Purge, Resume, ReturnClaims, SetAside
 from cart_grpc.commands.expire import Expire
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.record import OpenAttempt, RecordAll, Recorded, RecordOutcome
@@ -23,6 +23,7 @@ from cart_grpc.store.read.cart_search import CartSearches
 from cart_grpc.store.read.cart_watches import CartWatches
 from cart_grpc.store.read.checkout_reads import CheckoutReads
 from cart_grpc.store.read.checkout_watches import CheckoutWatches
+from cart_grpc.store.read.erasures import Erasures
 from cart_grpc.store.read.operator_reads import OperatorReads
 from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.read.reads import Reads
@@ -61,6 +62,7 @@ class Store:
         self.unswept = Unswept(engine, self._reader)
         self.operator_reads = OperatorReads(engine, self._reader)
         self.cart_searches = CartSearches(engine, self._reader)
+        self.erasures = Erasures(engine, self._reader)
         self.reservation_searches = ReservationSearches(engine, self._reader)
         self.watches = CartWatches(self.reads, self.notifier, polls=engine.is_shared)
         self.checkout_reads = CheckoutReads(engine, self._reader)
@@ -133,6 +135,11 @@ class Store:
     async def purge(self, purge: Purge) -> int:
         """Delete rows whose retention is over. Return how many."""
         deleted: int = await self._write_queue.submit_background(purge)
+        return deleted
+
+    async def erase_rows(self, command: EraseRows) -> int:
+        """Delete rows of a user who is being erased. Return how many."""
+        deleted: int = await self._write_queue.submit_background(command)
         return deleted
 
     async def intervene(self, command: Command[R]) -> R:

@@ -76,6 +76,7 @@ RIGHT_OF_OPERATORS: dict[str, dict[str, Any]] = {
     f"{ADMIN}/GetReservationStats": {},
     f"{ADMIN}/PauseReservations": {"reason": "their maintenance"},
     f"{ADMIN}/ResumeReservations": {},
+    f"{ADMIN}/EraseUser": {"name": "users/nobody", "progressOnly": True},
     f"{ADMIN}/ListCarts": {"userPrefix": "a", "states": ["STATE_ACTIVE"], "minAge": "0s", "sku": SKU},
     f"{ADMIN}/ListCheckouts": {"states": ["STATE_OPEN"], "minAge": "0s", "orderReference": "order-17"},
     f"{ADMIN}/GetCheckout": {"name": CHECKOUT},

@@ -77,6 +77,7 @@ def rows() -> Iterator[Row]:
         yield row(CARTS, "user_prefix", "INVALID_ID", bad)
     for bad in ("users/", "users/a/carts/", "users/a/b/c", "carts/a", "users/a\n"):
         yield row(LIST, "parent", "INVALID_NAME", bad)
+        yield row(f"{ADMIN}/EraseUser", "name", "INVALID_NAME", bad)
 
 
 def further_rows() -> Iterator[Row]:
@@ -134,7 +135,8 @@ def test_every_method_has_a_valid_request_and_every_field_a_row() -> None:
         for method in ADMIN_SERVICE.methods
         for path in readable_fields(method.input_type)
     }
-    assert read - {(RELEASE, "force"), (END, "force")} == {(one.method, one.field) for one in TABLE}
+    booleans = {(RELEASE, "force"), (END, "force"), (f"{ADMIN}/EraseUser", "progress_only")}
+    assert read - booleans == {(one.method, one.field) for one in TABLE}
 
 
 @pytest.mark.parametrize("one", TABLE, ids=lambda one: one.id)

@@ -1004,16 +1004,22 @@ class EraseUserRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    PROGRESS_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """REQUIRED. The user: `users/{user}`."""
+    progress_only: _builtins.bool
+    """OPTIONAL. Only shows the progress of an erasure that was begun before, and begins none. Without it, a call that comes
+    after the end would also erase what the user has begun anew.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        progress_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "progress_only", b"progress_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1031,18 +1037,20 @@ class EraseUserResponse(_message.Message):
     UNRELEASED_COUNT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     done: _builtins.bool
-    """True once nothing is stored for the user."""
+    """True if no erasure of the user is under way: everything is deleted, or there never was anything."""
     cart_count: _builtins.int
     """The number of carts that are still stored."""
     unreleased_count: _builtins.int
-    """The number of reservations whose release the Reservation API has not confirmed."""
+    """The number of reservations that are neither sold nor released, as the Reservation API has confirmed.
+    ListReservations with the user as parent shows those that wait.
+    """
     @_builtins.property
     def blocking_checkouts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The checkouts that have to finish first, at most 100: `users/{user}/checkouts/{checkout}`."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the erasure began. Absent if nothing is or was stored for the user."""
+        """When the erasure began. Absent if done."""
 
     def __init__(
         self,

@@ -98,11 +98,18 @@ class CartAdminServiceStub:
     without force.
     """
     EraseUser: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.EraseUserRequest, _cart_admin_service_pb2.EraseUserResponse]
-    """Erases everything that is stored for a user. It begins at once, and this call does not wait: repeat it to see the
-    progress. Checkouts that are OPEN, COMPLETING or FAILED finish first; the user can complete or cancel them, and
-    every other change by the user fails with FAILED_PRECONDITION / USER_ERASING. Then all carts are deleted and all
-    reservations released. Once the Reservation API has confirmed that, everything is deleted, and the user may begin
-    anew.
+    """Erases everything that is stored for a user. It begins at once and continues in the background, through restarts.
+    This call does not wait: repeat it with progress_only to see the progress.
+
+    Checkouts that are OPEN, COMPLETING or FAILED finish first; the user can complete or cancel them, and every other
+    change by the user, or of one of the user's carts, fails with FAILED_PRECONDITION / USER_ERASING. Reads still work.
+    Then all carts are deleted and all reservations released. Once the Reservation API has confirmed that for each of
+    them, everything is deleted: replies, reservations, checkouts and carts, and the names of these carts in merged_into
+    of other users' carts. The user may then begin anew. A reservation that the API never releases, or that is set
+    aside, keeps the erasure waiting: ReleaseReservation with force ends it. Under the `basic` contract, released
+    reservations are looked up again for a day, and the erasure waits for that.
+
+    What others wrote into texts of their own, such as a label with this user's id, stays.
     """
 
 @_typing.type_check_only
@@ -169,11 +176,18 @@ class CartAdminServiceAsyncStub(CartAdminServiceStub):
     without force.
     """
     EraseUser: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.EraseUserRequest, _cart_admin_service_pb2.EraseUserResponse]  # type: ignore[assignment]
-    """Erases everything that is stored for a user. It begins at once, and this call does not wait: repeat it to see the
-    progress. Checkouts that are OPEN, COMPLETING or FAILED finish first; the user can complete or cancel them, and
-    every other change by the user fails with FAILED_PRECONDITION / USER_ERASING. Then all carts are deleted and all
-    reservations released. Once the Reservation API has confirmed that, everything is deleted, and the user may begin
-    anew.
+    """Erases everything that is stored for a user. It begins at once and continues in the background, through restarts.
+    This call does not wait: repeat it with progress_only to see the progress.
+
+    Checkouts that are OPEN, COMPLETING or FAILED finish first; the user can complete or cancel them, and every other
+    change by the user, or of one of the user's carts, fails with FAILED_PRECONDITION / USER_ERASING. Reads still work.
+    Then all carts are deleted and all reservations released. Once the Reservation API has confirmed that for each of
+    them, everything is deleted: replies, reservations, checkouts and carts, and the names of these carts in merged_into
+    of other users' carts. The user may then begin anew. A reservation that the API never releases, or that is set
+    aside, keeps the erasure waiting: ReleaseReservation with force ends it. Under the `basic` contract, released
+    reservations are looked up again for a day, and the erasure waits for that.
+
+    What others wrote into texts of their own, such as a label with this user's id, stays.
     """
 
 class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -309,11 +323,18 @@ class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cart_admin_service_pb2.EraseUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cart_admin_service_pb2.EraseUserResponse, _abc.Awaitable[_cart_admin_service_pb2.EraseUserResponse]]:
-        """Erases everything that is stored for a user. It begins at once, and this call does not wait: repeat it to see the
-        progress. Checkouts that are OPEN, COMPLETING or FAILED finish first; the user can complete or cancel them, and
-        every other change by the user fails with FAILED_PRECONDITION / USER_ERASING. Then all carts are deleted and all
-        reservations released. Once the Reservation API has confirmed that, everything is deleted, and the user may begin
-        anew.
+        """Erases everything that is stored for a user. It begins at once and continues in the background, through restarts.
+        This call does not wait: repeat it with progress_only to see the progress.
+
+        Checkouts that are OPEN, COMPLETING or FAILED finish first; the user can complete or cancel them, and every other
+        change by the user, or of one of the user's carts, fails with FAILED_PRECONDITION / USER_ERASING. Reads still work.
+        Then all carts are deleted and all reservations released. Once the Reservation API has confirmed that for each of
+        them, everything is deleted: replies, reservations, checkouts and carts, and the names of these carts in merged_into
+        of other users' carts. The user may then begin anew. A reservation that the API never releases, or that is set
+        aside, keeps the erasure waiting: ReleaseReservation with force ends it. Under the `basic` contract, released
+        reservations are looked up again for a day, and the erasure waits for that.
+
+        What others wrote into texts of their own, such as a label with this user's id, stays.
         """
 
 def add_CartAdminServiceServicer_to_server(servicer: CartAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

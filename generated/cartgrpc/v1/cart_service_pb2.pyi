@@ -40,6 +40,9 @@ removes items or ends a cart. So items can always be removed.
 While a checkout of a cart is OPEN, every other mutation of the cart fails with FAILED_PRECONDITION / CART_FROZEN.
 ErrorInfo.metadata has the `checkout` and its `expire_time`.
 
+All mutations but CompleteCheckout and CancelCheckout fail with FAILED_PRECONDITION / USER_ERASING, without effect,
+while an operator erases the user, or the user of the source of MergeCarts.
+
 An error of the Reservation API is never an error of a call: it shows in the state of an item's reservation.
 """
 

@@ -178,6 +178,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("due_time IS NOT NULL AND disposition = 3"),
     )
     op.create_index(
+        "reservations_ending",
+        "reservations",
+        ["slice", "user_id"],
+        sqlite_where=sa.text("(disposition = 3 OR finish_time IS NOT NULL)"),
+        postgresql_where=sa.text("(disposition = 3 OR finish_time IS NOT NULL)"),
+    )
+    op.create_index(
         "reservations_finished",
         "reservations",
         ["finish_time"],
