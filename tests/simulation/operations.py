@@ -15,6 +15,7 @@ _METHODS = {
     "BatchAddItems": 5,
     "UpdateItem": 4,
     "RemoveItem": 5,
+    "ReplaceItems": 2,
     "ClearCart": 1.5,
     "DeleteCart": 0.5,
     "RetryReservation": 2,
@@ -72,6 +73,9 @@ def _request(rng: Random, method: str, cart: str, skus: list[str]) -> "cart_serv
             request.update_mask.paths.append("quantity")
         case "RemoveItem":
             request = service.RemoveItemRequest(name=name)
+        case "ReplaceItems":
+            items = [_addition(rng, cart, skus).item for _ in range(rng.randint(0, 4))]
+            request = service.ReplaceItemsRequest(name=cart, items=items)
         case "ClearCart":
             request = service.ClearCartRequest(name=cart)
         case "DeleteCart":
