@@ -74,6 +74,12 @@ def cart_key(user: UserKey, cart_id: str) -> CartKey:
     return CartKey(user.slice, user.user_id, cart_id)
 
 
+def parse_cart_key(text: str) -> CartKey:
+    """The key in `{slice}/{user}/{cart}`. Raises ValueError."""
+    number, user_id, cart_id = text.split("/")
+    return CartKey(int(number), user_id, cart_id)
+
+
 def is_id(text: str) -> bool:
     """Whether `text` is a valid id of a user, a cart or a request."""
     return ID.fullmatch(text) is not None and text not in _NOT_IDS

@@ -1,6 +1,7 @@
 """`cartgrpc.v1.CartService`: decode, call, encode."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import grpc
@@ -15,6 +16,7 @@ from cart_grpc.rpc.get_cart_cache import GetCartCache
 from cart_grpc.rpc.messages import cart_message
 from cart_grpc.rpc.mutation_replies import MutationReply
 from cart_grpc.rpc.waiting import Waiting
+from cart_grpc.rpc.watching import watch_cart
 from cart_grpc.store.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -97,6 +99,7 @@ class CartService(CheckoutCalls):
     async def MergeCarts(self, request: pb.MergeCartsRequest, context: Context) -> MessageOrBytes:
         raise NotImplementedError
 
-    async def WatchCart(self, request: pb.WatchCartRequest, context: Context) -> AsyncIterator[pb.WatchCartResponse]:
-        raise NotImplementedError
-        yield
+    async def WatchCart(self, request: pb.WatchCartRequest, context: Context) -> AsyncIterator[MessageOrBytes]:
+        async with aclosing(watch_cart(self._store.watches, requests.watch_cart(request))) as messages:
+            async for message in messages:
+                yield message

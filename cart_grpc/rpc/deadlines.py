@@ -64,6 +64,10 @@ class Deadlines:
         finally:
             self._extended.discard(task)
 
+    def running(self) -> set[asyncio.Task[Any]]:
+        """The tasks of the running calls. gRPC ends such a task once the caller has the reply."""
+        return {task for task in (*self._due, *self._extended) if task}
+
     def end_all(self) -> None:
         """End every running call with ShuttingDown."""
         for task in (*self._due, *self._extended):

@@ -200,8 +200,11 @@ def encode(endpoint: Endpoint, next_step: Step) -> Step:
     return step
 
 
-def write_each(_: Endpoint, next_step: Any) -> Step:
-    """Write each reply that an asynchronous generator yields. A servicer may also write its replies itself."""
+def write_each(endpoint: Endpoint, next_step: Any) -> Step:
+    """Write each reply that an asynchronous generator yields. A servicer may also write its replies itself.
+
+    Raises Overloaded if the connection does not read its replies.
+    """
     if not isasyncgenfunction(next_step):
         step: Step = next_step
         return step
@@ -210,8 +213,10 @@ def write_each(_: Endpoint, next_step: Any) -> Step:
         # `aclosing` runs the generator's `finally` when the call ends, not when the garbage collector finds it.
         async with aclosing(next_step(request, context)) as replies:
             async for reply in replies:
+                encoded = serialize(reply)
                 try:
-                    await context.write(reply)
+                    with endpoint.unread.writing(encoded, context):
+                        await context.write(encoded)
                 except asyncio.CancelledError:
                     raise WriteCancelled from None
 

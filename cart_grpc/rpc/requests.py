@@ -216,3 +216,10 @@ def get_cart(request: cart_service_pb2.GetCartRequest) -> CartKey:
     cart = fields.cart("name", request.name)
     fields.check()
     return cart
+
+
+def watch_cart(request: cart_service_pb2.WatchCartRequest) -> CartKey:
+    fields = Fields()
+    cart = fields.cart("name", request.name)
+    fields.check()
+    return cart

@@ -194,8 +194,8 @@ class Server:
     async def stop(self, grace: float) -> None:
         """Refuse new calls, end the streams, answer the calls in max_wait, and send GOAWAY.
 
-        Other calls have `grace` seconds to finish. Then they end with ShuttingDown, and if the caller does not take
-        that, gRPC cancels them.
+        Other calls have `grace` seconds to finish. Then they end with ShuttingDown. gRPC cancels the calls and streams
+        whose caller does not take that.
         """
         if self._has_stopped:
             return
@@ -212,8 +212,12 @@ class Server:
         await asyncio.sleep(0)
         self._door.release()
         self._watches.drain()
-        await asyncio.wait((stopping,), timeout=grace)
-        self._deadlines.end_all()
+        if running := self._deadlines.running():
+            await asyncio.wait(running, timeout=grace)
+            self._deadlines.end_all()
+        # A peer that does not read its stream would use the whole grace: gRPC accepts no status during a write.
+        if not (await asyncio.wait((stopping,), timeout=LAST_WORDS_SECONDS))[0]:
+            await self._server.stop(None)
         await stopping
 
 

@@ -7,6 +7,8 @@ gRPC accepts no status while it sends a reply. So a connection whose replies are
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -43,6 +45,18 @@ class Unread:
             if self._connections[context.peer()] >= share:
                 raise Overloaded(_UNREAD)
 
+    @contextmanager
+    def writing(self, message: bytes, context: Context) -> Iterator[None]:
+        """Count a message of a stream until the block, which writes it, ends. Raises Overloaded as `check` does."""
+        self.check(context)
+        connection, size = context.peer(), 2 * len(message)
+        self._total += size
+        self._connections[connection] += size
+        try:
+            yield
+        finally:
+            self._remove(connection, size)
+
     def add(self, reply: bytes, context: Context) -> None:
         """Count the reply of the current task until gRPC has sent it."""
         task = asyncio.current_task()
@@ -71,7 +85,7 @@ class Unread:
         self._connections[connection] += size
         task.add_done_callback(partial(self._remove, connection, size))
 
-    def _remove(self, connection: str, size: int, _: Any) -> None:
+    def _remove(self, connection: str, size: int, _: Any = None) -> None:
         self._total -= size
         self._connections[connection] -= size
         if not self._connections[connection]:

@@ -12,7 +12,7 @@ from cart_grpc.names import CartKey, CheckoutKey
 from cart_grpc.rpc.messages import item_message
 from cart_grpc.store.read.checkout_reads import CheckoutSnapshot
 from cart_grpc.store.read.checkout_watches import IsUnsettled
-from cart_grpc.store.read.snapshot import Snapshot
+from cart_grpc.store.read.snapshot import Snapshot, parse_snapshot
 from cart_grpc.store.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -115,7 +115,7 @@ class Waiting:
     ) -> Snapshot | None:
         """Return the cart's first settled state, or its state at the end of the wait. A process stop ends the wait."""
         seconds = self._bounded(max_wait, context)
-        with self._store.watches.watch(cart) as states:
+        with self._store.watches.watch(cart, parse_snapshot) as states:
             found = await anext(states)
             if not seconds:
                 return found

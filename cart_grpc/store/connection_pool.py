@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import asyncpg
 from sqlalchemy import Connection, NullPool
@@ -29,16 +29,34 @@ _TOO_MANY: Final = "53300"
 _GENERATION: Final = "generation"
 
 
+class Spare(Protocol):
+    """A session beside the pools."""
+
+    @property
+    def is_open(self) -> bool: ...
+
+    async def give_up(self) -> None:
+        """End it for a while."""
+        ...
+
+
 class Shortage:
-    """The connections that the pools of one process want together, and whether the log already names a shortage."""
+    """The connections that the pools of one process want together, and whether the log already names a shortage.
+
+    `spare` is a session that no call needs.
+    """
 
     def __init__(self, sessions: Sessions) -> None:
+        self.spare: Spare | None = None
         self._sessions = sessions
         self._is_noted = False
         self.pools: list[ConnectionPool] = []
 
     async def make_room(self) -> bool:
-        """Close a connection of the pool that has most, for one that has none. Return whether any pool has several."""
+        """Close a connection that another pool can spare. Return whether there was one."""
+        if self.spare and self.spare.is_open:
+            await self.spare.give_up()
+            return True
         richest = max(self.pools, key=lambda pool: pool.usable)
         return await richest.give_up_one()
 
@@ -63,7 +81,7 @@ class Shortage:
 
     @property
     def _wanted(self) -> int:
-        return sum(pool.size for pool in self.pools)
+        return sum(pool.size for pool in self.pools) + bool(self.spare and self.spare.is_open)
 
 
 class ConnectionPool:

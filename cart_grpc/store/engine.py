@@ -1,11 +1,13 @@
 """The interface of an engine, and `connect`. `sqlite` and `postgresql` implement it; `dialects` has their SQL."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection, make_url
 
+from cart_grpc.names import CartKey
 from cart_grpc.store import database_url
+from cart_grpc.store.change_notifier import OnChange
 from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.sqlite import SqliteEngine
@@ -14,11 +16,27 @@ T = TypeVar("T")
 Clock = Callable[[], int]
 
 
+class Hints(Protocol):
+    """Tells other processes on the same database which carts have changed. Hints may be lost."""
+
+    def send(self, changed: Iterable[CartKey]) -> None:
+        """Tell other processes soon that these carts have changed. Never raises or waits."""
+        ...
+
+    def listen(self, on_change: OnChange, on_gap: Callable[[], None]) -> None:
+        """Call `on_change` for the hints of other processes from now on, and `on_gap` when hints may have been lost.
+
+        A second call changes nothing.
+        """
+        ...
+
+
 class Engine(Protocol):
     """A connected database.
 
     `name` is its URL with the password hidden. `locks_users`: a batch must lock the rows of its users. `is_shared`:
-    other processes write, too. `is_in_process`: its work takes the interpreter lock from the event loop.
+    other processes write, too. `hints` pass changes on to them, None if nothing does. `is_in_process`: its work takes
+    the interpreter lock from the event loop.
     """
 
     name: str
@@ -26,6 +44,9 @@ class Engine(Protocol):
     locks_users: bool
     is_shared: bool
     is_in_process: bool
+
+    @property
+    def hints(self) -> Hints | None: ...
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction on the writer's connection. Return its result once the commit is durable.

@@ -16,13 +16,17 @@ from cart_grpc.store.database_url import ConnectArguments
 from cart_grpc.store.dialects import Dialect, PostgresqlDialect
 from cart_grpc.store.failures import READ_ONLY as READ_ONLY_STATE
 from cart_grpc.store.failures import CommitFailed, get_sqlstate, is_dead
+from cart_grpc.store.postgresql_hints import PostgresqlHints
 from cart_grpc.store.postgresql_session import CUSTOM_PLANS, KEPT_PLANS, READ_ONLY, SETTINGS, Sessions
 
 T = TypeVar("T")
 
 
 class PostgresqlEngine:
-    """One connection for writes, up to four for `read`, up to four for `query`: fewer if the database grants fewer."""
+    """One connection for writes, up to four for `read`, up to four for `query`, and one that listens for hints.
+
+    There are fewer if the database grants fewer.
+    """
 
     locks_users = True
     is_shared = True
@@ -36,12 +40,15 @@ class PostgresqlEngine:
         self._connector = Connector(arguments)
         sessions = Sessions(self._connector.connect, arguments.settings)
         shortage = Shortage(sessions)
-        self._writer = ConnectionPool(sessions, shortage, 1, {**SETTINGS, **KEPT_PLANS}, self._replace_readers)
+        self._writer = ConnectionPool(sessions, shortage, 1, {**SETTINGS, **KEPT_PLANS}, self._replace_others)
         self._reader = ConnectionPool(sessions, shortage, 4, {**SETTINGS, **READ_ONLY, **KEPT_PLANS})
         self._query_reader = ConnectionPool(sessions, shortage, 4, {**SETTINGS, **READ_ONLY, **CUSTOM_PLANS})
+        self.hints = PostgresqlHints(sessions, self._query_reader.run)
+        shortage.spare = self.hints
 
-    def _replace_readers(self) -> None:
+    def _replace_others(self) -> None:
         # A new connection of the writer may be to a new primary. The old one may still answer reads, from the past.
+        self.hints.replace()
         self._reader.replace_all()
         self._query_reader.replace_all()
 
@@ -84,6 +91,7 @@ class PostgresqlEngine:
         return await self._query_reader.run(work)
 
     async def close(self) -> None:
+        await self.hints.close()
         await self._query_reader.close()
         await self._reader.close()
         await self._writer.close()

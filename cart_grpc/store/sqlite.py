@@ -28,6 +28,8 @@ class SqliteEngine:
 
     locks_users = False
     is_shared = False
+    # One process owns the file.
+    hints = None
     is_in_process = True
 
     def __init__(self, url: URL, clock: Callable[[], int]) -> None:

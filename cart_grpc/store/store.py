@@ -64,7 +64,9 @@ class Store:
         self.cart_searches = CartSearches(engine, self._reader)
         self.erasures = Erasures(engine, self._reader)
         self.reservation_searches = ReservationSearches(engine, self._reader)
-        self.watches = CartWatches(self.reads, self.notifier, polls=engine.is_shared)
+        self.watches = CartWatches(self.reads, self.notifier, engine.hints, checks=engine.is_shared)
+        if engine.hints:
+            self.notifier.subscribe(engine.hints.send, lambda: None)
         self.checkout_reads = CheckoutReads(engine, self._reader)
         self.checkout_watches = CheckoutWatches(self.checkout_reads, self.notifier, polls=engine.is_shared)
         self._write_queue = WriteQueue(engine, self.notifier, new_id, queue_size)

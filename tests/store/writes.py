@@ -214,6 +214,7 @@ class Wrapped:
         self.locks_users = engine.locks_users
         self.name = engine.name
         self.is_shared = engine.is_shared
+        self.hints = engine.hints
         self.is_in_process = engine.is_in_process
         self.transactions = 0
 

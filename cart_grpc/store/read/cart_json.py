@@ -29,6 +29,8 @@ from cart_grpc.store.statements import CART, RESERVATION
 _NEXT_LINE = "\n"
 _NEXT_CART = "\x1e"
 _NEXT_ID = ","
+_NEXT_TIME = ","
+_NO_TIMES = ","
 _ITEM_WIDTH = len(items.columns)
 _KEY_COLUMNS: Final = {**{name: carts.c[name].type for name in CART}, "version": Text(), "until": BigInteger()}
 # A cart that is filled and cleared while the Reservation API is down collects releases without bound. Reading all of
@@ -49,7 +51,8 @@ class CartJson(NamedTuple):
     """A cart at one moment: `head` for `parse_head`, `lines` in the order in which they were added for `parse_line`.
 
     `now` is the database's time in microseconds. `version` changes with the cart's revision. The next read of the same
-    cart sends `validator`. It is None if the cart may change at once.
+    cart sends `validator`. It is None if the cart may change at once. `next_lapse` is the next time from which a hold
+    is not shown as reserved any more, None if there is no hold.
     """
 
     head: str
@@ -57,6 +60,7 @@ class CartJson(NamedTuple):
     now: int
     version: str = ""
     validator: CacheValidator | None = None
+    next_lapse: int | None = None
 
 
 # None: there has never been a cart under the key.
@@ -114,8 +118,9 @@ def _parse_cart(text: str, now: int) -> Found:
     if not text:
         return None
     version, head, *rest = text.split(_NEXT_LINE)
-    until, *lines = rest or ("",)
-    return CartJson(head, lines, now, version, reply_validator(version, int(until) if until else None, now))
+    times, *lines = rest or (_NO_TIMES,)
+    until, next_lapse = (int(time) if time else None for time in times.split(_NEXT_TIME))
+    return CartJson(head, lines, now, version, reply_validator(version, until, now), next_lapse)
 
 
 def select_carts(dialect: Dialect) -> Select[str, int]:
@@ -143,21 +148,27 @@ def select_carts(dialect: Dialect) -> Select[str, int]:
 def _lines(dialect: Dialect, cart: FromClause, now: ColumnElement[int]) -> ColumnElement[str]:
     """The lines of the enclosing statement's `cart`, NULL if it has none.
 
-    The first line of the text is the smallest `reply_valid_until`, empty if no item has one.
+    The first line of the text is the smallest `reply_valid_until` and the next lapse of a hold, each empty if no item
+    has one.
     """
     reservation, on = dialect.join_by_index(reservations, RESERVATION, items)
     lapse = reservation.c.expire_time - HOLD_MARGIN_US
     line = dialect.json_array(*items.c, *reservation.c, cart.c.currency_code, case((lapse <= now, lapse), else_=0))
     same_cart = (items.c[name] == cart.c[name] for name in CART)
     each = (
-        select(line.label("line"), reply_valid_until(reservation).label("until"))
+        select(
+            line.label("line"),
+            reply_valid_until(reservation).label("until"),
+            case((lapse > now, lapse)).label("next_lapse"),
+        )
         .select_from(items.outerjoin(reservation, on))
         .where(*same_cart)
         .order_by(items.c.create_time, items.c.uid)
         .correlate(cart)
         .subquery("each_line")
     )
-    first = func.coalesce(cast(func.min(each.c.until), Text), "")
+    until, next_lapse = (func.coalesce(cast(func.min(time), Text), "") for time in (each.c.until, each.c.next_lapse))
+    first = until + _NEXT_TIME + next_lapse
     return select(first + _NEXT_LINE + dialect.string_agg(each.c.line, _NEXT_LINE)).scalar_subquery()
 
 

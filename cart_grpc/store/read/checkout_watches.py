@@ -7,15 +7,17 @@ the calls that wait. On a database that other processes write to, they also poll
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.names import CartKey, CheckoutKey
 from cart_grpc.store.change_notifier import ChangeNotifier
-from cart_grpc.store.read.cart_watches import FIRST_POLL_SECONDS, LAST_POLL_SECONDS
 from cart_grpc.store.read.checkout_reads import CheckoutReads, CheckoutSummary
 
 IsUnsettled: TypeAlias = Callable[[CheckoutSummary], bool]
+# The interval doubles from the first value to the last: a change is most likely right after a call.
+FIRST_POLL_SECONDS: Final = 0.1
+LAST_POLL_SECONDS: Final = 1.0
 
 
 class CheckoutWatches:

@@ -3,6 +3,7 @@
 Writes do not use this module: a batch reads its own rows (`WriteQueries.load`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ from cart_grpc.store.read.cache_validator import CacheValidator
 from cart_grpc.store.read.cart_json import CartJson, Found
 from cart_grpc.store.read.grouped_reads import GroupedReads
 from cart_grpc.store.read.reader import Reader
+from cart_grpc.store.read.revision_check import Known, bind_known, parse_changed, select_changed
 from cart_grpc.store.read.snapshot import Snapshot, parse_snapshot
 from cart_grpc.store.rows import to_cart
 from cart_grpc.store.schema import LANES, carts, expiring, is_not_paused, reconciling, reservations
@@ -85,6 +87,7 @@ class Reads:
         self._reader = reader or Reader(engine)
         self._now = engine.dialect.now()
         self.carts = GroupedReads(engine, queue_size)
+        self._changed = Prepared(select_changed(engine.dialect))
         self._idle = (
             select(carts.c.slice, carts.c.user_id, carts.c.cart_id)
             .where(expiring, carts.c.expire_time <= self._now)
@@ -111,6 +114,14 @@ class Reads:
         Raises Overloaded or DatabaseUnavailable.
         """
         return await self.carts.find(key, validator)
+
+    async def find_changed(self, known: Sequence[tuple[CartKey, Known]]) -> list[CartKey]:
+        """Return the keys of `known` whose cart has another version now. Raises DatabaseUnavailable."""
+        parameters = bind_known(self._engine.dialect, known)
+
+        with self.carts.failures.translated():
+            ((found,),) = await self._engine.read(lambda connection: self._changed.fetch(connection, parameters))
+        return parse_changed(found)
 
     async def find_cart(self, key: CartKey) -> Snapshot | None:
         """Return the cart under `key` in any state, or None if there never was one.
