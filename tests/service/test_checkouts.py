@@ -476,6 +476,7 @@ async def test_operators_have_a_command_for_checkouts(
         listed = (await operate("list", "--order", buyer.name)).splitlines()
         assert listed[0].split() == ["CHECKOUT", "STATE", "SINCE", "ITEMS", "SUBTOTAL", "ORDER", "CART", "WHY"]
         assert listed[1].split()[:2] == [checkout.name, "COMPLETING"]
+        assert "  10.00 EUR  " in listed[1]
         assert (await operate("list", "--state", "failed", "--order", buyer.name)).splitlines()[1:] == []
         shown = await operate("show", checkout.name)
         assert "COMMITTING" in shown
