@@ -91,7 +91,7 @@ class RecordOutcome:
         """
         claimed = self.claimed
         is_common = isinstance(self.outcome, Decision) and self.counts_as_attempt and self.opened is None
-        # A release, a commit, a hold of a checkout, and one that supersedes others have more effects than their own row.
+        # A release, a commit, a hold of a checkout or one that supersedes others has more effects than its own row.
         is_plain = claimed.disposition is Disposition.HOLD and not claimed.checkout_id and not claimed.supersedes
         if not is_common or not is_plain or claimed.settled or claimed.waiting:
             return None
