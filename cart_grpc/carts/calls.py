@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from cart_grpc.carts.model import Cart, Checkout, Line, Money
+from cart_grpc.carts.adjustments import Adjustment
+from cart_grpc.carts.model import Cart, Checkout, Line, Money, UserTotals
 from cart_grpc.names import CartKey, item_id_of
+from cart_grpc.protocol.reservation import Reservation
 
 NewId = Callable[[], str]
 
@@ -62,7 +64,9 @@ class LoadedCart(NamedTuple):
 
     `cart` is None if no cart exists under this name. `releasing` are the skus that have an unfinished release.
     `others` are the further carts of a call that names several. `checkout` is the OPEN checkout of a cart that is
-    CHECKING_OUT, else None.
+    CHECKING_OUT, else None. `rest_of_user` is what the user's other carts, and all reservations and replies, count.
+    `itemless` are the reservations of the cart that belong to no item: for a whole cart, all that are reconciling or
+    superseded.
     """
 
     key: CartKey
@@ -71,6 +75,8 @@ class LoadedCart(NamedTuple):
     releasing: AbstractSet[str]
     others: "tuple[LoadedCart, ...]" = ()
     checkout: Checkout | None = None
+    rest_of_user: UserTotals = UserTotals()
+    itemless: tuple[Reservation, ...] = ()
 
 
 class OpenCart(NamedTuple):
@@ -84,6 +90,7 @@ class OpenCart(NamedTuple):
     releasing: AbstractSet[str]
     others: tuple[LoadedCart, ...] = ()
     is_new: bool = False
+    rest_of_user: UserTotals = UserTotals()
 
 
 class Change(NamedTuple):
@@ -92,7 +99,8 @@ class Change(NamedTuple):
     A cart, item or reservation that is the same Python object as in LoadedCart is unchanged, and is not written. If the
     reply shows the whole cart, `releasing` repeats the skus that had an unfinished release before the call. `others`
     are the changes of the further carts of a call that names several. `before` and `currency_before` are the lines that
-    the call named and the currency of their prices, before the call.
+    the call named and the currency of their prices, before the call. `itemless` are changed reservations that belong to
+    no item of the cart.
     """
 
     cart: Cart
@@ -102,6 +110,8 @@ class Change(NamedTuple):
     others: "tuple[Change, ...]" = ()
     before: Mapping[str, Line] = MappingProxyType({})
     currency_before: str = ""
+    itemless: tuple[Reservation, ...] = ()
+    adjustments: tuple[Adjustment, ...] = ()
 
     def find_replaced_price(self, line: Line) -> Money | None:
         """The price that the line had before the call, if it had one and the call changed it."""
@@ -119,8 +129,10 @@ class Call:
     `etag` is the one that the caller sent, or "". `request_id` is unique per user, or "" if the caller sent none.
     `fingerprint` is a hash of the request, so that another request with the same request_id is detected. It is empty if
     there is no request_id. If a call names several carts, these fields belong to `cart`, and `reads` names `cart` first
-    and each cart once.
+    and each cart once. `is_clamped`: the rule keeps to the user's limits itself, so that they never refuse the call.
     """
+
+    is_clamped: ClassVar[bool] = False
 
     cart: CartKey
     _: KW_ONLY
@@ -244,3 +256,19 @@ class UpdateCart(Call):
     """Set a cart's labels, currency or lifetime."""
 
     update: CartUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class MergeCarts(Call):
+    """Move the items of the cart `source` to the cart, with their reservations, and end `source`.
+
+    Starts a cart if none is open.
+    """
+
+    is_clamped: ClassVar[bool] = True
+
+    source: CartKey
+
+    @property
+    def reads(self) -> tuple[CartRead, ...]:
+        return (CartRead(self.cart), CartRead(self.source))

@@ -71,6 +71,33 @@ class Cart(NamedTuple):
         return None if self.ttl_us is None else self.update_time + self.ttl_us
 
 
+class UserTotals(NamedTuple):
+    """The running totals of a user, or a change of them.
+
+    `stored_bytes`: those of carts, checkouts, replies and reservations. The others count carts that have not ended.
+    """
+
+    stored_bytes: int = 0
+    cart_count: int = 0
+    item_count: int = 0
+    unit_count: int = 0
+
+    def plus(self, growth: "UserTotals") -> "UserTotals":
+        """The totals after `growth`, which may be negative."""
+        return UserTotals(*(max(before + more, 0) for before, more in zip(self, growth, strict=True)))
+
+    def minus(self, part: "UserTotals") -> "UserTotals":
+        """The totals without `part`, or the growth since it."""
+        return UserTotals(*(now - then for now, then in zip(self, part, strict=True)))
+
+
+def totals_of(cart: Cart | None) -> UserTotals:
+    """What a cart counts for its user."""
+    if cart is None:
+        return UserTotals()
+    return UserTotals(cart.byte_size, cart.state not in ENDED, cart.item_count, cart.total_quantity)
+
+
 class Item(NamedTuple):
     """One line of a cart. `unit_price` is in the smallest unit of the cart's currency, None if it has no price."""
 

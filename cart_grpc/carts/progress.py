@@ -54,7 +54,7 @@ def progress_of(row: Reservation, wanted: int, now: int) -> Progress:
     """The progress of a reservation whose item has `wanted` units."""
     if row.state is Observed.COMMITTED:
         return Progress(ProgressState.COMMITTED, row.granted_quantity, None, "", "")
-    held = _held_quantity(row, now)
+    held = held_quantity(row, now)
     expire_time = row.expire_time if held else None
     if not row.is_of_cart and row.reconciling:
         return _progress_of_sale(row, held)
@@ -88,11 +88,12 @@ def _progress_of_sale(row: Reservation, held: int) -> Progress:
 def shown_fields(row: Reservation, now: int) -> tuple[object, ...]:
     """All that state, quantity and reason of `progress` depend on, but for the item. The message depends on more."""
     is_unanswered = is_uncertain(row) and bool(row.last_error)
-    held = _held_quantity(row, now)
+    held = held_quantity(row, now)
     return (row.state, row.disposition, held, row.reconciling, is_unanswered, row.seal_reason, row.reason)
 
 
-def _held_quantity(row: Reservation, now: int) -> int:
+def held_quantity(row: Reservation, now: int) -> int:
+    """The quantity that is certainly held at `now`: 0 if the hold has lapsed, or nothing is known."""
     lapsed = row.expire_time is not None and row.expire_time - HOLD_MARGIN_US <= now
     if lapsed or row.state not in (Observed.HELD, Observed.REJECTED):
         return 0

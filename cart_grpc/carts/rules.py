@@ -21,6 +21,7 @@ from cart_grpc.carts.calls import (
     Given,
     ItemCall,
     LoadedCart,
+    MergeCarts,
     OpenCart,
     RemoveItem,
     ReplaceItems,
@@ -28,9 +29,9 @@ from cart_grpc.carts.calls import (
     UpdateCart,
     UpdateItem,
 )
-from cart_grpc.carts.checkout_refusals import CartFrozen
 from cart_grpc.carts.lines import check_quantity, hold_quantity, take_out
-from cart_grpc.carts.model import ENDED, Cart, CartState, Checkout, Line
+from cart_grpc.carts.merge import find_repeated, merge_carts
+from cart_grpc.carts.model import ENDED, Cart, CartState, Line
 from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.carts.refusals import (
     AlreadyExists,
@@ -41,7 +42,16 @@ from cart_grpc.carts.refusals import (
     ItemNotFound,
 )
 from cart_grpc.carts.replace_items import replace_items
-from cart_grpc.carts.totals import adopt_currency, check_size, recount, relabel, start_cart, touch, without_price
+from cart_grpc.carts.totals import (
+    adopt_currency,
+    check_size,
+    frozen,
+    recount,
+    relabel,
+    start_cart,
+    touch,
+    without_price,
+)
 
 
 def decide(loaded: LoadedCart, call: Call, given: Given) -> Change:
@@ -49,11 +59,15 @@ def decide(loaded: LoadedCart, call: Call, given: Given) -> Change:
 
     If the call names several carts, this checks the first one, and the rule checks the others.
     """
-    rule, needs = RULES[type(call)]
+    rule, needs, find_repeated = RULES[type(call)]
+    if find_repeated and (repeated := find_repeated(loaded, call)):
+        _check_etag(loaded, call.etag)
+        return repeated
     cart = _get_open_cart(loaded, call.etag, needs, given)
     is_new = cart is not loaded.cart
     lines: Mapping[str, Line] = {} if is_new else loaded.lines
-    change = rule(OpenCart(cart, lines, loaded.releasing, loaded.others, is_new), call, given)
+    opened = OpenCart(cart, lines, loaded.releasing, loaded.others, is_new, loaded.rest_of_user)
+    change = rule(opened, call, given)
     check_size(cart, change.cart, given.limits.max_cart_bytes)
     return change._replace(before=lines, currency_before=cart.currency_code)
 
@@ -75,8 +89,7 @@ def _get_open_cart(loaded: LoadedCart, etag: str, needs: Needs, given: Given) ->
     may_start = needs is not Needs.OPEN_CART
     if cart is None and not may_start:
         raise CartNotFound(loaded.key.name)
-    if etag and etag != (current_etag := cart.etag if cart else ""):
-        raise EtagMismatch(loaded.key.name, etag, current_etag)
+    _check_etag(loaded, etag)
     if cart is None or (may_start and cart.state in ENDED):
         return start_cart(loaded.key, cart, given)
     if cart.state is CartState.CHECKING_OUT:
@@ -88,11 +101,9 @@ def _get_open_cart(loaded: LoadedCart, etag: str, needs: Needs, given: Given) ->
     return cart
 
 
-def frozen(cart: Cart, checkout: Checkout | None) -> CartFrozen:
-    """The refusal of a change of a cart that is CHECKING_OUT. `checkout` is its checkout."""
-    # A cart without its checkout can come only from a database that was changed by hand.
-    end = checkout.expire_time if checkout else cart.update_time
-    return CartFrozen(cart.key.name, cart.key.checkout(cart.checkout_id).name, end)
+def _check_etag(loaded: LoadedCart, etag: str) -> None:
+    if etag and etag != (current_etag := loaded.cart.etag if loaded.cart else ""):
+        raise EtagMismatch(loaded.key.name, etag, current_etag)
 
 
 def _update_item(loaded: OpenCart, call: UpdateItem, given: Given) -> Change:
@@ -188,10 +199,14 @@ def _get_line(loaded: OpenCart, call: ItemCall) -> Line:
 
 
 class Rule(NamedTuple):
-    """The rule for one type of call, and the state of the cart that it needs."""
+    """The rule for one type of call, and the state of the cart that it needs.
+
+    `find_repeated` returns the result of a call whose effect is there already, whatever the state of the cart.
+    """
 
     change: Callable[[OpenCart, Any, Given], Change]
     needs: Needs = Needs.OPEN_CART
+    find_repeated: Callable[[LoadedCart, Any], Change | None] | None = None
 
 
 RULES: dict[type[Call], Rule] = {
@@ -203,5 +218,6 @@ RULES: dict[type[Call], Rule] = {
     DeleteCart: Rule(_delete_cart),
     CreateCart: Rule(_create_cart, Needs.NO_OPEN_CART),
     UpdateCart: Rule(_update_cart),
+    MergeCarts: Rule(merge_carts, Needs.OPEN_CART_OR_NONE, find_repeated),
     RetryReservation: Rule(_retry_reservation),
 }

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 
 from cart_grpc.carts.calls import Given
-from cart_grpc.carts.model import Cart, CartState, Line, Money
+from cart_grpc.carts.checkout_refusals import CartFrozen
+from cart_grpc.carts.model import Cart, CartState, Checkout, Line, Money
 from cart_grpc.carts.refusals import CurrencyMismatch, LimitExceeded
 from cart_grpc.carts.sizes import CART_ROOM, entries_bytes, item_bytes
 from cart_grpc.names import CartKey
@@ -33,6 +34,13 @@ def start_cart(key: CartKey, ended: Cart | None, given: Given) -> Cart:
         create_time=given.now,
         update_time=given.now,
     )
+
+
+def frozen(cart: Cart, checkout: Checkout | None) -> CartFrozen:
+    """The refusal of a change of a cart that is CHECKING_OUT. `checkout` is its checkout."""
+    # A cart without its checkout can come only from a database that was changed by hand.
+    end = checkout.expire_time if checkout else cart.update_time
+    return CartFrozen(cart.key.name, cart.key.checkout(cart.checkout_id).name, end)
 
 
 def touch(cart: Cart, now: int) -> Cart:

@@ -1,11 +1,13 @@
 """Changes of a reservation that no caller made, and the invariant that readers rely on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cart_grpc.carts.progress import progress, shown_fields
 from cart_grpc.commands.unit_of_work import UnitOfWork
+from cart_grpc.names import CartKey
+from cart_grpc.protocol.merging import finish_take_over, has_taken_over
 from cart_grpc.protocol.reservation import Disposition, Reservation
-from cart_grpc.protocol.transitions import stop_waiting
+from cart_grpc.protocol.transitions import release, stop_waiting
 
 
 def apply_transition(unit: UnitOfWork, before: Reservation, after: Reservation, now: int) -> None:
@@ -20,7 +22,7 @@ def apply_transition(unit: UnitOfWork, before: Reservation, after: Reservation, 
     A reader that knows a cart's revision relies on it: while no reservation of the cart is claimed or due, the same
     revision means the same cart (see `store.read.cache_validator`). `must_raise_revision` decides for every command
     that goes through here. The other writers keep the invariant as follows:
-    - a caller's change always raises the revision (`carts.rules`);
+    - a caller's change always raises the revision (`carts.rules`), and so does `release_superseded`;
     - claiming changes only a due reservation, which is claimed afterwards; a returned claim leaves it due;
     - extending a lease needs a claim;
     - setting aside changes only a due or claimed reservation;
@@ -34,9 +36,34 @@ def apply_transition(unit: UnitOfWork, before: Reservation, after: Reservation, 
     changes = [(before, after)]
     if after.settled and not before.settled and after.disposition is Disposition.RELEASE:
         changes += _stop_waiting(unit, after, now)
+    _raise_revision(unit, after.cart, changes, now)
+
+
+def release_superseded(unit: UnitOfWork, now: int) -> None:
+    """Release what a changed reservation superseded, if that reservation is now decided or released itself.
+
+    A batch calls this after its commands, so that none of them can forget it. The commands that change a reservation
+    have loaded the reconciling reservations of its sku.
+    """
+    done = [row for row in map(unit.reservations.__getitem__, sorted(unit.changed_reservations)) if has_taken_over(row)]
+    for taker in done:
+        same_sku = unit.reservations_of_sku(taker.cart, taker.sku)
+        changes = [(row, release(row, now)) for row in same_sku if row.superseded_by == taker.reservation_id]
+        # A superseded reservation may have superseded others in an earlier merge.
+        done += [row for _, row in changes if has_taken_over(row)]
+        waits = bool(changes) or any(row.releasing for row in same_sku)
+        changes.append((taker, finish_take_over(taker, now, waits=waits)))
+        for _, row in changes:
+            unit.put_reservation(row)
+        _raise_revision(unit, taker.cart, changes, now)
+
+
+def _raise_revision(
+    unit: UnitOfWork, key: CartKey, changes: Sequence[tuple[Reservation, Reservation]], now: int
+) -> None:
     # The cart may be gone. An ended cart is purged once none of its reservations is reconciling, but an operator can
     # make such a reservation reconciling again.
-    cart = unit.carts.get(after.cart)
+    cart = unit.carts.get(key)
     of_cart = [(old, new) for old, new in changes if old.is_of_cart or new.is_of_cart]
     if cart and must_raise_revision(unit, of_cart, now):
         unit.put_cart(cart._replace(revision=cart.revision + 1))
@@ -67,7 +94,7 @@ def _view(unit: UnitOfWork, reservation: Reservation, now: int) -> object:
     """Return what callers can see of a reservation: its item's progress, or whether it is still being released."""
     line = unit.find_line(reservation.cart, reservation.item_id)
     if line is None or line.item.reservation_id != reservation.reservation_id:
-        return reservation.reconciling
+        return reservation.reconciling or bool(reservation.superseded_by)
     seen = progress(line._replace(reservation=reservation), now)
     return (seen.state, seen.reserved_quantity, seen.reason, reservation.reconciling)
 

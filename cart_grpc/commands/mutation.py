@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from cart_grpc.carts.calls import Call, Change, Given, Limits, NewId
 from cart_grpc.carts.checkout_refusals import UserErasing
-from cart_grpc.carts.model import ENDED
+from cart_grpc.carts.model import ENDED, UserTotals
 from cart_grpc.carts.refusals import LimitExceeded
 from cart_grpc.carts.rules import decide
-from cart_grpc.commands.unit_of_work import ReadSet, Reply, UnitOfWork, UserTotals
+from cart_grpc.commands.unit_of_work import ReadSet, Reply, UnitOfWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,19 @@ class Mutation:
         # Encode first: if this fails, the unit of work must be unchanged.
         reply = self.encode(change, now)
         stored = Reply(call.fingerprint, reply) if call.request_id else None
-        self._check_room(unit, change, unit.find_growth(change, stored))
+        growth = unit.find_growth(change, stored)
+        if not call.is_clamped:
+            self._check_room(unit, change, growth)
+        elif not change.others and self._has_no_room_for(unit, growth):
+            # The effect is there already, so the call can be repeated without its stored reply.
+            stored = None
         unit.apply(change)
         if stored:
             unit.put_reply(reply_key, stored)
         return reply
+
+    def _has_no_room_for(self, unit: UnitOfWork, growth: UserTotals) -> bool:
+        return unit.find_totals(self.call.cart.user).plus(growth).stored_bytes > self.limits.max_user_bytes
 
     def _check_room(self, unit: UnitOfWork, change: Change, growth: UserTotals) -> None:
         """Raise LimitExceeded if a total of the user that the call raises would exceed its limit."""

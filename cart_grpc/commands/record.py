@@ -61,16 +61,17 @@ class RecordOutcome:
 
     def add_reads(self, reads: ReadSet) -> None:
         _add_reads(reads, self.claimed)
-        if self.claimed.disposition is Disposition.RELEASE:
-            # Holds of the same sku may wait for this release.
+        if self.claimed.disposition is Disposition.RELEASE or self.claimed.supersedes:
+            # Holds of the same sku may wait for this release, or be released after this decision.
             reads.skus.add((self.claimed.cart, self.claimed.sku))
         if self.claimed.checkout_id:
             reads.add_checkout(self.claimed.cart.checkout(self.claimed.checkout_id))
 
     def run(self, unit: UnitOfWork, now: int, new_id: NewId) -> Recorded:
         before = unit.reservations.get(self.claimed.reservation_id)
-        if before is None:
-            # The reservation was finished and purged. A late answer changes nothing.
+        if before is None or before.cart != self.claimed.cart:
+            # The reservation was finished and purged: a late answer changes nothing. Or it has moved to another cart,
+            # whose user is not locked: the next claim gets the same answer.
             return Recorded(self.claimed, None)
         recorded = self._record(before, now)
         apply_transition(unit, before, recorded.reservation, now)
@@ -90,9 +91,9 @@ class RecordOutcome:
         """
         claimed = self.claimed
         is_common = isinstance(self.outcome, Decision) and self.counts_as_attempt and self.opened is None
-        # A release, a commit or a hold of a checkout has more effects than its own row.
-        is_plain = claimed.disposition is Disposition.HOLD and not claimed.checkout_id
-        if not is_common or not is_plain or claimed.settled:
+        # A release, a commit, a hold of a checkout or one that supersedes others has more effects than its own row.
+        is_plain = claimed.disposition is Disposition.HOLD and not claimed.checkout_id and not claimed.supersedes
+        if not is_common or not is_plain or claimed.settled or claimed.waiting:
             return None
         recorded = self._record(claimed, now)
         after = recorded.reservation
@@ -150,8 +151,10 @@ class OpenAttempt:
 
     def run(self, unit: UnitOfWork, now: int, new_id: NewId) -> int | None:
         before = unit.reservations.get(self.claimed.reservation_id)
-        after = open_attempt(before, self.claimed, self.window_us, now) if before else None
-        if before is None or after is None:
+        if before is None or before.cart != self.claimed.cart:
+            return None
+        after = open_attempt(before, self.claimed, self.window_us, now)
+        if after is None:
             return None
         apply_transition(unit, before, after, now)
         return after.uncertain_until

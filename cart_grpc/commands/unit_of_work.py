@@ -3,12 +3,11 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from cart_grpc.carts.calls import CartRead, Change, LoadedCart
 from cart_grpc.carts.checkout_calls import CheckoutChange, LoadedCheckout
 from cart_grpc.carts.checkout_refusals import CheckoutNotFound
-from cart_grpc.carts.model import ENDED, Cart, CartState, Checkout, CheckoutState, Item, Line
+from cart_grpc.carts.model import Cart, CartState, Checkout, CheckoutState, Item, Line, UserTotals, totals_of
 from cart_grpc.carts.refusals import RequestIdReused
 from cart_grpc.carts.sizes import REPLY_ROOM, RESERVATION_BYTES
 from cart_grpc.names import CartKey, CheckoutKey, UserKey
@@ -29,22 +28,6 @@ class Reply:
     def byte_size(self) -> int:
         """The bytes that it counts for its user."""
         return len(self.reply) + REPLY_ROOM
-
-
-class UserTotals(NamedTuple):
-    """The running totals of a user, or a change of them.
-
-    `stored_bytes`: those of carts, checkouts, replies and reservations. The others count carts that have not ended.
-    """
-
-    stored_bytes: int = 0
-    cart_count: int = 0
-    item_count: int = 0
-    unit_count: int = 0
-
-    def plus(self, growth: "UserTotals") -> "UserTotals":
-        """The totals after `growth`, which may be negative."""
-        return UserTotals(*(max(before + more, 0) for before, more in zip(self, growth, strict=True)))
 
 
 _NOTHING = UserTotals()
@@ -109,6 +92,8 @@ class UnitOfWork:
         self.changed_reservations: set[str] = set()
         self.changed_checkouts: set[CheckoutKey] = set()
         self.changed_checkout_items: set[tuple[CheckoutKey, str]] = set()
+        # The keys (slice, reservation id) that reservations had before they moved to a cart in another slice.
+        self.left_keys: set[tuple[int, str]] = set()
 
     def load_item(self, item: Item) -> None:
         self.items[item.cart][item.item_id] = item
@@ -146,7 +131,9 @@ class UnitOfWork:
         cart = self.carts.get(key)
         is_frozen = cart is not None and cart.state is CartState.CHECKING_OUT
         checkout = self.checkouts.get(key.checkout(cart.checkout_id)) if cart and is_frozen else None
-        return LoadedCart(key, cart, lines, releasing, checkout=checkout)
+        rest = self.find_totals(key.user).minus(totals_of(cart))
+        itemless = self._itemless(key) if read.item_ids is None else ()
+        return LoadedCart(key, cart, lines, releasing, (), checkout, rest, itemless)
 
     def get_loaded_checkout(self, key: CheckoutKey) -> LoadedCheckout:
         """Return a checkout that the batch's ReadSet named. Raises CheckoutNotFound."""
@@ -167,6 +154,11 @@ class UnitOfWork:
 
     def _line(self, item: Item) -> Line:
         return Line(item, self.reservations[item.reservation_id])
+
+    def _itemless(self, key: CartKey) -> tuple[Reservation, ...]:
+        of_items = {item.reservation_id for item in self.items[key].values()}
+        ids = (each for (cart, _), ids in self._ids_by_sku.items() if cart == key for each in sorted(ids - of_items))
+        return tuple(self.reservations[reservation_id] for reservation_id in ids)
 
     def find_line(self, key: CartKey, item_id: str) -> Line | None:
         item = self.items[key].get(item_id)
@@ -210,9 +202,7 @@ class UnitOfWork:
         return growth._replace(stored_bytes=growth.stored_bytes + more_bytes)
 
     def _cart_growth(self, cart: Cart) -> UserTotals:
-        before = self.carts.get(cart.key)
-        had, has = _cart_totals(before) if before else _NOTHING, _cart_totals(cart)
-        return UserTotals(*(now - then for now, then in zip(has, had, strict=True)))
+        return totals_of(cart).minus(totals_of(self.carts.get(cart.key)))
 
     def _count(self, user: UserKey, growth: UserTotals) -> None:
         if growth != _NOTHING:
@@ -235,8 +225,17 @@ class UnitOfWork:
         if before is not reservation:
             if before is None:
                 self._count(reservation.cart.user, UserTotals(RESERVATION_BYTES))
+            elif before.cart != reservation.cart:
+                self._move_reservation(before, reservation.cart)
             self.load_reservation(reservation)
             self.changed_reservations.add(reservation.reservation_id)
+
+    def _move_reservation(self, before: Reservation, cart: CartKey) -> None:
+        self._ids_by_sku[before.cart, before.sku].discard(before.reservation_id)
+        self._count(before.cart.user, UserTotals(-RESERVATION_BYTES))
+        self._count(cart.user, UserTotals(RESERVATION_BYTES))
+        if before.cart.slice != cart.slice:
+            self.left_keys.add((before.cart.slice, before.reservation_id))
 
     def put_checkout(self, checkout: Checkout) -> None:
         before = self.checkouts.get(checkout.key)
@@ -269,6 +268,8 @@ class UnitOfWork:
             del items[line.item.item_id]
             self.changed_items.add((key, line.item.item_id))
             self.put_reservation(line.reservation)
+        for reservation in change.itemless:
+            self.put_reservation(reservation)
 
     def apply_checkout(self, change: CheckoutChange) -> None:
         """Apply a rule's change to a checkout, and to its cart."""
@@ -286,7 +287,3 @@ class UnitOfWork:
                 self.load_checkout_item(key, item)
                 self.changed_checkout_items.add((key, item.item_id))
             self.put_reservation(line.reservation)
-
-
-def _cart_totals(cart: Cart) -> UserTotals:
-    return UserTotals(cart.byte_size, cart.state not in ENDED, cart.item_count, cart.total_quantity)

@@ -61,11 +61,12 @@ def update_attempt(
 def _close(reservation: Reservation, outcome: Answer, now: int) -> Reservation:
     # The attempt lowered `reserved_cap` to 0. Once it is decided, callers may see the grant again.
     known = isinstance(outcome, Decision) and reservation.disposition is not Disposition.RELEASE
+    is_decided = reservation.settled or reservation.lease_expire_time is not None
     return reservation._replace(
         uncertain_until=now,
         reserved_cap=reservation.quantity if known else reservation.reserved_cap,
         # A release may have been postponed until the attempt ends: it is due now.
-        due_time=reservation.due_time if reservation.settled or reservation.lease_expire_time is not None else now,
+        due_time=reservation.due_time if is_decided or reservation.waiting else now,
     )
 
 

@@ -119,7 +119,8 @@ class Reservation(NamedTuple):
     - `reserved_cap` is the smallest quantity intended since the last observed grant. Callers never see more than this
       as reserved, because the API may already have decided the smaller quantity.
     - `seal_reason` is set when a PermanentFailure is sealed, and when an operator releases a hold; else it is "".
-    - A `waiting` row is not due until the cart's older reservations of the same sku are released.
+    - A `waiting` row is not due until the cart's older reservations of the same sku are released, except to renew its
+      own hold.
     - `due_time` is None if there is nothing to do.
     - `uncertain_until` is the time after which the last attempt under the `basic` contract can no longer take effect,
       or None if there was no attempt: see `attempts`.

@@ -46,20 +46,24 @@ def next_intent(reservation: Reservation) -> Intent | None:
 def hold(reservation: Reservation, quantity: int, now: int) -> Reservation:
     """Change the intent to HOLD `quantity`.
 
-    The row is due now, unless it is waiting or claimed. If a call is under way, its outcome makes the row due, so five
-    changes during one hanging call cost one more call. Raises ValueError if the reservation is closed or frozen.
+    The row is due now, unless it is claimed, or waits and still needs more than it holds. If a call is under way, its
+    outcome makes the row due, so five changes during one hanging call cost one more call. Raises ValueError if the
+    reservation is closed or frozen.
     """
     if reservation.is_closed or reservation.frozen:
         raise ValueError("a closed or frozen reservation cannot be held again")
     leased = reservation.lease_expire_time is not None and reservation.lease_expire_time > now
+    reserved_cap = min(reservation.reserved_cap, quantity)
+    waits = reservation.waiting and min(reservation.granted_quantity, reserved_cap) < quantity
     return reservation._replace(
         disposition=Disposition.HOLD,
         quantity=quantity,
         revision=reservation.revision + 1,
         intent_revision=reservation.revision + 1,
-        reserved_cap=min(reservation.reserved_cap, quantity),
+        reserved_cap=reserved_cap,
         seal_reason="",
-        due_time=reservation.due_time if leased or reservation.waiting else now,
+        waiting=waits,
+        due_time=reservation.due_time if leased or waits else now,
         attempt_count=0,
     )
 
@@ -84,6 +88,7 @@ def release(reservation: Reservation, now: int) -> Reservation:
         attempt_count=0,
         lease_epoch=reservation.lease_epoch + 1,
         lease_expire_time=None,
+        superseded_by="",
         checkout_id=_checkout_after_release(reservation),
     )
 
@@ -210,6 +215,7 @@ def force_release(reservation: Reservation, now: int) -> Reservation:
         lease_expire_time=None,
         finish_time=now,
         set_aside_reason="",
+        superseded_by="",
         checkout_id=_checkout_after_release(reservation),
     )
 
@@ -316,10 +322,15 @@ def record_outcome(
     if after is reservation and after.settled:
         return reservation
     if after.settled:
-        finish_time = now if after.state in FINAL else None
-        due_time = _find_renewal_time(after, now, retry_at, jitter)
+        is_final = after.state in FINAL
         return after._replace(
-            due_time=due_time, lease_expire_time=None, last_error="", finish_time=finish_time, set_aside_reason=""
+            due_time=_find_renewal_time(after, now, retry_at, jitter),
+            waiting=False,
+            lease_expire_time=None,
+            last_error="",
+            finish_time=now if is_final else None,
+            set_aside_reason="",
+            superseded_by="" if is_final else after.superseded_by,
         )
     if after.lease_epoch != epoch:
         return after

@@ -74,6 +74,10 @@ class CartService(CheckoutCalls):
         call = requests.replace_items(request, self._limits)
         return await self._mutate(call, replies.REPLACE_ITEMS, request, context)
 
+    async def MergeCarts(self, request: pb.MergeCartsRequest, context: Context) -> MessageOrBytes:
+        call = requests.merge_carts(request)
+        return await self._mutate(call, replies.MERGE_CARTS, request, context)
+
     async def _mutate(self, call: Call, reply: MutationReply, request: Any, context: Context) -> MessageOrBytes:
         encoded = await self._store.mutate(Mutation(call, reply.encode, self._limits))
         max_wait = requests.max_wait_seconds(request)
@@ -95,9 +99,6 @@ class CartService(CheckoutCalls):
         if len(found) > len(shown):
             response.next_page_token = pages.next_page_token(page, found[len(shown) - 1].cart)
         return response
-
-    async def MergeCarts(self, request: pb.MergeCartsRequest, context: Context) -> MessageOrBytes:
-        raise NotImplementedError
 
     async def WatchCart(self, request: pb.WatchCartRequest, context: Context) -> AsyncIterator[MessageOrBytes]:
         async with aclosing(watch_cart(self._store.watches, requests.watch_cart(request))) as messages:

@@ -71,6 +71,7 @@ def cart_message(cart: Cart, lines: Sequence[Line], now: int, *, reconciling: bo
         etag=cart.etag,
         revision=cart.revision,
         reconciling=reconciling or any(item.reconciling for item in items),
+        merged_into=cart.merged_into,
     )
     if cart.currency_code:
         message.subtotal.CopyFrom(cart_pb2.Money(currency_code=cart.currency_code, minor_units=cart.subtotal))

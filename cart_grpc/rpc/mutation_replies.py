@@ -8,7 +8,7 @@ from cartgrpc.v1 import cart_pb2
 from cartgrpc.v1 import cart_service_pb2 as pb
 from google.protobuf.message import Message
 
-from cart_grpc.carts.calls import Call, Change, ClearCart, DeleteCart, RemoveItem, ReplaceItems
+from cart_grpc.carts.calls import Call, Change, ClearCart, DeleteCart, RemoveItem
 from cart_grpc.rpc.messages import cart_message, item_message, money_message
 from cart_grpc.rpc.waiting import Waiting
 
@@ -93,6 +93,21 @@ def _encode_replaced_items(change: Change, now: int) -> bytes:
     )
 
 
+def _encode_merged_carts(change: Change, now: int) -> bytes:
+    adjustments = [
+        pb.MergeAdjustment(
+            type=pb.MergeAdjustment.Type.ValueType(each.type),
+            source_item=item_message(each.line, each.currency_code, now),
+            item=each.item_name,
+            quantity=each.quantity,
+            quota=each.quota,
+            lost_unit_price=money_message(each.lost_price) if each.lost_price else None,
+        )
+        for each in change.adjustments
+    ]
+    return _bytes(pb.MergeCartsResponse(cart=_changed_cart(change, now), adjustments=adjustments))
+
+
 def _changed_cart(change: Change, now: int) -> cart_pb2.Cart:
     return cart_message(change.cart, change.lines, now, reconciling=_is_reconciling(change))
 
@@ -142,8 +157,8 @@ async def _settle_cart(waiting: Waiting, call: Call, response: Any, max_wait: fl
     await waiting.await_cart(call.cart, response.cart, max_wait, context)
 
 
-async def _settle_replaced_items(
-    waiting: Waiting, call: ReplaceItems, response: Any, max_wait: float, context: Context
+async def _settle_cart_and_releases(
+    waiting: Waiting, call: Call, response: Any, max_wait: float, context: Context
 ) -> None:
     await waiting.await_cart(call.cart, response.cart, max_wait, context, and_releases=True)
 
@@ -161,4 +176,5 @@ DELETE_CART = MutationReply(pb.DeleteCartResponse, _encode_emptied_cart(pb.Delet
 CREATE_CART = MutationReply(pb.CreateCartResponse, _encode_cart(pb.CreateCartResponse), _settle_nothing)
 UPDATE_CART = MutationReply(pb.UpdateCartResponse, _encode_cart(pb.UpdateCartResponse), _settle_cart)
 RETRY_RESERVATION = MutationReply(pb.RetryReservationResponse, _encode_item(pb.RetryReservationResponse), _settle_item)
-REPLACE_ITEMS = MutationReply(pb.ReplaceItemsResponse, _encode_replaced_items, _settle_replaced_items)
+REPLACE_ITEMS = MutationReply(pb.ReplaceItemsResponse, _encode_replaced_items, _settle_cart_and_releases)
+MERGE_CARTS = MutationReply(pb.MergeCartsResponse, _encode_merged_carts, _settle_cart_and_releases)

@@ -18,6 +18,7 @@ from cart_grpc.carts.calls import (
     DeleteCart,
     ItemUpdate,
     Limits,
+    MergeCarts,
     RemoveItem,
     ReplaceItems,
     RetryReservation,
@@ -174,6 +175,16 @@ def clear_cart(request: cart_service_pb2.ClearCartRequest) -> ClearCart:
 def delete_cart(request: cart_service_pb2.DeleteCartRequest) -> DeleteCart:
     fields = Fields()
     call = DeleteCart(fields.cart("name", request.name), **every_mutation(fields, request))
+    fields.check()
+    return call
+
+
+def merge_carts(request: cart_service_pb2.MergeCartsRequest) -> MergeCarts:
+    fields = Fields()
+    target, source = fields.cart("name", request.name), fields.cart("source", request.source)
+    if target == source and target.cart_id:
+        fields.fault("source", "SAME_CART", "must not be the cart in name")
+    call = MergeCarts(target, source, **every_mutation(fields, request))
     fields.check()
     return call
 

@@ -14,6 +14,8 @@ from typing import Any
 from sqlalchemy import Connection
 
 from cart_grpc.carts.calls import NewId
+from cart_grpc.carts.model import UserTotals
+from cart_grpc.commands.apply_transition import release_superseded
 from cart_grpc.commands.command import Command
 from cart_grpc.commands.direct import (
     Claim,
@@ -28,7 +30,7 @@ from cart_grpc.commands.direct import (
     SetAside,
 )
 from cart_grpc.commands.record import RecordAll
-from cart_grpc.commands.unit_of_work import ReadSet, Reply, ReplyKey, UnitOfWork, UserTotals
+from cart_grpc.commands.unit_of_work import ReadSet, Reply, ReplyKey, UnitOfWork
 from cart_grpc.names import CartKey, UserKey
 from cart_grpc.protocol.lanes import lane_of
 from cart_grpc.protocol.reservation import Reservation
@@ -102,6 +104,7 @@ def run_batch(
     folded: list[Command[object]] = [*unsettled, *others]
     unit, is_paused = _load(queries, connection, reads) if folded else (UnitOfWork(), False)
     folded_answers = iter([_run_folded(command, unit, now, new_id) for command in folded])
+    release_superseded(unit, now)
     recorded = iter([answer or next(folded_answers) for answer in settled.answers])
     claimed, due = _claim_due(unit, NO_ROOM if is_paused else room, now)
     _write(queries, connection, unit, now, marker)
@@ -185,6 +188,7 @@ def _write(queries: WriteQueries, connection: Connection, unit: UnitOfWork, now:
         else:
             removed.append((*key, item_id))
     queries.delete_items(connection, removed)
+    queries.delete_reservations(connection, sorted(unit.left_keys))
     rows: dict[str, Rows] = {
         "users": [_user_row(unit, user) for user in sorted(unit.changed_users)],
         "carts": [cart_row(unit.carts[key]) for key in sorted(unit.changed_carts)],

@@ -29,7 +29,7 @@ from cart_grpc.store.rows import (
     UserRow,
     to_reservation,
 )
-from cart_grpc.store.statements import CART, CHECKOUT, CLAIM, ITEM, REPLY, RESERVATION, SKU, USER
+from cart_grpc.store.statements import CART, CHECKOUT, CLAIM, ITEM, OWNED_RESERVATION, REPLY, RESERVATION, SKU, USER
 
 _unchanged, _settled = attrgetter(*settle_statements.UNCHANGED), attrgetter(*settle_statements.SETTLED)
 _MARKERS = schema.commit_markers.name
@@ -63,6 +63,7 @@ class WriteQueries:
         self._settle = dialect.prepare_rows(settle(dialect), list(settle_statements.SETTLING))
         self._raise_revisions = dialect.prepare_rows(settle_statements.raise_revisions(dialect), CART)
         self._delete_items = Prepared(statements.delete_items(dialect))
+        self._delete_reservations = Prepared(statements.delete_reservations(dialect))
         upserts = {table.name: statements.upsert(dialect, table) for table in statements.WRITTEN_WITH_CHECKOUTS}
         self._checkout_writer = dialect.row_writer(upserts)
         self._row_writer = dialect.row_writer({table.name: upserts[table.name] for table in statements.WRITTEN})
@@ -115,8 +116,8 @@ class WriteQueries:
             "whole_carts": (CART, reads.whole_carts),
             "items": (ITEM, [(*cart, item_id) for cart, item_id in reads.items]),
             "reservations": (
-                RESERVATION,
-                [(cart.slice, reservation_id) for cart, reservation_id in reads.reservations],
+                OWNED_RESERVATION,
+                [(cart.slice, cart.user_id, reservation_id) for cart, reservation_id in reads.reservations],
             ),
             "skus": (SKU, [(*cart, sku) for cart, sku in reads.skus]),
         }
@@ -183,6 +184,12 @@ class WriteQueries:
         if keys:
             self._dialect.force_custom_plan(connection)
             self._delete_items.fetch(connection, self._dialect.bind_keys(ITEM, keys))
+
+    def delete_reservations(self, connection: Connection, keys: Sequence[Key]) -> None:
+        """Delete reservations by key (slice, reservation_id)."""
+        if keys:
+            self._dialect.force_custom_plan(connection)
+            self._delete_reservations.fetch(connection, self._dialect.bind_keys(RESERVATION, keys))
 
     def claim(self, connection: Connection, claim: Claim, now: int) -> list[Reservation]:
         """Claim due reservations. Raises their epoch and attempt_count."""

@@ -47,6 +47,8 @@ REPLY = ("slice", "user_id", "request_id")
 CART = ("slice", "user_id", "cart_id")
 ITEM = ("slice", "user_id", "cart_id", "item_id")
 RESERVATION = ("slice", "reservation_id")
+# A reservation, if it still belongs to this user: the rows of other users are not to be locked.
+OWNED_RESERVATION = ("slice", "user_id", "reservation_id")
 SKU = ("slice", "user_id", "cart_id", "sku")
 CLAIM = ("slice", "reservation_id", "lease_epoch")
 CHECKOUT = ("slice", "user_id", "checkout_id")
@@ -94,7 +96,7 @@ def load_batch(dialect: Dialect) -> Executable:
         dialect.select_by_keys(items, CART, "whole_carts"),
     ).cte("touched")
     reservation_keys = union(
-        _only(RESERVATION, dialect.select_by_keys(reservations, RESERVATION, "reservations")),
+        _only(RESERVATION, dialect.select_by_keys(reservations, OWNED_RESERVATION, "reservations")),
         select(found_items.c.slice, found_items.c.reservation_id),
         _only(RESERVATION, dialect.select_by_keys(reservations, SKU, "skus", schema.reconciling)),
         _only(RESERVATION, dialect.select_by_keys(reservations, CART, "whole_carts", schema.reconciling)),
@@ -141,6 +143,11 @@ def load_checkouts(dialect: Dialect) -> Executable:
 def delete_items(dialect: Dialect) -> Executable:
     """Delete items by key."""
     return delete(schema.items).where(dialect.in_keys(schema.items, ITEM))
+
+
+def delete_reservations(dialect: Dialect) -> Executable:
+    """Delete reservations by key: they have moved to another slice."""
+    return delete(schema.reservations).where(dialect.in_keys(schema.reservations, RESERVATION))
 
 
 def upsert(dialect: Dialect, table: Table) -> Insert:

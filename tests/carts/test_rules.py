@@ -19,6 +19,7 @@ from cart_grpc.carts.calls import (
     ItemUpdate,
     Limits,
     LoadedCart,
+    MergeCarts,
     RemoveItem,
     ReplaceItems,
     RetryReservation,
@@ -37,15 +38,19 @@ from cart_grpc.carts.refusals import (
     LimitExceeded,
 )
 from cart_grpc.carts.rules import RULES, decide, expire_cart
+from cart_grpc.carts.totals import start_cart
+from cart_grpc.names import cart_key, user_key
 from cart_grpc.protocol.reservation import Disposition, Observed
 from cart_grpc.protocol.transitions import merge_decision, release
 from tests.carts.examples import KEY, NOW, SECOND, SKU, decided, held, numbered_ids
 
 LIMITS = Limits(max_quantity_per_add=100, max_quantity_per_item=10, max_items_per_cart=3, hold_ttl_us=600 * SECOND)
 LATER = NOW + SECOND
+OTHER_KEY = cart_key(user_key("bob"), "default")
 NO_CART = LoadedCart(KEY, None, {}, frozenset())
 SOME_ETAG = '"5bd0c1ae-1f"'
 new_id = numbered_ids()
+OTHER_CART = start_cart(OTHER_KEY, None, Given(LIMITS, NOW, new_id))
 
 
 def an_addition(sku: str = SKU, quantity: int = 1, price: Money | None = None, **more: Any) -> Addition:
@@ -53,6 +58,8 @@ def an_addition(sku: str = SKU, quantity: int = 1, price: Money | None = None, *
 
 
 def change_of(loaded: LoadedCart, call: Call, now: int = LATER) -> Change:
+    if isinstance(call, MergeCarts):
+        loaded = loaded._replace(others=(LoadedCart(OTHER_KEY, OTHER_CART, {}, frozenset()),))
     return decide(loaded, call, Given(LIMITS, now, new_id))
 
 
@@ -415,8 +422,9 @@ EVERY_CALL: list[Call] = [
     CreateCart(KEY, CartUpdate(set()), etag=SOME_ETAG),
     UpdateCart(KEY, CartUpdate({"labels"}), etag=SOME_ETAG),
     RetryReservation(KEY, "0" * 32, etag=SOME_ETAG),
+    MergeCarts(KEY, OTHER_KEY, etag=SOME_ETAG),
 ]
-STARTS_A_CART = (AddItems, CreateCart, ReplaceItems)
+STARTS_A_CART = (AddItems, CreateCart, ReplaceItems, MergeCarts)
 every_call = pytest.mark.parametrize("call", EVERY_CALL, ids=[type(call).__name__ for call in EVERY_CALL])
 
 

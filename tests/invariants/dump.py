@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection, select
 
-from cart_grpc.commands.unit_of_work import UserTotals
+from cart_grpc.carts.model import UserTotals
 from cart_grpc.names import UserKey
 from cart_grpc.store import rows, schema
 from tests.invariants.history import Dump

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from cart_grpc.carts.model import Cart, Item
-from cart_grpc.commands.unit_of_work import UserTotals
+from cart_grpc.carts.model import Cart, Item, UserTotals
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from cart_grpc.simulator.stock import Decided, Entry
 

@@ -3,9 +3,8 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
-from cart_grpc.carts.model import ENDED, Cart, Item
+from cart_grpc.carts.model import ENDED, Cart, Item, UserTotals
 from cart_grpc.carts.sizes import CART_ROOM, REPLY_ROOM, RESERVATION_BYTES, entries_bytes, item_bytes
-from cart_grpc.commands.unit_of_work import UserTotals
 from cart_grpc.protocol.reservation import FINAL, Disposition, Reservation
 from tests.invariants.history import Dump, RowVersion
 from tests.invariants.operations import Operation

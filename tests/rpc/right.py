@@ -58,6 +58,7 @@ RIGHT: dict[str, dict[str, Any]] = {
     "GetCart": {"name": CART},
     "ListCarts": {"parent": USER},
     "RetryReservation": {"name": ITEM},
+    "MergeCarts": {"name": f"{USER}/carts/second", "source": CART},
     "ReplaceItems": {"name": CART, "items": [{"sku": SKU, "quantity": 3}, {"sku": "filters"}]},
     "BeginCheckout": {"name": CART},
     "CompleteCheckout": {"name": CHECKOUT, "orderReference": "order-17"},

@@ -138,6 +138,7 @@ CONTROL = ["\0", "\n", "\t", "\x1b", "\x7f", "\x85", "\x9f", "\u2028", "\u2029"]
 INT32 = (-(2**31), 2**31 - 1)
 INT64 = (-(2**63), 2**63 - 1)
 NAMES = {
+    "MergeCarts": "name",
     "ReplaceItems": "name",
     "ClearCart": "name",
     "DeleteCart": "name",
@@ -149,8 +150,9 @@ ITEM_NAMES = {"RemoveItem": "name", "RetryReservation": "name", "UpdateItem": "i
 
 
 def name_rows() -> Iterator[Row]:
-    for method, path in {**NAMES, "UpdateCart": "cart.name"}.items():
+    for method, path in [*NAMES.items(), ("UpdateCart", "cart.name"), ("MergeCarts", "source")]:
         yield from (row(method, path, "INVALID_NAME", bad) for bad in BAD_CARTS)
+    yield row("MergeCarts", "source", "SAME_CART", f"{USER}/carts/second")
     for method, path in ITEM_NAMES.items():
         yield from (row(method, path, "INVALID_NAME", bad) for bad in BAD_ITEMS)
     for method in ("CreateCart", "ListCarts"):
@@ -592,7 +594,13 @@ ON_NEW: dict[str, dict[str, Any]] = {
     "AddItem": add()[1],
     "BatchAddItems": batch({"sku": SKU})[1],
     "CreateCart": {"parent": "{user}", "cartId": "default"},
+    "MergeCarts": {"name": FIRST, "source": "{user}/carts/second"},
 }
+
+
+# The first cart is the source.
+MERGE_OF_FIRST = ("MergeCarts", {"name": "{user}/carts/second", "source": FIRST})
+MERGE = ("MergeCarts", ON_NEW["MergeCarts"])
 
 
 def limit_rows() -> Iterator[Scenario]:
@@ -647,6 +655,10 @@ def not_found_rows() -> Iterator[Scenario]:
             f"{method}-in-another-cart", emptied, method, other_cart, "ITEM_NOT_FOUND", "cartgrpc.v1.Item", name
         )
 
+    yield found_missing(
+        "MergeCarts-without-a-source", [add()], *MERGE, "CART_NOT_FOUND", "cartgrpc.v1.Cart", "{user}/carts/second"
+    )
+
 
 def found_missing(
     name: str, given: Sequence[Any], method: str, request: dict[str, Any], reason: str, kind: str, missing: str
@@ -669,6 +681,15 @@ def closed_rows() -> Iterator[Scenario]:
         yield precondition(
             f"{method}-on-a-deleted-cart", [add(), DELETED], method, request, "CART_CLOSED", state="DELETED"
         )
+    yield precondition(
+        "MergeCarts-of-a-deleted-cart", [add(), DELETED], *MERGE_OF_FIRST, "CART_CLOSED", state="DELETED"
+    )
+    elsewhere = ("MergeCarts", {"name": "{user}/carts/third", "source": FIRST})
+    merged = [add(), elsewhere]
+    yield precondition("MergeCarts-of-a-merged-cart", merged, *MERGE_OF_FIRST, "CART_CLOSED", state="MERGED")
+    yield precondition(
+        "ClearCart-on-a-merged-cart", merged, "ClearCart", ON_CART["ClearCart"], "CART_CLOSED", state="MERGED"
+    )
 
 
 def currency_rows() -> Iterator[Scenario]:

@@ -20,11 +20,10 @@ from cart_grpc.carts.calls import (
     UpdateItem,
     addition,
 )
-from cart_grpc.carts.model import Money
+from cart_grpc.carts.model import Money, UserTotals
 from cart_grpc.carts.refusals import LimitExceeded
 from cart_grpc.commands.direct import Purge
 from cart_grpc.commands.mutation import Mutation
-from cart_grpc.commands.unit_of_work import UserTotals
 from cart_grpc.names import CartKey, cart_key, item_id_of, user_key
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine

@@ -13,7 +13,20 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, FromClause, Select, Text, and_, case, cast, func, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Select,
+    Text,
+    and_,
+    case,
+    cast,
+    func,
+    literal_column,
+    or_,
+    select,
+)
 
 from cart_grpc.carts.model import Cart, Line
 from cart_grpc.carts.progress import HOLD_MARGIN_US
@@ -70,7 +83,8 @@ Found = CartJson | NotModified | None
 class Head(NamedTuple):
     """A cart without its lines.
 
-    `releasing` has the item ids of the reservations whose release is not confirmed, at most MAX_RELEASING of them.
+    `releasing` has the item ids of the reservations whose release is not confirmed, or that are superseded and still to
+    be released: at most MAX_RELEASING of them.
     """
 
     cart: Cart
@@ -175,9 +189,10 @@ def _lines(dialect: Dialect, cart: FromClause, now: ColumnElement[int]) -> Colum
 def _releasing(dialect: Dialect, cart: FromClause) -> ColumnElement[str]:
     """The item ids of the enclosing statement's `cart` whose release is not confirmed, NULL if there are none."""
     same_cart = (reservations.c[name] == cart.c[name] for name in CART)
+    released = reservations.c.disposition == int(Disposition.RELEASE)
     each = (
         select(reservations.c.item_id)
-        .where(*same_cart, reconciling, reservations.c.disposition == int(Disposition.RELEASE))
+        .where(*same_cart, reconciling, or_(released, reservations.c.superseded_by != literal_column("''")))
         .limit(MAX_RELEASING)
         .correlate(cart)
         .subquery("each_release")

@@ -265,9 +265,10 @@ class CartServiceServicer(object):
 
     def MergeCarts(self, request, context):
         """Moves the items of another cart, such as a guest's, into this one, with their reservations, atomically. Creates
-        this cart if it does not exist or has ended. Quantities of equal items are summed. The call never fails because of
-        a limit: it moves as much as fits, and lists every adjustment. The other cart ends as MERGED. A cart that has been
-        merged into this one already is the same result without adjustments.
+        this cart if it does not exist or has ended. The quantities of items with the same sku and equal options are summed;
+        the labels of this cart's item stay. The call never fails because of a limit: it moves as much as fits, in the order
+        of the items, and lists every adjustment. The other cart ends as MERGED. If it has been merged into this one
+        already, the response is this cart as it is, without adjustments.
 
         Errors: NOT_FOUND / CART_NOT_FOUND for the source; FAILED_PRECONDITION / CART_CLOSED if the source has ended in
         another way; FAILED_PRECONDITION / CART_FROZEN if a checkout of either cart is OPEN.

@@ -2,8 +2,7 @@
 
 import random
 
-from cart_grpc.carts.model import CartState
-from cart_grpc.commands.unit_of_work import UserTotals
+from cart_grpc.carts.model import CartState, UserTotals
 from cart_grpc.protocol.reservation import Disposition, Reservation
 from tests.invariants.corruptions.registry import must_report, pick, swap, with_dump, with_row
 from tests.invariants.run import Run
