@@ -186,11 +186,12 @@ class Reconciler:
             return
 
     async def _claim(self, lane: LaneClaims) -> int:
-        room = min(MAX_ROWS_PER_COMMAND, self._breaker.allowed_calls(lane.find_room(self._max_in_flight)))
+        if self._find_room(lane) and not (lane.backlog or await self._store.reads.has_due(lane.name)):
+            return 0
+        # Only now: a batch may have claimed during the read.
+        room = self._find_room(lane)
         if not room:
             lane.backlog = True
-            return 0
-        if not (lane.backlog or await self._store.reads.has_due(lane.name)):
             return 0
         with lane.reserving(room):
             claimed = await claim(self._store, Claim(lane.name, room, self._config.lease_us))
@@ -200,6 +201,10 @@ class Reconciler:
             self._breaker.record_probe()
         self._start_calls(lane, claimed)
         return len(claimed)
+
+    def _find_room(self, lane: LaneClaims) -> int:
+        """Return how many reservations a round may claim in the lane."""
+        return min(MAX_ROWS_PER_COMMAND, self._breaker.allowed_calls(lane.find_room(self._max_in_flight)))
 
     def _start_calls(self, lane: LaneClaims, claimed: Sequence[Reservation]) -> None:
         """Start one task for each group of claims that go out in one call."""

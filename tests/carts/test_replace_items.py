@@ -9,7 +9,7 @@ from cart_grpc.carts.model import CartState, Line, Money
 from cart_grpc.carts.refusals import CurrencyMismatch, LimitExceeded
 from cart_grpc.carts.rules import decide
 from cart_grpc.protocol.reservation import Disposition, Observed
-from tests.carts.examples import KEY, SKU, numbered_ids
+from tests.carts.examples import KEY, NOW, SKU, numbered_ids
 from tests.carts.test_rules import (
     LATER,
     LIMITS,
@@ -106,6 +106,9 @@ def test_a_cart_changes_its_currency_in_one_call_unless_a_caller_set_it() -> Non
     # Only the currency differs, so the reservation stays.
     assert lines["a"].reservation is before.lines[lines["a"].item.item_id].reservation
     assert lines["a"].item.update_time == LATER
+    # In the same microsecond, the items are equal.
+    at_once = ReplaceItems(KEY, (an_addition("a", price=EUR), an_addition("b", price=EUR)))
+    assert change_of(before, at_once, NOW).cart.currency_code == "EUR"
     owned = loaded_after(change_of(NO_CART, CreateCart(KEY, CartUpdate(set(), {}, "USD"))))
     with pytest.raises(CurrencyMismatch):
         replace_with(owned, an_addition(price=EUR))
