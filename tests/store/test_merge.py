@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cart_grpc.admin import OperatorActions
 from cart_grpc.carts.calls import DeleteCart, ItemUpdate, Limits, MergeCarts, UpdateItem
 from cart_grpc.carts.model import CartState
 from cart_grpc.commands.direct import Purge
@@ -343,6 +344,27 @@ async def test_a_waiting_item_is_still_woken_after_it_has_moved(store: Store, en
     assert await claim(store) == []
     await release_all(store)
     assert (await claim_one(store)).quantity == 1
+
+
+@guests
+async def test_an_operator_reaches_a_reservation_that_moves_in_the_same_batch(
+    store: Store, engine: Engine, guest: CartKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = await holding(store, guest, 2)
+    operator = OperatorActions(store, LIMITS, None)
+    real = store.intervene
+    commands: list[object] = []
+
+    async def merge_first(command: Any) -> Any:
+        if not commands:
+            await store.mutate(merge(guest))
+        commands.append(command)
+        return await real(command)
+
+    monkeypatch.setattr(store, "intervene", merge_first)
+    await operator.release(claimed.reservation_id, "their ticket 17", force=False)
+    assert len(commands) == 2
+    assert (await reservation(engine, claimed.reservation_id)).disposition is Disposition.RELEASE
 
 
 async def test_a_stored_reply_is_kept_beyond_the_users_limit_but_not_for_a_merge_without_effect(
