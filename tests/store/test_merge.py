@@ -299,6 +299,18 @@ class TestAnItemOfBothCarts:
         assert all(row.state in FINAL for row in held.values() if row is not kept)
         assert not (await snapshot(store, last)).reconciling
 
+    async def test_a_chain_of_merges_is_released_in_one_transaction(
+        self, store: Store, engine: Engine, rows: tuple[Reservation, Reservation]
+    ) -> None:
+        last = cart_key(user_key("last"), "y")
+        kept = await holding(store, last, 9)
+        await store.mutate(merge(KEY, last))
+        growing = next(one for one in await claim(store) if one.reservation_id == kept.reservation_id)
+        await store.record(answered(growing))
+        for each in rows:
+            row = await reservation(engine, each.reservation_id)
+            assert (row.cart, row.disposition, row.superseded_by) == (last, Disposition.RELEASE, "")
+
     async def test_the_purge_keeps_a_superseded_reservation_and_its_ended_cart(
         self, store: Store, engine: Engine, rows: tuple[Reservation, Reservation]
     ) -> None:
@@ -331,6 +343,19 @@ async def test_a_hold_that_may_be_under_way_is_released_at_once_and_waited_for_a
     await store.record(answered(released))
     again = await claim_one(store)
     assert (again.reservation_id, again.quantity) == (target.reservation_id, 5)
+
+
+async def test_the_next_cart_under_the_sources_name_does_not_wait_for_what_has_left_it(
+    store: Store, engine: Engine, idle: WriteQueue
+) -> None:
+    await holding(store, KEY, 3)
+    await store.mutate(add(quantity=2, key=GUEST))
+    answers = [idle.submit(merge()), idle.submit(add(quantity=1, key=GUEST))]
+    await idle.start()
+    await asyncio.gather(*answers)
+    await idle.close()
+    [line] = (await snapshot(store, GUEST)).lines
+    assert not line.reservation.waiting
 
 
 async def test_a_waiting_item_is_still_woken_after_it_has_moved(store: Store, engine: Engine) -> None:
