@@ -1144,7 +1144,7 @@ class MergeAdjustment(_message.Message):
     """
     @_builtins.property
     def source_item(self) -> _cart_pb2.Item:
-        """The item as it was in the source."""
+        """The item as it was in the source. Without its name if that contains another user's id: see CartAdminService.EraseUser."""
 
     @_builtins.property
     def lost_unit_price(self) -> _cart_pb2.Money:
