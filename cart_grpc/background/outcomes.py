@@ -44,6 +44,10 @@ class Entry:
     attempt: RecordedAttempt
     began: float
 
+    def elapsed_us(self) -> int:
+        """How long ago the call began, in microseconds."""
+        return to_us(asyncio.get_running_loop().time() - self.began)
+
 
 class OutcomeRecorder:
     """Reports outcomes to `breaker` and records them. Calls `ended` for each claim when that is done or given up."""
@@ -111,7 +115,7 @@ class OutcomeRecorder:
             entry.attempt.open_until,
             config.grace_us,
             entry.attempt.claim_time,
-            to_us(asyncio.get_running_loop().time() - entry.began),
+            entry.elapsed_us,
         )
 
     async def _give_up(self, claimed: Reservation, error: Exception) -> None:

@@ -1,6 +1,6 @@
 """Recording the outcome of a call to the Reservation API, and, under the `basic` contract, opening an attempt first."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -45,8 +45,9 @@ class RecordOutcome:
     API is known to be down or was not called, because that says nothing about this reservation. `jitter`: a random
     number from 0 to 1, so that holds that were made together are not renewed together. `opened`: the answer of
     OpenAttempt under this claim, None if there was none. `grace_us`: the unit of the intervals at which attempts are
-    looked up again. `claim_time` is the time of the claim, None if it is unknown. `elapsed_us` is how long ago the call
-    began, by the caller's monotonic clock.
+    looked up again. `claim_time` is the time of the claim, None if it is unknown. `elapsed_us` returns how long ago
+    the call began, by the caller's monotonic clock. It is asked when the record is made, which may have to wait for the
+    database for a while.
     """
 
     claimed: Reservation
@@ -57,7 +58,7 @@ class RecordOutcome:
     opened: int | None = None
     grace_us: int = 0
     claim_time: int | None = None
-    elapsed_us: int = 0
+    elapsed_us: Callable[[], int] = lambda: 0
 
     def add_reads(self, reads: ReadSet) -> None:
         _add_reads(reads, self.claimed)
@@ -122,7 +123,7 @@ class RecordOutcome:
 
     def _earliest_sent_time(self, now: int) -> int:
         """The earliest time at which the call can have begun. The clock may have been set back since the claim."""
-        began = now - self.elapsed_us
+        began = now - self.elapsed_us()
         return began if self.claim_time is None else min(began, self.claim_time)
 
 

@@ -234,7 +234,7 @@ async def test_a_hold_ends_at_most_its_ttl_after_its_call_began(store: Store) ->
     claimed = await claim_one(store)
     claim_time = (claimed.lease_expire_time or 0) - LEASE
     late = answered(claimed, expire_time=claim_time + 100 * claimed.ttl_us)
-    began = replace(late, claim_time=claim_time, elapsed_us=0)
+    began = replace(late, claim_time=claim_time, elapsed_us=lambda: 0)
     assert (await store.record(began)).reservation.expire_time == claim_time + claimed.ttl_us
 
 
@@ -244,6 +244,6 @@ async def test_a_hold_is_limited_by_the_calls_duration_if_the_clock_was_set_back
     claim_time = (claimed.lease_expire_time or 0) - LEASE
     late = answered(claimed, expire_time=claim_time + 100 * claimed.ttl_us)
     # By the clock as it is now, the claim was made an hour from now. The call took a minute.
-    record = replace(late, claim_time=claim_time + 3600 * SECOND, elapsed_us=60 * SECOND)
+    record = replace(late, claim_time=claim_time + 3600 * SECOND, elapsed_us=lambda: 60 * SECOND)
     ends = (await store.record(record)).reservation.expire_time or 0
     assert -60 * SECOND <= ends - claim_time - claimed.ttl_us < 0
