@@ -68,9 +68,10 @@ class AttemptRunner:
             log.exception("reservation %s and %d others: unexpected error", claims[0].reservation_id, len(claims) - 1)
 
     async def _run(self, claims: Sequence[Reservation]) -> None:
-        began = asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop().time
+        began = clock()
         entries = [
-            Entry(claimed, intent, self._open_attempt(claimed), began)
+            Entry(claimed, intent, self._open_attempt(claimed), began, clock)
             for claimed in claims
             if (intent := next_intent(claimed))
         ]

@@ -37,16 +37,17 @@ class Bug(NoAnswerError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """One claim, and the call for it. `began` is when the call began, by the event loop's clock in seconds."""
+    """One claim, and the call for it. `began` is when the call began, by `clock` in seconds: the event loop's."""
 
     claimed: Reservation
     intent: Intent
     attempt: RecordedAttempt
     began: float
+    clock: Callable[[], float]
 
     def elapsed_us(self) -> int:
-        """How long ago the call began, in microseconds."""
-        return to_us(asyncio.get_running_loop().time() - self.began)
+        """How long ago the call began, in microseconds. It may be asked in another thread."""
+        return to_us(self.clock() - self.began)
 
 
 class OutcomeRecorder:
