@@ -47,15 +47,21 @@ def cancel(key: CheckoutKey, **more: Any) -> CheckoutMutation:
     return CheckoutMutation(CancelCheckout(key, **more), encode, LIMITS)
 
 
+def id_in(reply: bytes) -> str:
+    """The id of the checkout in a reply."""
+    found: str = json.loads(reply)[0]
+    return found
+
+
 def key_in(reply: bytes) -> CheckoutKey:
-    """The key of the checkout in a reply."""
-    return KEY.checkout(json.loads(reply)[0])
+    """The key of the checkout of KEY's user in a reply."""
+    return KEY.checkout(id_in(reply))
 
 
-async def hold_items(store: Store, *skus: str) -> None:
+async def hold_items(store: Store, *skus: str, key: CartKey = KEY) -> None:
     """Add items, and hold them for the ttl of holds."""
     for sku in skus:
-        await store.mutate(add(sku))
+        await store.mutate(add(sku, key=key))
     for claimed in await claim(store):
         await store.record(answered(claimed))
 

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from sqlalchemy import select
 
+from cart_grpc import app
 from cart_grpc.background.sweeper import Retention, Sweeper
 from cart_grpc.carts.checkout_refusals import (
     CartFrozen,
@@ -22,8 +25,8 @@ from cart_grpc.commands.direct import Purge
 from cart_grpc.commands.operator import Release
 from cart_grpc.protocol.lanes import HOLD_LANE
 from cart_grpc.protocol.reservation import Disposition, Observed
-from cart_grpc.store import schema
-from cart_grpc.store.engine import Engine
+from cart_grpc.store import migrate, schema
+from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.restore import raise_revisions
 from cart_grpc.store.store import Store
 from tests.store.checkouts import (
@@ -303,12 +306,29 @@ async def test_totals_count_a_sold_cart_by_its_bytes_only(store: Store, engine: 
     assert row.stored_bytes > 3000
 
 
-async def test_after_a_restore_a_failed_checkout_waits_for_new_answers(store: Store, engine: Engine) -> None:
-    key = await failed(store, "a", "b")
-    await engine.transact(raise_revisions)
-    assert await state_of(engine, key) is CheckoutState.COMPLETING
-    with pytest.raises(CheckoutCompleted):
-        await store.mutate(cancel(key))
-    [again] = await claim_of_checkout(store)
-    await store.record(sold(again))
-    assert await state_of(engine, key) is CheckoutState.COMPLETED
+async def test_after_a_restore_a_failed_checkout_waits_for_new_answers(database_url: str) -> None:
+    async with opened(database_url) as (engine, store):
+        key = await failed(store, "a", "b")
+    # No server may run: the sessions of the store above have ended.
+    restoring = connect(database_url, app.clock)
+    await restoring.transact(raise_revisions)
+    await restoring.close()
+    async with opened(database_url) as (engine, store):
+        assert await state_of(engine, key) is CheckoutState.COMPLETING
+        with pytest.raises(CheckoutCompleted):
+            await store.mutate(cancel(key))
+        [again] = await claim_of_checkout(store)
+        await store.record(sold(again))
+        assert await state_of(engine, key) is CheckoutState.COMPLETED
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[tuple[Engine, Store]]:
+    """A store and its engine, until both are closed."""
+    engine = connect(url, app.clock)
+    await engine.transact(migrate.upgrade)
+    store = Store(engine, app.new_id, queue_size=1000)
+    await store.start()
+    yield engine, store
+    await store.close()
+    await engine.close()

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Engine as SyncEngine
 
 from cart_grpc import app
 from cart_grpc.background.erasure import erase
+from cart_grpc.carts.checkout_refusals import CartFrozen
 from cart_grpc.carts.model import CartState, CheckoutState
 from cart_grpc.commands.direct import EraseRows, ExtendLeases, Purge, ReturnClaims
 from cart_grpc.commands.erase import EraseUser
@@ -30,8 +31,10 @@ from cart_grpc.store.read.reservation_search import ReservationPage
 from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
 from tests.postgres import PostgresServer
+from tests.store.checkouts import begin, claim_of_checkout, complete, hold_items, id_in, sold
 from tests.store.writes import KEY, LIMITS, SECOND, add, answered, claim, clear, readable, remove, snapshot
 
+BUYER = cart_key(user_key("buyer"), "default")
 COUNT_SQLITE = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
 COUNT_POSTGRESQL = "WITH n(i) AS (SELECT generate_series(1, 100000))"
 FILL = {
@@ -177,7 +180,9 @@ def assert_no_scan(plans: dict[str, str]) -> None:
             )
             # SQLite says SCAN for a partial index, which contains only the wanted rows.
             allowed = re.search(
-                r"USING (COVERING )?INDEX reservations_(due|due_release|reconciling|set_aside|finished)\b", line
+                r"USING (COVERING )?INDEX (reservations_(due|due_release|due_checkout|reconciling|set_aside|finished)|"
+                r"checkouts_(open|running|finished))\b",
+                line,
             )
             assert table is None or allowed, f"{statement}\n{plan}"
 
@@ -211,6 +216,27 @@ async def test_claims_and_records_find_their_rows_by_the_partial_indexes(planned
     assert len(claims) == 2
     for index, plan in zip(("reservations_due", "reservations_due_release"), claims, strict=True):
         assert re.search(rf"\b{index}\b", plan), plan
+
+
+async def test_writes_of_checkouts_find_their_rows_by_an_index(planned: Planned) -> None:
+    store = planned.store
+    await hold_items(store, "sold", "kept", key=BUYER)
+    with collect_statements(planned.writer) as statements:
+        reply = await store.mutate(begin(BUYER))
+        with pytest.raises(CartFrozen):
+            await store.mutate(add("more", key=BUYER))
+        await store.mutate(complete(BUYER.checkout(id_in(reply))))
+        for claimed in await claim_of_checkout(store):
+            await store.record(sold(claimed))
+        await store.purge(Purge(-SECOND, -SECOND, -SECOND, 10, -SECOND))
+    with collect_statements(planned.query_engine) as searches:
+        await store.unswept.find_ended_windows(10)
+        await store.unswept.find_answered_checkouts(10)
+    assert len(searches) == 2
+    plans = await planned.plans([*statements, *searches])
+    assert_no_scan(plans)
+    for index in ("reservations_due_checkout", "checkouts_open", "checkouts_running", "checkouts_finished"):
+        assert re.search(rf"\b{index}\b", "\n".join(plans.values())), index
 
 
 async def test_purges_find_their_rows_by_an_index(planned: Planned) -> None:
