@@ -85,13 +85,16 @@ class Scripted:
 
 
 @contextmanager
-def scripted_server() -> Iterator[Scripted]:
-    """Yield a server without a script."""
+def scripted_server(credentials: grpc.ServerCredentials | None = None) -> Iterator[Scripted]:
+    """Yield a server without a script. With `credentials`, it uses TLS, and its name is `localhost`."""
     scripted = Scripted()
     with ThreadPoolExecutor(8) as pool:
         server = grpc.server(pool)
         cart_service_pb2_grpc.add_CartServiceServicer_to_server(scripted.servicer(), server)
-        scripted.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        if credentials is None:
+            scripted.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        else:
+            scripted.address = f"localhost:{server.add_secure_port('localhost:0', credentials)}"
         server.start()
         try:
             yield scripted

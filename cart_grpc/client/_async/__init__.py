@@ -1,1 +1,1 @@
-"""The asynchronous client. `make sync-client` makes the synchronous one, `_sync`, from it."""
+"""One of the two clients. `make sync-client` makes `_sync`, whose calls block, from `_async`."""

@@ -1,2 +1,2 @@
 # Made by `make sync-client` from the file of the same name in _async. Do not edit.
-"""The asynchronous client. `make sync-client` makes the synchronous one, `_sync`, from it."""
+"""One of the two clients. `make sync-client` makes `_sync`, whose calls block, from `_async`."""

@@ -210,6 +210,6 @@ class SyncCart:
 
         It ends when the cart has ended. When the connection or the server fails, it connects again and goes on. Raises
         NotFound if there is no such cart, and CartError if there is no first state within the client's time-out.
-        Leave it with `aclosing`, or close the client, to end its call at once.
+        To end its call at once, close the iterator or the client.
         """
         return watch(self._watches, self.name, self._timeout)

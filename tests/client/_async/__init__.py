@@ -1,1 +1,1 @@
-"""Tests of the asynchronous client. `make sync-client` makes those of the synchronous one, `_sync`, from them."""
+"""Tests of one of the two clients. `make sync-client` makes `_sync` from `_async`."""

@@ -1,4 +1,4 @@
-"""Replacing items, and selling them, at a real server."""
+"""Replacing, merging and selling items, at a real server."""
 
 from datetime import timedelta
 from uuid import uuid4
@@ -19,6 +19,17 @@ async def test_a_cart_is_made_exactly_this(cart: AsyncCart) -> None:
     assert [item.sku for item in reply.cart.items] == ["beans", "filters"]
     assert [item.sku for item in reply.removed_items] == ["cups"]
     assert reply.cart.items[0].reservation.reservation_id == kept.reservation.reservation_id
+
+
+async def test_a_guests_cart_is_merged(client: CartClient, cart: AsyncCart) -> None:
+    guest = client.cart(f"guest-{uuid4()}")
+    moved = (await guest.add("beans", 2, wait=20)).item
+    await cart.add("cups")
+    reply = await cart.merge(guest.name, wait=20)
+    assert {item.sku: item.quantity for item in reply.cart.items} == {"beans": 2, "cups": 1}
+    assert moved.reservation.reservation_id in {item.reservation.reservation_id for item in reply.cart.items}
+    last = [state async for state in guest.watch()]
+    assert [(state.state, state.merged_into) for state in last] == [(cart_pb2.Cart.STATE_MERGED, cart.name)]
 
 
 async def test_a_cart_is_checked_out(client: CartClient) -> None:

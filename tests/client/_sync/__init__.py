@@ -1,2 +1,2 @@
 # Made by `make sync-client` from the file of the same name in _async. Do not edit.
-"""Tests of the asynchronous client. `make sync-client` makes those of the synchronous one, `_sync`, from them."""
+"""Tests of one of the two clients. `make sync-client` makes `_sync` from `_async`."""

@@ -1,5 +1,5 @@
 # Made by `make sync-client` from the file of the same name in _async. Do not edit.
-"""Replacing items, and selling them, at a real server."""
+"""Replacing, merging and selling items, at a real server."""
 
 from datetime import timedelta
 from uuid import uuid4
@@ -20,6 +20,17 @@ def test_a_cart_is_made_exactly_this(cart: SyncCart) -> None:
     assert [item.sku for item in reply.cart.items] == ["beans", "filters"]
     assert [item.sku for item in reply.removed_items] == ["cups"]
     assert reply.cart.items[0].reservation.reservation_id == kept.reservation.reservation_id
+
+
+def test_a_guests_cart_is_merged(client: SyncCartClient, cart: SyncCart) -> None:
+    guest = client.cart(f"guest-{uuid4()}")
+    moved = (guest.add("beans", 2, wait=20)).item
+    cart.add("cups")
+    reply = cart.merge(guest.name, wait=20)
+    assert {item.sku: item.quantity for item in reply.cart.items} == {"beans": 2, "cups": 1}
+    assert moved.reservation.reservation_id in {item.reservation.reservation_id for item in reply.cart.items}
+    last = [state for state in guest.watch()]
+    assert [(state.state, state.merged_into) for state in last] == [(cart_pb2.Cart.STATE_MERGED, cart.name)]
 
 
 def test_a_cart_is_checked_out(client: SyncCartClient) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+import trustme
 from google.rpc import error_details_pb2
 from grpc import StatusCode
 
 from cart_grpc.client import CartError, DeadlineExceeded, SyncCart, SyncCartClient, Unavailable
-from tests.client.scripted import Scripted, added, refusal, with_details
+from tests.client.scripted import Scripted, added, refusal, scripted_server, with_details
 
 REPEATED = [
     refusal(StatusCode.UNAVAILABLE),
@@ -114,6 +115,22 @@ def test_each_attempt_has_a_new_token(scripted: Scripted) -> None:
     with SyncCartClient(scripted.address, token=token) as client:
         client.cart("alice").add("beans")
     assert [attempt.authorization for attempt in scripted.attempts] == ["Bearer one", "Bearer two"]
+
+
+def test_with_credentials_the_client_uses_tls() -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    chain = b"".join(pem.bytes() for pem in certificate.cert_chain_pems)
+    server_credentials = grpc.ssl_server_credentials([(certificate.private_key_pem.bytes(), chain)])
+    with scripted_server(server_credentials) as scripted:
+        scripted.script = [added()]
+        trusting = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+        with SyncCartClient(scripted.address, credentials=trusting) as client:
+            client.cart("alice").add("beans")
+        with SyncCartClient(scripted.address, timeout=1) as client:
+            with pytest.raises(Unavailable):
+                client.cart("alice").add("beans")
+    assert len(scripted.attempts) == 1
 
 
 def test_unknown_and_malformed_details_are_ignored(scripted: Scripted, scripted_cart: SyncCart) -> None:
