@@ -6,6 +6,7 @@ from typing import Final, NamedTuple, TypeVar
 from sqlalchemy import Connection
 
 from cart_grpc.carts.refusals import DatabaseUnavailable
+from cart_grpc.store.clock_queries import ClockQueries
 from cart_grpc.store.clock_steps import (
     ClockReading,
     ClockRow,
@@ -15,7 +16,6 @@ from cart_grpc.store.clock_steps import (
 )
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import CommitFailed, translate_failures
-from cart_grpc.store.queries import ClockQueries
 
 T = TypeVar("T")
 # A transaction that moves times locks their rows, so it ends soon. Without much to move, it moves everything.

@@ -32,7 +32,8 @@ from cart_grpc.store import batch, database_clock, settle_statements
 from cart_grpc.store.batch import BatchResult
 from cart_grpc.store.batch_writer import BatchWriter
 from cart_grpc.store.change_notifier import Room
-from cart_grpc.store.queries import ClockQueries, WriteQueries
+from cart_grpc.store.clock_queries import ClockQueries
+from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.read import cart_json
 from cart_grpc.store.read.cache_validator import MAX_AGE_US, CacheValidator
 from cart_grpc.store.read.cart_json import CartJson, Found
