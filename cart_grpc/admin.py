@@ -1,12 +1,12 @@
 """The actions of operators: inspect and end reservations and checkouts, pause all calls, erase users."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from cart_grpc.carts.calls import Limits
 from cart_grpc.carts.checkout_refusals import CheckoutNotFound
-from cart_grpc.carts.refusals import ReservationUnprocessable
+from cart_grpc.carts.refusals import ReservationNotFound, ReservationUnprocessable
 from cart_grpc.commands.checkout import EndCheckout
 from cart_grpc.commands.command import Command
 from cart_grpc.commands.direct import Pause, Resume
@@ -87,8 +87,7 @@ class OperatorActions:
         Returns the reservation that is pursued, which may be a new one. Raises ReservationNotFound,
         ReservationUnprocessable, CartClosed.
         """
-        found = (await self._reads.get(reservation_id)).reservation
-        pursued = await self._intervene(Retry(found, self._limits), found)
+        pursued = await self._intervene(reservation_id, lambda found: Retry(found, self._limits))
         log.warning("reservation %s: an operator retried it as %s", reservation_id, pursued)
         return await self._reads.get(pursued)
 
@@ -97,8 +96,7 @@ class OperatorActions:
 
         Raises ReservationNotFound, ReservationUnprocessable, ReservationCommitted.
         """
-        found = (await self._reads.get(reservation_id)).reservation
-        alarm = await self._intervene(Release(found, reason, force), found)
+        alarm = await self._intervene(reservation_id, lambda found: Release(found, reason, force))
         action = "force-released" if force else "released"
         log.warning("reservation %s: an operator %s it: %s", reservation_id, action, reason)
         if alarm:
@@ -127,15 +125,22 @@ class OperatorActions:
             raise CheckoutNotFound(key.name)
         return found
 
-    async def _intervene(self, command: Command[R], found: Reservation) -> R:
-        try:
-            return await self._store.intervene(command)
-        except Exception as error:
-            if not is_row_at_fault(error):
-                raise
-            log.exception("%s: an operator's command failed", found.name)
-            text = f"{type(error).__name__}; try ReleaseReservation with force, or correct the row in the database"
-            raise ReservationUnprocessable(found.name, text) from error
+    async def _intervene(self, reservation_id: str, command_for: Callable[[Reservation], Command[R]]) -> R:
+        """Run the command for a reservation; again if the reservation moves to another cart at the same time."""
+        found = (await self._reads.get(reservation_id)).reservation
+        while True:
+            try:
+                return await self._store.intervene(command_for(found))
+            except ReservationNotFound:
+                before, found = found, (await self._reads.get(reservation_id)).reservation
+                if found.cart == before.cart:
+                    raise
+            except Exception as error:
+                if not is_row_at_fault(error):
+                    raise
+                log.exception("%s: an operator's command failed", found.name)
+                text = f"{type(error).__name__}; try ReleaseReservation with force, or correct the row in the database"
+                raise ReservationUnprocessable(found.name, text) from error
 
     async def pause(self, reason: str) -> PauseSnapshot | None:
         """Stop calling the Reservation API, on every replica. Returns the pause; None if it was resumed meanwhile."""

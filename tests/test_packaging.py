@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from cart_grpc.command_groups import GROUPS, Group
 from tests.postgres import copy_readable, process_owner, shared_temporary_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -175,6 +176,53 @@ print(cartgrpc.__path__[0], cart_grpc.__path__[0], sep="\\n")
     assert finished.returncode == 0, finished.stderr
     installed = image.folder / "opt/cart-grpc"
     assert all(Path(path).is_relative_to(installed) for path in finished.stdout.split())
+
+
+@pytest.fixture(scope="session")
+def bare(image: Image) -> Image:
+    """An environment with the wheel and no extra."""
+    place = replace(image, folder=image.folder / "bare")
+    target = place.folder / "opt/cart-grpc"
+    subprocess.run([image.folder / "bin/python", "-m", "venv", "--without-pip", target], check=True)
+    pip = (sys.executable, "-m", "pip", "--python", target, "install", "--quiet", "--no-compile")
+    subprocess.run([*pip, "--constraint", ROOT / "constraints.txt", image.wheel], check=True)
+    return place
+
+
+def test_the_client_needs_few_packages(bare: Image) -> None:
+    code = """
+import sys
+from importlib.metadata import distributions
+from cart_grpc.client import CartClient, SyncCartClient, money
+CartClient("localhost:50051")
+print(*sorted(one.name for one in distributions()))
+print({"sqlalchemy", "pydantic", "aiohttp", "rich"} & set(sys.modules))
+"""
+    finished = bare.run("python", "-W", "error", "-c", code)
+    assert finished.returncode == 0, finished.stderr
+    packages, imported = finished.stdout.splitlines()
+    needed = "cart-grpc googleapis-common-protos grpcio iso4217 protobuf typing_extensions"
+    assert set(packages.split()) <= set(needed.split())
+    assert imported == "set()"
+    size = sum(file.stat().st_size for file in (bare.folder / "opt/cart-grpc/lib").rglob("*") if file.is_file())
+    assert size < 40_000_000
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.extra)
+def test_a_command_whose_extra_is_missing_says_how_to_install_it(group: Group, bare: Image) -> None:
+    for arguments in ((next(iter(group.descriptions)), "--help"), (list(group.descriptions)[-1], "list", "--json")):
+        finished = bare.run("cart-grpc", *arguments)
+        assert finished.returncode == 2
+        assert finished.stdout == ""
+        assert finished.stderr == f"cart-grpc: {arguments[0]} is not installed; install it with: {group.installation}\n"
+
+
+def test_the_help_and_the_version_need_no_extra(bare: Image) -> None:
+    assert bare.run("cart-grpc", "--version").stdout.startswith("cart-grpc 0.")
+    shown = bare.run("cart-grpc", "--help").stdout
+    for group in GROUPS:
+        assert all(name in shown for name in group.descriptions)
+        assert f"cart-grpc[{group.extra}]" in shown
 
 
 def test_the_command_runs_as_another_user_in_any_folder(image: Image) -> None:

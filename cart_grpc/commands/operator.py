@@ -102,6 +102,7 @@ def _add_reads(reads: ReadSet, found: Reservation) -> None:
 
 def _get_reservation(unit: UnitOfWork, found: Reservation) -> Reservation:
     current = unit.reservations.get(found.reservation_id)
-    if current is None:
+    if current is None or current.cart != found.cart:
+        # It was purged, or it has moved to another cart since it was read.
         raise ReservationNotFound(found.name)
     return current

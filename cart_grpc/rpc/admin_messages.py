@@ -69,7 +69,7 @@ def _shown(seen: ReservationSnapshot) -> cart_pb2.Reservation.State.ValueType:
     if row.disposition is Disposition.COMMIT:
         # The item is in the checkout, and has the quantity that is being sold.
         return cart_pb2.Reservation.State.ValueType(progress_of(row, row.quantity, seen.now).state)
-    if row.releasing:
+    if row.releasing or row.superseded_by:
         return cart_pb2.Reservation.STATE_RELEASING
     return cart_pb2.Reservation.STATE_UNSPECIFIED
 

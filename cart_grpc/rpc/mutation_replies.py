@@ -8,7 +8,9 @@ from cartgrpc.v1 import cart_pb2
 from cartgrpc.v1 import cart_service_pb2 as pb
 from google.protobuf.message import Message
 
+from cart_grpc.carts.adjustments import Adjustment
 from cart_grpc.carts.calls import Call, Change, ClearCart, DeleteCart, RemoveItem
+from cart_grpc.names import UserKey
 from cart_grpc.rpc.messages import cart_message, item_message, money_message
 from cart_grpc.rpc.waiting import Waiting
 
@@ -97,7 +99,7 @@ def _encode_merged_carts(change: Change, now: int) -> bytes:
     adjustments = [
         pb.MergeAdjustment(
             type=pb.MergeAdjustment.Type.ValueType(each.type),
-            source_item=item_message(each.line, each.currency_code, now),
+            source_item=_source_item(each, change.cart.key.user, now),
             item=each.item_name,
             quantity=each.quantity,
             quota=each.quota,
@@ -106,6 +108,14 @@ def _encode_merged_carts(change: Change, now: int) -> bytes:
         for each in change.adjustments
     ]
     return _bytes(pb.MergeCartsResponse(cart=_changed_cart(change, now), adjustments=adjustments))
+
+
+def _source_item(adjustment: Adjustment, user: UserKey, now: int) -> cart_pb2.Item:
+    """The item as it was in the source. The reply may outlive the source's user, so it does not name another user."""
+    item = item_message(adjustment.line, adjustment.currency_code, now)
+    if adjustment.line.item.cart.user != user:
+        item.name = ""
+    return item
 
 
 def _changed_cart(change: Change, now: int) -> cart_pb2.Cart:

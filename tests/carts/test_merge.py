@@ -8,6 +8,7 @@ import pytest
 
 from cart_grpc.carts.adjustments import AdjustmentType
 from cart_grpc.carts.calls import AddItems, Change, DeleteCart, Given, Limits, LoadedCart, MergeCarts, addition
+from cart_grpc.carts.checkout_refusals import CartFrozen
 from cart_grpc.carts.model import CartState, Money, UserTotals, totals_of
 from cart_grpc.carts.progress import ProgressState, progress
 from cart_grpc.carts.refusals import CartClosed, CartNotFound, EtagMismatch
@@ -129,6 +130,18 @@ def test_a_repeated_merge_returns_the_target_as_it_is(target_state: CartState) -
     assert (again.lines, again.adjustments, again.others) == (first.lines, (), ())
     with pytest.raises(EtagMismatch):
         merge(target, source, etag='"5bd0c1ae-1f"')
+
+
+@pytest.mark.parametrize("which", ["target", "source"])
+def test_a_cart_with_an_open_checkout_is_frozen_on_either_side(which: str) -> None:
+    carts = {"target": a_cart(USER, "a"), "source": a_cart(GUEST, "b")}
+    cart = carts[which].cart
+    assert cart is not None
+    frozen = cart._replace(state=CartState.CHECKING_OUT, checkout_id="some")
+    carts[which] = carts[which]._replace(cart=frozen)
+    with pytest.raises(CartFrozen) as refused:
+        merge(carts["target"], carts["source"])
+    assert refused.value.metadata["subject"] == cart.key.name
 
 
 def test_an_empty_source_changes_nothing_in_the_target() -> None:

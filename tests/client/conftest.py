@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.client.scripted import Scripted, scripted_server
-from tests.client.shop import Shop, running_shop
+from tests.client.shop import KILLABLE, Shop, running_shop
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 @pytest.fixture
 def own_shop(tmp_path: Path) -> Iterator[Shop]:
     """A shop that the test may stop. Its Reservation API is down."""
-    with running_shop(tmp_path, reservation_url="grpc://127.0.0.1:1", max_quantity_per_item="1000000") as shop:
+    settings = {"reservation_url": "grpc://127.0.0.1:1", "max_quantity_per_item": "1000000"}
+    with running_shop(tmp_path, KILLABLE, **settings) as shop:
         yield shop
 
 

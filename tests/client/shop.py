@@ -14,6 +14,7 @@ from tests.processes.harness import LISTENS, Program, Programs, running_programs
 from tests.processes.killable import arm
 
 T = TypeVar("T")
+KILLABLE = "tests.processes.killable"
 
 
 class Shop:
@@ -44,7 +45,7 @@ class Shop:
         _wait(self._server.ended(20))
 
     def die_before_next_reply(self) -> None:
-        """Let the server commit its next change, and die before it replies."""
+        """Let the server commit its next change, and die before it replies. It must be KILLABLE."""
         arm(self._programs.folder, "reply unsent")
 
     def start_when_dead(self) -> None:
@@ -55,10 +56,10 @@ class Shop:
 
 
 @contextmanager
-def running_shop(folder: Path, **settings: str) -> Iterator[Shop]:
+def running_shop(folder: Path, module: str = "cart_grpc.cli", **settings: str) -> Iterator[Shop]:
     """Yield a running shop, with a Reservation API unless it is in the settings. The processes end with the block."""
     with running_programs(folder) as programs:
-        programs.module, programs.preloaded = "tests.processes.killable", True
+        programs.module, programs.preloaded = module, True
         if "reservation_url" not in settings:
             simulated = _wait(programs.simulate("--seed", "1", "--latency", "20ms", "--stock", "rare=3"))
             settings["reservation_url"] = simulated.url

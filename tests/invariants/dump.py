@@ -1,5 +1,7 @@
 """Reads a database into the form that the checks use."""
 
+from collections import defaultdict
+
 from sqlalchemy import Connection, select
 
 from cart_grpc.carts.model import UserTotals
@@ -9,7 +11,10 @@ from tests.invariants.history import Dump
 
 
 def read_dump(connection: Connection) -> Dump:
-    """All carts, items, reservations and replies, and the users' totals."""
+    """All carts, items, reservations, replies and checkouts, and the users' totals."""
+    sold = defaultdict(list)
+    for key, item in map(rows.to_checkout_item, connection.execute(select(schema.checkout_items))):
+        sold[key].append(item)
     replies = connection.execute(select(schema.replies)).all()
     users = map(rows.USERS.to_value, connection.execute(select(schema.users)))
     return Dump(
@@ -18,4 +23,6 @@ def read_dump(connection: Connection) -> Dump:
         reservations=[rows.to_reservation(row) for row in connection.execute(select(schema.reservations))],
         replies={(UserKey(row.slice, row.user_id).name, row.request_id): row.reply for row in replies},
         totals={user.name: UserTotals(*totals) for user, *totals, _ in users},
+        checkouts=[rows.CHECKOUTS.to_value(row) for row in connection.execute(select(schema.checkouts))],
+        sold_items=sold,
     )

@@ -5,10 +5,11 @@ Reservation API, ClaimEvent and RowVersion that of the database. Every list is i
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
-from cart_grpc.carts.model import Cart, Item, UserTotals
+from cart_grpc.carts.model import Cart, Checkout, Item, UserTotals
+from cart_grpc.names import CheckoutKey
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from cart_grpc.simulator.stock import Decided, Entry
 
@@ -118,7 +119,7 @@ class RowVersion:
 class Dump:
     """The database at quiescence. `replies` are by user (`users/{user}`) and request_id.
 
-    `totals` are the users' running totals.
+    `totals` are the users' running totals. `sold_items` are the items that have passed from carts to checkouts.
     """
 
     carts: Sequence[Cart]
@@ -126,6 +127,8 @@ class Dump:
     reservations: Sequence[Reservation]
     replies: Mapping[tuple[str, str], bytes]
     totals: Mapping[str, UserTotals]
+    checkouts: Sequence[Checkout] = ()
+    sold_items: Mapping[CheckoutKey, Sequence[Item]] = field(default_factory=dict)
 
 
 def effects_of(entries: Iterable[Entry]) -> list[ApiEffect]:

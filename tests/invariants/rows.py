@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from cart_grpc.carts.model import ENDED, Cart, Item, UserTotals
-from cart_grpc.carts.sizes import CART_ROOM, REPLY_ROOM, RESERVATION_BYTES, entries_bytes, item_bytes
+from cart_grpc.carts.sizes import CART_ROOM, CHECKOUT_ROOM, REPLY_ROOM, RESERVATION_BYTES, entries_bytes, item_bytes
 from cart_grpc.protocol.reservation import FINAL, Disposition, Reservation
 from tests.invariants.history import Dump, RowVersion
 from tests.invariants.operations import Operation
@@ -20,6 +20,7 @@ def check_atomic(operations: Iterable[Operation], dump: Dump) -> list[str]:
         *_check_items(dump, rows),
         *_check_reservations(dump),
         *_check_totals(dump),
+        *_check_checkouts(dump),
         *_check_users(dump),
         *_check_revisions(operations, dump),
         *_check_replies(operations, dump),
@@ -55,9 +56,10 @@ def _check_intent(item: Item, row: Reservation) -> Iterator[str]:
 
 
 def _check_reservations(dump: Dump) -> Iterator[str]:
-    of_items = {item.reservation_id for item in dump.items}
+    of_items = {item.reservation_id for items in (dump.items, *dump.sold_items.values()) for item in items}
     for row in dump.reservations:
-        if row.reservation_id not in of_items and row.disposition is not Disposition.RELEASE:
+        is_sold = row.checkout_id and row.finish_time is not None
+        if row.reservation_id not in of_items and not is_sold and row.disposition is not Disposition.RELEASE:
             yield f"{row.reservation_id} belongs to no item, but its intent is not RELEASE: {row}"
 
 
@@ -79,12 +81,22 @@ def _check_totals(dump: Dump) -> Iterator[str]:
             yield f"{cart.key.name} has {cart}, but its items make (count, priced, quantity, subtotal, bytes) {found}"
 
 
+def _check_checkouts(dump: Dump) -> Iterator[str]:
+    for checkout in dump.checkouts:
+        names = len(checkout.key.name) + len(checkout.cart.name)
+        size = CHECKOUT_ROOM + names + sum(map(item_bytes, dump.sold_items.get(checkout.key, ())))
+        if checkout.byte_size != size:
+            yield f"{checkout.key.name} counts {checkout.byte_size} bytes, but its items make {size}"
+
+
 def _check_users(dump: Dump) -> Iterator[str]:
     found: defaultdict[str, UserTotals] = defaultdict(UserTotals)
     for cart in dump.carts:
         is_open = cart.state not in ENDED
         more = UserTotals(cart.byte_size, is_open, cart.item_count * is_open, cart.total_quantity * is_open)
         found[cart.key.user.name] = found[cart.key.user.name].plus(more)
+    for checkout in dump.checkouts:
+        found[checkout.key.user.name] = found[checkout.key.user.name].plus(UserTotals(checkout.byte_size))
     for row in dump.reservations:
         found[row.cart.user.name] = found[row.cart.user.name].plus(UserTotals(RESERVATION_BYTES))
     for (user, _), reply in dump.replies.items():

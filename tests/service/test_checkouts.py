@@ -19,6 +19,7 @@ from cart_grpc import app, cli
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from cart_grpc.simulator.simulator import Simulator
+from cart_grpc.store.read import checkout_watches
 from tests.gate import Gate
 from tests.postgres import PostgresServer
 from tests.rpc.refusal import Refusal, to_refusal
@@ -401,6 +402,19 @@ async def test_a_call_waits_for_answers_that_another_replica_records(shop: Shop,
         assert (await waiting).state == State.STATE_COMPLETED
 
 
+async def test_each_answer_wakes_the_calls_that_wait_in_this_process(
+    buyer: Customer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FIRST_POLL_SECONDS", "LAST_POLL_SECONDS"):
+        # No poll comes before the end of max_wait.
+        monkeypatch.setattr(checkout_watches, name, 60)
+    await buyer.fill("beans", "tea")
+    checkout = await buyer.begin(window=HOUR)
+    assert checkout.ready
+    async with asyncio.timeout(5):
+        assert (await buyer.complete(checkout.name)).state == State.STATE_COMPLETED
+
+
 async def test_operators_find_a_sale_without_an_answer_and_end_it(shop: Shop, buyer: Customer) -> None:
     await buyer.fill("beans")
     checkout = await buyer.begin()
@@ -476,6 +490,7 @@ async def test_operators_have_a_command_for_checkouts(
         listed = (await operate("list", "--order", buyer.name)).splitlines()
         assert listed[0].split() == ["CHECKOUT", "STATE", "SINCE", "ITEMS", "SUBTOTAL", "ORDER", "CART", "WHY"]
         assert listed[1].split()[:2] == [checkout.name, "COMPLETING"]
+        assert "  10.00 EUR  " in listed[1]
         assert (await operate("list", "--state", "failed", "--order", buyer.name)).splitlines()[1:] == []
         shown = await operate("show", checkout.name)
         assert "COMMITTING" in shown
@@ -497,7 +512,7 @@ async def test_a_call_that_waits_is_answered_when_the_server_begins_to_stop(
         await buyer.fill("beans")
         checkout = await buyer.begin()
         gate.close()
-        waiting = asyncio.ensure_future(buyer.complete(checkout.name))
+        waiting = asyncio.ensure_future(buyer.complete(checkout.name, max_wait=Duration(seconds=50)))
         await buyer.eventually(checkout.name, lambda seen: seen.state == State.STATE_COMPLETING)
     # At the end of the grace, the server would cancel a call that still waits.
     assert (await waiting).state == State.STATE_COMPLETING

@@ -1,23 +1,31 @@
 """The erasure of a user, step by step, on both databases."""
 
+import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from cartgrpc.v1.cart_service_pb2 import MergeCartsResponse
 from sqlalchemy import LargeBinary, Text, select
 
 from cart_grpc.admin import OperatorActions
 from cart_grpc.background.erasure import erase
-from cart_grpc.carts.checkout_refusals import UserErasing
+from cart_grpc.carts.calls import MergeCarts
+from cart_grpc.carts.checkout_refusals import CheckoutNotFound, UserErasing
 from cart_grpc.carts.model import CartState, CheckoutState
 from cart_grpc.commands.direct import EraseRows
-from cart_grpc.names import CartKey, cart_key, user_key
+from cart_grpc.commands.mutation import Mutation
+from cart_grpc.names import CartKey, UserKey, cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
-from cart_grpc.protocol.reservation import Disposition, Reservation
+from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
+from cart_grpc.rpc.mutation_replies import MERGE_CARTS
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.store import Store
-from tests.store.writes import LIMITS, add, answered, claim, clear, overwrite, remove, snapshot
+from tests.store.checkouts import begin as start_checkout
+from tests.store.checkouts import begun, cancel, claim_of_checkout, complete, sold
+from tests.store.writes import KEY, LIMITS, add, answered, claim, clear, overwrite, remove, snapshot
 
 USER = user_key("erika-1")
 CARTS = [cart_key(USER, "default"), cart_key(USER, "wishes")]
@@ -34,10 +42,10 @@ async def begin(operator: OperatorActions) -> None:
     assert (await operator.erase_user(USER, progress_only=False)).begin_time is not None
 
 
-async def erase_all(store: Store) -> int:
+async def erase_all(store: Store, user: UserKey = USER) -> int:
     """Make steps until one does nothing. Returns the number of steps that did something."""
     steps = 0
-    while await erase(store, USER):
+    while await erase(store, user):
         steps += 1
         assert steps < 1_000
     return steps
@@ -188,6 +196,71 @@ async def test_a_running_checkout_finishes_first(
     await answer_all(store)
     await erase_all(store)
     assert await find_texts(engine) == set()
+
+
+@pytest.mark.parametrize("end", [complete, cancel])
+async def test_a_checkout_can_still_be_completed_or_cancelled_and_its_reply_goes_too(
+    store: Store, engine: Engine, operator: OperatorActions, end: Any
+) -> None:
+    key = await begun(store, "kettle", "tea")
+    await operator.erase_user(KEY.user, progress_only=False)
+    for change in (start_checkout(), add("filters")):
+        with pytest.raises(UserErasing):
+            await store.mutate(change)
+    assert await erase_all(store, KEY.user) == 0
+    await store.mutate(end(key, request_id="the end"))
+    for claimed in await claim_of_checkout(store):
+        await store.record(sold(claimed))
+    await erase_all(store, KEY.user)
+    await answer_all(store)
+    await erase_all(store, KEY.user)
+    assert await find_texts(engine, "alice") == set()
+    with pytest.raises(CheckoutNotFound):
+        await store.mutate(end(key))
+    assert await find_texts(engine, "alice") == set()
+
+
+async def test_the_reply_and_the_rows_of_a_merge_into_another_users_cart_do_not_keep_the_name(
+    store: Store, engine: Engine, operator: OperatorActions
+) -> None:
+    call = MergeCarts(OTHER, CARTS[0], request_id="merge")
+    merge = Mutation(call, MERGE_CARTS.encode, LIMITS)
+    for key in (CARTS[0], OTHER):
+        await store.mutate(add("kettle", LIMITS.max_quantity_per_item, key))
+        await store.mutate(add("tea", key=key))
+    await answer_all(store)
+    await begin(operator)
+    for refused in (merge, replace(merge, call=MergeCarts(CARTS[1], OTHER))):
+        with pytest.raises(UserErasing, match=USER.name):
+            await store.mutate(refused)
+    await overwrite(engine, schema.users, erase_time=None)
+    reply = MergeCartsResponse.FromString(await store.mutate(merge))
+    assert [one.source_item.sku for one in reply.adjustments] == ["kettle"]
+    await begin(operator)
+    await erase_all(store)
+    await answer_all(store)
+    await erase_all(store)
+    assert await find_texts(engine) == set()
+    assert await find_texts(engine, "merge") == {"replies.request_id"}
+
+
+async def test_several_sweepers_at_once_and_a_retry_by_an_operator_do_no_harm(
+    store: Store, engine: Engine, operator: OperatorActions
+) -> None:
+    await fill(store, engine)
+    await answer_all(store)
+    await store.mutate(add("sold-out", key=CARTS[0]))
+    [rejected] = await claim(store)
+    await store.record(answered(rejected, state=Observed.REJECTED, granted_quantity=0, expire_time=None))
+    await begin(operator)
+    # While the user is erased, nothing is asked for again.
+    assert (await operator.retry(rejected.reservation_id)).reservation.reservation_id == rejected.reservation_id
+    for _ in range(100):
+        await asyncio.gather(*(erase(store, USER) for _ in range(4)), answer_all(store))
+        if await find_texts(engine) == set():
+            break
+    else:
+        pytest.fail("the erasure does not end")
 
 
 async def test_rows_are_deleted_in_small_steps_that_can_stop_anywhere_and_run_in_any_number_of_processes(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cart_grpc.admin import OperatorActions
 from cart_grpc.carts.calls import DeleteCart, ItemUpdate, Limits, MergeCarts, UpdateItem
 from cart_grpc.carts.model import CartState
 from cart_grpc.commands.direct import Purge
@@ -298,6 +299,18 @@ class TestAnItemOfBothCarts:
         assert all(row.state in FINAL for row in held.values() if row is not kept)
         assert not (await snapshot(store, last)).reconciling
 
+    async def test_a_chain_of_merges_is_released_in_one_transaction(
+        self, store: Store, engine: Engine, rows: tuple[Reservation, Reservation]
+    ) -> None:
+        last = cart_key(user_key("last"), "y")
+        kept = await holding(store, last, 9)
+        await store.mutate(merge(KEY, last))
+        growing = next(one for one in await claim(store) if one.reservation_id == kept.reservation_id)
+        await store.record(answered(growing))
+        for each in rows:
+            row = await reservation(engine, each.reservation_id)
+            assert (row.cart, row.disposition, row.superseded_by) == (last, Disposition.RELEASE, "")
+
     async def test_the_purge_keeps_a_superseded_reservation_and_its_ended_cart(
         self, store: Store, engine: Engine, rows: tuple[Reservation, Reservation]
     ) -> None:
@@ -332,6 +345,19 @@ async def test_a_hold_that_may_be_under_way_is_released_at_once_and_waited_for_a
     assert (again.reservation_id, again.quantity) == (target.reservation_id, 5)
 
 
+async def test_the_next_cart_under_the_sources_name_does_not_wait_for_what_has_left_it(
+    store: Store, engine: Engine, idle: WriteQueue
+) -> None:
+    await holding(store, KEY, 3)
+    await store.mutate(add(quantity=2, key=GUEST))
+    answers = [idle.submit(merge()), idle.submit(add(quantity=1, key=GUEST))]
+    await idle.start()
+    await asyncio.gather(*answers)
+    await idle.close()
+    [line] = (await snapshot(store, GUEST)).lines
+    assert not line.reservation.waiting
+
+
 async def test_a_waiting_item_is_still_woken_after_it_has_moved(store: Store, engine: Engine) -> None:
     await holding(store, GUEST, 2)
     await store.mutate(remove(key=GUEST))
@@ -343,6 +369,27 @@ async def test_a_waiting_item_is_still_woken_after_it_has_moved(store: Store, en
     assert await claim(store) == []
     await release_all(store)
     assert (await claim_one(store)).quantity == 1
+
+
+@guests
+async def test_an_operator_reaches_a_reservation_that_moves_in_the_same_batch(
+    store: Store, engine: Engine, guest: CartKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = await holding(store, guest, 2)
+    operator = OperatorActions(store, LIMITS, None)
+    real = store.intervene
+    commands: list[object] = []
+
+    async def merge_first(command: Any) -> Any:
+        if not commands:
+            await store.mutate(merge(guest))
+        commands.append(command)
+        return await real(command)
+
+    monkeypatch.setattr(store, "intervene", merge_first)
+    await operator.release(claimed.reservation_id, "their ticket 17", force=False)
+    assert len(commands) == 2
+    assert (await reservation(engine, claimed.reservation_id)).disposition is Disposition.RELEASE
 
 
 async def test_a_stored_reply_is_kept_beyond_the_users_limit_but_not_for_a_merge_without_effect(

@@ -11,16 +11,20 @@ from sqlalchemy import Connection, event
 from sqlalchemy.engine import Engine as SyncEngine
 
 from cart_grpc import app
+from cart_grpc.background.erasure import erase
 from cart_grpc.carts.model import CartState, CheckoutState
-from cart_grpc.commands.direct import ExtendLeases, Purge, ReturnClaims
+from cart_grpc.commands.direct import EraseRows, ExtendLeases, Purge, ReturnClaims
+from cart_grpc.commands.erase import EraseUser
 from cart_grpc.commands.operator import Release, Retry
+from cart_grpc.names import cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.store import migrate, prepared
 from cart_grpc.store.connection_pool import ConnectionPool
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.postgresql import PostgresqlEngine
+from cart_grpc.store.read.cart_search import CartSearch
 from cart_grpc.store.read.checkout_reads import CheckoutPage, OperatorCheckoutPage
-from cart_grpc.store.read.operator_reads import BACKLOG
+from cart_grpc.store.read.operator_reads import BACKLOG, WorkState
 from cart_grpc.store.read.reads import Page
 from cart_grpc.store.read.reservation_search import ReservationPage
 from cart_grpc.store.sqlite import SqliteEngine
@@ -217,6 +221,35 @@ async def test_purges_find_their_rows_by_an_index(planned: Planned) -> None:
     plans = await planned.plans(statements)
     assert_no_scan(plans)
     for index in ("reservations_finished", "carts_ended", "replies_create_time"):
+        assert re.search(rf"\b{index}\b", "\n".join(plans.values())), index
+
+
+async def test_searches_read_a_range_of_the_primary_key(planned: Planned) -> None:
+    store, key = planned.store, cart_key(user_key("u1"), "c1")
+    with collect_statements(planned.query_engine) as statements:
+        for prefix in ("", "u1"):
+            search = CartSearch(5, prefix, frozenset({CartState.ACTIVE}), 1, "sku", key)
+            await store.cart_searches.find(search)
+        for parent in (None, key.user):
+            page = ReservationPage(5, frozenset({WorkState.HELD}), 1, 0, (1, "x"), parent, "sku")
+            await store.reservation_searches.find(page)
+    plans = await planned.plans(statements)
+    assert len(plans) == 5
+    assert_no_scan(plans)
+
+
+async def test_an_erasure_finds_its_rows_by_an_index(planned: Planned) -> None:
+    store, user = planned.store, cart_key(user_key("erased"), "default")
+    await store.mutate(add(key=user))
+    with collect_statements(planned.writer, planned.query_engine) as statements:
+        await store.intervene(EraseUser(user.user))
+        for _ in range(4):
+            await store.erasures.find_users(10)
+            await erase(store, user.user)
+        await store.erase_rows(EraseRows(user.user, 10))
+    plans = await planned.plans([each for each in statements if "random" not in each[0]])
+    assert_no_scan(plans)
+    for index in ("reservations_ending", "carts_merged_into", "reservations_checkout"):
         assert re.search(rf"\b{index}\b", "\n".join(plans.values())), index
 
 

@@ -80,6 +80,7 @@ NOTHING = "nothing"
 SINCE: dict[str, Callable[[Reservation], Reservation | None]] = {
     "the lease is extended": lambda row: row._replace(lease_expire_time=LEASE + 1, due_time=LEASE + 1),
     "the quantity is changed": lambda row: hold(row, row.quantity + 1, 0),
+    "it takes another one over": lambda row: hold(row, row.quantity, 0)._replace(supersedes=True),
     "the item is removed": lambda row: release(row, 0),
     "it is sold": lambda row: commit(row, 0),
     "the claim is returned": lambda row: row._replace(lease_expire_time=None, due_time=0),

@@ -18,6 +18,7 @@ from cart_grpc.store.store import Store
 from cart_grpc.store.write_queue import WriteQueue
 from tests.invariants.dump import read_dump
 from tests.invariants.rows import check_atomic
+from tests.store.checkouts import begun, cancel, completing, refused
 from tests.store.writes import (
     KEY,
     LIMITS,
@@ -61,6 +62,23 @@ async def test_the_totals_follow_every_kind_of_change(store: Store, engine: Engi
     await assert_consistent(engine)
     await store.purge(Purge(-SECOND, -SECOND, -SECOND, 10))
     await assert_consistent(engine)
+
+
+async def test_the_totals_follow_a_cart_through_its_checkout(store: Store, engine: Engine) -> None:
+    key = await begun(store, "a", "b")
+    await assert_consistent(engine)
+    await store.mutate(cancel(key))
+    await assert_consistent(engine)
+    key, claimed = await completing(store, "c")
+    await assert_consistent(engine)
+    for row in claimed:
+        await store.record(refused(row))
+    await store.mutate(cancel(key))
+    await assert_consistent(engine)
+    for limit in (1, 10):
+        await store.purge(Purge(-SECOND, -SECOND, -SECOND, limit, -SECOND))
+        await assert_consistent(engine)
+    assert [one for one in check_atomic([], await engine.transact(read_dump)) if "belongs to no item" in one] == []
 
 
 async def test_an_operators_new_reservation_is_counted(store: Store, engine: Engine) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, Select, and_, bindparam, exists, func, literal_column, select, tuple_, union
+from sqlalchemy import BigInteger, Select, and_, bindparam, exists, func, literal_column, select, union
 
 from cart_grpc.names import CartKey, CheckoutKey, UserKey
+from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.schema import (
@@ -22,7 +23,7 @@ from cart_grpc.store.schema import (
     running,
     users,
 )
-from cart_grpc.store.statements import CART
+from cart_grpc.store.statements import CART, RESERVATION
 
 MAX_BLOCKING = 100
 # Carts that are read for one step.
@@ -53,6 +54,7 @@ class Erasures:
     """The reads about erasures of one store."""
 
     def __init__(self, engine: Engine, reader: Reader) -> None:
+        self._dialect = engine.dialect
         self._reader = reader
         # In any order: those that wait must not take the places of the others in every round.
         self._erasing = (
@@ -74,7 +76,7 @@ class Erasures:
         blocking = await self._reader.fetch(_select_blocking(user), {})
         open_carts = await self._reader.fetch(_select_open_carts(user), {})
         merged_carts = await self._reader.fetch(_select_merged(user), {})
-        [totals] = await self._reader.fetch(_select_totals(user), {})
+        [totals] = await self._reader.fetch(_select_totals(user, self._dialect), {})
         return Erasure(
             user,
             totals.begin_time,
@@ -112,7 +114,7 @@ def _select_merged(user: UserKey) -> Select[Any]:
     return select(*(carts.c[name] for name in CART)).where(named, ~_of(carts, user)).limit(STEP_SIZE)
 
 
-def _select_totals(user: UserKey) -> Select[Any]:
+def _select_totals(user: UserKey, dialect: Dialect) -> Select[Any]:
     """The times and numbers of an erasure.
 
     No index has all reservations of a user. But each one that is not finished is to be released, is reconciling, has an
@@ -120,8 +122,11 @@ def _select_totals(user: UserKey) -> Select[Any]:
     """
     row = reservations.c
     mine = select(row.reservation_id).where(_of(reservations, user), row.finish_time.is_(None))
-    item_keys = select(items.c.slice, items.c.reservation_id).where(_of(items, user))
-    of_items = mine.where(tuple_(row.slice, row.reservation_id).in_(item_keys))
+    item_keys = select(items.c.slice, items.c.reservation_id).where(_of(items, user)).cte("item_keys")
+    found, on = dialect.join_by_index(reservations, RESERVATION, item_keys)
+    of_items = (
+        select(found.c.reservation_id).select_from(item_keys.join(found, on)).where(found.c.finish_time.is_(None))
+    )
     unreleased = union(mine.where(ending), mine.where(reconciling), mine.where(of_checkout), of_items).subquery()
     erase_time = select(users.c.erase_time).where(_of(users, user)).scalar_subquery()
     cart_count = select(func.count()).select_from(carts).where(_of(carts, user)).scalar_subquery()

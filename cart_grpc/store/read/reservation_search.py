@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, exists, literal, or_, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, and_, exists, literal, literal_column, or_, select, tuple_
 
 from cart_grpc.names import CartKey, UserKey
 from cart_grpc.store.dialects import Dialect
@@ -82,7 +82,7 @@ class ReservationSearches:
             rows = await self._reader.fetch(_select_backlog(page, self._dialect, self._now), {})
             found = [(row.reservation_create_time, row.reservation_reservation_id) for row in rows[: page.size]]
             return _found(rows[: page.size], found, found[-1] if len(rows) > page.size else None)
-        rows = await self._reader.fetch(_select_looked(page, self._now), {})
+        rows = await self._reader.fetch(_select_looked(page, self._dialect, self._now), {})
         wanted = [row for row in rows if row.is_wanted]
         last = (rows[-1].reservation_slice, rows[-1].reservation_reservation_id) if rows else None
         has_more = rows and (len(rows) == page.size or rows[-1].number == page.look)
@@ -105,7 +105,7 @@ def _select_backlog(page: ReservationPage, dialect: Dialect, now: ColumnElement[
     return select_snapshot(chosen.order_by(row.create_time, row.reservation_id).limit(page.size + 1), now)
 
 
-def _select_looked(page: ReservationPage, now: ColumnElement[int]) -> Select[Any]:
+def _select_looked(page: ReservationPage, dialect: Dialect, now: ColumnElement[int]) -> Select[Any]:
     """Up to `size` wanted reservations among the next `look` ones, and the last of these, wanted or not."""
     looked = select(reservations)
     if page.parent:
@@ -114,7 +114,8 @@ def _select_looked(page: ReservationPage, now: ColumnElement[int]) -> Select[Any
         key = (reservations.c[name] for name in RESERVATION)
         looked = looked.where(tuple_(*key) > tuple_(*(literal(part) for part in page.after)))
     row = look_at(looked, RESERVATION, page.look)
-    is_shown = exists().where(shows(row.c)).correlate(row)
+    shown: Select[Any] = select(literal_column("1")).where(shows(row.c)).correlate(row)
+    is_shown = exists(dialect.fenced(shown))
     state = work_state(row.c, is_shown, now).in_([int(state) for state in sorted(page.states)])
     wanted = and_(state, *_of_parent(page, row.c), *_filters(page, row.c, now))
     chosen = select(row, wanted.label("is_wanted")).where(or_(wanted, row.c.is_last))

@@ -30,12 +30,12 @@ every variable part of the message in metadata. All methods can fail with:
 * DATA_LOSS / DATABASE_DAMAGED: no effect; the database needs an operator.
 * INTERNAL: a bug. The log of the server has the details under the `error_id` in ErrorInfo.metadata.
 
-All mutations can fail with RESOURCE_EXHAUSTED / LIMIT_EXCEEDED and QuotaFailure, without effect. The `quota` in
-ErrorInfo.metadata is the total that would exceed the `limit`: bytes_per_cart, items_per_cart, quantity_per_item,
-subtotal; bytes_per_user (the user's carts, stored replies and reservations); carts_per_user, items_per_user or
-units_per_user (of the user's carts that have not ended; what an item asks for counts, whether it is reserved yet or
-not). None of them refuses a call that does not make its total larger, and bytes_per_user refuses no call that only
-removes items or ends a cart. So items can always be removed.
+All mutations but MergeCarts can fail with RESOURCE_EXHAUSTED / LIMIT_EXCEEDED and QuotaFailure, without effect. The
+`quota` in ErrorInfo.metadata is the total that would exceed the `limit`: bytes_per_cart, items_per_cart,
+quantity_per_item, subtotal; bytes_per_user (the user's carts, stored replies and reservations); carts_per_user,
+items_per_user or units_per_user (of the user's carts that have not ended; what an item asks for counts, whether it
+is reserved yet or not). None of them refuses a call that does not make its total larger, and bytes_per_user refuses
+no call that only removes items or ends a cart. So items can always be removed.
 
 While a checkout of a cart is OPEN, every other mutation of the cart fails with FAILED_PRECONDITION / CART_FROZEN.
 ErrorInfo.metadata has the `checkout` and its `expire_time`.
@@ -1144,7 +1144,7 @@ class MergeAdjustment(_message.Message):
     """
     @_builtins.property
     def source_item(self) -> _cart_pb2.Item:
-        """The item as it was in the source."""
+        """The item as it was in the source. Without its name if that contains another user's id: see CartAdminService.EraseUser."""
 
     @_builtins.property
     def lost_unit_price(self) -> _cart_pb2.Money:

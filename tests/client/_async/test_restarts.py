@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from cartgrpc.v1 import cart_pb2
 
 from cart_grpc.client import CartClient
 from tests.client.shop import Shop, meanwhile
@@ -49,3 +50,21 @@ async def test_a_lost_reply_is_not_a_second_add(own_shop: Shop) -> None:
         with meanwhile(own_shop.start_when_dead):
             assert (await cart.add("beans", 2)).item.quantity == 3
         assert (await cart.get()).items[0].quantity == 3
+
+
+async def test_a_watch_goes_on_after_a_restart(own_shop: Shop) -> None:
+    async with CartClient(own_shop.address, timeout=30) as client:
+        cart = client.cart("alice")
+        first = await cart.add("beans")
+        states = cart.watch()
+        seen = [await anext(states)]
+        for by in (signal.SIGTERM, signal.SIGKILL):
+            own_shop.stop(by)
+            own_shop.start()
+            await cart.add("beans")
+            seen.append(await anext(states))
+        await cart.delete()
+        seen += [state async for state in states]
+    assert seen[0].revision >= first.revision
+    assert [sum(item.quantity for item in state.items) for state in seen] == [1, 2, 3, 0]
+    assert seen[-1].state == cart_pb2.Cart.STATE_DELETED
