@@ -45,7 +45,7 @@ from tests.simulation.seeds import run
 
 Patch = pytest.MonkeyPatch
 Mutant = Callable[[Patch], None]
-MAX_SEEDS = 60
+MAX_SEEDS = 120
 real_hold, real_release, real_record = transitions.hold, transitions.release, transitions.record_outcome
 real_claim = transitions.claim
 
