@@ -4,10 +4,12 @@ Results that depend on interned numbers only are memoized.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import permutations, product
 from typing import Any, TypeVar
 
+from cart_grpc.carts.model import Line
 from cart_grpc.carts.progress import Progress, ProgressState
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import (
@@ -20,10 +22,13 @@ from cart_grpc.protocol.reservation import (
     StaleRevision,
 )
 from cart_grpc.simulator.rules import StoredReservation
+from tests.carts.examples import line_of
 from tests.protocol import api_rules, invariants, service_rules
 from tests.protocol.explorer import Step
 from tests.protocol.states import (
+    IDS,
     STOCK,
+    TICK,
     Bounds,
     IdState,
     Interner,
@@ -73,6 +78,23 @@ class ItemModel:
     def with_row(self, item: ItemState, row: Reservation) -> ItemState:
         """The item with another row for the latest id."""
         return self._put(item, len(item.ids) - 1, self._row(row))
+
+    def line(self, item: ItemState) -> Line:
+        """The item as a line of its cart or checkout."""
+        return line_of(self.row(item), item.wanted)
+
+    def with_new_id(self, item: ItemState, row: Reservation) -> ItemState:
+        """The item with another reservation, `row`, under the next id."""
+        row = row._replace(reservation_id=IDS[len(item.ids)], sku=self.row(item).sku)
+        return item._replace(ids=(*item.ids, self._with_row(self._new_id_state(), self._row(row))))
+
+    def is_sold(self, item: ItemState) -> bool:
+        """Whether we know that it is sold."""
+        return self.row(item).state is Observed.COMMITTED
+
+    def without_unsold(self, item: ItemState) -> ItemState:
+        """The item, no longer wanted unless it is sold."""
+        return item if self.is_sold(item) else item._replace(wanted=0)
 
     def restored(self, item: ItemState, wanted: int, row: int) -> ItemState:
         """The item after a restore from a backup with `wanted` and `row`."""
@@ -140,6 +162,16 @@ class ItemModel:
     def caller_steps(self, item: ItemState) -> Sequence[ItemStep]:
         """The steps of the caller."""
         return self._memoize(("by the caller", item), lambda: list(self._caller_steps(item)))
+
+    def writer_steps(self, item: ItemState) -> Iterator[ItemStep]:
+        """The steps of other writers in a checkout: operators, and all who ignore that a reservation is frozen."""
+        row = self.row(item)
+        if row.frozen:
+            yield from self._change("release", item, item.wanted, partial(transitions.release, row, 0))
+            yield from self._change("hold again", item, item.wanted, partial(transitions.hold, row, item.wanted, 0))
+        elif self._bounds.operators and not row.is_closed:
+            released = partial(service_rules.release_by_operator, row)
+            yield from self._change("an operator releases", item, item.wanted, released)
 
     def aged(self, item: ItemState) -> ItemState:
         """The item after one tick."""
@@ -229,12 +261,26 @@ class ItemModel:
                 continue
             after = id_state._replace(record=record, outcomes=id_state.outcomes | 1 << answer)
             yield Step("apply", True, with_id_state(item, which, after), violation, intent)
+            if self._bounds.short and intent.ttl_us > TICK:
+                yield from self._deliver_short(item, which, number)
             undecided = before is None or intent.revision > before.intent.revision
             if undecided and intent.revision <= self._bounds.refused:
                 failed = id_state._replace(
                     outcomes=self._outcomes.add(id_state.outcomes, RevisionOutcome(intent.revision, PERMANENT_FAILURE))
                 )
                 yield Step("fail", False, with_id_state(item, which, failed), None, intent)
+
+    def _deliver_short(self, item: ItemState, which: int, number: int) -> Iterator[ItemStep]:
+        """The API grants a hold for less time than it was asked for."""
+        id_state, intent = item.ids[which], self._sent[number]
+        before = self._records[id_state.record]
+        record, _, _ = self._apply(before, intent, self._free(item, which))
+        granted, promised = self._records[record], (before.expire_time if before else None) or 0
+        if granted and granted != before and granted.expire_time and granted.expire_time > max(TICK, promised):
+            short = replace(granted, expire_time=max(TICK, promised))
+            outcome = self._outcomes.of(RevisionOutcome(intent.revision, api_rules.decision_of(short)))
+            after = IdState(id_state.row, self._records.of(short), id_state.sent, id_state.outcomes | 1 << outcome)
+            yield Step("apply, but not for long,", True, with_id_state(item, which, after), None, intent)
 
     def _apply(self, before: StoredReservation | None, intent: Intent, free: int) -> tuple[int, int, str | None]:
         record, outcome = api_rules.apply(before, intent, free)

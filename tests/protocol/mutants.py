@@ -7,6 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from cart_grpc.carts import checkout as checkouts
+from cart_grpc.carts.calls import Given
+from cart_grpc.carts.checkout_calls import CheckoutChange, LoadedCheckout
+from cart_grpc.carts.checkout_refusals import CheckoutExpired, CheckoutNotReady
+from cart_grpc.carts.model import Checkout, CheckoutState, Line
 from cart_grpc.carts.progress import Progress, ProgressState
 from cart_grpc.protocol import transitions
 from cart_grpc.protocol.reservation import (
@@ -22,11 +27,18 @@ from cart_grpc.protocol.reservation import (
 )
 from cart_grpc.simulator.rules import StoredReservation
 from tests.protocol import api_rules, service_rules
+from tests.protocol.checkouts import cart_of as example_cart
 from tests.protocol.states import LASTING, new_row
 
 _hold, _release = transitions.hold, transitions.release
 _merge_decision, _record_outcome, _seal = transitions.merge_decision, transitions.record_outcome, transitions.seal
 _apply, _decide = api_rules.apply, api_rules.decide
+_check_can_complete, _evaluate, _evaluate_completing = (
+    checkouts._check_can_complete,
+    checkouts.evaluate,
+    checkouts._evaluate_completing,
+)
+_ask_again, _give_back = checkouts._ask_again, checkouts._give_back
 _shown, _claims, _restore = service_rules.shown, service_rules.claims, service_rules.restore
 
 Answered = tuple[StoredReservation | None, Decision | PermanentFailure | StaleRevision]
@@ -154,12 +166,62 @@ def keep_waiting(row: Reservation, now: int) -> Reservation:
     return row
 
 
-def extend_without_a_longer_ttl(row: Reservation) -> Reservation:
-    return _hold(row, row.quantity, 0)
+def ready_before_the_extension_is_observed(checkout: Checkout, lines: Sequence[Line]) -> bool:
+    return all(checkouts._is_held(line, 0) for line in lines)
 
 
-def complete_without_observing_the_extension(row: Reservation, wanted: int) -> bool:
-    return _shown(row, wanted).state is ProgressState.RESERVED
+def complete_before_it_is_ready(loaded: LoadedCheckout, now: int) -> None:
+    if loaded.checkout.expire_time <= now:
+        raise CheckoutExpired(loaded.checkout)
+
+
+def complete_after_the_window(loaded: LoadedCheckout, now: int) -> None:
+    _check_can_complete(loaded._replace(checkout=loaded.checkout._replace(expire_time=now + 1)), now)
+
+
+def complete_with_a_released_hold(loaded: LoadedCheckout, now: int) -> None:
+    if not loaded.checkout.is_ready:
+        raise CheckoutNotReady(loaded.checkout.key.name)
+
+
+def thaw_a_sale_after_the_window(loaded: LoadedCheckout, now: int) -> CheckoutChange | None:
+    checkout = loaded.checkout
+    if checkout.state is CheckoutState.COMPLETING and checkout.expire_time <= now:
+        cart = example_cart(loaded.lines)
+        return checkouts.thaw(loaded._replace(cart=cart), CheckoutState.EXPIRED, "", now)
+    return _evaluate(loaded, now)
+
+
+def fail_without_every_answer(loaded: LoadedCheckout, now: int) -> CheckoutChange | None:
+    is_sold = all(line.reservation.state is Observed.COMMITTED for line in loaded.lines)
+    state = CheckoutState.COMPLETED if is_sold else CheckoutState.FAILED
+    return CheckoutChange(loaded.checkout._replace(state=state), loaded.lines)
+
+
+def count_a_refused_item_as_sold(loaded: LoadedCheckout, now: int) -> CheckoutChange | None:
+    change = _evaluate_completing(loaded, now)
+    return change and change._replace(checkout=change.checkout._replace(state=CheckoutState.COMPLETED))
+
+
+def ask_again_for_what_is_sold(line: Line, checkout: Checkout, given: Given) -> Line:
+    closed = line.reservation._replace(state=Observed.RELEASED, observed_revision=line.reservation.revision)
+    return _ask_again(line._replace(reservation=closed), checkout, given)
+
+
+def thaw_with_the_ttl_of_the_checkout(row: Reservation, checkout: Checkout, now: int) -> Reservation:
+    return _give_back(row, checkout, now)._replace(ttl_us=row.ttl_us)
+
+
+def thaw_under_an_unanswered_revision(row: Reservation, checkout: Checkout, now: int) -> Reservation:
+    return row._replace(checkout_id="", ttl_us=checkout.hold_ttl_us)
+
+
+def thaw_within_the_checkout(row: Reservation, checkout: Checkout, now: int) -> Reservation:
+    return _give_back(row, checkout, now)._replace(checkout_id=row.checkout_id)
+
+
+def change_a_frozen_cart(checkout: Checkout | None) -> bool:
+    return checkout is None or checkout.state is CheckoutState.OPEN
 
 
 def restore_unchanged(row: Reservation) -> Reservation:

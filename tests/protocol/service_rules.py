@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from cart_grpc.carts.progress import Progress, ProgressState, progress
+from cart_grpc.carts.model import Checkout
+from cart_grpc.carts.progress import Progress, progress
 from cart_grpc.protocol import transitions
-from cart_grpc.protocol.reservation import FINAL, Intent, Reservation
+from cart_grpc.protocol.reservation import FINAL, RELEASED_BY_OPERATOR, Intent, Reservation
 from tests.carts.examples import line_of
-from tests.protocol.states import LASTING, TICK, new_row
+from tests.protocol.states import TICK, new_row
 
 # A restore adds this to every revision: more than was ever sent.
 RESTORE_STRIDE = 1 << 32
@@ -27,14 +28,14 @@ def add_again(rows: Sequence[Reservation], quantity: int) -> Sequence[Reservatio
     return *rows, new_row(len(rows), quantity, waiting=any(row.releasing for row in rows))
 
 
-def outlast_checkout(row: Reservation) -> Reservation:
-    """Extend a hold beyond the window of a checkout."""
-    return transitions.hold(row, row.quantity, 0)._replace(ttl_us=LASTING)
+def accepts_changes(checkout: Checkout | None) -> bool:
+    """Whether callers can change the items: not in a checkout."""
+    return checkout is None
 
 
-def can_complete(row: Reservation, wanted: int) -> bool:
-    """Whether the extended hold was observed."""
-    return not row.reconciling and shown(row, wanted).state is ProgressState.RESERVED
+def release_by_operator(row: Reservation) -> Reservation:
+    """The row after an operator released it, as `commands.operator.Release` does. Raises ValueError if it is frozen."""
+    return transitions.release(row, 0)._replace(seal_reason=RELEASED_BY_OPERATOR)
 
 
 def restore(row: Reservation) -> Reservation:

@@ -6,9 +6,9 @@ the rules only compare times with `now`. It merges states that differ only in th
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from typing import Generic, NamedTuple, TypeVar
 
+from cart_grpc.carts.model import Checkout
 from cart_grpc.protocol.reservation import Answer, Decision, Disposition, Intent, NoAnswer, Reservation, StaleRevision
 from cart_grpc.simulator.rules import StoredReservation
 from tests.carts.examples import a_hold
@@ -24,15 +24,6 @@ TICK = 600_000_000
 LASTING = 1 << 50
 
 
-class Phase(IntEnum):
-    """The phase of the cart's checkout."""
-
-    OPEN = 0
-    CHECKING_OUT = 1
-    COMPLETING = 2
-    CHECKED_OUT = 3
-
-
 @dataclass(frozen=True)
 class Bounds:
     """The bounds of an exploration. Seals, removals, commits and expired holds may exceed the revisions given here.
@@ -40,10 +31,13 @@ class Bounds:
     - `changed`: the caller changes the quantity up to this revision.
     - `renewed`: holds that have not expired are renewed up to this revision.
     - `refused`: the API answers with a permanent failure up to this revision.
-    - `commits`: the cart is checked out up to this revision. `window`: a checkout first waits for longer holds.
+    - `commits`: a checkout begins up to this revision. `window`: its window is longer than a hold.
+    - `short`: the API may hold for less time than it was asked for. `operators`: they release reservations of a
+      checkout, and end it.
     - `ids`: how many times the item is added. `items`: how many items the cart has.
     - `ticks`: how many times time passes; each tick is long enough for every hold to expire.
     - `rivals`: whether other customers take a piece and return it.
+    - `callers`: whether callers change and remove items.
     - `restores`: whether the database may be lost and restored from a backup.
     """
 
@@ -57,6 +51,9 @@ class Bounds:
     rivals: bool = False
     commits: int = 0
     window: bool = False
+    short: bool = False
+    operators: bool = False
+    callers: bool = True
     restores: bool = False
 
 
@@ -92,10 +89,13 @@ Backup = tuple[tuple[int, int], ...]
 
 
 class ModelState(NamedTuple):
-    """A state of the model. `backup` has each item's quantity and row; it is () once restored."""
+    """A state of the model. `backup` has each item's quantity and row; it is () once restored.
+
+    `checkout` is None while the cart is ACTIVE.
+    """
 
     items: tuple[ItemState, ...]
-    phase: Phase = Phase.OPEN
+    checkout: Checkout | None = None
     ticks: int = 0
     backup: Backup | None = None
 

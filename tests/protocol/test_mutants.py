@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from cart_grpc.carts import checkout as checkouts
 from cart_grpc.protocol import transitions
 from tests.protocol import api_rules, invariants, mutants, service_rules
 from tests.protocol import configurations as bounds_of
@@ -69,22 +70,22 @@ MISSING_RULES: dict[tuple[ModuleType, str, Bounds], list[MissingRule]] = {
     ],
     (transitions, "release", bounds_of.SOLD): [
         MissingRule(
-            "a frozen reservation is not released", mutants.release_while_frozen, invariants.SOLD_AFTER_REMOVAL, 4
+            "a frozen reservation is not released", mutants.release_while_frozen, invariants.INTENT_AFTER_COMMIT, 6
         ),
     ],
     (transitions, "hold", bounds_of.SOLD): [
         MissingRule(
             "a frozen reservation is not changed back to HOLD",
             mutants.hold_while_frozen,
-            invariants.SOLD_AFTER_REMOVAL,
-            5,
+            invariants.INTENT_AFTER_COMMIT,
+            6,
         ),
     ],
     (transitions, "record_outcome", bounds_of.SOLD): [
         MissingRule(
-            "a time-out does not end the freeze", mutants.unfreeze_after_a_time_out, invariants.SOLD_AFTER_REMOVAL, 5
+            "a time-out does not end the freeze", mutants.unfreeze_after_a_time_out, invariants.INTENT_AFTER_COMMIT, 6
         ),
-        MissingRule("a failed COMMIT is not sealed", mutants.seal_a_failed_commit, invariants.SOLD_AFTER_REMOVAL, 5),
+        MissingRule("a failed COMMIT is not sealed", mutants.seal_a_failed_commit, invariants.INTENT_AFTER_COMMIT, 7),
     ],
     (transitions, "stop_waiting", bounds_of.AGAIN_EXPIRING): [
         MissingRule("the old id's release makes a waiting new id due", mutants.keep_waiting, CANNOT_SETTLE, 3),
@@ -125,20 +126,82 @@ MISSING_RULES: dict[tuple[ModuleType, str, Bounds], list[MissingRule]] = {
             "a renewal does not raise intent_revision", mutants.renew_as_a_change_of_intent, invariants.CLAIM_VISIBLE, 4
         ),
     ],
-    (service_rules, "outlast_checkout", bounds_of.CHECKOUT): [
+    (checkouts, "_all_outlast", bounds_of.CHECKOUT): [
         MissingRule(
-            "a checkout first extends its holds beyond its window",
-            mutants.extend_without_a_longer_ttl,
-            invariants.PARTLY_SOLD,
+            "a checkout is ready only once every hold outlasts its window",
+            mutants.ready_before_the_extension_is_observed,
+            invariants.READY_TOO_SOON,
+            4,
+        ),
+    ],
+    (checkouts, "_check_can_complete", bounds_of.CHECKOUT): [
+        MissingRule(
+            "a checkout is completed only when it is ready",
+            mutants.complete_before_it_is_ready,
+            invariants.FORBIDDEN,
+            6,
+        ),
+        MissingRule(
+            "a checkout is completed only within its window",
+            mutants.complete_after_the_window,
+            invariants.SOLD_LATE,
+            9,
+        ),
+        MissingRule(
+            "a checkout is completed only while every hold belongs to it",
+            mutants.complete_with_a_released_hold,
+            invariants.FORBIDDEN,
+            9,
+        ),
+    ],
+    (checkouts, "evaluate", bounds_of.FAILED): [
+        MissingRule("nothing thaws a sale", mutants.thaw_a_sale_after_the_window, invariants.SOLD_FROM_CART, 8),
+    ],
+    (checkouts, "_evaluate_completing", bounds_of.FAILED): [
+        MissingRule(
+            "a checkout fails only once every commit is answered",
+            mutants.fail_without_every_answer,
+            invariants.FORBIDDEN,
+            7,
+        ),
+        MissingRule(
+            "a checkout is COMPLETED only if every item is sold",
+            mutants.count_a_refused_item_as_sold,
+            invariants.SOLD_OTHERWISE,
+            11,
+        ),
+    ],
+    (checkouts, "_ask_again", bounds_of.ONE_OF_TWO): [
+        MissingRule(
+            "a checkout that is completed again does not ask for what is sold",
+            mutants.ask_again_for_what_is_sold,
+            invariants.SOLD_TWICE,
             16,
         ),
     ],
-    (service_rules, "can_complete", bounds_of.CHECKOUT): [
+    (checkouts, "_give_back", bounds_of.CHECKOUT): [
         MissingRule(
-            "a checkout waits until the extended holds are observed",
-            mutants.complete_without_observing_the_extension,
-            invariants.PARTLY_SOLD,
-            12,
+            "a thaw gives holds their normal ttl back",
+            mutants.thaw_with_the_ttl_of_the_checkout,
+            invariants.STILL_IN_CHECKOUT,
+            5,
+        ),
+        MissingRule(
+            "a thaw raises the revision of an unanswered hold",
+            mutants.thaw_under_an_unanswered_revision,
+            invariants.TWO_TTLS,
+            7,
+        ),
+        MissingRule(
+            "a thaw takes every hold out of the checkout",
+            mutants.thaw_within_the_checkout,
+            invariants.STILL_IN_CHECKOUT,
+            5,
+        ),
+    ],
+    (service_rules, "accepts_changes", bounds_of.SOLD): [
+        MissingRule(
+            "a cart in checkout accepts no changes", mutants.change_a_frozen_cart, invariants.SOLD_OTHERWISE, 9
         ),
     ],
     (service_rules, "restore", bounds_of.RESTORED): [
@@ -185,7 +248,7 @@ MISSING_RULES: dict[tuple[ModuleType, str, Bounds], list[MissingRule]] = {
         ),
     ],
     (api_rules, "decide", bounds_of.RESTORED_SOLD): [
-        MissingRule("COMMITTED is final (4)", mutants.release_a_committed_id, invariants.FINAL_CHANGED, 6),
+        MissingRule("COMMITTED is final (4)", mutants.release_a_committed_id, invariants.FINAL_CHANGED, 9),
     ],
     (api_rules, "decide", bounds_of.RESTORED): [
         MissingRule("RELEASED is final (4)", mutants.hold_a_released_id, invariants.FINAL_CHANGED, 6),
@@ -195,7 +258,7 @@ MISSING_RULES: dict[tuple[ModuleType, str, Bounds], list[MissingRule]] = {
             "COMMIT of an expired hold takes free stock (4)",
             mutants.reject_the_commit_of_an_expired_hold,
             invariants.BLOCKED_BY_OWN_HOLD,
-            6,
+            8,
         ),
     ],
     (api_rules, "may_expire", bounds_of.EXPIRING): [

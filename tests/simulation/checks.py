@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from cartgrpc.v1 import cart_pb2
 
+from cart_grpc.carts.model import ENDED, CartState
 from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.protocol.reservation import FINAL, Disposition, Observed
 from cart_grpc.simulator.rules import StoredReservation
@@ -16,15 +17,17 @@ from tests.simulation.histories import HistoryChecker, revision_of
 from tests.simulation.operations import CallerOperation
 from tests.simulation.rows import (
     CartRow,
+    CheckoutRow,
     ReservationRow,
     read_carts,
     read_clock,
     read_items,
     read_reservations,
 )
+from tests.simulation.sale_checks import SaleChecks
 
-# User, cart id and item id.
-ItemKey = tuple[str, str, str]
+# User, cart id and item id, and the checkout that it has passed to, if any.
+ItemKey = tuple[str, str, str, str]
 
 
 class Checks:
@@ -54,7 +57,12 @@ class Checks:
         self._rows: dict[str, ReservationRow] = {}
         self._carts: dict[tuple[str, str], CartRow] = {}
         self._changes = 0
-        self._live: defaultdict[ItemKey, dict[str, int]] = defaultdict(dict)
+        self.sales = SaleChecks(raw, report_violation)
+        # The names of carts that others were merged into, and of carts that ended and began anew in one transaction.
+        self._merge_targets: set[str] = set()
+        self._restarted: set[str] = set()
+        # How many rows a merge has moved.
+        self.move_count = 0
         self._records: dict[str, StoredReservation] = {}
         self._items: dict[str, ItemKey] = {}
         self._revisions: dict[str, int] = {}
@@ -62,9 +70,12 @@ class Checks:
         self._decision_times: dict[tuple[str, int], int] = {}
         # The reservations whose decision was asked for again while the database's clock was behind.
         self._asked_again: set[str] = set()
-        # By cart: all etag revisions that were ever committed, and the etag revisions at which the cart expired.
+        # By cart: all etag revisions that were ever committed, and those at which the cart lost all its items
+        # without a call that says so: it expired, was merged, or was sold.
         self._etags: defaultdict[str, set[int]] = defaultdict(set)
         self._expired: defaultdict[str, set[int]] = defaultdict(set)
+        # The etag revisions at which a checkout froze the cart, or gave it back.
+        self._frozen: defaultdict[str, set[int]] = defaultdict(set)
 
     # At every decision of the API.
 
@@ -74,12 +85,10 @@ class Checks:
         self._records[reservation_id] = record
         self._decision_times.setdefault((reservation_id, record.intent.revision), self._clock.api_now())
         item = self._find_item(reservation_id)
-        live = self._live[item]
-        live.pop(reservation_id, None)
-        if record.granted:
-            live[reservation_id] = record.granted
+        live = {name: one.granted for name, one in self._records.items() if one.granted and self._is_live(name, item)}
         if len(live) > 1:
             self._report_violation(f"two live reservations for {item}: {live}")
+        self.sales.check_decision(record, self._rows.get(reservation_id))
         held = sum(one.granted for one in self._records.values() if one.sku == record.sku)
         row = self._rows.get(reservation_id)
         if row is not None:
@@ -90,13 +99,16 @@ class Checks:
     def _find_item(self, reservation_id: str) -> ItemKey:
         item = self._items.get(reservation_id)
         if item is None:
-            query = "SELECT user_id, cart_id, item_id FROM reservations WHERE reservation_id = ?"
-            item = self._raw.execute(query, (reservation_id,)).fetchone()
-            if item is None:
-                self._report_violation(f"the API decided {reservation_id}, which has no row")
-                item = ("unknown", "", reservation_id)
-            self._items[reservation_id] = item
+            self._report_violation(f"the API decided {reservation_id}, which has no row")
+            item = ("unknown", "", reservation_id, "")
         return item
+
+    def _is_live(self, reservation_id: str, item: ItemKey) -> bool:
+        """Whether a reservation is one of the item's. After a merge, those that others have taken over do not count."""
+        row = self._rows.get(reservation_id)
+        is_merged = f"users/{item[0]}/carts/{item[1]}" in self._merge_targets
+        has_left = row is None or row.superseded_by or row.disposition == Disposition.RELEASE
+        return self._items.get(reservation_id) == item and not (is_merged and has_left)
 
     def check_sent(self, process_name: str, reservation_id: str) -> None:
         """A process sends messages only for reservations that it claimed in a committed transaction."""
@@ -116,12 +128,16 @@ class Checks:
         rows = read_reservations(self._raw)
         is_move = self._clock.note_row(read_clock(self._raw))
         changed = [row for name, row in rows.items() if self._rows.get(name) != row]
+        self.sales.check_commit(rows.values())
         changed_carts = self._check_carts()
         if changed:
             self._clock.note_write()
         self._claims.note_commit()
         for row in changed:
             before = self._rows.get(row.reservation_id)
+            checkout_id = "" if row.is_of_cart else row.checkout_id
+            self._items[row.reservation_id] = (row.user_id, row.cart_id, row.item_id, checkout_id)
+            self.move_count += before is not None and (before.user_id, before.cart_id) != (row.user_id, row.cart_id)
             self._revisions[row.reservation_id] = row.revision
             self._check_row(before, row)
             if is_move and before is not None:
@@ -130,7 +146,8 @@ class Checks:
             self._claims.check(process_name, began, before, row)
             self._note_asked_again(before, row)
             self._check_shown(row)
-            if before is not None and self._find_item(row.reservation_id)[:2] not in changed_carts:
+            is_of_cart = before is not None and (before.is_of_cart or row.is_of_cart)
+            if before is not None and is_of_cart and (before.user_id, before.cart_id) not in changed_carts:
                 self._check_unclaimed(began, before)
         for name in self._rows.keys() - rows.keys():
             self._check_purged(self._rows[name])
@@ -215,17 +232,33 @@ class Checks:
             changed.add(key)
             if before is None or before.etag_revision != row.etag_revision:
                 self._etags[row.name].add(row.etag_revision)
-                if row.state == cart_pb2.Cart.STATE_EXPIRED:
+                if row.state in (CartState.EXPIRED, CartState.CHECKED_OUT, CartState.MERGED):
                     self._expired[row.name].add(row.etag_revision)
-                elif before is not None and _expired_unseen(before, row, self._now()):
+                elif before is not None and self._ended_unseen(before, row):
                     self._expired[row.name].add(before.etag_revision + 1)
+                elif before is not None and before.uid != row.uid and before.state not in ENDED:
+                    self._restarted.add(row.name)
+                if CartState.CHECKING_OUT in (row.state, before.state if before else 0):
+                    self._frozen[row.name].add(row.etag_revision)
+            if row.merged_into:
+                self._merge_targets.add(row.merged_into)
         return changed
+
+    def _ended_unseen(self, before: CartRow, after: CartRow) -> bool:
+        """Whether a cart ended and was created anew in one transaction, so that no row ever showed the end."""
+        if before.uid == after.uid:
+            return False
+        if before.state == CartState.CHECKING_OUT:
+            return self.sales.was_completed(before.uid)
+        is_idle = before.expire_time is not None and before.expire_time <= self._now()
+        return before.state == CartState.ACTIVE and is_idle
 
     # At every read.
 
     def highest_acknowledged(self, operations: Sequence[CallerOperation], cart: str) -> int:
         """The highest revision of `cart` that a caller got in a reply."""
-        return max((revision_of(one) for one in operations if one.cart == cart and one.reply is not None), default=0)
+        mine = (one for one in operations if one.cart == cart and one.reply is not None and one.shows_cart)
+        return max(map(revision_of, mine), default=0)
 
     def check_read(self, cart: str, found: cart_pb2.Cart, acknowledged: int) -> None:
         """A read shows at least the revision that was acknowledged before it began."""
@@ -239,15 +272,19 @@ class Checks:
         """The number of messages that had to be sent, purged rows included."""
         return sum(self._revisions.values())
 
-    def unsettled(self) -> list[ReservationRow]:
+    def unsettled(self) -> list[ReservationRow | CheckoutRow]:
         """The rows that still have work to do."""
         now = self._now()
+        return [*self.sales.running, *self._unsettled_reservations(now)]
+
+    def _unsettled_reservations(self, now: int) -> list[ReservationRow]:
         return [row for row in self._rows.values() if not row.settled or _has_work(row, now)]
 
     def check_settled(self, stock: Stock, now: int) -> None:
         """Each item is reserved in full or has a reason, and holds the quantity it shows. Nothing else holds stock."""
         stock.levels("", now)
-        live = {name: record.granted for name, record in self._records.items() if record.granted}
+        unsold = {name: one for name, one in self._records.items() if one.state is not Observed.COMMITTED}
+        live = {name: record.granted for name, record in unsold.items() if record.granted}
         for row in read_items(self._raw):
             held = live.pop(row.reservation_id or "", 0)
             if row.sku != row.reserved_sku or (row.disposition != Disposition.HOLD and not row.seal_reason):
@@ -265,9 +302,13 @@ class Checks:
                 self._report_violation(f"rejected for a reason that the plan does not have: {row}")
         if live:
             self._report_violation(f"the API holds stock without an item: {live}")
-        ended = "SELECT i.* FROM items i JOIN carts c USING (slice, user_id, cart_id) WHERE c.state <> 1"
+        ended = "SELECT i.* FROM items i JOIN carts c USING (slice, user_id, cart_id) WHERE c.state NOT IN (1, 4)"
         for item in self._raw.execute(ended):
             self._report_violation(f"an item in an ended cart: {item}")
+
+    def check_sales(self, operations: Sequence[CallerOperation]) -> None:
+        """Every acknowledged sale exists exactly once, and nothing else was sold."""
+        self.sales.check_end(self._records, operations)
 
     def check_expired(self, patience_us: int) -> None:
         """No active cart is more than `patience_us` past its expire_time."""
@@ -279,19 +320,17 @@ class Checks:
         """Each cart has exactly the effects of its acknowledged operations, in one order."""
         query = "SELECT item_id, quantity FROM items WHERE user_id = ? AND cart_id = ?"
         for cart in sorted({operation.cart for operation in operations}):
-            mine = [one for one in operations if one.cart == cart]
+            mine = [one for one in operations if one.cart == cart and one.shows_cart]
+            if cart in self._restarted and any(getattr(one.request, "source", "") == cart for one in operations):
+                # It may have been merged and begun anew in one transaction.
+                continue
             # The outcome of a call without a request_id may stay unknown. Then the history cannot be checked.
             if all(operation.resolved for operation in mine):
                 _, user, _, cart_id = cart.split("/")
                 found = dict(self._raw.execute(query, (user, cart_id)).fetchall())
-                history = HistoryChecker(cart, self._etags[cart], self._expired[cart], self._report_violation)
+                etags = self._etags[cart] - self._frozen[cart]
+                history = HistoryChecker(cart, etags, self._expired[cart], self._report_violation)
                 history.check([one for one in mine if one.reply is not None], found)
-
-
-def _expired_unseen(before: CartRow, after: CartRow, now: int) -> bool:
-    """Whether a cart expired and was created anew in one transaction, so that no row ever showed the end."""
-    was_idle = before.state == cart_pb2.Cart.STATE_ACTIVE and before.expire_time is not None
-    return bool(was_idle and (before.expire_time or 0) <= now and before.uid != after.uid)
 
 
 def _has_work(row: ReservationRow, now: int) -> bool:

@@ -53,7 +53,9 @@ class ClaimChecks:
             return
         # A decision on the claimed revision ends the claim, even if an older claim obtained it.
         answered = after.observed_revision >= before.revision
-        in_force = before.lease_expire_time > began and after.disposition == before.disposition
+        # A change of the intent, of the ttl or of the cart ends a claim, too.
+        same_work = [(row.disposition, row.ttl_us, row.user_id, row.cart_id) for row in (before, after)]
+        in_force = before.lease_expire_time > began and same_work[0] == same_work[1]
         if claimed and in_force and not answered:
             self._report_violation(f"{process_name} claimed what {owner} had claimed: {before} became {after}")
         same = all(getattr(after, column) == getattr(before, column) for column in RISING)

@@ -6,6 +6,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
+from cart_grpc.commands.checkout import EndCheckout
 from cart_grpc.commands.direct import Pause, Resume
 from tests.simulation.rows import has_pause
 
@@ -60,6 +61,12 @@ async def _inject_one(simulation: "Simulation", kind: str, index: int, rng: Rand
             await process.outcome(replica.intervene(Pause("for the simulation")), 30)
             await asyncio.sleep(duration)
             await resume_claims(simulation)
+        case "end checkout":
+            if name := simulation.choose_checkout(rng):
+                ending = replica.intervene_in(EndCheckout(name, "for the simulation", force=False))
+                await process.outcome(ending, 30)
+                if ending.done() and not ending.cancelled():
+                    simulation.log_event("ended", type(ending.exception()).__name__)
         case "jump":
             await _jump(simulation, rng)
 

@@ -99,24 +99,28 @@ def _apply(contents: Mapping[str, int], operation: CallerOperation) -> dict[str,
             for addition in additions:
                 item_id = item_id_of(addition.item.sku, addition.item.options)
                 after[item_id] = after.get(item_id, 0) + addition.item.quantity
-        case "ReplaceItems":
-            after.clear()
-            for item in request.items:
-                item_id = item_id_of(item.sku, item.options)
-                after[item_id] = after.get(item_id, 0) + item.quantity
         case "UpdateItem":
             after[_item_id(request.item.name)] = request.item.quantity
         case "RemoveItem":
             after.pop(_item_id(request.name), None)
         case "ClearCart" | "DeleteCart":
             after.clear()
+        case "ReplaceItems":
+            after.clear()
+            for item in request.items:
+                item_id = item_id_of(item.sku, item.options)
+                after[item_id] = after.get(item_id, 0) + item.quantity
+        case "MergeCarts":
+            # What passes depends on another cart.
+            reply: Any = operation.reply
+            after = {_item_id(item.name): item.quantity for item in reply.cart.items}
     return after
 
 
 def _agrees(operation: CallerOperation, contents: Mapping[str, int]) -> bool:
     """Whether the reply shows the quantities of `contents`."""
     reply: Any = operation.reply
-    if operation.method == "ReplaceItems":
+    if operation.method in ("MergeCarts", "ReplaceItems"):
         return {_item_id(item.name): item.quantity for item in reply.cart.items} == contents
     items = [reply.item] if operation.method in ("AddItem", "UpdateItem") else getattr(reply, "items", [])
     return all(contents.get(_item_id(item.name)) == item.quantity for item in items)

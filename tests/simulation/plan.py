@@ -66,8 +66,8 @@ def draw(rng: Random) -> SimulationPlan:
     """Draw a plan: few carts, many faults. One plan in twelve has no faults."""
     healthy = rng.random() < 1 / 12
     replicas = rng.choice([1, 2, 2, 3])
-    carts = [f"users/{user}/carts/default" for user in ("alice", "bob")][: rng.choice([1, 1, 2])]
-    if rng.random() < 0.2:
+    carts = [f"users/{user}/carts/default" for user in ("alice", "bob")][: rng.choice([1, 2, 2])]
+    if len(carts) == 1 or rng.random() < 0.2:
         carts.append("users/alice/carts/other")
     skus = list(SKUS[-rng.choice([1, 2, 3, 4]) :])
     stock = dict.fromkeys(skus, 10_000)
@@ -155,5 +155,16 @@ def _network_faults(rng: Random) -> NetworkFaults:
 
 
 def _rates(rng: Random) -> dict[str, float]:
-    kinds = ("kill", "stop", "pause", "cut api", "cut database", "api down", "jump", "no batches", "pause claims")
+    kinds = (
+        "kill",
+        "stop",
+        "pause",
+        "cut api",
+        "cut database",
+        "api down",
+        "jump",
+        "no batches",
+        "pause claims",
+        "end checkout",
+    )
     return {kind: rng.uniform(0.3, 4.0) for kind in kinds if rng.random() < 0.35}

@@ -12,6 +12,7 @@ from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.background.sweeper import Retention, Sweeper
 from cart_grpc.carts.calls import Limits
+from cart_grpc.commands.checkout import EndCheckout
 from cart_grpc.commands.direct import Pause, Resume
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.rpc.cart_service import CartService
@@ -116,6 +117,10 @@ class SimulatedReplica:
     def intervene(self, command: Pause | Resume) -> "asyncio.Task[None]":
         """Run an operator's command as a task of this process."""
         return self.process.start(self._store.pause(command))
+
+    def intervene_in(self, command: EndCheckout) -> "asyncio.Task[Any]":
+        """Run an operator's command about a checkout as a task of this process."""
+        return self.process.start(self._store.intervene(command))
 
     async def stop(self) -> None:
         """Stop gracefully, in the order of `app`."""

@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from cart_grpc.protocol.reservation import Disposition
 from cart_grpc.store.clock_steps import ClockRow
 
 
@@ -30,6 +31,16 @@ class ReservationRow(NamedTuple):
     seal_reason: str
     finish_time: int | None
     uncertain_until: int | None
+    ttl_us: int
+    user_id: str
+    cart_id: str
+    item_id: str
+    checkout_id: str
+    superseded_by: str
+
+    @property
+    def is_of_cart(self) -> bool:
+        return not self.checkout_id or self.disposition == Disposition.HOLD
 
     @property
     def settled(self) -> bool:
@@ -47,6 +58,8 @@ class CartRow(NamedTuple):
     etag_revision: int
     uid: str
     expire_time: int | None
+    checkout_id: str
+    merged_into: str
 
     @property
     def name(self) -> str:
@@ -72,6 +85,9 @@ class ReservedItem(NamedTuple):
 
 _RESERVATIONS = f"SELECT {', '.join(ReservationRow._fields)} FROM reservations"  # noqa: S608 - our own columns' names
 _CARTS = f"SELECT {', '.join(CartRow._fields)} FROM carts"  # noqa: S608 - our own columns' names
+_CHECKOUTS = (
+    "SELECT user_id, checkout_id, cart_id, cart_uid, state, order_reference, is_ready, expire_time FROM checkouts"
+)
 _ITEMS = (
     "SELECT i.cart_id, i.user_id, i.sku, i.quantity, r.reservation_id, r.state, r.granted_quantity, "
     "r.expire_time, r.seal_reason, r.reason, r.sku, r.disposition FROM items i "
@@ -87,6 +103,33 @@ def read_reservations(raw: sqlite3.Connection) -> dict[str, ReservationRow]:
 def read_carts(raw: sqlite3.Connection) -> Iterator[CartRow]:
     """All rows of carts."""
     return map(CartRow._make, raw.execute(_CARTS))
+
+
+class CheckoutRow(NamedTuple):
+    """A row of the table `checkouts`: the columns that the checks use."""
+
+    user_id: str
+    checkout_id: str
+    cart_id: str
+    cart_uid: str
+    state: int
+    order_reference: str
+    is_ready: int
+    expire_time: int
+
+    @property
+    def name(self) -> str:
+        return f"users/{self.user_id}/checkouts/{self.checkout_id}"
+
+
+def read_checkouts(raw: sqlite3.Connection) -> list[CheckoutRow]:
+    """All rows of checkouts."""
+    return [CheckoutRow._make(row) for row in raw.execute(_CHECKOUTS)]
+
+
+def read_checkout_items(raw: sqlite3.Connection) -> Iterator[tuple[str, str, int, str]]:
+    """All items of checkouts: checkout id, sku, quantity, reservation id."""
+    return raw.execute("SELECT checkout_id, sku, quantity, reservation_id FROM checkout_items")
 
 
 def read_clock(raw: sqlite3.Connection) -> ClockRow | None:

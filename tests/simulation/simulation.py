@@ -2,12 +2,15 @@
 
 import asyncio
 import random
+from collections import Counter
 from typing import Any
 
 from cartgrpc.v1 import cart_service_pb2
 from google.protobuf.message import Message
 
+from cart_grpc.carts.model import CheckoutState
 from cart_grpc.carts.refusals import CallRefused, RequestIdReused, Unavailable
+from cart_grpc.names import CheckoutKey, find_checkout
 from cart_grpc.simulator.stock import Decided, Entry, Stock
 from cart_grpc.units import to_seconds
 from tests.simulation import faults, operations, plan
@@ -17,7 +20,7 @@ from tests.simulation.database import Database, DatabaseFaults
 from tests.simulation.histories import etag_of
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.network import Network, NetworkFaults
-from tests.simulation.operations import CallerOperation
+from tests.simulation.operations import CallerOperation, Known
 from tests.simulation.replica import SimulatedReplica
 
 
@@ -61,8 +64,11 @@ class Simulation:
         self.retired: list[SimulatedReplica] = []
         self.operations: list[CallerOperation] = []
         self.etags: dict[str, str] = {}
+        # The latest checkout of each cart that a caller knows.
+        self.checkouts: dict[str, str] = {}
         self.healing = False
         self._starts = 0
+        self._finishing: Counter[str] = Counter()
 
     # Events.
 
@@ -154,7 +160,10 @@ class Simulation:
         if operation.reply is None:
             operation.reply = reply
             operation.returned = self.loop.time()
-            self.etags[operation.cart] = etag_of(reply)
+            if operation.shows_cart:
+                self.etags[operation.cart] = etag_of(reply)
+            else:
+                self.checkouts[operation.cart] = reply.checkout.name  # type: ignore[attr-defined]
 
     def choose_replica(self) -> SimulatedReplica:
         return self.rng.choice(self.replicas)
@@ -165,17 +174,36 @@ class Simulation:
             await asyncio.sleep(self.rng.expovariate(count / self.plan.duration))
             if self.rng.random() < 0.15:
                 await self.read_cart()
-            operation = operations.draw(self.rng, len(self.operations), self.plan.carts, self.plan.skus, self.etags)
-            self.operations.append(operation)
-            operation.invoked = self.loop.time()
-            for _ in range(self.rng.choice([1, 2, 4]) if operation.request_id else 1):
-                timeout = self.rng.random() ** 3 if self.rng.random() < self.plan.give_up else 30.0
-                if await self.attempt_operation(operation, self.choose_replica(), timeout):
-                    break
-                await asyncio.sleep(self.rng.random())
-            if operation.reply is not None and operation.request_id and self.rng.random() < 0.2:
-                await self.attempt_operation(operation, self.choose_replica(), 30.0)
-                await self.reuse_request_id(operation)
+            if self.rng.random() < 0.2:
+                await self.buy(self.rng.choice(self.plan.carts))
+            await self.perform(operations.draw(self.rng, len(self.operations), self.known))
+
+    @property
+    def known(self) -> Known:
+        """What callers know."""
+        return Known(self.plan.carts, self.plan.skus, self.etags, self.checkouts)
+
+    async def perform(self, operation: CallerOperation) -> None:
+        """Make an operation, with a few attempts at random replicas."""
+        self.operations.append(operation)
+        operation.invoked = self.loop.time()
+        for _ in range(self.rng.choice([1, 2, 4]) if operation.request_id else 1):
+            timeout = self.rng.random() ** 3 if self.rng.random() < self.plan.give_up else 30.0
+            if await self.attempt_operation(operation, self.choose_replica(), timeout):
+                break
+            await asyncio.sleep(self.rng.random())
+        if operation.reply is not None and operation.request_id and self.rng.random() < 0.2:
+            await self.attempt_operation(operation, self.choose_replica(), 30.0)
+            await self.reuse_request_id(operation)
+
+    async def buy(self, cart: str) -> None:
+        """Fill a cart, check it out, and complete or cancel the checkout, each after some time."""
+        for method in ("ReplaceItems", "BeginCheckout", self.rng.choice(["CompleteCheckout"] * 4 + ["CancelCheckout"])):
+            operation = operations.make(self.rng, len(self.operations), method, cart, self.known)
+            if method == "ReplaceItems" or self.rng.random() < 0.6:
+                operation.request.max_wait.seconds = 20  # type: ignore[attr-defined]
+            await self.perform(operation)
+            await asyncio.sleep(self.rng.random() ** 3 * 60)
 
     async def reuse_request_id(self, operation: CallerOperation) -> None:
         """Reuse a request_id with another body: every replica must refuse it."""
@@ -235,6 +263,7 @@ class Simulation:
         self.checks.check_settled(self.stock, self.clock.api_now())
         await self.await_late_messages()
         self.checks.check_histories(self.operations)
+        self.checks.check_sales(self.operations)
         for operation in self.operations:
             if operation.reply is not None and operation.request_id:
                 await self.attempt_operation(operation, self.choose_replica(), 30.0)
@@ -251,7 +280,8 @@ class Simulation:
     def check_call_count(self) -> None:
         """Without faults, each revision costs one call (5 % may be repeated)."""
         revisions = self.checks.revision_count
-        if self.plan.healthy and self.network.call_count > 1.05 * revisions + 1:
+        # A merge ends a claim, so its call is made again.
+        if self.plan.healthy and self.network.call_count > 1.05 * revisions + 1 + self.checks.move_count:
             self.report_violation(f"{self.network.call_count} calls for {revisions} revisions")
 
     async def heal(self, injections: list["asyncio.Task[None]"]) -> None:
@@ -296,20 +326,47 @@ class Simulation:
         while unsettled := self.checks.unsettled():
             # An operator's pause may have waited in a process until the database was back.
             await faults.resume_claims(self)
+            await self.finish_checkouts()
             if self.loop.time() - healed_at > bound:
                 self.report_violation(f"not settled {bound:.0f} s after the faults ended: {unsettled}")
                 return
             await asyncio.sleep(1)
 
+    def choose_checkout(self, rng: random.Random) -> CheckoutKey | None:
+        """A checkout that some caller knows, if there is one."""
+        known = sorted(self.checkouts.values())
+        return find_checkout(rng.choice(known)) if known else None
+
+    async def finish_checkouts(self) -> None:
+        """Complete failed checkouts again, then cancel them. Cancel those with a long window; the others end."""
+        for row in self.checks.sales.running:
+            if row.state == CheckoutState.COMPLETING:
+                continue
+            tries = self._finishing[row.checkout_id]
+            self._finishing[row.checkout_id] += 1
+            request: Any = cart_service_pb2.CancelCheckoutRequest(name=row.name)
+            if row.state == CheckoutState.FAILED and not tries:
+                request = operations.complete(row.name, row.order_reference)
+            elif row.state == CheckoutState.OPEN and row.expire_time < self.clock.now() + 100_000_000:
+                # Its window ends soon.
+                continue
+            method = type(request).__name__.removesuffix("Request")
+            cart = f"users/{row.user_id}/carts/{row.cart_id}"
+            operation = CallerOperation(len(self.operations), cart, method, request, "")
+            self.operations.append(operation)
+            operation.invoked = self.loop.time()
+            await self.attempt_operation(operation, self.choose_replica(), 30.0)
+
     @property
     def convergence_bound(self) -> float:
         """The maximum time to convergence in seconds: a call's deadline, a backoff, a lease, a probe and a Retry-After.
 
-        Twice that, because a new hold may wait for the release of an older one, plus 30 s.
+        Twice that, because a new hold may wait for the release of an older one, plus 30 s; and once more, because a
+        checkout may be completed again, after its window of up to 100 s has ended.
         """
         config, network = self.plan.config, self.plan.network
         waits = to_seconds(config.call_timeout_us + config.backoff_max_us + config.lease_us + config.probe_interval_us)
-        return 2 * (waits + (network.retry_after if network.throttled else 0)) + 30
+        return 3 * (waits + (network.retry_after if network.throttled else 0)) + 130
 
     async def await_late_messages(self) -> None:
         """Wait for all messages in flight. They must not change the settled state."""

@@ -15,15 +15,17 @@ from cart_grpc.background import clock_watcher
 from cart_grpc.background.claims import LaneClaims
 from cart_grpc.background.outcomes import Entry, OutcomeRecorder
 from cart_grpc.background.reconciler import Reconciler
-from cart_grpc.carts import lines, rules
+from cart_grpc.carts import checkout, lines, merge, rules
 from cart_grpc.carts.calls import Change, LoadedCart
-from cart_grpc.carts.model import Cart, CartState
+from cart_grpc.carts.checkout_calls import CheckoutChange, LoadedCheckout
+from cart_grpc.carts.model import Cart, CartState, CheckoutState
 from cart_grpc.commands import apply_transition, expire
+from cart_grpc.commands import checkout as checkout_commands
 from cart_grpc.commands import record as record_command
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.record import RecordOutcome, Settlement
 from cart_grpc.commands.unit_of_work import Reply, UnitOfWork
-from cart_grpc.protocol import transitions
+from cart_grpc.protocol import merging, transitions
 from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Observed, PermanentFailure, Reservation
 from cart_grpc.reservation_api import batches
 from cart_grpc.reservation_api.api import Applied, NoAnswerError
@@ -44,7 +46,7 @@ from tests.simulation.seeds import run
 
 Patch = pytest.MonkeyPatch
 Mutant = Callable[[Patch], None]
-MAX_SEEDS = 60
+MAX_SEEDS = 120
 real_hold, real_release, real_record = transitions.hold, transitions.release, transitions.record_outcome
 real_claim = transitions.claim
 
@@ -366,6 +368,88 @@ def missing_result_counts_as_a_permanent_failure(patch: Patch) -> None:
     patch.setattr(OutcomeRecorder, "_to_record", to_record)
 
 
+def checkout_does_not_wait_for_its_holds(patch: Patch) -> None:
+    patch.setattr(checkout, "_all_outlast", lambda *_: True)
+    patch.setattr(checkout, "_check_can_complete", lambda *_: None)
+
+
+def sale_is_thawed_at_the_end_of_its_window(patch: Patch) -> None:
+    real = checkout.evaluate
+
+    def evaluate(loaded: LoadedCheckout, now: int) -> CheckoutChange | None:
+        change = real(loaded, now)
+        if change is None and loaded.checkout.state is CheckoutState.COMPLETING:
+            ended = loaded.checkout._replace(state=CheckoutState.EXPIRED)
+            return CheckoutChange(ended, loaded.lines)
+        return change
+
+    patch.setattr(checkout_commands, "evaluate", evaluate)
+
+
+def checkout_is_completed_without_an_answer(patch: Patch) -> None:
+    def evaluate(loaded: LoadedCheckout, now: int) -> CheckoutChange:
+        return CheckoutChange(loaded.checkout._replace(state=CheckoutState.COMPLETED), loaded.lines)
+
+    patch.setattr(checkout, "_evaluate_completing", evaluate)
+
+
+def window_never_ends(patch: Patch) -> None:
+    patch.setattr(checkout, "_evaluate_open", lambda *_: None)
+
+
+def thaw_leaves_holds_in_the_checkout(patch: Patch) -> None:
+    patch.setattr(checkout, "_give_back", lambda row, *_: row)
+
+
+def frozen_cart_accepts_changes(patch: Patch) -> None:
+    real = rules._get_open_cart
+
+    def get_open_cart(loaded: LoadedCart, *rest: Any) -> Cart:
+        if loaded.cart and loaded.cart.state is CartState.CHECKING_OUT:
+            loaded = loaded._replace(cart=loaded.cart._replace(state=CartState.ACTIVE))
+        return real(loaded, *rest)
+
+    patch.setattr(rules, "_get_open_cart", get_open_cart)
+
+
+def second_checkout_begins(patch: Patch) -> None:
+    real = checkout.begin_checkout
+
+    def begin_checkout(loaded: LoadedCart, *rest: Any) -> CheckoutChange:
+        cart = loaded.cart
+        if cart and cart.state is CartState.CHECKING_OUT:
+            loaded = loaded._replace(cart=cart._replace(state=CartState.ACTIVE), checkout=None)
+        return real(loaded, *rest)
+
+    patch.setattr(checkout_commands, "begin_checkout", begin_checkout)
+
+
+def sale_leaves_its_items_in_the_cart(patch: Patch) -> None:
+    real = checkout._sell
+    patch.setattr(checkout, "_sell", lambda *sale: real(*sale)._replace(passes=False))
+
+
+def superseded_hold_is_never_released(patch: Patch) -> None:
+    patch.setattr(batch, "release_superseded", lambda *_: None)
+
+
+def merged_items_are_reserved_again(patch: Patch) -> None:
+    real = merging.move
+
+    def move(row: Reservation, *rest: Any) -> Reservation:
+        after = real(row, *rest)
+        return after._replace(reservation_id=f"00000000-0000-7000-9000-{after.reservation_id[-12:]}")
+
+    patch.setattr(merge, "move", move)
+
+
+def merge_releases_nothing(patch: Patch) -> None:
+    def take_over(kept: Reservation, _: int, other: Reservation, __: int, quantity: int, now: int) -> Any:
+        return (kept if kept.is_closed else real_hold(kept, quantity, now)), other
+
+    patch.setattr(merge, "take_over", take_over)
+
+
 MUTANTS: list[Mutant] = [
     born_claim_keeps_the_epoch,
     born_claim_has_no_lease,
@@ -406,6 +490,17 @@ MUTANTS: list[Mutant] = [
     times_do_not_move_with_the_clock,
     hold_is_believed_to_last_longer_than_its_ttl,
     cached_reply_outlives_a_step_back_of_the_clock,
+    checkout_does_not_wait_for_its_holds,
+    sale_is_thawed_at_the_end_of_its_window,
+    checkout_is_completed_without_an_answer,
+    window_never_ends,
+    thaw_leaves_holds_in_the_checkout,
+    frozen_cart_accepts_changes,
+    second_checkout_begins,
+    sale_leaves_its_items_in_the_cart,
+    superseded_hold_is_never_released,
+    merged_items_are_reserved_again,
+    merge_releases_nothing,
 ]
 
 
