@@ -22,7 +22,7 @@ from cart_grpc.store.prepared import fetch
 Query = Callable[[Callable[[Connection], Any]], Awaitable[Any]]
 log = logging.getLogger(__name__)
 CHANNEL: Final = "cart_grpc"
-# At most 20 statements a second, however many carts change. With 50, AddItem cost several percent more CPU.
+# At most 20 statements a second, however many carts change. With 50, AddItem cost up to a tenth more CPU.
 PAUSE_SECONDS: Final = 0.05
 # PostgreSQL's limit is 8,000 bytes.
 MAX_PAYLOAD: Final = 7_900
