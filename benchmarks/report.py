@@ -217,6 +217,25 @@ def _workers(results: Json, _: Found) -> str:
     return f"### Several processes on PostgreSQL, with the reconciler paused\n\n{rows_of(ABSOLUTE, rows)}"
 
 
+def _watch(results: Json, _: Found) -> str:
+    rows, late = [], []
+    for database in databases_of(results["watch"]):
+        found = results["watch"][database]
+        idle, busy = (f"{found[f'{what}_cpu_share']:.1%}" for what in ("idle", "changing"))
+        alone, each = f"{found['changes_alone_cpu_share']:.1%}", found["message_cpu_us"] / found["noop_cpu_us"]
+        figures = [f"{found['kib_each']:.0f}", idle, alone, busy, f"{each:.2f}", f"{found['messages_per_s']:.0f}"]
+        rows.append([TITLES[database], *figures])
+        for name, times in found.items():
+            if name.startswith("latency, "):
+                cells = [f"{times[part] / 1e3:.1f}" for part in ("reply_p50_us", "p50_us", "p99_us")]
+                late.append([f"{TITLES[database]}, {name.removeprefix('latency, ')}", *cells])
+    head = ("10,000 watchers", "KiB each", "CPU idle", "CPU of 1,000 AddItems/s alone", "CPU with watchers",
+            "a message / no-op", "messages/s")  # fmt: skip
+    columns = ("from the AddItem, ms", "its reply, p50", "the watcher has it, p50", "p99")
+    about = "Each watches a cart of 5 items. CPU is the server's share of a core. The reconciler is paused."
+    return f"### Watchers\n\n{about}\n\n{rows_of(head, rows)}\n\n{rows_of(columns, late)}"
+
+
 def _comparisons(results: Json, found: Found) -> str:
     rows = []
     for database in databases_of(results["comparisons"]):
@@ -265,6 +284,7 @@ _PARTS: dict[str, Callable[[Json, Found], str]] = {
     "overload": _overload,
     "fairness": _fairness,
     "workers": _workers,
+    "watch": _watch,
     "comparisons": _comparisons,
     "interpreters": _interpreters,
 }

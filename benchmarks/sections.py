@@ -20,6 +20,7 @@ from benchmarks.parts import parts
 from benchmarks.plan import CARTS, IN_FLIGHT, SKUS, Plan, Section
 from benchmarks.programs import ROOT, Json, Testbed, interleave, measure
 from benchmarks.reserved import reserved, wait_until_reserved
+from benchmarks.watch import watch
 
 
 def table(testbed: Testbed, database: str, plan: Plan) -> Json:
@@ -207,6 +208,7 @@ SECTIONS: dict[str, Section] = {
     "overload": overload,
     "fairness": fairness,
     "workers": workers,
+    "watch": watch,
     "comparisons": comparisons,
     "interpreters": interpreters,
 }

@@ -89,9 +89,10 @@ MAX_INCOMPLETE_BYTES: Final = 128 * 1024 * 1024
 # A gateway opens the streams of many users on one connection, which must keep half of its 100 for unary calls.
 MAX_STREAMS_PER_CONNECTION: Final = 50
 MAX_STREAMS_PER_USER: Final = 50
+# An idle WatchCart stream takes 33 KiB with its subscription, so 10,000 of them take 330 MiB.
+MAX_STREAMS: Final = 10_000
 # A client with health checks has one watch for each of its connections, so a watch for each connection that we accept.
-# An open stream takes up to 47 KiB, so these take at most 190 MiB.
-MAX_STREAMS: Final = 4_000
+MAX_HEALTH_WATCHES: Final = 4_000
 # New calls are held back until none has arrived for so long. It must exceed a round trip and the pause of a busy caller
 # between two calls, and is shorter if the grace is.
 QUIET_SECONDS: Final = 0.1
@@ -159,7 +160,7 @@ class Server:
         self._health = Health("", service)
         self._deadlines = Deadlines(call_timeout)
         self._door = Door()
-        self._streams, self._watches = _open_streams(), _open_streams()
+        self._streams, self._watches = _open_streams(MAX_STREAMS), _open_streams(MAX_HEALTH_WATCHES)
         common: Any = {"deadlines": self._deadlines, "receiver": Receiver(MAX_INCOMPLETE_BYTES // max_request_bytes)}
         ends: Any = {"streams": self._streams, "door": self._door}
         add(Pipeline(self._server, METHODS, admission=admission, **common, **ends))
@@ -221,7 +222,7 @@ class Server:
         await stopping
 
 
-def _open_streams() -> OpenStreams:
+def _open_streams(max_open: int) -> OpenStreams:
     return OpenStreams(
-        max_open=MAX_STREAMS, max_per_user=MAX_STREAMS_PER_USER, max_per_connection=MAX_STREAMS_PER_CONNECTION
+        max_open=max_open, max_per_user=MAX_STREAMS_PER_USER, max_per_connection=MAX_STREAMS_PER_CONNECTION
     )

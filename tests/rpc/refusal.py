@@ -64,8 +64,13 @@ def to_refusal(error: grpc.aio.AioRpcError) -> Refusal:
 
 
 async def call(replica: Replica, method: str, request: Any) -> Any:
-    """Call a method by its name."""
-    return await getattr(replica.stub, method)(request, timeout=20)
+    """Call a method by its name. Of a stream, return the first message."""
+    answer = getattr(replica.stub, method)(request, timeout=20)
+    if not isinstance(answer, grpc.aio.UnaryStreamCall):
+        return await answer
+    first = await answer.read()
+    answer.cancel()
+    return first
 
 
 async def refuse(replica: Replica, method: str, request: Any) -> Refusal:

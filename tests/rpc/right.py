@@ -56,6 +56,7 @@ RIGHT: dict[str, dict[str, Any]] = {
     "UpdateCart": {"cart": {"name": CART, "labels": {"colour": "red"}}, "updateMask": "labels"},
     "DeleteCart": {"name": CART},
     "GetCart": {"name": CART},
+    "WatchCart": {"name": CART},
     "ListCarts": {"parent": USER},
     "RetryReservation": {"name": ITEM},
     "MergeCarts": {"name": f"{USER}/carts/second", "source": CART},

@@ -145,7 +145,7 @@ async def test_a_server_that_is_about_to_stop_stays_not_serving_and_answers() ->
 
 
 async def test_watches_are_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "MAX_STREAMS", 3)
+    monkeypatch.setattr(server_module, "MAX_HEALTH_WATCHES", 3)
     async with started() as (_, channel):
         calls = [watch(channel) for _ in range(3)]
         for call in calls:

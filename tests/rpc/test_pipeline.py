@@ -31,7 +31,13 @@ GET = cart_service_pb2.GetCartRequest(name=CART)
 
 
 async def call_bytes(channel: grpc.aio.Channel, path: str, data: bytes) -> bytes:
-    """Call with exactly these bytes as the request message."""
+    """Call with exactly these bytes as the request message. Of a stream, return the first message."""
+    if path.endswith("/WatchCart"):
+        watch: Any = channel.unary_stream(path)
+        call = watch(data, timeout=20)
+        first: bytes = await call.read()
+        call.cancel()
+        return first
     method: Any = channel.unary_unary(path)
     answer: bytes = await method(data, timeout=20)
     return answer

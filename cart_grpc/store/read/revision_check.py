@@ -10,7 +10,7 @@ from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.schema import carts
 from cart_grpc.store.statements import CART
 
-# The event loop encodes the parameters of a statement, about a millisecond for so many.
+# The event loop encodes the parameters of a statement, so a larger one would delay calls.
 MAX_CHECKED: Final = 1_000
 _KEY_COLUMNS: Final = {**{name: carts.c[name].type for name in CART}, "uid": Text(), "revision": BigInteger()}
 # No key contains it.

@@ -43,7 +43,7 @@ class Watch(Generic[T]):
     Raises Overloaded or DatabaseUnavailable if the first state cannot be read.
     """
 
-    # Without a dictionary and an asyncio.Event, an idle watcher takes 0.9 KiB less.
+    # Small, because thousands of them are idle at a time.
     __slots__ = ("_error", "_form", "_has_begun", "_is_ended", "_pending", "_waiter")
 
     def __init__(self, form: Form[T]) -> None:

@@ -254,10 +254,11 @@ class CartServiceServicer(object):
         """Streams the cart: first its current state, then each newer state. States may be skipped, but the last one never is,
         and they come in order. A client that was disconnected watches again, and compares uid and revision. Changes that
         only time causes, such as the end of a hold, are sent, too. The stream ends with OK after the final state of a cart
-        that has ended.
+        that has ended, or when another cart has begun under the name. A restart of the database does not end it.
 
-        Errors: NOT_FOUND / CART_NOT_FOUND; RESOURCE_EXHAUSTED / TOO_MANY_STREAMS; UNAVAILABLE / SHUTTING_DOWN when the
-        server stops: watch again on another one.
+        Errors: NOT_FOUND / CART_NOT_FOUND; RESOURCE_EXHAUSTED / TOO_MANY_STREAMS if the user or the connection has 50
+        streams, or the server 10,000; UNAVAILABLE / SHUTTING_DOWN when the server stops, and UNAVAILABLE without details
+        when it ends a connection that is 30 minutes old: watch again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -146,10 +146,11 @@ class CartServiceStub:
     """Streams the cart: first its current state, then each newer state. States may be skipped, but the last one never is,
     and they come in order. A client that was disconnected watches again, and compares uid and revision. Changes that
     only time causes, such as the end of a hold, are sent, too. The stream ends with OK after the final state of a cart
-    that has ended.
+    that has ended, or when another cart has begun under the name. A restart of the database does not end it.
 
-    Errors: NOT_FOUND / CART_NOT_FOUND; RESOURCE_EXHAUSTED / TOO_MANY_STREAMS; UNAVAILABLE / SHUTTING_DOWN when the
-    server stops: watch again on another one.
+    Errors: NOT_FOUND / CART_NOT_FOUND; RESOURCE_EXHAUSTED / TOO_MANY_STREAMS if the user or the connection has 50
+    streams, or the server 10,000; UNAVAILABLE / SHUTTING_DOWN when the server stops, and UNAVAILABLE without details
+    when it ends a connection that is 30 minutes old: watch again.
     """
     MergeCarts: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.MergeCartsRequest, _cart_service_pb2.MergeCartsResponse]
     """Moves the items of another cart, such as a guest's, into this one, with their reservations, atomically. Creates
@@ -274,10 +275,11 @@ class CartServiceAsyncStub(CartServiceStub):
     """Streams the cart: first its current state, then each newer state. States may be skipped, but the last one never is,
     and they come in order. A client that was disconnected watches again, and compares uid and revision. Changes that
     only time causes, such as the end of a hold, are sent, too. The stream ends with OK after the final state of a cart
-    that has ended.
+    that has ended, or when another cart has begun under the name. A restart of the database does not end it.
 
-    Errors: NOT_FOUND / CART_NOT_FOUND; RESOURCE_EXHAUSTED / TOO_MANY_STREAMS; UNAVAILABLE / SHUTTING_DOWN when the
-    server stops: watch again on another one.
+    Errors: NOT_FOUND / CART_NOT_FOUND; RESOURCE_EXHAUSTED / TOO_MANY_STREAMS if the user or the connection has 50
+    streams, or the server 10,000; UNAVAILABLE / SHUTTING_DOWN when the server stops, and UNAVAILABLE without details
+    when it ends a connection that is 30 minutes old: watch again.
     """
     MergeCarts: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.MergeCartsRequest, _cart_service_pb2.MergeCartsResponse]  # type: ignore[assignment]
     """Moves the items of another cart, such as a guest's, into this one, with their reservations, atomically. Creates
@@ -477,10 +479,11 @@ class CartServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams the cart: first its current state, then each newer state. States may be skipped, but the last one never is,
         and they come in order. A client that was disconnected watches again, and compares uid and revision. Changes that
         only time causes, such as the end of a hold, are sent, too. The stream ends with OK after the final state of a cart
-        that has ended.
+        that has ended, or when another cart has begun under the name. A restart of the database does not end it.
 
-        Errors: NOT_FOUND / CART_NOT_FOUND; RESOURCE_EXHAUSTED / TOO_MANY_STREAMS; UNAVAILABLE / SHUTTING_DOWN when the
-        server stops: watch again on another one.
+        Errors: NOT_FOUND / CART_NOT_FOUND; RESOURCE_EXHAUSTED / TOO_MANY_STREAMS if the user or the connection has 50
+        streams, or the server 10,000; UNAVAILABLE / SHUTTING_DOWN when the server stops, and UNAVAILABLE without details
+        when it ends a connection that is 30 minutes old: watch again.
         """
 
     @_abc_1.abstractmethod
