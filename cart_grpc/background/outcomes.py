@@ -1,6 +1,5 @@
 """The outcomes of calls to the Reservation API: their effect on the row, the circuit breaker and the log."""
 
-import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
