@@ -41,7 +41,8 @@ def show(*shown: RenderableType) -> None:
     with console.capture() as captured:
         for each in shown:
             console.print(each)
-    write(captured.get())
+    text = captured.get()
+    write(text if console.is_terminal else "".join(f"{line.rstrip()}\n" for line in text.splitlines()))
 
 
 def cart_view(cart: cart_pb2.Cart) -> RenderableType:
