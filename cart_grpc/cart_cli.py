@@ -25,7 +25,7 @@ from cart_grpc.units import US_PER_SECOND
 ADDRESS_VARIABLE: Final = "CARTGRPC_ADDRESS"
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 _CART_HINT: Final = "USER, USER/CART or users/USER/carts/CART; USER alone means the cart `default`"
-# The answer of a command, and what to print of it for people.
+# The answer of a command, and a function that prints it for people.
 Answer = tuple[Message, Callable[[], None]]
 
 
@@ -71,7 +71,9 @@ def _add_changes(actions: Commands) -> None:
 
 def _add_checkout(actions: Commands) -> None:
     beginning = _add_change(actions, "begin", _begin, "freeze a cart, so that it can be paid for")
-    beginning.add_argument("--window", type=duration, metavar="TIME", help="how long at most, such as 15m")
+    beginning.add_argument(
+        "--window", type=duration, metavar="TIME", help="the time that the customer has to pay, such as 15m"
+    )
     beginning.add_argument("--expect", type=amount, metavar="AMOUNT", help="fail if the cart has another subtotal")
     hint = "users/USER/checkouts/ID; or a cart, for its checkout"
     completing = _add_change(actions, "complete", _complete, "sell the items: the customer has paid", hint)
@@ -112,7 +114,7 @@ def _add_change(
     command.add_argument("--wait", type=duration, default="0s", metavar="TIME", help="wait for the Reservation API")
     command.add_argument("--etag", default="", help="fail if it has another etag")
     command.add_argument(
-        "--request-id", default="", metavar="ID", help="repeating the call with it has no further effect"
+        "--request-id", default="", metavar="ID", help="makes the call safe to repeat with the same ID"
     )
     return command
 
@@ -124,7 +126,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    """Run a command. Returns 0, 1 if a call was refused or not answered, or 2 for wrong use."""
+    """Run a command. Returns 0; 1 if the server refused a call or did not answer; 2 for wrong use."""
     try:
         with SyncCartClient(arguments.address, timeout=arguments.timeout / US_PER_SECOND) as client:
             arguments.run(client, arguments)
@@ -154,7 +156,7 @@ def _explanation(error: CartError, arguments: argparse.Namespace) -> str:
 
 
 def _mutation(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that every call which changes something takes."""
+    """The arguments of every call that changes something."""
     wait = arguments.wait / US_PER_SECOND
     return {"wait": wait, "etag": arguments.etag, "request_id": arguments.request_id}
 
@@ -266,7 +268,7 @@ def _checkout_answer(checkout: cart_pb2.Checkout) -> Answer:
 
 
 def _checkout_name(client: SyncCartClient, text: str) -> str:
-    """The checkout that `text` names: its own name, or a cart that has one. Raises ValueError."""
+    """The name of the checkout that `text` names: a checkout, or a cart that has one. Raises ValueError."""
     if "/checkouts/" in text:
         return text
     cart = _cart(client, text).get()

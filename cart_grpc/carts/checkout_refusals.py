@@ -1,4 +1,4 @@
-"""Why a call about a checkout is refused. The tree of all refusals is in `refusals`."""
+"""The refusals of calls about checkouts. The tree of all refusals is in `refusals`."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
