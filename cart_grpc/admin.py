@@ -69,7 +69,7 @@ class OperatorActions:
         return await self._store.cart_searches.find(search)
 
     async def erase_user(self, user: UserKey, *, progress_only: bool) -> Erasure:
-        """Begin to erase a user for whom something is stored, unless `progress_only`. Returns how far it is."""
+        """Begin to erase a user, unless `progress_only` or nothing is stored for them. Returns the progress."""
         seen = await self._store.erasures.find(user)
         if progress_only or not seen.is_stored or seen.begin_time is not None:
             return seen
@@ -108,7 +108,7 @@ class OperatorActions:
         return await self._store.checkout_reads.list_of_all(page)
 
     async def end_checkout(self, key: CheckoutKey, reason: str, *, force: bool) -> CheckoutSnapshot:
-        """End a checkout that nobody else ends. With `force`, also one that is COMPLETING: its items count as sold.
+        """End a checkout. With `force`, also one that is COMPLETING: its items count as sold.
 
         Raises CheckoutNotFound, CheckoutCompleted.
         """

@@ -16,8 +16,8 @@ from rich.live import Live
 
 from cart_grpc import cart_tables as tables
 from cart_grpc.arguments import duration
-from cart_grpc.client import UNSET, CartError, SyncCart, SyncCartClient
-from cart_grpc.client.money import money
+from cart_grpc.cart_arguments import amount, amount_or_none, pair
+from cart_grpc.client import UNSET, CartError, DeadlineExceeded, SyncCart, SyncCartClient, Unavailable
 from cart_grpc.command_groups import Commands
 from cart_grpc.terminal import complain, say
 from cart_grpc.units import US_PER_SECOND
@@ -25,7 +25,7 @@ from cart_grpc.units import US_PER_SECOND
 ADDRESS_VARIABLE: Final = "CARTGRPC_ADDRESS"
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 _CART_HINT: Final = "USER, USER/CART or users/USER/carts/CART; USER alone means the cart `default`"
-# The answer of a command, and what to print of it for people.
+# The answer of a command, and a function that prints it for people.
 Answer = tuple[Message, Callable[[], None]]
 
 
@@ -54,13 +54,13 @@ def _add_changes(actions: Commands) -> None:
     adding.add_argument("sku")
     adding.add_argument("quantity", nargs="?", type=int, default=1)
     _add_options(adding)
-    adding.add_argument("--price", type=_money, metavar="AMOUNT", help="the price of one unit, such as 12.34EUR")
-    adding.add_argument("--label", action="append", default=[], type=_pair, metavar="KEY=VALUE", help="repeatable")
+    adding.add_argument("--price", type=amount, metavar="AMOUNT", help="the price of one unit, such as 12.34EUR")
+    adding.add_argument("--label", action="append", default=[], type=pair, metavar="KEY=VALUE", help="repeatable")
     setting = _add_change(actions, "set", _set_item, "set the quantity or the price of an item")
     setting.add_argument("sku")
     _add_options(setting)
     setting.add_argument("--quantity", type=int, default=UNSET, metavar="N")
-    setting.add_argument("--price", type=_money_or_none, default=UNSET, metavar="AMOUNT", help="12.34EUR, or none")
+    setting.add_argument("--price", type=amount_or_none, default=UNSET, metavar="AMOUNT", help="12.34EUR, or none")
     removing = _add_change(actions, "remove", _remove_item, "remove an item from a cart")
     removing.add_argument("sku")
     _add_options(removing)
@@ -71,8 +71,10 @@ def _add_changes(actions: Commands) -> None:
 
 def _add_checkout(actions: Commands) -> None:
     beginning = _add_change(actions, "begin", _begin, "freeze a cart, so that it can be paid for")
-    beginning.add_argument("--window", type=duration, metavar="TIME", help="how long at most, such as 15m")
-    beginning.add_argument("--expect", type=_money, metavar="AMOUNT", help="fail if the cart has another subtotal")
+    beginning.add_argument(
+        "--window", type=duration, metavar="TIME", help="the time that the customer has to pay, such as 15m"
+    )
+    beginning.add_argument("--expect", type=amount, metavar="AMOUNT", help="fail if the cart has another subtotal")
     hint = "users/USER/checkouts/ID; or a cart, for its checkout"
     completing = _add_change(actions, "complete", _complete, "sell the items: the customer has paid", hint)
     completing.add_argument("order", help="the reference of the order")
@@ -112,19 +114,19 @@ def _add_change(
     command.add_argument("--wait", type=duration, default="0s", metavar="TIME", help="wait for the Reservation API")
     command.add_argument("--etag", default="", help="fail if it has another etag")
     command.add_argument(
-        "--request-id", default="", metavar="ID", help="repeating the call with it has no further effect"
+        "--request-id", default="", metavar="ID", help="makes the call safe to repeat with the same ID"
     )
     return command
 
 
 def _add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--option", action="append", default=[], type=_pair, metavar="KEY=VALUE", help="of the item; repeatable"
+        "--option", action="append", default=[], type=pair, metavar="KEY=VALUE", help="of the item; repeatable"
     )
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    """Run a command. Returns 0, 1 if a call was refused or not answered, or 2 for wrong use."""
+    """Run a command. Returns 0; 1 if the server refused a call or did not answer; 2 for wrong use."""
     try:
         with SyncCartClient(arguments.address, timeout=arguments.timeout / US_PER_SECOND) as client:
             arguments.run(client, arguments)
@@ -132,13 +134,29 @@ def _start(arguments: argparse.Namespace) -> int:
         complain(error)
         return 2
     except CartError as error:
-        complain(f"{arguments.address}: {error}")
+        complain(_explanation(error, arguments))
+        if isinstance(error, Unavailable | DeadlineExceeded) and error.request_id:
+            complain(f"the change may have been made; repeat the command with --request-id {error.request_id}")
         return 1
     return 0
 
 
+def _explanation(error: CartError, arguments: argparse.Namespace) -> str:
+    """The error as a sentence that the reader of a terminal can act on."""
+    if isinstance(error, Unavailable | DeadlineExceeded) and not error.reason:
+        cause = "" if "Connection refused" in error.message else f" ({error.message})"
+        return (
+            f"no server answers at {arguments.address}{cause}; start one with `cart-grpc dev` or `cart-grpc serve`, "
+            f"or choose another one with --address or {ADDRESS_VARIABLE}"
+        )
+    if error.reason == "ITEM_NOT_FOUND":
+        item = cart_pb2.Item(sku=arguments.sku, options=dict(arguments.option))
+        return f"{arguments.cart} has no item {tables.item_text(item)}"
+    return f"{arguments.address}: {error}"
+
+
 def _mutation(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that every call which changes something takes."""
+    """The arguments of every call that changes something."""
     wait = arguments.wait / US_PER_SECOND
     return {"wait": wait, "etag": arguments.etag, "request_id": arguments.request_id}
 
@@ -250,7 +268,7 @@ def _checkout_answer(checkout: cart_pb2.Checkout) -> Answer:
 
 
 def _checkout_name(client: SyncCartClient, text: str) -> str:
-    """The checkout that `text` names: its own name, or a cart that has one. Raises ValueError."""
+    """The name of the checkout that `text` names: a checkout, or a cart that has one. Raises ValueError."""
     if "/checkouts/" in text:
         return text
     cart = _cart(client, text).get()
@@ -275,22 +293,3 @@ def _print_all(
 
 def _print_json(message: Message) -> None:
     say(json_format.MessageToJson(message, indent=None, preserving_proto_field_name=True, ensure_ascii=False))
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"{text!r} must be KEY=VALUE")
-    return key, value
-
-
-def _money(text: str) -> cart_pb2.Money:
-    """An amount with its currency at the end, such as `12.34EUR` or `12.34 EUR`."""
-    try:
-        return money(text[:-3].strip(), text[-3:])
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} must be an amount such as 12.34EUR: {error}") from None
-
-
-def _money_or_none(text: str) -> cart_pb2.Money | None:
-    return None if text == "none" else _money(text)

@@ -36,12 +36,13 @@ def show(*shown: RenderableType) -> None:
     """Print tables and texts: in colours on a terminal, as plain text elsewhere. Raises SystemExit as `write` does."""
     console = Console()
     if not console.is_terminal:
-        # A program that reads the output wants no line to be broken.
+        # Programs read the output line by line, so no line may be broken.
         console.width = _PLAIN_WIDTH
     with console.capture() as captured:
         for each in shown:
             console.print(each)
-    write(captured.get())
+    text = captured.get()
+    write(text if console.is_terminal else "".join(f"{line.rstrip()}\n" for line in text.splitlines()))
 
 
 def cart_view(cart: cart_pb2.Cart) -> RenderableType:
@@ -123,7 +124,7 @@ def checkouts_table(checkouts: Iterable[cart_pb2.Checkout]) -> Table:
 
 
 def adjustments_table(adjustments: Iterable[pb.MergeAdjustment]) -> Table:
-    """The differences that a merge made."""
+    """The adjustments of a merge."""
     table = _table("ADJUSTED ITEM", "CHANGE", ">QUANTITY", "LIMIT OR PRICE")
     for one in adjustments:
         lost = show_money(one.lost_unit_price) if one.HasField("lost_unit_price") else one.quota

@@ -1,4 +1,4 @@
-"""The subcommands of `cart-grpc` in groups: which module has them, and which extra of the package they need."""
+"""The subcommands of `cart-grpc` in groups, each with its module and the extra of the package that it needs."""
 
 import argparse
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Final, TypeAlias
 
-# What `add_subparsers` returns: its class has no public name.
+# The type of the result of `add_subparsers`. Its class has no public name.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
 
 
@@ -15,7 +15,7 @@ class Group:
     """Subcommands that need the same extra. `descriptions` has their names and one line about each.
 
     `module` has a function `add_commands(commands, descriptions)`. It adds a parser for each command and sets its
-    default `start`: a function from the arguments to an exit status. `package` is one that only this extra installs.
+    default `start`: a function from the arguments to an exit status. Only this extra installs `package`.
     """
 
     module: str

@@ -120,23 +120,20 @@ def _simulator_config(arguments: argparse.Namespace) -> SimulatorConfig:
 _WELCOME = """
 Try it in another terminal:
 
-  grpcurl -plaintext -d '{{"parent":"users/alice/carts/default","item":{{"sku":"espresso-beans","quantity":2}}}}' \\
-    {address} cartgrpc.v1.CartService/AddItem
+  . .venv/bin/activate
+  export CARTGRPC_ADDRESS={address}
+  cart-grpc cart add alice espresso-beans 2 --price 12.50EUR
+  cart-grpc cart show alice
+  cart-grpc cart watch alice
+
+Or with grpcurl, or with the buf that `make setup` installs:
+
   grpcurl -plaintext -d '{{"name":"users/alice/carts/default"}}' {address} cartgrpc.v1.CartService/GetCart
-  grpcurl -plaintext -d '{{"parent":"users/alice"}}' {address} cartgrpc.v1.CartService/ListCarts
-
-Without grpcurl, use buf, which `make setup` installs:
-
-  .venv/bin/buf curl --protocol grpc --http2-prior-knowledge \\
-    -d '{{"parent":"users/alice/carts/default","item":{{"sku":"espresso-beans","quantity":2}}}}' \\
-    http://{address}/cartgrpc.v1.CartService/AddItem
-  .venv/bin/buf curl --protocol grpc --http2-prior-knowledge \\
+  buf curl --protocol grpc --http2-prior-knowledge \\
     -d '{{"name":"users/alice/carts/default"}}' http://{address}/cartgrpc.v1.CartService/GetCart
-  .venv/bin/buf curl --protocol grpc --http2-prior-knowledge \\
-    -d '{{"parent":"users/alice"}}' http://{address}/cartgrpc.v1.CartService/ListCarts
 
-Show the reservations that the Reservation API has not answered, as an operator sees them:
+Show the reservations as an operator sees them:
 
-  .venv/bin/cart-grpc reservations stats --address {admin_address}
+  cart-grpc reservations stats --address {admin_address}
 
 Ctrl-C stops it."""

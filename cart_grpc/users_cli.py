@@ -1,4 +1,4 @@
-"""The subcommand for operators `cart-grpc users erase`: everything that is stored for a user."""
+"""The subcommand for operators `cart-grpc users erase`: deletes everything that is stored for a user."""
 
 import argparse
 import time

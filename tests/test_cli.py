@@ -371,7 +371,9 @@ def test_dev_prints_all_addresses_and_example_calls(
     admin_port = re.search(r"^cart-grpc listens for operators on 127\.0\.0\.1:([1-9]\d*)$", said, re.MULTILINE)
     assert admin_port is not None
     assert f"reservations stats --address 127.0.0.1:{admin_port[1]}\n" in said
-    assert said.count(f"127.0.0.1:{port[1]} cartgrpc.v1.CartService/") == 3
+    assert f"export CARTGRPC_ADDRESS=127.0.0.1:{port[1]}\n" in said
+    assert said.count(f"127.0.0.1:{port[1]}/cartgrpc.v1.CartService/") == 1
+    assert said.count(f"127.0.0.1:{port[1]} cartgrpc.v1.CartService/") == 1
     assert (folder / "cart.db.simulator.jsonl").exists()
 
 

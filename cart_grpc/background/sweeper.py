@@ -1,6 +1,6 @@
-"""The sweeper: does what a time makes necessary, and what a lost trigger left undone, a small batch at a time.
+"""The sweeper: work that a time makes necessary, or that a lost trigger left undone, in small batches.
 
-`chores` is the table of its work: what finds the things to sweep, and what is done with each.
+`chores` is the table of this work. Each row has a query that finds keys, and a command that it runs for each key.
 """
 
 import asyncio
@@ -27,10 +27,7 @@ ROUNDS_UNTIL_RETRY = 100
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long what has ended is kept, in microseconds.
-
-    Replies can be repeated, the others can be read: finished reservations, ended carts and ended checkouts.
-    """
+    """How long stored replies, finished reservations, ended carts and ended checkouts are kept, in microseconds."""
 
     replies_us: int
     reservations_us: int
@@ -93,8 +90,8 @@ class Sweeper:
         self._chores = chores(store)
         self._retention = retention
         self._interval_us = interval_us
-        # What could not be swept, each with the round in which it is tried again. These must neither take the places
-        # of others in every round nor fill the log.
+        # The keys that could not be swept, each with the round in which it is tried again. They must neither take the
+        # places of others in every round nor fill the log.
         self._failed: dict[tuple[str, Any], int] = {}
         self._round = 0
         self._loop = Loop("sweeper", self.run_once, self._pause)

@@ -18,9 +18,9 @@ class AdjustmentType(IntEnum):
 class Adjustment(NamedTuple):
     """A difference that a merge made to a line of the source.
 
-    `line` and `currency_code` are the line as it was in the source, and the source's currency. `item_name` is the item
-    in the target, "" if it was dropped, and `quantity` its quantity there. `quota` is the limit that the line did not
-    fit into. `lost_price` is the price that neither cart has any more.
+    `line` is the line as it was in the source, and `currency_code` the source's currency. `item_name` is the item in
+    the target, "" if it was dropped, and `quantity` its quantity there. `quota` is the limit that left no room for the
+    line. `lost_price` is the price that neither cart has any more.
     """
 
     type: AdjustmentType

@@ -1,8 +1,8 @@
-"""The rules of checkouts: pure functions from what was loaded, a call and the time to the change.
+"""The rules of checkouts: pure functions from the loaded rows, a call and the time to the change.
 
-Begin freezes a cart and extends the holds that end too early. `evaluate` follows what becomes known about the holds,
-and later about the commits. Complete decides the sale: from then on nothing gives the items back to the cart. Thawing
-makes the cart ACTIVE again. A rule raises CallRefused, and has no side effects.
+Begin freezes a cart and extends the holds that end too early. `evaluate` applies the answers about the
+holds, and later about the commits. Complete decides the sale: from then on nothing gives the items back to the cart.
+Thawing makes the cart ACTIVE again. A rule raises CallRefused, and has no side effects.
 """
 
 from collections.abc import Sequence

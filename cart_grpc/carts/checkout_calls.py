@@ -20,7 +20,7 @@ MAX_WINDOW_US: Final = 24 * 3_600_000_000
 class BeginCheckout(Call):
     """Freeze the cart for up to `window_us`, MIN_WINDOW_US to MAX_WINDOW_US, so that it can be sold.
 
-    `expected_subtotal` is the subtotal that the caller showed to the customer, None if it does not say.
+    `expected_subtotal` is the subtotal that the customer saw, None if the caller does not send it.
     """
 
     window_us: int = DEFAULT_WINDOW_US
@@ -86,6 +86,6 @@ class CheckoutChange(NamedTuple):
 
     @property
     def view(self) -> CheckoutView:
-        """What callers see of the checkout after the change."""
+        """The checkout after the change, as callers see it."""
         is_thawed = self.cart is not None and self.cart.state is CartState.ACTIVE
         return CheckoutView(self.checkout, () if is_thawed else tuple(self.lines))

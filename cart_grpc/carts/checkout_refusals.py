@@ -1,4 +1,4 @@
-"""Why a call about a checkout is refused. The tree of all refusals is in `refusals`."""
+"""The refusals of calls about checkouts. The tree of all refusals is in `refusals`."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ class CartFrozen(FailedPrecondition):
 
     def __init__(self, name: str, checkout: str, expire_time: int) -> None:
         end = _format_time(expire_time)
-        message = f"{name} is CHECKING_OUT and cannot be changed until {checkout} ends, at the latest at {end}"
+        message = f"{name} is CHECKING_OUT and cannot be changed until {checkout} ends, at {end} at the latest"
         super().__init__(name, message, {"checkout": checkout, "expire_time": end})
 
 
@@ -42,7 +42,8 @@ class NotReserved(FailedPrecondition):
     reason = "NOT_RESERVED"
 
     def __init__(self, name: str, items: Sequence[Unreserved]) -> None:
-        message = f"{len(items)} of the items of {name} are not RESERVED, such as {items[0].item}: {items[0].state}"
+        others = f" (one of {len(items)} such items)" if len(items) > 1 else ""
+        message = f"{items[0].item} is {items[0].state}, not RESERVED{others}"
         super().__init__(name, message, {"item": items[0].item, "state": items[0].state, "count": str(len(items))})
         self.violations = tuple(
             (each.item, f"{each.item} is {each.state}" + (f": {each.message}" if each.message else ""))
@@ -134,7 +135,7 @@ class UserErasing(FailedPrecondition):
     reason = "USER_ERASING"
 
     def __init__(self, name: str) -> None:
-        super().__init__(name, f"{name} is being erased; until that is done, the user's carts cannot be changed", {})
+        super().__init__(name, f"{name} is being erased; the user's carts cannot be changed meanwhile", {})
 
 
 def _format_time(time: int) -> str:

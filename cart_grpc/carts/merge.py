@@ -202,7 +202,7 @@ class _Merge:
         return Adjustment(type_, line, self._currency_code, name, quantity, quota, lost_price)
 
     def _due_if_nothing_to_wait_for(self, line: Line, releasing: AbstractSet[str]) -> Line:
-        """The line. What it waited for may have stayed with the source."""
+        """The line, due now if the release that it waited for has stayed with the source."""
         row = line.reservation
         if row.waiting and line.item.sku not in releasing:
             return Line(line.item, stop_waiting(row, self._now))

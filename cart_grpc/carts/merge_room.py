@@ -1,4 +1,4 @@
-"""What still fits into the target of a merge: the limits of an item, of a cart, and of its user."""
+"""The room that is left in the target of a merge, under the limits of an item, a cart and a user."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from cart_grpc.carts.totals import MAX_SUBTOTAL
 
 
 class Fit(NamedTuple):
-    """How many units the line has after the merge, and the `quota` that it did not fit into, "" if it fits.
+    """The units of the line after the merge, and the `quota` that left no room for all of them; "" if all fit.
 
     `has_room`: there is room for the line's item and reservation, if not for all units.
     """
@@ -22,7 +22,7 @@ class Fit(NamedTuple):
 class MergeRoom:
     """The room for the lines of `source` in `target`.
 
-    If both carts have the same user, what the source counts is free for the target. A total that exceeds its limit
+    If both carts have the same user, the target gets the room that the source takes. A total that exceeds its limit
     already, because the limit was lowered, may stay as it is.
     """
 

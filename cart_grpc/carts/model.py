@@ -92,7 +92,7 @@ class UserTotals(NamedTuple):
 
 
 def totals_of(cart: Cart | None) -> UserTotals:
-    """What a cart counts for its user."""
+    """The part of its user's totals that a cart makes."""
     if cart is None:
         return UserTotals()
     return UserTotals(cart.byte_size, cart.state not in ENDED, cart.item_count, cart.total_quantity)
@@ -142,7 +142,7 @@ class Checkout(NamedTuple):
     While it is OPEN, the items belong to the cart, which is CHECKING_OUT. CompleteCheckout passes them to the checkout.
     `is_ready`: every hold is known to outlast `expire_time`, the end of the window. The totals and `currency_code` are
     those of the cart when the checkout began. `reason` says why the server ended it. `etag_revision` counts the changes
-    by callers. `byte_size` is what it counts for its user. `hold_ttl_us` is the ttl that the holds of the cart get back
+    by callers. `byte_size` counts for its user. `hold_ttl_us` is the ttl that the holds of the cart get back
     if the cart thaws.
     """
 

@@ -1,4 +1,4 @@
-"""From the arguments of the client's methods to requests. Everything is checked that the server cannot check better."""
+"""Makes requests from the arguments of the client's methods. Checks only what the server cannot check better."""
 
 import math
 import re

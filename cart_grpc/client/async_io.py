@@ -1,4 +1,4 @@
-"""What the asynchronous client does with the network and the clock. `sync_io` is the same for the synchronous one."""
+"""The network and the clock of the asynchronous client. `sync_io` is the same for the synchronous one."""
 
 import asyncio
 import inspect

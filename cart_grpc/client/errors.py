@@ -1,4 +1,4 @@
-"""What a call raises: one exception for each status code, with the details of google.rpc.Status as attributes.
+"""The exceptions of calls: one for each status code, with the details of google.rpc.Status as attributes.
 
     CartError
     ├── InvalidArgument       the request is wrong: see `fields`
@@ -58,7 +58,7 @@ class CartError(Exception):
     """A call failed.
 
     `code` is the status code, `reason` is in UPPER_SNAKE_CASE, such as CART_NOT_FOUND, and `metadata` has every
-    variable part of `message`. `retry_after` is how many seconds the server wants to be left alone, or None.
+    variable part of `message`. `retry_after` is how many seconds to wait before a repetition, or None.
     `request_id` is that of a mutation, also if the client made it.
     """
 
@@ -164,7 +164,7 @@ def _decode(trailing_metadata: Iterable[tuple[str, str | bytes]]) -> Details:
 
 
 def _add(found: Details, detail: AnyMessage) -> Details:
-    """Return what is known, with one more detail."""
+    """Return `found` with one more detail."""
     info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     precondition, quota = error_details_pb2.PreconditionFailure(), error_details_pb2.QuotaFailure()
     retry = error_details_pb2.RetryInfo()

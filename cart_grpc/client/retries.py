@@ -1,4 +1,4 @@
-"""Which errors a call is repeated after, and when.
+"""The errors after which a call is repeated, and the delay before that.
 
 Every repetition is safe: a read changes nothing, and a mutation keeps its request_id. The other errors are answers, and
 the same call would get the same answer again.
@@ -14,7 +14,7 @@ from cart_grpc.client.errors import CartError
 # Short, so that a caller notices within a fraction of a second that a server is back.
 FIRST_SECONDS: Final = 0.05
 MAX_SECONDS: Final = 0.5
-# A server that asks for more time than this is asked again after it.
+# The longest wait for a server that asks for time.
 MAX_RETRY_AFTER: Final = 60.0
 
 

@@ -1,4 +1,4 @@
-"""What a watch yields: each state of a cart once."""
+"""The states of a cart that a watch yields: each of them once."""
 
 from typing import Final
 

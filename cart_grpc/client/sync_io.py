@@ -1,4 +1,4 @@
-"""What the synchronous client does with the network and the clock. `async_io` is the same for the asynchronous one."""
+"""The network and the clock of the synchronous client. `async_io` is the same for the asynchronous one."""
 
 import threading
 from collections.abc import Callable

@@ -40,7 +40,7 @@ def apply_transition(unit: UnitOfWork, before: Reservation, after: Reservation, 
 
 
 def release_superseded(unit: UnitOfWork, now: int) -> None:
-    """Release what a changed reservation superseded, if that reservation is now decided or released itself.
+    """Release the reservations that a changed one superseded, if the changed one is now decided or released itself.
 
     A batch calls this after its commands, so that none of them can forget it. The commands that change a reservation
     have loaded the reconciling reservations of its sku.

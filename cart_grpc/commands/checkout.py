@@ -1,4 +1,4 @@
-"""The commands that change checkouts: a caller's call, an operator's end, and what follows from answers and time."""
+"""The commands that change checkouts: a caller's call, an operator's end, and the effects of answers and time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -109,7 +109,7 @@ def pause_message(pause: PauseSnapshot | None) -> pb.Pause | None:
 
 
 def erasure_message(seen: Erasure) -> pb.EraseUserResponse:
-    """Return how far the erasure of a user is."""
+    """Return the progress of the erasure of a user."""
     return pb.EraseUserResponse(
         done=seen.begin_time is None,
         blocking_checkouts=[checkout.name for checkout in seen.blocking],

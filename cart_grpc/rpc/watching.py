@@ -48,7 +48,7 @@ async def watch_cart(watches: CartWatches, key: CartKey) -> AsyncGenerator[bytes
         sent = None
         # A cart that has been purged, or another cart under the name, shows that this one has ended.
         while state and state.uid == first.uid:
-            # Some columns of a row change without a change of what callers see.
+            # Some columns of a row change although callers see no change.
             if hash(state.message) != sent:
                 sent = hash(state.message)
                 yield state.message

@@ -141,8 +141,29 @@ def test_wrong_use_says_what_is_right_and_exits_with_2(run: Run, arguments: tupl
 def test_a_refusal_and_a_missing_server_exit_with_1(run: Run, user: str, unused_address: str) -> None:
     refused = run("show", user)
     assert (refused.status, "NOT_FOUND/CART_NOT_FOUND" in refused.err) == (1, True)
-    nobody = run("show", user, "--address", unused_address, "--timeout", "1s")
-    assert (nobody.status, f"{unused_address}: UNAVAILABLE" in nobody.err) == (1, True)
+    missing = run("show", user, "--address", unused_address, "--timeout", "1s")
+    assert missing.status == 1
+    assert missing.err.startswith(f"cart-grpc: no server answers at {unused_address}; start one with `cart-grpc dev`")
+
+
+def test_a_change_without_an_answer_says_how_to_repeat_it(run: Run, user: str, unused_address: str) -> None:
+    lost = run("add", user, "tea", "--address", unused_address, "--timeout", "1s", "--request-id", "r-7")
+    assert lost.status == 1
+    assert lost.err.splitlines()[1:] == [
+        "cart-grpc: the change may have been made; repeat the command with --request-id r-7"
+    ]
+
+
+def test_an_item_that_is_not_in_the_cart_is_named_as_the_caller_named_it(run: Run, user: str) -> None:
+    run("add", user, "tea")
+    for missing in (run("set", user, "mug", "--option", "color=red", "--quantity", "2"), run("remove", user, "mug")):
+        assert missing.status == 1
+        assert missing.err.startswith(f"cart-grpc: {user} has no item mug")
+
+
+def test_a_table_for_programs_has_no_spaces_at_the_end_of_a_line(run: Run, user: str) -> None:
+    lines = run("add", user, "tea").out.splitlines()
+    assert [line for line in lines if line != line.rstrip()] == []
 
 
 def test_text_of_others_cannot_change_the_terminal(run: Run, user: str) -> None:

@@ -1,33 +1,80 @@
-"""Runs the calls in the README's introduction as written, through server reflection."""
+"""Runs the README's commands as written: with `cart-grpc cart`, and with buf through server reflection."""
 
 import asyncio
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from tests.processes.harness import LISTENS, SIMULATES, Programs
+from cart_grpc import cart_cli
+from tests.processes.harness import LISTENS, SIMULATES, Program, Programs
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CALL = re.compile(r"^\$ cart -d '(?P<body>[^']+)' \$(?P<service>url|sim)/(?P<method>\w+)$", re.MULTILINE)
+COMMAND = re.compile(
+    r"^\$ (?:cart-grpc (?P<command>cart .+)"
+    r"|rpc -d '(?P<body>[^']+)' \$(?P<service>url|sim)/(?P<method>\w+)"
+    r"|(?P<kill>pkill -9 -f 'cart-grpc dev'))$",
+    re.MULTILINE,
+)
 BUF = shutil.which("buf", path=str(Path(sys.executable).parent))
-STATES = {"filters": "STATE_RESERVED", "espresso-beans": "STATE_RESERVED", "kettle": "STATE_RESERVED"}
+ITEM = "users/alice/carts/default/items/ITEM"
 
 
-async def call(url: str, body: str, *options: str) -> dict[str, Any]:
-    """Call with `buf curl`, without proto files, and return the response."""
-    assert BUF is not None
-    arguments = ("curl", "--protocol", "grpc", "--http2-prior-knowledge", *options, "-d", body, url)
+class Newcomer:
+    """Somebody who types the README's commands."""
+
+    def __init__(self, programs: Programs) -> None:
+        self._programs = programs
+        self._addresses: dict[str, str] = {}
+        self._listens = self._simulates = "127.0.0.1:0"
+        self._server: Program | None = None
+        self.watches: list[Program] = []
+
+    async def make_run(self) -> None:
+        """Start the server, at the same addresses as before."""
+        options = ("--simulator-listen", self._simulates, "--http-listen", "127.0.0.1:0", "--latency", "300ms")
+        self._server = self._programs.start("dev", *options, listen=self._listens, database_url="sqlite:///cart.db")
+        self._listens = (await self._server.says(LISTENS))[1]
+        self._simulates = (await self._server.says(SIMULATES))[1]
+        self._addresses = {
+            "url": f"http://{self._listens}/cartgrpc.v1.CartService",
+            "sim": f"http://{self._simulates}/cartgrpc.simulator.v1.SimulatorService",
+        }
+
+    async def kill(self) -> None:
+        """Kill the server and start it again."""
+        assert self._server is not None
+        self._server.kill()
+        await self.make_run()
+
+    async def cart(self, command: str) -> str:
+        """Run `cart-grpc cart …` and return its output. A watch goes on in the background."""
+        arguments = [*shlex.split(command), "--address", self._listens]
+        if "watch" in arguments:
+            watch = self._programs.start(*arguments)
+            self.watches.append(watch)
+            return (await watch.says(re.compile("^users/.*", re.MULTILINE)))[0]
+        return await _output(sys.executable, "-m", "cart_grpc", *arguments)
+
+    async def rpc(self, service: str, method: str, body: str, *options: str) -> dict[str, Any]:
+        """Call with `buf curl`, without proto files, and return the response."""
+        assert BUF is not None
+        arguments = ("curl", "--protocol", "grpc", "--http2-prior-knowledge", *options, "-d", body)
+        answer: dict[str, Any] = json.loads(await _output(BUF, *arguments, f"{self._addresses[service]}/{method}"))
+        return answer
+
+
+async def _output(*command: str) -> str:
     process = await asyncio.create_subprocess_exec(
-        BUF, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/"
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/"
     )
     output, errors = await process.communicate()
-    assert process.returncode == 0, f"{url} {body}: {errors.decode()}"
-    answer: dict[str, Any] = json.loads(output)
-    return answer
+    assert process.returncode == 0, f"{command}: {errors.decode()}"
+    return output.decode()
 
 
 def test_the_readmes_grpcurl_call_is_one_of_the_tested_calls() -> None:
@@ -35,32 +82,36 @@ def test_the_readmes_grpcurl_call_is_one_of_the_tested_calls() -> None:
         r"grpcurl -plaintext -d '([^']+)' \\\s+127\.0\.0\.1:50051 cartgrpc\.v1\.CartService/AddItem", README
     )
     assert grpcurl
-    assert grpcurl.group(1) in [match["body"] for match in CALL.finditer(README)]
+    assert grpcurl.group(1) in [match["body"] for match in COMMAND.finditer(README)]
 
 
-async def test_the_readmes_calls_end_with_reserved_items(programs: Programs) -> None:
-    options = ("--simulator-listen", "127.0.0.1:0", "--latency", "300ms")
-    program = programs.start("dev", *options, listen="127.0.0.1:0", database_url="sqlite:///cart.db")
-    addresses = {
-        "url": f"http://{(await program.says(LISTENS))[1]}/cartgrpc.v1.CartService",
-        "sim": f"http://{(await program.says(SIMULATES))[1]}/cartgrpc.simulator.v1.SimulatorService",
-    }
-    calls = list(CALL.finditer(README))
-    assert [match["method"] for match in calls].count("AddItem") >= 3
-    item = ""
-    for match in calls:
-        body = match["body"].replace("users/alice/carts/default/items/ITEM", item)
-        answer = await call(f"{addresses[match['service']]}/{match['method']}", body)
-        item = item or answer["item"]["name"]
-        if match["method"] == "AddItem":
-            waits = "max_wait" in match["body"]
-            assert answer["item"]["reservation"]["state"] == ("STATE_RESERVED" if waits else "STATE_PENDING")
+def test_the_readmes_addresses_are_the_defaults() -> None:
+    assert f"{cart_cli.DEFAULT_ADDRESS}/cartgrpc.v1.CartService" in README
+
+
+async def test_the_readmes_commands_sell_a_cart_once_through_a_kill(programs: Programs) -> None:
+    newcomer = Newcomer(programs)
+    await newcomer.make_run()
+    item, outputs = "", {}
+    for match in COMMAND.finditer(README):
+        if match["kill"]:
+            await newcomer.kill()
+        elif match["command"]:
+            outputs[match["command"]] = await newcomer.cart(match["command"])
+        else:
+            answer = await newcomer.rpc(match["service"], match["method"], match["body"].replace(ITEM, item))
+            item = item or answer.get("item", {}).get("name", "")
+    assert (
+        "espresso-beans         2   12.50 EUR  PENDING" in outputs["cart add alice espresso-beans 2 --price 12.50EUR"]
+    )
+    assert "RESERVED" in outputs["cart add alice filters --wait 10s"]
+    assert "3 items, 7 units" in outputs["cart merge alice guest-7 --wait 10s"]
+    assert "OPEN  ready" in outputs["cart checkout begin alice --wait 10s"]
+    assert "COMPLETED" in outputs["cart checkout complete alice order-17"].splitlines()[0]
+    sold = await newcomer.rpc("url", "ListCheckouts", '{"parent":"users/alice"}')
+    assert [checkout["orderReference"] for checkout in sold["checkouts"]] == ["order-17"]
+    (watch,) = newcomer.watches
+    assert await watch.ended(20) == 0
+    assert "CHECKED_OUT" in watch.output
     for version in ("grpc-v1", "grpc-v1alpha"):
-        await call(f"{addresses['url']}/ListCarts", '{"parent":"users/alice"}', "--reflect-protocol", version)
-    cart: dict[str, Any] = {}
-    for _ in range(200):
-        cart = (await call(f"{addresses['url']}/GetCart", '{"name":"users/alice/carts/default"}'))["cart"]
-        if not cart.get("reconciling"):
-            break
-        await asyncio.sleep(0.05)
-    assert {item["sku"]: item["reservation"]["state"] for item in cart["items"]} == STATES
+        await newcomer.rpc("url", "ListCarts", '{"parent":"users/alice"}', "--reflect-protocol", version)

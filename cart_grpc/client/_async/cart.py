@@ -71,7 +71,7 @@ class AsyncCart:
         etag: str = "",
         request_id: str = "",
     ) -> cart_pb2.Cart:
-        """Set what is given. "" clears the currency, {} the labels; None sets the server's ttl. Return the cart."""
+        """Set the given fields. "" clears the currency, {} the labels; None sets the server's ttl. Return the cart."""
         request = pb.UpdateCartRequest(cart=cart_pb2.Cart(name=self.name))
         if currency_code is not UNSET:
             request.cart.currency_code = currency_code
@@ -88,7 +88,7 @@ class AsyncCart:
         method = self._calls.stub.UpdateCart
         return (await self._calls.change(method, request, wait=wait, etag=etag, request_id=request_id)).cart
 
-    async def add(  # noqa: PLR0913 - the fields of an item, and what every mutation takes
+    async def add(  # noqa: PLR0913 - the fields of an item, and of every mutation
         self,
         sku: str,
         quantity: int = 1,
@@ -126,7 +126,7 @@ class AsyncCart:
         etag: str = "",
         request_id: str = "",
     ) -> pb.UpdateItemResponse:
-        """Set what is given of an item: an Item, its name or its id. None clears the price, {} the labels."""
+        """Set the given fields of an item: an Item, its name or its id. None clears the price, {} the labels."""
         request = pb.UpdateItemRequest(item=cart_pb2.Item(name=item_name(self._key, item)))
         if quantity is not UNSET:
             request.item.quantity = quantity

@@ -16,7 +16,7 @@ from cart_grpc.client.states import has_ended, is_news
 
 # The server sends a heartbeat every 30 s.
 SILENCE_SECONDS: Final = 90.0
-# A server that ends each stream at once must not be asked again at once. After this time, it was a good stream.
+# A stream that lived for this long was good: the next attempt follows at once. After a shorter one, attempts back off.
 GOOD_SECONDS: Final = 1.0
 
 

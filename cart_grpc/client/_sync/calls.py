@@ -18,7 +18,7 @@ R = TypeVar("R", bound=Message)
 
 
 class Calls:
-    """Makes calls on a connection. Each may take `timeout` seconds plus what it waits, with all its attempts."""
+    """Makes calls on a connection. Each may take `timeout` seconds plus its `wait`, with all its attempts."""
 
     def __init__(self, connection: Connection, timeout: float) -> None:
         self._connection = connection

@@ -20,8 +20,8 @@ from cart_grpc.names import CartKey
 class SyncCartClient:
     """A client of CartService at `address`, HOST:PORT. It connects at the first call; close it at the end.
 
-    Each call may take `timeout` seconds, with all its attempts, plus what it waits. `token` is called for each attempt
-    and returns what is sent as `authorization: Bearer`. With `credentials`, the connections use TLS.
+    Each call may take `timeout` seconds plus its `wait`, with all its attempts. The client calls `token` for each
+    attempt and sends its result as `authorization: Bearer`. With `credentials`, the connections use TLS.
 
     One connection carries 100 calls at a time, and another one 50 watches. For more, use several clients.
 
@@ -87,7 +87,7 @@ class SyncCartClient:
     def complete_checkout(
         self, name: str, order_reference: str, *, wait: float = 0.0, etag: str = "", request_id: str = ""
     ) -> cart_pb2.Checkout:
-        """Sell what is in the checkout: call it when the customer has paid. Return the checkout. Raises CartError.
+        """Sell the items of the checkout: call it when the customer has paid. Return the checkout. Raises CartError.
 
         It is safe to repeat with the same order_reference. `wait` waits until the checkout is COMPLETED or FAILED.
         """

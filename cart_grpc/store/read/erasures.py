@@ -1,4 +1,4 @@
-"""How far the erasures of users are: for the operator who asks, and for the sweeper, which makes the next step."""
+"""The progress of erasures of users, for operators and for the sweeper, which makes the next step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Erasures:
         return [UserKey(row.slice, row.user_id) for row in await self._reader.fetch(self._erasing, {"most": limit})]
 
     async def find(self, user: UserKey) -> Erasure:
-        """Return how far the erasure of `user` is. Raises DatabaseUnavailable.
+        """Return the progress of the erasure of `user`. Raises DatabaseUnavailable.
 
         It reads in the order of the steps. What is over stays over, so an empty answer is true for the later ones, too.
         """

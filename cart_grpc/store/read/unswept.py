@@ -1,4 +1,4 @@
-"""What the sweeper has to do for checkouts: those whose window has ended, and those for which a trigger was lost."""
+"""The checkouts that the sweeper must move on: their window has ended, or a trigger was lost."""
 
 from typing import Any
 
@@ -32,9 +32,8 @@ class Unswept:
         return [_to_key(row) for row in await self._reader.fetch(self._over, {"most": limit})]
 
     async def find_answered_checkouts(self, limit: int) -> list[CheckoutKey]:
-        """Return up to `limit` running checkouts that wait for no answer, although their state says so.
-
-        Or that lost a hold. The record of the last answer should have moved them on.
+        """Return up to `limit` running checkouts that wait for no answer, although their state says so,
+        or that lost a hold. The record of the last answer should have moved them on.
         """
         return [_to_key(row) for row in await self._reader.fetch(self._answered, {"most": limit})]
 

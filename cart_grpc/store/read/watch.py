@@ -61,7 +61,7 @@ class Watch(Generic[T]):
         while self._pending is None:
             if self._error:
                 raise self._error
-            # The first state is always returned: a call that begins to wait during a stop needs it for its reply.
+            # The first state comes also during a stop: a call that begins to wait then needs it for its reply.
             if self._is_ended and self._has_begun:
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()

@@ -194,7 +194,7 @@ class CartAdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def EndCheckout(self, request, context):
-        """Ends a checkout that nobody else ends. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
+        """Ends a checkout that is stuck. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
         COMMITTED stay sold, and the others are released. If it is COMPLETING, `force` counts every item for which there is
         no answer as sold, and the checkout is COMPLETED: a person has to check at the Reservation API.
 
@@ -217,7 +217,7 @@ class CartAdminServiceServicer(object):
         aside, keeps the erasure waiting: ReleaseReservation with force ends it. Under the `basic` contract, released
         reservations are looked up again for a day, and the erasure waits for that.
 
-        What others wrote into texts of their own, such as a label with this user's id, stays.
+        Texts that others wrote stay, such as a label with this user's id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -90,7 +90,7 @@ class CartAdminServiceStub:
     Errors: NOT_FOUND / CHECKOUT_NOT_FOUND.
     """
     EndCheckout: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.EndCheckoutRequest, _cart_admin_service_pb2.EndCheckoutResponse]
-    """Ends a checkout that nobody else ends. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
+    """Ends a checkout that is stuck. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
     COMMITTED stay sold, and the others are released. If it is COMPLETING, `force` counts every item for which there is
     no answer as sold, and the checkout is COMPLETED: a person has to check at the Reservation API.
 
@@ -109,7 +109,7 @@ class CartAdminServiceStub:
     aside, keeps the erasure waiting: ReleaseReservation with force ends it. Under the `basic` contract, released
     reservations are looked up again for a day, and the erasure waits for that.
 
-    What others wrote into texts of their own, such as a label with this user's id, stays.
+    Texts that others wrote stay, such as a label with this user's id.
     """
 
 @_typing.type_check_only
@@ -168,7 +168,7 @@ class CartAdminServiceAsyncStub(CartAdminServiceStub):
     Errors: NOT_FOUND / CHECKOUT_NOT_FOUND.
     """
     EndCheckout: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.EndCheckoutRequest, _cart_admin_service_pb2.EndCheckoutResponse]  # type: ignore[assignment]
-    """Ends a checkout that nobody else ends. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
+    """Ends a checkout that is stuck. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
     COMMITTED stay sold, and the others are released. If it is COMPLETING, `force` counts every item for which there is
     no answer as sold, and the checkout is COMPLETED: a person has to check at the Reservation API.
 
@@ -187,7 +187,7 @@ class CartAdminServiceAsyncStub(CartAdminServiceStub):
     aside, keeps the erasure waiting: ReleaseReservation with force ends it. Under the `basic` contract, released
     reservations are looked up again for a day, and the erasure waits for that.
 
-    What others wrote into texts of their own, such as a label with this user's id, stays.
+    Texts that others wrote stay, such as a label with this user's id.
     """
 
 class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -309,7 +309,7 @@ class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cart_admin_service_pb2.EndCheckoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cart_admin_service_pb2.EndCheckoutResponse, _abc.Awaitable[_cart_admin_service_pb2.EndCheckoutResponse]]:
-        """Ends a checkout that nobody else ends. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
+        """Ends a checkout that is stuck. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
         COMMITTED stay sold, and the others are released. If it is COMPLETING, `force` counts every item for which there is
         no answer as sold, and the checkout is COMPLETED: a person has to check at the Reservation API.
 
@@ -334,7 +334,7 @@ class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         aside, keeps the erasure waiting: ReleaseReservation with force ends it. Under the `basic` contract, released
         reservations are looked up again for a day, and the erasure waits for that.
 
-        What others wrote into texts of their own, such as a label with this user's id, stays.
+        Texts that others wrote stay, such as a label with this user's id.
         """
 
 def add_CartAdminServiceServicer_to_server(servicer: CartAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -141,7 +141,8 @@ class CartServiceServicer(object):
         ended. Responds as soon as the item and the intent to reserve it are durable.
 
         Errors: RESOURCE_EXHAUSTED / LIMIT_EXCEEDED (with QuotaFailure) if the item, the cart, its subtotal or all carts of
-        the user would become too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than the cart.
+        the user would become too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than
+        the cart.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -279,9 +280,9 @@ class CartServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BeginCheckout(self, request, context):
-        """Freezes a cart so that its items can be paid for and sold. Every item must be RESERVED. The holds are extended
-        beyond the window; the checkout is `ready` once they are known to be. If the Reservation API refuses, the cart is
-        ACTIVE again and the checkout says why. While a checkout of the cart is OPEN, the response is that checkout: two
+        """Freezes a cart so that its items can be paid for and sold. Every item must be RESERVED. The server extends the
+        holds beyond the window; the checkout is `ready` once the Reservation API has confirmed that. If it refuses, the
+        cart is ACTIVE again and the checkout says why. While a checkout of the cart is OPEN, the response is that checkout: two
         calls never make two checkouts.
 
         Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended, CART_EMPTY,

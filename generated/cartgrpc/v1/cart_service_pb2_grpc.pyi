@@ -81,7 +81,8 @@ class CartServiceStub:
     ended. Responds as soon as the item and the intent to reserve it are durable.
 
     Errors: RESOURCE_EXHAUSTED / LIMIT_EXCEEDED (with QuotaFailure) if the item, the cart, its subtotal or all carts of
-    the user would become too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than the cart.
+    the user would become too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than
+    the cart.
     """
     BatchAddItems: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.BatchAddItemsRequest, _cart_service_pb2.BatchAddItemsResponse]
     """Adds several items atomically: all of them or none. Of several prices of one item, the last one wins.
@@ -163,9 +164,9 @@ class CartServiceStub:
     another way; FAILED_PRECONDITION / CART_FROZEN if a checkout of either cart is OPEN.
     """
     BeginCheckout: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.BeginCheckoutRequest, _cart_service_pb2.BeginCheckoutResponse]
-    """Freezes a cart so that its items can be paid for and sold. Every item must be RESERVED. The holds are extended
-    beyond the window; the checkout is `ready` once they are known to be. If the Reservation API refuses, the cart is
-    ACTIVE again and the checkout says why. While a checkout of the cart is OPEN, the response is that checkout: two
+    """Freezes a cart so that its items can be paid for and sold. Every item must be RESERVED. The server extends the
+    holds beyond the window; the checkout is `ready` once the Reservation API has confirmed that. If it refuses, the
+    cart is ACTIVE again and the checkout says why. While a checkout of the cart is OPEN, the response is that checkout: two
     calls never make two checkouts.
 
     Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended, CART_EMPTY,
@@ -210,7 +211,8 @@ class CartServiceAsyncStub(CartServiceStub):
     ended. Responds as soon as the item and the intent to reserve it are durable.
 
     Errors: RESOURCE_EXHAUSTED / LIMIT_EXCEEDED (with QuotaFailure) if the item, the cart, its subtotal or all carts of
-    the user would become too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than the cart.
+    the user would become too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than
+    the cart.
     """
     BatchAddItems: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.BatchAddItemsRequest, _cart_service_pb2.BatchAddItemsResponse]  # type: ignore[assignment]
     """Adds several items atomically: all of them or none. Of several prices of one item, the last one wins.
@@ -292,9 +294,9 @@ class CartServiceAsyncStub(CartServiceStub):
     another way; FAILED_PRECONDITION / CART_FROZEN if a checkout of either cart is OPEN.
     """
     BeginCheckout: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.BeginCheckoutRequest, _cart_service_pb2.BeginCheckoutResponse]  # type: ignore[assignment]
-    """Freezes a cart so that its items can be paid for and sold. Every item must be RESERVED. The holds are extended
-    beyond the window; the checkout is `ready` once they are known to be. If the Reservation API refuses, the cart is
-    ACTIVE again and the checkout says why. While a checkout of the cart is OPEN, the response is that checkout: two
+    """Freezes a cart so that its items can be paid for and sold. Every item must be RESERVED. The server extends the
+    holds beyond the window; the checkout is `ready` once the Reservation API has confirmed that. If it refuses, the
+    cart is ACTIVE again and the checkout says why. While a checkout of the cart is OPEN, the response is that checkout: two
     calls never make two checkouts.
 
     Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended, CART_EMPTY,
@@ -342,7 +344,8 @@ class CartServiceServicer(metaclass=_abc_1.ABCMeta):
         ended. Responds as soon as the item and the intent to reserve it are durable.
 
         Errors: RESOURCE_EXHAUSTED / LIMIT_EXCEEDED (with QuotaFailure) if the item, the cart, its subtotal or all carts of
-        the user would become too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than the cart.
+        the user would become too large; FAILED_PRECONDITION / CURRENCY_MISMATCH if the price is in another currency than
+        the cart.
         """
 
     @_abc_1.abstractmethod
@@ -508,9 +511,9 @@ class CartServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cart_service_pb2.BeginCheckoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cart_service_pb2.BeginCheckoutResponse, _abc.Awaitable[_cart_service_pb2.BeginCheckoutResponse]]:
-        """Freezes a cart so that its items can be paid for and sold. Every item must be RESERVED. The holds are extended
-        beyond the window; the checkout is `ready` once they are known to be. If the Reservation API refuses, the cart is
-        ACTIVE again and the checkout says why. While a checkout of the cart is OPEN, the response is that checkout: two
+        """Freezes a cart so that its items can be paid for and sold. Every item must be RESERVED. The server extends the
+        holds beyond the window; the checkout is `ready` once the Reservation API has confirmed that. If it refuses, the
+        cart is ACTIVE again and the checkout says why. While a checkout of the cart is OPEN, the response is that checkout: two
         calls never make two checkouts.
 
         Errors: NOT_FOUND / CART_NOT_FOUND; FAILED_PRECONDITION / CART_CLOSED if the cart has ended, CART_EMPTY,
