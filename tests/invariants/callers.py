@@ -26,7 +26,7 @@ def check_durable(calls: Sequence[Call], operations: Iterable[Operation], dump: 
     """
     return [
         *_check_resolved(calls),
-        *_check_kept(calls, dump),
+        *check_kept(calls, dump),
         *_check_quantities(by_cart(operations), dump),
     ]
 
@@ -37,7 +37,8 @@ def _check_resolved(calls: Iterable[Call]) -> Iterator[str]:
             yield f"{call.rpc} on {call.cart} at {call.invoked} had no request_id: its outcome cannot be resolved"
 
 
-def _check_kept(calls: Iterable[Call], dump: Dump) -> Iterator[str]:
+def check_kept(calls: Iterable[Call], dump: Dump) -> Iterator[str]:
+    """The reply to each acknowledged call is stored, and no refused call has one."""
     for (user, request_id), attempts in by_request_id(calls).items():
         acknowledged = [attempt for attempt in attempts if attempt.outcome is CallOutcome.OK]
         has_reply = (user, request_id) in dump.replies

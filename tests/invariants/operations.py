@@ -13,7 +13,7 @@ from cart_grpc.names import item_id_of
 from tests.invariants.history import Call, CallOutcome, RowVersion
 
 FOREVER = 1 << 62
-READS = frozenset({"GetCart"})
+READS = frozenset({"GetCart", "GetCheckout"})
 # Methods that always raise the revision. The others may change nothing.
 CHANGES = frozenset({"AddItem", "BatchAddItems", "RemoveItem", "DeleteCart", "CreateCart", "Expire"})
 _CLEARING = frozenset({"ClearCart", "DeleteCart", "CreateCart", "Expire"})

@@ -3,8 +3,9 @@
 Points are named after the commands in a batch and the progress of its transaction (`claim begun`, `claim written`,
 `claim committed`), two steps that a batch may have (`birth`: reservations are born claimed, and are handed over after
 the commit; `settlement`: answers are recorded without reading), the calls of the Reservation API (`call unsent`,
-`batch call answered`) and the caller's reply (`reply unsent`). This module patches them into the product, which has no
-code for them.
+`batch call answered`; `commit`: a call, alone or in a batch, that sells) and the caller's reply (`reply unsent`).
+`merge in mid call` is a merge that moves a reservation while a call for it is on its way. This module patches them into
+the product, which has no code for them.
 """
 
 import asyncio
@@ -12,8 +13,9 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,15 @@ from typing import Any
 from sqlalchemy import Connection
 
 from cart_grpc import cli
+from cart_grpc.carts.calls import MergeCarts
+from cart_grpc.carts.checkout_calls import BeginCheckout, CancelCheckout, CompleteCheckout
+from cart_grpc.commands.checkout import EvaluateCheckout
 from cart_grpc.commands.direct import Claim, ExtendLeases, Purge, ReturnClaims
 from cart_grpc.commands.expire import Expire
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.record import RecordAll
+from cart_grpc.commands.unit_of_work import UnitOfWork
+from cart_grpc.protocol.reservation import Disposition, Intent
 from cart_grpc.reservation_api.grpc_api import GrpcReservationApi
 from cart_grpc.store import batch as store_batch
 from cart_grpc.store.postgresql import PostgresqlEngine
@@ -33,6 +40,7 @@ from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
 from cart_grpc.store.write_queue import Handover
 
+# The commands and the calls after which the points are named. Other commands have their class's name, and no points.
 BATCHES: dict[type, str] = {
     Mutation: "mutation",
     Claim: "claim",
@@ -41,9 +49,20 @@ BATCHES: dict[type, str] = {
     Purge: "purge",
     Expire: "expiry",
     ReturnClaims: "return",
+    EvaluateCheckout: "evaluation",
+    MergeCarts: "merge",
+    BeginCheckout: "begin",
+    CompleteCheckout: "complete",
+    CancelCheckout: "cancel",
 }
 POINTS = (
-    *(f"{batch} {moment}" for batch in BATCHES.values() for moment in ("begun", "written", "committed")),
+    *(f"{batch} begun" for batch in ("mutation", "claim", "record")),
+    *(f"{batch} written" for batch in ("mutation", "claim", "record", "extension", "purge", "expiry", "return")),
+    *(f"{batch} committed" for batch in BATCHES.values()),
+    "merge in mid call written",
+    "merge in mid call committed",
+    "commit unsent",
+    "commit answered",
     "call unsent",
     "call answered",
     *(f"{step} {moment}" for step in ("birth", "settlement") for moment in ("written", "committed")),
@@ -55,6 +74,8 @@ POINTS = (
 )
 _KILL_AT = Path("kill-at")
 _batches: ContextVar[list[str]] = ContextVar("batches")
+# How many calls are on their way, by reservation id.
+_calls: Counter[str] = Counter()
 
 
 def arm(folder: Path, point: str) -> None:
@@ -81,11 +102,16 @@ def _around_take(take: Callable[..., Any]) -> Callable[..., Any]:
     def around(self: Handover) -> Any:
         taken = take(self)
         batches = _batches.get()
-        batches.extend(sorted({BATCHES[type(queued.command)] for queued in taken}))
+        batches.extend(sorted({_name(queued.command) for queued in taken}))
         _reach_batches(batches, "begun")
         return taken
 
     return around
+
+
+def _name(command: object) -> str:
+    kinds = type(getattr(command, "call", None)), type(command)
+    return next((BATCHES[kind] for kind in kinds if kind in BATCHES), kinds[1].__name__)
 
 
 def _reach_batches(batches: Sequence[str], moment: str) -> None:
@@ -113,13 +139,56 @@ def _around_transaction(transact: Callable[..., Awaitable[Any]]) -> Callable[...
     return around
 
 
-def _between(before: str, after: str, function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    @functools.wraps(function)
-    async def around(*arguments: Any, **named: Any) -> Any:
-        _reach(before)
-        result = await function(*arguments, **named)
-        _reach(after)
-        return result
+def _before_reply(mutate: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[bytes]]:
+    @functools.wraps(mutate)
+    async def around(self: object, mutation: object) -> bytes:
+        reply = await mutate(self, mutation)
+        _reach("reply unsent")
+        return reply
+
+    return around
+
+
+def _around_merge(run: Callable[..., bytes]) -> Callable[..., bytes]:
+    """Add a step to the batch under way if a mutation moves a reservation while a call for it is on its way."""
+
+    @functools.wraps(run)
+    def around(self: Mutation, unit: UnitOfWork, *arguments: Any) -> bytes:
+        carts = {reservation_id: row.cart for reservation_id, row in unit.reservations.items()}
+        reply = run(self, unit, *arguments)
+        if any(unit.reservations[name].cart != cart and _calls[name] for name, cart in carts.items()):
+            _batches.get().append("merge in mid call")
+        return reply
+
+    return around
+
+
+@contextmanager
+def _calling(intents: Sequence[Intent]) -> Iterator[None]:
+    """Count the calls during the block."""
+    names = [intent.reservation_id for intent in intents]
+    _calls.update(names)
+    try:
+        yield
+    finally:
+        _calls.subtract(names)
+
+
+def _reach_commit(intents: Sequence[Intent], moment: str) -> None:
+    if any(intent.disposition is Disposition.COMMIT for intent in intents):
+        _reach(f"commit {moment}")
+
+
+def _around_call(apply: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(apply)
+    async def around(self: object, intent: Intent, **named: Any) -> Any:
+        _reach("call unsent")
+        _reach_commit([intent], "unsent")
+        with _calling([intent]):
+            answer = await apply(self, intent, **named)
+        _reach("call answered")
+        _reach_commit([intent], "answered")
+        return answer
 
     return around
 
@@ -139,19 +208,22 @@ def _as_step(step: str, function: Callable[..., Any], has_effect: Callable[[Any]
 
 def _around_batch(apply_batch: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., AsyncGenerator[Any, None]]:
     @functools.wraps(apply_batch)
-    async def around(self: Any, intents: Sequence[Any], **named: Any) -> AsyncGenerator[Any, None]:
+    async def around(self: Any, intents: Sequence[Intent], **named: Any) -> AsyncGenerator[Any, None]:
         _reach("batch call unsent")
+        _reach_commit(intents, "unsent")
         # The simulator's latency is longer.
         sent = asyncio.get_running_loop().call_later(0.01, _reach, "batch call sent")
         answered = 0
-        async with aclosing(apply_batch(self, intents, **named)) as arriving:
-            async for applied in arriving:
-                sent.cancel()
-                _reach("batch call answered")
-                yield applied
-                answered += len(applied)
-                if answered < len(intents):
-                    _reach("batch call half answered")
+        with _calling(intents):
+            async with aclosing(apply_batch(self, intents, **named)) as arriving:
+                async for applied in arriving:
+                    sent.cancel()
+                    _reach("batch call answered")
+                    _reach_commit([intents[position] for position, _ in applied], "answered")
+                    yield applied
+                    answered += len(applied)
+                    if answered < len(intents):
+                        _reach("batch call half answered")
 
     return around
 
@@ -168,10 +240,12 @@ def main() -> int:
     seams = WriteQueries
     seams.settle = _as_step("settlement", seams.settle, bool)
     seams = GrpcReservationApi
-    seams.apply = _between("call unsent", "call answered", seams.apply)
+    seams.apply = _around_call(seams.apply)
     seams.apply_batch = _around_batch(seams.apply_batch)
     seams = Store
-    seams.mutate = _between("", "reply unsent", seams.mutate)
+    seams.mutate = _before_reply(seams.mutate)
+    seams = Mutation
+    seams.run = _around_merge(seams.run)
     return cli.main()
 
 

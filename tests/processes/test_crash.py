@@ -1,6 +1,6 @@
 """Servers and the database are killed at random moments under load.
 
-No acknowledged write is lost, nothing is reserved twice, and no hold is left behind.
+No acknowledged write is lost, nothing is reserved twice, no hold is left behind, and each sale exists exactly once.
 """
 
 import asyncio
@@ -15,10 +15,11 @@ from tests.postgres import running_postgres
 from tests.processes import truth
 from tests.processes.harness import Programs, Replicas, Simulated
 from tests.processes.load import HOT_SKU, SCARCE, SKUS, Load
+from tests.processes.shopper import GOODS
 
 log = logging.getLogger(__name__)
 
-STOCK = {**dict.fromkeys((*SKUS, HOT_SKU), 1_000_000), SCARCE: 12}
+STOCK = {**dict.fromkeys((*SKUS, HOT_SKU, *GOODS), 1_000_000), SCARCE: 12}
 DUPLICATE_DELAY = 1.0
 Killer = Callable[[Replicas, Load, int, random.Random], Coroutine[None, None, None]]
 # More faults of each kind than a bad day brings. The checks are exact for any faults.
@@ -90,19 +91,21 @@ async def _crash(
     if backend == "postgresql":
         assert await programs.start("migrate", **settings).ended(60) == 0
     replicas = Replicas(programs, settings, count=1 if backend == "sqlite" else 2)
-    load = Load(replicas, seed, pause=0.03 if backend == "sqlite" else 0.1)
+    load = Load(replicas, seed, writers=6, shoppers=3, pause=0.03 if backend == "sqlite" else 0.1)
     try:
         await replicas.start_all()
         load.start()
         await (kill or _kill_at_random)(replicas, load, kills, random.Random(seed))
         await load.stop()
+        assert load.sale_count
         await truth.replay(load)
         await truth.settled(load, simulated, silence=DUPLICATE_DELAY + 0.5)
         for index in range(len(replicas.servers)):
             assert await replicas.stop(index) == 0
         await truth.check(load, simulated, programs.folder / "journal.jsonl", database_url, STOCK)
     finally:
-        log.warning("%d kills, %d calls, repeated %s", replicas.kills, len(load.history.calls), load.history.repeats())
+        counts = replicas.kills, len(load.history.calls), load.history.repeats(), load.sale_count
+        log.warning("%d kills, %d calls, repeated %s, %d sales", *counts)
         await load.close()
     assert programs.complaints() == []
 

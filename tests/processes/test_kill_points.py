@@ -8,20 +8,23 @@ from dataclasses import dataclass, field
 
 import pytest
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
-from sqlalchemy import update
+from sqlalchemy import ColumnElement, Update, update
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from cart_grpc.carts.model import CheckoutState
 from cart_grpc.store import schema
 from tests.processes import truth
 from tests.processes.harness import Program, Programs, Replicas, Simulated, connected
 from tests.processes.killable import POINTS, arm
 from tests.processes.load import HOT_SKU, SKUS, Load
+from tests.processes.shopper import GOODS, Shopper
 from tests.service.conftest import Replica
 
-STOCK = dict.fromkeys((*SKUS, HOT_SKU), 1_000_000)
+STOCK = dict.fromkeys((*SKUS, HOT_SKU, *GOODS), 1_000_000)
 # Slow calls last long enough for their claims' leases to be extended.
 FAULTS = ("--latency", "20ms", "--slow", "0.2", "--slow-latency", "500ms", "--lost-after-effect", "0.05")
 EXPIRED = cart_pb2.Cart.State.STATE_EXPIRED
+WINDOW_ENDED = cart_pb2.Checkout.State.STATE_EXPIRED
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Service:
     database_url: str
     # One cart for each expiry: an expired cart that is used again shows no trace of its expiry.
     idle_carts: list[str] = field(default_factory=list)
+    # The checkouts that are left to the end of their windows.
+    late_checkouts: dict[str, Shopper] = field(default_factory=dict)
 
     async def die_at(self, point: str) -> None:
         """Let the server reach `point` under load and die there. Start the next one."""
@@ -42,13 +47,20 @@ class Service:
         assert server is not None
         if point.startswith("expiry"):
             await self._add_to_idle_cart()
+        if point.startswith("evaluation"):
+            await self._begin_late_checkout()
         arm(self.programs.folder, point)
         if point.startswith("return"):
             await self._stop_in_mid_call(server)
         if point.startswith("expiry"):
             await self._let_idle_cart_expire()
+        if point.startswith("evaluation"):
+            await self._let_windows_end(schema.checkouts.c.user_id.startswith("late"))
         assert await server.ended(20) == -signal.SIGKILL
         assert server.errors.endswith(f"killed at {point}\n")
+        if point.startswith("commit"):
+            # The sale is decided: the end of its window must not undo it.
+            await self._let_windows_end(schema.checkouts.c.state == CheckoutState.COMPLETING)
         self.replicas.kill(0)
         await self.replicas.start(0)
         self.load.check()
@@ -67,17 +79,36 @@ class Service:
         await self.load.reader.call("AddItem", request, cart_service_pb2.AddItemResponse)
 
     async def _let_idle_cart_expire(self) -> None:
+        await self._execute(
+            update(schema.carts).where(schema.carts.c.user_id == "idle").values(ttl_us=1, expire_time=1)
+        )
+
+    async def _begin_late_checkout(self) -> None:
+        """Begin a checkout that nobody completes."""
+        late = self.load.add_shopper(f"late{len(self.late_checkouts)}")
+        await late.add(late.cart)
+        self.late_checkouts[await late.begin()] = late
+
+    async def _let_windows_end(self, which: ColumnElement[bool]) -> None:
+        await self._execute(update(schema.checkouts).where(which).values(expire_time=1))
+
+    async def _execute(self, statement: Update) -> None:
         # Another program: the server has the file for itself.
         engine = create_async_engine(self.database_url.replace("sqlite:", "sqlite+aiosqlite:"))
         async with engine.begin() as connection:
-            idle = update(schema.carts).where(schema.carts.c.user_id == "idle")
-            await connection.execute(idle.values(ttl_us=1, expire_time=1))
+            await connection.execute(statement)
         await engine.dispose()
 
     def _connect(self) -> AbstractAsyncContextManager[Replica]:
         (address,) = self.replicas.addresses
         assert address is not None
         return connected(address)
+
+    async def check_late_checkouts(self) -> None:
+        """The windows have ended, and the carts have their items again."""
+        for name, shopper in self.late_checkouts.items():
+            assert (await shopper.read(name)).state == WINDOW_ENDED
+            await shopper.add(shopper.cart)
 
     async def check_idle_carts(self) -> None:
         async with self._connect() as client:
@@ -116,7 +147,7 @@ async def service(backend: str, durable_url: str, programs: Programs) -> AsyncIt
     programs.preloaded = True
     replicas = Replicas(programs, settings, count=1)
     await replicas.start_all()
-    load = Load(replicas, 1, writers=3, adders=2, pause=0.01)
+    load = Load(replicas, 1, writers=2, adders=2, shoppers=2, pause=0.01)
     try:
         yield Service(programs, replicas, simulated, load, durable_url)
     finally:
@@ -131,6 +162,7 @@ async def test_a_server_killed_at_each_point_loses_nothing_and_repeats_nothing(s
         await service.die_at(point)
     await service.load.stop()
     await service.check_idle_carts()
+    await service.check_late_checkouts()
     await service.check()
 
 

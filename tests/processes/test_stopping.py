@@ -19,8 +19,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.invariants.history import CallOutcome
 from tests.postgres import running_postgres
 from tests.processes import truth
+from tests.processes.caller import Caller
 from tests.processes.harness import LISTENS, SIMULATES, Program, Programs, Replicas, Simulated, connected
-from tests.processes.load import HOT_SKU, SKUS, Caller, Load
+from tests.processes.load import HOT_SKU, SKUS, Load
 from tests.rpc.refusal import to_refusal
 from tests.service.conftest import CART, Replica
 

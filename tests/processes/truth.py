@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy import Connection, select
@@ -11,23 +12,30 @@ from cart_grpc import app
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.journal import read_entries
 from cart_grpc.simulator.stock import Levels
+from tests.invariants.callers import check_kept, check_replays
 from tests.invariants.dump import read_dump
+from tests.invariants.effects import check_decisions, check_granted, check_stock
 from tests.invariants.history import ApiEffect, CallOutcome, Dump, effects_of
+from tests.invariants.rows import check_settled, check_tables
 from tests.invariants.run import Run, check_run
 from tests.processes.harness import Simulated
 from tests.processes.load import SCARCE, Load
+from tests.processes.sales import check_sales
+from tests.processes.shopper import GOODS
 
 
 async def settled(load: Load, simulated: Simulated, *, silence: float, timeout: float = 90) -> None:
-    """Wait until no cart is reconciling and no message has arrived for `silence` seconds."""
+    """Wait until no cart and no sale is reconciling and no message has arrived for `silence` seconds."""
     deadline = time.monotonic() + timeout
-    while True:
-        carts = [await load.reader.get(name) for name in load.carts]
-        unsettled = [cart for cart in carts if cart.reconciling]
-        if not unsettled:
-            break
-        assert time.monotonic() < deadline, f"still reconciling: {unsettled}"
-        await asyncio.sleep(0.1)
+    for name in load.carts:
+        while (cart := await load.reader.get(name)).reconciling:
+            assert time.monotonic() < deadline, f"still reconciling: {cart}"
+            await asyncio.sleep(0.1)
+    for shopper in load.shoppers:
+        for name in shopper.sales:
+            while (checkout := await shopper.read(name)).reconciling:
+                assert time.monotonic() < deadline, f"still reconciling: {checkout}"
+                await asyncio.sleep(0.1)
     await simulated.until_silent(silence)
 
 
@@ -60,8 +68,46 @@ async def check(load: Load, simulated: Simulated, journal: Path, database_url: s
     }
     found, now = await dump(database_url)
     run = Run(load.history.calls, read_effects(journal), found, now, stock, levels)
-    violations = check_run(run, lambda sku, reason: (sku, reason) == (SCARCE, "OUT_OF_STOCK"))
+    users = {user for shopper in load.shoppers for user in shopper.users}
+    writing = _part(run, lambda user: user not in users, lambda sku: sku not in GOODS)
+    shopping = _part(run, lambda user: user in users, lambda sku: sku in GOODS)
+    violations = check_run(writing, lambda sku, reason: (sku, reason) == (SCARCE, "OUT_OF_STOCK"))
+    violations += _check_shopping(load, shopping)
     assert not violations, "\n".join(violations)
+
+
+def _check_shopping(load: Load, run: Run) -> list[str]:
+    return [
+        *check_kept(run.calls, run.dump),
+        *check_replays(run.calls, run.dump),
+        *check_decisions(run.effects),
+        *check_granted(run.effects, run.dump, run.now, lambda *_: False),
+        *check_stock(run.effects, run.stock, run.levels),
+        *check_tables(run.dump),
+        *check_settled(run.dump),
+        *check_sales(load.shoppers, run.effects, run.dump),
+    ]
+
+
+def _part(run: Run, is_user: Callable[[str], bool], is_sku: Callable[[str], bool]) -> Run:
+    """The part of `run` that belongs to these users, who share no sku with the others."""
+    found = run.dump
+    return replace(
+        run,
+        calls=[call for call in run.calls if is_user(call.user)],
+        effects=[effect for effect in run.effects if is_sku(effect.sku)],
+        dump=Dump(
+            carts=[cart for cart in found.carts if is_user(cart.key.user.name)],
+            items=[item for item in found.items if is_user(item.cart.user.name)],
+            reservations=[row for row in found.reservations if is_user(row.cart.user.name)],
+            replies={key: reply for key, reply in found.replies.items() if is_user(key[0])},
+            totals={user: totals for user, totals in found.totals.items() if is_user(user)},
+            checkouts=[checkout for checkout in found.checkouts if is_user(checkout.key.user.name)],
+            sold_items={key: items for key, items in found.sold_items.items() if is_user(key.user.name)},
+        ),
+        stock={sku: quantity for sku, quantity in run.stock.items() if is_sku(sku)},
+        levels={sku: levels for sku, levels in run.levels.items() if is_sku(sku)},
+    )
 
 
 def read_effects(journal: Path) -> list[ApiEffect]:
