@@ -48,7 +48,7 @@ class Shopper:
             await self._cancel(checkout)
             checkout = await self.begin()
         await self._complete(checkout)
-        if self.numbers.random() < 0.3:
+        if self.numbers.random() < 0.5:
             await self._complete_again(self.numbers.choice(sorted(self.sales)))
 
     async def add(self, cart: str) -> None:
