@@ -1,6 +1,6 @@
 """The SQL that deletes the rows of a user who is being erased. `queries` runs it.
 
-Each statement deletes only what is over, whoever calls it: finished reservations, ended carts and checkouts.
+Each statement deletes only finished reservations and ended carts and checkouts, so their order does not matter.
 """
 
 from collections.abc import Sequence
