@@ -29,7 +29,7 @@ CHANGING: Final = WATCHERS - PROBES
 
 @dataclass
 class Seen:
-    """What the watchers have got: the number of messages, and the time of the last one of each cart."""
+    """The messages that the watchers have got: their number, and the time of the last one of each cart."""
 
     carts: int = 0
     heartbeats: int = 0
@@ -148,5 +148,5 @@ def _percentile(times: Sequence[float], percent: int) -> float:
 
 async def _until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
-        while not holds():  # noqa: ASYNC110 - the condition is about what has arrived
+        while not holds():  # noqa: ASYNC110 - the condition is about messages that have arrived
             await asyncio.sleep(0.002)

@@ -52,10 +52,12 @@ def _add_readers(actions: Commands) -> None:
 def _add_changes(actions: Commands) -> None:
     adding = _add_change(actions, "add", _add_item, "add units of an item to a cart")
     adding.add_argument("sku")
-    adding.add_argument("quantity", nargs="?", type=int, default=1)
+    adding.add_argument("quantity", nargs="?", type=int, default=1, help="units to add; default: %(default)s")
     _add_options(adding)
     adding.add_argument("--price", type=amount, metavar="AMOUNT", help="the price of one unit, such as 12.34EUR")
-    adding.add_argument("--label", action="append", default=[], type=pair, metavar="KEY=VALUE", help="repeatable")
+    adding.add_argument(
+        "--label", action="append", default=[], type=pair, metavar="KEY=VALUE", help="of the item; repeatable"
+    )
     setting = _add_change(actions, "set", _set_item, "set the quantity or the price of an item")
     setting.add_argument("sku")
     _add_options(setting)
@@ -94,7 +96,9 @@ def _add(actions: Commands, name: str, run: Callable[..., None], description: st
         metavar="HOST:PORT",
         help=f"the server; default: {ADDRESS_VARIABLE} or {DEFAULT_ADDRESS}",
     )
-    command.add_argument("--timeout", type=duration, default="10s", metavar="TIME", help="default: %(default)s")
+    command.add_argument(
+        "--timeout", type=duration, default="10s", metavar="TIME", help="for the answer; default: %(default)s"
+    )
     command.add_argument("--json", action="store_true", help="print one JSON object per line")
     command.set_defaults(start=_start, run=run)
     return command
@@ -111,8 +115,10 @@ def _add_change(
 
     command = _add(actions, name, answer, description)
     command.add_argument("cart", help=hint)
-    command.add_argument("--wait", type=duration, default="0s", metavar="TIME", help="wait for the Reservation API")
-    command.add_argument("--etag", default="", help="fail if it has another etag")
+    command.add_argument(
+        "--wait", type=duration, default="0s", metavar="TIME", help="wait so long for the Reservation API"
+    )
+    command.add_argument("--etag", default="", help="fail if the cart or checkout has another etag")
     command.add_argument(
         "--request-id", default="", metavar="ID", help="makes the call safe to repeat with the same ID"
     )
@@ -121,7 +127,12 @@ def _add_change(
 
 def _add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--option", action="append", default=[], type=pair, metavar="KEY=VALUE", help="of the item; repeatable"
+        "--option",
+        action="append",
+        default=[],
+        type=pair,
+        metavar="KEY=VALUE",
+        help="of the item, such as color=red; repeatable",
     )
 
 

@@ -34,7 +34,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     listing.add_argument("--order", default="", metavar="REFERENCE", help="only checkouts with this order reference")
     show = add_command(commands, "show", _show, "show checkouts with their items", show=_show_tables)
     show.add_argument("checkout", nargs="+", help="name")
-    description = "end checkouts: the carts of open ones are active again, failed ones keep what is sold"
+    description = "end checkouts: the carts of open ones are active again, and the sold items of failed ones stay sold"
     end = add_command(commands, "end", _end, description, show=_show_tables)
     end.add_argument("checkout", nargs="+", help="name")
     end.add_argument("--reason", required=True, help="the reason, for the log")

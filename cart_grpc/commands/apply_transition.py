@@ -27,7 +27,7 @@ def apply_transition(unit: UnitOfWork, before: Reservation, after: Reservation, 
     - extending a lease needs a claim;
     - setting aside changes only a due or claimed reservation;
     - purging deletes only reservations without an item, which no reader shows;
-    - a checkout that begins or thaws changes its cart, too, and what has passed to a checkout is in no cart;
+    - a checkout that begins or thaws changes its cart, too, and a reservation that has passed to one is in no cart;
     - a restore runs only while no server runs, so no reader remembers a revision.
     """
     if after == before:

@@ -61,7 +61,7 @@ class Mutation:
         """Raise LimitExceeded if a total of the user that the call raises would exceed its limit."""
         user, limits = self.call.cart.user, self.limits
         total = unit.find_totals(user).plus(growth)
-        # The reply lists what was removed, and can be longer. A user who has used up all bytes must still be able to
+        # The reply lists the removed items, and can be longer. A user who has used up all bytes must still be able to
         # remove items and to end carts. Nobody gets far beyond the limit: each is removed or ended only once.
         only_removes = not change.lines and (change.removed or change.cart.state in ENDED)
         more_bytes = 0 if only_removes else growth.stored_bytes

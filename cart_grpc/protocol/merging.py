@@ -1,7 +1,7 @@
 """The rules for the reservations of two carts that are merged.
 
 A reservation moves with its item and keeps its id. If both carts have the item, one of the two reservations takes the
-quantity of the other one over. The other one is *superseded*: it keeps what it holds until the first one is decided, so
+quantity of the other one over. The other one is *superseded*: it keeps its hold until the first one is decided, so
 that the customer has at least that much meanwhile. If that decision is a refusal, our own old hold may have been what
 was missing. So the first one asks once more, after the superseded one is released.
 

@@ -1,6 +1,7 @@
 """The SQL that deletes the rows of a user who is being erased. `queries` runs it.
 
-Each statement deletes only what is over, whoever calls it: finished reservations, ended carts and checkouts.
+Each statement deletes only finished reservations, and carts and checkouts that have ended. So a call that comes too
+early deletes nothing that is still needed.
 """
 
 from collections.abc import Sequence

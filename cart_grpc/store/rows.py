@@ -61,7 +61,7 @@ class CommitMarkerRow(NamedTuple):
 
 
 class UserRow(NamedTuple):
-    """One row of `users`: it is locked, and it counts what is stored for the user."""
+    """One row of `users`: each writer locks it, and it has the totals of the user."""
 
     user: UserKey
     stored_bytes: int = 0

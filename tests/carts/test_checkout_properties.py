@@ -1,4 +1,4 @@
-"""What holds after any sequence of calls, answers, operators and waits around checkouts."""
+"""Invariants after any sequence of calls, answers, operators and waits around checkouts."""
 
 from collections.abc import Callable, Sequence
 
@@ -89,7 +89,7 @@ class World:
         self.run(RecordOutcome(row, outcome, SECOND))
 
     def reconcile(self, kinds: Sequence[Observed | None], seconds: int) -> None:
-        """Claim what is due, and answer each claim with one of `kinds`."""
+        """Claim all due rows, and answer each claim with one of `kinds`."""
         for kind in kinds:
             count = len(self.claimed)
             self.claim(0)
@@ -207,7 +207,7 @@ def check_rows(world: World) -> None:
 
 
 def check_checkouts(world: World) -> None:
-    """Each checkout has its items until it thaws, and its state says what is known about them."""
+    """Each checkout has its items until it thaws, and its state follows from theirs."""
     for key, checkout in world.unit.checkouts.items():
         rows = [line.reservation for line in world.unit.get_loaded_checkout(key).lines]
         sold = [row.state is Observed.COMMITTED for row in rows]

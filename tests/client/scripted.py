@@ -60,7 +60,7 @@ class Scripted:
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "not in the script")
 
     def servicer(self) -> Any:
-        """What generated code takes: the other methods are not implemented."""
+        """The servicer for generated code: its other methods are not implemented."""
         kind: Any = cart_service_pb2_grpc.CartServiceServicer
         servicer = kind()
         servicer.AddItem, servicer.GetCart, servicer.WatchCart = self.AddItem, self.GetCart, self.WatchCart

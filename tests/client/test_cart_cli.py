@@ -1,4 +1,4 @@
-"""`cart-grpc cart` against a real server: what it prints, and its exit status."""
+"""`cart-grpc cart` against a real server: its output and its exit status."""
 
 import json
 import os

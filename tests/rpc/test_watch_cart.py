@@ -311,7 +311,7 @@ async def test_another_replicas_changes_arrive_by_hints_and_without_them(postgre
             await until_listening(store, count=2)
             await other.mutate(add())
             assert (await next_cart(call)).total_quantity == 3
-        # A session that listens again finds what it missed.
+        # A session that listens again finds the changes that it missed.
         before = await listeners(store, "pid")
         await listeners(store, "pg_terminate_backend(pid)")
         await silent.mutate(add())

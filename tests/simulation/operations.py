@@ -58,7 +58,7 @@ class CallerOperation:
 
 
 class Known(NamedTuple):
-    """What callers know: carts, skus, and the latest etags and checkouts by cart."""
+    """The knowledge of callers: carts, skus, and the latest etags and checkouts by cart."""
 
     carts: list[str]
     skus: list[str]

@@ -180,7 +180,7 @@ class Simulation:
 
     @property
     def known(self) -> Known:
-        """What callers know."""
+        """The knowledge of callers."""
         return Known(self.plan.carts, self.plan.skus, self.etags, self.checkouts)
 
     async def perform(self, operation: CallerOperation) -> None:

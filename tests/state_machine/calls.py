@@ -1,4 +1,4 @@
-"""What each call on carts does to the model.
+"""The effect of each call on the model.
 
 Each rule takes the model, the request and the outcome. It raises Refused, and AssertionError if the reply is wrong.
 """

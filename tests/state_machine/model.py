@@ -80,7 +80,7 @@ def named(request: Any) -> str:
 
 
 def body(request: Any) -> bytes:
-    """What a repeated request must repeat."""
+    """The part of a request that a repetition must have, too."""
     copy = type(request)()
     copy.CopyFrom(request)
     copy.ClearField("request_id")

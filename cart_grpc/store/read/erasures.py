@@ -71,7 +71,7 @@ class Erasures:
     async def find(self, user: UserKey) -> Erasure:
         """Return the progress of the erasure of `user`. Raises DatabaseUnavailable.
 
-        It reads in the order of the steps. What is over stays over, so an empty answer is true for the later ones, too.
+        It reads in the order of the steps. A finished step stays finished, so an empty answer is also true later.
         """
         blocking = await self._reader.fetch(_select_blocking(user), {})
         open_carts = await self._reader.fetch(_select_open_carts(user), {})

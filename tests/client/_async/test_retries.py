@@ -1,4 +1,4 @@
-"""What the client repeats, when, and with which deadline; and what it makes of the server's errors."""
+"""The calls that the client repeats, when, and with which deadline; and the exceptions for the server's errors."""
 
 import time
 from collections.abc import Iterator
