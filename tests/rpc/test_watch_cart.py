@@ -285,7 +285,8 @@ async def replica(url: str, wrap: Callable[[Engine], Any] = lambda engine: engin
 
 async def listeners(store: Store, what: str) -> Sequence[Any]:
     """The column `what` of the sessions that listen."""
-    statement = text(f"SELECT {what} FROM pg_stat_activity WHERE application_name = 'cart-grpc hints'")  # noqa: S608
+    sessions = "pg_stat_activity WHERE datname = current_database() AND application_name = 'cart-grpc hints'"
+    statement = text(f"SELECT {what} FROM {sessions}")  # noqa: S608
     return await store._engine.query(lambda connection: connection.execute(statement).scalars().all())
 
 
