@@ -59,7 +59,6 @@ POINTS = (
     *(f"{batch} begun" for batch in ("mutation", "claim", "record")),
     *(f"{batch} written" for batch in ("mutation", "claim", "record", "extension", "purge", "expiry", "return")),
     *(f"{batch} committed" for batch in BATCHES.values()),
-    "merge in mid call written",
     "merge in mid call committed",
     "commit unsent",
     "commit answered",
