@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from tests.state_machine.carts import ENDED, SOLD_OUT
 from tests.state_machine.model import Model, Outcome, named, user_of
-from tests.state_machine.plans import NO_CHECKOUT, PLANS, RACES, READS, SKUS, Plan
+from tests.state_machine.plans import CARTS, ITEMS, NO_CHECKOUT, PLANS, RACES, READS, SKUS, Plan
 from tests.state_machine.server import ServerUnderTest
 
 # Each run has users of its own, because all runs share a database.
@@ -52,11 +52,13 @@ class CartMachine(RuleBasedStateMachine):
             self.settle()
         self._make(plans)
 
-    @precondition(lambda self: self._find_sellable())
     @rule(which=st.integers(0, 9), ending=st.sampled_from(["", "complete", "cancel", "race"]))
     def check_out(self, which: int, ending: str) -> None:
         """A settled cart is checked out."""
-        sellable = self._find_sellable()
+        # No precondition: which carts can be sold may depend on the order of calls at the same time.
+        sellable = self._find_active(sellable=True)
+        if not sellable:
+            return
         name = sellable[which % len(sellable)]
         self._settled(name)
         self._check([("BeginCheckout", pb.BeginCheckoutRequest(name=name, request_id=self._new_id()))])
@@ -68,11 +70,25 @@ class CartMachine(RuleBasedStateMachine):
         if ending:
             self._check([*calls.get(ending, (*calls["complete"], *calls["cancel"]))])
 
-    def _find_sellable(self) -> list[str]:
+    @rule(which=st.integers(0, 9), into=st.sampled_from(CARTS), items=ITEMS, both=st.booleans())
+    def merge(self, which: int, into: str, items: Sequence[cart_pb2.Item], *, both: bool) -> None:
+        """A cart with items is merged into another one that may have them, too, once or by two calls at once."""
+        request = pb.MergeCartsRequest(name=into)
+        rename(request, self._suffix)
+        if items:
+            self._check([("ReplaceItems", pb.ReplaceItemsRequest(name=request.name, items=items))])
+        sources = [name for name in self._find_active() if name != request.name]
+        if sources:
+            request.source = sources[which % len(sources)]
+            self._check([("MergeCarts", request)] * (1 + both))
+
+    def _find_active(self, *, sellable: bool = False) -> list[str]:
+        """The carts that are ACTIVE and have items; if `sellable`, only those without an item that is sold out."""
         return [
             name
             for name, cart in self._model.carts.items()
-            if cart.state == "ACTIVE" and cart.lines and all(line.sku != SOLD_OUT for line in cart.lines.values())
+            if cart.state == "ACTIVE" and cart.lines
+            if not sellable or all(line.sku != SOLD_OUT for line in cart.lines.values())
         ]
 
     @rule(plan=PLANS)

@@ -66,6 +66,7 @@ _items = st.builds(
     unit_price=_prices,
     labels=_labels,
 )
+ITEMS = st.lists(_items, max_size=3)
 _cart_values = st.builds(
     lambda labels, code, seconds: cart_pb2.Cart(
         labels=labels, currency_code=code, ttl=Duration(seconds=seconds) if seconds else None
@@ -150,8 +151,8 @@ _WEIGHTS = {
     "CreateCart": 1,
     "UpdateCart": 1,
     "RetryReservation": 1,
-    "MergeCarts": 4,
-    "BeginCheckout": 3,
+    "MergeCarts": 2,
+    "BeginCheckout": 2,
     "CompleteCheckout": 2,
     "CancelCheckout": 2,
     "GetCart": 1,
