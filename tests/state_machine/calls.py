@@ -150,7 +150,7 @@ def create_cart(model: "Model", request: Any, reply: Any) -> None:
     before = model.carts.get(name)
     check_etag(before, request.etag)
     if before and before.state not in ENDED:
-        raise Refused("CART_EXISTS")
+        raise Refused("CART_FROZEN" if before.state == "CHECKING_OUT" else "CART_EXISTS")
     _, after = open_or_new(model, name, "")
     _set_values(after, request.cart, {"labels", "currency_code", "ttl"})
     conclude(model, before, after, reply)
