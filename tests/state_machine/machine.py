@@ -76,7 +76,9 @@ class CartMachine(RuleBasedStateMachine):
         request = pb.MergeCartsRequest(name=into)
         rename(request, self._suffix)
         if items:
-            self._check([("ReplaceItems", pb.ReplaceItemsRequest(name=request.name, items=items))])
+            # The second call finds the cart as it should be.
+            for _ in range(2):
+                self._check([("ReplaceItems", pb.ReplaceItemsRequest(name=request.name, items=items))])
         sources = [name for name in self._find_active() if name != request.name]
         if sources:
             request.source = sources[which % len(sources)]
