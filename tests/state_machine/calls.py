@@ -16,6 +16,7 @@ from tests.state_machine.carts import (
     MOST,
     SOLD_OUT,
     Cart,
+    Checkout,
     Line,
     Price,
     Refused,
@@ -149,7 +150,7 @@ def create_cart(model: "Model", request: Any, reply: Any) -> None:
     before = model.carts.get(name)
     check_etag(before, request.etag)
     if before and before.state not in ENDED:
-        raise Refused("CART_EXISTS")
+        raise Refused("CART_FROZEN" if before.state == "CHECKING_OUT" else "CART_EXISTS")
     _, after = open_or_new(model, name, "")
     _set_values(after, request.cart, {"labels", "currency_code", "ttl"})
     conclude(model, before, after, reply)
@@ -203,8 +204,8 @@ def list_carts(model: "Model", request: Any, reply: Any) -> None:
 # Steps that the rules share.
 
 
-def check_etag(cart: Cart | None, sent: str) -> None:
-    if sent and sent != (cart.etag if cart else ""):
+def check_etag(found: Cart | Checkout | None, sent: str) -> None:
+    if sent and sent != (found.etag if found else ""):
         raise Refused("ETAG_MISMATCH")
 
 
@@ -243,12 +244,14 @@ def _get_line(cart: Cart, item_id: str) -> Line:
     return cart.lines[item_id]
 
 
-def conclude(model: "Model", before: Cart | None, after: Cart, reply: Any, *, is_change: bool = True) -> None:
+def conclude(
+    model: "Model", before: Cart | None, after: Cart, reply: Any, *, is_change: bool = True, is_limited: bool = True
+) -> None:
     """Check what the reply says about the cart, and keep `after`, unless the call was refused.
 
     Each change has an etag of its own and a higher revision. Without a change, the etag stays.
     """
-    if is_change:
+    if is_change and is_limited:
         _check_limits(model, before, after)
     assert not isinstance(reply, str), f"the call was refused: {reply}"
     has_cart = "cart" in reply.DESCRIPTOR.fields_by_name
@@ -258,7 +261,8 @@ def conclude(model: "Model", before: Cart | None, after: Cart, reply: Any, *, is
         assert seen.etag not in known.etags, f"the cart changed, but its etag is again {seen.etag}"
         assert seen.revision > known.revision, f"revision {seen.revision} follows {known.revision}"
     else:
-        assert seen.etag == known.etag, f"nothing changed, but {seen.etag} follows {known.etag}"
+        is_known = seen.etag == known.etag if known.etag else seen.etag not in known.etags
+        assert is_known, f"nothing changed, but {seen.etag} follows {known.etag or known.etags}"
         assert seen.revision >= known.revision, f"revision {seen.revision} follows {known.revision}"
     after.etag, after.revision, after.etags = seen.etag, seen.revision, known.etags | {seen.etag}
     if has_cart:
@@ -268,20 +272,23 @@ def conclude(model: "Model", before: Cart | None, after: Cart, reply: Any, *, is
 
 def _check_limits(model: "Model", before: Cart | None, after: Cart) -> None:
     """Refuse a change that raises a total of the user beyond its limit."""
-    user = after.name.partition("/carts/")[0] + "/"
-    others = [cart for cart in model.carts.values() if cart.name.startswith(user) and cart.name != after.name]
-    totals = [
-        [(cart.state not in ENDED) * part for part in (1, len(cart.lines), cart.total_quantity)]
-        for cart in (*others, after)
-    ]
-    old = (
-        [(before.state not in ENDED) * part for part in (1, len(before.lines), before.total_quantity)] if before else []
-    )
-    for had, has, total, most in zip(
-        old or [0, 0, 0], totals[-1], map(sum, zip(*totals, strict=True)), MOST, strict=True
-    ):
+    old, new = counts(before) if before else [0, 0, 0], counts(after)
+    totals = zip(counts(*others_of(model, after)), new, strict=True)
+    for had, has, total, most in zip(old, new, map(sum, totals), MOST, strict=True):
         if has > had and total > most:
             raise Refused("LIMIT_EXCEEDED")
+
+
+def others_of(model: "Model", cart: Cart) -> list[Cart]:
+    """The other carts of the cart's user."""
+    user = cart.name.partition("/carts/")[0] + "/"
+    return [other for name, other in model.carts.items() if name.startswith(user) and name != cart.name]
+
+
+def counts(*carts: Cart) -> list[int]:
+    """The numbers of carts, items and units that count for the limits of a user: those of carts that have not ended."""
+    live = [cart for cart in carts if cart.state not in ENDED]
+    return [len(live), sum(len(cart.lines) for cart in live), sum(cart.total_quantity for cart in live)]
 
 
 def _replaced_prices(before: Cart | None, after: Cart) -> dict[str, Price]:
@@ -327,5 +334,7 @@ RULES: dict[str, Rule] = {
     "UpdateCart": update_cart,
     "RetryReservation": retry_reservation,
     "GetCart": get_cart,
+    # The first message shows the cart as GetCart does.
+    "WatchCart": get_cart,
     "ListCarts": list_carts,
 }

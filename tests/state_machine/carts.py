@@ -29,7 +29,10 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Line:
-    """One line of a cart. `held`: a quantity that answers showed, and the id of its reservation."""
+    """One line of a cart. `held`: a quantity that answers showed, and the id of its reservation.
+
+    `since`: when an answer said that it was added, and its uid; `updated`: when it last changed, in microseconds.
+    """
 
     sku: str
     options: dict[str, str]
@@ -37,13 +40,16 @@ class Line:
     price: Price | None = None
     labels: dict[str, str] = field(default_factory=dict)
     held: tuple[int, str] | None = None
+    since: tuple[int, str] = (0, "")
+    updated: int = 0
 
 
 @dataclass(slots=True)
 class Cart:
     """One cart, its lines by item id in the order in which they were added.
 
-    `etag` and `revision` are the last that an answer showed, `etags` all that answers showed for this name.
+    `etag` and `revision` are the last that an answer showed, `etags` all that answers showed for this name. `etag` is
+    empty if a change was not answered with the cart. `settled_etag`: with this etag, every item had settled.
     """
 
     name: str
@@ -57,6 +63,7 @@ class Cart:
     etags: set[str] = field(default_factory=set)
     checkout: str = ""
     merged_into: str = ""
+    settled_etag: str = ""
 
     @property
     def currency(self) -> str:
@@ -94,7 +101,54 @@ class Cart:
             (self.currency, self.subtotal) if self.currency else None,
         )
         assert (dict(seen.labels), seen.ttl.seconds) == (self.labels, self.ttl_seconds)
-        assert seen.merged_into == self.merged_into
+        assert (seen.checkout, seen.merged_into) == (self.checkout, self.merged_into)
+
+
+@dataclass(slots=True)
+class Checkout:
+    """One checkout. `lines` are the cart's when it began. It is COMPLETED as soon as the sale is decided.
+
+    `is_ready`: an answer showed that it can be completed. `etag` and `etags` as those of a cart.
+    """
+
+    name: str
+    cart: str
+    lines: dict[str, Line]
+    currency: str
+    subtotal: int
+    state: str = "OPEN"
+    order_reference: str = ""
+    is_ready: bool = False
+    etag: str = ""
+    etags: set[str] = field(default_factory=set)
+
+    def check(self, seen: cart_pb2.Checkout, *, is_waiting: bool = False) -> None:
+        """Raise AssertionError unless `seen` shows this checkout; if `is_waiting`, this one or a later state of it."""
+        self.check_totals(seen)
+        if is_waiting:
+            return
+        self.check_state(seen)
+        lines = {} if self.state == "CANCELLED" else self.lines
+        assert [item.name for item in seen.items] == [f"{self.cart}/items/{item_id}" for item_id in lines]
+        for item, line in zip(seen.items, lines.values(), strict=True):
+            check_item(item, line)
+
+    def check_state(self, seen: cart_pb2.Checkout) -> None:
+        """Raise AssertionError unless `seen` shows the state and the etag, and note the etag."""
+        state = cart_pb2.Checkout.State.Name(seen.state).removeprefix("STATE_").replace("COMPLETING", "COMPLETED")
+        assert (state, seen.order_reference) == (self.state, self.order_reference)
+        assert seen.reason == ""
+        assert seen.ready or not self.is_ready or self.state != "OPEN", f"{seen} is not ready any more"
+        assert seen.etag == self.etag if self.etag else seen.etag not in self.etags
+        self.is_ready = self.is_ready or seen.ready
+        self.etag, self.etags = seen.etag, self.etags | {seen.etag}
+
+    def check_totals(self, seen: cart_pb2.Checkout) -> None:
+        """Raise AssertionError unless `seen` shows the name and the totals."""
+        assert (seen.name, seen.cart) == (self.name, self.cart)
+        totals = (len(self.lines), sum(line.quantity for line in self.lines.values()))
+        assert (seen.item_count, seen.total_quantity) == totals
+        assert price_of(seen, "subtotal") == ((self.currency, self.subtotal) if self.currency else None)
 
 
 def check_item(item: cart_pb2.Item, line: Line) -> None:
@@ -104,6 +158,8 @@ def check_item(item: cart_pb2.Item, line: Line) -> None:
     if line.held and line.held[0] == line.quantity and line.sku != SOLD_OUT:
         assert item.reservation.reservation_id == line.held[1], f"a line that stays the same is reserved anew: {item}"
     line.held = (line.quantity, item.reservation.reservation_id)
+    line.since = (item.create_time.ToMicroseconds(), item.uid)
+    line.updated = item.update_time.ToMicroseconds()
 
 
 def price_of(message: Any, field_name: str) -> Price | None:

@@ -3,10 +3,16 @@
 from copy import deepcopy
 from typing import Any
 
+from cartgrpc.v1 import cart_pb2
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from tests.state_machine.calls import RULES
-from tests.state_machine.carts import Cart, Refused
+from tests.state_machine import calls, checkouts, merges
+from tests.state_machine.carts import Cart, Checkout, Refused
+
+RULES = {**calls.RULES, **merges.RULES, **checkouts.RULES}
+# The fields of a checkout that never change.
+FIXED = FieldMask(paths=["name", "cart", "cart_uid", "item_count", "total_quantity", "subtotal", "expire_time"])
 
 # A reply, or the reason of a refusal.
 Outcome = Message | str
@@ -26,6 +32,7 @@ class Model:
 
     def __init__(self) -> None:
         self.carts: dict[str, Cart] = {}
+        self.checkouts: dict[str, Checkout] = {}
         self.stored: dict[tuple[str, str], Stored] = {}
 
     def after(self, *calls: tuple[str, Any, Outcome]) -> "Model":
@@ -102,6 +109,12 @@ def without_progress(reply: Any) -> Any:
 
 
 def _clear_progress(message: Any) -> None:
+    if isinstance(message, cart_pb2.Checkout):
+        whole = cart_pb2.Checkout()
+        whole.CopyFrom(message)
+        message.Clear()
+        FIXED.MergeMessage(whole, message)
+        return
     for name in ("reservation", "reconciling"):
         if name in message.DESCRIPTOR.fields_by_name:
             message.ClearField(name)

@@ -8,10 +8,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from cart_grpc.carts import add_items, lines, replace_items, rules, totals
-from cart_grpc.carts.model import Cart, Line
+from cart_grpc.carts import add_items, checkout, lines, merge, replace_items, rules, totals
+from cart_grpc.carts.calls import LoadedCart
+from cart_grpc.carts.checkout_calls import CheckoutChange, LoadedCheckout
+from cart_grpc.carts.merge_room import Fit, MergeRoom
+from cart_grpc.carts.model import Cart, CartState, CheckoutState, Line
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.unit_of_work import UnitOfWork
+from cart_grpc.protocol.transitions import release
 from tests.state_machine.machine import CartMachine
 from tests.state_machine.server import ServerUnderTest
 
@@ -96,6 +100,77 @@ def a_currency_outlives_its_last_price(patch: Patch) -> None:
         patch.setattr(module, "recount", recount)
 
 
+def a_checkout_does_not_freeze_its_cart(patch: Patch) -> None:
+    real = checkout._freeze
+
+    def freeze(*args: Any) -> CheckoutChange:
+        change = real(*args)
+        assert change.cart
+        return change._replace(cart=change.cart._replace(state=CartState.ACTIVE))
+
+    patch.setattr(checkout, "_freeze", freeze)
+
+
+def a_second_begin_makes_a_second_checkout(patch: Patch) -> None:
+    real = checkout.begin_checkout
+
+    def begin(loaded: LoadedCart, *rest: Any) -> CheckoutChange:
+        cart = loaded.cart and loaded.cart._replace(state=CartState.ACTIVE)
+        return real(loaded._replace(cart=cart), *rest)
+
+    patch.setattr("cart_grpc.commands.checkout.begin_checkout", begin)
+
+
+def a_completed_checkout_leaves_the_items_in_the_cart(patch: Patch) -> None:
+    real = checkout._sell
+
+    def sell(cart: Cart, *rest: Any) -> CheckoutChange:
+        change = real(cart, *rest)
+        assert change.cart
+        kept = cart._replace(state=change.cart.state, revision=change.cart.revision)
+        return change._replace(cart=kept, passes=False)
+
+    patch.setattr(checkout, "_sell", sell)
+
+
+def a_cancelled_checkout_is_completed(patch: Patch) -> None:
+    real = checkout.complete_checkout
+
+    def complete(loaded: LoadedCheckout, *rest: Any) -> CheckoutChange:
+        is_cancelled = loaded.checkout.state is CheckoutState.CANCELLED
+        return CheckoutChange(loaded.checkout, loaded.lines) if is_cancelled else real(loaded, *rest)
+
+    patch.setattr("cart_grpc.commands.checkout.complete_checkout", complete)
+
+
+def a_merge_loses_one_of_two_equal_lines(patch: Patch) -> None:
+    real = MergeRoom.fit
+
+    def fit(self: MergeRoom, cart: Cart, before: Line | None, item: Any, units: int, **rows: int) -> Fit:
+        return real(self, cart, before, item, 0 if before else units, **rows)
+
+    patch.setattr(MergeRoom, "fit", fit)
+
+
+def a_merge_takes_the_reservations_anew(patch: Patch) -> None:
+    real = merge._Merge._move
+
+    def move(self: Any, line: Line, item: Any) -> Line:
+        self._removed.append(Line(line.item, release(line.reservation, self._now)))
+        return lines._reserve(real(self, line, item).item, frozenset(), self._given)
+
+    patch.setattr(merge._Merge, "_move", move)
+
+
+def the_older_price_wins_in_a_merge(patch: Patch) -> None:
+    patch.setattr(MergeRoom, "affords", lambda *_: False)
+
+
+def a_merge_lists_no_adjustments(patch: Patch) -> None:
+    real = merge._Merge.finish
+    patch.setattr(merge._Merge, "finish", lambda self: real(self)._replace(adjustments=()))
+
+
 DEFECTS: list[Callable[[Patch], None]] = [
     another_body_under_a_request_id_gets_the_reply,
     a_repeated_call_has_a_second_effect,
@@ -105,6 +180,14 @@ DEFECTS: list[Callable[[Patch], None]] = [
     a_replaced_item_is_reserved_anew,
     the_units_of_a_user_are_not_limited,
     a_currency_outlives_its_last_price,
+    a_checkout_does_not_freeze_its_cart,
+    a_second_begin_makes_a_second_checkout,
+    a_completed_checkout_leaves_the_items_in_the_cart,
+    a_cancelled_checkout_is_completed,
+    a_merge_loses_one_of_two_equal_lines,
+    a_merge_takes_the_reservations_anew,
+    the_older_price_wins_in_a_merge,
+    a_merge_lists_no_adjustments,
 ]
 
 
