@@ -72,7 +72,7 @@ def draw(rng: Random, seed: int) -> SimulationPlan:
         match seed % 5:
             case 0:
                 _add_broken_batches(plan)
-            case 1:
+            case 1 | 3:
                 _add_lost_sales(plan)
     return plan
 
