@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
-from sqlalchemy import ColumnElement, Update, update
+from sqlalchemy import ColumnElement, Update, select, update
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cart_grpc.carts.model import CheckoutState
@@ -95,9 +95,13 @@ class Service:
     async def _execute(self, statement: Update) -> None:
         # Another program: the server has the file for itself.
         engine = create_async_engine(self.database_url.replace("sqlite:", "sqlite+aiosqlite:"))
-        async with engine.begin() as connection:
-            await connection.execute(statement)
-        await engine.dispose()
+        try:
+            async with engine.begin() as connection:
+                # As every batch does. Without it, a batch that changes several of the rows could deadlock with this.
+                await connection.execute(select(schema.users).with_for_update())
+                await connection.execute(statement)
+        finally:
+            await engine.dispose()
 
     def _connect(self) -> AbstractAsyncContextManager[Replica]:
         (address,) = self.replicas.addresses

@@ -5,12 +5,15 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from cartgrpc.v1 import cart_pb2
+from sqlalchemy import Connection
 
 from cart_grpc.carts.model import ENDED, CartState
 from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.protocol.reservation import FINAL, Disposition, Observed
 from cart_grpc.simulator.rules import StoredReservation
 from cart_grpc.simulator.stock import Stock
+from tests.invariants.dump import read_dump
+from tests.invariants.rows import check_tables
 from tests.simulation.claim_checks import RISING, ClaimChecks
 from tests.simulation.clock import SimulatedClock
 from tests.simulation.histories import HistoryChecker, revision_of
@@ -42,6 +45,7 @@ class Checks:
         raw: sqlite3.Connection,
         totals: Mapping[str, int],
         report_violation: Callable[[str], None],
+        log_event: Callable[..., None],
         clock: SimulatedClock,
         reasons: Collection[str],
         *,
@@ -57,7 +61,7 @@ class Checks:
         self._rows: dict[str, ReservationRow] = {}
         self._carts: dict[tuple[str, str], CartRow] = {}
         self._changes = 0
-        self.sales = SaleChecks(raw, report_violation)
+        self.sales = SaleChecks(raw, report_violation, log_event)
         # The names of carts that others were merged into, and of carts that ended and began anew in one transaction.
         self._merge_targets: set[str] = set()
         self._restarted: set[str] = set()
@@ -129,7 +133,7 @@ class Checks:
         is_move = self._clock.note_row(read_clock(self._raw))
         changed = [row for name, row in rows.items() if self._rows.get(name) != row]
         self.sales.check_commit(rows.values())
-        changed_carts = self._check_carts()
+        changed_carts = self._check_carts(began)
         if changed:
             self._clock.note_write()
         self._claims.note_commit()
@@ -204,9 +208,9 @@ class Checks:
             self._report_violation(f"{before} changed, but the revision of its cart did not rise")
 
     def _check_shown(self, row: ReservationRow) -> None:
-        """The quantity that callers see as reserved is held at this moment."""
+        """The quantity that callers see as reserved in a cart is held at this moment."""
         lapsed = row.expire_time is None or row.expire_time - HOLD_MARGIN_US <= self._now()
-        if lapsed or row.state not in (Observed.HELD, Observed.REJECTED):
+        if lapsed or not row.is_of_cart or row.state not in (Observed.HELD, Observed.REJECTED):
             return
         if self._clock.is_step_open or row.reservation_id in self._asked_again:
             return
@@ -218,7 +222,7 @@ class Checks:
         if before.state not in FINAL or not before.settled:
             self._report_violation(f"an unfinished reservation was deleted: {before}")
 
-    def _check_carts(self) -> Collection[tuple[str, str]]:
+    def _check_carts(self, began: int) -> Collection[tuple[str, str]]:
         """Returns user and cart id of each new or changed cart."""
         changed = set()
         for row in read_carts(self._raw):
@@ -234,7 +238,7 @@ class Checks:
                 self._etags[row.name].add(row.etag_revision)
                 if row.state in (CartState.EXPIRED, CartState.CHECKED_OUT, CartState.MERGED):
                     self._expired[row.name].add(row.etag_revision)
-                elif before is not None and self._ended_unseen(before, row):
+                elif before is not None and self._ended_unseen(before, row, began):
                     self._expired[row.name].add(before.etag_revision + 1)
                 elif before is not None and before.uid != row.uid and before.state not in ENDED:
                     self._restarted.add(row.name)
@@ -244,13 +248,16 @@ class Checks:
                 self._merge_targets.add(row.merged_into)
         return changed
 
-    def _ended_unseen(self, before: CartRow, after: CartRow) -> bool:
-        """Whether a cart ended and was created anew in one transaction, so that no row ever showed the end."""
+    def _ended_unseen(self, before: CartRow, after: CartRow, began: int) -> bool:
+        """Whether a cart ended and was created anew in one transaction, so that no row ever showed the end.
+
+        `began` is the time in the transaction. The clock may have been set back since.
+        """
         if before.uid == after.uid:
             return False
         if before.state == CartState.CHECKING_OUT:
             return self.sales.was_completed(before.uid)
-        is_idle = before.expire_time is not None and before.expire_time <= self._now()
+        is_idle = before.expire_time is not None and before.expire_time <= began
         return before.state == CartState.ACTIVE and is_idle
 
     # At every read.
@@ -309,6 +316,11 @@ class Checks:
     def check_sales(self, operations: Sequence[CallerOperation]) -> None:
         """Every acknowledged sale exists exactly once, and nothing else was sold."""
         self.sales.check_end(self._records, operations)
+
+    def check_tables(self, connection: Connection) -> None:
+        """The tables agree with each other. The totals of carts, checkouts and users equal the sums over their rows."""
+        for difference in check_tables(read_dump(connection)):
+            self._report_violation(difference)
 
     def check_expired(self, patience_us: int) -> None:
         """No active cart is more than `patience_us` past its expire_time."""

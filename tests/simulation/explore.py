@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -26,6 +27,7 @@ class Total:
     virtual_seconds: float = 0.0
     events: int = 0
     slowest: float = 0.0
+    steps: Counter[str] = field(default_factory=Counter)
     failed: list[tuple[int, list[str]]] = field(default_factory=list)
 
     def add(self, report: SeedReport) -> None:
@@ -33,6 +35,7 @@ class Total:
         self.virtual_seconds += report.virtual_seconds
         self.events += len(report.trace)
         self.slowest = max(self.slowest, report.converged_after)
+        self.steps.update(event[2] for event in report.trace if event[1] == "checkout")
         if report.violations:
             self.failed.append((report.seed, report.violations[:3]))
 
@@ -41,6 +44,7 @@ class Total:
         self.virtual_seconds += other.virtual_seconds
         self.events += other.events
         self.slowest = max(self.slowest, other.slowest)
+        self.steps += other.steps
         self.failed += other.failed
 
     def __str__(self) -> str:
@@ -77,6 +81,7 @@ def explore(first: int, count: int, jobs: int) -> int:
         if time.monotonic() - printed_at > 10:
             printed_at = time.monotonic()
             print(f"{total}; continue with FIRST={reached}", flush=True)
+    print("checkouts:", ", ".join(f"{count} {step}" for step, count in sorted(total.steps.items())))
     minutes = (time.monotonic() - began) / 60
     print(f"{total}, {total.seeds / minutes:.0f} seeds a minute on {jobs} cores, commit {_commit()}")
     for seed, violations in total.failed:

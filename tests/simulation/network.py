@@ -11,16 +11,16 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from cart_grpc.protocol.reservation import Intent
+from cart_grpc.protocol.reservation import Disposition, Intent
 from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import Answer, BatchesUnsupported, NoAnswerError
 from cart_grpc.simulator import codec
 from cart_grpc.simulator.errors import BadRequest, BodyMismatch, Lost, RevisionTooLow, SimulatorError, Throttled
 from cart_grpc.simulator.faults import Garbage
 from cart_grpc.simulator.simulator import Outcome, SimulatedReply
-from cart_grpc.simulator.stock import Stock
 from tests.simulation.batch_calls import BatchCall, Event, to_answer
 from tests.simulation.loop import MIN_DELAY, OUTSIDE, Process
+from tests.simulation.lossy_stock import LossyStock
 
 MINUTE = 60.0
 
@@ -30,7 +30,8 @@ class NetworkFaults:
     """Probabilities per message or entry of a batch, and maximum delays in seconds.
 
     `broken`, `half` and `hanging` are the probabilities that a batch call's stream breaks, ends without an error before
-    all results were sent, or goes silent. `doubled`: that its results are repeated.
+    all results were sent, or goes silent. `doubled`: that its results are repeated. `lost_holds`: that the API has lost
+    the hold that it is asked to sell, and refuses.
     """
 
     lost_before: float = 0.0
@@ -49,6 +50,7 @@ class NetworkFaults:
     broken: float = 0.0
     half: float = 0.0
     hanging: float = 0.0
+    lost_holds: float = 0.0
     doubled: float = 0.0
 
 
@@ -61,7 +63,7 @@ class Network:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        stock: Stock,
+        stock: LossyStock,
         faults: NetworkFaults,
         rng: Random,
         clock: Callable[[], int],
@@ -222,8 +224,11 @@ class Network:
         return NoAnswerError("RESOURCE_EXHAUSTED", "slow down", retry_after_us=wait, reached=True)
 
     def _apply(self, intent: Intent, chances: list[float]) -> SimulatedReply | SimulatorError:
+        faults = self.faults
+        if faults.lost_holds and intent.disposition is Disposition.COMMIT and self._rng.random() < faults.lost_holds:
+            self._stock.lose_hold(intent, self._clock())
         try:
-            record = self._stock.apply(intent, self._clock(), sold_out=chances[6] < self.faults.sold_out)
+            record = self._stock.apply(intent, self._clock(), sold_out=chances[6] < faults.sold_out)
         except RevisionTooLow as stale:
             return stale
         except BodyMismatch as mismatch:
@@ -232,7 +237,7 @@ class Network:
         except SimulatorError as error:
             self._report_violation(f"{intent}: {error}")
             return error
-        is_garbage = chances[7] < self.faults.garbage
+        is_garbage = chances[7] < faults.garbage
         return SimulatedReply(record, self._rng.choice(list(Garbage)) if is_garbage else None)
 
     def _decide(self, intent: Intent, chances: list[float]) -> "Answer | NoAnswerError":

@@ -1,6 +1,7 @@
 """The plan of a seed: size, settings and faults. Each fault is drawn on or off per seed (swarm testing).
 
-The order of the draws decides what a seed does: a draw added in the middle changes every seed.
+The order of the draws decides what a seed does: a draw added in the middle changes every seed. The number of the seed
+decides about what is rare, so that a few seeds in a row meet all of it.
 """
 
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,8 @@ class SimulationPlan:
     """All choices made before a run begins. Times are in seconds; rates are events per minute.
 
     `clock_jumps`: the database's clock jumps by hours, else by at most 1.5 s. `api_follows`: the Reservation API's
-    clock jumps with it. `max_batch`: the most entries of a batch call; 1 means no batch calls.
+    clock jumps with it. `max_batch`: the most entries of a batch call; 1 means no batch calls. `sales`: the probability
+    that a caller fills a cart and checks it out before an operation.
     """
 
     replicas: int
@@ -43,6 +45,7 @@ class SimulationPlan:
     clock_jumps: bool = False
     api_follows: bool = False
     max_batch: int = 1
+    sales: float = 0.2
 
     @property
     def rejection_reasons(self) -> set[str]:
@@ -62,8 +65,36 @@ class SimulationPlan:
         return self.network == NetworkFaults(latency=self.network.latency) and not self.rates
 
 
-def draw(rng: Random) -> SimulationPlan:
-    """Draw a plan: few carts, many faults. One plan in twelve has no faults."""
+def draw(rng: Random, seed: int) -> SimulationPlan:
+    """Draw the plan of `seed`: few carts, many faults. One plan in twelve has no faults."""
+    plan = _draw(rng)
+    if not plan.healthy:
+        match seed % 5:
+            case 0:
+                _add_broken_batches(plan)
+            case 1 | 3:
+                _add_lost_sales(plan)
+    return plan
+
+
+def _add_broken_batches(plan: SimulationPlan) -> None:
+    """Batches of several entries, whose streams break, and an API that often has none."""
+    plan.max_batch = 100
+    plan.config = replace(plan.config, max_in_flight=100)
+    plan.network = replace(plan.network, duplicated=0.4, broken=0.3, half=0.3, hanging=0.3, doubled=0.3)
+    plan.rates["no batches"] = 4.0
+
+
+def _add_lost_sales(plan: SimulationPlan) -> None:
+    """Many sales that the API refuses. All their holds are granted soon, so that checkouts become ready."""
+    plan.sales = 0.6
+    plan.stock = dict.fromkeys(plan.stock, 10_000)
+    plan.network = replace(
+        plan.network, latency=0.05, lost_before=0.0, slow=0.0, refused=0.0, sold_out=0.0, throttled=0.0, lost_holds=0.6
+    )
+
+
+def _draw(rng: Random) -> SimulationPlan:
     healthy = rng.random() < 1 / 12
     replicas = rng.choice([1, 2, 2, 3])
     carts = [f"users/{user}/carts/default" for user in ("alice", "bob")][: rng.choice([1, 2, 2])]

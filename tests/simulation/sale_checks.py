@@ -22,10 +22,13 @@ _NEXT = {
 
 
 class SaleChecks:
-    """Calls `report_violation` for each broken invariant."""
+    """Calls `report_violation` for each broken invariant, and `log_event` for each step of a checkout."""
 
-    def __init__(self, raw: sqlite3.Connection, report_violation: Callable[[str], None]) -> None:
+    def __init__(
+        self, raw: sqlite3.Connection, report_violation: Callable[[str], None], log_event: Callable[..., None]
+    ) -> None:
         self._raw = raw
+        self._log_event = log_event
         self._report_violation = report_violation
         self._checkouts: dict[str, CheckoutRow] = {}
 
@@ -53,8 +56,8 @@ class SaleChecks:
                 self._check_reservations(row, of_checkout[row.checkout_id])
             if before is None or before == row:
                 continue
-            if row.state != before.state and State(row.state) not in _NEXT.get(State(before.state), ()):
-                self._report_violation(f"a checkout left its lifecycle: {before} became {row}")
+            if row.state != before.state:
+                self._check_step(before, row)
             if before.order_reference not in ("", row.order_reference):
                 self._report_violation(f"the order of a sale changed: {before} became {row}")
         open_ids = {row.checkout_id for row in self._checkouts.values() if row.state == State.OPEN}
@@ -65,6 +68,12 @@ class SaleChecks:
         opened = Counter(row.cart_uid for row in self._checkouts.values() if row.state == State.OPEN)
         if Counter(frozen) != opened:
             self._report_violation(f"the frozen carts are {frozen}, but the open checkouts have {opened}")
+
+    def _check_step(self, before: CheckoutRow, after: CheckoutRow) -> None:
+        old, new = State(before.state), State(after.state)
+        self._log_event("checkout", f"{old.name} became {new.name}", after.checkout_id)
+        if new not in _NEXT.get(old, ()):
+            self._report_violation(f"a checkout left its lifecycle: {before} became {after}")
 
     def _check_reservations(self, row: CheckoutRow, reservations: Sequence[ReservationRow]) -> None:
         is_short = [one for one in reservations if one.expire_time is not None and one.expire_time < row.expire_time]

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from cart_grpc.carts.model import CheckoutState
 from cart_grpc.carts.refusals import CallRefused, RequestIdReused, Unavailable
 from cart_grpc.names import CheckoutKey, find_checkout
-from cart_grpc.simulator.stock import Decided, Entry, Stock
+from cart_grpc.simulator.stock import Decided, Entry
 from cart_grpc.units import to_seconds
 from tests.simulation import faults, operations, plan
 from tests.simulation.checks import Checks
@@ -19,6 +19,7 @@ from tests.simulation.clock import SimulatedClock
 from tests.simulation.database import Database, DatabaseFaults
 from tests.simulation.histories import etag_of
 from tests.simulation.loop import VirtualLoop
+from tests.simulation.lossy_stock import LossyStock
 from tests.simulation.network import Network, NetworkFaults
 from tests.simulation.operations import CallerOperation, Known
 from tests.simulation.replica import SimulatedReplica
@@ -33,7 +34,7 @@ class Simulation:
     def __init__(self, seed: int, loop: VirtualLoop) -> None:
         self.loop = loop
         self.rng = random.Random(f"{seed} world")
-        self.plan = plan.draw(random.Random(f"{seed} plan"))
+        self.plan = plan.draw(random.Random(f"{seed} plan"), seed)
         self.trace: list[tuple[Any, ...]] = []
         self.violations: list[str] = []
         self._id = 0
@@ -41,11 +42,12 @@ class Simulation:
         self.database = Database(
             loop, self.clock, self.plan.database, random.Random(f"{seed} database"), self._after_commit, self.log_event
         )
-        self.stock = Stock(self.plan.stock, default_total=None, log=self._decided)
+        self.stock = LossyStock(self.plan.stock, default_total=None, log=self._decided)
         self.checks = Checks(
             self.database.raw,
             self.plan.stock,
             self.report_violation,
+            self.log_event,
             self.clock,
             self.plan.rejection_reasons,
             healthy=self.plan.healthy,
@@ -174,7 +176,7 @@ class Simulation:
             await asyncio.sleep(self.rng.expovariate(count / self.plan.duration))
             if self.rng.random() < 0.15:
                 await self.read_cart()
-            if self.rng.random() < 0.2:
+            if self.rng.random() < self.plan.sales:
                 await self.buy(self.rng.choice(self.plan.carts))
             await self.perform(operations.draw(self.rng, len(self.operations), self.known))
 
@@ -197,8 +199,11 @@ class Simulation:
             await self.reuse_request_id(operation)
 
     async def buy(self, cart: str) -> None:
-        """Fill a cart, check it out, and complete or cancel the checkout, each after some time."""
-        for method in ("ReplaceItems", "BeginCheckout", self.rng.choice(["CompleteCheckout"] * 4 + ["CancelCheckout"])):
+        """Fill a cart, check it out, and complete or cancel the checkout, each after some time. Some click again."""
+        steps = ["ReplaceItems", "BeginCheckout", self.rng.choice(["CompleteCheckout"] * 4 + ["CancelCheckout"])]
+        if self.rng.random() < 0.3:
+            steps.append(self.rng.choice(["BeginCheckout", "CompleteCheckout", "CancelCheckout"]))
+        for method in steps:
             operation = operations.make(self.rng, len(self.operations), method, cart, self.known)
             if method == "ReplaceItems" or self.rng.random() < 0.6:
                 operation.request.max_wait.seconds = 20  # type: ignore[attr-defined]
@@ -264,6 +269,7 @@ class Simulation:
         await self.await_late_messages()
         self.checks.check_histories(self.operations)
         self.checks.check_sales(self.operations)
+        self.checks.check_tables(self.database.connection)
         for operation in self.operations:
             if operation.reply is not None and operation.request_id:
                 await self.attempt_operation(operation, self.choose_replica(), 30.0)
@@ -338,14 +344,17 @@ class Simulation:
         return find_checkout(rng.choice(known)) if known else None
 
     async def finish_checkouts(self) -> None:
-        """Complete failed checkouts again, then cancel them. Cancel those with a long window; the others end."""
+        """Complete half of the failed checkouts again, and cancel the rest.
+
+        Cancel those that are open and have a long window; the others end.
+        """
         for row in self.checks.sales.running:
             if row.state == CheckoutState.COMPLETING:
                 continue
             tries = self._finishing[row.checkout_id]
             self._finishing[row.checkout_id] += 1
             request: Any = cart_service_pb2.CancelCheckoutRequest(name=row.name)
-            if row.state == CheckoutState.FAILED and not tries:
+            if row.state == CheckoutState.FAILED and not tries and self.rng.random() < 0.5:
                 request = operations.complete(row.name, row.order_reference)
             elif row.state == CheckoutState.OPEN and row.expire_time < self.clock.now() + 100_000_000:
                 # Its window ends soon.

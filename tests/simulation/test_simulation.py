@@ -29,6 +29,15 @@ FAULTS = {
 STREAMS = {"batches are not supported", "the batch is doubled", "error", "half", "hang"}
 REFUSALS = {"unheard", "EtagMismatch", "ItemNotFound", "CartClosed"}
 WAYS = {"send", "send in a batch", "born claimed", "settled", "refused"}
+STEPS = {
+    "OPEN became CANCELLED",
+    "OPEN became EXPIRED",
+    "OPEN became COMPLETING",
+    "COMPLETING became COMPLETED",
+    "COMPLETING became FAILED",
+    "FAILED became COMPLETING",
+    "FAILED became CANCELLED",
+}
 # In almost every seed, reservations are born claimed, and answers are recorded without reading.
 USUAL = {"born claimed", "settled"}
 
@@ -41,7 +50,7 @@ def test_every_invariant_holds_in_every_seed(first: int) -> None:
     met = [_events(report) for report in reports]
     if len(reports) == BLOCK:
         assert sum(events >= USUAL for events in met) >= BLOCK - 3
-        assert set().union(*met) >= FAULTS | STREAMS | REFUSALS | WAYS
+        assert set().union(*met) >= FAULTS | STREAMS | REFUSALS | WAYS | STEPS
 
 
 def _events(report: SeedReport) -> set[str]:
