@@ -269,7 +269,7 @@ def cart_with_a_claimable_row_is_cached(patch: Patch) -> None:
         found = real(text, now)
         if not isinstance(found, CartJson):
             return found
-        return found._replace(validator=CacheValidator(found.version, now + MAX_AGE_US))
+        return found._replace(validator=CacheValidator(found.version, now, now + MAX_AGE_US))
 
     patch.setattr(cart_json, "_parse_cart", parse_cart)
 

@@ -267,11 +267,19 @@ async def test_an_ended_validator_is_invalid(store: Store) -> None:
     assert isinstance(await store.reads.find_json(KEY, validator._replace(until=app.clock() - 10 * SECOND)), CartJson)
 
 
+async def test_a_validator_is_invalid_once_the_clock_was_set_back(store: Store) -> None:
+    await decided(store)
+    validator = await validator_of(store)
+    assert await store.reads.find_json(KEY, validator) is NOT_MODIFIED
+    later = validator._replace(since=validator.since + 10 * SECOND)
+    assert isinstance(await store.reads.find_json(KEY, later), CartJson)
+
+
 async def test_reads_in_one_statement_are_answered_each_by_its_own_validator(store: Store) -> None:
     await decided(store)
     validator = await validator_of(store)
     find = partial(store.reads.find_json, KEY)
-    found = await asyncio.gather(find(validator), find(), find(CacheValidator("", validator.until)), find(validator))
+    found = await asyncio.gather(find(validator), find(), find(validator._replace(version="")), find(validator))
     assert [one is NOT_MODIFIED for one in found] == [True, False, False, True]
 
 

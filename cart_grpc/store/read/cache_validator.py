@@ -26,14 +26,19 @@ MAX_WATCH_AGE_US: Final = 600_000_000
 
 
 class CacheValidator(NamedTuple):
-    """A cart is not modified if it has this `version` and the database's time, in microseconds, is before `until`."""
+    """A cart is not modified if it has this `version`, and the database's time is between `since` and `until`.
+
+    `since` is the time of the read, in microseconds. An earlier time shows that the clock was set back, also to a
+    process that was cut from the database meanwhile: holds end then without a new revision.
+    """
 
     version: str
+    since: int
     until: int
 
 
 # No cart has this version.
-NO_VALIDATOR: Final = CacheValidator("", 0)
+NO_VALIDATOR: Final = CacheValidator("", 0, 0)
 
 
 def reply_valid_until(reservation: FromClause) -> ColumnElement[int]:
@@ -56,10 +61,10 @@ def reply_validator(version: str, first_until: int | None, now: int) -> CacheVal
     """
     latest = now + MAX_AGE_US
     until = latest if first_until is None else min(first_until, latest)
-    return CacheValidator(version, until) if until > now else None
+    return CacheValidator(version, now, until) if until > now else None
 
 
 def watch_validator(version: str, next_lapse: int | None, now: int) -> CacheValidator:
     """The validator of the state that a watcher got at `now`. It expires with the next hold."""
     latest = now + MAX_WATCH_AGE_US
-    return CacheValidator(version, latest if next_lapse is None else min(next_lapse, latest))
+    return CacheValidator(version, now, latest if next_lapse is None else min(next_lapse, latest))

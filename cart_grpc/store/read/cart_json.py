@@ -45,7 +45,12 @@ _NEXT_ID = ","
 _NEXT_TIME = ","
 _NO_TIMES = ","
 _ITEM_WIDTH = len(items.columns)
-_KEY_COLUMNS: Final = {**{name: carts.c[name].type for name in CART}, "version": Text(), "until": BigInteger()}
+_KEY_COLUMNS: Final = {
+    **{name: carts.c[name].type for name in CART},
+    "version": Text(),
+    "since": BigInteger(),
+    "until": BigInteger(),
+}
 # A cart that is filled and cleared while the Reservation API is down collects releases without bound. Reading all of
 # them would make GetCart slower with every one.
 MAX_RELEASING: Final = 1_000
@@ -149,7 +154,7 @@ def select_carts(dialect: Dialect) -> Select[str, int]:
     version = cart.c.uid + ":" + cast(cart.c.revision, Text)
     head = dialect.json_array(*cart.c, _releasing(dialect, cart))
     text = version + _NEXT_LINE + head + func.coalesce(_NEXT_LINE + _lines(dialect, cart, now), "")
-    not_modified = and_(keys.c.version == version, keys.c.until > now)
+    not_modified = and_(keys.c.version == version, keys.c.since <= now, keys.c.until > now)
     each = (
         select(case((cart.c.uid.is_(None), ""), (not_modified, NOT_MODIFIED.value), else_=text).label("text"))
         .select_from(keys.outerjoin(cart, on))
