@@ -241,7 +241,7 @@ async def test_a_purged_cart_becomes_none(polled: Watched, engine: Engine) -> No
 
 async def test_the_end_of_a_hold_wakes_a_watcher_without_a_commit(watched: Watched, engine: Engine) -> None:
     await decided(watched.store)
-    end = app.clock() + SECOND // 5
+    end = app.clock() + SECOND
     await overwrite(engine, schema.reservations, expire_time=end + HOLD_MARGIN_US, due_time=end + HOUR)
     with watched.watch(KEY) as states:
         assert shown(await next_state(states)) is ProgressState.RESERVED
