@@ -27,7 +27,8 @@ class CheckoutWatches:
         self._reads = reads
         self._notifier = notifier
         self._polls = polls
-        self._waiting: dict[CartKey, set[asyncio.Event]] = {}
+        # In the order of their arrival, in which they are also woken.
+        self._waiting: dict[CartKey, list[asyncio.Event]] = {}
         notifier.subscribe(self._on_change, self._on_close)
 
     async def wait_while(self, is_unsettled: IsUnsettled, key: CheckoutKey, cart: CartKey, seconds: float) -> None:
@@ -36,14 +37,14 @@ class CheckoutWatches:
         Returns once it is settled, does not exist, `seconds` have passed, or the process begins to stop.
         """
         news = asyncio.Event()
-        self._waiting.setdefault(cart, set()).add(news)
+        self._waiting.setdefault(cart, []).append(news)
         try:
             async with asyncio.timeout(seconds):
                 await self._wait_while(is_unsettled, key, news)
         except TimeoutError:
             return
         finally:
-            self._waiting[cart].discard(news)
+            self._waiting[cart].remove(news)
             if not self._waiting[cart]:
                 del self._waiting[cart]
 
