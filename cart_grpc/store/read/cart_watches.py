@@ -44,8 +44,9 @@ class _Subscription:
 
     def __init__(self, key: CartKey) -> None:
         self.key = key
-        self.watchers: set[Watch[Any]] = set()
-        self.new: set[Watch[Any]] = set()
+        # In the order of their arrival, in which they are also woken.
+        self.watchers: dict[Watch[Any], None] = {}
+        self.new: dict[Watch[Any], None] = {}
         self.timer: asyncio.TimerHandle | None = None
         self.known: Known | None = None
         self._digest = b""
@@ -126,15 +127,15 @@ class CartWatches:
         subscription = self._subscriptions.get(key)
         if subscription is None:
             subscription = self._subscriptions[key] = _Subscription(key)
-        subscription.watchers.add(watch)
-        subscription.new.add(watch)
+        subscription.watchers[watch] = None
+        subscription.new[watch] = None
         self._request_read(subscription)
         self._look_elsewhere()
         try:
             yield watch
         finally:
-            subscription.watchers.discard(watch)
-            subscription.new.discard(watch)
+            subscription.watchers.pop(watch, None)
+            subscription.new.pop(watch, None)
             if not subscription.watchers:
                 self._forget(subscription)
 
@@ -210,7 +211,7 @@ class CartWatches:
         loop = asyncio.get_running_loop()
         era = self._reads.era
         validator = subscription.validator(loop.time(), era)
-        new, subscription.new = subscription.new, set()
+        new, subscription.new = subscription.new, {}
         delay = self._retry_seconds
         try:
             found = await self._reads.find_json(subscription.key, validator)
@@ -219,8 +220,9 @@ class CartWatches:
                 state = SharedState(found)
                 # A watcher that arrived during this read waits for the next read: this one may not see that watcher's
                 # change.
-                for watch in subscription.watchers - subscription.new if is_new else new & subscription.watchers:
-                    watch.offer(state)
+                for watch in subscription.watchers if is_new else new:
+                    if watch not in subscription.new and watch in subscription.watchers:
+                        watch.offer(state)
             delay = subscription.next_read(loop.time())
         except (Overloaded, DatabaseUnavailable) as error:
             # The other watchers keep their state; the next read brings the changes that they missed.
