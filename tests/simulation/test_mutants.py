@@ -36,7 +36,7 @@ from cart_grpc.store.batch_writer import BatchWriter
 from cart_grpc.store.change_notifier import Room
 from cart_grpc.store.clock_queries import ClockQueries
 from cart_grpc.store.queries import WriteQueries
-from cart_grpc.store.read import cart_json
+from cart_grpc.store.read import cache_validator, cart_json
 from cart_grpc.store.read.cache_validator import MAX_AGE_US, CacheValidator
 from cart_grpc.store.read.cart_json import CartJson, Found
 from cart_grpc.store.read.reads import Reads
@@ -291,7 +291,14 @@ def hold_is_believed_to_last_longer_than_its_ttl(patch: Patch) -> None:
 
 
 def cached_reply_outlives_a_step_back_of_the_clock(patch: Patch) -> None:
+    real = cache_validator.reply_validator
+
+    def reply_validator(version: str, first_until: int | None, now: int) -> CacheValidator | None:
+        validator = real(version, first_until, now)
+        return validator and validator._replace(since=0)
+
     patch.setattr(Reads, "begin_era", lambda _: None)
+    patch.setattr(cart_json, "reply_validator", reply_validator)
 
 
 def born_claim_keeps_the_epoch(patch: Patch) -> None:
@@ -504,16 +511,22 @@ MUTANTS: list[Mutant] = [
 ]
 
 
-def seeds_until_caught(most: int) -> tuple[int, str] | None:
-    """The number of seeds until the first violation, and the violation. None if `most` seeds find none."""
-    for seed in range(most):
+# Every fifth seed has batches of several entries: see `plan.draw`.
+NEEDS_BATCHES = {missing_result_counts_as_a_permanent_failure}
+
+
+def seeds_until_caught(most: int, step: int = 1) -> tuple[int, str] | None:
+    """The number of seeds until the first violation, and the violation. None if the seeds below `most` find none."""
+    for count, seed in enumerate(range(0, most, step), 1):
         report = run(seed)
         if report.violations:
-            return seed + 1, report.violations[0]
+            return count, report.violations[0]
     return None
 
 
+@pytest.mark.timeout(180)  # a time-out in the middle of a run would leave its transaction to the next test
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_some_seed_catches_the_mutant(mutant: Mutant, monkeypatch: Patch) -> None:
     mutant(monkeypatch)
-    assert seeds_until_caught(MAX_SEEDS), f"{MAX_SEEDS} seeds found no violation"
+    found = seeds_until_caught(MAX_SEEDS, 5 if mutant in NEEDS_BATCHES else 1)
+    assert found, f"the seeds below {MAX_SEEDS} found no violation"
