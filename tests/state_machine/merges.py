@@ -1,4 +1,4 @@
-"""What MergeCarts does to the model."""
+"""The effect of MergeCarts on the model."""
 
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any

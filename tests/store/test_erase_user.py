@@ -276,7 +276,7 @@ async def test_rows_are_deleted_in_small_steps_that_can_stop_anywhere_and_run_in
         assert deleted <= 2 * 6
         steps += 1
         left = await operator.erase_user(USER, progress_only=True)
-        # The mark goes last: whoever comes next knows that there is work.
+        # The mark goes last: while it is there, the erasure goes on.
         assert (left.begin_time is None) == (await find_texts(engine) == set())
     assert steps > 4
     assert await find_texts(engine) == set()
