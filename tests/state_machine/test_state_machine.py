@@ -183,12 +183,12 @@ DEFECTS: list[Callable[[Patch], None]] = [
     a_checkout_does_not_freeze_its_cart,
     a_second_begin_makes_a_second_checkout,
     a_completed_checkout_leaves_the_items_in_the_cart,
-    a_cancelled_checkout_is_completed,
     a_merge_loses_one_of_two_equal_lines,
     a_merge_takes_the_reservations_anew,
-    the_older_price_wins_in_a_merge,
     a_merge_lists_no_adjustments,
 ]
+# Sixty runs find these only sometimes.
+RARE_DEFECTS = [a_cancelled_checkout_is_completed, the_older_price_wins_in_a_merge]
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
@@ -197,3 +197,12 @@ def test_a_defect_is_found(defect: Callable[[Patch], None], server: ServerUnderT
     defect(monkeypatch)
     with pytest.raises(AssertionError):
         _run(server, 60, 25, phases=[Phase.generate], derandomize=True, report_multiple_bugs=False)
+
+
+@pytest.mark.night
+@pytest.mark.parametrize("defect", RARE_DEFECTS, ids=lambda defect: defect.__name__)
+@pytest.mark.parametrize("backend", ["sqlite"])
+def test_a_rare_defect_is_found(defect: Callable[[Patch], None], server: ServerUnderTest, monkeypatch: Patch) -> None:
+    defect(monkeypatch)
+    with pytest.raises(AssertionError):
+        _run(server, 2_000, 25, phases=[Phase.generate], derandomize=True, report_multiple_bugs=False)
