@@ -10,7 +10,7 @@ from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cart_grpc.client.money import format_money
+from cart_grpc.client import money
 from cart_grpc.terminal import escape, write
 
 _NOTHING: Final = "-"
@@ -54,7 +54,7 @@ def cart_view(cart: cart_pb2.Cart) -> RenderableType:
         title.append(f"  {escape(cart.checkout)}")
     total = [count(cart.item_count, "item"), count(cart.total_quantity, "unit")]
     if cart.HasField("subtotal"):
-        total.append(f"subtotal {show_money(cart.subtotal)}")
+        total.append(f"subtotal {_show_money(cart.subtotal)}")
     return Group(title, *([items_table(cart.items)] if cart.items else []), Text(", ".join(total)))
 
 
@@ -66,7 +66,7 @@ def items_table(items: Iterable[cart_pb2.Item]) -> Table:
         table.add_row(
             Text(item_text(item)),
             str(item.quantity),
-            show_money(item.unit_price) if item.HasField("unit_price") else _NOTHING,
+            _show_money(item.unit_price) if item.HasField("unit_price") else _NOTHING,
             _state(cart_pb2.Reservation.State.Name(seen.state)),
             str(seen.reserved_quantity),
             _moment(seen) or _NOTHING,
@@ -79,7 +79,7 @@ def carts_table(carts: Iterable[cart_pb2.Cart]) -> Table:
     """Carts without their items."""
     table = _table("CART", "STATE", ">ITEMS", ">UNITS", ">SUBTOTAL", "CHANGED")
     for cart in carts:
-        subtotal = show_money(cart.subtotal) if cart.HasField("subtotal") else _NOTHING
+        subtotal = _show_money(cart.subtotal) if cart.HasField("subtotal") else _NOTHING
         state = _state(cart_pb2.Cart.State.Name(cart.state))
         changed = _time(cart.update_time)
         table.add_row(Text(escape(cart.name)), state, str(cart.item_count), str(cart.total_quantity), subtotal, changed)
@@ -96,7 +96,7 @@ def checkout_view(checkout: cart_pb2.Checkout) -> RenderableType:
         title.append("  not ready yet", "yellow")
     facts = [f"of {escape(checkout.cart)}", count(checkout.item_count, "item"), count(checkout.total_quantity, "unit")]
     if checkout.HasField("subtotal"):
-        facts.append(f"subtotal {show_money(checkout.subtotal)}")
+        facts.append(f"subtotal {_show_money(checkout.subtotal)}")
     if checkout.order_reference:
         facts.append(f"order {escape(checkout.order_reference)}")
     if checkout.reason:
@@ -115,7 +115,7 @@ def checkouts_table(checkouts: Iterable[cart_pb2.Checkout]) -> Table:
             Text(escape(one.name)),
             _state(cart_pb2.Checkout.State.Name(one.state)),
             Text(escape(one.cart)),
-            show_money(one.subtotal) if one.HasField("subtotal") else _NOTHING,
+            _show_money(one.subtotal) if one.HasField("subtotal") else _NOTHING,
             Text(escape(one.order_reference) or _NOTHING),
             one.reason or _NOTHING,
             _time(one.update_time),
@@ -127,7 +127,7 @@ def adjustments_table(adjustments: Iterable[pb.MergeAdjustment]) -> Table:
     """The adjustments of a merge."""
     table = _table("ADJUSTED ITEM", "CHANGE", ">QUANTITY", "LIMIT OR PRICE")
     for one in adjustments:
-        lost = show_money(one.lost_unit_price) if one.HasField("lost_unit_price") else one.quota
+        lost = _show_money(one.lost_unit_price) if one.HasField("lost_unit_price") else one.quota
         kind = pb.MergeAdjustment.Type.Name(one.type).removeprefix("TYPE_")
         table.add_row(
             Text(item_text(one.source_item)), kind, f"{one.source_item.quantity} -> {one.quantity}", lost or _NOTHING
@@ -141,12 +141,8 @@ def item_text(item: cart_pb2.Item) -> str:
     return escape(f"{item.sku} {{{options}}}" if options else item.sku)
 
 
-def show_money(amount: cart_pb2.Money) -> str:
-    """An amount, such as `12.34 EUR`. The server does not check that a currency exists, so its code may be unknown."""
-    try:
-        return format_money(amount)
-    except ValueError:
-        return f"{amount.minor_units} smallest units of {escape(amount.currency_code)}"
+def _show_money(amount: cart_pb2.Money) -> str:
+    return escape(money.show_money(amount))
 
 
 def count(number: int, noun: str) -> str:

@@ -18,7 +18,7 @@ from cart_grpc.admin_client import (
     show_age,
     show_word,
 )
-from cart_grpc.client.money import format_money
+from cart_grpc.client.money import show_money
 from cart_grpc.terminal import escape, say, to_table
 
 Checkout = cart_pb2.Checkout
@@ -82,19 +82,11 @@ def _checkout_row(checkout: cart_pb2.Checkout) -> Sequence[str]:
         show_word(Checkout.State, checkout.state),
         show_age(checkout.update_time),
         str(checkout.item_count),
-        _show_money(checkout.subtotal) if checkout.HasField("subtotal") else NOTHING,
+        show_money(checkout.subtotal) if checkout.HasField("subtotal") else NOTHING,
         escape(checkout.order_reference) or NOTHING,
         checkout.cart,
         checkout.reason,
     )
-
-
-def _show_money(amount: cart_pb2.Money) -> str:
-    try:
-        return format_money(amount)
-    except ValueError:
-        # The server does not check that a currency exists.
-        return f"{amount.minor_units} smallest units of {escape(amount.currency_code)}"
 
 
 def _item_row(item: cart_pb2.Item) -> Sequence[str]:

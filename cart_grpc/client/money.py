@@ -47,6 +47,17 @@ def format_money(amount: Money) -> str:
     return f"{to_decimal(amount):f} {amount.currency_code}"
 
 
+def show_money(amount: Money) -> str:
+    """Return an amount as `format_money` does, or in smallest units if the currency is unknown. Raises nothing.
+
+    The server does not check that a currency exists.
+    """
+    try:
+        return format_money(amount)
+    except ValueError:
+        return f"{amount.minor_units} smallest units of {amount.currency_code}"
+
+
 def _exponent(currency_code: str) -> int:
     try:
         exponent = Currency(currency_code).exponent

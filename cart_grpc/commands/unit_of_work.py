@@ -102,7 +102,10 @@ class UnitOfWork:
         self.reservations[reservation.reservation_id] = reservation
         ids = self._ids_by_sku[reservation.cart, reservation.sku]
         # A reservation that has passed to a checkout is not the cart's: another cart may have the name.
-        (ids.add if reservation.is_of_cart else ids.discard)(reservation.reservation_id)
+        if reservation.is_of_cart:
+            ids.add(reservation.reservation_id)
+        else:
+            ids.discard(reservation.reservation_id)
 
     def load_checkout(self, checkout: Checkout) -> None:
         self.checkouts[checkout.key] = checkout

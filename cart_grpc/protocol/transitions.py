@@ -201,23 +201,13 @@ def force_release(reservation: Reservation, now: int) -> Reservation:
         return reservation
     if reservation.frozen:
         raise ValueError("a reservation cannot be released while it is being committed")
-    return reservation._replace(
+    released = reservation._replace(
         disposition=Disposition.RELEASE,
-        reserved_cap=0,
-        state=Observed.RELEASED,
-        granted_quantity=0,
-        expire_time=None,
-        observed_revision=reservation.revision,
         waiting=False,
-        due_time=None,
-        attempt_count=0,
-        lease_epoch=reservation.lease_epoch + 1,
-        lease_expire_time=None,
-        finish_time=now,
-        set_aside_reason="",
         superseded_by="",
         checkout_id=_checkout_after_release(reservation),
     )
+    return _finish_by_force(released, Observed.RELEASED, 0, now)
 
 
 def force_commit(reservation: Reservation, now: int) -> Reservation:
@@ -229,12 +219,16 @@ def force_commit(reservation: Reservation, now: int) -> Reservation:
         return reservation
     if reservation.disposition is not Disposition.COMMIT:
         raise ValueError("only a reservation that is being committed can be counted as sold")
+    return _finish_by_force(reservation, Observed.COMMITTED, reservation.quantity, now)
+
+
+def _finish_by_force(reservation: Reservation, state: Observed, quantity: int, now: int) -> Reservation:
     return reservation._replace(
-        state=Observed.COMMITTED,
-        granted_quantity=reservation.quantity,
+        state=state,
+        granted_quantity=quantity,
+        reserved_cap=quantity,
         expire_time=None,
         observed_revision=reservation.revision,
-        reserved_cap=reservation.quantity,
         due_time=None,
         attempt_count=0,
         lease_epoch=reservation.lease_epoch + 1,

@@ -50,13 +50,10 @@ def pause(request: pb.PauseReservationsRequest) -> str:
 def list_reservations(request: pb.ListReservationsRequest) -> ReservationPage:
     """Return the requested page."""
     fields = Fields()
-    known = {int(state) for state in WorkState}
-    if not known.issuperset(request.states):
-        names = ", ".join(state.name for state in WorkState)
-        fields.fault("states", "INVALID_STATE", f"must be from {names}")
+    states = fields.states("states", request.states, WorkState)
     page = ReservationPage(
         size=pages.page_size(fields, request.page_size),
-        states=frozenset(WorkState(state) for state in request.states if state in known) or BACKLOG,
+        states=states or BACKLOG,
         min_age_us=fields.duration("min_age", request.min_age, 0, MAX_AGE_SECONDS),
         min_attempts=fields.non_negative("min_attempt_count", request.min_attempt_count),
         after=None,
@@ -64,7 +61,7 @@ def list_reservations(request: pb.ListReservationsRequest) -> ReservationPage:
         sku=fields.text("sku", request.sku, MAX_SKU),
     )
     fields.check()
-    after = _decode(fields, page, request.page_token) if request.page_token else None
+    after = pages.find_after(fields, request.page_token, _query(page), "filter", _find_position)
     fields.check()
     return replace(page, after=after)
 
@@ -84,21 +81,19 @@ def _parent(fields: Fields, name: str) -> UserKey | CartKey | None:
 def list_carts(request: pb.CartAdminServiceListCartsRequest) -> CartSearch:
     """Return the requested page."""
     fields = Fields()
-    known = {int(state) for state in CartState}
-    if not known.issuperset(request.states):
-        fields.fault("states", "INVALID_STATE", f"must be from {', '.join(CartState.__members__)}")
+    states = fields.states("states", request.states, CartState)
     if not _PREFIX.fullmatch(request.user_prefix):
         fields.fault("user_prefix", "INVALID_ID", "must be the beginning of a user id: up to 128 of A-Za-z0-9._~@|:+-")
     search = CartSearch(
         size=pages.page_size(fields, request.page_size),
         user_prefix=request.user_prefix,
-        states=frozenset(CartState(state) for state in request.states if state in known),
+        states=states,
         min_age_us=fields.duration("min_age", request.min_age, 0, MAX_AGE_SECONDS),
         sku=fields.text("sku", request.sku, MAX_SKU),
         after=None,
     )
     fields.check()
-    after = _decode_cart(fields, search, request.page_token) if request.page_token else None
+    after = pages.find_after(fields, request.page_token, _cart_query(search), "filter", _find_cart_key)
     fields.check()
     return replace(search, after=after)
 
@@ -116,15 +111,12 @@ def erase_user(request: pb.EraseUserRequest) -> UserKey:
     return found
 
 
-def _decode_cart(fields: Fields, search: CartSearch, token: str) -> CartKey | None:
-    match pages.decode_token(token):
-        case [str(query), int(slice_), str(user_id), str(cart_id)] if (
+def _find_cart_key(content: object) -> CartKey | None:
+    match content:
+        case [int(slice_), str(user_id), str(cart_id)] if (
             is_id(user_id) and is_id(cart_id) and user_key(user_id).slice == slice_
         ):
-            if query != _cart_query(search):
-                fields.fault("page_token", "INVALID_PAGE_TOKEN", "was returned for a different filter")
             return CartKey(slice_, user_id, cart_id)
-    fields.fault("page_token", "INVALID_PAGE_TOKEN", "must be the next_page_token of the previous page")
     return None
 
 
@@ -132,13 +124,10 @@ def _cart_query(search: CartSearch) -> str:
     return pages.query_hash((search.user_prefix, sorted(search.states), search.min_age_us, search.sku))
 
 
-def _decode(fields: Fields, page: ReservationPage, token: str) -> Position | None:
-    match pages.decode_token(token):
-        case [str(query), int(time), str(reservation_id)] if pages.is_time(time) and _is_id(reservation_id):
-            if query != _query(page):
-                fields.fault("page_token", "INVALID_PAGE_TOKEN", "was returned for a different filter")
+def _find_position(content: object) -> Position | None:
+    match content:
+        case [int(time), str(reservation_id)] if pages.is_time(time) and _is_id(reservation_id):
             return time, reservation_id
-    fields.fault("page_token", "INVALID_PAGE_TOKEN", "must be the next_page_token of the previous page")
     return None
 
 

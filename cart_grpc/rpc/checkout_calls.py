@@ -15,6 +15,7 @@ from cart_grpc.commands.checkout import CheckoutMutation
 from cart_grpc.names import find_cart, find_checkout
 from cart_grpc.rpc import checkout_requests, pages
 from cart_grpc.rpc.checkout_messages import checkout_message, snapshot_message, summary_message
+from cart_grpc.rpc.messages import serialize
 from cart_grpc.rpc.requests import max_wait_seconds
 from cart_grpc.rpc.waiting import Waiting
 from cart_grpc.store.read.checkout_reads import CheckoutSummary
@@ -87,8 +88,7 @@ def _encode(response_type: Response) -> Callable[[CheckoutView, int], bytes]:
     def encode(view: CheckoutView, now: int) -> bytes:
         reconciling = any(line.reservation.reconciling for line in view.lines)
         message = checkout_message(view.checkout, view.lines, now, reconciling=reconciling)
-        # Maps in the order of their keys, so that equal replies have equal bytes.
-        return response_type(checkout=message).SerializeToString(deterministic=True)
+        return serialize(response_type(checkout=message))
 
     return encode
 

@@ -28,7 +28,6 @@ from cart_grpc.store.read.checkout_reads import EVERY_STATE, CheckoutPage, Opera
 MAX_ORDER_REFERENCE: Final = 128
 # The states of a checkout that an operator may have to look at.
 _STUCK: Final = frozenset({CheckoutState.COMPLETING, CheckoutState.FAILED})
-_TERM = re.compile(r"state ?= ?([A-Z_]{1,32})")
 _ORDER_REFERENCE = re.compile(r'\s*order_reference\s*=\s*"((?:[^"\\]|\\["\\])*)"\s*')
 
 
@@ -86,7 +85,7 @@ def list_checkouts(request: pb.ListCheckoutsRequest) -> CheckoutPage:
     states, order_reference = _filter(fields, request.filter)
     fields.check()
     page = CheckoutPage(user, size, states, order_reference, after=None)
-    after = _decode(fields, _query(page), request.page_token) if request.page_token else None
+    after = _find_after(fields, page, request.page_token)
     fields.check()
     return replace(page, after=after)
 
@@ -94,12 +93,8 @@ def list_checkouts(request: pb.ListCheckoutsRequest) -> CheckoutPage:
 def list_checkouts_of_all(request: admin_pb.CartAdminServiceListCheckoutsRequest) -> OperatorCheckoutPage:
     """Return the requested page of all users' checkouts."""
     fields = Fields()
-    known = {int(state) for state in CheckoutState}
-    if not known.issuperset(request.states):
-        names = ", ".join(state.name for state in CheckoutState)
-        fields.fault("states", "INVALID_STATE", f"must be from {names}")
+    states = fields.states("states", request.states, CheckoutState)
     reference = fields.text("order_reference", request.order_reference, MAX_ORDER_REFERENCE)
-    states = frozenset(CheckoutState(state) for state in request.states if state in known)
     page = OperatorCheckoutPage(
         size=pages.page_size(fields, request.page_size),
         states=states or (EVERY_STATE if reference else _STUCK),
@@ -108,7 +103,7 @@ def list_checkouts_of_all(request: admin_pb.CartAdminServiceListCheckoutsRequest
         after=None,
     )
     fields.check()
-    after = _decode(fields, _query(page), request.page_token) if request.page_token else None
+    after = _find_after(fields, page, request.page_token)
     fields.check()
     return replace(page, after=after)
 
@@ -126,26 +121,18 @@ def _filter(fields: Fields, text: str) -> tuple[frozenset[CheckoutState], str]:
     if found := _ORDER_REFERENCE.fullmatch(text):
         reference = re.sub(r"\\(.)", r"\1", found.group(1))
         return EVERY_STATE, fields.text("filter", reference, MAX_ORDER_REFERENCE, least=1)
-    states = set()
-    for term in " ".join(text.split()).split(" OR "):
-        match = _TERM.fullmatch(term)
-        state = CheckoutState.__members__.get(match.group(1)) if match else None
-        if state is None:
-            known = ", ".join(CheckoutState.__members__)
-            hint = f'several of these joined with OR, or `order_reference = "..."`; X is one of {known}'
-            fields.fault("filter", "INVALID_FILTER", f"must be `state = X`, {hint}")
-            break
-        states.add(state)
-    return frozenset(states), ""
+    form = '`state = X`, several of these joined with OR, or `order_reference = "..."`'
+    return pages.states_in_filter(fields, text, CheckoutState, form), ""
 
 
-def _decode(fields: Fields, wanted: str, token: str) -> tuple[int, str] | None:
-    match pages.decode_token(token):
-        case [str(query), int(time), str(checkout_id)] if pages.is_time(time) and _is_id(checkout_id):
-            if query != wanted:
-                fields.fault("page_token", "INVALID_PAGE_TOKEN", "was returned for a different parent or filter")
+def _find_after(fields: Fields, page: CheckoutPage | OperatorCheckoutPage, token: str) -> tuple[int, str] | None:
+    return pages.find_after(fields, token, _query(page), "parent or filter", _find_time_and_id)
+
+
+def _find_time_and_id(content: object) -> tuple[int, str] | None:
+    match content:
+        case [int(time), str(checkout_id)] if pages.is_time(time) and _is_id(checkout_id):
             return time, checkout_id
-    fields.fault("page_token", "INVALID_PAGE_TOKEN", "must be the next_page_token of the previous page")
     return None
 
 

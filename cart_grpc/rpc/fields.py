@@ -1,8 +1,9 @@
 """Checks of single request fields. Violations are collected, so that a caller sees all of them at once."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
+from typing import Any, TypeVar
 
 from cartgrpc.v1 import cart_pb2
 from google.protobuf.duration_pb2 import Duration
@@ -13,6 +14,7 @@ from cart_grpc.carts.model import Money
 from cart_grpc.carts.refusals import FieldViolation, InvalidArgument
 from cart_grpc.names import CartKey, CheckoutKey, UserKey
 
+E = TypeVar("E", bound=IntEnum)
 MAX_SKU = 128
 MAX_OPTIONS = 20
 MAX_LABELS = 16
@@ -126,6 +128,13 @@ class Fields:
         if not 1 <= quantity <= most:
             self.fault(field, "OUT_OF_RANGE", f"must be 1 to {most}, not {quantity}")
         return quantity
+
+    def states(self, field: str, numbers: Iterable[int], kind: type[E]) -> frozenset[E]:
+        """The values of an enum with these numbers."""
+        known = {int(state) for state in kind}
+        if not known.issuperset(numbers):
+            self.fault(field, "INVALID_STATE", f"must be from {', '.join(kind.__members__)}")
+        return frozenset(kind(number) for number in numbers if number in known)
 
     def non_negative(self, field: str, number: int) -> int:
         if number < 0:

@@ -15,7 +15,6 @@ from inspect import isasyncgenfunction
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
-from google.protobuf.message import Message
 
 from cart_grpc.carts.refusals import CallRefused, Overloaded
 from cart_grpc.rpc import status
@@ -23,6 +22,7 @@ from cart_grpc.rpc.admission import Admission, OpenStreams
 from cart_grpc.rpc.deadlines import Deadlines
 from cart_grpc.rpc.door import Door
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
+from cart_grpc.rpc.messages import serialize
 from cart_grpc.rpc.methods import Method
 from cart_grpc.rpc.receiving import MalformedRequest, Receiver
 from cart_grpc.rpc.unread import Unread
@@ -221,11 +221,6 @@ def write_each(endpoint: Endpoint, next_step: Any) -> Step:
                     raise WriteCancelled from None
 
     return write
-
-
-def serialize(reply: Message | bytes) -> bytes:
-    """Return the reply's bytes. Map entries are in key order, so that a repeated reply has the same bytes."""
-    return reply if isinstance(reply, bytes) else reply.SerializeToString(deterministic=True)
 
 
 def _bounded_seconds(max_wait: Any) -> float:

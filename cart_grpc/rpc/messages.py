@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from cartgrpc.v1 import cart_pb2
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cart_grpc.carts.model import Cart, Item, Line, Money
@@ -92,3 +93,8 @@ def set_time(field: Timestamp, time: int) -> None:
     """Timestamp.FromMicroseconds takes nearly twice as long: it checks its range, and an item has up to four times."""
     field.seconds = time // 1_000_000
     field.nanos = time % 1_000_000 * 1_000
+
+
+def serialize(reply: Message | bytes) -> bytes:
+    """Return the reply's bytes. Map entries are in key order, so that a repeated reply has the same bytes."""
+    return reply if isinstance(reply, bytes) else reply.SerializeToString(deterministic=True)

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from cart_grpc.carts.adjustments import Adjustment
 from cart_grpc.carts.calls import Call, Change, ClearCart, DeleteCart, RemoveItem
 from cart_grpc.names import UserKey
-from cart_grpc.rpc.messages import cart_message, item_message, money_message
+from cart_grpc.rpc.messages import cart_message, item_message, money_message, serialize
 from cart_grpc.rpc.waiting import Waiting
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -36,7 +36,7 @@ def _encode_added_item(change: Change, now: int) -> bytes:
     )
     if replaced := change.find_replaced_price(line):
         response.previous_unit_price.CopyFrom(money_message(replaced))
-    return _bytes(response)
+    return serialize(response)
 
 
 def _encode_item(
@@ -45,7 +45,7 @@ def _encode_item(
     def encode(change: Change, now: int) -> bytes:
         cart = change.cart
         item = item_message(change.lines[0], cart.currency_code, now)
-        return _bytes(response(item=item, etag=cart.etag, revision=cart.revision))
+        return serialize(response(item=item, etag=cart.etag, revision=cart.revision))
 
     return encode
 
@@ -53,7 +53,7 @@ def _encode_item(
 def _encode_items(change: Change, now: int) -> bytes:
     cart = change.cart
     items = [item_message(line, cart.currency_code, now) for line in change.lines]
-    return _bytes(
+    return serialize(
         pb.BatchAddItemsResponse(
             items=items, etag=cart.etag, revision=cart.revision, price_changes=_price_changes(change)
         )
@@ -62,7 +62,7 @@ def _encode_items(change: Change, now: int) -> bytes:
 
 def _encode_removal(change: Change, now: int) -> bytes:
     cart, (item,) = change.cart, _removed_items(change, now)
-    return _bytes(
+    return serialize(
         pb.RemoveItemResponse(etag=cart.etag, revision=cart.revision, reconciling=_is_reconciling(change), item=item)
     )
 
@@ -71,7 +71,7 @@ def _encode_cart(
     response: type[pb.CreateCartResponse | pb.UpdateCartResponse],
 ) -> Callable[[Change, int], bytes]:
     def encode(change: Change, now: int) -> bytes:
-        return _bytes(response(cart=_changed_cart(change, now)))
+        return serialize(response(cart=_changed_cart(change, now)))
 
     return encode
 
@@ -80,13 +80,13 @@ def _encode_emptied_cart(
     response: type[pb.ClearCartResponse | pb.DeleteCartResponse],
 ) -> Callable[[Change, int], bytes]:
     def encode(change: Change, now: int) -> bytes:
-        return _bytes(response(cart=_changed_cart(change, now), removed_items=_removed_items(change, now)))
+        return serialize(response(cart=_changed_cart(change, now), removed_items=_removed_items(change, now)))
 
     return encode
 
 
 def _encode_replaced_items(change: Change, now: int) -> bytes:
-    return _bytes(
+    return serialize(
         pb.ReplaceItemsResponse(
             cart=_changed_cart(change, now),
             removed_items=_removed_items(change, now),
@@ -107,7 +107,7 @@ def _encode_merged_carts(change: Change, now: int) -> bytes:
         )
         for each in change.adjustments
     ]
-    return _bytes(pb.MergeCartsResponse(cart=_changed_cart(change, now), adjustments=adjustments))
+    return serialize(pb.MergeCartsResponse(cart=_changed_cart(change, now), adjustments=adjustments))
 
 
 def _source_item(adjustment: Adjustment, user: UserKey, now: int) -> cart_pb2.Item:
@@ -138,11 +138,6 @@ def _price_changes(change: Change) -> list[pb.PriceChange]:
 
 def _is_reconciling(change: Change) -> bool:
     return bool(change.releasing) or any(line.reservation.reconciling for line in (*change.lines, *change.removed))
-
-
-def _bytes(message: Message) -> bytes:
-    # Maps in the order of their keys, so that equal replies have equal bytes.
-    return message.SerializeToString(deterministic=True)
 
 
 async def _settle_item(waiting: Waiting, call: Call, response: Any, max_wait: float, context: Context) -> None:

@@ -5,8 +5,10 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from enum import IntEnum
+from functools import partial
 from typing import Any, TypeVar
 
 from cartgrpc.v1 import cart_service_pb2
@@ -17,7 +19,9 @@ from cart_grpc.names import is_id
 from cart_grpc.rpc.fields import Fields
 from cart_grpc.store.read.reads import Page
 
+E = TypeVar("E", bound=IntEnum)
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 500
 # 500 carts may have 10 MB of labels, and clients receive 4 MB by default.
@@ -32,7 +36,9 @@ def list_carts(request: cart_service_pb2.ListCartsRequest) -> Page:
     fields = Fields()
     user = fields.user("parent", request.parent)
     size = page_size(fields, request.page_size)
-    states = _states(fields, request.filter)
+    form = "`state = X`, or several of these joined with OR"
+    has_filter = request.filter.strip()
+    states = states_in_filter(fields, request.filter, CartState, form) if has_filter else _UNFILTERED
     order = _ORDER.fullmatch(" ".join(request.order_by.split()) or "name")
     if order is None:
         fields.fault(
@@ -48,7 +54,8 @@ def list_carts(request: cart_service_pb2.ListCartsRequest) -> Page:
         after=None,
         max_bytes=MAX_PAGE_BYTES,
     )
-    after = _decode(fields, page, request.page_token) if request.page_token else None
+    restriction, find = "parent, filter or order_by", partial(_find_order_value, page)
+    after = find_after(fields, request.page_token, _query(page), restriction, find)
     fields.check()
     return replace(page, after=after)
 
@@ -91,6 +98,38 @@ def decode_token(token: str) -> Any:
         return None
 
 
+def find_after(
+    fields: Fields, token: str, query: str, restriction: str, find: Callable[[object], T | None]
+) -> T | None:
+    """Return where a page begins: `find` gets it from the token's content. None for the first page.
+
+    `restriction` names the fields that must be the same as for the previous page. `query` is their hash.
+    """
+    if not token:
+        return None
+    match decode_token(token):
+        case [str(sent), *content] if (after := find(content)) is not None:
+            if sent != query:
+                fields.fault("page_token", "INVALID_PAGE_TOKEN", f"was returned for a different {restriction}")
+            return after
+    fields.fault("page_token", "INVALID_PAGE_TOKEN", "must be the next_page_token of the previous page")
+    return None
+
+
+def states_in_filter(fields: Fields, text: str, kind: type[E], form: str) -> frozenset[E]:
+    """Return the states in a filter that is not empty. `form` describes all filters that the method takes."""
+    states = set()
+    for term in " ".join(text.split()).split(" OR "):
+        match = _TERM.fullmatch(term)
+        state = kind.__members__.get(match.group(1)) if match else None
+        if state is None:
+            known = ", ".join(kind.__members__)
+            fields.fault("filter", "INVALID_FILTER", f"must be {form}; X is one of {known}")
+            break
+        states.add(state)
+    return frozenset(states)
+
+
 def is_time(value: object) -> bool:
     """Return whether `value` fits a time column: microseconds since the Unix epoch."""
     return type(value) is int and 0 <= value < 2**63
@@ -101,34 +140,10 @@ def query_hash(query: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(query).encode()).hexdigest()[:16]
 
 
-def _states(fields: Fields, text: str) -> frozenset[CartState]:
-    if not text.strip():
-        return _UNFILTERED
-    states = set()
-    for term in " ".join(text.split()).split(" OR "):
-        match = _TERM.fullmatch(term)
-        state = CartState.__members__.get(match.group(1)) if match else None
-        if state is None:
-            known = ", ".join(CartState.__members__)
-            fields.fault(
-                "filter",
-                "INVALID_FILTER",
-                f"must be `state = X`, or several of these joined with OR; X is one of {known}",
-            )
-            break
-        states.add(state)
-    return frozenset(states)
-
-
-def _decode(fields: Fields, page: Page, token: str) -> tuple[int | str, str] | None:
-    match decode_token(token):
-        case [str(query), value, str(cart_id)] if is_id(cart_id) and _is_order_value(page, value):
-            if query != _query(page):
-                fields.fault(
-                    "page_token", "INVALID_PAGE_TOKEN", "was returned for a different parent, filter or order_by"
-                )
+def _find_order_value(page: Page, content: object) -> tuple[int | str, str] | None:
+    match content:
+        case [int() | str() as value, str(cart_id)] if is_id(cart_id) and _is_order_value(page, value):
             return value, cart_id
-    fields.fault("page_token", "INVALID_PAGE_TOKEN", "must be the next_page_token of the previous page")
     return None
 
 

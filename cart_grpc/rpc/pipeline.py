@@ -20,9 +20,9 @@ from cart_grpc.rpc.layers import (
     receive_one,
     refuse_if_closed,
     reject_if_full,
-    serialize,
     write_each,
 )
+from cart_grpc.rpc.messages import serialize
 from cart_grpc.rpc.methods import Method
 from cart_grpc.rpc.receiving import Receiver
 from cart_grpc.rpc.unread import Unread

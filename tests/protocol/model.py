@@ -138,7 +138,7 @@ class CartModel:
             else:
                 return None
         if change.checkout.state is CheckoutState.CANCELLED and change.cart is None:
-            # Nobody wants any more what was not sold.
+            # Nobody wants the unsold items any more.
             items = [self._items.without_unsold(item) for item in items]
         return tuple(sorted(items)) if len(items) > 1 else tuple(items)
 

@@ -165,7 +165,7 @@ MISSING_RULES: dict[tuple[ModuleType, str, Bounds], list[MissingRule]] = {
             7,
         ),
         MissingRule(
-            "a checkout is COMPLETED only if every item is sold",
+            "a checkout is COMPLETED only once all its items are sold",
             mutants.count_a_refused_item_as_sold,
             invariants.SOLD_OTHERWISE,
             11,
@@ -173,7 +173,7 @@ MISSING_RULES: dict[tuple[ModuleType, str, Bounds], list[MissingRule]] = {
     ],
     (checkouts, "_ask_again", bounds_of.ONE_OF_TWO): [
         MissingRule(
-            "a checkout that is completed again does not ask for what is sold",
+            "completing a checkout again does not ask for sold items again",
             mutants.ask_again_for_what_is_sold,
             invariants.SOLD_TWICE,
             16,

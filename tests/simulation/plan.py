@@ -1,7 +1,7 @@
 """The plan of a seed: size, settings and faults. Each fault is drawn on or off per seed (swarm testing).
 
 The order of the draws decides what a seed does: a draw added in the middle changes every seed. The number of the seed
-decides about what is rare, so that a few seeds in a row meet all of it.
+decides about the rare faults, so that a few seeds in a row meet all of them.
 """
 
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""What each call about checkouts does to the model.
+"""The effect of each call about checkouts on the model.
 
 A call with max_wait shows the checkout as it is at the end of the wait, so its reply is compared less closely.
 """
