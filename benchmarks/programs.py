@@ -175,7 +175,10 @@ class Testbed:
         python: str = sys.executable,
         **settings: str,
     ) -> Product:
-        """Start the product with its default settings, except `settings`. `module` and `python`: what runs it."""
+        """Start the product with its default settings, except `settings` and the limits of a user that the load needs.
+
+        `module` and `python`: what runs it.
+        """
         program = self.start(
             *module,
             "serve",
