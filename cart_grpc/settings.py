@@ -1,18 +1,25 @@
 """The settings: their names, types, defaults, ranges and meanings. `configuration` reads them."""
 
+import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from cart_grpc.authentication.caller import SCOPES
 from cart_grpc.reservation_api.transports import check_url
 from cart_grpc.store import database_url, sqlite_file
 from cart_grpc.units import format_duration, parse_duration, to_seconds, to_us
 
 PREFIX: Final = "CART_"
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[\w.-]+):(?P<port>[0-9]{1,5})", re.ASCII)
+_SERVICES_HINT: Final = (
+    'must be a JSON object of scopes by subject alternative name, such as {"spiffe://shop.example/web": '
+    f'["carts.read"]}}; scopes are {", ".join(sorted(SCOPES))}'
+)
 _DATABASE_HINT: Final = "must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 
 
@@ -57,6 +64,29 @@ def _to_seconds(value: Any) -> float:
     return to_seconds(parse_duration(value if isinstance(value, str) else ""))
 
 
+def _to_words(value: Any) -> Any:
+    """Return the words in a text, which commas or spaces separate. A list, as TOML has it, is returned as it is."""
+    return tuple(re.split(r"[,\s]+", value.strip(", \t"))) if isinstance(value, str) else value
+
+
+def _to_services(value: Any) -> dict[str, frozenset[str]]:
+    """Return the scopes of each service. `value` is JSON, or a table, as TOML has it. Raises ValueError."""
+    try:
+        table = json.loads(value or "{}") if isinstance(value, str) else value
+        services = {str(name): frozenset(scopes) for name, scopes in table.items() if isinstance(scopes, list)}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise ValueError(_SERVICES_HINT) from None
+    if len(services) < len(table) or not all(services) or not all(scopes <= SCOPES for scopes in services.values()):
+        raise ValueError(_SERVICES_HINT)
+    return services
+
+
+def _to_token_keys(value: str) -> str:
+    if "://" in value and not value.startswith(("https://", "file://")):
+        raise ValueError("must be the path of a file, or an https:// URL")
+    return value
+
+
 def _upper(value: Any) -> Any:
     return value.upper() if isinstance(value, str) else value
 
@@ -65,6 +95,12 @@ Address = Annotated[str, AfterValidator(check_address)]
 OptionalAddress = Annotated[str, AfterValidator(lambda address: address and check_address(address))]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(check_database_url)]
 ReservationUrl = Annotated[SecretStr, AfterValidator(_check_reservation_url)]
+Services = Annotated[dict[str, frozenset[str]], BeforeValidator(_to_services)]
+Algorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]  # asymmetric ones only: whoever could check a token with a shared secret could also make one
+Algorithms = Annotated[tuple[Algorithm, ...], BeforeValidator(_to_words), Field(min_length=1)]
+TokenKeys = Annotated[str, AfterValidator(_to_token_keys)]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)]
 Duration = Annotated[float, BeforeValidator(_to_seconds), Field(allow_inf_nan=False)]
 """Seconds, written as `90`, `90s`, `1h30m` or `PT15M`."""
@@ -75,17 +111,64 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
     """Every setting. Inside, durations are in seconds. `cart-grpc config` prints the descriptions."""
 
     listen: Address = Field("127.0.0.1:50051", description="HOST:PORT to serve CartService on")
+    service_listen: OptionalAddress = Field(
+        "",
+        description="HOST:PORT to serve CartService on for services, which show a certificate; empty: not served",
+    )
     admin_listen: OptionalAddress = Field(
         "",
-        description="HOST:PORT to serve CartAdminService on; anyone who can reach it can use it; empty: not served",
+        description="HOST:PORT to serve CartAdminService on: a loopback address, which every local user can call, or "
+        "any address for services that show a certificate; empty: not served",
+    )
+    health_listen: OptionalAddress = Field(
+        "", description="HOST:PORT to answer grpc.health.v1.Health/Check on without TLS; empty: not served"
+    )
+    allow_anyone_to_be_any_user: bool = Field(
+        False,  # noqa: FBT003 - the default
+        description="true: serve CartService beyond loopback without identities, so that every caller can be any user",
+    )
+    reflection: Literal["auto", "on", "off"] = Field(
+        "auto", description="whether the servers offer reflection: on, off, or auto: only without identities"
+    )
+    tls_cert_file: str = Field("", description="PEM file with the certificate chain that this process shows")
+    tls_key_file: str = Field("", description="PEM file with the private key of CART_TLS_CERT_FILE")
+    client_ca_file: str = Field("", description="PEM file with the authorities of the certificates that services show")
+    services: Services = Field(
+        {},
+        description="scopes of each service, as JSON by subject alternative name (a URI or a DNS name), such as "
+        '{"spiffe://shop.example/web": ["carts.read", "carts.write", "carts.act-as"]}',
+    )
+    token_keys: TokenKeys = Field(
+        "", description="JSON Web Key Set that signs callers' tokens: a file or an https:// URL; empty: no tokens"
+    )
+    token_issuer: str = Field("", description="the `iss` that every token must have")
+    token_audience: str = Field("", description="the `aud` that every token must have, alone or among others")
+    token_algorithms: Algorithms = Field(
+        ("RS256", "ES256", "EdDSA"), description="algorithms of keys that may sign tokens, separated by commas"
+    )
+    token_leeway: Duration = Field(
+        10.0, ge=0, le=30, description="how far the issuer's clock may differ from the clock of this machine"
     )
     database_url: DatabaseUrl = Field(
         SecretStr("sqlite:///cart.db"),
         description="the database: sqlite:///FILE or postgresql://, with libpq's parameters",
     )
+    database_password_file: str = Field(
+        "", description="file with the password for CART_DATABASE_URL; it is read for each new session"
+    )
     reservation_url: ReservationUrl = Field(
         SecretStr("grpc://127.0.0.1:50061"),
         description="the Reservation API: grpc://, grpcs://, http:// or https://, or basic+http:// or basic+https://",
+    )
+    reservation_ca_file: str = Field(
+        "", description="PEM file with the authorities of the Reservation API's certificate; empty: the public ones"
+    )
+    reservation_cert_file: str = Field(
+        "", description="PEM file with the certificate chain to show to the Reservation API"
+    )
+    reservation_key_file: str = Field("", description="PEM file with the private key of CART_RESERVATION_CERT_FILE")
+    reservation_token_file: str = Field(
+        "", description="file with the bearer token for the Reservation API; it is read again when it changes"
     )
     log_level: LogLevel = Field("INFO", description="the lowest level to log, to standard error")
     call_timeout: ShortDuration = Field(10.0, description="maximum duration of a call, not counting its max_wait")
@@ -104,6 +187,9 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
     max_calls: int = Field(1_000, ge=1, le=100_000, description="maximum calls running at once; more are rejected")
     max_calls_per_user: int = Field(
         8, ge=1, le=100_000, description="maximum calls of one user running at once; more are queued"
+    )
+    max_calls_per_service: int = Field(
+        500, ge=1, le=100_000, description="maximum calls of one service running at once, for all its users together"
     )
     max_waiting_calls: int = Field(
         10_000, ge=0, le=1_000_000, description="maximum calls queued or waiting in max_wait at once"
@@ -232,4 +318,10 @@ def _show(name: str, value: Any) -> str:
         url = value.get_secret_value()
         # A checked URL of a Reservation API has no user, no password and no query.
         return database_url.parse(url).shown if database_url.SCHEME.match(url) else url
+    if isinstance(value, Mapping):
+        return json.dumps({key: sorted(scopes) for key, scopes in value.items()}) if value else ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(value)
     return format_duration(to_us(value)) if is_duration(name) else str(value)

@@ -9,12 +9,15 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from cart_grpc.authentication.refusals import PermissionDenied, Unauthenticated
 from cart_grpc.carts import refusals
 
 DOMAIN = "cartgrpc.v1"
 MAX_VIOLATION_BYTES = 3_000
 CODES: tuple[tuple[type[refusals.CallRefused], grpc.StatusCode], ...] = (
     (refusals.InvalidArgument, grpc.StatusCode.INVALID_ARGUMENT),
+    (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (PermissionDenied, grpc.StatusCode.PERMISSION_DENIED),
     (refusals.NotFound, grpc.StatusCode.NOT_FOUND),
     (refusals.AlreadyExists, grpc.StatusCode.ALREADY_EXISTS),
     (refusals.FailedPrecondition, grpc.StatusCode.FAILED_PRECONDITION),
