@@ -400,10 +400,12 @@ async def test_a_call_waits_for_answers_that_another_replica_records(
             replica = await stack.enter_async_context(running_replica(shop.settings, reconcile=False))
         elsewhere = Customer(replace(shop, replica=replica), buyer.name)
         with hanging(shop):
-            waiting = asyncio.ensure_future(elsewhere.complete(checkout.name))
+            waiting = asyncio.ensure_future(elsewhere.complete(checkout.name, max_wait=Duration(seconds=60)))
             completing = await buyer.eventually(checkout.name, lambda seen: seen.state == State.STATE_COMPLETING)
             assert states_of(completing) == ["COMMITTING"]
-        assert (await waiting).state == State.STATE_COMPLETED
+        # Less than the deadline of the call, at whose end it is answered anyway.
+        async with asyncio.timeout(10):
+            assert (await waiting).state == State.STATE_COMPLETED
 
 
 async def test_each_answer_wakes_the_calls_that_wait_in_this_process(
