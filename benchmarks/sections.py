@@ -17,6 +17,7 @@ from benchmarks.comparisons import comparisons
 from benchmarks.interpreters import interpreters
 from benchmarks.overload import Peak, fairness, overload
 from benchmarks.parts import parts
+from benchmarks.access import access
 from benchmarks.plan import CARTS, IN_FLIGHT, SKUS, Plan, Section
 from benchmarks.programs import ROOT, Json, Testbed, interleave, measure
 from benchmarks.reserved import reserved, wait_until_reserved
@@ -209,6 +210,7 @@ SECTIONS: dict[str, Section] = {
     "fairness": fairness,
     "workers": workers,
     "watch": watch,
+    "access": access,
     "comparisons": comparisons,
     "interpreters": interpreters,
 }
