@@ -346,8 +346,8 @@ async def test_an_api_that_repeats_the_token_in_an_error_does_not_get_it_into_ou
         async with client(api_server.url, CredentialFiles(token=token)) as api:
             try:
                 found: list[object] = [await api.apply(hold(1), timeout=5)]
-            except NoAnswerError as error:
-                found = [error, error.message, error.__cause__, error.__context__]
+            except NoAnswerError as caught:
+                found = [caught, caught.message, caught.__cause__, caught.__context__]
             with pytest.raises((NoAnswerError, BatchesUnsupported)) as refused:
                 await BatchesOfOne(api).apply(hold(1), timeout=5)
             found += [refused.value, refused.value.__cause__, refused.value.__context__]
