@@ -26,3 +26,7 @@ class Caller:
     service: str
     scopes: frozenset[str]
     expiry: float | None = None
+
+
+# Has no scopes, so it may do nothing.
+NOBODY: Final = Caller("", "", frozenset())

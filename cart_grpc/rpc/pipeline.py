@@ -5,6 +5,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
+from cart_grpc.rpc.access import Access
 from cart_grpc.rpc.admission import Admission, OpenStreams
 from cart_grpc.rpc.deadlines import Deadlines
 from cart_grpc.rpc.door import Door
@@ -52,7 +53,7 @@ class Pipeline:
     thousands of other calls wait there.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a server
         self,
         server: grpc.aio.Server,
         methods: Mapping[str, Sequence[Method]],
@@ -62,6 +63,7 @@ class Pipeline:
         streams: OpenStreams,
         admission: Admission | None = None,
         door: Door | None = None,
+        access: Access | None = None,
     ) -> None:
         self._server = server
         self._unread = Unread()
@@ -71,6 +73,7 @@ class Pipeline:
         self._streams = streams
         self._admission = admission
         self._door = door
+        self._access = access
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Do nothing. Generated code calls this too, but only `add_registered_method_handlers` gets names."""

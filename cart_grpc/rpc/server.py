@@ -23,6 +23,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from cart_grpc.admin import OperatorActions
 from cart_grpc.carts.calls import Limits
+from cart_grpc.rpc.access import Access
 from cart_grpc.rpc.admission import Admission, OpenStreams
 from cart_grpc.rpc.cart_admin_service import CartAdminService
 from cart_grpc.rpc.cart_service import CartService
@@ -101,7 +102,13 @@ LAST_WORDS_SECONDS: Final = 1.0
 
 
 def cart_server(
-    store: Store, limits: Limits, call_timeout: float, admission: Admission, *, shares_port: bool = False
+    store: Store,
+    limits: Limits,
+    call_timeout: float,
+    admission: Admission,
+    *,
+    access: Access | None = None,
+    shares_port: bool = False,
 ) -> "Server":
     """Return the callers' server: `cartgrpc.v1.CartService`. Calls in max_wait are answered when it stops."""
     servicer = CartService(store, limits, admission.park)
@@ -112,28 +119,29 @@ def cart_server(
         call_timeout,
         admission,
         store.notifier,
+        access=access,
         shares_port=shares_port,
         max_request_bytes=limits.max_cart_bytes + REQUEST_ROOM,
     )
 
 
-def admin_server(operator: OperatorActions, call_timeout: float) -> "Server":
-    """Return the operators' server: `cartgrpc.v1.CartAdminService`. Anyone who reaches its port may call it."""
+def admin_server(operator: OperatorActions, call_timeout: float, *, access: Access | None = None) -> "Server":
+    """Return the operators' server: `cartgrpc.v1.CartAdminService`. Without `access`, anyone may call it."""
     servicer = CartAdminService(operator)
     add = cart_admin_service_pb2_grpc.add_CartAdminServiceServicer_to_server
-    return Server(ADMIN_SERVICE, lambda pipeline: add(servicer, pipeline), call_timeout)
+    return Server(ADMIN_SERVICE, lambda pipeline: add(servicer, pipeline), call_timeout, access=access)
 
 
 class Server:
     """One service with health and reflection on one port. It refuses calls until `open`.
 
     Health: `""` is liveness; `service` is readiness, as `set_ready` says. `add` adds the servicer to a pipeline; its
-    calls need the `admission`. `notifier` is closed when the server stops. With `shares_port`, other workers of this
-    service listen on the same port, and each gets its share of the connections. `call_timeout` is in seconds. A request
-    has at most `max_request_bytes`.
+    calls need the `admission` and, with `access`, an identity and a permission. `notifier` is closed when the server
+    stops. With `shares_port`, other workers of this service listen on the same port, and each gets its share of the
+    connections. `call_timeout` is in seconds. A request has at most `max_request_bytes`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a server
         self,
         service: str,
         add: Callable[[Any], None],
@@ -141,6 +149,7 @@ class Server:
         admission: Admission | None = None,
         notifier: ChangeNotifier | None = None,
         *,
+        access: Access | None = None,
         shares_port: bool = False,
         max_request_bytes: int = 64 * 1024,
     ) -> None:
@@ -162,7 +171,7 @@ class Server:
         self._door = Door()
         self._streams, self._watches = _open_streams(MAX_STREAMS), _open_streams(MAX_HEALTH_WATCHES)
         common: Any = {"deadlines": self._deadlines, "receiver": Receiver(MAX_INCOMPLETE_BYTES // max_request_bytes)}
-        ends: Any = {"streams": self._streams, "door": self._door}
+        ends: Any = {"streams": self._streams, "door": self._door, "access": access}
         add(Pipeline(self._server, METHODS, admission=admission, **common, **ends))
         add_reflection(Pipeline(self._server, HEALTH_AND_REFLECTION, **common, **ends), (service, HEALTH))
         # Without the door: until the end a check must be answered, and a watch must see NOT_SERVING.
