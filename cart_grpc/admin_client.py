@@ -16,7 +16,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from cart_grpc.arguments import duration
 from cart_grpc.channels import open_channel
 from cart_grpc.database_setup import StartupError
-from cart_grpc.settings import Settings, check_address
+from cart_grpc.setting_types import check_address
+from cart_grpc.settings import Settings
 from cart_grpc.terminal import complain, say
 
 Stub = cart_admin_service_pb2_grpc.CartAdminServiceStub

@@ -11,7 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from cart_grpc import app, database_setup, process, workers
 from cart_grpc.channels import open_channel
 from cart_grpc.database_setup import StartupError
-from cart_grpc.settings import Settings, check_address, variable_of
+from cart_grpc.setting_types import check_address
+from cart_grpc.settings import Settings, variable_of
 from cart_grpc.terminal import complain, say
 
 log = logging.getLogger(__name__)

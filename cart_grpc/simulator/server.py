@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
-from cart_grpc import settings
+from cart_grpc import setting_types
 from cart_grpc.rpc.admission import OpenStreams
 from cart_grpc.rpc.deadlines import Deadlines
 from cart_grpc.rpc.health import SERVICE as HEALTH
@@ -148,7 +148,7 @@ class SimulatorServer:
 def check_address(address: str) -> tuple[str, int]:
     """Return the host and the port of HOST:PORT. Raises ValueError with the correct form."""
     try:
-        host, _, port = settings.check_address(address).rpartition(":")
+        host, _, port = setting_types.check_address(address).rpartition(":")
     except ValueError as error:
         raise ValueError(f"the address {error}") from None
     return host.removeprefix("[").removesuffix("]"), int(port)
