@@ -21,6 +21,7 @@ class Fault(Enum):
     The text has no part of the token: whoever reads a log or an error must not learn a token or a claim from it.
     """
 
+    SEVERAL = "the metadata `authorization` has more than one value"
     MALFORMED = "it is not a JSON Web Token in the compact form, signed and not encrypted"
     TOO_LONG = "it is too long"
     CRITICAL_HEADER = "its header has `crit` or `b64`, which are not supported"
@@ -73,16 +74,22 @@ class TokenInvalid(Unauthenticated):
 
 
 class PermissionDenied(CallRefused):
-    """The caller may not make this call.
+    """The caller may not make this call, because it lacks `scope`.
 
-    It is the same for a resource that exists and for one that does not, so it has no name of a resource. `scope` is the
-    scope that the method, or the user in the request, needs.
+    `field` is the field of the request that does not name a resource of the caller; "" if the method needs the scope.
+    The refusal is the same for a resource that exists and for one that does not, so it has no name of a resource.
     """
 
     reason = "PERMISSION_DENIED"
 
-    def __init__(self, scope: str) -> None:
-        super().__init__(f"the caller may not do this: it needs the scope {scope}", {"scope": scope})
+    def __init__(self, scope: str, field: str = "") -> None:
+        message, metadata = f"the caller may not do this: it needs the scope {scope}", {"scope": scope}
+        if field:
+            message = (
+                f"{field} is not a resource of the caller; to name one of another user, it needs the scope {scope}"
+            )
+            metadata["field"] = field
+        super().__init__(message, metadata)
 
 
 class KeysUnavailable(Unavailable):

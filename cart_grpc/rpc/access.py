@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import grpc
 
 from cart_grpc.authentication.caller import NOBODY, Caller
-from cart_grpc.authentication.refusals import TokenInvalid, TokenMissing
+from cart_grpc.authentication.refusals import Fault, TokenInvalid, TokenMissing
 from cart_grpc.authentication.services import Services
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -74,7 +74,7 @@ def _token_of(context: Context) -> str:
     if not values:
         raise TokenMissing
     if len(values) > 1:
-        raise TokenInvalid("SEVERAL_TOKENS", "the metadata `authorization` has more than one value")
+        raise TokenInvalid(Fault.SEVERAL)
     # A string: only keys that end with -bin have bytes.
     scheme, _, token = str(values[0]).partition(" ")
     if scheme.lower() != "bearer" or not (token := token.strip(" ")):
