@@ -22,6 +22,7 @@ from cart_grpc.background.readiness import ReadinessWatcher
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.background.sweeper import Sweeper
 from cart_grpc.database_setup import NotYet, StartupError, show_unusable, unusable
+from cart_grpc.reloaded_files import FileError
 from cart_grpc.reservation_api import transports
 from cart_grpc.rpc.server import Server, admin_server, cart_server
 from cart_grpc.settings import Settings, variable_of
@@ -130,8 +131,11 @@ async def _closing_store(settings: Settings, engine: Engine) -> AsyncIterator[St
 
 @asynccontextmanager
 async def _idle_reconciler(settings: Settings, store: Store, clock_watcher: ClockWatcher) -> AsyncIterator[Reconciler]:
-    """Return a reconciler that does not run yet."""
-    api = transports.connect(settings.reservation_url.get_secret_value())
+    """Return a reconciler that does not run yet. Raises StartupError if a file for the Reservation API is unusable."""
+    try:
+        api = transports.connect(settings.reservation_url.get_secret_value(), parts.reservation_files(settings))
+    except (FileError, ValueError) as error:
+        raise StartupError(str(error)) from None
     try:
         yield Reconciler(store, api, parts.reconciler_config(settings), monotonic_us, clock_watcher.run_once)
     finally:

@@ -28,7 +28,7 @@ def connections(port: int) -> Connections:
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.max_reconnect_backoff_ms", 60_000),
     ]
-    return Connections(lambda: grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options), METHOD)
+    return Connections(lambda _: grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options), METHOD)
 
 
 async def outcomes(calling: Connections, count: int) -> list[object]:
