@@ -66,8 +66,8 @@ class ServerTls:
         served = self._files.get()
 
         def fetch() -> Any:
-            # Any, because grpc's stubs do not know that None means "no change". gRPC calls this in threads of its own, at each handshake, with a lock that all handshakes need. So it must
-            # be quick, and must not raise.
+            # gRPC calls this in threads of its own, at each handshake, with a lock that all handshakes need. So it must
+            # be quick, and must not raise. None means "no change", which grpc's stubs do not know.
             nonlocal served
             newest = self._files.get()
             if newest is served:
