@@ -1,9 +1,9 @@
 """Who makes a call: the caller that its metadata or its connection proves."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from typing import Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
 
@@ -11,20 +11,14 @@ from cart_grpc.authentication.caller import NOBODY, Caller
 from cart_grpc.authentication.refusals import Fault, TokenInvalid, TokenMissing
 from cart_grpc.authentication.services import Services
 
+if TYPE_CHECKING:
+    # Its import takes a while, and only a port with tokens needs it.
+    from cart_grpc.authentication.tokens import Tokens
+
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 # The caller of the current task's call; NOBODY if it was not authenticated.
 CALLER: Final[ContextVar[Caller]] = ContextVar("caller", default=NOBODY)
-
-
-class Tokens(Protocol):
-    """Verifies tokens, and remembers those that it has verified."""
-
-    def find(self, token: str) -> Caller | None:
-        """Return the caller of a token that is remembered."""
-
-    async def verify(self, token: str) -> Caller:
-        """Return the caller of a token. Raises Unauthenticated, or Unavailable if its key cannot be fetched."""
 
 
 class Access(ABC):
@@ -42,7 +36,7 @@ class Access(ABC):
 class AccessByToken(Access):
     """Callers send a token in the metadata `authorization: Bearer TOKEN` (RFC 6750)."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: "Tokens") -> None:
         self._tokens = tokens
 
     def find(self, context: Context) -> Caller | None:
@@ -61,7 +55,7 @@ class AccessByCertificate(Access):
     def find(self, context: Context) -> Caller:
         # gRPC shows the connection's identity to each call anew, for 10 to 18 us. There is no safe key to remember it
         # by: the port of a peer is used again by later connections.
-        identity: Mapping[str, list[bytes]] = context.auth_context()
+        identity: Mapping[str, Iterable[bytes]] = context.auth_context()
         return self._services.caller_of(identity.get("peer_uri", ()), identity.get("peer_dns", ()))
 
     async def verify(self, context: Context) -> Caller:
