@@ -77,7 +77,7 @@ def admin_service(operator: OperatorActions) -> Service:
 
 def no_service(*names: str) -> Service:
     """Return a service without methods, for a port that reports the readiness of services on other ports."""
-    return Service(names, lambda _: None, max_request_bytes=1024)
+    return Service(names, lambda _: None)
 
 
 def open_streams(max_open: int) -> OpenStreams:
