@@ -21,7 +21,8 @@ from cart_grpc.client_tls import explain
 from cart_grpc.connection_arguments import TLS_FILES, add_tls_files, find_tls_files
 from cart_grpc.database_setup import StartupError
 from cart_grpc.reloaded_files import FileError
-from cart_grpc.settings import Settings, check_address, variable_of
+from cart_grpc.setting_types import check_address
+from cart_grpc.settings import Settings, variable_of
 from cart_grpc.terminal import complain, say
 
 Stub = cart_admin_service_pb2_grpc.CartAdminServiceStub
