@@ -244,7 +244,10 @@ async def running_server(
 async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     """Connect to the database. A SQLite file is locked against other processes. Raises StartupError."""
     try:
-        engine = connect(settings.database_url.get_secret_value(), clock)
+        password = parts.file(settings, "database_password_file")
+        engine = connect(settings.database_url.get_secret_value(), clock, password)
+    except FileError as error:
+        raise StartupError(str(error)) from None
     except OSError as error:
         raise StartupError(f"CART_DATABASE_URL: {error.filename} cannot be used: {error.strerror}") from None
     except (TypeError, ValueError, SQLAlchemyError) as error:

@@ -11,6 +11,7 @@ import grpc
 from cart_grpc.pem_files import read_authorities, read_identity
 from cart_grpc.reloaded_files import FileError, NamedFile
 
+NOBODY_LISTENS: Final = "connection refused"
 _UNTRUSTED: Final = "no authority that is trusted here has signed the server's certificate"
 # gRPC says no more than that the connection was closed.
 _REFUSED: Final = "the server closes new connections: it may require TLS, or a client certificate that it trusts"
@@ -82,4 +83,4 @@ def explain(text: str) -> str:
         return text
     if _CLOSED.search(text):
         return _REFUSED
-    return "connection refused" if "Connection refused" in text else text
+    return NOBODY_LISTENS if "Connection refused" in text else text

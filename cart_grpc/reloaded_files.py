@@ -5,6 +5,7 @@ No error shows a path or a content: a secret that stands in the setting for a pa
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 CHECK_SECONDS: Final = 1.0
 _MAX_BYTES: Final = 1 << 20
+# RFC 6750 allows fewer characters, but some servers have tokens of their own kind.
+_TOKEN: Final = re.compile(r"[!-~]+")
+_MAX_TOKEN: Final = 8192
 
 
 class FileError(Exception):
@@ -55,6 +59,13 @@ class NamedFile:
         if any(letter < " " or "\x7f" <= letter <= "\x9f" for letter in text):
             raise self.fault("the file contains a control character, such as a line end before its last line")
         return text
+
+    def read_token(self) -> str:
+        """Return the content as a bearer token, without the line ends at its end. Raises FileError."""
+        token = self.read_text()
+        if len(token) > _MAX_TOKEN or not _TOKEN.fullmatch(token):
+            raise self.fault(f"a token must be one word of at most {_MAX_TOKEN} visible ASCII characters")
+        return token
 
     def fault(self, why: str) -> FileError:
         """Return, not raise, the error that says why the file cannot be used."""

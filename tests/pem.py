@@ -23,6 +23,10 @@ class PemFolder:
         new.replace(path)
         return NamedFile(name, str(path))
 
+    def remove(self, file: NamedFile) -> None:
+        """Remove a file."""
+        Path(file.path).unlink()
+
     def write_authorities(self, name: str, *authorities: trustme.CA) -> NamedFile:
         """Write the certificates of authorities."""
         return self.write(name, b"".join(each.cert_pem.bytes() for each in authorities))

@@ -109,7 +109,6 @@ class Connections:
         if (credentials := self._find_credentials()) is self._credentials:
             return
         self._credentials = credentials
-        self._free.clear()
         for connection in self._all:
             connection.outdated = True
         idle = [connection for connection in self._all if not connection.calls]

@@ -161,7 +161,7 @@ async def _send_batch(connections: Connections, timeout: float, request: Message
                     yield message
     except grpc.aio.AioRpcError as error:
         if not answered and error.code().name in _NO_BATCHES:
-            raise BatchesUnsupported(f"{error.code().name}: {wire.clean_text(error.details() or '')}") from None
+            raise BatchesUnsupported(error.code().name, wire.clean_text(error.details() or "")) from None
         raise _to_no_answer(error) from None
 
 

@@ -7,7 +7,7 @@ import hmac
 import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, cast
 
 import grpc
 
@@ -39,10 +39,18 @@ class Access:
 
     def to_credentials(self) -> grpc.ServerCredentials:
         """Return the credentials of a gRPC server. Raises FileError."""
-        newest = Reloaded(self._tls_files, self._read_configuration)
-        return grpc.dynamic_ssl_server_credentials(
-            newest.get(), newest.get, require_client_authentication=self.authorities is not None
-        )
+        newest = Reloaded(self._tls_files, self._read_files)
+        served = newest.get()
+        is_required = self.authorities is not None
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            # A new object each time, because gRPC frees it after its use. None: as before.
+            nonlocal served
+            before, served = served, newest.get()
+            return None if served is before else grpc.ssl_server_certificate_configuration(*served)
+
+        first = grpc.ssl_server_certificate_configuration(*served)
+        return grpc.dynamic_ssl_server_credentials(first, cast("Any", fetch), require_client_authentication=is_required)
 
     def to_context(self) -> ssl.SSLContext:
         """Return the context of an HTTP server. Raises FileError."""
@@ -78,9 +86,9 @@ class Access:
         assert self.key  # noqa: S101
         return read_identity(self.certificate, self.key)
 
-    def _read_configuration(self) -> grpc.ServerCertificateConfiguration:
+    def _read_files(self) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
         authorities = read_authorities(self.authorities) if self.authorities else None
-        return grpc.ssl_server_certificate_configuration([self._read_identity()], authorities)
+        return [self._read_identity()], authorities
 
     def _read_context(self) -> ssl.SSLContext:
         self._read_identity()

@@ -81,6 +81,40 @@ async def test_fifty_calls_share_one_connection_and_the_next_opens_another() -> 
     await server.stop(0)
 
 
+async def test_new_credentials_replace_every_connection_and_disturb_no_call_in_flight() -> None:
+    arrived, released = asyncio.Event(), asyncio.Event()
+
+    async def tell(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        if request:
+            arrived.set()
+            await released.wait()
+        return context.peer().encode()
+
+    server, port = await serve(tell)
+    newest, given = grpc.ssl_channel_credentials(), []
+
+    def open_channel(credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+        given.append(credentials)
+        return grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
+
+    first = newest
+    calling = Connections(open_channel, METHOD, credentials=lambda: newest)
+    hanging = asyncio.ensure_future(calling.call(b"hang", 10))
+    await arrived.wait()
+    # A second connection, which has no call when the credentials change.
+    before = set(await outcomes(calling, CALLS_PER_CONNECTION))
+    newest = grpc.ssl_channel_credentials()
+    after = set(await outcomes(calling, 3))
+    assert (len(before), len(after), before & after) == (2, 1, set())
+    released.set()
+    assert await hanging in before
+    assert len(calling._all) == 1
+    assert set(await outcomes(calling, CALLS_PER_CONNECTION)) == after
+    assert given == [first, first, newest]
+    await calling.close()
+    await server.stop(0)
+
+
 async def test_every_call_reaches_a_server_that_has_come_back() -> None:
     async def answer(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         return b"here"
