@@ -12,7 +12,7 @@ from cart_grpc.authentication.caller import CARTS_ACT_AS, CARTS_READ, CARTS_WRIT
 from cart_grpc.authentication.services import Services
 from cart_grpc.names import cart_key, user_key
 from cart_grpc.rpc.access import AccessByCertificate, AccessByToken
-from tests.rpc.protected import SERVICES, WEB, Identity, Shop, lacking_scope, open_shop
+from tests.rpc.protected import LONER, SERVICES, WEB, Identity, Shop, lacking_scope, open_shop
 from tests.rpc.refusal import to_refusal
 from tests.rpc.right import RIGHT, SKU, ask, descriptor_of, right
 from tests.rpc.serving import admitting, serving
@@ -135,6 +135,7 @@ INVALID = ("users/alice", "users/alice/", "users/alice/carts", "users/alice/cart
 async def test_a_name_that_does_not_begin_with_the_callers_own_is_denied_valid_or_not(shop: Shop, name: str) -> None:
     alice, request = await shop.user("alice"), cart_service_pb2.GetCartRequest(name=name)
     assert (await alice.refuse("GetCart", request)).info.reason == "PERMISSION_DENIED"
+    assert await lacking_scope(await shop.service(LONER), "GetCart", request) == CARTS_ACT_AS
     # A caller that may name everybody learns whether the name is valid.
     refusal = await (await shop.service(WEB)).refuse("GetCart", request)
     assert refusal.info.reason in ("INVALID_FIELD", "CART_NOT_FOUND")

@@ -169,6 +169,14 @@ async def test_the_streams_of_a_service_are_bounded_and_leave_room_for_others(tm
     assert not any((streams._services, streams._users, streams._connections))
 
 
+async def test_a_call_or_a_stream_that_is_denied_takes_nothing_of_the_user_that_it_names(tmp_path: Path) -> None:
+    nothing = admitting(max_calls_per_user=0, max_waiting_per_user=0)
+    async with front(tmp_path, admission=nothing, streams=streams_with(max_per_user=0)) as shop:
+        for method in ("GetCart", "WatchCart"):
+            refusal = await shop.alice.refuse(method, right(method, "users/bob"))
+            assert refusal.info.reason == "PERMISSION_DENIED"
+
+
 async def test_after_any_mix_of_calls_nothing_of_any_service_is_left(tmp_path: Path) -> None:
     limits = {"max_calls": 5, "max_calls_per_service": 2, "max_calls_per_user": 1, "max_waiting": 6}
     admission, chosen, outcomes = admitting(**limits, max_waiting_per_user=2), random.Random(7), set()
