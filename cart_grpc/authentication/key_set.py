@@ -43,7 +43,7 @@ class KeySet:
         self._waiting = 0
         self._failures = 0
         self._failing_since = 0.0
-        self._cause = ""
+        self._causes: set[str] = set()
 
     async def __aenter__(self) -> Self:
         self._running = asyncio.create_task(self.run(), name="token-keys")
@@ -68,7 +68,7 @@ class KeySet:
         """The time to wait before the next load, in seconds."""
         if not self._failures:
             return self._source.refresh_seconds
-        retry = min(FIRST_RETRY_SECONDS * 2 ** min(self._failures - 1, 10), MAX_RETRY_SECONDS)
+        retry = min(FIRST_RETRY_SECONDS * 2.0 ** min(self._failures - 1, 10), MAX_RETRY_SECONDS)
         return min(retry, self._source.refresh_seconds)
 
     async def load(self) -> None:
@@ -147,8 +147,8 @@ class KeySet:
         if not self._failures:
             self._failing_since = self._clock()
         self._failures += 1
-        if cause != self._cause:
-            self._cause = cause
+        if cause not in self._causes:
+            self._causes.add(cause)
             kept = "the keys of the last load are kept" if self._keys else "calls with tokens are refused"
             log.warning("CART_TOKEN_KEYS cannot be loaded, %s: %s", kept, cause)
 
@@ -156,4 +156,5 @@ class KeySet:
         if self._failures:
             seconds = self._clock() - self._failing_since
             log.warning("CART_TOKEN_KEYS is loaded again after %.1f s and %d failures", seconds, self._failures)
-        self._failures, self._cause = 0, ""
+        self._failures = 0
+        self._causes.clear()

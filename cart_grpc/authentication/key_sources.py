@@ -45,8 +45,7 @@ class FileSource:
 
     def _read(self) -> bytes:
         try:
-            # O_NONBLOCK: to open a named pipe would block until somebody writes to it.
-            with open(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
+            with open(self._path, "rb", opener=_open) as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise KeysNotLoaded("it is not a file")
                 return _check_size(file.read(MAX_BYTES + 1))
@@ -84,8 +83,9 @@ class UrlSource:
                 content = bytearray()
                 async for chunk in response.content.iter_any():
                     content += chunk
-                    _check_size(content)
-                return bytes(content)
+                    if len(content) > MAX_BYTES:
+                        break
+                return _check_size(content)
         except TimeoutError:
             raise KeysNotLoaded(f"no answer within {FETCH_SECONDS:g} s") from None
         except (self._aiohttp.ClientError, OSError, ValueError) as error:
@@ -101,10 +101,15 @@ def key_source(location: str) -> KeySource:
     return FileSource(Path(location))
 
 
-def _check_size(content: bytes) -> bytes:
+def _open(path: str, flags: int) -> int:
+    # O_NONBLOCK: to open a named pipe would block until somebody writes to it.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _check_size(content: bytes | bytearray) -> bytes:
     if len(content) > MAX_BYTES:
         raise KeysNotLoaded(f"it is longer than {MAX_BYTES >> 10} KiB")
-    return content
+    return bytes(content)
 
 
 def _show(error: Exception) -> str:

@@ -77,8 +77,15 @@ class Tokens:
         self._callers: LRUCache[bytes, Caller] = LRUCache(MAX_REMEMBERED)
         self._generation = keys.generation
         # Times are checked here: the library has no clock that a test could set, and takes strings for times.
-        checks = {"verify_exp": False, "verify_iat": False, "verify_nbf": False, "verify_jti": False}
-        self._jwt = PyJWT({**checks, "require": list(_CLAIM_FAULTS)})
+        self._jwt = PyJWT(
+            {
+                "verify_exp": False,
+                "verify_iat": False,
+                "verify_nbf": False,
+                "verify_jti": False,
+                "require": list(_CLAIM_FAULTS),
+            }
+        )
 
     def find(self, token: str) -> Caller | None:
         """Return the caller if `token` is remembered and still valid. It does no I/O."""
