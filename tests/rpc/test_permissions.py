@@ -14,6 +14,7 @@ from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, HEALTH_AND_REFLEC
 from cart_grpc.rpc.permissions import PERMISSIONS, PUBLIC
 from cart_grpc.rpc.pipeline import MethodMismatch
 from cart_grpc.rpc.server import Server
+from cart_grpc.rpc.services import Service
 from tests.rpc.protected import AUDITOR, JOBS, LONER, OPERATOR, READER, WEB, Shop, lacking_scope, open_shop
 from tests.rpc.right import ADMIN, RIGHT, RIGHT_OF_OPERATORS, descriptor_of, right
 from tests.rpc.serving import permissions_of, pipeline_of
@@ -61,7 +62,7 @@ async def test_a_server_does_not_start_without_the_rules_of_health_and_reflectio
     others = {name: rules for name, rules in PERMISSIONS.items() if name != service}
     monkeypatch.setattr(server_module, "PERMISSIONS", others)
     with pytest.raises(MethodMismatch, match=f"the same methods of /{service}: "):
-        Server(CART_SERVICE, lambda _: None, call_timeout=10)
+        Server(Service((CART_SERVICE,), lambda _: None), 10)
 
 
 # Names in messages that several methods use. These methods do not read them: see the test with another user's values.
