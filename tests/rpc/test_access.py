@@ -138,7 +138,7 @@ async def test_health_needs_no_identity(shop: Shop) -> None:
 
 async def test_a_call_that_waits_for_the_issuers_keys_ends_at_its_time_out(shop: Shop) -> None:
     async with KeyServer().running() as issuer:
-        issuer.open.clear()
+        issuer.hold()
         async with KeySet(UrlSource(issuer.url, issuer.trust), {"ES256"}) as keys:
             access = AccessByToken(Tokens(keys, issuer=ISSUER, audience=AUDIENCE, leeway=0.0))
             async with secured(shop.authority, shop.add_carts, access, timeout=0.2) as port:
@@ -146,7 +146,6 @@ async def test_a_call_that_waits_for_the_issuers_keys_ends_at_its_time_out(shop:
                 async with grpc.aio.secure_channel(f"localhost:{port}", credentials) as channel:
                     alice = Identity(channel, (("authorization", f"Bearer {make_token('alice')}"),))
                     refusal = await alice.refuse("GetCart", GET)
-            issuer.open.set()
     assert (refusal.code, refusal.info.reason) == ("DEADLINE_EXCEEDED", "CALL_TIMEOUT")
 
 
