@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import grpc
 
-from cart_grpc.reservation_api.credentials import Headers
+from cart_grpc.reservation_api.credentials import Headers, hide_token
 
 CALLS_PER_CONNECTION: Final = 50
 
@@ -64,22 +64,24 @@ class Connections:
 
         Raises AioRpcError, and CancelledError if the server cancels it.
         """
-        async with self._connect() as connection:
+        headers = self._headers()
+        async with self._connect(headers) as connection:
             answer: bytes | None = await connection.method(
-                request, timeout=timeout, metadata=self._headers(), wait_for_ready=False
+                request, timeout=timeout, metadata=headers, wait_for_ready=False
             )
-            return answer
+            return answer and hide_token(headers, answer)
 
     async def stream(self, request: bytes, timeout: float) -> AsyncGenerator[bytes, None]:
         """Make one call within `timeout` seconds and yield its messages. Closing the generator cancels the call.
 
         Raises as `call` does.
         """
-        async with self._connect() as connection:
-            call = connection.method(request, timeout=timeout, metadata=self._headers(), wait_for_ready=False)
+        headers = self._headers()
+        async with self._connect(headers) as connection:
+            call = connection.method(request, timeout=timeout, metadata=headers, wait_for_ready=False)
             try:
                 while (message := await call.read()) is not grpc.aio.EOF:
-                    yield message
+                    yield hide_token(headers, message)
             finally:
                 call.cancel()
 
@@ -89,8 +91,11 @@ class Connections:
             await connection.channel.close()
 
     @asynccontextmanager
-    async def _connect(self) -> AsyncGenerator[_Connection, None]:
-        """Take a place on a connection for one call, and notice if the call finds the connection lost."""
+    async def _connect(self, headers: Headers) -> AsyncGenerator[_Connection, None]:
+        """Take a place on a connection for one call, and notice if the call finds the connection lost.
+
+        The error of the call does not contain the token in `headers`.
+        """
         await self._replace_outdated()
         connection = self._take()
         connection.calls += 1
@@ -99,7 +104,7 @@ class Connections:
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 connection.lost |= connection.channel.get_state() is not grpc.ChannelConnectivity.READY
-            raise
+            raise _without_token(error, headers) from None
         finally:
             connection.calls -= 1
             await self._give_back(connection)
@@ -135,3 +140,14 @@ class Connections:
         elif not connection.calls:
             self._all.discard(connection)
             await connection.channel.close()
+
+
+def _without_token(error: grpc.aio.AioRpcError, headers: Headers) -> grpc.aio.AioRpcError:
+    trailing = grpc.aio.Metadata(
+        *(
+            (name, hide_token(headers, value) if isinstance(value, bytes) else value)
+            for name, value in error.trailing_metadata()
+        )
+    )
+    details = hide_token(headers, (error.details() or "").encode()).decode()
+    return grpc.aio.AioRpcError(error.code(), error.initial_metadata(), trailing, details)

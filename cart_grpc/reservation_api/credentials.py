@@ -11,6 +11,9 @@ from cart_grpc.reloaded_files import NamedFile, Reloaded
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 """Headers of HTTP, or metadata of gRPC."""
 
+_SCHEME: Final = "Bearer "
+_MIN_SECRET: Final = 6
+
 
 @dataclass(frozen=True, slots=True)
 class CredentialFiles:
@@ -37,4 +40,17 @@ def reloaded_headers(token: NamedFile | None) -> Callable[[], Headers]:
     """Return a function that returns the newest headers of a call. Raises FileError."""
     if token is None:
         return lambda: ()
-    return Reloaded([token], lambda: (("authorization", f"Bearer {token.read_token()}"),)).get
+    return Reloaded([token], lambda: (("authorization", f"{_SCHEME}{token.read_token()}"),)).get
+
+
+def hide_token(headers: Headers, content: bytes) -> bytes:
+    """Return what a server sent, with the token in `headers` overwritten: errors are logged, stored and shown.
+
+    The length stays, so that a protobuf message stays valid.
+    """
+    for _, value in headers:
+        token = value.removeprefix(_SCHEME).encode()
+        # A shorter one is no secret, and would be found everywhere.
+        if len(token) >= _MIN_SECRET:
+            content = content.replace(token, b"*" * len(token))
+    return content

@@ -19,7 +19,7 @@ import aiohttp
 from cart_grpc.client_tls import explain
 from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import NoAnswerError
-from cart_grpc.reservation_api.credentials import Headers
+from cart_grpc.reservation_api.credentials import Headers, hide_token
 from cart_grpc.reservation_api.http_connection import bounded_connector
 
 REFUSALS: Final = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 409: "FAILED_PRECONDITION", 422: "INVALID_ARGUMENT"}
@@ -135,7 +135,7 @@ class HttpClient:
 
         Raises NoAnswerError, also if the answer has more than `max_bytes` bytes.
         """
-        data = None if body is None else json.dumps(body).encode()
+        data, headers = None if body is None else json.dumps(body).encode(), self._headers()
         with _to_no_answers(timeout):
             async with (
                 asyncio.timeout(timeout),
@@ -144,12 +144,13 @@ class HttpClient:
                     url,
                     data=data,
                     params=query or None,
-                    headers=dict(self._headers()),
+                    headers=dict(headers),
                     ssl=self._context(),
                     allow_redirects=False,
                 ) as response,
             ):
-                return HttpAnswer(response.status, response.headers, await _read(response, max_bytes))
+                content = hide_token(headers, await _read(response, max_bytes))
+                return HttpAnswer(response.status, response.headers, content)
 
     async def post_for_lines(
         self, url: str, body: object, *, timeout: float, max_line_bytes: int
@@ -159,7 +160,7 @@ class HttpClient:
         Closing the generator ends the call. Raises NoAnswerError, also if a line has more than `max_line_bytes` bytes,
         and UnexpectedStatus for every status except 200.
         """
-        data = json.dumps(body).encode()
+        data, headers = json.dumps(body).encode(), self._headers()
         # Not one time-out around everything: it would cancel the caller while it works on a line.
         deadline = asyncio.get_running_loop().time() + timeout
         with _to_no_answers(timeout):
@@ -167,18 +168,18 @@ class HttpClient:
                 response = await self._session.post(
                     url,
                     data=data,
-                    headers={"Accept": _ACCEPT_LINES, **dict(self._headers())},
+                    headers={"Accept": _ACCEPT_LINES, **dict(headers)},
                     ssl=self._context(),
                     allow_redirects=False,
                 )
             async with response:
                 if response.status != 200:
                     async with asyncio.timeout_at(deadline):
-                        content = await _read(response, wire.MAX_ANSWER_BYTES)
+                        content = hide_token(headers, await _read(response, wire.MAX_ANSWER_BYTES))
                     raise UnexpectedStatus(HttpAnswer(response.status, response.headers, content))
                 _check_content_type(response.headers, _LINE_TYPES)
                 async for line in _split(_read_chunks(response, deadline), max_line_bytes):
-                    yield line
+                    yield hide_token(headers, line)
 
     async def close(self) -> None:
         """Close the connections. Calls in flight end with NoAnswerError."""

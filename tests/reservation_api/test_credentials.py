@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import grpc
 import pytest
 import trustme
 from aiohttp import web
+from cartgrpc.reservation.v1.reservation_pb2 import (
+    BatchApplyReservationsResponse,
+    ReservationError,
+    ReservationResult,
+)
 
 from cart_grpc import reloaded_files
 from cart_grpc.client_tls import TlsFiles
 from cart_grpc.protocol.reservation import Decision, Observed
 from cart_grpc.reloaded_files import FileError, NamedFile, Reloaded
-from cart_grpc.reservation_api.api import NoAnswerError, ReservationApi
+from cart_grpc.reservation_api.api import BatchesUnsupported, NoAnswerError, ReservationApi
 from cart_grpc.reservation_api.credentials import NO_FILES, CredentialFiles
 from cart_grpc.reservation_api.http_client import HttpClient
 from cart_grpc.reservation_api.transports import check_url, connect
@@ -26,6 +32,7 @@ from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_si
 from cart_grpc.simulator.simulator import Simulator
 from tests.intents import hold
 from tests.pem import PemFolder, issue, new_authority
+from tests.reservation_api.hostile import Script, hostile_grpc, hostile_http
 from tests.simulated_api import BatchesOfOne, no_answer
 
 URLS = {
@@ -328,18 +335,29 @@ async def test_a_file_that_is_broken_at_the_start_is_refused(
     assert SECRET not in str(refused.value)
 
 
-async def test_an_error_of_a_call_never_has_the_token(
-    pki: Pki, simulator: Simulator, access: Access, tls: TlsFiles, transport: str
+@pytest.mark.parametrize("transport", ["grpc", "http"])
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT])
+async def test_an_api_that_repeats_the_token_in_an_error_does_not_get_it_into_ours(
+    pki: Pki, transport: str, code: grpc.StatusCode
 ) -> None:
-    """Not even in the errors that it was made of."""
     token = pki.files.write("token", SECRET)
-    async with serving(simulator, access, transport) as url:
-        stopped = url
-    async with client(stopped, CredentialFiles(tls, token)) as api:
-        found: list[BaseException] = [await no_answer(api, hold(1))]
-    while cause := found[-1].__cause__:
-        found.append(cause)
-    assert SECRET not in "".join(f"{error} {error!r} {error.args}" for error in found)
+    async with hostile_grpc() if transport == "grpc" else hostile_http() as api_server:
+        api_server.script = Script(code=code, text=f"the token {SECRET} is unknown", reason="x")
+        async with client(api_server.url, CredentialFiles(token=token)) as api:
+            try:
+                found: list[object] = [await api.apply(hold(1), timeout=5)]
+            except NoAnswerError as caught:
+                found = [caught, caught.message, caught.__cause__, caught.__context__]
+            with pytest.raises((NoAnswerError, BatchesUnsupported)) as refused:
+                await BatchesOfOne(api).apply(hold(1), timeout=5)
+            found += [refused.value, refused.value.__cause__, refused.value.__context__]
+            intent = hold(1)
+            error = ReservationError(code=code.value[0], message=f"the token {SECRET}")
+            result = ReservationResult(reservation_id=intent.reservation_id, error=error)
+            api_server.script = Script(messages=[BatchApplyReservationsResponse(results=[result])])
+            found += [each async for each in api.apply_batch([intent], timeout=5)]
+    assert "the token *******" in str(found)
+    assert SECRET not in str(found)
 
 
 @pytest.mark.usefixtures("every_check")
