@@ -10,6 +10,7 @@ from sqlalchemy import make_url
 from cart_grpc import app, parts, process
 from cart_grpc import server_cli as server
 from cart_grpc.database_setup import StartupError
+from cart_grpc.exposure import is_local
 from cart_grpc.probe import options as probe_options
 from cart_grpc.probe import probe as probing
 from cart_grpc.probe.findings import Unreachable
@@ -75,10 +76,12 @@ async def _develop(settings: Settings, config: SimulatorConfig) -> None:
     if not simulating.done():
         changed = settings.with_changes(
             reservation_url=SecretStr(f"{'grpcs' if config.access.secure else 'grpc'}://{await address}"),
-            admin_listen=settings.admin_listen or _next_port(settings.listen),
+            admin_listen=settings.admin_listen or _next_port(settings.listen or settings.service_listen),
         )
         try:
-            await server.serve_until_stopped(changed, reconcile=True, stopped=stopped, welcome=_WELCOME)
+            # The examples show no token and no certificate.
+            welcome = "" if settings.tls_cert_file or settings.token_keys else _WELCOME
+            await server.serve_until_stopped(changed, reconcile=True, stopped=stopped, welcome=welcome)
         finally:
             # The simulator stops last: the reconciler may still be calling it.
             served.set()
@@ -88,8 +91,9 @@ async def _develop(settings: Settings, config: SimulatorConfig) -> None:
 
 
 def _next_port(address: str) -> str:
-    """Return the address with the port after its own, or port 0 if that is its port."""
+    """Return a loopback address with the port after that of `address`, or port 0 if that is its port."""
     host, _, port = address.rpartition(":")
+    host = host if is_local(address) else "127.0.0.1"
     return f"{host}:{(int(port) + 1) % 65536 if int(port) else 0}"
 
 

@@ -190,5 +190,9 @@ class Server:
 
 
 def _rules_of(table: Mapping[str, Sequence[Method]]) -> Mapping[str, Mapping[str, str]]:
-    """Return the permissions of the methods in `table` only."""
-    return {service: {row.name: PERMISSIONS[service][row.name] for row in rows} for service, rows in table.items()}
+    """Return the permissions of the methods in `table` only, as far as they have one."""
+    return {
+        service: {row.name: rules[row.name] for row in rows if row.name in rules}
+        for service, rows in table.items()
+        if (rules := PERMISSIONS.get(service))
+    }
