@@ -1,6 +1,7 @@
 """Who a caller is: a token or a certificate proves it, over TLS, and nothing else does."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
@@ -14,12 +15,17 @@ from grpc_health.v1 import health_pb2
 from cart_grpc.authentication.key_set import KeySet
 from cart_grpc.authentication.key_sources import UrlSource
 from cart_grpc.authentication.tokens import Tokens
+from cart_grpc.process import start_log
 from cart_grpc.rpc.access import AccessByToken
+from tests.attacks.wire import END_HEADERS, END_STREAM, HEADERS, call_of, frame, wired
 from tests.authentication.issuer import AUDIENCE, ISSUER, make_token
 from tests.authentication.key_server import KeyServer
 from tests.rpc.protected import JOBS, LONER, OPERATOR, READER, WEB, Identity, Shop, open_shop, secured
 from tests.rpc.refusal import to_refusal
 from tests.rpc.right import ask, path_of, right
+from tests.rpc.serving import serving
+from tests.rpc.test_admission import until
+from tests.tls import SECRET
 
 GET = right("GetCart")
 
@@ -84,6 +90,26 @@ async def test_two_tokens_are_refused_even_if_both_are_valid(shop: Shop, second:
 async def test_a_value_that_is_no_token_is_refused(shop: Shop, token: str) -> None:
     refusal = await (await shop.sends(("authorization", f"Bearer {token}"))).refuse("GetCart", GET)
     assert (refusal.code, refusal.info.reason) == ("UNAUTHENTICATED", "TOKEN_INVALID")
+
+
+async def test_metadata_that_is_not_text_identifies_nobody_and_is_not_logged(
+    shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("grpc._cython.cygrpc"), "filters", [])
+    start_log("INFO")
+    value = f"Bearer {SECRET}".encode() + b"\xff"
+    headers = call_of(path_of("GetCart")) + b"\0\x0dauthorization" + bytes((len(value),)) + value
+    reached: list[Any] = []
+
+    async def servicer(request: Any, _context: Any) -> None:
+        reached.append(request)
+
+    access = AccessByToken(shop.tokens)
+    async with serving(servicer, access=access) as server, wired(f"127.0.0.1:{server.port}") as wire:
+        await wire.send([frame(HEADERS, END_HEADERS | END_STREAM, 1, headers)])
+        await until(lambda: 1 in wire.ended_streams)
+    assert reached == []
+    assert SECRET not in caplog.text
 
 
 # As proxies write them. Whoever reaches the port can write them, too.
