@@ -13,11 +13,11 @@ from pathlib import Path
 import asyncpg
 from sqlalchemy import make_url
 
+from benchmarks.access import access
 from benchmarks.comparisons import comparisons
 from benchmarks.interpreters import interpreters
 from benchmarks.overload import Peak, fairness, overload
 from benchmarks.parts import parts
-from benchmarks.access import access
 from benchmarks.plan import CARTS, IN_FLIGHT, SKUS, Plan, Section
 from benchmarks.programs import ROOT, Json, Testbed, interleave, measure
 from benchmarks.reserved import reserved, wait_until_reserved
