@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import trustme
@@ -70,7 +70,7 @@ def _clients(testbed: Testbed, database: str) -> dict[str, Client]:
         (("authorization", f"Bearer {make_token(_user(n), key=key, expires_in=86_400)}"),) for n in range(USERS)
     )
     nothing = ((),) * USERS
-    settings = {
+    settings: dict[str, dict[str, Any]] = {
         "no identity": {},
         "token": files["token"],
         "TLS, token": files["token"] | files["tls"],
