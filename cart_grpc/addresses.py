@@ -16,3 +16,9 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return False
+
+
+def to_dial(address: str) -> str:
+    """Return the address at which this machine reaches a server that listens on `address`, with a name for TLS."""
+    host, _, port = address.rpartition(":")
+    return f"localhost:{port}" if host in ("0.0.0.0", "[::]") else address  # noqa: S104 - compared, not bound

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cart_grpc import parts
-from cart_grpc.addresses import host_of, is_loopback
+from cart_grpc.addresses import host_of, is_loopback, to_dial
 from cart_grpc.arguments import duration
 from cart_grpc.channels import open_channel
 from cart_grpc.client_tls import explain
@@ -66,15 +66,15 @@ def add_filters(
 
 def _run(settings: Settings, arguments: argparse.Namespace) -> int:
     """Make the calls of a subcommand and print the answers. Returns 0, or 1 if a call was refused or not answered."""
-    address = arguments.address or settings.admin_listen
-    if not address:
+    listens = arguments.address or settings.admin_listen
+    if not listens:
         raise StartupError("CART_ADMIN_LISTEN is not set; set it or use --address")
     try:
-        check_address(address)
+        address = to_dial(check_address(listens))
     except ValueError as error:
         raise StartupError(f"the address {error}") from None
     show = _show_json if arguments.json else arguments.show
-    with open_channel(address, credentials=_find_credentials(settings, arguments, address)) as channel:
+    with open_channel(address, credentials=_find_credentials(settings, arguments, listens)) as channel:
         try:
             show(arguments.call(cart_admin_service_pb2_grpc.CartAdminServiceStub(channel), arguments))
         except grpc.RpcError as error:

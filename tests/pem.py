@@ -42,7 +42,10 @@ def new_authority() -> trustme.CA:
     return trustme.CA(key_type=trustme.KeyType.ECDSA)
 
 
-def issue(authority: trustme.CA, name: str = "localhost", *, expired: bool = False) -> trustme.LeafCert:
-    """Return a certificate for `name`."""
+def issue(authority: trustme.CA, *names: str, expired: bool = False) -> trustme.LeafCert:
+    """Return a certificate for names and addresses; by default for those of this machine.
+
+    Tests of failures connect to an address: for a name with two, gRPC reports the failure of either.
+    """
     end = NOW - dt.timedelta(hours=1) if expired else NOW + dt.timedelta(hours=1)
-    return authority.issue_cert(name, not_after=end, key_type=trustme.KeyType.ECDSA)
+    return authority.issue_cert(*(names or ("localhost", "127.0.0.1")), not_after=end, key_type=trustme.KeyType.ECDSA)

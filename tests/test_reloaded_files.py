@@ -89,6 +89,26 @@ def test_a_broken_file_is_logged_once_and_the_old_value_stays(
     assert SECRET not in caplog.text
 
 
+def test_a_folder_that_is_mounted_again_ends_the_fault(
+    time: Time, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault that comes again is news again."""
+    mounted, aside = tmp_path / "mounted", tmp_path / "aside"
+    mounted.mkdir()
+    token = PemFolder(mounted).write("token", "old")
+    reloaded = Reloaded([token], token.read_text, time)
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        mounted.rename(aside)
+        time.pass_check()
+        assert reloaded.get() == "old"
+        aside.rename(mounted)
+        time.pass_check()
+        assert reloaded.get() == "old"
+    missing = "token: the file cannot be read: No such file or directory; the earlier files stay in use"
+    assert caplog.messages == [missing, "token: the earlier file is back"] * 2
+
+
 def test_a_certificate_and_a_key_that_do_not_fit_yet_change_nothing(files: PemFolder, time: Time) -> None:
     authority = new_authority()
     certificate, key = files.write_identity("client", issue(authority))

@@ -92,7 +92,7 @@ def admin_server(files: PemFolder) -> Iterator[str]:
         port = server.add_secure_port("127.0.0.1:0", credentials(files, mutual=True))
         server.start()
         try:
-            yield f"localhost:{port}"
+            yield f"127.0.0.1:{port}"
         finally:
             server.stop(0).wait()
 
@@ -158,8 +158,8 @@ async def closed_simulator(files: PemFolder, authority: trustme.CA) -> AsyncIter
     server = SimulatorServer(make_simulator(SimulatorConfig(latency_us=0)), access)
     ports = await server.start("127.0.0.1:0", "127.0.0.1:0")
     try:
-        https = f"https://localhost:{ports.http}"
-        yield {"grpc": f"grpcs://localhost:{ports.grpc}", "http": https, "basic": f"basic+{https}/basic"}
+        https = f"https://127.0.0.1:{ports.http}"
+        yield {"grpc": f"grpcs://127.0.0.1:{ports.grpc}", "http": https, "basic": f"basic+{https}/basic"}
     finally:
         await server.stop(0)
 
@@ -223,6 +223,7 @@ def test_wrong_files_for_the_reservation_api_end_a_start_in_one_line(
 def cart_server(files: PemFolder, *, mutual: bool = False) -> Iterator[Scripted]:
     """A port for callers with TLS. It answers AddItem."""
     with scripted_server(credentials(files, mutual=mutual)) as scripted:
+        scripted.address = scripted.address.replace("localhost", "127.0.0.1")
         scripted.script = [added() for _ in range(3)]
         yield scripted
 

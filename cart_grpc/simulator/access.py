@@ -7,16 +7,16 @@ import hmac
 import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final
 
 import grpc
 
 from cart_grpc.pem_files import read_authorities, read_identity
 from cart_grpc.reloaded_files import NamedFile, Reloaded
+from cart_grpc.server_tls import ServerTls
 from cart_grpc.simulator.errors import Unauthenticated
 
 Headers = Iterable[tuple[str, str | bytes]]
-_SCHEME: Final = "Bearer "
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +39,8 @@ class Access:
 
     def to_credentials(self) -> grpc.ServerCredentials:
         """Return the credentials of a gRPC server. Raises FileError."""
-        newest = Reloaded(self._tls_files, self._read_files)
-        served = newest.get()
-        is_required = self.authorities is not None
-
-        def fetch() -> grpc.ServerCertificateConfiguration | None:
-            # A new object each time, because gRPC frees it after its use. None: as before.
-            nonlocal served
-            before, served = served, newest.get()
-            return None if served is before else grpc.ssl_server_certificate_configuration(*served)
-
-        first = grpc.ssl_server_certificate_configuration(*served)
-        return grpc.dynamic_ssl_server_credentials(first, cast("Any", fetch), require_client_authentication=is_required)
+        certificate, key = self._identity
+        return ServerTls(certificate, key, self.authorities).credentials(verify_callers=self.authorities is not None)
 
     def to_context(self) -> ssl.SSLContext:
         """Return the context of an HTTP server. Raises FileError."""
@@ -67,12 +57,12 @@ class Access:
         """Return a function that raises Unauthenticated for a call without a valid token. Raises FileError."""
         if self.tokens is None:
             return lambda _headers: None
-        newest = Reloaded([self.tokens], self._read_tokens)
+        newest = Reloaded([self.tokens], self._read_valid)
 
         def check(headers: Headers) -> None:
             found = next((value for name, value in headers if name.lower() == "authorization"), "")
-            token = found.removeprefix(_SCHEME).encode() if isinstance(found, str) else b""
-            if not any(hmac.compare_digest(token, valid) for valid in newest.get()):
+            given = found.encode() if isinstance(found, str) else found
+            if not any(hmac.compare_digest(given, valid) for valid in newest.get()):
                 raise Unauthenticated
 
         return check
@@ -81,29 +71,26 @@ class Access:
     def _tls_files(self) -> list[NamedFile]:
         return [file for file in (self.certificate, self.key, self.authorities) if file]
 
-    def _read_identity(self) -> tuple[bytes, bytes]:
+    @property
+    def _identity(self) -> tuple[NamedFile, NamedFile]:
         assert self.certificate  # noqa: S101 - see `secure`
         assert self.key  # noqa: S101
-        return read_identity(self.certificate, self.key)
-
-    def _read_files(self) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
-        authorities = read_authorities(self.authorities) if self.authorities else None
-        return [self._read_identity()], authorities
+        return self.certificate, self.key
 
     def _read_context(self) -> ssl.SSLContext:
-        self._read_identity()
+        certificate, key = self._identity
+        read_identity(certificate, key)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        if self.certificate and self.key:
-            context.load_cert_chain(self.certificate.path, self.key.path, password=lambda: "")
+        context.load_cert_chain(certificate.path, key.path, password=lambda: "")
         if self.authorities:
             read_authorities(self.authorities)
             context.load_verify_locations(cafile=self.authorities.path)
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
-    def _read_tokens(self) -> list[bytes]:
+    def _read_valid(self) -> list[bytes]:
         assert self.tokens  # noqa: S101 - see `checker`
-        return [line for line in self.tokens.read().split() if line]
+        return [b"Bearer " + token for token in self.tokens.read().split()]
 
 
 OPEN: Final = Access()

@@ -312,7 +312,7 @@ async def test_after_an_invalid_look_up_nothing_is_sent(
     assert [call.partition(" ")[0] for call in scripted.received] == ["GET"]
 
 
-@pytest.mark.parametrize("status", [204, 400, 404, 409, 429, 500, 503])
+@pytest.mark.parametrize("status", [204, 400, 401, 403, 404, 409, 429, 500, 503])
 async def test_a_look_up_needs_status_200(scripted: Scripted, scripted_api: ReservationApi, status: int) -> None:
     scripted.answers["GET"] = (status, {"error": {"reason": "NOT_FOUND"}})
     await no_answer(scripted_api, hold(disposition=Disposition.RELEASE))
@@ -320,7 +320,7 @@ async def test_a_look_up_needs_status_200(scripted: Scripted, scripted_api: Rese
     assert not any(call.startswith("POST") for call in scripted.received)
 
 
-@pytest.mark.parametrize("status", [202, 204, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [202, 204, 401, 403, 429, 500, 502, 503, 504])
 async def test_a_post_that_neither_succeeded_nor_was_refused_is_no_answer(
     scripted: Scripted, scripted_api: ReservationApi, status: int
 ) -> None:
@@ -361,7 +361,7 @@ async def test_a_release_is_not_done_while_a_deleted_reservation_is_still_listed
     assert [call.partition(" ")[0] for call in scripted.received] == ["GET", "DELETE", "GET"]
 
 
-@pytest.mark.parametrize(("status", "answered"), [(409, True), (500, False)])
+@pytest.mark.parametrize(("status", "answered"), [(409, True), (401, False), (403, False), (500, False)])
 async def test_a_release_whose_delete_fails_is_not_done(
     scripted: Scripted, scripted_api: ReservationApi, status: int, answered: bool
 ) -> None:

@@ -36,9 +36,9 @@ from tests.reservation_api.hostile import Script, hostile_grpc, hostile_http
 from tests.simulated_api import BatchesOfOne, no_answer
 
 URLS = {
-    "grpc": "grpcs://localhost:{grpc}",
-    "http": "https://localhost:{http}",
-    "basic": "basic+https://localhost:{http}/basic",
+    "grpc": "grpcs://127.0.0.1:{grpc}",
+    "http": "https://127.0.0.1:{http}",
+    "basic": "basic+https://127.0.0.1:{http}/basic",
 }
 CALLS = [("grpc", "single"), ("grpc", "batch"), ("http", "single"), ("http", "batch"), ("basic", "single")]
 SECRET = "hunter2"
@@ -381,7 +381,7 @@ async def test_a_new_certificate_is_shown_on_a_new_connection_over_http(pki: Pki
     http = HttpClient(clock=lambda: 0, context=Reloaded(files.named, files.to_context).get)
 
     async def port() -> Any:
-        return (await http.call("GET", f"https://localhost:{runner.addresses[0][1]}/", timeout=10)).to_json()
+        return (await http.call("GET", f"https://127.0.0.1:{runner.addresses[0][1]}/", timeout=10)).to_json()
 
     first = await port()
     assert await port() == first

@@ -1,6 +1,7 @@
 """The password of PostgreSQL in a file, which each new session reads."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -65,8 +66,9 @@ async def test_a_rotated_password_works_for_new_sessions_and_old_ones_go_on(
 
 
 async def test_an_engine_whose_sessions_end_goes_on_with_the_rotated_password(
-    server: PostgresServer, folder: PemFolder, file: NamedFile
+    server: PostgresServer, folder: PemFolder, file: NamedFile, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG)
     engine = connect(url(server), app.clock, file)
     try:
         assert await engine.transact(lambda connection: connection.exec_driver_sql("SELECT 1").scalar()) == 1
@@ -78,6 +80,8 @@ async def test_an_engine_whose_sessions_end_goes_on_with_the_rotated_password(
         assert await engine.query(lambda connection: connection.exec_driver_sql("SELECT 1").scalar()) == 1
     finally:
         await engine.close()
+    assert SECRET not in f"{caplog.text} {engine!r} {vars(engine)}"
+    assert NEW not in f"{caplog.text} {engine!r} {vars(engine)}"
 
 
 async def test_a_session_with_the_old_password_is_refused(server: PostgresServer, file: NamedFile) -> None:
