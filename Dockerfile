@@ -14,6 +14,8 @@ FROM python:3.13-slim
 RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /var/lib/cart-grpc cart-grpc \
  && install --directory --owner=cart-grpc --group=cart-grpc --mode=0750 /var/lib/cart-grpc
 COPY --from=build /opt/cart-grpc /opt/cart-grpc
+# 0.0.0.0 is beyond loopback. So `serve` starts only with identities (CART_TOKEN_KEYS), or with
+# CART_ALLOW_ANYONE_TO_BE_ANY_USER=true.
 ENV PATH=/opt/cart-grpc/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     CART_LISTEN=0.0.0.0:50051 \

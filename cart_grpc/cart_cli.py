@@ -152,7 +152,7 @@ def _explanation(error: CartError, arguments: argparse.Namespace) -> str:
         cause = "" if known == NOBODY_LISTENS else f" ({known})"
         return (
             f"no server answers at {arguments.address}{cause}; start one with `cart-grpc dev` or `cart-grpc serve`, "
-            f"or choose another one with --address or {ADDRESS_VARIABLE}; one with TLS needs --tls"
+            f"or choose another one with --address or {ADDRESS_VARIABLE}, and --tls if it uses TLS"
         )
     if error.reason == "ITEM_NOT_FOUND":
         item = cart_pb2.Item(sku=arguments.sku, options=dict(arguments.option))

@@ -5,6 +5,7 @@ No error shows a path or a content: a secret that stands in the setting for a pa
 
 import logging
 import os
+import stat
 import re
 import threading
 import time
@@ -35,7 +36,9 @@ class NamedFile:
     def read(self) -> bytes:
         """Return the content, 1 MiB at most. Raises FileError."""
         try:
-            with open(self.path, "rb") as file:  # noqa: PTH123 - the text of a setting
+            with open(self.path, "rb", opener=_open) as file:  # noqa: PTH123 - the text of a setting
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise self.fault("it is not a file")
                 content = file.read(_MAX_BYTES + 1)
         except OSError as error:
             raise self.fault(f"the file cannot be read: {error.strerror}") from None
@@ -96,12 +99,16 @@ class Reloaded(Generic[T]):
         self._check_time = clock() + CHECK_SECONDS
 
     def get(self) -> T:
-        """Return the newest value. Looks at the files once a second at most."""
-        if self._clock() >= self._check_time:
-            with self._lock:
-                if self._clock() >= self._check_time:
-                    self._check_time = self._clock() + CHECK_SECONDS
-                    self._check()
+        """Return the newest value. Looks at the files once a second at most.
+
+        While another thread looks, it returns the last value at once: a file system may hang.
+        """
+        if self._clock() >= self._check_time and self._lock.acquire(blocking=False):
+            try:
+                self._check_time = self._clock() + CHECK_SECONDS
+                self._check()
+            finally:
+                self._lock.release()
         return self._value
 
     def _check(self) -> None:
@@ -131,6 +138,11 @@ class Reloaded(Generic[T]):
 
     def _names(self) -> str:
         return ", ".join(file.name for file in self._files)
+
+
+def _open(path: str, flags: int) -> int:
+    # O_NONBLOCK: to open a named pipe would block until somebody writes to it.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _identify(path: str) -> object:

@@ -35,10 +35,9 @@ class _Material:
     # The first one is the certificate that the server shows.
     certificates: "tuple[tuple[NamedFile, Certificate], ...]"
 
-    def configure(self, *, verify_callers: bool) -> grpc.ServerCertificateConfiguration:
+    def configure(self) -> grpc.ServerCertificateConfiguration:
         """Return a new object: gRPC frees each one after its first use."""
-        authorities = self.authorities if verify_callers else None
-        return grpc.ssl_server_certificate_configuration([(self.key, self.chain)], authorities)
+        return grpc.ssl_server_certificate_configuration([(self.key, self.chain)], self.authorities)
 
 
 class ServerTls:
@@ -73,11 +72,9 @@ class ServerTls:
             if newest is served:
                 return None
             served = newest
-            return newest.configure(verify_callers=verify_callers)
+            return newest.configure()
 
-        return grpc.dynamic_ssl_server_credentials(
-            served.configure(verify_callers=verify_callers), fetch, require_client_authentication=verify_callers
-        )
+        return grpc.dynamic_ssl_server_credentials(served.configure(), fetch, verify_callers)
 
     async def run(self) -> None:
         """Look at the files every second, also if nobody connects, until cancelled. Log certificates that expire."""

@@ -284,6 +284,17 @@ def test_the_image_starts_becomes_healthy_and_stops(image: Image) -> None:
     assert any(data.iterdir())
 
 
+def test_the_image_as_it_is_does_not_start_and_names_both_ways_out(image: Image) -> None:
+    _, stage = read_dockerfile()
+    settings = dict(re.findall(r"(CART_\w+)=(\S+)", image.here(stage.only("ENV"))))
+    there = replace(image, environment=image.environment | settings)
+    ended = there.run(*json.loads(stage.only("CMD")))
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("cart-grpc: CART_LISTEN: 0.0.0.0:50051 is beyond loopback")
+    assert "CART_TOKEN_KEYS" in ended.stderr
+    assert "CART_ALLOW_ANYONE_TO_BE_ANY_USER=true" in ended.stderr
+
+
 def test_the_project_supports_the_python_of_the_image() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for stage in read_dockerfile():

@@ -1,6 +1,8 @@
 """Files that are replaced while a process runs."""
 
 import logging
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,26 @@ def test_a_broken_file_is_logged_once_and_the_old_value_stays(
     assert SECRET not in caplog.text
 
 
+def test_a_folder_that_is_mounted_again_ends_the_fault(
+    time: Time, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault that comes again is news again."""
+    mounted, aside = tmp_path / "mounted", tmp_path / "aside"
+    mounted.mkdir()
+    token = PemFolder(mounted).write("token", "old")
+    reloaded = Reloaded([token], token.read_text, time)
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        mounted.rename(aside)
+        time.pass_check()
+        assert reloaded.get() == "old"
+        aside.rename(mounted)
+        time.pass_check()
+        assert reloaded.get() == "old"
+    missing = "token: the file cannot be read: No such file or directory; the earlier files stay in use"
+    assert caplog.messages == [missing, "token: the earlier file is back"] * 2
+
+
 def test_a_certificate_and_a_key_that_do_not_fit_yet_change_nothing(files: PemFolder, time: Time) -> None:
     authority = new_authority()
     certificate, key = files.write_identity("client", issue(authority))
@@ -101,6 +123,37 @@ def test_a_certificate_and_a_key_that_do_not_fit_yet_change_nothing(files: PemFo
     files.write("client.key", renewed.private_key_pem.bytes())
     time.pass_check()
     assert reloaded.get() == (renewed.private_key_pem.bytes(), renewed.cert_chain_pems[0].bytes())
+
+
+def test_a_look_that_hangs_delays_no_other_thread(files: PemFolder, time: Time) -> None:
+    """Handshakes need the value, and a network file system may hang."""
+    token, hanging, goes_on = files.write("token", "old"), threading.Event(), threading.Event()
+    goes_on.set()
+
+    def load() -> str:
+        hanging.set()
+        assert goes_on.wait(30)
+        return token.read_text()
+
+    reloaded = Reloaded([token], load, time)
+    files.write("token", "new")
+    time.pass_check()
+    hanging.clear()
+    goes_on.clear()
+    looking = threading.Thread(target=reloaded.get, daemon=True)
+    looking.start()
+    assert hanging.wait(30)
+    time.pass_check()
+    assert reloaded.get() == "old"
+    goes_on.set()
+    looking.join(30)
+    assert reloaded.get() == "new"
+
+
+def test_a_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileError, match="pipe: it is not a file"):
+        NamedFile("pipe", str(tmp_path / "pipe")).read()
 
 
 def test_files_that_change_while_they_are_read_are_read_again(files: PemFolder, time: Time) -> None:

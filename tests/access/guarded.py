@@ -96,6 +96,14 @@ async def add(channel: Any, token: str = "") -> int:
     return int(answer.item.quantity)
 
 
+async def list_carts(channel: Any, token: str = "") -> bytes:
+    """Call ListCarts; return the encoded answer."""
+    request = cart_service_pb2.ListCartsRequest(parent="users/alice").SerializeToString()
+    call = channel.unary_unary("/cartgrpc.v1.CartService/ListCarts")
+    answer: bytes = await call(request, timeout=20, metadata=bearing(token))
+    return answer
+
+
 async def operate(channel: Any) -> bytes:
     """Call the operators' GetReservationStats; return the encoded answer."""
     answer: bytes = await channel.unary_unary("/cartgrpc.v1.CartAdminService/GetReservationStats")(b"", timeout=20)

@@ -1,6 +1,8 @@
 """Each port lets in those who prove who they are in the port's own way, and nobody else."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -9,12 +11,12 @@ from grpc_health.v1 import health_pb2
 
 from cart_grpc import app
 from cart_grpc.database_setup import StartupError
-from cart_grpc.rpc.methods import HEALTH_AND_REFLECTION, METHODS
-from tests.access.guarded import OPERATOR, WEB, Files, Guarded, add, alices_token, operate, running
+from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, HEALTH_AND_REFLECTION, METHODS
+from tests.access.guarded import OPERATOR, WEB, Files, Guarded, add, alices_token, list_carts, operate, running
 from tests.pem import issue, new_authority
 from tests.rpc.refusal import to_refusal
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 # gRPC tells a client no more of a failed handshake.
 NOT_CONNECTED = grpc.StatusCode.UNAVAILABLE
 
@@ -147,3 +149,36 @@ async def test_a_file_that_cannot_be_used_ends_the_start_with_a_line_that_names_
     assert text.startswith(f"CART_{setting.upper()}: ")
     assert text.isprintable()
     assert "hunter2" not in text
+
+
+async def test_every_port_reports_not_serving_and_serves_on_until_the_lame_duck_time_is_over(tmp_path: Path) -> None:
+    files, started, leaving = Files(tmp_path), asyncio.Event(), asyncio.Event()
+    ports = app.Ports()
+
+    async def serve() -> None:
+        nonlocal ports
+        async with running(files, lame_duck=3600.0) as server:
+            ports = server.ports
+            started.set()
+            await leaving.wait()
+
+    serving = asyncio.create_task(serve())
+    await started.wait()
+    plaintext = grpc.aio.insecure_channel(f"127.0.0.1:{ports.health_port}")
+    operator = files.open(ports.admin_port, issue(files.callers, OPERATOR))
+    async with plaintext, operator, files.open(ports.port) as user, files.open(ports.service_port, files.web()) as web:
+        assert await check(plaintext, "") == SERVING
+        leaving.set()
+        async with asyncio.timeout(20):
+            while await check(plaintext, CART_SERVICE) == SERVING:
+                await asyncio.sleep(0.01)
+        for channel, service in ((user, CART_SERVICE), (web, CART_SERVICE), (operator, ADMIN_SERVICE)):
+            assert await check(channel, service) == NOT_SERVING
+            assert await check(plaintext, service) == NOT_SERVING
+        await list_carts(user, alices_token())
+        await list_carts(web)
+        await operate(operator)
+        serving.cancel()
+        await asyncio.wait([serving])
+        assert await code_of(list_carts(user, alices_token())) == grpc.StatusCode.UNAVAILABLE
+        assert await code_of(check(plaintext)) == grpc.StatusCode.UNAVAILABLE

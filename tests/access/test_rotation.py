@@ -10,7 +10,7 @@ import grpc
 import pytest
 import trustme
 
-from tests.access.guarded import WEB, Files, add, alices_token, running
+from tests.access.guarded import WEB, Files, add, alices_token, list_carts, running
 from tests.pem import PemFolder, issue, new_authority
 
 Write = Callable[[Files, trustme.LeafCert], None]
@@ -50,9 +50,11 @@ async def call_until(stopped: asyncio.Event, files: Files, port: int, *, reconne
     count, token = 0, alices_token()
     while not stopped.is_set():
         async with files.open(port) as channel:
-            count += await add(channel, token) > 0
-            while not reconnect and not stopped.is_set():
-                count += await add(channel, token) > 0
+            while True:
+                await list_carts(channel, token)
+                count += 1
+                if reconnect or stopped.is_set():
+                    break
     return count
 
 
