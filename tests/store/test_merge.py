@@ -213,9 +213,8 @@ class TestAnItemOfBothCarts:
         assert released.reservation_id == source.reservation_id
         await store.record(answered(released))
         again = await claim_one(store)
-        assert (again.reservation_id, again.quantity, again.revision) == (
-            target.reservation_id, 5, growing.revision + 1,
-        )  # fmt: skip
+        assert (again.reservation_id, again.quantity) == (target.reservation_id, 5)
+        assert again.revision > growing.revision
         await store.record(answered(again, state=Observed.REJECTED, granted_quantity=3, reason="OUT_OF_STOCK"))
         # Once more, and not for ever.
         assert await settle_all(store) == []
