@@ -5,8 +5,8 @@ No error shows a path or a content: a secret that stands in the setting for a pa
 
 import logging
 import os
-import stat
 import re
+import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ class NamedFile:
     def read(self) -> bytes:
         """Return the content, 1 MiB at most. Raises FileError."""
         try:
-            with open(self.path, "rb", opener=_open) as file:  # noqa: PTH123 - the text of a setting
+            with open(self.path, "rb", opener=_open) as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise self.fault("it is not a file")
                 content = file.read(_MAX_BYTES + 1)
