@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 LOAD = ROOT / "build" / "load"
 START_SECONDS = 60.0
 LISTENS = re.compile(r"(?:listens|is listening) on (?:\w+://)?(127\.0\.0\.1:\d+)")
+SERVICES = re.compile(r"cart-grpc listens for services on (\S+:\d+)")
 OPERATORS = re.compile(r"cart-grpc listens for operators on (\S+:\d+)")
 DATABASES = ("sqlite", "postgresql")
 

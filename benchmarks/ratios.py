@@ -81,6 +81,11 @@ def _of_flatness(rounds: Json) -> dict[str, Ratio]:
     return found
 
 
+def _of_access(rounds: Json) -> dict[str, Ratio]:
+    none = "no identity"
+    return {f"AddItem CPU, {name} / {none}": between(rounds, name, none, "cpu_us") for name in rounds if name != none}
+
+
 def _of_comparisons(rounds: Json) -> dict[str, Ratio]:
     peers = [name for name in rounds if name != "noop"]
     return (
@@ -122,6 +127,7 @@ _OF_SECTIONS: dict[str, Callable[[Json], dict[str, Ratio]]] = {
     "reserved": _of_reserved,
     "table": _of_table,
     "flatness": _of_flatness,
+    "access": _of_access,
     "comparisons": _of_comparisons,
     "overload": _of_overload,
     "fairness": _of_fairness,

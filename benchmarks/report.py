@@ -236,6 +236,18 @@ def _watch(results: Json, _: Found) -> str:
     return f"### Watchers\n\n{about}\n\n{rows_of(head, rows)}\n\n{rows_of(columns, late)}"
 
 
+def _access(results: Json, found: Found) -> str:
+    rows: list[list[object]] = []
+    for database in databases_of(results["access"]):
+        rounds = results["access"][database]
+        for name, turns in rounds.items():
+            ratio = found[database].get(f"AddItem CPU, {name} / no identity", "")
+            rows.append([f"{TITLES[database]}: {name}", ratio, f"{middle(turns, 'cpu_us'):.0f}"])
+    head = ("AddItem", "CPU / CPU without identity", "server CPU µs a call")
+    about = "Each user has a cart and a token, which has been verified before. The reconciler is paused."
+    return f"### Identities\n\n{about}\n\n{rows_of(head, rows)}"
+
+
 def _comparisons(results: Json, found: Found) -> str:
     rows = []
     for database in databases_of(results["comparisons"]):
@@ -285,6 +297,7 @@ _PARTS: dict[str, Callable[[Json, Found], str]] = {
     "fairness": _fairness,
     "workers": _workers,
     "watch": _watch,
+    "access": _access,
     "comparisons": _comparisons,
     "interpreters": _interpreters,
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 import asyncpg
 from sqlalchemy import make_url
 
+from benchmarks.access import access
 from benchmarks.comparisons import comparisons
 from benchmarks.interpreters import interpreters
 from benchmarks.overload import Peak, fairness, overload
@@ -209,6 +210,7 @@ SECTIONS: dict[str, Section] = {
     "fairness": fairness,
     "workers": workers,
     "watch": watch,
+    "access": access,
     "comparisons": comparisons,
     "interpreters": interpreters,
 }

@@ -8,6 +8,7 @@ from cart_grpc.carts.model import Cart, Item, Line
 from cart_grpc.carts.refusals import LimitExceeded
 from cart_grpc.carts.totals import recount, touch
 from cart_grpc.names import CartKey
+from cart_grpc.protocol.merging import ask_beside_release
 from cart_grpc.protocol.reservation import Disposition, Reservation
 from cart_grpc.protocol.transitions import hold, release
 
@@ -76,7 +77,8 @@ def hold_quantity(line: Line, releasing: AbstractSet[str], given: Given) -> Line
     `releasing` is as in `create_line`.
     """
     if not line.reservation.is_closed:
-        return Line(line.item, hold(line.reservation, line.item.quantity, given.now))
+        row = hold(line.reservation, line.item.quantity, given.now)
+        return Line(line.item, ask_beside_release(row) if row.sku in releasing else row)
     return _reserve(line.item, {*releasing, line.item.sku} if line.reservation.releasing else releasing, given)
 
 

@@ -4,7 +4,6 @@ It never refuses a call because of a limit. It moves as much as fits, in the ord
 difference as an Adjustment. `protocol.merging` has the rules for the reservations.
 """
 
-from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from cart_grpc.carts.adjustments import Adjustment, AdjustmentType
@@ -15,9 +14,9 @@ from cart_grpc.carts.model import Cart, CartState, Item, Line, Money
 from cart_grpc.carts.progress import held_quantity
 from cart_grpc.carts.refusals import CartClosed, CartNotFound
 from cart_grpc.carts.totals import frozen, recount, touch
-from cart_grpc.protocol.merging import move, take_over
+from cart_grpc.protocol.merging import ask_beside_release, move, take_over
 from cart_grpc.protocol.reservation import Reservation
-from cart_grpc.protocol.transitions import hold, release, stop_waiting
+from cart_grpc.protocol.transitions import hold, release
 
 
 def merge_carts(target: OpenCart, _: MergeCarts, given: Given) -> Change:
@@ -107,11 +106,11 @@ class _Merge:
         releasing = target.releasing | {row.sku for row in self._itemless if row.releasing}
         releasing |= {line.item.sku for line in self._lines.values() if line.reservation.releasing}
         lines = sorted(self._lines.values(), key=lambda line: (line.item.create_time, line.item.uid))
-        is_changed = target.is_new or self._lines != dict(target.lines)
+        is_changed = target.is_new or self._itemless or self._lines != dict(target.lines)
         emptied = self._emptied._replace(state=CartState.MERGED, merged_into=key.name)
         return Change(
             touch(self._cart, self._now) if is_changed else target.cart,
-            tuple(self._due_if_nothing_to_wait_for(line, releasing) for line in lines),
+            tuple(lines),
             releasing=releasing,
             itemless=tuple(self._itemless),
             adjustments=tuple(self._adjustments),
@@ -155,6 +154,8 @@ class _Merge:
         row = move(line.reservation, item.cart, self._now)
         if item.quantity != line.item.quantity and not row.is_closed:
             row = hold(row, item.quantity, self._now)
+        if item.sku in self._target.releasing:
+            row = ask_beside_release(row)
         self._removed.append(Line(line.item, row))
         return Line(item, row)
 
@@ -167,15 +168,16 @@ class _Merge:
         if ours.is_closed and theirs.is_closed:
             is_releasing = ours.releasing or theirs.releasing or item.sku in self._target.releasing
             after = hold_quantity(Line(item, ours), {item.sku} if is_releasing else frozenset(), self._given)
-            kept = after.reservation
+            kept, left = after.reservation, [ours, theirs]
         elif ours.is_closed or (their_held > our_held and not theirs.is_closed):
-            kept, ours = take_over(theirs, their_held, ours, our_held, item.quantity, self._now)
-            theirs = kept
+            kept, *left = take_over(theirs, their_held, ours, our_held, item.quantity, self._now)
         else:
-            kept, theirs = take_over(ours, our_held, theirs, their_held, item.quantity, self._now)
-            ours = kept
-        self._removed.append(Line(line.item, theirs))
-        self._itemless += [row for row in (ours, theirs) if row is not kept and row.cart == item.cart]
+            kept, *left = take_over(ours, our_held, theirs, their_held, item.quantity, self._now)
+        if item.sku in self._target.releasing and kept != ours:
+            kept = ask_beside_release(kept)
+        (moved,) = (row for row in (kept, *left) if row.reservation_id == theirs.reservation_id)
+        self._removed.append(Line(line.item, moved))
+        self._itemless += [row for row in left if row.cart == item.cart]
         return Line(item._replace(reservation_id=kept.reservation_id), kept)
 
     def _put(self, before: Line | None, after: Line) -> None:
@@ -200,10 +202,3 @@ class _Merge:
     ) -> Adjustment:
         name, quantity = (after.item.name, after.item.quantity) if after else ("", 0)
         return Adjustment(type_, line, self._currency_code, name, quantity, quota, lost_price)
-
-    def _due_if_nothing_to_wait_for(self, line: Line, releasing: AbstractSet[str]) -> Line:
-        """The line, due now if the release that it waited for has stayed with the source."""
-        row = line.reservation
-        if row.waiting and line.item.sku not in releasing:
-            return Line(line.item, stop_waiting(row, self._now))
-        return line

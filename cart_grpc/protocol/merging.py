@@ -3,14 +3,15 @@
 A reservation moves with its item and keeps its id. If both carts have the item, one of the two reservations takes the
 quantity of the other one over. The other one is *superseded*: it keeps its hold until the first one is decided, so
 that the customer has at least that much meanwhile. If that decision is a refusal, our own old hold may have been what
-was missing. So the first one asks once more, after the superseded one is released.
+was missing. So the first one asks once more, after the superseded one is released. A merge can also leave an item
+beside an older reservation that is still being released. Then the same applies to every new quantity of the item.
 
 All functions are pure. Times are int microseconds since the Unix epoch in UTC.
 """
 
 from cart_grpc.names import CartKey
-from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
-from cart_grpc.protocol.transitions import hold, release
+from cart_grpc.protocol.reservation import Observed, Reservation
+from cart_grpc.protocol.transitions import hold, is_refused, release, wait_again
 
 
 def move(reservation: Reservation, cart: CartKey, now: int) -> Reservation:
@@ -24,6 +25,15 @@ def move(reservation: Reservation, cart: CartKey, now: int) -> Reservation:
     return reservation._replace(
         cart=cart, due_time=now, lease_epoch=reservation.lease_epoch + 1, lease_expire_time=None
     )
+
+
+def ask_beside_release(reservation: Reservation) -> Reservation:
+    """The row, whose cart still releases an older reservation of the same sku. If it is refused, it asks once more.
+
+    `reservation` has a new revision or a new cart, so a record of an earlier claim cannot settle it.
+    """
+    is_decided = reservation.settled or reservation.is_closed
+    return reservation if is_decided or reservation.waiting else reservation._replace(supersedes=True)
 
 
 def may_hold_stock(reservation: Reservation) -> bool:
@@ -63,9 +73,7 @@ def finish_take_over(reservation: Reservation, now: int, *, waits: bool) -> Rese
     lasts without a renewal.
     """
     done = reservation._replace(supersedes=False)
-    refused = not done.granted_quantity or done.granted_quantity < done.quantity
     # A seal follows an error that a release of stock does not mend.
-    if done.is_closed or done.disposition is not Disposition.HOLD or not refused or done.seal_reason:
+    if not is_refused(done) or done.seal_reason:
         return done
-    again = hold(done, done.quantity, now)
-    return again._replace(waiting=True, due_time=done.due_time) if waits else again
+    return wait_again(done, now) if waits else hold(done, done.quantity, now)

@@ -127,7 +127,8 @@ class Reservation(NamedTuple):
     - `checkout_id` is the checkout that the reservation is part of, or "". While the intent is HOLD, the reservation
       still belongs to the cart; with another intent it has passed to the checkout: see `is_of_cart`.
     - `superseded_by` is set when carts are merged: this hold of the merged cart is to be released once the reservation
-      with that id, which has taken its quantity over, is decided. That reservation has `supersedes`.
+      with that id, which has taken its quantity over, is decided. That reservation has `supersedes`. So has one that
+      asks for a quantity beside an older reservation that is being released: see `merging`.
     - `set_aside_reason` is set if the database or our code cannot process the row: it is not claimed again until a
       caller or an operator changes it. Else it is "".
     """

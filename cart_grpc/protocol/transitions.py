@@ -160,8 +160,23 @@ def claim(reservation: Reservation, now: int, until: int) -> Reservation:
 
 
 def stop_waiting(reservation: Reservation, now: int) -> Reservation:
-    """Make a waiting row due: the cart's older reservations of the same sku are released."""
-    return reservation._replace(waiting=False, due_time=now)
+    """Make a waiting row due: the cart's older reservations of the same sku are released.
+
+    If it had a time at which it was due, it may have been sent already, to renew its own hold. The API may have refused
+    that because of the older reservations, so it gets a new revision.
+    """
+    woken = reservation._replace(waiting=False)
+    if reservation.due_time is not None and not reservation.settled:
+        return hold(woken, reservation.quantity, now)
+    return woken._replace(due_time=now)
+
+
+def wait_again(reservation: Reservation, now: int) -> Reservation:
+    """Ask for the same quantity again, once the cart's older reservations of the same sku are released.
+
+    `reservation` is a settled hold of less than that. It keeps its `due_time`: its own hold has to be renewed.
+    """
+    return hold(reservation, reservation.quantity, now)._replace(waiting=True, due_time=reservation.due_time)
 
 
 def retry_now(reservation: Reservation, now: int) -> Reservation:
@@ -317,7 +332,7 @@ def record_outcome(
         return reservation
     if after.settled:
         is_final = after.state in FINAL
-        return after._replace(
+        done = after._replace(
             due_time=_find_renewal_time(after, now, retry_at, jitter),
             waiting=False,
             lease_expire_time=None,
@@ -326,6 +341,8 @@ def record_outcome(
             set_aside_reason="",
             superseded_by="" if is_final else after.superseded_by,
         )
+        # The hold that it waits for may be the reason. It was only sent to renew its own.
+        return wait_again(done, now) if reservation.waiting and is_refused(done) else done
     if after.lease_epoch != epoch:
         return after
     has_newer_intent = after.revision > sent_revision and not isinstance(outcome, NoAnswer)
@@ -345,6 +362,12 @@ def _find_renewal_time(reservation: Reservation, now: int, retry_at: int, jitter
     if reservation.expire_time is None or not reservation.granted_quantity:
         return None
     return max(now + int((reservation.expire_time - now) * (0.5 + 0.25 * jitter)), retry_at)
+
+
+def is_refused(reservation: Reservation) -> bool:
+    """Whether a settled hold got less than it asked for."""
+    asks = reservation.disposition is Disposition.HOLD and not reservation.is_closed
+    return asks and reservation.granted_quantity < reservation.quantity
 
 
 def _can_seal(reservation: Reservation, sent_revision: int) -> bool:

@@ -155,7 +155,9 @@ def upsert(dialect: Dialect, table: Table) -> Insert:
     statement = dialect.insert(table)
     if table is schema.replies:
         return statement
-    values = {column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key}
+    values: dict[str, Any] = {
+        column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key
+    }
     if table is schema.commit_markers:
         # A process that stops may commit after the clock was set back and before it notices. Its earlier commit must
         # still show that to the next process: see `find_set_back_since_commit`.

@@ -185,6 +185,9 @@ class TestAnItemThatBothCartsHave:
         (line,), (other,) = (change := merge(target, source)).lines, change.itemless
         assert line.reservation is next(iter(target.lines.values())).reservation
         assert other.disposition is Disposition.RELEASE
+        # Nothing else changes in the target, but it has one more reservation that is being released.
+        assert target.cart is not None
+        assert change.cart.revision == target.cart.revision + 1
         assert adjustments(change) == [(AdjustmentType.QUANTITY_CLAMPED, SKU, 10, "quantity_per_item")]
 
     def test_a_closed_reservation_is_replaced_by_the_other_one(self) -> None:
@@ -327,6 +330,30 @@ class TestLimits:
         assert adjustments(change) == [(AdjustmentType.QUANTITY_CLAMPED, "b", 1, "subtotal")]
 
 
+class TestBesideARelease:
+    """The target still releases a reservation of the sku, so that may be why another one is refused."""
+
+    @pytest.mark.parametrize("state", [lambda cart: cart, reserved])
+    def test_an_item_that_moves_asks_once_more_if_it_is_not_decided_yet(self, state: Any) -> None:
+        target, source = a_cart(USER)._replace(releasing=frozenset({SKU})), state(a_cart(GUEST, SKU))
+        (line,) = merge(target, source).lines
+        (before,) = source.lines.values()
+        assert line.reservation == before.reservation._replace(cart=USER, supersedes=not before.reservation.settled)
+
+    @pytest.mark.parametrize("which", ["target", "source"])
+    def test_an_item_that_both_have_asks_once_more(self, which: str) -> None:
+        carts = {"target": a_cart(USER, SKU), "source": a_cart(GUEST, SKU)}
+        carts = {name: reserved(cart) if name == which else refused(cart) for name, cart in carts.items()}
+        change = merge(carts["target"]._replace(releasing=frozenset({SKU})), carts["source"])
+        (line,), (other,) = change.lines, change.itemless
+        (kept,) = carts[which].lines.values()
+        assert line.reservation.reservation_id == line.item.reservation_id == kept.item.reservation_id
+        assert (line.reservation.quantity, line.reservation.supersedes) == (4, True)
+        assert (other.disposition, rows_of(change)[line.item.reservation_id]) == (
+            Disposition.RELEASE, line.reservation,
+        )  # fmt: skip
+
+
 class TestCompanions:
     """Reservations of the source that belong to no item, but on which one of its items depends."""
 
@@ -337,11 +364,6 @@ class TestCompanions:
         change = merge(NO_TARGET, source._replace(itemless=(old,), releasing=frozenset({SKU})))
         assert (change.lines[0].reservation.waiting, change.lines[0].reservation.due_time) == (True, None)
         assert [(row.reservation_id, row.cart, row.releasing) for row in change.itemless] == [("old", USER, True)]
-
-    def test_a_waiting_reservation_whose_release_stays_behind_is_due(self) -> None:
-        source = with_row(a_cart(GUEST, SKU), lambda row: row._replace(waiting=True, due_time=None))
-        change = merge(NO_TARGET, source)
-        assert (change.lines[0].reservation.waiting, change.lines[0].reservation.due_time) == (False, LATER)
 
     def test_a_release_that_no_item_waits_for_stays_with_the_source(self) -> None:
         source = a_cart(GUEST, SKU)

@@ -300,6 +300,13 @@ def test_a_reservation_does_not_wait_for_the_release_of_another_sku() -> None:
     assert (row.waiting, row.due_time) == (False, LATER)
 
 
+def test_a_change_beside_a_release_of_the_same_sku_asks_once_more_if_it_is_refused() -> None:
+    before = settled(a_cart(an_addition(quantity=2)))
+    for releasing in (frozenset({SKU}), frozenset({"filters"})):
+        row = add(before._replace(releasing=releasing), an_addition()).lines[0].reservation
+        assert (row.revision, row.supersedes) == (2, SKU in releasing)
+
+
 @pytest.mark.parametrize("confirmed", [True, False])
 def test_an_item_whose_reservation_is_closed_gets_a_new_one(confirmed: bool) -> None:
     before = a_cart(an_addition(quantity=2))

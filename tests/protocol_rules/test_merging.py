@@ -3,9 +3,23 @@
 import pytest
 
 from cart_grpc.names import cart_key, user_key
-from cart_grpc.protocol.merging import finish_take_over, has_taken_over, may_hold_stock, move
+from cart_grpc.protocol.merging import (
+    ask_beside_release,
+    finish_take_over,
+    has_taken_over,
+    may_hold_stock,
+    move,
+)
 from cart_grpc.protocol.reservation import Disposition, Observed
-from cart_grpc.protocol.transitions import claim, force_release, hold, merge_decision, record_outcome, release
+from cart_grpc.protocol.transitions import (
+    claim,
+    force_release,
+    hold,
+    merge_decision,
+    record_outcome,
+    release,
+    stop_waiting,
+)
 from tests.carts.examples import LATER, NOW, SECOND, a_held, a_hold, decided, held
 
 OTHER = cart_key(user_key("bob"), "default")
@@ -72,9 +86,33 @@ def test_a_waiting_row_that_needs_no_more_than_it_holds_is_due() -> None:
     assert (hold(waiting, 2, NOW).waiting, hold(waiting, 2, NOW).due_time) == (False, NOW)
 
 
-def test_an_answer_ends_the_wait_of_a_row_that_was_renewed_meanwhile() -> None:
+def test_a_renewal_that_is_refused_meanwhile_leaves_the_row_waiting() -> None:
     waiting = hold(a_held(2), 5, NOW)._replace(waiting=True, due_time=NOW)
     renewing = claim(waiting, NOW, LATER)
     answer = decided(renewing, Observed.REJECTED, 2)
-    answered = record_outcome(renewing, renewing.lease_epoch, renewing.revision, answer, NOW, NOW)
-    assert (answered.waiting, answered.settled) == (False, True)
+    refused = record_outcome(renewing, renewing.lease_epoch, renewing.revision, answer, NOW, NOW)
+    assert (refused.waiting, refused.settled, refused.quantity) == (True, False, 5)
+    assert refused.due_time is not None
+    assert NOW < refused.due_time < LATER
+
+
+def test_a_renewal_that_is_granted_meanwhile_ends_the_wait() -> None:
+    renewing = claim(hold(a_held(2), 5, NOW)._replace(waiting=True, due_time=NOW), NOW, LATER)
+    granted = record_outcome(renewing, renewing.lease_epoch, renewing.revision, held(renewing), NOW, NOW)
+    assert (granted.waiting, granted.settled, granted.granted_quantity) == (False, True, 5)
+
+
+def test_a_row_that_waits_and_may_have_been_renewed_is_due_under_a_new_revision() -> None:
+    # The answer to the old revision may be a refusal that the older reservation caused.
+    renewed = claim(hold(a_held(2), 5, NOW)._replace(waiting=True, due_time=NOW), NOW, LATER)
+    for waiting, more in ((renewed, 1), (a_hold(waiting=True, due_time=None), 0)):
+        due = stop_waiting(waiting, NOW)
+        assert (due.waiting, due.quantity, due.revision) == (False, waiting.quantity, waiting.revision + more)
+
+
+def test_a_row_beside_a_release_asks_once_more_if_it_is_refused() -> None:
+    growing = hold(a_held(2), 5, NOW)
+    assert ask_beside_release(growing) == growing._replace(supersedes=True)
+    refused = merge_decision(a_hold(), decided(a_hold(), Observed.REJECTED))
+    for row in (a_held(), refused, release(a_held(), NOW), a_hold(waiting=True, due_time=None)):
+        assert ask_beside_release(row) == row
