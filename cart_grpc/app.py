@@ -81,9 +81,9 @@ async def running(
     """Run one process: the servers, the store, then the loops, as far as configured.
 
     The servers listen at once, but they refuse calls and are not ready until the store is open. The block begins then,
-    or when `stopped` is set while the process still waits for its database. `sharing`: other processes
-    serve on the same ports, and only the first one serves operators. On exit the servers drain, then the parts stop in
-    reverse order. Raises StartupError.
+    or when `stopped` is set while the process still waits for its database. With `sharing`, other processes serve on
+    the same ports, and only the first one serves operators. On exit the servers drain, then the parts stop in reverse
+    order. Raises StartupError.
     """
     ports = [port for port in find_ports(settings, serve=serve) if sharing != "other" or port.setting in SHARED]
     for risk in find_risks(ports):

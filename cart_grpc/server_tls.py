@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 EXPIRY_WARNING: Final = dt.timedelta(days=7)
 # gRPC's BoringSSL signs a handshake with no other curve, and not with Ed25519.
 _CURVES: Final = ("secp256r1", "secp384r1")
+_MIN_RSA_BITS: Final = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +132,13 @@ def _check_key(file: NamedFile, content: bytes, chain: NamedFile, certificate: "
         raise file.fault("the key is encrypted; remove its passphrase, as `openssl pkey` does") from None
     except Exception:  # noqa: BLE001 - whatever it is, the content is not a key, and the error could quote it
         raise file.fault("it is not a PEM file with a private key") from None
-    is_usable = isinstance(key, rsa.RSAPrivateKey) or (
+    is_usable = (isinstance(key, rsa.RSAPrivateKey) and key.key_size >= _MIN_RSA_BITS) or (
         isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _CURVES
     )
     if not is_usable:
-        raise file.fault("the key must be RSA, or ECDSA with the curve P-256 or P-384")
+        raise file.fault(
+            f"the key must be RSA of at least {_MIN_RSA_BITS} bits, or ECDSA with the curve P-256 or P-384"
+        )
     if key.public_key() != certificate.public_key():
         raise file.fault(f"it is not the key of the first certificate in {chain.name}")
 

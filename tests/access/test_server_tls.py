@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trustme
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -33,7 +33,7 @@ def encrypted() -> bytes:
     )
 
 
-def pair_with(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> tuple[bytes, bytes]:
+def pair_with(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey) -> tuple[bytes, bytes]:
     """A key and a certificate for it, which the key signs itself."""
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "cart")])
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
@@ -59,8 +59,9 @@ def opened(folder: Path, key: bytes, chain: bytes, authorities: bytes | None = N
         (lambda: (KEY, CHAIN[:300]), "chain: it is not a PEM file with certificates"),
         (lambda: (KEY, CHAIN + b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), "chain: it is not"),
         (lambda: (b"", b""), "chain: it is not a PEM file with certificates"),
-        (lambda: pair_with(ec.generate_private_key(ec.SECP521R1())), "key: the key must be RSA, or ECDSA"),
-        (lambda: pair_with(ed25519.Ed25519PrivateKey.generate()), "key: the key must be RSA, or ECDSA"),
+        (lambda: pair_with(ec.generate_private_key(ec.SECP521R1())), "key: the key must be RSA of at least"),
+        (lambda: pair_with(ed25519.Ed25519PrivateKey.generate()), "key: the key must be RSA of at least"),
+        (lambda: pair_with(rsa.generate_private_key(65_537, 1024)), "key: the key must be RSA of at least"),  # noqa: S505
         (lambda: (KEY, CHAIN, b"hunter2"), "authorities: it is not a PEM file with certificates"),
     ],
 )
