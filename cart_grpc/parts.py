@@ -12,6 +12,7 @@ def admission(settings: Settings) -> Admission:
     """Return the callers' admission."""
     return Admission(
         max_calls=settings.max_calls,
+        max_calls_per_service=settings.max_calls_per_service,
         max_calls_per_user=settings.max_calls_per_user,
         max_waiting=settings.max_waiting_calls,
         max_waiting_per_user=settings.max_waiting_calls_per_user,

@@ -26,3 +26,20 @@ class Caller:
     service: str
     scopes: frozenset[str]
     expiry: float | None = None
+
+    @property
+    def acting_service(self) -> str:
+        """The name of the service, if the caller acts for many users: the subject of its token, if it has no other.
+
+        "" for a user.
+        """
+        return self.service or (f"users/{self.user_id}" if CARTS_ACT_AS in self.scopes else "")
+
+    def owns(self, name: str) -> bool:
+        """Whether `name` is `users/{user_id}`, or begins with that and a slash."""
+        own = f"users/{self.user_id}"
+        return bool(self.user_id) and (name == own or name.startswith(f"{own}/"))
+
+
+# Has no scopes, so it may do nothing.
+NOBODY: Final = Caller("", "", frozenset())

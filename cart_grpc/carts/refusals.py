@@ -17,8 +17,8 @@
     ├── LimitExceeded                a stored total would exceed its limit
     └── Unavailable                  the request is valid; try again later
         ├── Overloaded               too many calls are running
-        │   ├── TooManyCalls         too many calls of one user are running
-        │   └── TooManyStreams       one user, one connection or this server has too many open streams
+        │   ├── TooManyCalls         one user or one service has too many calls in progress
+        │   └── TooManyStreams       a user, a service, a connection or this server has too many open streams
         ├── DatabaseUnavailable      the database does not answer; nothing was changed
         │   ├── DatabaseFull         the database has no space left; nothing was changed
         │   └── DatabaseDamaged      the database cannot read its data; nothing was changed
@@ -227,20 +227,20 @@ class Overloaded(Unavailable):
 
 
 class TooManyCalls(Overloaded):
-    """A user has `limit` calls running or queued, the most that are allowed. Nothing was changed."""
+    """A user or a service (`holder`) has `limit` calls in progress, the most that are allowed. Nothing was changed."""
 
     reason = "TOO_MANY_CALLS"
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, holder: str, limit: int) -> None:
         super().__init__(
-            f"this user has {limit} calls running or queued (a long request counts as several); "
-            "wait until some of them end",
-            {"limit": str(limit)},
+            f"this {holder} has {limit} calls running or waiting (a long request counts as several); "
+            "try again when some of them have ended",
+            {"holder": holder, "limit": str(limit)},
         )
 
 
 class TooManyStreams(Overloaded):
-    """A user, a connection or this server (`holder`) has `limit` open streams already."""
+    """A user, a service, a connection or this server (`holder`) has `limit` open streams already."""
 
     reason = "TOO_MANY_STREAMS"
 

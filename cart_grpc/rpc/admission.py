@@ -21,7 +21,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from cart_grpc.carts.refusals import Overloaded, ShuttingDown, TooManyCalls, TooManyStreams
 
@@ -33,36 +33,59 @@ def _weight(size: int) -> int:
     return 1 + size // BYTES_PER_WEIGHT
 
 
+class _Service:
+    """The calls of one service, for all its users: how many run, and how many wait."""
+
+    __slots__ = ("name", "running", "waiting")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.running = 0
+        self.waiting = 0
+
+
 class _User:
     """The calls of one user: how many run, how many wait, and the queue for a slot, oldest first.
 
-    At most `slots` of them run.
+    At most `slots` of them run. The user of a service is another one than the user of the same id without a service.
     """
 
-    __slots__ = ("name", "queue", "running", "slots", "waiting")
+    __slots__ = ("key", "queue", "running", "service", "slots", "waiting")
 
-    def __init__(self, name: str, slots: int) -> None:
-        self.name = name
+    def __init__(self, key: tuple[str, str], slots: int, service: _Service | None) -> None:
+        self.key = key
         self.slots = slots
+        self.service = service
         self.running = 0
         self.waiting = 0
         self.queue: dict[asyncio.Future[None], None] = {}
 
 
 class Admission:
-    """The unary calls of one server.
+    """The unary calls of one server, or of several.
 
-    At most `max_calls` run and `max_waiting` wait, and of each user at most `max_calls_per_user` and
-    `max_waiting_per_user`. A call is a task; `take_slot`, `note_reply`, `park` and `free_slot` apply to the current
-    task.
+    At most `max_calls` run and `max_waiting` wait; of each service at most `max_calls_per_service`, and the same share
+    of `max_waiting`; of each user at most `max_calls_per_user` and `max_waiting_per_user`. A call is a task;
+    `take_slot`, `note_reply`, `park` and `free_slot` apply to the current task.
     """
 
-    def __init__(self, *, max_calls: int, max_calls_per_user: int, max_waiting: int, max_waiting_per_user: int) -> None:
+    def __init__(
+        self,
+        *,
+        max_calls: int,
+        max_calls_per_service: int,
+        max_calls_per_user: int,
+        max_waiting: int,
+        max_waiting_per_user: int,
+    ) -> None:
         self._max_calls = max_calls
+        self._max_calls_per_service = min(max_calls_per_service, max_calls)
         self._max_calls_per_user = max_calls_per_user
         self._max_waiting = max_waiting
+        self._max_waiting_per_service = max_waiting * self._max_calls_per_service // max(max_calls, 1)
         self._max_waiting_per_user = max_waiting_per_user
-        self._users: dict[str, _User] = {}
+        self._services: dict[str, _Service] = {}
+        self._users: dict[tuple[str, str], _User] = {}
         self._running: dict[asyncio.Task[Any] | None, _User] = {}
         self._parked: dict[asyncio.Task[Any] | None, tuple[_User, int]] = {}
         # Only of calls that weigh more than 1.
@@ -75,22 +98,22 @@ class Admission:
         """Whether every slot is taken. If so, the next call of any user is rejected."""
         return self.running >= self._max_calls
 
-    async def take_slot(self, user: str, size: int) -> None:
+    async def take_slot(self, user: str, size: int, service: str = "") -> None:
         """Take a slot for a call with a request of `size` bytes; wait for one if the user has no slot left.
 
-        Raises Overloaded or TooManyCalls.
+        `service` is the one that calls for the user; "" if the user calls itself. Raises Overloaded or TooManyCalls.
         """
         if self.is_full:
             raise Overloaded
-        mine = self._users.get(user)
-        if mine is None:
-            mine = self._users[user] = _User(user, self._max_calls_per_user)
+        mine = self._users.get((service, user)) or self._new_user(service, user)
         weight = _weight(size)
-        if mine.running < mine.slots:
-            mine.running += 1
-            self.running += 1
-        else:
+        if mine.running >= mine.slots:
             await self._queue(mine, weight)
+        elif mine.service and mine.service.running >= self._max_calls_per_service:
+            self._forget_if_idle(mine)
+            raise TooManyCalls("service", self._max_calls_per_service)
+        else:
+            self._count_running(mine, 1)
         task = asyncio.current_task()
         self._running[task] = mine
         if weight > 1:
@@ -129,9 +152,7 @@ class Admission:
     async def _queue(self, mine: _User, weight: int) -> None:
         """Wait until another call of this user passes its slot on."""
         if not self._may_wait(mine, weight):
-            if mine.waiting + weight <= self._max_waiting_per_user:
-                raise Overloaded
-            raise TooManyCalls(self._max_calls_per_user + self._max_waiting_per_user)
+            self._refuse_to_wait(mine, weight)
         slot = asyncio.get_running_loop().create_future()
         mine.queue[slot] = None
         self._count_waiting(mine, weight)
@@ -148,49 +169,80 @@ class Admission:
 
     def _pass_slot_on(self, mine: _User) -> None:
         """Free a slot, and hand the user's free slots to its next queued calls."""
-        mine.running -= 1
-        self.running -= 1
+        self._count_running(mine, -1)
         while mine.queue and mine.running < mine.slots:
             slot = next(iter(mine.queue))
             del mine.queue[slot]
             if not slot.done():
                 slot.set_result(None)
-                mine.running += 1
-                self.running += 1
+                self._count_running(mine, 1)
         self._forget_if_idle(mine)
 
     def _may_wait(self, mine: _User, weight: int) -> bool:
         if self.waiting + weight > self._max_waiting:
             return False
+        if mine.service and mine.service.waiting + weight > self._max_waiting_per_service:
+            return False
         return mine.waiting + weight <= self._max_waiting_per_user
+
+    def _refuse_to_wait(self, mine: _User, weight: int) -> NoReturn:
+        if mine.waiting + weight > self._max_waiting_per_user:
+            raise TooManyCalls("user", self._max_calls_per_user + self._max_waiting_per_user)
+        if self.waiting + weight > self._max_waiting:
+            raise Overloaded
+        raise TooManyCalls("service", self._max_calls_per_service + self._max_waiting_per_service)
+
+    def _count_running(self, mine: _User, change: int) -> None:
+        mine.running += change
+        self.running += change
+        if mine.service:
+            mine.service.running += change
 
     def _count_waiting(self, mine: _User, change: int) -> None:
         mine.waiting += change
         self.waiting += change
+        if mine.service:
+            mine.service.waiting += change
         self._forget_if_idle(mine)
+
+    def _new_user(self, service: str, user: str) -> _User:
+        of_service = None
+        if service:
+            of_service = self._services.get(service)
+            if of_service is None:
+                of_service = self._services[service] = _Service(service)
+        key = service, user
+        mine = self._users[key] = _User(key, self._max_calls_per_user, of_service)
+        return mine
 
     def _forget_if_idle(self, mine: _User) -> None:
         if not mine.running and not mine.waiting:
-            del self._users[mine.name]
+            del self._users[mine.key]
+            service = mine.service
+            if service and not service.running and not service.waiting:
+                del self._services[service.name]
 
 
 class OpenStreams:
-    """The open response streams of one server: at most `max_open`, and so many per user and per connection."""
+    """The open response streams of one server: at most `max_open`, and so many per service, user and connection."""
 
-    def __init__(self, *, max_open: int, max_per_user: int, max_per_connection: int) -> None:
+    def __init__(self, *, max_open: int, max_per_service: int, max_per_user: int, max_per_connection: int) -> None:
         self._max_open = max_open
+        self._max_per_service = max_per_service
         self._max_per_user = max_per_user
         self._max_per_connection = max_per_connection
-        self._users: Counter[str] = Counter()
+        self._services: Counter[str] = Counter()
+        self._users: Counter[tuple[str, str]] = Counter()
         self._connections: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[Any] | None] = set()
         self._is_draining = False
 
     @contextmanager
-    def slot(self, user: str, connection: str) -> Iterator[None]:
+    def slot(self, user: str, connection: str, service: str = "") -> Iterator[None]:
         """Count the current task as a stream of `user` ("" if unknown) on `connection` until the block ends.
 
-        Raises TooManyStreams at a limit. After `drain`, raises ShuttingDown, also out of a block that is running.
+        `service` is the one that calls for the user; "" if the user calls itself. Raises TooManyStreams at a limit.
+        After `drain`, raises ShuttingDown, also out of a block that is running.
         """
         if self._is_draining:
             raise ShuttingDown
@@ -198,11 +250,13 @@ class OpenStreams:
             raise TooManyStreams("connection", self._max_per_connection)
         if len(self._tasks) >= self._max_open:
             raise TooManyStreams("server", self._max_open)
-        if user and self._users[user] >= self._max_per_user:
+        if service and self._services[service] >= self._max_per_service:
+            raise TooManyStreams("service", self._max_per_service)
+        if user and self._users[service, user] >= self._max_per_user:
             raise TooManyStreams("user", self._max_per_user)
         task = asyncio.current_task()
         self._tasks.add(task)
-        self._count(user, connection, 1)
+        self._count(user, connection, service, 1)
         try:
             yield
         except asyncio.CancelledError:
@@ -212,7 +266,7 @@ class OpenStreams:
             raise
         finally:
             self._tasks.discard(task)
-            self._count(user, connection, -1)
+            self._count(user, connection, service, -1)
 
     def drain(self) -> None:
         """End every open stream with ShuttingDown and refuse new ones."""
@@ -221,8 +275,13 @@ class OpenStreams:
             if task := self._tasks.pop():
                 task.cancel()
 
-    def _count(self, user: str, connection: str, change: int) -> None:
-        for counter, key in ((self._users, user), (self._connections, connection)):
+    def _count(self, user: str, connection: str, service: str, change: int) -> None:
+        counters: tuple[tuple[Counter[Any], Any], ...] = (
+            (self._services, service),
+            (self._users, (service, user)),
+            (self._connections, connection),
+        )
+        for counter, key in counters:
             counter[key] += change
             if not counter[key]:
                 del counter[key]

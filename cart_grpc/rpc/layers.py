@@ -8,54 +8,24 @@ for bytes that are no message; and if a servicer raises a stray CancelledError, 
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
-from dataclasses import dataclass
 from inspect import isasyncgenfunction
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import grpc
 
+from cart_grpc.authentication.refusals import TokenExpired
 from cart_grpc.carts.refusals import CallRefused, Overloaded
 from cart_grpc.rpc import status
-from cart_grpc.rpc.admission import Admission, OpenStreams
-from cart_grpc.rpc.deadlines import Deadlines
-from cart_grpc.rpc.door import Door
+from cart_grpc.rpc.access import CALLER
+from cart_grpc.rpc.endpoint import Context, Endpoint, Step
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
 from cart_grpc.rpc.messages import serialize
-from cart_grpc.rpc.methods import Method
-from cart_grpc.rpc.receiving import MalformedRequest, Receiver
-from cart_grpc.rpc.unread import Unread
+from cart_grpc.rpc.permissions import check_of
 
 log = logging.getLogger(__name__)
-# Strings: grpc's classes are generic in their stubs only.
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-Step: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One method on one server, for its layers.
-
-    Without `admission`, every unary call may run at once. Without `door`, calls are answered until gRPC stops.
-    """
-
-    path: str
-    method: Method
-    deserialize: Callable[[bytes], Any]
-    unread: Unread
-    deadlines: Deadlines
-    receiver: Receiver
-    streams: OpenStreams
-    admission: Admission | None
-    door: Door | None
-
-    def decode(self, data: Any) -> Any:
-        """Return the request message in the bytes. Raises MalformedRequest, also for grpc.aio.EOF."""
-        try:
-            return self.deserialize(data)
-        except Exception:  # noqa: BLE001 - the parser's exceptions have no other class in common
-            raise MalformedRequest(data) from None
 
 
 class WriteCancelled(Exception):
@@ -89,7 +59,7 @@ def errors(endpoint: Endpoint, next_step: Step) -> Step:
 
 def refuse_if_closed(endpoint: Endpoint, next_step: Step) -> Step:
     """Refuse the call if the server's door is closed. Raises DatabaseUnavailable or ShuttingDown."""
-    door = endpoint.door
+    door = endpoint.guards.door
     if door is None:
         return next_step
 
@@ -101,7 +71,7 @@ def refuse_if_closed(endpoint: Endpoint, next_step: Step) -> Step:
 
 def reject_if_full(endpoint: Endpoint, next_step: Step) -> Step:
     """Reject the call before its request is received if every slot is taken. Raises Overloaded."""
-    admission = endpoint.admission
+    admission = endpoint.guards.admission
     if admission is None:
         return next_step
 
@@ -113,10 +83,29 @@ def reject_if_full(endpoint: Endpoint, next_step: Step) -> Step:
     return step
 
 
+def authenticate(endpoint: Endpoint, next_step: Step) -> Step:
+    """Find out who makes the call before its request is received. Raises Unauthenticated or Unavailable."""
+    access, deadlines = endpoint.access, endpoint.guards.deadlines
+    if access is None:
+        return next_step
+
+    async def verify(request: Any, context: Context) -> Any:
+        CALLER.set(await deadlines.run(access.verify(context)))
+        return await next_step(request, context)
+
+    def step(request: Any, context: Context) -> Awaitable[Any]:
+        if caller := access.find(context):
+            CALLER.set(caller)
+            return next_step(request, context)
+        return verify(request, context)
+
+    return step
+
+
 def deadline(endpoint: Endpoint, next_step: Step) -> Step:
     """Receive the request and finish the call within the time-out plus max_wait. Raises CallTimeout."""
-    receive, decode, waits = endpoint.receiver.receive, endpoint.decode, endpoint.method.waits
-    run, extend = endpoint.deadlines.run, endpoint.deadlines.extend
+    receive, decode, waits = endpoint.guards.receiver.receive, endpoint.decode, endpoint.method.waits
+    run, extend = endpoint.guards.deadlines.run, endpoint.guards.deadlines.extend
 
     async def received(context: Context) -> Any:
         request = decode(await receive(context))
@@ -131,7 +120,7 @@ def receive_one(endpoint: Endpoint, next_step: Step) -> Step:
     """Receive the request within the time-out; the replies may take longer. Raises CallTimeout."""
 
     async def step(_: Any, context: Context) -> Any:
-        data = await endpoint.deadlines.run(endpoint.receiver.receive(context))
+        data = await endpoint.guards.deadlines.run(endpoint.guards.receiver.receive(context))
         return await next_step(endpoint.decode(data), context)
 
     return step
@@ -141,11 +130,11 @@ def receive_many(endpoint: Endpoint, next_step: Step) -> Step:
     """Receive the first of a stream of requests within the time-out; the others may take longer."""
 
     async def requests(context: Context) -> AsyncGenerator[Any, None]:
-        data = await endpoint.deadlines.run(endpoint.receiver.receive(context))
+        data = await endpoint.guards.deadlines.run(endpoint.guards.receiver.receive(context))
         while data is not grpc.aio.EOF:
             yield endpoint.decode(data)
             # Counted like the first one: it may be as long, and may never be complete.
-            data = await endpoint.receiver.receive(context)
+            data = await endpoint.guards.receiver.receive(context)
 
     async def step(_: Any, context: Context) -> Any:
         async with aclosing(requests(context)) as received:
@@ -154,14 +143,27 @@ def receive_many(endpoint: Endpoint, next_step: Step) -> Step:
     return step
 
 
+def authorize(endpoint: Endpoint, next_step: Step) -> Step:
+    """Refuse what the caller may not do, before the request is validated. Raises PermissionDenied."""
+    if endpoint.access is None:
+        return next_step
+    check = check_of(endpoint.method, endpoint.scope)
+
+    def step(request: Any, context: Context) -> Awaitable[Any]:
+        check(CALLER.get(), request)
+        return next_step(request, context)
+
+    return step
+
+
 def admit(endpoint: Endpoint, next_step: Step) -> Step:
-    """Run the call in a slot of its user. Raises Overloaded or TooManyCalls."""
-    admission, user_of = endpoint.admission, endpoint.method.user_of
+    """Run the call in a slot of its user and its service. Raises Overloaded or TooManyCalls."""
+    admission, user_of = endpoint.guards.admission, endpoint.method.user_of
     if admission is None:
         return next_step
 
     async def step(request: Any, context: Context) -> Any:
-        await admission.take_slot(user_of(request), request.ByteSize())
+        await admission.take_slot(user_of(request), request.ByteSize(), CALLER.get().acting_service)
         try:
             reply = await next_step(request, context)
             admission.note_reply(len(reply))
@@ -173,13 +175,32 @@ def admit(endpoint: Endpoint, next_step: Step) -> Step:
 
 
 def admit_stream(endpoint: Endpoint, next_step: Step) -> Step:
-    """Count the stream for its user and its connection. Raises TooManyStreams or ShuttingDown."""
-    streams, method = endpoint.streams, endpoint.method
+    """Count the stream for its user, its service and its connection. Raises TooManyStreams or ShuttingDown."""
+    streams, method = endpoint.guards.streams, endpoint.method
 
     async def step(request: Any, context: Context) -> Any:
         user = "" if method.takes_stream else method.user_of(request)
-        with streams.slot(user, context.peer()):
+        with streams.slot(user, context.peer(), CALLER.get().acting_service):
             return await next_step(request, context)
+
+    return step
+
+
+def end_at_expiry(endpoint: Endpoint, next_step: Step) -> Step:
+    """End the stream when the identity of its caller ends. Raises TokenExpired."""
+    if endpoint.access is None:
+        return next_step
+
+    async def step(request: Any, context: Context) -> Any:
+        expiry = CALLER.get().expiry
+        timeout = asyncio.timeout(None if expiry is None else expiry - time.time())
+        try:
+            async with timeout:
+                return await next_step(request, context)
+        except TimeoutError:
+            if timeout.expired():
+                raise TokenExpired from None
+            raise
 
     return step
 

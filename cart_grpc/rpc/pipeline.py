@@ -5,16 +5,15 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
-from cart_grpc.rpc.admission import Admission, OpenStreams
-from cart_grpc.rpc.deadlines import Deadlines
-from cart_grpc.rpc.door import Door
+from cart_grpc.rpc.endpoint import Endpoint, Guards, Step
 from cart_grpc.rpc.layers import (
-    Endpoint,
-    Step,
     admit,
     admit_stream,
+    authenticate,
+    authorize,
     deadline,
     encode,
+    end_at_expiry,
     errors,
     receive_many,
     receive_one,
@@ -24,7 +23,6 @@ from cart_grpc.rpc.layers import (
 )
 from cart_grpc.rpc.messages import serialize
 from cart_grpc.rpc.methods import Method
-from cart_grpc.rpc.receiving import Receiver
 from cart_grpc.rpc.unread import Unread
 
 # grpc.RpcMethodHandler. Any, because its stubs type each behaviour, such as unary_unary, as optional.
@@ -32,13 +30,41 @@ RpcMethod: TypeAlias = Any
 Layer: TypeAlias = Callable[[Endpoint, Any], Step]
 
 # The outermost layer is first.
-UNARY: Final[tuple[Layer, ...]] = (errors, refuse_if_closed, reject_if_full, deadline, admit, encode)
-STREAM: Final[tuple[Layer, ...]] = (errors, refuse_if_closed, receive_one, admit_stream, write_each)
-BOTH_STREAM: Final[tuple[Layer, ...]] = (errors, refuse_if_closed, admit_stream, receive_many, write_each)
+UNARY: Final[tuple[Layer, ...]] = (
+    errors,
+    refuse_if_closed,
+    reject_if_full,
+    authenticate,
+    deadline,
+    authorize,
+    admit,
+    encode,
+)
+STREAM: Final[tuple[Layer, ...]] = (
+    errors,
+    refuse_if_closed,
+    authenticate,
+    receive_one,
+    authorize,
+    admit_stream,
+    end_at_expiry,
+    write_each,
+)
+# A stream of requests names no resources, so only its scope is checked.
+BOTH_STREAM: Final[tuple[Layer, ...]] = (
+    errors,
+    refuse_if_closed,
+    authenticate,
+    authorize,
+    admit_stream,
+    end_at_expiry,
+    receive_many,
+    write_each,
+)
 
 
 class MethodMismatch(Exception):
-    """A method has no row in the methods table, or its row is wrong."""
+    """A method has no row in the methods table or no rule in the permissions table, or its row is wrong."""
 
 
 class Pipeline:
@@ -46,31 +72,23 @@ class Pipeline:
 
     The layers are composed once, when a method is added. A grpc interceptor would run again for each call.
 
-    `methods` has the rows of each service. `deadlines` end the calls, each after its time-out plus its max_wait at the
-    latest. With `door`, calls are refused while it is closed. With `admission`, a unary call needs a
-    slot. Without `admission`, each method gets a queue of its own inside gRPC, so that its calls are answered while
-    thousands of other calls wait there.
+    `methods` has the rows of each service, and `permissions` the scope of each of its methods. Without admission in
+    `guards`, each method gets a queue of its own inside gRPC, so that its calls are answered while thousands of other
+    calls wait there.
     """
 
     def __init__(
         self,
         server: grpc.aio.Server,
         methods: Mapping[str, Sequence[Method]],
-        *,
-        deadlines: Deadlines,
-        receiver: Receiver,
-        streams: OpenStreams,
-        admission: Admission | None = None,
-        door: Door | None = None,
+        permissions: Mapping[str, Mapping[str, str]],
+        guards: Guards,
     ) -> None:
         self._server = server
-        self._unread = Unread()
         self._methods = methods
-        self._deadlines = deadlines
-        self._receiver = receiver
-        self._streams = streams
-        self._admission = admission
-        self._door = door
+        self._permissions = permissions
+        self._guards = guards
+        self._unread = Unread()
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Do nothing. Generated code calls this too, but only `add_registered_method_handlers` gets names."""
@@ -78,34 +96,31 @@ class Pipeline:
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, RpcMethod]) -> None:
         """Add the methods of a service. Raises MethodMismatch."""
         rows = {row.name: row for row in self._methods.get(service, ())}
+        scopes = self._permissions.get(service, {})
+        if unlike := rows.keys() ^ scopes.keys():
+            names = ", ".join(sorted(unlike))
+            raise MethodMismatch(f"methods.py and permissions.py do not have the same methods of /{service}: {names}")
         if service.startswith("grpc."):
             # Services of gRPC itself get more methods with its versions: serve those that both it and the table have.
             handlers = {name: method for name, method in handlers.items() if name in rows}
             rows = {name: row for name, row in rows.items() if name in handlers}
-        added = {name: self._compose(f"/{service}/{name}", rows.get(name), method) for name, method in handlers.items()}
+        added = {
+            name: self._compose(f"/{service}/{name}", rows.get(name), scopes.get(name), method)
+            for name, method in handlers.items()
+        }
         if missing := rows.keys() - added.keys():
             raise MethodMismatch(f"/{service} has no method {', '.join(sorted(missing))}, but methods.py has a row")
-        if self._admission:
+        if self._guards.admission:
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, added),))
         else:
             self._server.add_registered_method_handlers(service, added)
 
-    def _compose(self, path: str, row: Method | None, method: RpcMethod) -> RpcMethod:
-        if row is None:
+    def _compose(self, path: str, row: Method | None, scope: str | None, method: RpcMethod) -> RpcMethod:
+        if row is None or scope is None:
             raise MethodMismatch(f"{path} has no row in methods.py")
         if (row.takes_stream, row.streams) != (method.request_streaming, method.response_streaming):
             raise MethodMismatch(f"the row of {path} in methods.py is wrong: check streams and takes_stream")
-        endpoint = Endpoint(
-            path,
-            row,
-            method.request_deserializer,
-            self._unread,
-            self._deadlines,
-            self._receiver,
-            self._streams,
-            self._admission,
-            self._door,
-        )
+        endpoint = Endpoint(path, row, scope, method.request_deserializer, self._unread, self._guards)
         if not row.streams:
             step = _wrap(UNARY, endpoint, method.unary_unary)
             return grpc.stream_unary_rpc_method_handler(step, None, None)

@@ -15,6 +15,7 @@ Under overload, calls wait in the client, because a connection carries few of th
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import grpc
@@ -23,15 +24,18 @@ from grpc_health.v1 import health_pb2_grpc
 
 from cart_grpc.admin import OperatorActions
 from cart_grpc.carts.calls import Limits
+from cart_grpc.rpc.access import Access
 from cart_grpc.rpc.admission import Admission, OpenStreams
 from cart_grpc.rpc.cart_admin_service import CartAdminService
 from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.rpc.deadlines import Deadlines
 from cart_grpc.rpc.door import Door
+from cart_grpc.rpc.endpoint import Guards
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
 from cart_grpc.rpc.health import SERVICE as HEALTH
 from cart_grpc.rpc.health import Health
 from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, HEALTH_AND_REFLECTION, METHODS
+from cart_grpc.rpc.permissions import PERMISSIONS
 from cart_grpc.rpc.pipeline import Pipeline
 from cart_grpc.rpc.receiving import Receiver
 from cart_grpc.rpc.reflection import add_reflection
@@ -91,6 +95,8 @@ MAX_STREAMS_PER_CONNECTION: Final = 50
 MAX_STREAMS_PER_USER: Final = 50
 # An idle WatchCart stream takes 33 KiB with its subscription, so 10,000 of them take 330 MiB.
 MAX_STREAMS: Final = 10_000
+# Half, so that the streams of one service leave room for all others.
+MAX_STREAMS_PER_SERVICE: Final = MAX_STREAMS // 2
 # A client with health checks has one watch for each of its connections, so a watch for each connection that we accept.
 MAX_HEALTH_WATCHES: Final = 4_000
 # New calls are held back until none has arrived for so long. It must exceed a round trip and the pause of a busy caller
@@ -101,7 +107,13 @@ LAST_WORDS_SECONDS: Final = 1.0
 
 
 def cart_server(
-    store: Store, limits: Limits, call_timeout: float, admission: Admission, *, shares_port: bool = False
+    store: Store,
+    limits: Limits,
+    call_timeout: float,
+    admission: Admission,
+    *,
+    access: Access | None = None,
+    shares_port: bool = False,
 ) -> "Server":
     """Return the callers' server: `cartgrpc.v1.CartService`. Calls in max_wait are answered when it stops."""
     servicer = CartService(store, limits, admission.park)
@@ -112,28 +124,29 @@ def cart_server(
         call_timeout,
         admission,
         store.notifier,
+        access=access,
         shares_port=shares_port,
         max_request_bytes=limits.max_cart_bytes + REQUEST_ROOM,
     )
 
 
-def admin_server(operator: OperatorActions, call_timeout: float) -> "Server":
-    """Return the operators' server: `cartgrpc.v1.CartAdminService`. Anyone who reaches its port may call it."""
+def admin_server(operator: OperatorActions, call_timeout: float, *, access: Access | None = None) -> "Server":
+    """Return the operators' server: `cartgrpc.v1.CartAdminService`. Without `access`, anyone may call it."""
     servicer = CartAdminService(operator)
     add = cart_admin_service_pb2_grpc.add_CartAdminServiceServicer_to_server
-    return Server(ADMIN_SERVICE, lambda pipeline: add(servicer, pipeline), call_timeout)
+    return Server(ADMIN_SERVICE, lambda pipeline: add(servicer, pipeline), call_timeout, access=access)
 
 
 class Server:
     """One service with health and reflection on one port. It refuses calls until `open`.
 
     Health: `""` is liveness; `service` is readiness, as `set_ready` says. `add` adds the servicer to a pipeline; its
-    calls need the `admission`. `notifier` is closed when the server stops. With `shares_port`, other workers of this
-    service listen on the same port, and each gets its share of the connections. `call_timeout` is in seconds. A request
-    has at most `max_request_bytes`.
+    calls need the `admission` and, with `access`, an identity and a permission. `notifier` is closed when the server
+    stops. With `shares_port`, other workers of this service listen on the same port, and each gets its share of the
+    connections. `call_timeout` is in seconds. A request has at most `max_request_bytes`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a server
         self,
         service: str,
         add: Callable[[Any], None],
@@ -141,6 +154,7 @@ class Server:
         admission: Admission | None = None,
         notifier: ChangeNotifier | None = None,
         *,
+        access: Access | None = None,
         shares_port: bool = False,
         max_request_bytes: int = 64 * 1024,
     ) -> None:
@@ -161,12 +175,13 @@ class Server:
         self._deadlines = Deadlines(call_timeout)
         self._door = Door()
         self._streams, self._watches = _open_streams(MAX_STREAMS), _open_streams(MAX_HEALTH_WATCHES)
-        common: Any = {"deadlines": self._deadlines, "receiver": Receiver(MAX_INCOMPLETE_BYTES // max_request_bytes)}
-        ends: Any = {"streams": self._streams, "door": self._door}
-        add(Pipeline(self._server, METHODS, admission=admission, **common, **ends))
-        add_reflection(Pipeline(self._server, HEALTH_AND_REFLECTION, **common, **ends), (service, HEALTH))
+        receiver = Receiver(MAX_INCOMPLETE_BYTES // max_request_bytes)
+        guards = Guards(self._deadlines, receiver, self._streams, door=self._door, access=access)
         # Without the door: until the end a check must be answered, and a watch must see NOT_SERVING.
-        health: Any = Pipeline(self._server, HEALTH_AND_REFLECTION, **common, streams=self._watches)
+        of_health = Guards(self._deadlines, receiver, self._watches)
+        add(Pipeline(self._server, METHODS, PERMISSIONS, replace(guards, admission=admission)))
+        add_reflection(Pipeline(self._server, HEALTH_AND_REFLECTION, PERMISSIONS, guards), (service, HEALTH))
+        health: Any = Pipeline(self._server, HEALTH_AND_REFLECTION, PERMISSIONS, of_health)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, health)
 
     async def start(self, address: str) -> None:
@@ -224,5 +239,8 @@ class Server:
 
 def _open_streams(max_open: int) -> OpenStreams:
     return OpenStreams(
-        max_open=max_open, max_per_user=MAX_STREAMS_PER_USER, max_per_connection=MAX_STREAMS_PER_CONNECTION
+        max_open=max_open,
+        max_per_service=MAX_STREAMS_PER_SERVICE,
+        max_per_user=MAX_STREAMS_PER_USER,
+        max_per_connection=MAX_STREAMS_PER_CONNECTION,
     )

@@ -15,9 +15,11 @@ from grpc_health.v1 import health_pb2_grpc
 from cart_grpc import settings
 from cart_grpc.rpc.admission import OpenStreams
 from cart_grpc.rpc.deadlines import Deadlines
+from cart_grpc.rpc.endpoint import Guards
 from cart_grpc.rpc.health import SERVICE as HEALTH
 from cart_grpc.rpc.health import Health
 from cart_grpc.rpc.methods import HEALTH_AND_REFLECTION
+from cart_grpc.rpc.permissions import PERMISSIONS
 from cart_grpc.rpc.pipeline import Pipeline
 from cart_grpc.rpc.receiving import Receiver
 from cart_grpc.rpc.reflection import add_reflection
@@ -79,7 +81,12 @@ class SimulatorServer:
         self._simulator = simulator
         self._grpc: grpc.aio.Server | None = None
         self._http: web.AppRunner | None = None
-        self._streams = OpenStreams(max_open=_MAX_STREAMS, max_per_user=_MAX_STREAMS, max_per_connection=_MAX_STREAMS)
+        self._streams = OpenStreams(
+            max_open=_MAX_STREAMS,
+            max_per_service=_MAX_STREAMS,
+            max_per_user=_MAX_STREAMS,
+            max_per_connection=_MAX_STREAMS,
+        )
 
     async def start(self, grpc_address: str | None, http_address: str | None) -> BoundPorts:
         """Listen on both addresses: HOST:PORT, or None to not listen.
@@ -122,9 +129,8 @@ class SimulatorServer:
         beside: Any = Pipeline(
             server,
             HEALTH_AND_REFLECTION,
-            deadlines=Deadlines(_TIMEOUT_SECONDS),
-            receiver=Receiver(_MAX_STREAMS),
-            streams=self._streams,
+            PERMISSIONS,
+            Guards(Deadlines(_TIMEOUT_SECONDS), Receiver(_MAX_STREAMS), self._streams),
         )
         health = Health("", RESERVATION_SERVICE, SIMULATOR_SERVICE)
         health.set_all(serving=True)

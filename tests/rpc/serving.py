@@ -1,6 +1,6 @@
 """A server with the pipeline, and any servicer behind it that a test needs."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,7 +9,9 @@ from cartgrpc.v1 import cart_service_pb2, cart_service_pb2_grpc
 
 from cart_grpc.rpc.admission import Admission, OpenStreams
 from cart_grpc.rpc.deadlines import Deadlines
+from cart_grpc.rpc.endpoint import Guards
 from cart_grpc.rpc.methods import CART_SERVICE, Method
+from cart_grpc.rpc.permissions import PERMISSIONS, PUBLIC
 from cart_grpc.rpc.pipeline import Pipeline
 from cart_grpc.rpc.receiving import Receiver
 from tests.service.conftest import Replica
@@ -20,33 +22,34 @@ ROWS = (Method("GetCart", ("name",)), Method("AddItem", ("parent",), writes=True
 
 def admitting(**limits: int) -> Admission:
     """An admission with these limits; the others are too high to matter."""
-    high = {"max_calls": 1_000, "max_calls_per_user": 1_000, "max_waiting": 1_000, "max_waiting_per_user": 1_000}
-    return Admission(**(high | limits))
+    high = {"max_calls": 1_000, "max_calls_per_service": 1_000, "max_calls_per_user": 1_000}
+    return Admission(**(high | {"max_waiting": 1_000, "max_waiting_per_user": 1_000} | limits))
 
 
 def streams_with(**limits: int) -> OpenStreams:
     """Open streams with these limits; the others are too high to matter."""
-    return OpenStreams(**({"max_open": 1_000, "max_per_user": 1_000, "max_per_connection": 1_000} | limits))
+    high = {"max_open": 1_000, "max_per_service": 1_000, "max_per_user": 1_000, "max_per_connection": 1_000}
+    return OpenStreams(**(high | limits))
+
+
+def permissions_of(rows: Sequence[Method]) -> dict[str, dict[str, str]]:
+    """A permissions table that has `rows` for CartService. Methods that are not in the real one are public."""
+    return {CART_SERVICE: {row.name: PERMISSIONS[CART_SERVICE].get(row.name, PUBLIC) for row in rows}}
 
 
 def pipeline_of(
     server: Any,
     rows: Sequence[Method] = ROWS,
     *,
+    permissions: Mapping[str, Mapping[str, str]] | None = None,
     timeout: float = 30,
     receiver: Receiver | None = None,
     streams: OpenStreams | None = None,
-    admission: Admission | None = None,
+    **parts: Any,
 ) -> Any:
-    """A pipeline whose methods table has `rows` for CartService."""
-    return Pipeline(
-        server,
-        {CART_SERVICE: rows},
-        deadlines=Deadlines(timeout),
-        receiver=receiver or Receiver(1_000),
-        streams=streams or streams_with(),
-        admission=admission,
-    )
+    """A pipeline whose methods table has `rows` for CartService. `parts` are further guards."""
+    guards = Guards(Deadlines(timeout), receiver or Receiver(1_000), streams or streams_with(), **parts)
+    return Pipeline(server, {CART_SERVICE: rows}, permissions or permissions_of(rows), guards)
 
 
 @asynccontextmanager

@@ -259,7 +259,10 @@ async def test_a_user_whose_queue_is_full_is_rejected_while_other_users_are_serv
         refusal = await eventually_refused(server)
         await call(server, "GetCart", OTHERS)
     assert (refusal.code, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS")
-    assert (refusal.message, dict(refusal.info.metadata)) == (TooManyCalls(5).message, {"limit": "5"})
+    assert (refusal.message, dict(refusal.info.metadata)) == (
+        TooManyCalls("user", 5).message,
+        {"holder": "user", "limit": "5"},
+    )
     assert refusal.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == 500
 
 

@@ -15,10 +15,11 @@ from google.rpc import error_details_pb2
 from cart_grpc.rpc import server as server_module
 from cart_grpc.rpc.deadlines import Deadlines
 from cart_grpc.rpc.methods import CART_SERVICE
+from cart_grpc.rpc.permissions import PERMISSIONS
 from cart_grpc.rpc.server import Server
 from tests.gate import Gate
 from tests.rpc.refusal import Refusal, to_refusal
-from tests.rpc.serving import ROWS
+from tests.rpc.serving import ROWS, permissions_of
 from tests.rpc.test_admission import until
 from tests.rpc.test_pipeline import CART
 
@@ -67,6 +68,7 @@ async def serving(monkeypatch: pytest.MonkeyPatch, *, is_open: bool = True) -> A
         pipeline.add_registered_method_handlers(CART_SERVICE, handlers)
 
     monkeypatch.setattr(server_module, "METHODS", {CART_SERVICE: ROWS})
+    monkeypatch.setattr(server_module, "PERMISSIONS", {**PERMISSIONS, **permissions_of(ROWS)})
     server = Server(CART_SERVICE, add, call_timeout=20)
     await server.start("127.0.0.1:0")
     if is_open:

@@ -19,11 +19,12 @@ from cart_grpc.rpc import server as server_module
 from cart_grpc.rpc.admission import OpenStreams
 from cart_grpc.rpc.layers import write_each
 from cart_grpc.rpc.methods import CART_SERVICE, Method
+from cart_grpc.rpc.permissions import PERMISSIONS
 from cart_grpc.rpc.receiving import Receiver
 from cart_grpc.rpc.server import Server
 from cart_grpc.rpc.unread import Unread
 from tests.rpc.refusal import to_refusal
-from tests.rpc.serving import pipeline_of, started, streams_with
+from tests.rpc.serving import permissions_of, pipeline_of, started, streams_with
 from tests.rpc.test_admission import until
 from tests.rpc.test_pipeline import BUGS, CART, GARBAGE, GET
 from tests.service.conftest import Replica
@@ -355,6 +356,7 @@ async def test_a_stopping_server_ends_its_streams_after_its_health_watchers_see_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server_module, "METHODS", {CART_SERVICE: ROWS[:1]})
+    monkeypatch.setattr(server_module, "PERMISSIONS", {**PERMISSIONS, **permissions_of(ROWS[:1])})
     servicer, decode = Stream(1), cart_service_pb2.GetCartRequest.FromString
     methods: Any = {"WatchCart": grpc.unary_stream_rpc_method_handler(servicer.watch, decode)}
     server = Server(CART_SERVICE, lambda pipeline: pipeline.add_registered_method_handlers(CART_SERVICE, methods), 10)

@@ -1,0 +1,76 @@
+"""Who makes a call: the caller that its metadata or its connection proves."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import grpc
+
+from cart_grpc.authentication.caller import NOBODY, Caller
+from cart_grpc.authentication.refusals import Fault, TokenInvalid, TokenMissing
+from cart_grpc.authentication.services import Services
+
+if TYPE_CHECKING:
+    # Its import takes a while, and only a port with tokens needs it.
+    from cart_grpc.authentication.tokens import Tokens
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+# The caller of the current task's call; NOBODY if it was not authenticated.
+CALLER: Final[ContextVar[Caller]] = ContextVar("caller", default=NOBODY)
+
+
+class Access(ABC):
+    """How the callers of one port prove who they are. Other metadata, such as `x-forwarded-*`, identifies nobody."""
+
+    @abstractmethod
+    def find(self, context: Context) -> Caller | None:
+        """Return the caller if that takes no I/O and no cryptography; else None. Raises Unauthenticated."""
+
+    @abstractmethod
+    async def verify(self, context: Context) -> Caller:
+        """Return the caller. Raises Unauthenticated, or Unavailable if the key of a token cannot be fetched."""
+
+
+class AccessByToken(Access):
+    """Callers send a token in the metadata `authorization: Bearer TOKEN` (RFC 6750)."""
+
+    def __init__(self, tokens: "Tokens") -> None:
+        self._tokens = tokens
+
+    def find(self, context: Context) -> Caller | None:
+        return self._tokens.find(_token_of(context))
+
+    async def verify(self, context: Context) -> Caller:
+        return await self._tokens.verify(_token_of(context))
+
+
+class AccessByCertificate(Access):
+    """Callers show a certificate, which TLS has verified. `services` are matched by its subject alternative names."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def find(self, context: Context) -> Caller:
+        # gRPC shows the connection's identity to each call anew, for 10 to 18 us. There is no safe key to remember it
+        # by: the port of a peer is used again by later connections.
+        identity: Mapping[str, Iterable[bytes]] = context.auth_context()
+        return self._services.caller_of(identity.get("peer_uri", ()), identity.get("peer_dns", ()))
+
+    async def verify(self, context: Context) -> Caller:
+        return self.find(context)
+
+
+def _token_of(context: Context) -> str:
+    """Return the bearer token. Raises TokenMissing, or TokenInvalid if `authorization` has several values."""
+    values = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    if not values:
+        raise TokenMissing
+    if len(values) > 1:
+        raise TokenInvalid(Fault.SEVERAL)
+    # A string: only keys that end with -bin have bytes.
+    scheme, _, token = str(values[0]).partition(" ")
+    if scheme.lower() != "bearer" or not (token := token.strip(" ")):
+        raise TokenMissing
+    return token

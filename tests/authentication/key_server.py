@@ -1,0 +1,68 @@
+"""A real https server with a key set. Tests break it, delay it, and count its requests."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trustme
+from aiohttp import web
+
+from tests.authentication.issuer import to_key_set
+
+
+class KeyServer:
+    """Serves `body` at `url` with `status` and `headers`. `requests` counts, and `asked` is set by each request.
+
+    `trust` is a context for clients that trust the server's authority.
+    """
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.asked = asyncio.Event()
+        self._is_open = asyncio.Event()
+        self.reset(to_key_set())
+        authority = trustme.CA()
+        self.trust = ssl.create_default_context()
+        authority.configure_trust(self.trust)
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("localhost").configure_cert(self._context)
+
+    def reset(self, body: bytes | str) -> None:
+        """Serve `body`, at once, and count from 0."""
+        self.body = body
+        self.status = 200
+        self.headers: dict[str, str] = {}
+        self.requests = 0
+        self.answer()
+
+    def hold(self) -> None:
+        """Answer no request until `answer`."""
+        self.asked.clear()
+        self._is_open.clear()
+
+    def answer(self) -> None:
+        """Answer the requests that wait, and all others at once."""
+        self._is_open.set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["KeyServer"]:
+        """Listen on a free port of loopback until the block ends."""
+        application = web.Application()
+        application.router.add_get("/keys", self._answer)
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self._context).start()
+            self.url = f"https://localhost:{runner.addresses[0][1]}/keys"
+            yield self
+        finally:
+            self.answer()
+            await runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        self.requests += 1
+        self.asked.set()
+        await self._is_open.wait()
+        content = self.body.encode() if isinstance(self.body, str) else self.body
+        return web.Response(body=content, status=self.status, headers=self.headers)
