@@ -39,10 +39,18 @@ def start_log(level: str, name: str = "") -> None:
     logging.basicConfig(level=level, handlers=[handler])
     # It logs a traceback for an answer that does not parse, and the status of the call says so already.
     logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
-    # It logs a traceback for some of the callers that vanish while a reply is sent.
-    logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: "ExecuteBatchError" not in record.getMessage())
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_of_use)
     if level != "DEBUG":
         logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Whether a record of gRPC tells an operator anything.
+
+    It logs a traceback for some of the callers that vanish while a reply is sent. It also logs each metadata value that
+    is not UTF-8, with a traceback. Any caller can send one, and the value may be a secret.
+    """
+    return not record.getMessage().startswith("Invalid encoding on ") and "ExecuteBatchError" not in record.getMessage()
 
 
 class _Formatter(logging.Formatter):

@@ -53,8 +53,7 @@ class AccessByCertificate(Access):
         self._services = services
 
     def find(self, context: Context) -> Caller:
-        # gRPC shows the connection's identity to each call anew, for 10 to 18 us. There is no safe key to remember it
-        # by: the port of a peer is used again by later connections.
+        # Together 5 us. A caller cannot be remembered by `context.peer()`: later connections use the same ports again.
         identity: Mapping[str, Iterable[bytes]] = context.auth_context()
         return self._services.caller_of(identity.get("peer_uri", ()), identity.get("peer_dns", ()))
 

@@ -26,7 +26,7 @@ class Hints(Protocol):
     def listen(self, on_change: OnChange, on_gap: Callable[[], None]) -> None:
         """Call `on_change` for the hints of other processes from now on, and `on_gap` when hints may have been lost.
 
-        A second call changes nothing.
+        A second call with the same `on_change` changes nothing.
         """
         ...
 

@@ -77,9 +77,9 @@ class PostgresqlHints:
     def listen(self, on_change: OnChange, on_gap: Callable[[], None]) -> None:
         """Call `on_change` for the hints of other processes from now on, and `on_gap` when hints may have been lost.
 
-        A second call changes nothing.
+        A second call with the same `on_change` changes nothing.
         """
-        self._listener.start(on_change, on_gap)
+        self._listener.add(on_change, on_gap)
 
     def replace(self) -> None:
         """Listen on a new session: another server may be the primary now."""
@@ -124,15 +124,17 @@ class _Listener:
     def __init__(self, sessions: Sessions, sender: str) -> None:
         self._sessions = sessions
         self._sender = sender
+        self._gaps: dict[OnChange, Callable[[], None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._connection: asyncpg.Connection | None = None
         self._ended = asyncio.Event()
         self._pause = FIRST_RETRY_SECONDS
         self._failures = FailureLog("no hints from other processes", "hints from other processes arrive again")
 
-    def start(self, on_change: OnChange, on_gap: Callable[[], None]) -> None:
+    def add(self, on_change: OnChange, on_gap: Callable[[], None]) -> None:
+        self._gaps.setdefault(on_change, on_gap)
         if self._task is None:
-            self._task = asyncio.create_task(self._run(on_change, on_gap), name="listen-for-hints")
+            self._task = asyncio.create_task(self._run(), name="listen-for-hints")
 
     def replace(self) -> None:
         self._ended.set()
@@ -152,16 +154,16 @@ class _Listener:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _run(self, on_change: OnChange, on_gap: Callable[[], None]) -> None:
+    async def _run(self) -> None:
         while True:
             try:
-                await self._listen(on_change, on_gap)
+                await self._listen()
             except Exception as error:  # noqa: BLE001 - whatever fails, hints must come back
                 self._failures.note_failure(error)
                 self._pause = min(2 * self._pause, MAX_RETRY_SECONDS)
             await asyncio.sleep(self._pause)
 
-    async def _listen(self, on_change: OnChange, on_gap: Callable[[], None]) -> None:
+    async def _listen(self) -> None:
         """Listen until the session ends."""
 
         def receive(_connection: object, _pid: int, _channel: str, payload: object) -> None:
@@ -171,7 +173,8 @@ class _Listener:
                 # Somebody else uses the channel.
                 return
             if sender != self._sender:
-                on_change(changed)
+                for on_change in self._gaps:
+                    on_change(changed)
 
         self._ended.clear()
         connection = await self._sessions.open(SETTINGS)
@@ -183,7 +186,8 @@ class _Listener:
             self._pause = FIRST_RETRY_SECONDS
             self._failures.note_success()
             # Changes before this moment gave no hint.
-            on_gap()
+            for on_gap in self._gaps.values():
+                on_gap()
             await self._ended.wait()
         finally:
             self._connection = None

@@ -156,6 +156,11 @@ def upsert(dialect: Dialect, table: Table) -> Insert:
     if table is schema.replies:
         return statement
     values = {column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key}
+    if table is schema.commit_markers:
+        # A process that stops may commit after the clock was set back and before it notices. Its earlier commit must
+        # still show that to the next process: see `find_set_back_since_commit`.
+        earlier, later = table.c.update_time, values["update_time"]
+        values["update_time"] = case((earlier > later, earlier), else_=later)
     rising = schema.RISING.get(table.name, ())
     guard = and_(*(table.c[name] <= statement.excluded[name] for name in rising)) if rising else None
     return _on_conflict_update(statement, table, values, guard)

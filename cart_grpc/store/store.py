@@ -68,7 +68,7 @@ class Store:
         if engine.hints:
             self.notifier.subscribe(engine.hints.send, lambda: None)
         self.checkout_reads = CheckoutReads(engine, self._reader)
-        self.checkout_watches = CheckoutWatches(self.checkout_reads, self.notifier, polls=engine.is_shared)
+        self.checkout_watches = CheckoutWatches(self.checkout_reads, self.notifier, engine.hints)
         self._write_queue = WriteQueue(engine, self.notifier, new_id, queue_size)
 
     async def start(self) -> None:

@@ -1,6 +1,7 @@
 """Who a caller is: a token or a certificate proves it, over TLS, and nothing else does."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
@@ -8,18 +9,30 @@ from typing import Any
 
 import grpc
 import pytest
+from cartgrpc.v1 import cart_service_pb2
 from cryptography import x509
 from grpc_health.v1 import health_pb2
 
+from cart_grpc.authentication.caller import CARTS_ACT_AS, CARTS_READ, CARTS_WRITE
 from cart_grpc.authentication.key_set import KeySet
 from cart_grpc.authentication.key_sources import UrlSource
+from cart_grpc.authentication.refusals import Fault, PermissionDenied, TokenExpired, TokenInvalid, TokenMissing
 from cart_grpc.authentication.tokens import Tokens
+from cart_grpc.carts.refusals import CallRefused
+from cart_grpc.process import start_log
+from cart_grpc.rpc import status
 from cart_grpc.rpc.access import AccessByToken
+from cart_grpc.rpc.methods import CART_SERVICE, Method
+from tests.attacks.wire import END_HEADERS, END_STREAM, HEADERS, call_of, frame, wired
 from tests.authentication.issuer import AUDIENCE, ISSUER, make_token
 from tests.authentication.key_server import KeyServer
 from tests.rpc.protected import JOBS, LONER, OPERATOR, READER, WEB, Identity, Shop, open_shop, secured
 from tests.rpc.refusal import to_refusal
 from tests.rpc.right import ask, path_of, right
+from tests.rpc.serving import pipeline_of, serving, started
+from tests.rpc.test_admission import until
+from tests.rpc.test_streams import Stream
+from tests.tls import SECRET
 
 GET = right("GetCart")
 
@@ -84,6 +97,26 @@ async def test_two_tokens_are_refused_even_if_both_are_valid(shop: Shop, second:
 async def test_a_value_that_is_no_token_is_refused(shop: Shop, token: str) -> None:
     refusal = await (await shop.sends(("authorization", f"Bearer {token}"))).refuse("GetCart", GET)
     assert (refusal.code, refusal.info.reason) == ("UNAUTHENTICATED", "TOKEN_INVALID")
+
+
+async def test_metadata_that_is_not_text_identifies_nobody_and_is_not_logged(
+    shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("grpc._cython.cygrpc"), "filters", [])
+    start_log("INFO")
+    value = f"Bearer {SECRET}".encode() + b"\xff"
+    headers = call_of(path_of("GetCart")) + b"\0\x0dauthorization" + bytes((len(value),)) + value
+    reached: list[Any] = []
+
+    async def servicer(request: Any, _context: Any) -> None:
+        reached.append(request)
+
+    access = AccessByToken(shop.tokens)
+    async with serving(servicer, access=access) as server, wired(f"127.0.0.1:{server.port}") as wire:
+        await wire.send([frame(HEADERS, END_HEADERS | END_STREAM, 1, headers)])
+        await until(lambda: 1 in wire.ended_streams)
+    assert reached == []
+    assert SECRET not in caplog.text
 
 
 # As proxies write them. Whoever reaches the port can write them, too.
@@ -206,6 +239,35 @@ async def test_the_identity_of_a_connection_is_its_own_on_every_call(shop: Shop)
     for _ in range(3):
         allowed = [may_read(identity) for identity in (reader, loner, operator, bob, alice)]
         assert await asyncio.gather(*allowed) == [True, False, False, False, True]
+
+
+async def test_a_stream_of_requests_needs_an_identity_and_a_scope(shop: Shop) -> None:
+    rows, servicer = (Method("Chat", streams=True, takes_stream=True),), Stream()
+    decode = cart_service_pb2.GetCartRequest.FromString
+    chat: Any = {"Chat": grpc.stream_stream_rpc_method_handler(servicer.chat, decode)}
+    server, permissions = grpc.aio.server(), {CART_SERVICE: {"Chat": CARTS_WRITE}}
+    pipeline = pipeline_of(server, rows, permissions=permissions, access=AccessByToken(shop.tokens))
+    pipeline.add_registered_method_handlers(CART_SERVICE, chat)
+    async with started(server) as (channel, _):
+        expected = {
+            "TOKEN_MISSING": await shop.sends(),
+            "PERMISSION_DENIED": await shop.user(scope=CARTS_READ),
+            "TOKEN_EXPIRED": await shop.user(exp=time.time() + 0.5),
+        }
+        for reason, identity in expected.items():
+            method: Any = channel.stream_stream(f"/{CART_SERVICE}/Chat")
+            call = method(timeout=20, metadata=identity.metadata)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+            assert to_refusal(caught.value).info.reason == reason
+    assert servicer.requests == []
+
+
+def test_a_refusal_is_encoded_as_itself_after_any_other() -> None:
+    refusals: list[CallRefused] = [TokenMissing(), TokenExpired(), *map(TokenInvalid, Fault)]
+    refusals += [PermissionDenied(scope, field) for scope in (CARTS_ACT_AS, CARTS_READ) for field in ("", "name")]
+    for refusal in (*refusals, *refusals):
+        assert status.encode(refusal) == status.to_rich(status.to_status(refusal))
 
 
 async def test_a_stream_ends_when_the_token_expires_and_a_call_in_max_wait_finishes(shop: Shop) -> None:

@@ -7,16 +7,20 @@ import grpc
 import pytest
 from cartgrpc.v1 import cart_service_pb2_grpc
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from grpc_health.v1 import health_pb2_grpc
 
 from cart_grpc.authentication.caller import CARTS_ACT_AS, CARTS_READ, CARTS_WRITE
-from cart_grpc.rpc import server as server_module
+from cart_grpc.rpc.deadlines import Deadlines
+from cart_grpc.rpc.endpoint import Guards
+from cart_grpc.rpc.health import Health
 from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, HEALTH_AND_REFLECTION, METHODS, Method
 from cart_grpc.rpc.permissions import PERMISSIONS, PUBLIC
-from cart_grpc.rpc.pipeline import MethodMismatch
-from cart_grpc.rpc.server import Server
+from cart_grpc.rpc.pipeline import MethodMismatch, Pipeline
+from cart_grpc.rpc.receiving import Receiver
+from cart_grpc.rpc.reflection import add_reflection
 from tests.rpc.protected import AUDITOR, JOBS, LONER, OPERATOR, READER, WEB, Shop, lacking_scope, open_shop
 from tests.rpc.right import ADMIN, RIGHT, RIGHT_OF_OPERATORS, descriptor_of, right
-from tests.rpc.serving import permissions_of, pipeline_of
+from tests.rpc.serving import permissions_of, pipeline_of, streams_with
 
 ROWS = {row.name: row for row in METHODS[CART_SERVICE]}
 NOWHERE = "users/nobody"
@@ -55,13 +59,17 @@ async def test_a_rule_without_a_method_prevents_registration() -> None:
 
 
 @pytest.mark.parametrize("service", HEALTH_AND_REFLECTION)
-async def test_a_server_does_not_start_without_the_rules_of_health_and_reflection(
-    monkeypatch: pytest.MonkeyPatch, service: str
-) -> None:
-    others = {name: rules for name, rules in PERMISSIONS.items() if name != service}
-    monkeypatch.setattr(server_module, "PERMISSIONS", others)
+async def test_a_method_of_health_or_reflection_without_a_rule_prevents_registration(service: str) -> None:
+    permissions = {name: rules for name, rules in PERMISSIONS.items() if name != service}
+    guards = Guards(Deadlines(10), Receiver(10), streams_with())
+    pipeline: Any = Pipeline(grpc.aio.server(), HEALTH_AND_REFLECTION, permissions, guards)
     with pytest.raises(MethodMismatch, match=f"the same methods of /{service}: "):
-        Server(CART_SERVICE, lambda _: None, call_timeout=10)
+        add_all(pipeline)
+
+
+def add_all(pipeline: Any) -> None:
+    health_pb2_grpc.add_HealthServicer_to_server(Health(""), pipeline)
+    add_reflection(pipeline, ())
 
 
 # Names in messages that several methods use. These methods do not read them: see the test with another user's values.

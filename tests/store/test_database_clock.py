@@ -187,6 +187,21 @@ async def test_a_process_that_starts_counts_all_waits_as_over_if_the_last_commit
     assert renewed.revision == claimed.revision + 1
 
 
+async def test_a_commit_after_the_step_does_not_hide_an_earlier_one_from_a_process_that_starts(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    await setting.store.mutate(add())
+    # The clock was ahead then.
+    await overwrite(setting.engine, schema.commit_markers, update_time=2**60)
+    # A process that stops does not look at the clock any more, but still records answers.
+    await setting.store.mutate(add())
+    with caplog.at_level(logging.WARNING):
+        await setting.new_watcher().run_once()
+        await setting.store.mutate(add())
+        await setting.new_watcher().run_once()
+    assert caplog.text.count("the database's clock was set back while no process ran") == 1
+
+
 async def test_two_processes_that_see_a_step_move_the_times_once(
     setting: Setting, caplog: pytest.LogCaptureFixture
 ) -> None:

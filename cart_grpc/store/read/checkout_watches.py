@@ -1,7 +1,8 @@
 """Waits for changes of checkouts.
 
 A commit of this process that changes a checkout, or one of its reservations, publishes the checkout's cart. That wakes
-the calls that wait. On a database that other processes write to, they also poll. A poll reads one row.
+the calls that wait, and so does a hint of another process. They also look once a second, because a hint may be lost. A
+look reads one row.
 """
 
 import asyncio
@@ -12,30 +13,34 @@ from typing import Final, TypeAlias
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.names import CartKey, CheckoutKey
 from cart_grpc.store.change_notifier import ChangeNotifier
+from cart_grpc.store.engine import Hints
 from cart_grpc.store.read.checkout_reads import CheckoutReads, CheckoutSummary
 
 IsUnsettled: TypeAlias = Callable[[CheckoutSummary], bool]
-# The interval doubles from the first value to the last: a change is most likely right after a call.
-FIRST_POLL_SECONDS: Final = 0.1
-LAST_POLL_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 1.0
 
 
 class CheckoutWatches:
-    """The checkouts that calls of one process wait for. `polls`: other processes write to the same database."""
+    """The checkouts that calls of one process wait for.
 
-    def __init__(self, reads: CheckoutReads, notifier: ChangeNotifier, *, polls: bool) -> None:
+    `hints` are those of other processes, if the database passes hints on.
+    """
+
+    def __init__(self, reads: CheckoutReads, notifier: ChangeNotifier, hints: Hints | None) -> None:
         self._reads = reads
         self._notifier = notifier
-        self._polls = polls
+        self._hints = hints
         # In the order of their arrival, in which they are also woken.
         self._waiting: dict[CartKey, list[asyncio.Event]] = {}
-        notifier.subscribe(self._on_change, self._on_close)
+        notifier.subscribe(self._on_change, self._wake_all)
 
     async def wait_while(self, is_unsettled: IsUnsettled, key: CheckoutKey, cart: CartKey, seconds: float) -> None:
         """Wait for the checkout `key` of `cart`.
 
         Returns once it is settled, does not exist, `seconds` have passed, or the process begins to stop.
         """
+        if self._hints:
+            self._hints.listen(self._on_change, self._wake_all)
         news = asyncio.Event()
         self._waiting.setdefault(cart, []).append(news)
         try:
@@ -49,7 +54,6 @@ class CheckoutWatches:
                 del self._waiting[cart]
 
     async def _wait_while(self, is_unsettled: IsUnsettled, key: CheckoutKey, news: asyncio.Event) -> None:
-        delay = FIRST_POLL_SECONDS
         while not self._notifier.closed:
             # Before the read: a change during the read may not be in its answer.
             news.clear()
@@ -59,9 +63,8 @@ class CheckoutWatches:
                 if found is None or not is_unsettled(found):
                     return
             with suppress(TimeoutError):
-                async with asyncio.timeout(delay if self._polls else LAST_POLL_SECONDS):
+                async with asyncio.timeout(LOOK_SECONDS):
                     await news.wait()
-            delay = min(2 * delay, LAST_POLL_SECONDS)
 
     def _on_change(self, changed: Iterable[CartKey]) -> None:
         if self._waiting:
@@ -69,7 +72,7 @@ class CheckoutWatches:
                 for news in self._waiting.get(key, ()):
                     news.set()
 
-    def _on_close(self) -> None:
+    def _wake_all(self) -> None:
         for waiting in self._waiting.values():
             for news in waiting:
                 news.set()

@@ -92,7 +92,8 @@ class CartAdminServiceStub:
     EndCheckout: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.EndCheckoutRequest, _cart_admin_service_pb2.EndCheckoutResponse]
     """Ends a checkout that is stuck. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
     COMMITTED stay sold, and the others are released. If it is COMPLETING, `force` counts every item for which there is
-    no answer as sold, and the checkout is COMPLETED: a person has to check at the Reservation API.
+    no answer as sold, and a person has to check at the Reservation API. The checkout is then COMPLETED, or FAILED if
+    the Reservation API has refused an item.
 
     Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_COMPLETED if it is COMPLETED, or COMPLETING
     without force.
@@ -170,7 +171,8 @@ class CartAdminServiceAsyncStub(CartAdminServiceStub):
     EndCheckout: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.EndCheckoutRequest, _cart_admin_service_pb2.EndCheckoutResponse]  # type: ignore[assignment]
     """Ends a checkout that is stuck. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
     COMMITTED stay sold, and the others are released. If it is COMPLETING, `force` counts every item for which there is
-    no answer as sold, and the checkout is COMPLETED: a person has to check at the Reservation API.
+    no answer as sold, and a person has to check at the Reservation API. The checkout is then COMPLETED, or FAILED if
+    the Reservation API has refused an item.
 
     Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_COMPLETED if it is COMPLETED, or COMPLETING
     without force.
@@ -311,7 +313,8 @@ class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cart_admin_service_pb2.EndCheckoutResponse, _abc.Awaitable[_cart_admin_service_pb2.EndCheckoutResponse]]:
         """Ends a checkout that is stuck. If it is OPEN, the cart is ACTIVE again. If it is FAILED, the items that are
         COMMITTED stay sold, and the others are released. If it is COMPLETING, `force` counts every item for which there is
-        no answer as sold, and the checkout is COMPLETED: a person has to check at the Reservation API.
+        no answer as sold, and a person has to check at the Reservation API. The checkout is then COMPLETED, or FAILED if
+        the Reservation API has refused an item.
 
         Errors: NOT_FOUND / CHECKOUT_NOT_FOUND; FAILED_PRECONDITION / CHECKOUT_COMPLETED if it is COMPLETED, or COMPLETING
         without force.

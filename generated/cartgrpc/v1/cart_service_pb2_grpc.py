@@ -258,8 +258,9 @@ class CartServiceServicer(object):
         that has ended, or when another cart has begun under the name. A restart of the database does not end it.
 
         Errors: NOT_FOUND / CART_NOT_FOUND; RESOURCE_EXHAUSTED / TOO_MANY_STREAMS if the user or the connection has 50
-        streams, or the server 10,000; UNAVAILABLE / SHUTTING_DOWN when the server stops, and UNAVAILABLE without details
-        when it ends a connection that is 30 minutes old: watch again.
+        streams, a service 5,000, or the server 10,000; UNAUTHENTICATED / TOKEN_EXPIRED when the token expires; UNAVAILABLE
+        / SHUTTING_DOWN when the server stops, and UNAVAILABLE without details when it ends a connection that is 30 minutes
+        old: watch again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

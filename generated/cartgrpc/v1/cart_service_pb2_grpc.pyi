@@ -21,9 +21,15 @@ every variable part of the message in metadata. All methods can fail with:
 
 * INVALID_ARGUMENT / INVALID_FIELD: a field is malformed or out of range. BadRequest lists the fields.
 * RESOURCE_EXHAUSTED without ErrorInfo, by gRPC itself: the request has more than 327,680 bytes by default.
-* RESOURCE_EXHAUSTED / OVERLOADED, TOO_MANY_CALLS (of this user) or DATABASE_FULL: no effect; RetryInfo says when to
-  try again.
-* UNAVAILABLE / DATABASE_UNAVAILABLE: no effect; RetryInfo says when to try again.
+* UNAUTHENTICATED / TOKEN_MISSING, TOKEN_EXPIRED or TOKEN_INVALID, on a port that needs tokens. For TOKEN_INVALID,
+  ErrorInfo.metadata has the `fault`.
+* PERMISSION_DENIED / PERMISSION_DENIED: the caller lacks the `scope` in ErrorInfo.metadata. If the metadata has a
+  `field`, that field must begin with the caller's own name, `users/{user}`. Nothing was looked up or validated: the
+  error is the same for a resource that exists and for one that does not.
+* RESOURCE_EXHAUSTED / OVERLOADED, TOO_MANY_CALLS (of this user or this service: the `holder` in ErrorInfo.metadata)
+  or DATABASE_FULL: no effect; RetryInfo says when to try again.
+* UNAVAILABLE / DATABASE_UNAVAILABLE, or TOKEN_KEYS_UNAVAILABLE while the keys that verify tokens are not known: no
+  effect; RetryInfo says when to try again.
 * UNAVAILABLE / SHUTTING_DOWN: this server stops; repeat the call with the same request_id on another one.
 * UNAVAILABLE / OUTCOME_UNKNOWN and DEADLINE_EXCEEDED / CALL_TIMEOUT: the change may have been made. Repeat the call
   with the same request_id to find out.
@@ -150,8 +156,9 @@ class CartServiceStub:
     that has ended, or when another cart has begun under the name. A restart of the database does not end it.
 
     Errors: NOT_FOUND / CART_NOT_FOUND; RESOURCE_EXHAUSTED / TOO_MANY_STREAMS if the user or the connection has 50
-    streams, or the server 10,000; UNAVAILABLE / SHUTTING_DOWN when the server stops, and UNAVAILABLE without details
-    when it ends a connection that is 30 minutes old: watch again.
+    streams, a service 5,000, or the server 10,000; UNAUTHENTICATED / TOKEN_EXPIRED when the token expires; UNAVAILABLE
+    / SHUTTING_DOWN when the server stops, and UNAVAILABLE without details when it ends a connection that is 30 minutes
+    old: watch again.
     """
     MergeCarts: _grpc.UnaryUnaryMultiCallable[_cart_service_pb2.MergeCartsRequest, _cart_service_pb2.MergeCartsResponse]
     """Moves the items of another cart, such as a guest's, into this one, with their reservations, atomically. Creates
@@ -280,8 +287,9 @@ class CartServiceAsyncStub(CartServiceStub):
     that has ended, or when another cart has begun under the name. A restart of the database does not end it.
 
     Errors: NOT_FOUND / CART_NOT_FOUND; RESOURCE_EXHAUSTED / TOO_MANY_STREAMS if the user or the connection has 50
-    streams, or the server 10,000; UNAVAILABLE / SHUTTING_DOWN when the server stops, and UNAVAILABLE without details
-    when it ends a connection that is 30 minutes old: watch again.
+    streams, a service 5,000, or the server 10,000; UNAUTHENTICATED / TOKEN_EXPIRED when the token expires; UNAVAILABLE
+    / SHUTTING_DOWN when the server stops, and UNAVAILABLE without details when it ends a connection that is 30 minutes
+    old: watch again.
     """
     MergeCarts: _aio.UnaryUnaryMultiCallable[_cart_service_pb2.MergeCartsRequest, _cart_service_pb2.MergeCartsResponse]  # type: ignore[assignment]
     """Moves the items of another cart, such as a guest's, into this one, with their reservations, atomically. Creates
@@ -485,8 +493,9 @@ class CartServiceServicer(metaclass=_abc_1.ABCMeta):
         that has ended, or when another cart has begun under the name. A restart of the database does not end it.
 
         Errors: NOT_FOUND / CART_NOT_FOUND; RESOURCE_EXHAUSTED / TOO_MANY_STREAMS if the user or the connection has 50
-        streams, or the server 10,000; UNAVAILABLE / SHUTTING_DOWN when the server stops, and UNAVAILABLE without details
-        when it ends a connection that is 30 minutes old: watch again.
+        streams, a service 5,000, or the server 10,000; UNAUTHENTICATED / TOKEN_EXPIRED when the token expires; UNAVAILABLE
+        / SHUTTING_DOWN when the server stops, and UNAVAILABLE without details when it ends a connection that is 30 minutes
+        old: watch again.
         """
 
     @_abc_1.abstractmethod
