@@ -14,7 +14,8 @@ from typing import Final
 
 TARGETS: Final = (
     "request", "request-bytes", "page-token", "page-token-text", "grpc-answer", "grpc-answer-bytes", "http-answer",
-    "http-answer-bytes", "basic-answer", "batch-answer", "wire-sqlite", "wire-postgresql",
+    "http-answer-bytes", "basic-answer", "batch-answer", "token", "token-text", "key-set", "key-set-bytes",
+    "certificate-names", "wire-sqlite", "wire-postgresql",
 )  # fmt: skip
 
 

@@ -93,14 +93,14 @@ def fuzz_http_answer(data: bytes) -> None:
     """The answer to a single call over HTTP."""
     tape, intent = _begin(data)
     api = HttpReservationApi(_URL, Answering(lambda _: draw_http(tape, intent)))
-    _check(intent, lambda: _run(api.apply(intent, timeout=1)))
+    _check(intent, lambda: run(api.apply(intent, timeout=1)))
 
 
 def fuzz_basic_answer(data: bytes) -> None:
     """The answers to the calls that the `basic` contract needs for one intent."""
     tape, intent = _begin(data)
     api = BasicReservationApi(_URL, Answering(lambda method: draw_basic(tape, intent, method)))
-    _check(intent, lambda: _run(api.apply(intent, timeout=1)))
+    _check(intent, lambda: run(api.apply(intent, timeout=1)))
 
 
 def fuzz_batch_answer(data: bytes) -> None:
@@ -126,7 +126,7 @@ def fuzz_batch_answer(data: bytes) -> None:
             check(first, error)
         assert len(outcomes) == len(set(outcomes))
 
-    _run(receive())
+    run(receive())
 
 
 def fuzz_grpc_answer_bytes(data: bytes) -> None:
@@ -157,7 +157,7 @@ def fuzz_http_answer_bytes(data: bytes) -> None:
     status = (200, 409, 400, 404, 500)[data[0] % 5 if data else 0]
     answer = f"HTTP/1.1 {status} No\r\nContent-Type: application/json\r\n\r\n".encode() + data[1:]
     api = HttpReservationApi(_URL, Answering(lambda _: answer))
-    _check(intent, lambda: _run(api.apply(intent, timeout=1)))
+    _check(intent, lambda: run(api.apply(intent, timeout=1)))
 
 
 def _begin(data: bytes) -> tuple[Tape, Intent]:
@@ -183,7 +183,8 @@ def _check_outcome(intent: Intent, outcome: Answer | NoAnswerError) -> None:
     assert record.last_error.isprintable()
 
 
-def _run(coroutine: Coroutine[Any, Any, T]) -> T:
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in an event loop that all inputs share."""
     return _runner().run(coroutine)
 
 

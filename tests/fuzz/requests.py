@@ -23,11 +23,12 @@ WIRE_TYPES: Final = {
     FieldDescriptor.TYPE_FLOAT: FIXED32,
     FieldDescriptor.TYPE_FIXED32: FIXED32,
 }
+BOBS: Final = "users/bob/carts/default"
 # Texts that may be valid in a field of this name, in some request.
 PLAUSIBLE: Final[Mapping[str, Sequence[str]]] = {
-    "name": (CART, ITEM, CHECKOUT, RESERVATION, USER, f"{USER}/carts/second"),
-    "parent": (USER, CART, f"{USER}/carts/second"),
-    "source": (CART, f"{USER}/carts/second"),
+    "name": (CART, ITEM, CHECKOUT, RESERVATION, USER, f"{USER}/carts/second", BOBS, f"{USER}2/carts/default"),
+    "parent": (USER, CART, f"{USER}/carts/second", "users/bob", BOBS),
+    "source": (CART, f"{USER}/carts/second", BOBS),
     "cart_id": ("second", "default", "-"),
     "sku": (SKU, "filters"),
     "etag": ('"0123abcd-1f"', '"00000000-1"'),

@@ -11,15 +11,18 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from google.rpc import code_pb2
 
+from cart_grpc.authentication.caller import USER_SCOPES, Caller
+from cart_grpc.authentication.refusals import PermissionDenied
 from cart_grpc.carts.calls import CreateCart, Limits
 from cart_grpc.carts.refusals import CallRefused, InvalidArgument
 from cart_grpc.names import CartKey, CheckoutKey, UserKey
 from cart_grpc.rpc import admin_requests, checkout_requests, pages, requests, status
-from cart_grpc.rpc.layers import Endpoint
+from cart_grpc.rpc.endpoint import Endpoint
 from cart_grpc.rpc.methods import METHODS as ROWS
 from cart_grpc.rpc.methods import Method
+from cart_grpc.rpc.permissions import PERMISSIONS, check_of
 from cart_grpc.rpc.receiving import MalformedRequest
-from tests.fuzz import answers
+from tests.fuzz import answers, identities
 from tests.fuzz.requests import METHODS, change_bytes, draw_request, encoded_right
 from tests.fuzz.tape import Tape
 from tests.reservation_api.fuzz import LEAVES
@@ -98,7 +101,8 @@ def check_request(method: str, sent: bytes) -> None:
     kind, row = type(request_of(method)), row_of(method)
     endpoint: Any = Endpoint
     try:
-        request = endpoint(method, row, kind.FromString, *[None] * 6).decode(sent)
+        request = endpoint(method, row, "", kind.FromString, None, None).decode(sent)
+        is_allowed = alice_may(row, method, request)
         assert isinstance(row.user_of(request), str)
         call = CHECKS[method](request)
     except CallRefused as refusal:
@@ -107,7 +111,22 @@ def check_request(method: str, sent: bytes) -> None:
     check_storable(call)
     # A key stands for a name that the caller sent, and for no other name.
     names = {text.partition("/items/")[0] for _, text in texts_in(request)}
-    assert {key.name for key in keys_of(call)} <= names, call
+    if isinstance(call, CreateCart):
+        names.add(f"{request.parent}/carts/{request.cart_id}")
+    keys = keys_of(call)
+    assert {key.name for key in keys} <= names, call
+    # A user with a token reaches only their own resources.
+    assert not is_allowed or (keys and {key.user_id for key in keys} == {"alice"}), call
+
+
+def alice_may(row: Method, method: str, request: Any) -> bool:
+    """Whether the token of users/alice is enough for the request, which need not be valid."""
+    scope = PERMISSIONS[descriptor_of(method).containing_service.full_name][row.name]
+    try:
+        check_of(row, scope)(Caller("alice", "", USER_SCOPES), request)
+    except PermissionDenied:
+        return False
+    return True
 
 
 def check_refusal(refusal: CallRefused, request: Descriptor) -> None:
@@ -155,9 +174,7 @@ def keys_of(value: object) -> list[UserKey | CartKey | CheckoutKey]:
         return [key for each in value for key in keys_of(each)]
     if dataclasses.is_dataclass(value):
         fields = [field.name for field in dataclasses.fields(value) if field.name != "after"]
-        # A new cart has a name that is not in the request.
-        parts = [getattr(value, name) for name in fields]
-        return [key for each in parts if not isinstance(value, CreateCart) for key in keys_of(each)]
+        return [key for name in fields for key in keys_of(getattr(value, name))]
     return []
 
 
@@ -233,6 +250,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "page-token": fuzz_page_token,
     "page-token-text": fuzz_page_token_text,
     **answers.TARGETS,
+    **identities.TARGETS,
 }
 # Valid inputs to begin with, of the targets whose input is what a peer sends. A single byte chooses the kind.
 SEEDS: Final[Mapping[str, Sequence[bytes]]] = {
@@ -243,4 +261,5 @@ SEEDS: Final[Mapping[str, Sequence[bytes]]] = {
         for position in (["a", "b"], [1, UUID], [143, "alice", "default"])
     ],
     **answers.SEEDS,
+    **identities.SEEDS,
 }

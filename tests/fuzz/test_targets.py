@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cart_grpc import names
+from cart_grpc.authentication import keys, tokens
+from cart_grpc.authentication.caller import NOBODY, SCOPES
+from cart_grpc.authentication.services import Services
 from cart_grpc.reservation_api import wire
-from cart_grpc.rpc import fields, pages, requests
+from cart_grpc.rpc import fields, pages, permissions, requests
 from cart_grpc.rpc.methods import METHODS as ROWS
 from tests.fuzz.requests import METHODS
 from tests.fuzz.tape import Tape
@@ -63,6 +66,11 @@ def test_every_method_and_every_list_is_fuzzed() -> None:
         ("grpc-answer", wire, "_check_granted", lambda *_: None),
         ("http-answer", wire, "clean_reason", lambda text: text),
         ("basic-answer", wire, "clean_text", lambda text: text),
+        ("request", permissions, "CARTS_ACT_AS", "carts.read"),
+        ("token", tokens, "_to_scopes", lambda _: SCOPES),
+        ("token", tokens, "_digest", lambda _: b""),
+        ("key-set", keys, "_find_algorithm", lambda entry: entry["alg"]),
+        ("certificate-names", Services, "caller_of", lambda *_: NOBODY),
         ("batch-answer", wire, "clean_retry_after", lambda us: us),
     ],
 )
