@@ -17,6 +17,8 @@ EXPLORERS := tests/protocol tests/simulation tests/invariants
 SEED ?=
 SEEDS ?= 1000
 FIRST ?= 0
+RUNS ?= 10000
+TARGET ?=
 PROTOS := $(sort $(shell cd protos && find * -name '*.proto'))
 RELEASE := protos/released.json
 IMAGE ?= cart-grpc
@@ -79,6 +81,15 @@ debian: setup debian-packages ## run the tests against Debian's PgBouncer, HAPro
 .PHONY: simulate
 simulate: setup ## run SEEDS=1000 seeds of the simulation, starting at FIRST=0; or replay SEED=
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --first $(FIRST))
+
+FUZZ_STAMP := $(VENV)/.fuzz-installed
+$(FUZZ_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,fuzz]' -c constraints.txt
+	@touch $@
+
+.PHONY: fuzz
+fuzz: $(FUZZ_STAMP) ## run each fuzz target RUNS=10000 times; TARGET= chooses one
+	$(BIN)/python -m tests.fuzz $(TARGET) --runs $(RUNS)
 
 # The benchmarks' load generator. Nothing else here needs a C compiler.
 LOAD := build/load
@@ -175,7 +186,7 @@ release-image: setup ## save protos/ as the release that buf breaking compares w
 .PHONY: constraints
 constraints: setup ## pin the newest versions that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --extra fuzz --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
 
 .PHONY: image
 image: ## build the container image

@@ -56,23 +56,35 @@ def draw_http(rng: random.Random, intent: Intent) -> bytes:
 
 def draw_http_batch(rng: random.Random, intents: Sequence[Intent]) -> bytes:
     """A whole HTTP answer to a batch."""
-    lines = []
-    for results in _deal(rng, [_draw_result(rng, intent) for intent in intents]):
-        message = reservation_pb2.BatchApplyReservationsResponse(results=results)
-        lines.append(_corrupt_json(rng, json_format.MessageToDict(message)))
+    lines = draw_lines(rng, intents)
     status = 200 if rng.random() < 0.9 else rng.choice(STATUSES)
     body = rng.choice((b"\n",) * 9 + (b"\r\n\n", b" ")).join(lines)
     return _to_http(rng, status, body).replace(b"application/json\r", b"application/x-ndjson\r")
 
 
-def draw_grpc_batch(rng: random.Random, intents: Sequence[Intent]) -> Callable[[int], Sequence[bytes]]:
-    """The frames of an answer to a batch over gRPC."""
+def draw_lines(rng: random.Random, intents: Sequence[Intent]) -> list[bytes]:
+    """The lines of an answer to a batch over HTTP."""
+    lines = []
+    for results in _deal(rng, [_draw_result(rng, intent) for intent in intents]):
+        message = reservation_pb2.BatchApplyReservationsResponse(results=results)
+        lines.append(_corrupt_json(rng, json_format.MessageToDict(message)))
+    return lines
+
+
+def draw_messages(rng: random.Random, intents: Sequence[Intent]) -> list[bytes]:
+    """The messages of an answer to a batch over gRPC."""
     messages = []
     for results in _deal(rng, [_draw_result(rng, intent) for intent in intents]):
         for result in results:
             _corrupt(rng, result.error.current if result.HasField("error") else result.reservation)
         body = reservation_pb2.BatchApplyReservationsResponse(results=results).SerializeToString()
-        messages.append(message(_flip(rng, body) if rng.random() < 0.3 else body))
+        messages.append(_flip(rng, body) if rng.random() < 0.3 else body)
+    return messages
+
+
+def draw_grpc_batch(rng: random.Random, intents: Sequence[Intent]) -> Callable[[int], Sequence[bytes]]:
+    """The frames of an answer to a batch over gRPC."""
+    messages = [message(body) for body in draw_messages(rng, intents)]
     trailers = {"grpc-status": str(rng.choice((0,) * 8 + (3, 12, 14, 99)))}
 
     def make(stream: int) -> Sequence[bytes]:
@@ -124,11 +136,10 @@ def draw_basic(rng: random.Random, intent: Intent, method: str) -> bytes:
 
 def draw_grpc(rng: random.Random, intent: Intent) -> Callable[[int], Sequence[bytes]]:
     """The frames of an answer over gRPC."""
-    response = reservation_pb2.ApplyReservationResponse(reservation=_corrupt(rng, _draw_valid(rng, intent)))
-    body = _flip(rng, response.SerializeToString())
+    body = draw_message(rng, intent)
     trailers: dict[str, str | bytes] = {"grpc-status": str(rng.choice((0, 0, 0, 3, 5, 8, 9, 10, 10, 13, 14, 16, 99)))}
     if trailers["grpc-status"] != "0":
-        details = _flip(rng, _draw_status(rng, intent, int(trailers["grpc-status"])).SerializeToString())
+        details = draw_details(rng, intent, int(trailers["grpc-status"]))
         trailers["grpc-status-details-bin"] = base64.b64encode(details).rstrip(b"=")
         trailers["grpc-message"] = rng.choice(("no", "%00%1b[31m%ff", "%ED%A0%80", b"a\x01\xff", "x" * 3000, "%", ""))
         body = b""
@@ -141,6 +152,17 @@ def draw_grpc(rng: random.Random, intent: Intent) -> Callable[[int], Sequence[by
         return [headers(GRPC, stream), *sent, headers(trailers, stream, end=True)]
 
     return make
+
+
+def draw_message(rng: random.Random, intent: Intent) -> bytes:
+    """The message of an answer over gRPC."""
+    response = reservation_pb2.ApplyReservationResponse(reservation=_corrupt(rng, _draw_valid(rng, intent)))
+    return _flip(rng, response.SerializeToString())
+
+
+def draw_details(rng: random.Random, intent: Intent, code: int) -> bytes:
+    """The details of a status over gRPC."""
+    return _flip(rng, _draw_status(rng, intent, code).SerializeToString())
 
 
 def check(intent: Intent, answer: Answer | NoAnswerError) -> None:

@@ -1,0 +1,21 @@
+"""A real server answers random requests: no INTERNAL, no UNKNOWN, no hang, no growth, no error in its log."""
+
+import pytest
+
+from tests.fuzz.wire import Siege
+from tests.processes.conftest import programs
+from tests.processes.harness import Programs
+
+__all__ = ["programs"]
+pytestmark = pytest.mark.timeout(120)
+
+
+async def test_a_server_answers_random_requests_and_keeps_its_memory(programs: Programs, database_url: str) -> None:
+    programs.preloaded = True
+    siege = Siege(programs, database_url)
+    await siege.run(300, 700, seed=1)
+    assert siege.growth < 64 << 20
+    # The requests are neither all valid nor all invalid.
+    assert siege.ended["OK"] > 100
+    assert siege.ended["INVALID_ARGUMENT"] > 100
+    assert {"NOT_FOUND", "ABORTED", "FAILED_PRECONDITION", "UNIMPLEMENTED"} <= siege.ended.keys()
