@@ -14,6 +14,8 @@ def main() -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # At any moment, the imports included. A program that stops in an orderly way replaces this handler.
         signal.signal(signal.SIGINT, _end_silently)
+    # gRPC would write lines of its own to standard error, also for each handshake that a stranger fails.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from cart_grpc import cli  # noqa: PLC0415 - takes half a second
 
     return cli.main()

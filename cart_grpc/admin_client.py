@@ -13,14 +13,22 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from cart_grpc import parts
+from cart_grpc.addresses import host_of, is_loopback
 from cart_grpc.arguments import duration
 from cart_grpc.channels import open_channel
+from cart_grpc.client_tls import explain
+from cart_grpc.connection_arguments import TLS_FILES, add_tls_files, find_tls_files
 from cart_grpc.database_setup import StartupError
-from cart_grpc.settings import Settings, check_address
+from cart_grpc.reloaded_files import FileError
+from cart_grpc.setting_types import check_address
+from cart_grpc.settings import Settings, variable_of
 from cart_grpc.terminal import complain, say
 
 Stub = cart_admin_service_pb2_grpc.CartAdminServiceStub
 TIMEOUT_SECONDS = 30
+# The settings that are used without an option.
+_TLS_SETTINGS = {"ca_file": "client_ca_file", "cert_file": "tls_cert_file", "key_file": "tls_key_file"}
 # A cell without a value.
 NOTHING = "-"
 # Makes the calls of a subcommand, and yields the answers.
@@ -35,6 +43,7 @@ def add_command(
     command.add_argument(
         "--address", metavar="HOST:PORT", help="the server's admin address; default: CART_ADMIN_LISTEN"
     )
+    add_tls_files(command, {name: variable_of(setting) for name, setting in _TLS_SETTINGS.items()})
     command.add_argument("--json", action="store_true", help="print one JSON object per line")
     command.set_defaults(run=_run, call=call, show=show)
     return command
@@ -65,17 +74,35 @@ def _run(settings: Settings, arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise StartupError(f"the address {error}") from None
     show = _show_json if arguments.json else arguments.show
-    with open_channel(address) as channel:
+    with open_channel(address, credentials=_find_credentials(settings, arguments, address)) as channel:
         try:
             show(arguments.call(cart_admin_service_pb2_grpc.CartAdminServiceStub(channel), arguments))
         except grpc.RpcError as error:
-            detail = " ".join((error.details() or "").split())[:300]
+            detail = " ".join(explain(error.details() or "").split())[:300]
             complain(f"{address}: {error.code().name}: {detail}")
             return 1
         except json_format.Error as error:
             complain(f"{address}: its answer cannot be shown: {error}")
             return 1
     return 0
+
+
+def _find_credentials(
+    settings: Settings, arguments: argparse.Namespace, address: str
+) -> grpc.ChannelCredentials | None:
+    """Return the credentials for TLS; None for a loopback address, where the port for operators has no TLS."""
+    if is_loopback(host_of(address)) and not any(getattr(arguments, name) for name in TLS_FILES):
+        return None
+    try:
+        files = find_tls_files(arguments, lambda name: parts.file(settings, _TLS_SETTINGS[name]))
+        if not files.certificate:
+            raise StartupError(
+                f"{address} is beyond loopback, so operators need a certificate: set --cert-file and --key-file, or "
+                "CART_TLS_CERT_FILE and CART_TLS_KEY_FILE"
+            )
+        return files.to_credentials()
+    except FileError as error:
+        raise StartupError(str(error)) from None
 
 
 def fetch_pages(method: Any, request: Any, limit: int) -> Iterator[Message]:

@@ -10,20 +10,24 @@ import time
 from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+import grpc
 import uuid_utils
 from sqlalchemy.exc import SQLAlchemyError
 
 from cart_grpc import database_setup, parts
-from cart_grpc.admin import OperatorActions
 from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.background.readiness import ReadinessWatcher
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.background.sweeper import Sweeper
 from cart_grpc.database_setup import NotYet, StartupError, show_unusable, unusable
+from cart_grpc.exposure import SHARED, Port, find_ports, find_risks
+from cart_grpc.process import running_task
+from cart_grpc.reloaded_files import FileError
 from cart_grpc.reservation_api import transports
-from cart_grpc.rpc.server import Server, admin_server, cart_server
+from cart_grpc.rpc.server import Server
+from cart_grpc.servers import make_servers, open_identities
 from cart_grpc.settings import Settings, variable_of
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.failure_log import FailureLog
@@ -36,6 +40,8 @@ MAX_RECONCILER_GRACE_SECONDS = 1.0
 # The pauses between attempts to open a database that is away double from the first value to the last.
 FIRST_RETRY_SECONDS = 0.1
 MAX_RETRY_SECONDS = 2.0
+# Whether a process is alone, or the first of several workers, or another one.
+Sharing: TypeAlias = Literal["", "first", "other"]
 
 
 def new_id() -> str:
@@ -55,10 +61,12 @@ def monotonic_us() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The ports that a process listens on, for callers and for operators; 0 if it does not listen."""
+    """The ports that a process listens on: for callers, operators, services, health checks. 0: it does not listen."""
 
     port: int = 0
     admin_port: int = 0
+    service_port: int = 0
+    health_port: int = 0
 
 
 @asynccontextmanager
@@ -67,16 +75,21 @@ async def running(
     *,
     serve: bool,
     reconcile: bool,
-    shares_port: bool = False,
+    sharing: Sharing = "",
     stopped: asyncio.Event | None = None,
 ) -> AsyncIterator[Ports]:
     """Run one process: the servers, the store, then the loops, as far as configured.
 
     The servers listen at once, but they refuse calls and are not ready until the store is open. The block begins then,
-    or when `stopped` is set while the process still waits for its database. `shares_port`: other processes serve on the
-    callers' port too. On exit the servers drain, then the parts stop in reverse order. Raises StartupError.
+    or when `stopped` is set while the process still waits for its database. `sharing`: other processes
+    serve on the same ports, and only the first one serves operators. On exit the servers drain, then the parts stop in
+    reverse order. Raises StartupError.
     """
+    ports = [port for port in find_ports(settings, serve=serve) if sharing != "other" or port.setting in SHARED]
+    for risk in find_risks(ports):
+        log.warning(risk)
     async with AsyncExitStack() as stack:
+        identities = await stack.enter_async_context(open_identities(settings, ports))
         engine = await stack.enter_async_context(open_engine(settings))
         store = await stack.enter_async_context(_closing_store(settings, engine))
         clock_watcher = ClockWatcher(store.clock(monotonic_us, parts.reconciler_config(settings).longest_attempt_us))
@@ -85,20 +98,20 @@ async def running(
             reconciler = await stack.enter_async_context(_idle_reconciler(settings, store, clock_watcher))
         # Entered before the servers, so that the loops stop after them.
         loops = await stack.enter_async_context(AsyncExitStack())
-        servers = _servers(settings, store, reconciler, serve=serve, shares_port=shares_port)
-        for setting, server in servers.items():
-            await stack.enter_async_context(running_server(server, setting, settings))
+        servers = make_servers(settings, ports, identities, store, reconciler, shares_ports=bool(sharing))
+        for port, server in servers.items():
+            await stack.enter_async_context(running_server(server, port, identities.credentials(port), settings))
         opening = _open_with_retries(settings, engine, store, clock_watcher)
         if is_open := await _ended_before(stopped or asyncio.Event(), opening):
-            await loops.enter_async_context(_running_task(clock_watcher.run(), "clock-watcher"))
+            await loops.enter_async_context(running_task(clock_watcher.run(), "clock-watcher"))
             if reconciler:
                 await loops.enter_async_context(running_reconciler(settings, reconciler))
                 await loops.enter_async_context(running_sweeper(settings, store))
             for server in servers.values():
                 await server.open()
             watcher = ReadinessWatcher(store.ping, [server.set_ready for server in servers.values()])
-            await stack.enter_async_context(_running_task(watcher.run(), "readiness"))
-        yield Ports(*(servers[setting].port if setting in servers else 0 for setting in ("listen", "admin_listen")))
+            await stack.enter_async_context(running_task(watcher.run(), "readiness"))
+        yield Ports(**{port.setting.replace("listen", "port"): server.port for port, server in servers.items()})
         await drain(servers.values(), settings, lame_duck=settings.lame_duck if serve and is_open else 0.0)
 
 
@@ -130,25 +143,15 @@ async def _closing_store(settings: Settings, engine: Engine) -> AsyncIterator[St
 
 @asynccontextmanager
 async def _idle_reconciler(settings: Settings, store: Store, clock_watcher: ClockWatcher) -> AsyncIterator[Reconciler]:
-    """Return a reconciler that does not run yet."""
-    api = transports.connect(settings.reservation_url.get_secret_value())
+    """Return a reconciler that does not run yet. Raises StartupError if a file for the Reservation API is unusable."""
+    try:
+        api = transports.connect(settings.reservation_url.get_secret_value(), parts.reservation_files(settings))
+    except (FileError, ValueError) as error:
+        raise StartupError(str(error)) from None
     try:
         yield Reconciler(store, api, parts.reconciler_config(settings), monotonic_us, clock_watcher.run_once)
     finally:
         await api.close()
-
-
-def _servers(
-    settings: Settings, store: Store, reconciler: Reconciler | None, *, serve: bool, shares_port: bool
-) -> dict[str, Server]:
-    """Return the operators' and the callers' server, as far as configured, by the setting that has their address."""
-    limits, timeout = parts.limits(settings), settings.call_timeout
-    servers = {}
-    if settings.admin_listen:
-        servers["admin_listen"] = admin_server(OperatorActions(store, limits, reconciler), timeout)
-    if serve:
-        servers["listen"] = cart_server(store, limits, timeout, parts.admission(settings), shares_port=shares_port)
-    return servers
 
 
 async def _ended_before(stopped: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
@@ -218,17 +221,19 @@ async def running_reconciler(settings: Settings, reconciler: Reconciler) -> Asyn
 async def running_sweeper(settings: Settings, store: Store) -> AsyncIterator[None]:
     """Run the sweeper. Cancelling it is safe: the store finishes a commit that has begun."""
     sweeper = Sweeper(store, parts.retention(settings), to_us(settings.housekeeping_interval))
-    async with _running_task(sweeper.run(), "sweeper"):
+    async with running_task(sweeper.run(), "sweeper"):
         yield
 
 
 @asynccontextmanager
-async def running_server(server: Server, setting: str, settings: Settings) -> AsyncIterator[None]:
-    """Run a gRPC server on the address in `setting`. On exit it drains. Raises StartupError if it cannot listen."""
+async def running_server(
+    server: Server, port: Port, credentials: grpc.ServerCredentials | None, settings: Settings
+) -> AsyncIterator[None]:
+    """Run a gRPC server on a port. On exit it drains. Raises StartupError if it cannot listen."""
     try:
-        await server.start(getattr(settings, setting))
+        await server.start(port.address, credentials)
     except OSError as error:
-        raise StartupError(f"{variable_of(setting)}: {error}") from None
+        raise StartupError(f"{variable_of(port.setting)}: {error}") from None
     try:
         yield
     finally:
@@ -236,21 +241,13 @@ async def running_server(server: Server, setting: str, settings: Settings) -> As
 
 
 @asynccontextmanager
-async def _running_task(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Run `work` as a task and cancel it on exit."""
-    task = asyncio.create_task(work, name=name)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-@asynccontextmanager
 async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     """Connect to the database. A SQLite file is locked against other processes. Raises StartupError."""
     try:
-        engine = connect(settings.database_url.get_secret_value(), clock)
+        password = parts.file(settings, "database_password_file")
+        engine = connect(settings.database_url.get_secret_value(), clock, password)
+    except FileError as error:
+        raise StartupError(str(error)) from None
     except OSError as error:
         raise StartupError(f"CART_DATABASE_URL: {error.filename} cannot be used: {error.strerror}") from None
     except (TypeError, ValueError, SQLAlchemyError) as error:

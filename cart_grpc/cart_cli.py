@@ -4,7 +4,6 @@ They are callers like any other: each uses the client library, and needs only th
 """
 
 import argparse
-import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -17,13 +16,14 @@ from rich.live import Live
 from cart_grpc import cart_tables as tables
 from cart_grpc.arguments import duration
 from cart_grpc.cart_arguments import amount, amount_or_none, pair
+from cart_grpc.cart_connection import ADDRESS_VARIABLE, add_options, connect
 from cart_grpc.client import UNSET, CartError, DeadlineExceeded, SyncCart, SyncCartClient, Unavailable
+from cart_grpc.client_tls import NOBODY_LISTENS, explain
 from cart_grpc.command_groups import Commands
+from cart_grpc.reloaded_files import FileError
 from cart_grpc.terminal import complain, say
 from cart_grpc.units import US_PER_SECOND
 
-ADDRESS_VARIABLE: Final = "CARTGRPC_ADDRESS"
-DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 _CART_HINT: Final = "USER, USER/CART or users/USER/carts/CART; USER alone means the cart `default`"
 # The answer of a command, and a function that prints it for people.
 Answer = tuple[Message, Callable[[], None]]
@@ -89,16 +89,7 @@ def _add_checkout(actions: Commands) -> None:
 
 def _add(actions: Commands, name: str, run: Callable[..., None], description: str) -> argparse.ArgumentParser:
     command = actions.add_parser(name, help=description, description=description)
-    address = os.environ.get(ADDRESS_VARIABLE, DEFAULT_ADDRESS)
-    command.add_argument(
-        "--address",
-        default=address,
-        metavar="HOST:PORT",
-        help=f"the server; default: {ADDRESS_VARIABLE} or {DEFAULT_ADDRESS}",
-    )
-    command.add_argument(
-        "--timeout", type=duration, default="10s", metavar="TIME", help="for the answer; default: %(default)s"
-    )
+    add_options(command)
     command.add_argument("--json", action="store_true", help="print one JSON object per line")
     command.set_defaults(start=_start, run=run)
     return command
@@ -139,9 +130,9 @@ def _add_options(command: argparse.ArgumentParser) -> None:
 def _start(arguments: argparse.Namespace) -> int:
     """Run a command. Returns 0; 1 if the server refused a call or did not answer; 2 for wrong use."""
     try:
-        with SyncCartClient(arguments.address, timeout=arguments.timeout / US_PER_SECOND) as client:
+        with connect(arguments) as client:
             arguments.run(client, arguments)
-    except ValueError as error:
+    except (FileError, ValueError) as error:
         complain(error)
         return 2
     except CartError as error:
@@ -155,7 +146,10 @@ def _start(arguments: argparse.Namespace) -> int:
 def _explanation(error: CartError, arguments: argparse.Namespace) -> str:
     """The error as a sentence that the reader of a terminal can act on."""
     if isinstance(error, Unavailable | DeadlineExceeded) and not error.reason:
-        cause = "" if "Connection refused" in error.message else f" ({error.message})"
+        known = explain(error.message)
+        if known not in (error.message, NOBODY_LISTENS):
+            return f"no connection to {arguments.address}: {known}"
+        cause = "" if known == NOBODY_LISTENS else f" ({known})"
         return (
             f"no server answers at {arguments.address}{cause}; start one with `cart-grpc dev` or `cart-grpc serve`, "
             f"or choose another one with --address or {ADDRESS_VARIABLE}"

@@ -7,12 +7,14 @@ from pathlib import Path
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
-from cart_grpc import app, process
+from cart_grpc import app, parts, process
 from cart_grpc import server_cli as server
 from cart_grpc.database_setup import StartupError
+from cart_grpc.exposure import is_local
 from cart_grpc.probe import options as probe_options
 from cart_grpc.probe import probe as probing
 from cart_grpc.probe.findings import Unreachable
+from cart_grpc.reloaded_files import FileError
 from cart_grpc.reservation_api import transports
 from cart_grpc.settings import Settings
 from cart_grpc.simulator import options as simulator_options
@@ -33,9 +35,9 @@ def simulate(_: Settings, arguments: argparse.Namespace) -> int:
 def probe(settings: Settings, arguments: argparse.Namespace) -> int:
     """Check a Reservation API and print the report. Returns 0 if it keeps every rule, else 1."""
     try:
-        config = probe_options.to_config(arguments)
-        url = transports.check_url(arguments.url or settings.reservation_url.get_secret_value())
-    except ValueError as error:
+        config, files = probe_options.to_config(arguments), parts.reservation_files(settings)
+        url = transports.check_url(arguments.url or settings.reservation_url.get_secret_value(), files)
+    except (FileError, ValueError) as error:
         raise StartupError(f"the probe cannot start: {error}") from None
 
     def announce() -> None:
@@ -43,8 +45,10 @@ def probe(settings: Settings, arguments: argparse.Namespace) -> int:
 
     async def work() -> int:
         try:
-            async with probing.connect(url, config, clock=app.clock, new_id=app.new_id) as session:
+            async with probing.connect(url, config, clock=app.clock, new_id=app.new_id, files=files) as session:
                 report = await session.run(process.stop_signal(), on_reachable=announce)
+        except FileError as error:
+            raise StartupError(f"the probe cannot start: {error}") from None
         except Unreachable as error:
             raise StartupError(f"no Reservation API answers at {url}: {error}") from None
         say(*str(report).split("\n"))
@@ -71,11 +75,13 @@ async def _develop(settings: Settings, config: SimulatorConfig) -> None:
     await asyncio.wait((simulating, address), return_when=asyncio.FIRST_COMPLETED)
     if not simulating.done():
         changed = settings.with_changes(
-            reservation_url=SecretStr(f"grpc://{await address}"),
-            admin_listen=settings.admin_listen or _next_port(settings.listen),
+            reservation_url=SecretStr(f"{'grpcs' if config.access.secure else 'grpc'}://{await address}"),
+            admin_listen=settings.admin_listen or _next_port(settings.listen or settings.service_listen),
         )
         try:
-            await server.serve_until_stopped(changed, reconcile=True, stopped=stopped, welcome=_WELCOME)
+            # The examples show no token and no certificate.
+            welcome = "" if settings.tls_cert_file or settings.token_keys else _WELCOME
+            await server.serve_until_stopped(changed, reconcile=True, stopped=stopped, welcome=welcome)
         finally:
             # The simulator stops last: the reconciler may still be calling it.
             served.set()
@@ -85,8 +91,9 @@ async def _develop(settings: Settings, config: SimulatorConfig) -> None:
 
 
 def _next_port(address: str) -> str:
-    """Return the address with the port after its own, or port 0 if that is its port."""
+    """Return a loopback address with the port after that of `address`, or port 0 if that is its port."""
     host, _, port = address.rpartition(":")
+    host = host if is_local(address) else "127.0.0.1"
     return f"{host}:{(int(port) + 1) % 65536 if int(port) else 0}"
 
 
@@ -97,7 +104,8 @@ async def _simulate_until(
 
     def started(ports: BoundPorts) -> None:
         host = str(config.listen).rpartition(":")[0]
-        say(f"the simulator listens on grpc://{host}:{ports.grpc} and http://{host}:{ports.http}")
+        tls = "s" if config.access.secure else ""
+        say(f"the simulator listens on grpc{tls}://{host}:{ports.grpc} and http{tls}://{host}:{ports.http}")
         if address is not None:
             address.set_result(f"{host}:{ports.grpc}")
 
@@ -106,7 +114,7 @@ async def _simulate_until(
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
         raise StartupError(f"the simulator cannot start: {reason}") from None
-    except ValueError as error:
+    except (FileError, ValueError) as error:
         raise StartupError(f"the simulator cannot start: {error}") from None
 
 

@@ -3,8 +3,11 @@
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.sweeper import Retention
 from cart_grpc.carts.calls import Limits
+from cart_grpc.client_tls import TlsFiles, check_pair
+from cart_grpc.reloaded_files import NamedFile
+from cart_grpc.reservation_api.credentials import CredentialFiles
 from cart_grpc.rpc.admission import Admission
-from cart_grpc.settings import Settings
+from cart_grpc.settings import Settings, variable_of
 from cart_grpc.units import to_us
 
 
@@ -48,6 +51,21 @@ def reconciler_config(settings: Settings) -> ReconcilerConfig:
         breaker_threshold=settings.reservation_breaker_threshold,
         probe_interval_us=to_us(settings.reservation_probe_interval),
     )
+
+
+def file(settings: Settings, setting: str) -> NamedFile | None:
+    """Return the file that a setting names, None if it is empty."""
+    path = getattr(settings, setting)
+    return NamedFile(variable_of(setting), path) if path else None
+
+
+def reservation_files(settings: Settings) -> CredentialFiles:
+    """Return the files for the Reservation API. Raises FileError if a certificate has no key, or a key none."""
+    names = "reservation_cert_file", "reservation_key_file"
+    certificate, key = (file(settings, name) for name in names)
+    check_pair(certificate, key, (variable_of(names[0]), variable_of(names[1])))
+    tls = TlsFiles(file(settings, "reservation_ca_file"), certificate, key)
+    return CredentialFiles(tls, file(settings, "reservation_token_file"))
 
 
 def retention(settings: Settings) -> Retention:

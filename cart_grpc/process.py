@@ -5,7 +5,8 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 from cart_grpc.terminal import complain, escape
@@ -22,6 +23,17 @@ def run(work: Coroutine[Any, Any, int | None]) -> int:
     gc.set_threshold(5_000, 10, 10)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(work) or 0
+
+
+@asynccontextmanager
+async def running_task(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Run `work` as a task and cancel it on exit."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _loop_factory() -> Any:

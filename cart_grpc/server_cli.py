@@ -11,7 +11,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from cart_grpc import app, database_setup, process, workers
 from cart_grpc.channels import open_channel
 from cart_grpc.database_setup import StartupError
-from cart_grpc.settings import Settings, check_address, variable_of
+from cart_grpc.exposure import health_address
+from cart_grpc.setting_types import check_address
+from cart_grpc.settings import Settings, variable_of
 from cart_grpc.terminal import complain, say
 
 log = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ def config(settings: Settings, _: argparse.Namespace) -> int:
 def health(settings: Settings, arguments: argparse.Namespace) -> int:
     """Print a server's health. Returns 0 if it is SERVING, else 1."""
     try:
-        address = check_address(arguments.address or settings.listen)
+        address = check_address(arguments.address or health_address(settings))
     except ValueError as error:
         raise StartupError(f"the address {error}") from None
     host, _, port = address.rpartition(":")
@@ -116,18 +118,20 @@ async def _reconcile_until_stopped(settings: Settings) -> None:
     async with app.running(settings, serve=False, reconcile=True, stopped=stopped) as ports:
         if not stopped.is_set():
             say("cart-grpc reconciles")
-            _print_admin_address(settings, ports)
+            _print_addresses(settings, ports)
         await stopped.wait()
 
 
 def _print_addresses(settings: Settings, ports: app.Ports) -> tuple[str, str]:
-    address = f"{settings.listen.rpartition(':')[0]}:{ports.port}"
-    say(f"cart-grpc listens on {address}")
-    return address, _print_admin_address(settings, ports)
-
-
-def _print_admin_address(settings: Settings, ports: app.Ports) -> str:
-    address = f"{settings.admin_listen.rpartition(':')[0]}:{ports.admin_port}"
-    if ports.admin_port:
-        say(f"cart-grpc listens for operators on {address}")
-    return address
+    """Print the address of each open port. Return those of callers and of operators."""
+    shown = [
+        ("listens", settings.listen, ports.port),
+        ("listens for operators", settings.admin_listen, ports.admin_port),
+        ("listens for services", settings.service_listen, ports.service_port),
+        ("answers health checks", health_address(settings), ports.health_port),
+    ]
+    addresses = [f"{configured.rpartition(':')[0]}:{port}" for _, configured, port in shown]
+    for (does, _, port), address in zip(shown, addresses, strict=True):
+        if port:
+            say(f"cart-grpc {does} on {address}")
+    return addresses[0], addresses[1]

@@ -49,7 +49,9 @@ def add_commands(commands: Commands, descriptions: Mapping[str, str]) -> None:
     simulator_options.add_options(add("dev", partner_cli.dev), listen_option="--simulator-listen", latency="3s")
     add("config", server_cli.config)
     health = add("health", server_cli.health)
-    health.add_argument("address", nargs="?", metavar="HOST:PORT", help="default: CART_LISTEN")
+    health.add_argument(
+        "address", nargs="?", metavar="HOST:PORT", help="default: CART_HEALTH_LISTEN, or CART_LISTEN if it is plaintext"
+    )
     admin_cli.add_commands(add("reservations", None))
     carts_cli.add_commands(add("carts", None))
     checkouts_cli.add_commands(add("checkouts", None))

@@ -1,116 +1,38 @@
-"""The settings: their names, types, defaults, ranges and meanings. `configuration` reads them."""
+"""The settings: their names, defaults, ranges and meanings. `configuration` reads them."""
 
 import json
-import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
+from pydantic import BaseModel, Field, SecretStr
 
-from cart_grpc.authentication.caller import SCOPES
-from cart_grpc.reservation_api.transports import check_url
-from cart_grpc.store import database_url, sqlite_file
-from cart_grpc.units import format_duration, parse_duration, to_seconds, to_us
+from cart_grpc.setting_types import (
+    Algorithms,
+    Claim,
+    DatabaseUrl,
+    Duration,
+    FilePath,
+    LogLevel,
+    OptionalAddress,
+    ReservationUrl,
+    Services,
+    ShortDuration,
+    TokenKeys,
+)
+from cart_grpc.store import database_url
+from cart_grpc.units import format_duration, to_us
 
 PREFIX: Final = "CART_"
-_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[\w.-]+):(?P<port>[0-9]{1,5})", re.ASCII)
-_SERVICES_HINT: Final = (
-    'must be a JSON object of scopes by subject alternative name, such as {"spiffe://shop.example/web": '
-    f'["carts.read"]}}; scopes are {", ".join(sorted(SCOPES))}'
-)
-_DATABASE_HINT: Final = "must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
-
-
-def check_address(address: str) -> str:
-    """Return `address` unchanged if it is HOST:PORT. Raises ValueError."""
-    match = _ADDRESS.fullmatch(address)
-    if not match or int(match["port"]) > 65535:
-        raise ValueError("must be HOST:PORT, such as 127.0.0.1:50051")
-    return address
-
-
-def check_database_url(secret: SecretStr) -> SecretStr:
-    """Return the URL unchanged if it names a PostgreSQL database or a SQLite file. Raises ValueError."""
-    url = secret.get_secret_value()
-    if database_url.SCHEME.match(url):
-        database_url.parse(url)
-    else:
-        _check_sqlite_url(url)
-    return secret
-
-
-def _check_sqlite_url(url: str) -> None:
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        raise ValueError(_DATABASE_HINT) from None
-    if parsed.drivername not in ("sqlite", "sqlite+aiosqlite"):
-        raise ValueError(_DATABASE_HINT)
-    sqlite_file.check_url(url, parsed)
-
-
-def _check_reservation_url(secret: SecretStr) -> SecretStr:
-    check_url(secret.get_secret_value())
-    return secret
-
-
-def _to_seconds(value: Any) -> float:
-    """Return the seconds in a duration. A number, as TOML has it, is in seconds. Raises ValueError."""
-    # In Python, a bool is a number.
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
-    return to_seconds(parse_duration(value if isinstance(value, str) else ""))
-
-
-def _to_words(value: Any) -> Any:
-    """Return the words in a text, which commas or spaces separate. A list, as TOML has it, is returned as it is."""
-    return tuple(re.split(r"[,\s]+", value.strip(", \t"))) if isinstance(value, str) else value
-
-
-def _to_services(value: Any) -> dict[str, frozenset[str]]:
-    """Return the scopes of each service. `value` is JSON, or a table, as TOML has it. Raises ValueError."""
-    try:
-        table = json.loads(value or "{}") if isinstance(value, str) else value
-        services = {str(name): frozenset(scopes) for name, scopes in table.items() if isinstance(scopes, list)}
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        raise ValueError(_SERVICES_HINT) from None
-    if len(services) < len(table) or not all(services) or not all(scopes <= SCOPES for scopes in services.values()):
-        raise ValueError(_SERVICES_HINT)
-    return services
-
-
-def _to_token_keys(value: str) -> str:
-    if "://" in value and not value.startswith(("https://", "file://")):
-        raise ValueError("must be the path of a file, or an https:// URL")
-    return value
-
-
-def _upper(value: Any) -> Any:
-    return value.upper() if isinstance(value, str) else value
-
-
-Address = Annotated[str, AfterValidator(check_address)]
-OptionalAddress = Annotated[str, AfterValidator(lambda address: address and check_address(address))]
-DatabaseUrl = Annotated[SecretStr, AfterValidator(check_database_url)]
-ReservationUrl = Annotated[SecretStr, AfterValidator(_check_reservation_url)]
-Services = Annotated[dict[str, frozenset[str]], BeforeValidator(_to_services)]
-Algorithm = Literal[
-    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
-]  # asymmetric ones only: whoever could check a token with a shared secret could also make one
-Algorithms = Annotated[tuple[Algorithm, ...], BeforeValidator(_to_words), Field(min_length=1)]
-TokenKeys = Annotated[str, AfterValidator(_to_token_keys)]
-LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)]
-Duration = Annotated[float, BeforeValidator(_to_seconds), Field(allow_inf_nan=False)]
-"""Seconds, written as `90`, `90s`, `1h30m` or `PT15M`."""
-ShortDuration = Annotated[Duration, Field(gt=0, le=86_400)]
 
 
 class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
     """Every setting. Inside, durations are in seconds. `cart-grpc config` prints the descriptions."""
 
-    listen: Address = Field("127.0.0.1:50051", description="HOST:PORT to serve CartService on")
+    listen: OptionalAddress = Field(
+        "127.0.0.1:50051",
+        description="HOST:PORT to serve CartService on, with TLS if CART_TLS_CERT_FILE is set; may be empty if "
+        "CART_SERVICE_LISTEN is set",
+    )
     service_listen: OptionalAddress = Field(
         "",
         description="HOST:PORT to serve CartService on for services, which show a certificate; empty: not served",
@@ -121,7 +43,9 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
         "any address for services that show a certificate; empty: not served",
     )
     health_listen: OptionalAddress = Field(
-        "", description="HOST:PORT to answer grpc.health.v1.Health/Check on without TLS; empty: not served"
+        "",
+        description="HOST:PORT to answer grpc.health.v1.Health/Check, and nothing else, on without TLS; empty: "
+        "127.0.0.1:50059 if CART_LISTEN is empty or has TLS, else not served",
     )
     allow_anyone_to_be_any_user: bool = Field(
         False,  # noqa: FBT003 - the default
@@ -130,9 +54,9 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
     reflection: Literal["auto", "on", "off"] = Field(
         "auto", description="whether the servers offer reflection: on, off, or auto: only without identities"
     )
-    tls_cert_file: str = Field("", description="PEM file with the certificate chain that this process shows")
-    tls_key_file: str = Field("", description="PEM file with the private key of CART_TLS_CERT_FILE")
-    client_ca_file: str = Field("", description="PEM file with the authorities of the certificates that services show")
+    tls_cert_file: FilePath = Field("", description="PEM file with the certificate chain that this process shows")
+    tls_key_file: FilePath = Field("", description="PEM file with the private key of CART_TLS_CERT_FILE")
+    client_ca_file: FilePath = Field("", description="PEM file with the authorities of services' certificates")
     services: Services = Field(
         {},
         description="scopes of each service, as JSON by subject alternative name (a URI or a DNS name), such as "
@@ -141,8 +65,8 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
     token_keys: TokenKeys = Field(
         "", description="JSON Web Key Set that signs callers' tokens: a file or an https:// URL; empty: no tokens"
     )
-    token_issuer: str = Field("", description="the `iss` that every token must have")
-    token_audience: str = Field("", description="the `aud` that every token must have, alone or among others")
+    token_issuer: Claim = Field("", description="the `iss` that every token must have")
+    token_audience: Claim = Field("", description="the `aud` that every token must have, alone or among others")
     token_algorithms: Algorithms = Field(
         ("RS256", "ES256", "EdDSA"), description="algorithms of keys that may sign tokens, separated by commas"
     )
@@ -153,21 +77,23 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
         SecretStr("sqlite:///cart.db"),
         description="the database: sqlite:///FILE or postgresql://, with libpq's parameters",
     )
-    database_password_file: str = Field(
+    database_password_file: FilePath = Field(
         "", description="file with the password for CART_DATABASE_URL; it is read for each new session"
     )
     reservation_url: ReservationUrl = Field(
         SecretStr("grpc://127.0.0.1:50061"),
         description="the Reservation API: grpc://, grpcs://, http:// or https://, or basic+http:// or basic+https://",
     )
-    reservation_ca_file: str = Field(
+    reservation_ca_file: FilePath = Field(
         "", description="PEM file with the authorities of the Reservation API's certificate; empty: the public ones"
     )
-    reservation_cert_file: str = Field(
+    reservation_cert_file: FilePath = Field(
         "", description="PEM file with the certificate chain to show to the Reservation API"
     )
-    reservation_key_file: str = Field("", description="PEM file with the private key of CART_RESERVATION_CERT_FILE")
-    reservation_token_file: str = Field(
+    reservation_key_file: FilePath = Field(
+        "", description="PEM file with the private key of CART_RESERVATION_CERT_FILE"
+    )
+    reservation_token_file: FilePath = Field(
         "", description="file with the bearer token for the Reservation API; it is read again when it changes"
     )
     log_level: LogLevel = Field("INFO", description="the lowest level to log, to standard error")

@@ -1,7 +1,7 @@
-"""`serve --workers N`: worker processes that share one port, and the parent that starts, replaces and stops them.
+"""`serve --workers N`: worker processes that share the ports, and the parent that starts, replaces and stops them.
 
 The kernel distributes connections, not calls, among the processes that listen with SO_REUSEPORT. Each worker is a
-replica that shares nothing but the port: the parent serves nothing, and no worker knows another. A worker drains on
+replica that shares nothing but the ports: the parent serves nothing, and no worker knows another. A worker drains on
 SIGTERM, and when its parent is gone.
 """
 
@@ -13,16 +13,17 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Final
 
 from cart_grpc import app, process
-from cart_grpc.app import Ports
+from cart_grpc.app import Ports, Sharing
 from cart_grpc.database_setup import StartupError
-from cart_grpc.settings import Settings
+from cart_grpc.exposure import SHARED, Port, find_ports
+from cart_grpc.settings import Settings, variable_of
 
 log = logging.getLogger(__name__)
 # Not fork: the child would inherit gRPC's locks in whatever state they are.
@@ -36,15 +37,17 @@ async def serve(
 ) -> None:
     """Serve with `count` workers until `stopped` is set and they have drained.
 
-    Calls `started` with the ports once every worker has reported. Raises StartupError if no worker can listen, or if
-    another program has the port.
+    Calls `started` with the ports once every worker has reported. Raises StartupError if no worker can listen, if
+    another program has a port, or if the settings do not go together.
     """
-    with _reserve(settings.listen) as reserved:
-        host, port = settings.listen.rpartition(":")[0], reserved.getsockname()[1]
-        shared = settings.with_changes(listen=f"{host}:{port}")
-        # Only the first worker listens for operators: that port is not shared.
-        others = shared.with_changes(admin_listen="")
-        workers = [_Worker(number, others if number else shared, reconcile, stopped) for number in range(count)]
+    with ExitStack() as stack:
+        addresses = {}
+        for port in find_ports(settings, serve=True):
+            if port.setting in SHARED:
+                reserved = stack.enter_context(_reserve(port))
+                addresses[port.setting] = f"{port.address.rpartition(':')[0]}:{reserved.getsockname()[1]}"
+        shared = settings.with_changes(**addresses)
+        workers = [_Worker(number, shared, reconcile, stopped) for number in range(count)]
         stopping = asyncio.create_task(_stop(workers, stopped), name="stop-workers")
         reports = await asyncio.gather(*(worker.report() for worker in workers))
         ports = [report for report in reports if isinstance(report, Ports)]
@@ -56,26 +59,25 @@ async def serve(
         await asyncio.gather(*(worker.keep() for worker in workers), stopping)
 
 
-def _reserve(address: str) -> socket.socket:
-    """Return a socket that is bound to the address but does not listen. Port 0 means any free port.
+def _reserve(port: Port) -> socket.socket:
+    """Return a socket that is bound to the port's address but does not listen. Port 0 means any free port.
 
     While it is bound, only processes of the same user can share the port. Raises StartupError.
     """
-    host, _, port = address.rpartition(":")
+    host, _, number = port.address.rpartition(":")
+    fault = f"{variable_of(port.setting)}: cannot listen on {port.address}"
     try:
-        family, *_, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        family, *_, where = socket.getaddrinfo(host.strip("[]"), int(number), type=socket.SOCK_STREAM)[0]
         reserved = socket.socket(family)
     except OSError as error:
-        raise StartupError(f"CART_LISTEN: cannot listen on {address}: {error.strerror}") from None
+        raise StartupError(f"{fault}: {error.strerror}") from None
     try:
         # Connections of an earlier process in TIME_WAIT must not block the address.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(where)
     except OSError:
         reserved.close()
-        raise StartupError(
-            f"CART_LISTEN: cannot listen on {address}: it is taken, or not an address of this machine"
-        ) from None
+        raise StartupError(f"{fault}: it is taken, or not an address of this machine") from None
     # SO_REUSEPORT after bind: bind fails if another program has the port, and later only workers can share it.
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
@@ -93,6 +95,7 @@ class _Worker:
 
     def __init__(self, number: int, settings: Settings, reconcile: bool, stopped: asyncio.Event) -> None:  # noqa: FBT001 - passed on
         self._name = f"worker-{number + 1}"
+        self._is_first = number == 0
         self._settings = settings
         self._reconcile = reconcile
         self._stopped = stopped
@@ -100,7 +103,7 @@ class _Worker:
 
     def _start(self) -> tuple[SpawnProcess, Connection]:
         reports, reporter = _SPAWN.Pipe(duplex=False)
-        work = (self._settings, self._reconcile, reporter, self._name)
+        work = (self._settings, self._reconcile, self._is_first, reporter, self._name)
         # A daemon process is terminated if an error ends the parent.
         started = _SPAWN.Process(target=_work, args=work, name=self._name, daemon=True)
         # The process inherits the mask: a terminal sends Ctrl-C to all processes, and only the parent may react, also
@@ -164,13 +167,14 @@ async def _readable(descriptor: int) -> None:
         loop.remove_reader(descriptor)
 
 
-def _work(settings: Settings, reconcile: bool, reporter: Connection, name: str) -> None:  # noqa: FBT001 - a target takes positions
+def _work(settings: Settings, reconcile: bool, is_first: bool, reporter: Connection, name: str) -> None:  # noqa: FBT001 - a target takes positions
     """The worker process. Sends its Ports, or the reason why it cannot start, to `reporter`."""
     process.start_log(settings.log_level, name)
 
     async def work() -> None:
         stopped = _worker_stop_signal()
-        async with app.running(settings, serve=True, reconcile=reconcile, shares_port=True, stopped=stopped) as ports:
+        sharing: Sharing = "first" if is_first else "other"
+        async with app.running(settings, serve=True, reconcile=reconcile, sharing=sharing, stopped=stopped) as ports:
             if not stopped.is_set():
                 _report(reporter, ports)
             await stopped.wait()

@@ -236,7 +236,11 @@ def test_a_port_in_use_is_reported_before_any_worker_starts(refuse: Refuse) -> N
 
 
 def test_a_host_name_that_workers_cannot_resolve_is_reported(refuse: Refuse) -> None:
-    environ = {"CART_LISTEN": "no-such-host.invalid:1", "CART_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/d"}
+    environ = {
+        "CART_LISTEN": "no-such-host.invalid:1",
+        "CART_ALLOW_ANYONE_TO_BE_ANY_USER": "true",
+        "CART_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/d",
+    }
     assert refuse("serve", "--workers", "2", **environ).startswith(
         "CART_LISTEN: cannot listen on no-such-host.invalid:1: "
     )

@@ -4,12 +4,15 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from cart_grpc.units import to_seconds, to_us
+from cart_grpc.reservation_api.api import DENIALS, BatchesUnsupported
+from cart_grpc.units import format_duration, to_us
 
 log = logging.getLogger(__name__)
 # An API that gains batches is noticed a few minutes after its upgrade. To ask costs one refused call, so an API that
 # never gains them loses nothing.
 ASK_AGAIN_US: Final = to_us(300)
+# A token that has expired says nothing about batches, but a proxy that knows only single calls may answer like that.
+ASK_AGAIN_AFTER_DENIAL_US: Final = to_us(10)
 # A proxy may garble the stream of a batch's answer although single calls pass it. So many unreadable answers in a row
 # count as a refusal: otherwise nothing would be reserved.
 MAX_UNREADABLE: Final = 3
@@ -32,10 +35,12 @@ class BatchSupport:
 
     def note_refusal(self, reason: Exception) -> None:
         """Note that the API refused a batch."""
+        is_denial = isinstance(reason, BatchesUnsupported) and reason.code in DENIALS
+        pause_us = ASK_AGAIN_AFTER_DENIAL_US if is_denial else ASK_AGAIN_US
         if self._ask_again_time is None:
-            minutes = to_seconds(ASK_AGAIN_US) / 60
-            log.info("the Reservation API takes no batches (%s): asking again every %.0f minutes", reason, minutes)
-        self._ask_again_time = self._clock() + ASK_AGAIN_US
+            shown = format_duration(pause_us)
+            log.info("the Reservation API takes no batches (%s): asking again every %s", reason, shown)
+        self._ask_again_time = self._clock() + pause_us
 
     def note_unreadable(self, reason: Exception) -> None:
         """Note that the answer to a batch had no outcome that could be read."""

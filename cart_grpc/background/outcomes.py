@@ -14,7 +14,7 @@ from cart_grpc.background.set_aside import set_aside
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.record import Recorded, RecordOutcome
 from cart_grpc.protocol.reservation import Answer, Intent, NoAnswer, PermanentFailure, Reservation
-from cart_grpc.reservation_api.api import NoAnswerError
+from cart_grpc.reservation_api.api import DENIALS, NoAnswerError
 from cart_grpc.store.failures import is_row_at_fault
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_us
@@ -93,7 +93,10 @@ class OutcomeRecorder:
                 log.warning("the Reservation API answers again")
                 self._store.notifier.due.set()
         elif failure and self._breaker.record_failure():
-            log.warning("the Reservation API does not answer (%s): probing until it does", failure.code)
+            fault = "refuses this service" if failure.code in DENIALS else "does not answer"
+            log.warning(
+                "the Reservation API %s (%s): probing until it answers", fault, str(failure)[:MAX_MESSAGE_LENGTH]
+            )
 
     def _to_record(self, entry: Entry, outcome: Outcome) -> RecordOutcome:
         claimed, config = entry.claimed, self._config

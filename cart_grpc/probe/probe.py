@@ -16,6 +16,7 @@ from cart_grpc.probe.reservation_v1 import RESERVATION_V1
 from cart_grpc.probe.session import ProbeConfig, Session
 from cart_grpc.reservation_api import transports
 from cart_grpc.reservation_api.api import NoAnswerError
+from cart_grpc.reservation_api.credentials import NO_FILES, CredentialFiles
 
 _MAX_CONCURRENT_CHECKS: Final = 8
 
@@ -73,15 +74,20 @@ class Probe(Generic[S]):
 
 @asynccontextmanager
 async def connect(
-    url: str, config: ProbeConfig, *, clock: Callable[[], int], new_id: Callable[[], str]
+    url: str,
+    config: ProbeConfig,
+    *,
+    clock: Callable[[], int],
+    new_id: Callable[[], str],
+    files: CredentialFiles = NO_FILES,
 ) -> AsyncIterator[Probe[Any]]:
     """Connect a probe to the API at `url`, for the contract that the URL names.
 
-    `clock` returns microseconds; `new_id` makes UUIDv7s. Raises ValueError as `transports.connect` does.
+    `clock` returns microseconds; `new_id` makes UUIDv7s. Raises ValueError and FileError as `transports.connect` does.
     """
     from cart_grpc.reservation_api.basic_api import BasicReservationApi  # noqa: PLC0415 - imports aiohttp, which is slow
 
-    api, log = transports.connect(url), Log()
+    api, log = transports.connect(url, files), Log()
     # A check that counts stock would also count the units of concurrent checks.
     concurrency = 1 if config.stock is not None else _MAX_CONCURRENT_CHECKS
     try:

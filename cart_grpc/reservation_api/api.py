@@ -6,11 +6,12 @@ the message may or may not have taken effect. The reconciler turns this exceptio
 
 from collections.abc import AsyncGenerator, Sequence
 from enum import Enum
-from typing import ClassVar, NamedTuple, Protocol, final
+from typing import ClassVar, Final, NamedTuple, Protocol, final
 
 from cart_grpc.protocol.reservation import Answer, Decision, Intent, PermanentFailure, StaleRevision
 
 __all__ = [
+    "DENIALS",
     "UNRECORDED",
     "Answer",
     "Applied",
@@ -46,8 +47,19 @@ class NoAnswerError(Exception):
         self.reached = reached
 
 
+DENIALS: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "HTTP_401", "HTTP_403"})
+"""The codes with which an API refuses this service, whatever the message is: it does not accept its credentials."""
+
+
 class BatchesUnsupported(Exception):
-    """The API has only single calls, or refuses the batch call as a whole. Nothing of the batch took effect."""
+    """The API has only single calls, or refuses the batch call as a whole. Nothing of the batch took effect.
+
+    `code` is as in NoAnswerError. One of DENIALS may concern single calls, too, and may end at any time.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}" if message else code)
+        self.code = code
 
 
 class Applied(NamedTuple):
@@ -140,7 +152,7 @@ class SingleCalls:
         self, intents: Sequence[Intent], *, timeout: float
     ) -> AsyncGenerator[Sequence[Applied], None]:
         """See ReservationApi.apply_batch. Always raises BatchesUnsupported."""
-        raise BatchesUnsupported("this contract has only single calls")
+        raise BatchesUnsupported("UNIMPLEMENTED", "this contract has only single calls")
         yield
 
 

@@ -1,7 +1,7 @@
 """The Reservation API over gRPC."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from cart_grpc.channels import open_async_channel
+from cart_grpc.client_tls import explain
 from cart_grpc.protocol.lanes import HOLD_LANE, LANES, lane_of
 from cart_grpc.protocol.reservation import Decision, Intent
 from cart_grpc.reservation_api import wire
@@ -28,6 +29,7 @@ from cart_grpc.reservation_api.api import (
 )
 from cart_grpc.reservation_api.batches import Result, apply_batch
 from cart_grpc.reservation_api.connections import Connections
+from cart_grpc.reservation_api.credentials import Headers
 
 APPLY_METHOD: Final = "/cartgrpc.reservation.v1.ReservationService/ApplyReservation"
 _BATCH_METHOD: Final = "/cartgrpc.reservation.v1.ReservationService/BatchApplyReservations"
@@ -59,19 +61,29 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 class GrpcReservationApi:
     """Implements AuditableApi for the server at `target` (`host:port`). Create it inside the running loop.
 
-    Each lane has connections of its own, so that hanging holds cannot delay releases and checkouts. `secure` means TLS
-    with gRPC's default root certificates.
+    Each lane has connections of its own, so that hanging holds cannot delay releases and checkouts. `credentials`
+    returns the newest credentials, None: no TLS. `headers` returns the metadata of a call.
     """
 
     styles: ClassVar[frozenset[Style]] = frozenset({Style.UNKNOWN_FIELDS})
     max_batch: int = wire.MAX_BATCH
 
-    def __init__(self, target: str, *, secure: bool = False) -> None:
-        credentials = grpc.ssl_channel_credentials() if secure else None
-
+    def __init__(
+        self,
+        target: str,
+        *,
+        credentials: Callable[[], grpc.ChannelCredentials | None] = lambda: None,
+        headers: Callable[[], Headers] = lambda: (),
+    ) -> None:
         def connect(method: str, max_bytes: int = wire.MAX_ANSWER_BYTES, *, streamed: bool = False) -> Connections:
             options = (*_OPTIONS, ("grpc.max_receive_message_length", max_bytes))
-            return Connections(partial(open_async_channel, target, options, credentials), method, streamed=streamed)
+            return Connections(
+                partial(open_async_channel, target, options),
+                method,
+                credentials=credentials,
+                headers=headers,
+                streamed=streamed,
+            )
 
         # The calls return bytes, parsed here: grpc.aio would hide the error of an answer that does not parse.
         self._applies = {lane: connect(APPLY_METHOD) for lane in LANES}
@@ -149,7 +161,7 @@ async def _send_batch(connections: Connections, timeout: float, request: Message
                     yield message
     except grpc.aio.AioRpcError as error:
         if not answered and error.code().name in _NO_BATCHES:
-            raise BatchesUnsupported(f"{error.code().name}: {wire.clean_text(error.details() or '')}") from None
+            raise BatchesUnsupported(error.code().name, wire.clean_text(error.details() or "")) from None
         raise _to_no_answer(error) from None
 
 
@@ -197,11 +209,11 @@ def _to_answer(error: grpc.aio.AioRpcError, intent: Intent) -> Answer:
 
 
 def _to_no_answer(error: grpc.aio.AioRpcError) -> NoAnswerError:
-    code = error.code()
+    code, text = error.code(), error.details() or ""
     retry_after_us = _find_retry_after(_find_status(error))
     return NoAnswerError(
         code.name,
-        wire.clean_text(error.details() or ""),
+        wire.clean_text(explain(text) if code is grpc.StatusCode.UNAVAILABLE else text),
         retry_after_us=retry_after_us,
         reached=code.name in wire.REACHED,
     )

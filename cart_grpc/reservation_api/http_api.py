@@ -71,7 +71,7 @@ class HttpReservationApi:
                     yield line
         except UnexpectedStatus as error:
             if _refuses_batches(error.answer.status):
-                raise BatchesUnsupported(f"HTTP status {error.answer.status}") from None
+                raise BatchesUnsupported(f"HTTP_{error.answer.status}", "") from None
             raise error.answer.to_no_answer(self._client.clock()) from None
 
     async def find(self, reservation_id: str, *, timeout: float) -> Decision | None:

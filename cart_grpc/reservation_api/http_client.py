@@ -5,6 +5,8 @@ A call without a valid answer raises NoAnswerError, see `ReservationApi.apply`.
 
 import asyncio
 import json
+import re
+import ssl
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -14,8 +16,10 @@ from typing import Any, Final
 
 import aiohttp
 
+from cart_grpc.client_tls import explain
 from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import NoAnswerError
+from cart_grpc.reservation_api.credentials import Headers, hide_token
 from cart_grpc.reservation_api.http_connection import bounded_connector
 
 REFUSALS: Final = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 409: "FAILED_PRECONDITION", 422: "INVALID_ARGUMENT"}
@@ -28,6 +32,7 @@ _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity", 
 # One message per line. An answer that has only one message is also JSON.
 _LINE_TYPES: Final = ("application/x-ndjson", "application/jsonl", "application/json")
 _ACCEPT_LINES: Final = "application/x-ndjson, application/json"
+_CONTEXT: Final = re.compile(r" ssl:<[^>]*>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +95,21 @@ class UnexpectedStatus(Exception):
 class HttpClient:
     """An HTTP session. Create it inside the running loop.
 
-    `clock` returns the time in microseconds since the epoch; it turns a Retry-After date into a duration.
+    `clock` returns the time in microseconds since the epoch; it turns a Retry-After date into a duration. `context`
+    returns the newest context for TLS, True: aiohttp's own. `headers` returns the newest headers of a call. aiohttp
+    uses a connection only for calls with the context that it was opened with, and closes it after 15 s without a call.
     """
 
-    def __init__(self, *, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], int],
+        context: Callable[[], ssl.SSLContext | bool] = lambda: True,
+        headers: Callable[[], Headers] = lambda: (),
+    ) -> None:
         self.clock = clock
+        self._context = context
+        self._headers = headers
         self._session = aiohttp.ClientSession(
             # No limit: the reconciler bounds the calls in flight, and each needs a connection.
             connector=bounded_connector(limit=0),
@@ -120,13 +135,22 @@ class HttpClient:
 
         Raises NoAnswerError, also if the answer has more than `max_bytes` bytes.
         """
-        data = None if body is None else json.dumps(body).encode()
+        data, headers = None if body is None else json.dumps(body).encode(), self._headers()
         with _to_no_answers(timeout):
             async with (
                 asyncio.timeout(timeout),
-                self._session.request(method, url, data=data, params=query or None, allow_redirects=False) as response,
+                self._session.request(
+                    method,
+                    url,
+                    data=data,
+                    params=query or None,
+                    headers=dict(headers),
+                    ssl=self._context(),
+                    allow_redirects=False,
+                ) as response,
             ):
-                return HttpAnswer(response.status, response.headers, await _read(response, max_bytes))
+                content = hide_token(headers, await _read(response, max_bytes))
+                return HttpAnswer(response.status, response.headers, content)
 
     async def post_for_lines(
         self, url: str, body: object, *, timeout: float, max_line_bytes: int
@@ -136,22 +160,26 @@ class HttpClient:
         Closing the generator ends the call. Raises NoAnswerError, also if a line has more than `max_line_bytes` bytes,
         and UnexpectedStatus for every status except 200.
         """
-        data = json.dumps(body).encode()
+        data, headers = json.dumps(body).encode(), self._headers()
         # Not one time-out around everything: it would cancel the caller while it works on a line.
         deadline = asyncio.get_running_loop().time() + timeout
         with _to_no_answers(timeout):
             async with asyncio.timeout_at(deadline):
                 response = await self._session.post(
-                    url, data=data, headers={"Accept": _ACCEPT_LINES}, allow_redirects=False
+                    url,
+                    data=data,
+                    headers={"Accept": _ACCEPT_LINES, **dict(headers)},
+                    ssl=self._context(),
+                    allow_redirects=False,
                 )
             async with response:
                 if response.status != 200:
                     async with asyncio.timeout_at(deadline):
-                        content = await _read(response, wire.MAX_ANSWER_BYTES)
+                        content = hide_token(headers, await _read(response, wire.MAX_ANSWER_BYTES))
                     raise UnexpectedStatus(HttpAnswer(response.status, response.headers, content))
                 _check_content_type(response.headers, _LINE_TYPES)
                 async for line in _split(_read_chunks(response, deadline), max_line_bytes):
-                    yield line
+                    yield hide_token(headers, line)
 
     async def close(self) -> None:
         """Close the connections. Calls in flight end with NoAnswerError."""
@@ -174,7 +202,9 @@ def _to_no_answers(timeout: float) -> Iterator[None]:
     except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
         raise wire.invalid_answer(f"{type(error).__name__}: {error}") from error
     except (aiohttp.ClientError, OSError) as error:
-        raise NoAnswerError("UNAVAILABLE", wire.clean_text(f"{type(error).__name__}: {error}")) from error
+        # aiohttp's text contains the context's address in memory.
+        text = _CONTEXT.sub("", f"{type(error).__name__}: {error}")
+        raise NoAnswerError("UNAVAILABLE", wire.clean_text(explain(text))) from error
     except Exception as error:
         raise NoAnswerError("UNKNOWN", wire.clean_text(f"{type(error).__name__}: {error}")) from error
 

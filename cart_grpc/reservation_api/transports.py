@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from cart_grpc.reloaded_files import Reloaded
 from cart_grpc.reservation_api.api import AuditableApi
+from cart_grpc.reservation_api.credentials import NO_FILES, CredentialFiles, reloaded_headers
 from cart_grpc.reservation_api.grpc_api import GrpcReservationApi
 
 if TYPE_CHECKING:
@@ -21,35 +23,48 @@ _SCHEMES: Final = frozenset({"grpc", "grpcs", "http", "https", "basic+http", "ba
 @dataclass(frozen=True, slots=True)
 class _Endpoint:
     scheme: str
+    host: str
     authority: str
     prefix: str
     basic: bool
+
+    @property
+    def secure(self) -> bool:
+        return self.scheme in ("grpcs", "https")
 
     @property
     def url(self) -> str:
         return f"{self.scheme}://{self.authority}{self.prefix}"
 
 
-def check_url(url: str) -> str:
-    """Return `url` unchanged if `connect` accepts it. Raises ValueError, which names the fault and valid forms."""
-    _to_endpoint(url)
+def check_url(url: str, files: CredentialFiles = NO_FILES) -> str:
+    """Return `url` unchanged if `connect` accepts it with `files`. Reads no file.
+
+    Raises ValueError, which names the fault and valid forms.
+    """
+    endpoint = _to_endpoint(url)
+    files.check(secure=endpoint.secure, host=endpoint.host)
     return url
 
 
-def connect(url: str) -> "AuditableApi | BasicReservationApi":
+def connect(url: str, files: CredentialFiles = NO_FILES) -> "AuditableApi | BasicReservationApi":
     """Return a client of the Reservation API at `url`. Sends nothing yet; call it inside the running loop.
 
-    Raises ValueError as `check_url` does.
+    Raises ValueError as `check_url` does, and if `files` do not fit the URL. Raises FileError if a file cannot be used.
     """
     endpoint = _to_endpoint(url)
+    files.check(secure=endpoint.secure, host=endpoint.host)
+    headers = reloaded_headers(files.token)
     if endpoint.scheme in ("grpc", "grpcs"):
-        return GrpcReservationApi(endpoint.authority, secure=endpoint.scheme == "grpcs")
+        credentials = Reloaded(files.tls.named, files.tls.to_credentials).get if endpoint.secure else lambda: None
+        return GrpcReservationApi(endpoint.authority, credentials=credentials, headers=headers)
     # Imported here because aiohttp takes a tenth of a server's start time, and most servers use gRPC.
     from cart_grpc.reservation_api.basic_api import BasicReservationApi  # noqa: PLC0415
     from cart_grpc.reservation_api.http_api import HttpReservationApi  # noqa: PLC0415
     from cart_grpc.reservation_api.http_client import HttpClient  # noqa: PLC0415
 
-    client = HttpClient(clock=lambda: time.time_ns() // 1000)
+    context = Reloaded(files.tls.named, files.tls.to_context).get if endpoint.secure else lambda: True
+    client = HttpClient(clock=lambda: time.time_ns() // 1000, context=context, headers=headers)
     if endpoint.basic:
         return BasicReservationApi(endpoint.url, client)
     return HttpReservationApi(endpoint.url, client)
@@ -79,4 +94,5 @@ def _to_endpoint(url: str) -> _Endpoint:
         raise ValueError(f"a gRPC address has no path; {_HINT}")
     name = f"[{host}]" if ":" in host else host
     scheme = parts.scheme.removeprefix("basic+")
-    return _Endpoint(scheme, name if port is None else f"{name}:{port}", prefix, basic=scheme != parts.scheme)
+    authority = name if port is None else f"{name}:{port}"
+    return _Endpoint(scheme, host, authority, prefix, basic=scheme != parts.scheme)

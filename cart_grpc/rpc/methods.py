@@ -88,16 +88,23 @@ METHODS: Final[Mapping[str, tuple[Method, ...]]] = MappingProxyType(
         ),
     }
 )
+_HEALTH: Final = "grpc.health.v1.Health"
 _REFLECTION: Final = (Method("ServerReflectionInfo", streams=True, takes_stream=True),)
-# Every server offers these, too. A method of these services that has no row is UNIMPLEMENTED.
-HEALTH_AND_REFLECTION: Final[Mapping[str, tuple[Method, ...]]] = MappingProxyType(
+# What a server offers beside its own service. A method of these services that has no row is UNIMPLEMENTED.
+CHECK_ONLY: Final[Mapping[str, tuple[Method, ...]]] = MappingProxyType({_HEALTH: (Method("Check"),)})
+HEALTH_ONLY: Final[Mapping[str, tuple[Method, ...]]] = MappingProxyType(
     {
-        "grpc.health.v1.Health": (
+        _HEALTH: (
             Method("Check"),
             # Not in every version of grpc_health.
             Method("List"),
             Method("Watch", streams=True),
-        ),
+        )
+    }
+)
+HEALTH_AND_REFLECTION: Final[Mapping[str, tuple[Method, ...]]] = MappingProxyType(
+    {
+        **HEALTH_ONLY,
         "grpc.reflection.v1.ServerReflection": _REFLECTION,
         "grpc.reflection.v1alpha.ServerReflection": _REFLECTION,
     }

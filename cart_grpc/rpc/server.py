@@ -1,4 +1,4 @@
-"""The gRPC servers: their services, their limits, how they start and stop.
+"""The gRPC servers, one for each port: their limits, how they start and stop.
 
 Under overload, calls wait in the client, because a connection carries few of them (see OPTIONS). What does not help:
 
@@ -14,33 +14,25 @@ Under overload, calls wait in the client, because a connection carries few of th
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import grpc
-from cartgrpc.v1 import cart_admin_service_pb2_grpc, cart_service_pb2_grpc
 from grpc_health.v1 import health_pb2_grpc
 
-from cart_grpc.admin import OperatorActions
-from cart_grpc.carts.calls import Limits
 from cart_grpc.rpc.access import Access
-from cart_grpc.rpc.admission import Admission, OpenStreams
-from cart_grpc.rpc.cart_admin_service import CartAdminService
-from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.rpc.deadlines import Deadlines
 from cart_grpc.rpc.door import Door
 from cart_grpc.rpc.endpoint import Guards
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
 from cart_grpc.rpc.health import SERVICE as HEALTH
 from cart_grpc.rpc.health import Health
-from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, HEALTH_AND_REFLECTION, METHODS
+from cart_grpc.rpc.methods import HEALTH_AND_REFLECTION, METHODS, Method
 from cart_grpc.rpc.permissions import PERMISSIONS
 from cart_grpc.rpc.pipeline import Pipeline
-from cart_grpc.rpc.receiving import Receiver
-from cart_grpc.rpc.reflection import add_reflection
-from cart_grpc.store.change_notifier import ChangeNotifier
-from cart_grpc.store.store import Store
+from cart_grpc.rpc.reflection import V1, add_reflection
+from cart_grpc.rpc.services import Service, open_streams
 
 # gRPC silently ignores an option name that it does not know, so tests/attacks proves each of these. Figures are from
 # grpcio 1.85, where a connection costs 15 KiB, a call that is not accepted yet 14 KiB, and an open call 25 KiB.
@@ -84,19 +76,6 @@ OPTIONS = (
     ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.max_connection_age_ms", 1_800_000),
 )
-# A request may have these bytes more than the largest cart, so that one request can hold everything in it.
-REQUEST_ROOM: Final = 64 * 1024
-# All incomplete requests together. gRPC keeps about twice as much as has arrived, and an open call takes 27 KiB beside,
-# so they take at most 300 MiB. With the default limits, 409 requests may be incomplete at once. In a burst of 10,000
-# calls on 30 connections, fewer than 50 are.
-MAX_INCOMPLETE_BYTES: Final = 128 * 1024 * 1024
-# A gateway opens the streams of many users on one connection, which must keep half of its 100 for unary calls.
-MAX_STREAMS_PER_CONNECTION: Final = 50
-MAX_STREAMS_PER_USER: Final = 50
-# An idle WatchCart stream takes 33 KiB with its subscription, so 10,000 of them take 330 MiB.
-MAX_STREAMS: Final = 10_000
-# Half, so that the streams of one service leave room for all others.
-MAX_STREAMS_PER_SERVICE: Final = MAX_STREAMS // 2
 # A client with health checks has one watch for each of its connections, so a watch for each connection that we accept.
 MAX_HEALTH_WATCHES: Final = 4_000
 # New calls are held back until none has arrived for so long. It must exceed a round trip and the pause of a busy caller
@@ -106,88 +85,60 @@ QUIET_SECONDS: Final = 0.1
 LAST_WORDS_SECONDS: Final = 1.0
 
 
-def cart_server(
-    store: Store,
-    limits: Limits,
-    call_timeout: float,
-    admission: Admission,
-    *,
-    access: Access | None = None,
-    shares_port: bool = False,
-) -> "Server":
-    """Return the callers' server: `cartgrpc.v1.CartService`. Calls in max_wait are answered when it stops."""
-    servicer = CartService(store, limits, admission.park)
-    add = cart_service_pb2_grpc.add_CartServiceServicer_to_server
-    return Server(
-        CART_SERVICE,
-        lambda pipeline: add(servicer, pipeline),
-        call_timeout,
-        admission,
-        store.notifier,
-        access=access,
-        shares_port=shares_port,
-        max_request_bytes=limits.max_cart_bytes + REQUEST_ROOM,
-    )
-
-
-def admin_server(operator: OperatorActions, call_timeout: float, *, access: Access | None = None) -> "Server":
-    """Return the operators' server: `cartgrpc.v1.CartAdminService`. Without `access`, anyone may call it."""
-    servicer = CartAdminService(operator)
-    add = cart_admin_service_pb2_grpc.add_CartAdminServiceServicer_to_server
-    return Server(ADMIN_SERVICE, lambda pipeline: add(servicer, pipeline), call_timeout, access=access)
-
-
 class Server:
-    """One service with health and reflection on one port. It refuses calls until `open`.
+    """One port: a service, and beside it health and reflection. It refuses calls until `open`.
 
-    Health: `""` is liveness; `service` is readiness, as `set_ready` says. `add` adds the servicer to a pipeline; its
-    calls need the `admission` and, with `access`, an identity and a permission. `notifier` is closed when the server
-    stops. With `shares_port`, other workers of this service listen on the same port, and each gets its share of the
-    connections. `call_timeout` is in seconds. A request has at most `max_request_bytes`.
+    Health: `""` is liveness; the names of the service are readiness, as `set_ready` says. With `access`, the service's
+    methods need an identity and a permission. `beside` has the methods of health and reflection that are offered. With
+    `shares_port`, other workers listen on the same port, and each gets its share of the connections. `call_timeout` is
+    in seconds.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts of a server
+    def __init__(
         self,
-        service: str,
-        add: Callable[[Any], None],
+        service: Service,
         call_timeout: float,
-        admission: Admission | None = None,
-        notifier: ChangeNotifier | None = None,
         *,
         access: Access | None = None,
+        beside: Mapping[str, Sequence[Method]] = HEALTH_AND_REFLECTION,
         shares_port: bool = False,
-        max_request_bytes: int = 64 * 1024,
     ) -> None:
         self.port = 0
         self._service = service
-        self._notifier = notifier
         self._has_stopped = False
         options = (
             *OPTIONS,
-            ("grpc.max_receive_message_length", max_request_bytes),
+            ("grpc.max_receive_message_length", service.max_request_bytes),
             # A connection that reaches its age may finish the calls that it has; a call that never ends is cut off.
             ("grpc.max_connection_age_grace_ms", int((call_timeout + MAX_WAIT_SECONDS) * 1000)),
             # On by default: a second server on the same port would take half of the connections without an error.
             ("grpc.so_reuseport", int(shares_port)),
         )
         self._server = grpc.aio.server(options=options)
-        self._health = Health("", service)
+        self._health = Health("", *service.names)
         self._deadlines = Deadlines(call_timeout)
         self._door = Door()
-        self._streams, self._watches = _open_streams(MAX_STREAMS), _open_streams(MAX_HEALTH_WATCHES)
-        receiver = Receiver(MAX_INCOMPLETE_BYTES // max_request_bytes)
-        guards = Guards(self._deadlines, receiver, self._streams, door=self._door, access=access)
+        self._streams, self._watches = service.streams, open_streams(MAX_HEALTH_WATCHES)
+        guards = Guards(self._deadlines, service.receiver, self._streams, door=self._door, access=access)
         # Without the door: until the end a check must be answered, and a watch must see NOT_SERVING.
-        of_health = Guards(self._deadlines, receiver, self._watches)
-        add(Pipeline(self._server, METHODS, PERMISSIONS, replace(guards, admission=admission)))
-        add_reflection(Pipeline(self._server, HEALTH_AND_REFLECTION, PERMISSIONS, guards), (service, HEALTH))
-        health: Any = Pipeline(self._server, HEALTH_AND_REFLECTION, PERMISSIONS, of_health)
+        of_health = Guards(self._deadlines, service.receiver, self._watches)
+        service.add(Pipeline(self._server, METHODS, PERMISSIONS, replace(guards, admission=service.admission)))
+        permissions = _rules_of(beside)
+        if V1 in beside:
+            add_reflection(Pipeline(self._server, beside, permissions, guards), (*service.names, HEALTH))
+        health: Any = Pipeline(self._server, beside, permissions, of_health)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, health)
 
-    async def start(self, address: str) -> None:
-        """Listen on HOST:PORT and set `port`. Port 0 means any free port. Raises OSError."""
+    async def start(self, address: str, credentials: grpc.ServerCredentials | None = None) -> None:
+        """Listen on HOST:PORT and set `port`; with TLS if there are `credentials`. Port 0 means any free port.
+
+        Raises OSError.
+        """
         try:
-            self.port = self._server.add_insecure_port(address)
+            if credentials:
+                self.port = self._server.add_secure_port(address, credentials)
+            else:
+                self.port = self._server.add_insecure_port(address)
         except RuntimeError:
             raise OSError(f"cannot listen on {address}: it is taken, or not an address of this machine") from None
         self._health.set_all(serving=True)
@@ -201,7 +152,8 @@ class Server:
 
     async def set_ready(self, *, ready: bool) -> None:
         """Report through health whether callers should send calls here."""
-        self._health.set(self._service, serving=ready)
+        for name in self._service.names:
+            self._health.set(name, serving=ready)
 
     def announce_stop(self) -> None:
         """Report NOT_SERVING from now on, so that callers go elsewhere. Calls are served as before."""
@@ -218,8 +170,8 @@ class Server:
         self._has_stopped = True
         self.announce_stop()
         self._door.begin_drain()
-        if self._notifier:
-            self._notifier.close()
+        if self._service.notifier:
+            self._service.notifier.close()
         self._streams.drain()
         self._health.close()
         await self._door.quiet(min(QUIET_SECONDS, grace / 50))
@@ -237,10 +189,10 @@ class Server:
         await stopping
 
 
-def _open_streams(max_open: int) -> OpenStreams:
-    return OpenStreams(
-        max_open=max_open,
-        max_per_service=MAX_STREAMS_PER_SERVICE,
-        max_per_user=MAX_STREAMS_PER_USER,
-        max_per_connection=MAX_STREAMS_PER_CONNECTION,
-    )
+def _rules_of(table: Mapping[str, Sequence[Method]]) -> Mapping[str, Mapping[str, str]]:
+    """Return the permissions of the methods in `table` only, as far as they have one."""
+    return {
+        service: {row.name: rules[row.name] for row in rows if row.name in rules}
+        for service, rows in table.items()
+        if (rules := PERMISSIONS.get(service))
+    }

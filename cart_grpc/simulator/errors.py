@@ -8,6 +8,7 @@
     ├── UnknownReservation  no reservation has this id
     ├── Throttled           too many calls
     ├── NoBatches           only single calls are offered
+    ├── Unauthenticated     the call has no valid token
     └── CallFailed          down, stopping or lost
         └── Lost            the message or its response was lost
 
@@ -71,6 +72,13 @@ class NoBatches(SimulatorError):
 
     def __init__(self) -> None:
         super().__init__("NO_BATCHES", "this API has only single calls")
+
+
+class Unauthenticated(SimulatorError):
+    """The call has no valid token."""
+
+    def __init__(self) -> None:
+        super().__init__("TOKEN_INVALID", "the call has no valid bearer token")
 
 
 class CallFailed(SimulatorError):

@@ -21,6 +21,7 @@ from grpc_status import rpc_status
 
 from cart_grpc.reservation_api import wire
 from cart_grpc.simulator import codec
+from cart_grpc.simulator.access import Headers
 from cart_grpc.simulator.errors import BadRequest, RevisionTooLow, SimulatorError, Throttled
 from cart_grpc.simulator.simulator import Simulator
 from cart_grpc.simulator.status import get_grpc_code
@@ -117,24 +118,25 @@ class SimulatorEndpoint:
         ).SerializeToString()
 
 
-def add_services(server: grpc.aio.Server, simulator: Simulator) -> None:
-    """Add both services of `simulator` to `server`."""
+def add_services(server: grpc.aio.Server, simulator: Simulator, check: Callable[[Headers], None]) -> None:
+    """Add both services of `simulator` to `server`. `check` raises a SimulatorError for metadata without access."""
+    unary, stream = partial(_unary_handler, check), partial(_stream_handler, check)
     reservation, control = ReservationEndpoint(simulator), SimulatorEndpoint(simulator)
     services = {
         RESERVATION_SERVICE: {
-            "ApplyReservation": _method(reservation_pb2.ApplyReservationRequest, reservation.apply_reservation),
-            "BatchApplyReservations": _stream_method(
+            "ApplyReservation": unary(reservation_pb2.ApplyReservationRequest, reservation.apply_reservation),
+            "BatchApplyReservations": stream(
                 reservation_pb2.BatchApplyReservationsRequest, reservation.batch_apply_reservations
             ),
-            "GetReservation": _method(reservation_pb2.GetReservationRequest, reservation.get_reservation),
-            "LookupReservations": _method(reservation_pb2.LookupReservationsRequest, reservation.lookup_reservations),
+            "GetReservation": unary(reservation_pb2.GetReservationRequest, reservation.get_reservation),
+            "LookupReservations": unary(reservation_pb2.LookupReservationsRequest, reservation.lookup_reservations),
         },
         SIMULATOR_SERVICE: {
-            "SetStock": _method(simulator_pb2.SetStockRequest, control.set_stock),
-            "GetStock": _method(simulator_pb2.GetStockRequest, control.get_stock),
-            "SetFaults": _method(simulator_pb2.SetFaultsRequest, control.set_faults),
-            "GetFaults": _method(simulator_pb2.GetFaultsRequest, control.get_faults),
-            "ListEffects": _method(simulator_pb2.ListEffectsRequest, control.list_effects),
+            "SetStock": unary(simulator_pb2.SetStockRequest, control.set_stock),
+            "GetStock": unary(simulator_pb2.GetStockRequest, control.get_stock),
+            "SetFaults": unary(simulator_pb2.SetFaultsRequest, control.set_faults),
+            "GetFaults": unary(simulator_pb2.GetFaultsRequest, control.get_faults),
+            "ListEffects": unary(simulator_pb2.ListEffectsRequest, control.list_effects),
         },
     }
     server.add_generic_rpc_handlers(
@@ -142,9 +144,12 @@ def add_services(server: grpc.aio.Server, simulator: Simulator) -> None:
     )
 
 
-def _method(request_type: type[Request], behaviour: Callable[[Request], Awaitable[bytes]]) -> Any:
+def _unary_handler(
+    check: Callable[[Headers], None], request_type: type[Request], behaviour: Callable[[Request], Awaitable[bytes]]
+) -> Any:
     async def answer(raw: bytes, context: Context) -> bytes:
         try:
+            check(context.invocation_metadata() or ())
             return await behaviour(_parse(request_type, raw))
         except Exception as error:  # noqa: BLE001 - see _abort
             return await _abort(context, error)
@@ -152,9 +157,14 @@ def _method(request_type: type[Request], behaviour: Callable[[Request], Awaitabl
     return grpc.unary_unary_rpc_method_handler(answer)
 
 
-def _stream_method(request_type: type[Request], behaviour: Callable[[Request], AsyncGenerator[bytes, None]]) -> Any:
+def _stream_handler(
+    check: Callable[[Headers], None],
+    request_type: type[Request],
+    behaviour: Callable[[Request], AsyncGenerator[bytes, None]],
+) -> Any:
     async def answer(raw: bytes, context: Context) -> AsyncGenerator[bytes, None]:
         try:
+            check(context.invocation_metadata() or ())
             async with aclosing(behaviour(_parse(request_type, raw))) as responses:
                 async for response in responses:
                     yield response

@@ -16,12 +16,14 @@ from google.protobuf.message import Message
 from cart_grpc.protocol.reservation import Intent
 from cart_grpc.reservation_api import wire
 from cart_grpc.simulator import codec
+from cart_grpc.simulator.access import Headers
 from cart_grpc.simulator.basic_endpoint import BasicEndpoint
 from cart_grpc.simulator.errors import BadRequest, RevisionTooLow, SimulatorError, Throttled
 from cart_grpc.simulator.simulator import Simulator
 from cart_grpc.simulator.status import get_grpc_code, get_http_status
 
 MessageType = TypeVar("MessageType", bound=Message)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _MAX_BODY: Final = 1 << 20
 
@@ -78,10 +80,16 @@ class HttpEndpoint:
         )
 
 
-def make_app(simulator: Simulator) -> web.Application:
-    """Return the application that serves `simulator`."""
+def make_app(simulator: Simulator, check: Callable[[Headers], None] = lambda _: None) -> web.Application:
+    """Return the application that serves `simulator`. `check` raises a SimulatorError for headers without access."""
+
+    @web.middleware
+    async def check_access(request: web.Request, handler: Handler) -> web.StreamResponse:
+        check(request.headers.items())
+        return await handler(request)
+
     reservations, basic = HttpEndpoint(simulator), BasicEndpoint(simulator)
-    app = web.Application(middlewares=[_answer_errors], client_max_size=_MAX_BODY)
+    app = web.Application(middlewares=[_answer_errors, check_access], client_max_size=_MAX_BODY)
     app.router.add_put("/v1/reservations/{reservation_id}", reservations.apply)
     app.router.add_get("/v1/reservations/{reservation_id}", reservations.get, allow_head=False)
     app.router.add_post("/v1/reservations:batchApply", reservations.batch_apply)
@@ -93,9 +101,7 @@ def make_app(simulator: Simulator) -> web.Application:
 
 
 @web.middleware
-async def _answer_errors(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except SimulatorError as error:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Final
 
 from cart_grpc.arguments import duration
+from cart_grpc.reloaded_files import NamedFile
+from cart_grpc.simulator.access import Access
 from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.server import SimulatorConfig, check_address
 
@@ -17,6 +19,13 @@ _PROBABILITIES: Final = {
     "out_of_stock": "that a hold is rejected as out of stock",
     "garbage": "that a call takes effect and its response is garbage",
     "throttled": "that a call fails as one too many, with a retry delay",
+}
+
+_FILES: Final = {
+    "--tls-cert-file": "PEM file with a certificate chain: the simulator then speaks TLS",
+    "--tls-key-file": "PEM file with the private key of --tls-cert-file",
+    "--client-ca-file": "PEM file with the authorities of the certificates that callers must show",
+    "--token-file": "file with the bearer tokens that are valid, one a line: every call must have one",
 }
 
 
@@ -47,6 +56,8 @@ def add_options(command: argparse.ArgumentParser, *, listen_option: str, latency
         metavar="N",
         help="number of units of every other sku (default: %(default)s)",
     )
+    for option, meaning in _FILES.items():
+        command.add_argument(option, metavar="FILE", help=meaning)
     command.add_argument("--journal", type=Path, metavar="FILE", help="file that keeps the state across restarts")
     command.add_argument("--seed", type=int, metavar="N", help="random seed: the same seed draws the same faults")
     command.add_argument("--down", action="store_true", help="fail every call until SetFaults changes that")
@@ -95,7 +106,19 @@ def to_config(parsed: argparse.Namespace) -> SimulatorConfig:
         stock=dict(map(_to_stock, parsed.stock)),
         seed=parsed.seed,
         journal=parsed.journal,
+        access=_to_access(parsed),
     )
+
+
+def _to_access(parsed: argparse.Namespace) -> Access:
+    paths = {option: getattr(parsed, option[2:].replace("-", "_")) for option in _FILES}
+    files = [NamedFile(option, path) if path else None for option, path in paths.items()]
+    certificate, key, authorities, tokens = files
+    if (certificate is None) != (key is None):
+        raise ValueError("--tls-cert-file and --tls-key-file need each other")
+    if authorities and not certificate:
+        raise ValueError("--client-ca-file needs --tls-cert-file and --tls-key-file")
+    return Access(certificate, key, authorities, tokens)
 
 
 def _to_stock(text: str) -> tuple[str, int]:

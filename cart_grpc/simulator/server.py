@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
-from cart_grpc import settings
+from cart_grpc import setting_types
 from cart_grpc.rpc.admission import OpenStreams
 from cart_grpc.rpc.deadlines import Deadlines
 from cart_grpc.rpc.endpoint import Guards
@@ -23,6 +23,7 @@ from cart_grpc.rpc.permissions import PERMISSIONS
 from cart_grpc.rpc.pipeline import Pipeline
 from cart_grpc.rpc.receiving import Receiver
 from cart_grpc.rpc.reflection import add_reflection
+from cart_grpc.simulator.access import OPEN, Access
 from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.grpc_endpoint import RESERVATION_SERVICE, SIMULATOR_SERVICE, add_services
 from cart_grpc.simulator.journal import Journal
@@ -53,7 +54,7 @@ class SimulatorConfig:
     `listen` (gRPC) and `http_listen` are HOST:PORT; port 0 is any free port, and None does not listen. `latency_us`, in
     microseconds, replaces the latency of `faults` unless it is None. A sku in `stock` has that many units; every other
     sku has `default_stock` units, or is unknown if that is None. `seed` repeats the faults of an earlier run. `journal`
-    is the file that keeps the memory across restarts; None keeps nothing.
+    is the file that keeps the memory across restarts; None keeps nothing. `access` says who may call.
     """
 
     listen: str | None = "127.0.0.1:50052"
@@ -64,6 +65,7 @@ class SimulatorConfig:
     stock: Mapping[str, int] = field(default_factory=dict)
     seed: int | None = None
     journal: Path | None = None
+    access: Access = OPEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,9 @@ class BoundPorts:
 class SimulatorServer:
     """Serves one simulator over gRPC and HTTP. Call `start` once and `stop` once."""
 
-    def __init__(self, simulator: Simulator) -> None:
+    def __init__(self, simulator: Simulator, access: Access = OPEN) -> None:
         self._simulator = simulator
+        self._access = access
         self._grpc: grpc.aio.Server | None = None
         self._http: web.AppRunner | None = None
         self._streams = OpenStreams(
@@ -91,7 +94,7 @@ class SimulatorServer:
     async def start(self, grpc_address: str | None, http_address: str | None) -> BoundPorts:
         """Listen on both addresses: HOST:PORT, or None to not listen.
 
-        Raises ValueError for a malformed address and OSError if an address cannot be used.
+        Raises ValueError for a malformed address, OSError if an address cannot be used, and FileError.
         """
         try:
             return BoundPorts(
@@ -115,10 +118,13 @@ class SimulatorServer:
     async def _start_grpc(self, address: str) -> int:
         check_address(address)
         server = grpc.aio.server(options=_OPTIONS)
-        add_services(server, self._simulator)
+        add_services(server, self._simulator, self._access.checker())
         self._add_health_and_reflection(server)
         try:
-            port = server.add_insecure_port(address)
+            if self._access.secure:
+                port = server.add_secure_port(address, self._access.to_credentials())
+            else:
+                port = server.add_insecure_port(address)
         except RuntimeError:
             raise OSError(f"cannot listen on {address}") from None
         await server.start()
@@ -144,9 +150,12 @@ class SimulatorServer:
         from cart_grpc.simulator.http_endpoint import make_app  # noqa: PLC0415
 
         host, port = check_address(address)
-        self._http = web.AppRunner(make_app(self._simulator), access_log=None, shutdown_timeout=1)
+        self._http = web.AppRunner(
+            make_app(self._simulator, self._access.checker()), access_log=None, shutdown_timeout=1
+        )
         await self._http.setup()
-        await web.TCPSite(self._http, host, port, backlog=4096, reuse_port=False).start()
+        context = self._access.to_context() if self._access.secure else None
+        await web.TCPSite(self._http, host, port, backlog=4096, reuse_port=False, ssl_context=context).start()
         bound: Any = self._http.addresses[0]
         return int(bound[1])
 
@@ -154,7 +163,7 @@ class SimulatorServer:
 def check_address(address: str) -> tuple[str, int]:
     """Return the host and the port of HOST:PORT. Raises ValueError with the correct form."""
     try:
-        host, _, port = settings.check_address(address).rpartition(":")
+        host, _, port = setting_types.check_address(address).rpartition(":")
     except ValueError as error:
         raise ValueError(f"the address {error}") from None
     return host.removeprefix("[").removesuffix("]"), int(port)
@@ -188,11 +197,12 @@ async def serve_simulator(
 ) -> None:
     """Run the simulator that `config` describes until `stopped` is set. Calls `started` with its ports.
 
-    Raises ValueError for a malformed address or journal, and OSError if an address or the journal cannot be used.
+    Raises ValueError for a malformed address or journal, OSError if an address or the journal cannot be used, and
+    FileError.
     """
     opened = Journal(config.journal) if config.journal is not None else None
     with closing(opened) if opened is not None else nullcontext():
-        server = SimulatorServer(make_simulator(config, opened))
+        server = SimulatorServer(make_simulator(config, opened), config.access)
         started(await server.start(config.listen, config.http_listen))
         try:
             await stopped.wait()

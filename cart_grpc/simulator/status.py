@@ -14,6 +14,7 @@ from cart_grpc.simulator.errors import (
     RevisionTooLow,
     SimulatorError,
     Throttled,
+    Unauthenticated,
     UnknownReservation,
 )
 
@@ -25,6 +26,7 @@ _CODES: Final[dict[type[SimulatorError], tuple[grpc.StatusCode, int]]] = {
     UnknownReservation: (grpc.StatusCode.NOT_FOUND, 404),
     Throttled: (grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
     NoBatches: (grpc.StatusCode.UNIMPLEMENTED, 404),
+    Unauthenticated: (grpc.StatusCode.UNAUTHENTICATED, 401),
     CallFailed: (grpc.StatusCode.UNAVAILABLE, 503),
     Lost: (grpc.StatusCode.UNAVAILABLE, 503),
 }

@@ -16,6 +16,7 @@ from typing import Any, Final
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
+from cart_grpc.reloaded_files import FileError, NamedFile
 from cart_grpc.store.database_parameters import DatabaseUrlError, refusal
 from cart_grpc.store.database_url import ConnectArguments, Tls
 
@@ -41,12 +42,19 @@ class _Connection(asyncpg.Connection):
 
 
 class Connector:
-    """Opens connections to the primary. Raises DatabaseUrlError if a file of `arguments` cannot be used."""
+    """Opens connections to the primary. `password` is a file that is read for each of them.
 
-    def __init__(self, arguments: ConnectArguments) -> None:
+    Raises DatabaseUrlError if a file of `arguments` cannot be used, or if they contain a password, too. Raises
+    FileError if `password` cannot be read.
+    """
+
+    def __init__(self, arguments: ConnectArguments, password: NamedFile | None = None) -> None:
         self._arguments = arguments
+        self._password = password
         self._last = 0
-        to_ssl(arguments.tls)
+        if password and arguments.password:
+            raise DatabaseUrlError(f"it has a password, or PGPASSWORD is set; {password.name} needs neither")
+        self._read_files()
 
     async def connect(self) -> asyncpg.Connection:
         """Return a connection to the primary. Tries the host of the last connection first.
@@ -84,15 +92,16 @@ class Connector:
         arguments = self._arguments
         async with asyncio.timeout(arguments.timeout):
             try:
-                # For each connection, because certificates are renewed; in a thread, because it reads files.
-                context: Any = await asyncio.to_thread(to_ssl, arguments.tls)
-            except DatabaseUrlError as error:
+                # For each connection, because certificates and passwords are renewed; in a thread, because files may be
+                # slow.
+                context, password = await asyncio.to_thread(self._read_files)
+            except (DatabaseUrlError, FileError) as error:
                 raise ConnectionError(str(error)) from error
             connection: asyncpg.Connection = await asyncpg.connect(
                 host=host,
                 port=port,
                 user=arguments.user,
-                password=arguments.password,
+                password=password,
                 passfile=arguments.passfile,
                 database=arguments.database,
                 ssl=context,
@@ -110,6 +119,11 @@ class Connector:
                 connection.terminate()
                 raise
             return connection
+
+    def _read_files(self) -> tuple[Any, str | None]:
+        """Return asyncpg's arguments `ssl` and `password`."""
+        arguments = self._arguments
+        return to_ssl(arguments.tls), self._password.read_text() if self._password else arguments.password
 
 
 def to_ssl(tls: Tls) -> ssl.SSLContext | str:

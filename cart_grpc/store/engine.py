@@ -6,6 +6,7 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Connection, make_url
 
 from cart_grpc.names import CartKey
+from cart_grpc.reloaded_files import NamedFile
 from cart_grpc.store import database_url
 from cart_grpc.store.change_notifier import OnChange
 from cart_grpc.store.dialects import Dialect
@@ -72,12 +73,14 @@ class Engine(Protocol):
         ...
 
 
-def connect(url: str, clock: Clock) -> Engine:
+def connect(url: str, clock: Clock, password: NamedFile | None = None) -> Engine:
     """Return the engine for a PostgreSQL URL, or a SQLAlchemy URL with the backend `sqlite`. Raises ValueError.
 
-    `clock` returns this process's time in microseconds; only SQLite uses it. Raises OSError if a SQLite file cannot be
-    used.
+    `clock` returns this process's time in microseconds; only SQLite uses it. `password` is a file that each new session
+    of PostgreSQL reads. Raises FileError if it cannot be used, OSError if a SQLite file cannot be used.
     """
     if database_url.SCHEME.match(url):
-        return PostgresqlEngine(database_url.parse(url))
+        return PostgresqlEngine(database_url.parse(url), password)
+    if password:
+        raise password.fault("SQLite has no password")
     return SqliteEngine(make_url(url), clock)

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.util import await_only
 
+from cart_grpc.reloaded_files import NamedFile
 from cart_grpc.store.connection_pool import ConnectionPool, Shortage, find_driver
 from cart_grpc.store.database_connection import Connector
 from cart_grpc.store.database_parameters import refusal
@@ -25,19 +26,19 @@ T = TypeVar("T")
 class PostgresqlEngine:
     """One connection for writes, up to four for `read`, up to four for `query`, and one that listens for hints.
 
-    There are fewer if the database grants fewer.
+    There are fewer if the database grants fewer. `password` is a file that each new session reads.
     """
 
     locks_users = True
     is_shared = True
     is_in_process = False
 
-    def __init__(self, arguments: ConnectArguments) -> None:
+    def __init__(self, arguments: ConnectArguments, password: NamedFile | None = None) -> None:
         if taken := arguments.settings.keys() & {*SETTINGS, *KEPT_PLANS, *READ_ONLY}:
             raise refusal("options", f"must not set {min(taken)}: cart-grpc sets it")
         self.name = arguments.name
         self.dialect: Dialect = PostgresqlDialect()
-        self._connector = Connector(arguments)
+        self._connector = Connector(arguments, password)
         sessions = Sessions(self._connector.connect, arguments.settings)
         shortage = Shortage(sessions)
         self._writer = ConnectionPool(sessions, shortage, 1, {**SETTINGS, **KEPT_PLANS}, self._replace_others)

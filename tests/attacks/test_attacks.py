@@ -15,7 +15,8 @@ import pytest
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
 
 from cart_grpc.carts.calls import Limits
-from cart_grpc.rpc.server import MAX_INCOMPLETE_BYTES, OPTIONS, REQUEST_ROOM
+from cart_grpc.rpc.server import OPTIONS
+from cart_grpc.rpc.services import MAX_INCOMPLETE_BYTES, REQUEST_ROOM
 from tests.attacks.wire import (
     CANCEL,
     CONTINUATION,

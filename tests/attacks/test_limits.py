@@ -9,7 +9,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cart_grpc.rpc import server
+from cart_grpc.rpc.methods import HEALTH_ONLY
 from cart_grpc.rpc.server import Server
+from cart_grpc.rpc.services import no_service
 from tests.attacks.wire import (
     CANCEL,
     END_HEADERS,
@@ -44,7 +46,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Start:
             options[known] = value
         monkeypatch.setattr(server, "OPTIONS", tuple(options.items()))
         monkeypatch.setattr(server, "MAX_WAIT_SECONDS", 0)
-        running = Server("test.v1.Test", lambda _: None, call_timeout=0.3)
+        running = Server(no_service("test.v1.Test"), 0.3, beside=HEALTH_ONLY)
         await running.start("127.0.0.1:0")
         try:
             yield f"127.0.0.1:{running.port}"

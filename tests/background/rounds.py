@@ -12,6 +12,7 @@ from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.protocol.reservation import Answer, Intent, Reservation
 from cart_grpc.reservation_api import transports
 from cart_grpc.reservation_api.api import UNRECORDED, Applied, Attempt, ReservationApi
+from cart_grpc.reservation_api.credentials import NO_FILES, CredentialFiles
 from cart_grpc.settings import Settings
 from cart_grpc.store.store import Store
 from tests.background.clock import MonotonicClock
@@ -83,12 +84,14 @@ class Rounds:
 
 
 @asynccontextmanager
-async def running_rounds(settings: Settings, url: str, **config: int) -> AsyncIterator[Rounds]:
+async def running_rounds(
+    settings: Settings, url: str, files: CredentialFiles = NO_FILES, **config: int
+) -> AsyncIterator[Rounds]:
     """A reconciler whose rows are due again soon after a failed attempt. `config` replaces its configuration."""
     clock = MonotonicClock()
     values = {"backoff_initial_us": 1_000, "backoff_max_us": 1_000, **config}
     async with app.running_store(settings) as store:
-        calls = ListedCalls(transports.connect(url))
+        calls = ListedCalls(transports.connect(url, files))
         watcher = ClockWatcher(store.clock(app.monotonic_us, 0))
         reconciler = Reconciler(store, calls, ReconcilerConfig(**values), clock, watcher.run_once)
         yield Rounds(store, reconciler, calls, clock)

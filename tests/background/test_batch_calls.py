@@ -2,21 +2,26 @@
 
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
-from cart_grpc import app
-from cart_grpc.background.batch_support import ASK_AGAIN_US, MAX_UNREADABLE
+from cart_grpc import app, reloaded_files
+from cart_grpc.background.batch_support import ASK_AGAIN_AFTER_DENIAL_US, ASK_AGAIN_US, MAX_UNREADABLE
 from cart_grpc.protocol.reservation import Observed
 from cart_grpc.reservation_api.connections import Connections
+from cart_grpc.reservation_api.credentials import CredentialFiles
 from cart_grpc.reservation_api.http_client import HttpClient
 from cart_grpc.settings import Settings
+from cart_grpc.simulator.access import Access
 from cart_grpc.simulator.faults import Faults
+from cart_grpc.simulator.server import SimulatorServer
 from cart_grpc.simulator.simulator import RETRY_AFTER_US, Simulator
 from cart_grpc.store import schema
 from cart_grpc.units import to_us
 from tests.background.rounds import Rounds, running_rounds
 from tests.gate import Gate
+from tests.pem import PemFolder
 from tests.store.writes import add, clear, overwrite, snapshot
 
 ITEMS = 12
@@ -213,9 +218,32 @@ async def test_an_api_without_batches_gets_single_calls_at_once_and_is_asked_aga
         await until_all_are_reserved_once(rounds, simulator)
     assert (len(rounds.calls.batches), len(rounds.calls.singles)) == (2, 2 * ITEMS)
     assert [line for line in caplog.messages if "batches" in line] == [
-        f"the Reservation API takes no batches ({_refusal(caplog)}): asking again every 5 minutes",
+        f"the Reservation API takes no batches ({_refusal(caplog)}): asking again every 5m",
         "the Reservation API takes batches now",
     ]
+
+
+async def test_an_api_that_refuses_our_token_gets_batches_again_soon_after_it_accepts_it(
+    settings: Settings, simulator: Simulator, transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reloaded_files, "CHECK_SECONDS", 0.0)
+    simulator.faults = UP
+    files = PemFolder(tmp_path)
+    server = SimulatorServer(simulator, Access(tokens=files.write("api-tokens", "later")))
+    ports = await server.start("127.0.0.1:0", "127.0.0.1:0")
+    url = {"grpc": f"grpc://127.0.0.1:{ports.grpc}", "http": f"http://127.0.0.1:{ports.http}"}[transport]
+    async with running_rounds(settings, url, CredentialFiles(token=files.write("token", "later"))) as rounds:
+        for sku in SKUS:
+            await rounds.store.mutate(add(sku))
+        files.write("api-tokens", "another")
+        await rounds.step()
+        assert {row.state for row in (await rounds.reservations()).values()} == {Observed.NOTHING}
+        assert simulator.call_count == 0
+        files.write("api-tokens", "later")
+        rounds.clock.now += ASK_AGAIN_AFTER_DENIAL_US
+        await until_all_are_reserved_once(rounds, simulator)
+        assert len(rounds.calls.batches) >= 2
+    await server.stop(0)
 
 
 async def no_result() -> AsyncGenerator[bytes, None]:

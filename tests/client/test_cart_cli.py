@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cart_grpc import cart_cli, cli
+from cart_grpc import cart_connection, cli
 from tests.client.shop import Shop
 
 Run = Callable[..., "Said"]
@@ -37,7 +37,7 @@ def user() -> str:
 @pytest.fixture
 def run(shop: Shop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run `cart-grpc cart …` at the shop."""
-    monkeypatch.setenv(cart_cli.ADDRESS_VARIABLE, shop.address)
+    monkeypatch.setenv(cart_connection.ADDRESS_VARIABLE, shop.address)
 
     def run(*arguments: str) -> Said:
         try:

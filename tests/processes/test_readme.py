@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cart_grpc import cart_cli
+from cart_grpc import cart_connection
 from tests.processes.harness import LISTENS, SIMULATES, Program, Programs
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def test_the_readmes_grpcurl_call_is_one_of_the_tested_calls() -> None:
 
 
 def test_the_readmes_addresses_are_the_defaults() -> None:
-    assert f"{cart_cli.DEFAULT_ADDRESS}/cartgrpc.v1.CartService" in README
+    assert f"{cart_connection.DEFAULT_ADDRESS}/cartgrpc.v1.CartService" in README
 
 
 async def test_the_readmes_commands_sell_a_cart_once_through_a_kill(programs: Programs) -> None:

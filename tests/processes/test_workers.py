@@ -13,6 +13,7 @@ import pytest
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
 
 from cart_grpc.database_setup import StartupError
+from cart_grpc.exposure import Port
 from cart_grpc.workers import _reserve
 from tests.postgres import PostgresServer
 from tests.processes.harness import LISTENS, Program, Programs, connected
@@ -166,8 +167,10 @@ async def test_an_error_that_keeps_all_workers_from_starting_is_printed_once(
 
 
 def test_the_workers_port_is_reserved_before_any_worker_listens() -> None:
-    with _reserve("127.0.0.1:0") as held, pytest.raises(StartupError, match="it is taken"):
-        _reserve(f"127.0.0.1:{held.getsockname()[1]}")
+    with _reserve(Port("listen", "127.0.0.1:0")) as held:
+        taken = Port("service_listen", f"127.0.0.1:{held.getsockname()[1]}")
+        with pytest.raises(StartupError, match=r"^CART_SERVICE_LISTEN: cannot listen on .* it is taken"):
+            _reserve(taken)
 
 
 async def test_no_other_server_gets_the_workers_port(shared_url: str, programs: Programs) -> None:

@@ -28,7 +28,7 @@ def connections(port: int) -> Connections:
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.max_reconnect_backoff_ms", 60_000),
     ]
-    return Connections(lambda: grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options), METHOD)
+    return Connections(lambda _: grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options), METHOD)
 
 
 async def outcomes(calling: Connections, count: int) -> list[object]:
@@ -77,6 +77,40 @@ async def test_fifty_calls_share_one_connection_and_the_next_opens_another() -> 
     for count in (1, CALLS_PER_CONNECTION, 3):
         assert len(set(await outcomes(calling, count))) == 1
     assert len(set(await outcomes(calling, CALLS_PER_CONNECTION + 1))) == 2
+    await calling.close()
+    await server.stop(0)
+
+
+async def test_new_credentials_replace_every_connection_and_disturb_no_call_in_flight() -> None:
+    arrived, released = asyncio.Event(), asyncio.Event()
+
+    async def tell(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        if request:
+            arrived.set()
+            await released.wait()
+        return context.peer().encode()
+
+    server, port = await serve(tell)
+    newest, given = grpc.ssl_channel_credentials(), []
+
+    def open_channel(credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+        given.append(credentials)
+        return grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
+
+    first = newest
+    calling = Connections(open_channel, METHOD, credentials=lambda: newest)
+    hanging = asyncio.ensure_future(calling.call(b"hang", 10))
+    await arrived.wait()
+    # A second connection, which has no call when the credentials change.
+    before = set(await outcomes(calling, CALLS_PER_CONNECTION))
+    newest = grpc.ssl_channel_credentials()
+    after = set(await outcomes(calling, 3))
+    assert (len(before), len(after), before & after) == (2, 1, set())
+    released.set()
+    assert await hanging in before
+    assert len(calling._all) == 1
+    assert set(await outcomes(calling, CALLS_PER_CONNECTION)) == after
+    assert given == [first, first, newest]
     await calling.close()
     await server.stop(0)
 

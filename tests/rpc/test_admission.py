@@ -17,7 +17,8 @@ from cart_grpc import app, parts
 from cart_grpc.carts.refusals import CartNotFound, Overloaded, TooManyCalls
 from cart_grpc.rpc.admission import Admission
 from cart_grpc.rpc.methods import CART_SERVICE
-from cart_grpc.rpc.server import OPTIONS, cart_server
+from cart_grpc.rpc.server import OPTIONS, Server
+from cart_grpc.rpc.services import cart_service
 from cart_grpc.settings import Settings
 from tests.rpc.conftest import quiet_settings
 from tests.rpc.refusal import call, refuse, to_refusal
@@ -316,7 +317,7 @@ async def test_a_queued_call_ends_at_its_timeout() -> None:
 async def test_health_and_reflection_answer_while_the_server_is_full(tmp_path: Path) -> None:
     settings = quiet_settings(f"sqlite:///{tmp_path}/cart.db")
     async with app.running_store(settings) as store:
-        server = cart_server(store, parts.limits(settings), 10, admitting(max_calls=0))
+        server = Server(cart_service(store, parts.limits(settings), admitting(max_calls=0)), 10)
         await server.start("127.0.0.1:0")
         await server.open()
         try:

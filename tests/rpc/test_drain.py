@@ -13,6 +13,7 @@ from cartgrpc.v1 import cart_service_pb2
 from google.rpc import error_details_pb2
 
 from cart_grpc.rpc import server as server_module
+from cart_grpc.rpc import services as rpc_services
 from cart_grpc.rpc.deadlines import Deadlines
 from cart_grpc.rpc.methods import CART_SERVICE
 from cart_grpc.rpc.permissions import PERMISSIONS
@@ -69,7 +70,7 @@ async def serving(monkeypatch: pytest.MonkeyPatch, *, is_open: bool = True) -> A
 
     monkeypatch.setattr(server_module, "METHODS", {CART_SERVICE: ROWS})
     monkeypatch.setattr(server_module, "PERMISSIONS", {**PERMISSIONS, **permissions_of(ROWS)})
-    server = Server(CART_SERVICE, add, call_timeout=20)
+    server = Server(rpc_services.Service((CART_SERVICE,), add), call_timeout=20)
     await server.start("127.0.0.1:0")
     if is_open:
         await server.open()

@@ -10,8 +10,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cart_grpc.rpc import server as server_module
-from cart_grpc.rpc.methods import CART_SERVICE
+from cart_grpc.rpc.methods import CART_SERVICE, HEALTH_ONLY
 from cart_grpc.rpc.server import Server
+from cart_grpc.rpc.services import no_service
 from tests.attacks.wire import DATA as DATA_FRAME
 from tests.attacks.wire import END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, call_of, frame, message, wired
 from tests.rpc.refusal import to_refusal
@@ -33,8 +34,8 @@ async def check_health(replica: Replica, service: str) -> Status:
 
 @asynccontextmanager
 async def started() -> AsyncIterator[tuple[Server, grpc.aio.Channel]]:
-    """A server of nothing but health and reflection."""
-    server = Server(TEST, lambda _: None, call_timeout=10)
+    """A server of nothing but health."""
+    server = Server(no_service(TEST), 10, beside=HEALTH_ONLY)
     await server.start("127.0.0.1:0")
     await server.open()
     try:

@@ -26,6 +26,12 @@ OWN = {
     "operators": {ADMIN_SERVICE},
     "simulator": {"cartgrpc.reservation.v1.ReservationService", "cartgrpc.simulator.v1.SimulatorService"},
 }
+FILES = {
+    CART_SERVICE: "cartgrpc/v1/cart_service.proto",
+    ADMIN_SERVICE: "cartgrpc/v1/cart_admin_service.proto",
+    "cartgrpc.reservation.v1.ReservationService": "cartgrpc/reservation/v1/reservation.proto",
+    "cartgrpc.simulator.v1.SimulatorService": "cartgrpc/simulator/v1/simulator.proto",
+}
 Ask = reflection_pb2.ServerReflectionRequest
 Answer = reflection_pb2.ServerReflectionResponse
 
@@ -108,6 +114,17 @@ async def test_every_listed_method_answers_without_an_error_of_the_server(
             codes[f"{service}/{method.name}"] = (await streaming.code()).name
     assert not {name: code for name, code in codes.items() if code in ("INTERNAL", "UNKNOWN", "UNIMPLEMENTED")}
     assert codes[f"{HEALTH}/List"] == codes[f"{HEALTH}/Check"] == codes[f"{V1}/ServerReflectionInfo"] == "OK"
+
+
+@pytest.mark.parametrize("which", ["callers", "operators"])
+async def test_a_port_describes_nothing_that_only_another_port_serves(
+    which: str, channels: dict[str, grpc.aio.Channel]
+) -> None:
+    async with reflecting(channels[which], V1) as ask:
+        for service, file in FILES.items():
+            is_known = service in OWN[which]
+            assert (await ask(file_containing_symbol=service)).HasField("error_response") != is_known
+            assert (await ask(file_by_filename=file)).HasField("error_response") != is_known
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from cart_grpc.rpc.methods import CART_SERVICE, Method
 from cart_grpc.rpc.permissions import PERMISSIONS
 from cart_grpc.rpc.receiving import Receiver
 from cart_grpc.rpc.server import Server
+from cart_grpc.rpc.services import Service
 from cart_grpc.rpc.unread import Unread
 from tests.rpc.refusal import to_refusal
 from tests.rpc.serving import permissions_of, pipeline_of, started, streams_with
@@ -359,7 +360,8 @@ async def test_a_stopping_server_ends_its_streams_after_its_health_watchers_see_
     monkeypatch.setattr(server_module, "PERMISSIONS", {**PERMISSIONS, **permissions_of(ROWS[:1])})
     servicer, decode = Stream(1), cart_service_pb2.GetCartRequest.FromString
     methods: Any = {"WatchCart": grpc.unary_stream_rpc_method_handler(servicer.watch, decode)}
-    server = Server(CART_SERVICE, lambda pipeline: pipeline.add_registered_method_handlers(CART_SERVICE, methods), 10)
+    added = Service((CART_SERVICE,), lambda pipeline: pipeline.add_registered_method_handlers(CART_SERVICE, methods))
+    server = Server(added, 10)
     await server.start("127.0.0.1:0")
     await server.open()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:

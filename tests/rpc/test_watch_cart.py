@@ -15,9 +15,10 @@ from sqlalchemy import text
 from cart_grpc import app
 from cart_grpc.carts.calls import Call, DeleteCart
 from cart_grpc.carts.progress import HOLD_MARGIN_US
-from cart_grpc.rpc import server as server_module
+from cart_grpc.rpc import services as services_module
 from cart_grpc.rpc import watching
-from cart_grpc.rpc.server import Server, cart_server
+from cart_grpc.rpc.server import Server
+from cart_grpc.rpc.services import cart_service
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.store import Store
@@ -88,7 +89,7 @@ class Served:
 
 @asynccontextmanager
 async def serving(store: Store) -> AsyncIterator[Served]:
-    server = cart_server(store, LIMITS, 20, admitting())
+    server = Server(cart_service(store, LIMITS, admitting()), 20)
     await server.start("127.0.0.1:0")
     await server.open()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -250,7 +251,7 @@ async def test_the_streams_of_a_connection_are_limited_and_leave_room_for_its_ot
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await served.store.mutate(add())
-    calls = [served.watch() for _ in range(server_module.MAX_STREAMS_PER_CONNECTION)]
+    calls = [served.watch() for _ in range(services_module.MAX_STREAMS_PER_CONNECTION)]
     for call in calls:
         await next_cart(call)
     refusal = await refused(served.watch())

@@ -158,7 +158,7 @@ class Network:
             return
         if not self.has_batches:
             self._log_event("batches are not supported")
-            self._stream(call, BatchesUnsupported("UNIMPLEMENTED"))
+            self._stream(call, BatchesUnsupported("UNIMPLEMENTED", ""))
             return
         if chances[4] < faults.throttled / 2:
             self._stream(call, self._throttle())

@@ -1,0 +1,1 @@
+"""Real servers with TLS, tokens and certificates: who gets in at which port."""
