@@ -54,8 +54,11 @@ class AccessByCertificate(Access):
 
     def find(self, context: Context) -> Caller:
         # Together 5 us. A caller cannot be remembered by `context.peer()`: later connections use the same ports again.
+        # Not `peer_uri` and `peer_dns`: there, gRPC for Python ends a name at its first zero byte, so the owner of
+        # another name, such as `spiffe://shop.example/web\0.evil.example`, would be the service `.../web`.
         identity: Mapping[str, Iterable[bytes]] = context.auth_context()
-        return self._services.caller_of(identity.get("peer_uri", ()), identity.get("peer_dns", ()))
+        (certificate,) = identity.get("x509_pem_cert", (b"",))
+        return self._services.caller_of(certificate)
 
     async def verify(self, context: Context) -> Caller:
         return self.find(context)

@@ -14,7 +14,10 @@
 - Waiting calls hold no slot. They wait in a queue for a slot, or they are parked: in max_wait, for a reservation. The
   number of waiting calls is bounded, too: beyond it, calls that need a slot are rejected, and calls in max_wait are
   answered with the current state. A call with a long request counts as several.
-- Open streams hold no slot either. Their number is bounded per user, per connection and in all.
+- A service that calls for many users has a share of the slots, and the same share of the room for waiting calls. Beyond
+  it, its calls are rejected. Its calls for a user take none of the slots that this user has for its own calls. Several
+  services that flood the server together can take all slots.
+- Open streams hold no slot either. Their number is bounded per user, per service, per connection and in all.
 """
 
 import asyncio

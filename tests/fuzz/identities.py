@@ -1,6 +1,8 @@
 """The targets about identities: tokens, key sets, and the names in certificates."""
 
 import atexit
+import base64
+import datetime as dt
 import functools
 import hmac
 import json
@@ -9,7 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtensionOID, NameOID
 from jwt.utils import base64url_decode, base64url_encode
 
 from cart_grpc.authentication.caller import ADMIN_READ, ADMIN_WRITE, CARTS_ACT_AS, NOBODY, SCOPES, USER_SCOPES, Caller
@@ -145,34 +151,67 @@ def fuzz_key_set_bytes(data: bytes) -> None:
     assert all(str(each).isprintable() for each in unused)
 
 
-_URI: Final = "spiffe://shop.example/web"
-_DNS: Final = "jobs.shop.example"
-SERVICES: Final = {_URI: frozenset({"carts.read"}), _DNS: frozenset({"admin.read"}), "https://é.example/": USER_SCOPES}
+SERVICES: Final = {"spiffe://shop.example/web": frozenset({"carts.read"}), "jobs.shop.example": USER_SCOPES}
+_SERVICES: Final = Services(SERVICES)
+# The tags of a GeneralName (RFC 5280, 4.2.1.6): e-mail, DNS name, URI, IP address, registered id, other name.
+_EMAIL, _DNS, _URI, _IP, _OID, _OTHER_NAME = 0x81, 0x82, 0x86, 0x87, 0x88, 0xA0
+_CERTIFICATE_KEY: Final = ec.generate_private_key(ec.SECP256R1())
 
 
-def fuzz_names(data: bytes) -> None:
-    """Only a certificate with exactly the name of a service, and of its kind, gives an identity."""
+def fuzz_certificate(data: bytes) -> None:
+    """Only a certificate with exactly the name of a service, and of its kind, gives its scopes."""
     tape = Tape(data)
-    uris, dns_names = draw_names(tape), draw_names(tape)
-    caller = Services(SERVICES).caller_of(uris, dns_names)
-    own = [name for name in SERVICES if "://" in name and name.encode() in uris]
-    own += [name for name in SERVICES if "://" not in name and name.encode() in dns_names]
-    assert caller.scopes == frozenset().union(*(SERVICES[name] for name in own))
-    assert (caller == NOBODY) == (not own)
-    assert not own or caller.service in own
-    assert not caller.user_id
+    names = [draw_name(tape) for _ in range(tape.choice((1, 0, 2, 3)))]
+    extension = der(0x30, b"".join(der(tag, name) for tag, name in names))
+    if tape.randrange(8) == 7:
+        extension = change_bytes(tape, extension)
+    else:
+        own = [name for name in SERVICES if (_URI if "://" in name else _DNS, name.encode()) in names]
+        expected: frozenset[str] = frozenset().union(*(SERVICES[name] for name in own))
+        caller = _SERVICES.caller_of(certificate_with(extension))
+        # A certificate with a name that cannot be read identifies nobody.
+        assert caller.scopes == expected or (caller == NOBODY and not all(map(is_plain, names))), names
+        assert not caller.user_id
+        return
+    assert _SERVICES.caller_of(certificate_with(extension)).service in ("", *SERVICES)
 
 
-def draw_names(tape: Tape) -> list[bytes]:
-    """Names of services, and names that are nearly these."""
-    names = []
-    for _ in range(tape.choice((1, 0, 2, 3))):
-        name = tape.choice(tuple(SERVICES)).encode()
-        for _ in range(tape.choice((0, 1, 2))):
-            near = (name.upper(), name + b"\0", name + b"\0.evil", name + b".", b"*" + name[4:], b" " + name, name[1:])
-            name = tape.choice((change_bytes(tape, name), *near))
-        names.append(name)
-    return names
+def draw_name(tape: Tape) -> tuple[int, bytes]:
+    """The tag and the content of a name: of a service, or nearly."""
+    service = tape.choice(tuple(SERVICES))
+    name = service.encode()
+    tag = tape.choice((_URI if "://" in service else _DNS,) * 4 + (_URI, _DNS, _EMAIL, _IP, _OID, _OTHER_NAME))
+    near = (name.upper(), name + b"\0", name + b"\0.evil", name + b".", b"*" + name[4:], b" " + name, name[1:], b"")
+    for _ in range(tape.choice((0, 0, 1, 2))):
+        name = tape.choice((change_bytes(tape, name), *near))
+    return tag, name
+
+
+def is_plain(name: tuple[int, bytes]) -> bool:
+    """Whether a name can be read."""
+    return name[0] in (_URI, _DNS) and name[1].isascii()
+
+
+def der(tag: int, content: bytes) -> bytes:
+    """One element in DER."""
+    length = len(content)
+    return bytes((tag, *((length,) if length < 128 else (0x82, length >> 8, length & 255)))) + content
+
+
+def certificate_with(extension: bytes) -> bytes:
+    """A certificate, as PEM, whose extension of subject alternative names has this content."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "spiffe://shop.example/web")])
+    builder = x509.CertificateBuilder(name, name, _CERTIFICATE_KEY.public_key(), 1)
+    builder = builder.not_valid_before(dt.datetime(2026, 1, 1)).not_valid_after(dt.datetime(2036, 1, 1))  # noqa: DTZ001
+    unread = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, extension)
+    signed = builder.add_extension(unread, critical=False).sign(_CERTIFICATE_KEY, hashes.SHA256())
+    return signed.public_bytes(Encoding.PEM)
+
+
+def fuzz_certificate_bytes(data: bytes) -> None:
+    """Any bytes as a certificate, in DER."""
+    pem = b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(data) + b"\n-----END CERTIFICATE-----\n"
+    assert Services(SERVICES).caller_of(pem).service in ("", *SERVICES)
 
 
 def _vary(tape: Tape, valid: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -222,9 +261,17 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "token-text": fuzz_token_text,
     "key-set": fuzz_key_set,
     "key-set-bytes": fuzz_key_set_bytes,
-    "certificate-names": fuzz_names,
+    "certificate": fuzz_certificate,
+    "certificate-bytes": fuzz_certificate_bytes,
 }
 SEEDS: Final[dict[str, Sequence[bytes]]] = {
     "token-text": [VALID.encode()],
     "key-set-bytes": [json.dumps({"keys": [signing_key(name).to_jwk()]}).encode() for name in ALGORITHMS],
+    "certificate-bytes": [
+        x509.load_pem_x509_certificate(
+            certificate_with(
+                der(0x30, b"".join(der(_URI if "://" in name else _DNS, name.encode()) for name in SERVICES))
+            )
+        ).public_bytes(Encoding.DER)
+    ],
 }

@@ -70,7 +70,7 @@ def test_every_method_and_every_list_is_fuzzed() -> None:
         ("token", tokens, "_to_scopes", lambda _: SCOPES),
         ("token", tokens, "_digest", lambda _: b""),
         ("key-set", keys, "_find_algorithm", lambda entry: entry["alg"]),
-        ("certificate-names", Services, "caller_of", lambda *_: NOBODY),
+        ("certificate", Services, "caller_of", lambda *_: NOBODY),
         ("batch-answer", wire, "clean_retry_after", lambda us: us),
     ],
 )
