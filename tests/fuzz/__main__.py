@@ -15,7 +15,7 @@ from typing import Final
 TARGETS: Final = (
     "request", "request-bytes", "page-token", "page-token-text", "grpc-answer", "grpc-answer-bytes", "http-answer",
     "http-answer-bytes", "basic-answer", "batch-answer", "token", "token-text", "key-set", "key-set-bytes",
-    "certificate", "certificate-bytes", "wire-sqlite", "wire-postgresql",
+    "certificate", "certificate-bytes", "wire-sqlite", "wire-postgresql", "wire-guarded",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import random
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -62,22 +63,21 @@ def run_random(name: str, runs: int, seed: int) -> None:
 
 
 def run_wire(name: str, runs: int, seed: int) -> None:
+    from tests.fuzz.guarded_wire import GuardedSiege
     from tests.fuzz.wire import Siege
     from tests.postgres import running_postgres
     from tests.processes.harness import running_programs
 
-    async def besiege(folder: Path, url: str) -> Siege:
-        with running_programs(folder) as programs:
-            siege = Siege(programs, url)
-            await siege.run(min(5000, runs // 2), runs, seed)
-        return siege
-
-    with tempfile.TemporaryDirectory() as folder:
-        if name == "wire-sqlite":
-            siege = asyncio.run(besiege(Path(folder), f"sqlite:///{folder}/cart.db"))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        programs = stack.enter_context(running_programs(folder))
+        if name == "wire-guarded":
+            siege: Siege = GuardedSiege(programs, f"sqlite:///{folder}/cart.db", folder)
+        elif name == "wire-sqlite":
+            siege = Siege(programs, f"sqlite:///{folder}/cart.db")
         else:
-            with running_postgres() as server:
-                siege = asyncio.run(besiege(Path(folder), server.create_database("cart")))
+            siege = Siege(programs, stack.enter_context(running_postgres()).create_database("cart"))
+        asyncio.run(siege.run(min(5000, runs // 2), runs, seed))
     ended = ", ".join(f"{code} {count}" for code, count in siege.ended.most_common())
     print(f"told: {ended}; memory grew by {siege.growth / 2**20:.0f} MiB")
     assert siege.growth < MAX_GROWTH

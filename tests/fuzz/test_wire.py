@@ -1,7 +1,10 @@
 """A real server answers random requests: no INTERNAL, no UNKNOWN, no hang, no growth, no error in its log."""
 
+from pathlib import Path
+
 import pytest
 
+from tests.fuzz.guarded_wire import GuardedSiege
 from tests.fuzz.wire import Siege
 from tests.processes.conftest import programs
 from tests.processes.harness import Programs
@@ -19,3 +22,13 @@ async def test_a_server_answers_random_requests_and_keeps_its_memory(programs: P
     assert siege.ended["OK"] > 100
     assert siege.ended["INVALID_ARGUMENT"] > 100
     assert {"NOT_FOUND", "ABORTED", "FAILED_PRECONDITION", "UNIMPLEMENTED"} <= siege.ended.keys()
+
+
+async def test_a_server_with_identities_answers_random_requests_and_shows_no_user_what_is_anothers(
+    programs: Programs, tmp_path: Path
+) -> None:
+    programs.preloaded = True
+    siege = GuardedSiege(programs, f"sqlite:///{tmp_path}/cart.db", tmp_path)
+    await siege.run(300, 700, seed=1)
+    assert siege.growth < 64 << 20
+    assert {"OK", "INVALID_ARGUMENT", "UNAUTHENTICATED", "PERMISSION_DENIED", "NOT_FOUND"} <= siege.ended.keys()

@@ -1,31 +1,26 @@
-"""Random requests to a real server: every method of every service that it offers, and methods that it lacks."""
+"""Random calls to a real server, and how each of them may end."""
 
 import asyncio
 import random
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import psutil
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
-from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2
 
-from tests.fuzz.requests import METHODS, change_bytes, draw_request, draw_text, encode, encoded_right
-from tests.fuzz.targets import QUERIES, draw_page, texts_in
+from tests.fuzz.calls import HANGS_AFTER, MISSING, USERS, Drawn, Metadata, draw_call, draw_metadata, unary
+from tests.fuzz.requests import encoded_right
+from tests.fuzz.targets import texts_in
 from tests.processes.harness import LISTENS, Program, Programs
 from tests.processes.test_workers import OPERATORS
 from tests.rpc.refusal import to_refusal
-from tests.rpc.right import ADMIN, descriptor_of, path_of, request_of
+from tests.rpc.right import descriptor_of, path_of
 
-Kind = Callable[[grpc.aio.Channel, str], Any]
-# A call that takes longer hangs.
-HANGS_AFTER: Final = 30.0
 AT_ONCE: Final = 16
 # Longer requests may be refused by gRPC itself, without details.
 LONG: Final = 60_000
@@ -33,21 +28,24 @@ LONG: Final = 60_000
 ALLOWED: Final = frozenset(
     {"INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "ABORTED", "RESOURCE_EXHAUSTED"}
 )
-USERS: Final = tuple(f"users/fuzzed-{number}" for number in range(8))
-SERVICES: Final = ("", "cartgrpc.v1.CartService", "cartgrpc.v1.CartAdminService", "grpc.health.v1.Health")
-SYMBOLS: Final = (*SERVICES, "cartgrpc.v1.Cart", "cartgrpc.v1.CartService.AddItem", "google.protobuf.Any", ".", "x.y")
-FILES: Final = ("cartgrpc/v1/cart.proto", "google/protobuf/any.proto", "../../etc/passwd", "", "/")
-# Any, because the stubs of these modules have descriptors of another type.
-HEALTH: Final[Any] = health_pb2.HealthCheckRequest.DESCRIPTOR
-REFLECTION: Final[Any] = reflection_pb2.ServerReflectionRequest.DESCRIPTOR
-MISSING: Final = ("/cartgrpc.v1.CartService/Missing", "/x.Y/Z", "/grpc.health.v1.Health/X", "/", "/a", "//", "/../..")
+UNIDENTIFIED: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED"})
+
+
+@dataclass(frozen=True)
+class Door:
+    """A port of callers. With `tokens`, by the name of the user, its callers need one."""
+
+    channel: grpc.aio.Channel
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    needs_identity: bool = False
 
 
 class Sender:
-    """Sends requests, drawn from `rng`, to the ports of callers and operators, and checks how each call ends."""
+    """Sends calls, drawn from `rng`, to the ports of callers and operators, and checks how each of them ends."""
 
-    def __init__(self, callers: grpc.aio.Channel, operators: grpc.aio.Channel, rng: random.Random) -> None:
-        self._channels = (callers, operators)
+    def __init__(self, doors: Sequence[Door], operators: Door, rng: random.Random) -> None:
+        self._doors = doors
+        self._operators = operators
         self._rng = rng
         self._seen: defaultdict[str, deque[str]] = defaultdict(partial(deque, maxlen=100))
         self.ended: Counter[str] = Counter()
@@ -58,158 +56,62 @@ class Sender:
 
         async def work() -> None:
             for _ in left:
-                await self._call(*self._draw())
+                await self._call()
 
         async with asyncio.TaskGroup() as group:
             for _ in range(AT_ONCE):
                 group.create_task(work())
 
-    def _draw(self) -> tuple[grpc.aio.Channel, Kind, str, list[bytes]]:
-        """The next call: its channel, its kind, its path, and its messages."""
+    async def _call(self) -> None:
         rng = self._rng
-        channel = rng.choice(self._channels)
-        match rng.randrange(24):
-            case 0:
-                name = rng.choice(("Check", "Watch", "List"))
-                request = health_pb2.HealthCheckRequest(service=rng.choice(SERVICES)).SerializeToString()
-                sent = rng.choice((request, request + encode(rng, HEALTH)))
-                return channel, _first if name == "Watch" else _unary, f"/grpc.health.v1.Health/{name}", [sent]
-            case 1:
-                path = f"/grpc.reflection.{rng.choice(('v1', 'v1alpha'))}.ServerReflection/ServerReflectionInfo"
-                return channel, _exchange, path, [_draw_reflection(rng) for _ in range(rng.choice((1, 1, 2, 0)))]
-            case 2:
-                return channel, rng.choice((_unary, _first)), rng.choice(MISSING), [rng.randbytes(4)]
-            case 3:
-                method = rng.choice(tuple(QUERIES))
-                return (
-                    self._channels[method.startswith(ADMIN)],
-                    _unary,
-                    path_of(method),
-                    [draw_page(rng, method).SerializeToString()],
-                )
-        method = rng.choice(METHODS)
-        sent = _in_a_hurry(method, draw_request(rng, method, rng.choice(USERS), self._seen))
-        channel = self._channels[method.startswith(ADMIN)]
-        return channel, _first if method == "WatchCart" else _unary, path_of(method), [sent]
-
-    async def _call(self, channel: grpc.aio.Channel, kind: Kind, path: str, sent: list[bytes]) -> None:
-        story = f"{path} {[each.hex() if len(each) < 5000 else len(each) for each in sent]}"
+        user = rng.choice(USERS)
+        drawn = draw_call(rng, user, self._seen)
+        door = self._operators if drawn.is_for_operators else rng.choice(self._doors)
+        metadata, owner = self._identify(door, user)
         try:
             async with asyncio.timeout(HANGS_AFTER + 5):
-                replies = await kind(channel, path)(sent, _draw_metadata(self._rng))
+                replies = await drawn.kind(door.channel, drawn.path)(drawn.messages, metadata)
         except TimeoutError:
-            raise AssertionError(f"{story} hangs") from None
+            raise AssertionError(f"{drawn} hangs") from None
         except grpc.aio.AioRpcError as error:
-            self._check(error, path, sent, story)
+            self._check(error, drawn, door)
             return
         self.ended["OK"] += 1
-        for reply in replies:
-            self._read(path, reply)
+        if drawn.method:
+            for reply in replies:
+                self._read(drawn, reply, owner)
 
-    def _check(self, error: grpc.aio.AioRpcError, path: str, sent: list[bytes], story: str) -> None:
+    def _identify(self, door: Door, user: str) -> tuple[Metadata, str]:
+        """Return metadata for a call about `user`, and whose token is in it."""
+        rng, drawn = self._rng, draw_metadata(self._rng)
+        if not door.tokens or rng.randrange(8) == 7:
+            return drawn, ""
+        owner = rng.choice((user, user, user, rng.choice(USERS)))
+        drawn = [(key, value) for key, value in drawn if key != "authorization"]
+        return [*drawn, ("authorization", f"Bearer {door.tokens[owner]}")], owner
+
+    def _check(self, error: grpc.aio.AioRpcError, drawn: Drawn, door: Door) -> None:
         code = error.code().name
         self.ended[code] += 1
-        if path in MISSING:
-            assert code == "UNIMPLEMENTED", f"{story}: {error!r}"
+        if drawn.path in MISSING or ("reflection" in drawn.path and door.needs_identity):
+            assert code == "UNIMPLEMENTED", f"{drawn}: {error!r}"
             return
-        assert code in ALLOWED, f"{story}: {error!r}"
-        if code == "RESOURCE_EXHAUSTED" and max(map(len, sent)) > LONG:
+        assert code in ALLOWED or (door.needs_identity and code in UNIDENTIFIED), f"{drawn}: {error!r}"
+        if code == "RESOURCE_EXHAUSTED" and max(map(len, drawn.messages)) > LONG:
             return
         refusal = to_refusal(error)
-        assert refusal.code == code, story
-        assert refusal.info.reason, story
-        assert refusal.message, story
+        assert refusal.code == code, drawn
+        assert refusal.info.reason, drawn
+        assert refusal.message, drawn
 
-    def _read(self, path: str, reply: bytes) -> None:
-        """Remember the texts of a reply, to use them in requests."""
-        method = path.rpartition("/")[2]
-        for name in (method, f"{ADMIN}/{method}"):
-            if name in METHODS and path_of(name) == path:
-                kind: Descriptor = descriptor_of(name).output_type
-                for field, text in texts_in(GetMessageClass(kind).FromString(reply)):
-                    self._seen[field].append(text)
-
-
-def _unary(channel: grpc.aio.Channel, path: str) -> Any:
-    async def call(sent: list[bytes], metadata: Any) -> list[bytes]:
-        unary: Any = channel.unary_unary(path)
-        return [await unary(sent[0], timeout=HANGS_AFTER, metadata=metadata)]
-
-    return call
-
-
-def _first(channel: grpc.aio.Channel, path: str) -> Any:
-    """A stream of which only the first message is read."""
-
-    async def call(sent: list[bytes], metadata: Any) -> list[bytes]:
-        begin: Any = channel.unary_stream(path)
-        stream = begin(sent[0], timeout=HANGS_AFTER, metadata=metadata)
-        first = await stream.read()
-        stream.cancel()
-        return [] if first is grpc.aio.EOF else [first]
-
-    return call
-
-
-def _exchange(channel: grpc.aio.Channel, path: str) -> Any:
-    async def call(sent: list[bytes], metadata: Any) -> list[bytes]:
-        stream: Any = channel.stream_stream(path)(timeout=HANGS_AFTER, metadata=metadata)
-        replies = []
-        # One at a time: if the server ends the call during a write, gRPC's client hides its status.
-        for message in sent:
-            await stream.write(message)
-            replies.append(await stream.read())
-        await stream.done_writing()
-        replies.append(await stream.read())
-        return [reply for reply in replies if reply is not grpc.aio.EOF]
-
-    return call
-
-
-def _draw_reflection(rng: random.Random) -> bytes:
-    kind = reflection_pb2.ServerReflectionRequest
-    extension = reflection_pb2.ExtensionRequest(
-        containing_type=rng.choice(SYMBOLS), extension_number=rng.choice((0, -1, 1, 2**31 - 1))
-    )
-    symbol = draw_text(rng, "symbol", {"symbol": SYMBOLS}).decode(errors="ignore")
-    request = rng.choice(
-        (
-            kind(list_services="*"),
-            kind(file_by_filename=rng.choice((*FILES, symbol))),
-            kind(file_containing_symbol=rng.choice((*SYMBOLS, symbol))),
-            kind(file_containing_extension=extension),
-            kind(all_extension_numbers_of_type=rng.choice((*SYMBOLS, symbol))),
-            kind(host=symbol),
-        )
-    )
-    sent: bytes = request.SerializeToString()
-    return rng.choice((sent, sent, sent + encode(rng, REFLECTION), change_bytes(rng, sent)))
-
-
-def _draw_metadata(rng: random.Random) -> list[tuple[str, str | bytes]]:
-    values = ("", "x", "Bearer ", "Bearer a.b.c", "Bearer " + "A" * 3000, "users/alice", "1e9", "-1", "~" * 200)
-    keys = ("authorization", "x-forwarded-for", "x-forwarded-user", "x-request-id", "grpc-foo", "content-language")
-    drawn: list[tuple[str, str | bytes]] = [
-        (rng.choice(keys), rng.choice(values)) for _ in range(rng.choice((0, 0, 2)))
-    ]
-    if rng.randrange(8) == 7:
-        drawn.append(("trace-bin", rng.randbytes(rng.choice((0, 1, 100)))))
-    return drawn
-
-
-def _in_a_hurry(method: str, sent: bytes) -> bytes:
-    """The request with a max_wait below a second, if it had a longer one that is valid."""
-    request = request_of(method)
-    field: FieldDescriptor | None = request.DESCRIPTOR.fields_by_name.get("max_wait")
-    try:
-        request.ParseFromString(sent)
-    except DecodeError:
-        return sent
-    if field is None or not request.HasField("max_wait") or not 0 < request.max_wait.seconds <= 60:
-        return sent
-    request.max_wait.Clear()
-    message: Message = request
-    return message.SerializeToString()
+    def _read(self, drawn: Drawn, reply: bytes, owner: str) -> None:
+        """Remember the texts of a reply, to use them in requests. A user with a token sees only what is theirs."""
+        kind = GetMessageClass(descriptor_of(drawn.method).output_type)
+        for name, text in texts_in(kind.FromString(reply)):
+            # Not merged_into: a service may merge the cart of one user into that of another.
+            if owner and name in ("name", "cart", "checkout"):
+                assert text.startswith(f"{owner}/") or not text, f"{drawn}: {text}"
+            self._seen[name].append(text)
 
 
 class Memory:
@@ -229,7 +131,7 @@ class Memory:
 
 
 class Siege:
-    """A server with a simulated Reservation API, and requests to it, in the folder of `programs`."""
+    """A server with a simulated Reservation API, and calls to it, in the folder of `programs`."""
 
     def __init__(self, programs: Programs, database_url: str) -> None:
         self._programs = programs
@@ -238,32 +140,40 @@ class Siege:
         self.growth = 0
 
     async def run(self, warm_up: int, count: int, seed: int) -> None:
-        """Send `warm_up` and then `count` requests. Raises AssertionError for the first call that ends as none may.
+        """Make `warm_up` and then `count` calls. Raises AssertionError for the first that ends as none may.
 
         `ended` counts how the calls ended. `growth` is the growth of the server's memory after the warm-up.
         """
         migrated = self._programs.start("migrate", database_url=self._database_url)
         assert await migrated.ended(60) == 0
         simulated = await self._programs.simulate("--latency", "0")
-        program = self._programs.start(
-            "serve",
-            listen="127.0.0.1:0",
-            admin_listen="127.0.0.1:0",
-            database_url=self._database_url,
-            reservation_url=simulated.url,
-        )
-        addresses = (await program.says(LISTENS))[1], (await program.says(OPERATORS))[1]
+        settings = {"database_url": self._database_url, "reservation_url": simulated.url, **self.settings()}
+        program = self._programs.start("serve", listen="127.0.0.1:0", admin_listen="127.0.0.1:0", **settings)
         async with AsyncExitStack() as stack:
-            callers, operators = [
-                await stack.enter_async_context(grpc.aio.insecure_channel(each)) for each in addresses
-            ]
-            sender = Sender(callers, operators, random.Random(seed))
+            doors = await self.open_doors(stack, program)
+            operators = await open_plainly(stack, (await program.says(OPERATORS))[1])
+            sender = Sender(doors, operators, random.Random(seed))
             await sender.send(warm_up)
             memory = Memory(program)
             memory.mark()
             await sender.send(count)
             self.ended, self.growth = sender.ended, memory.growth
             # It still answers.
-            await _unary(callers, path_of("AddItem"))([encoded_right("AddItem", "users/last")], [])
+            user, token = next(iter(doors[0].tokens.items()), ("users/last", ""))
+            request, identity = encoded_right("AddItem", user), [("authorization", f"Bearer {token}")] if token else []
+            await unary(doors[0].channel, path_of("AddItem"))([request], identity)
         faults = [line for line in self._programs.complaints() if "ALARM" not in line]
         assert not faults, faults[:20]
+
+    def settings(self) -> dict[str, str]:
+        """Further settings of the server."""
+        return {}
+
+    async def open_doors(self, stack: AsyncExitStack, program: Program) -> Sequence[Door]:
+        """Connect to the ports of callers."""
+        return [await open_plainly(stack, (await program.says(LISTENS))[1])]
+
+
+async def open_plainly(stack: AsyncExitStack, address: str) -> Door:
+    """Connect to a port without TLS."""
+    return Door(await stack.enter_async_context(grpc.aio.insecure_channel(address)))
