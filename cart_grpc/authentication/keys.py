@@ -98,7 +98,7 @@ def _to_key(entry: Any, algorithms: Collection[str]) -> Key:
     if not isinstance(entry, dict):
         raise _NotUsed("it is not a JSON object")
     # First: the other checks must not say how a secret is malformed.
-    if entry.get("kty") == "oct" or not _SECRET.isdisjoint(entry):
+    if not _SECRET.isdisjoint(entry):
         raise _NotUsed("it is a secret key; whoever can read the set could sign tokens with it, so replace the key")
     kid = entry.get("kid")
     if kid is not None and not isinstance(kid, str):

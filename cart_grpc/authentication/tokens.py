@@ -136,6 +136,7 @@ class Tokens:
         except InvalidTokenError as error:
             fault = next((fault for kind, fault in _FAULTS if isinstance(error, kind)), Fault.MALFORMED)
         except (PyJWTError, ValueError, RecursionError):
+            # A text that is not Unicode, or deeper than the library expects.
             fault = Fault.MALFORMED
         else:
             return claims
@@ -167,7 +168,7 @@ def _parse_header(token: str) -> dict[str, Any]:
     if len(token) > MAX_TOKEN_LENGTH:
         raise TokenInvalid(Fault.TOO_LONG)
     try:
-        header = json.loads(base64url_decode(token.partition(".")[0])) if token.isascii() else None
+        header = json.loads(base64url_decode(token.partition(".")[0]))
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):

@@ -1,12 +1,14 @@
 """Clocks that tests set, a key set from a file, and one https server with a key set."""
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from cart_grpc.authentication.key_set import KeySet
-from cart_grpc.authentication.key_sources import FileSource
+from cart_grpc.authentication.key_sources import FileSource, UrlSource
+from cart_grpc.authentication.refusals import TokenInvalid
 from cart_grpc.authentication.tokens import Tokens
 from cart_grpc.settings import Settings
 from tests.authentication.issuer import AUDIENCE, ISSUER, signing_key, to_key_set, write_key_set
@@ -64,5 +66,31 @@ def key_server(running_key_server: KeyServer) -> KeyServer:
     return running_key_server
 
 
+@pytest.fixture
+async def keys(key_server: KeyServer, clock: Clock) -> KeySet:
+    """The keys of the https server, loaded once."""
+    keys = to_key_set_of(key_server, clock)
+    await keys.load()
+    return keys
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """The warnings so far."""
+    caplog.set_level(logging.WARNING)
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
 def to_tokens(keys: KeySet, clock: Callable[[], float]) -> Tokens:
     return Tokens(keys, issuer=ISSUER, audience=AUDIENCE, leeway=LEEWAY, clock=clock)
+
+
+def to_key_set_of(server: KeyServer, clock: Clock) -> KeySet:
+    return KeySet(UrlSource(server.url, server.trust), ALGORITHMS, clock=clock)
+
+
+async def knows(keys: KeySet, kid: str) -> bool:
+    try:
+        return (await keys.get(kid)).kid == kid
+    except TokenInvalid:
+        return False

@@ -148,6 +148,7 @@ INVALID: dict[str, tuple[Fault, str]] = {
     "sub is not ASCII": (Fault.SUBJECT, token("älice")),
     "sub is too long": (Fault.SUBJECT, token("a" * 129)),
     "iat is in the future": (Fault.NOT_YET_VALID, token(iat=NOW + LEEWAY + 1)),
+    "iat is in the future, nbf is not": (Fault.NOT_YET_VALID, token(iat=NOW + LEEWAY + 1, nbf=NOW)),
     "nbf is in the future": (Fault.NOT_YET_VALID, token(nbf=NOW + LEEWAY + 1)),
     "nbf is in the future, in milliseconds": (Fault.NOT_BEFORE, token(nbf=NOW * 1000)),
     "nbf is null": (Fault.NOT_BEFORE, token(nbf=None)),
