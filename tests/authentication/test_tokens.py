@@ -206,7 +206,8 @@ async def test_a_token_without_exp_or_iat_is_refused(claim: str, fault: Fault, v
 
 async def test_the_tables_have_every_rule_that_a_token_can_break() -> None:
     times = {Fault.EXPIRATION_TIME, Fault.ISSUED_AT, Fault.NOT_BEFORE}
-    assert {fault for fault, _ in INVALID.values()} | times == set(Fault)
+    # SEVERAL is a fault of the metadata around the token.
+    assert {fault for fault, _ in INVALID.values()} | times == {fault for fault in Fault if fault.name != "SEVERAL"}
 
 
 @pytest.mark.parametrize("text", [token(secret="hunter2", iss="hunter2"), token("hunter2/"), "hunter2", "hunter2.a.b"])
