@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import trustme
 from aiohttp import web
@@ -14,7 +14,7 @@ from tests.authentication.issuer import to_key_set
 class KeyServer:
     """Serves `body` at `url` with `status` and `headers`. `requests` counts, and `asked` is set by each request.
 
-    `trust` is a context for clients that trust the server's authority.
+    With `is_endless` it sends spaces until the client leaves. `trust` is for clients that trust its authority.
     """
 
     def __init__(self) -> None:
@@ -33,6 +33,7 @@ class KeyServer:
         self.body = body
         self.status = 200
         self.headers: dict[str, str] = {}
+        self.is_endless = False
         self.requests = 0
         self.answer()
 
@@ -60,9 +61,22 @@ class KeyServer:
             self.answer()
             await runner.cleanup()
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.requests += 1
         self.asked.set()
         await self._is_open.wait()
+        if self.is_endless:
+            return await _send_without_end(request)
         content = self.body.encode() if isinstance(self.body, str) else self.body
         return web.Response(body=content, status=self.status, headers=self.headers)
+
+
+async def _send_without_end(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    with suppress(ConnectionError):
+        await response.prepare(request)
+        # A write to a connection that is gone need not fail, and need not let others run.
+        while request.transport is not None and not request.transport.is_closing():
+            await response.write(b" " * 65_536)
+            await asyncio.sleep(0)
+    return response

@@ -1,5 +1,6 @@
 """Sources of key sets that fail, hang or send something else: the keys of the last load are kept."""
 
+import gzip
 import logging
 import os
 from collections.abc import Callable
@@ -43,16 +44,29 @@ def redirect_to_itself(server: KeyServer) -> None:
 
 
 def compress(server: KeyServer) -> None:
-    server.headers = {"Content-Encoding": "gzip"}
-    server.body = b"\x1f\x8b\x08\x00"
+    server.headers, server.body = {"Content-Encoding": "gzip"}, gzip.compress(to_key_set(NEW).encode())
+
+
+def send_without_end(server: KeyServer) -> None:
+    server.is_endless = True
 
 
 @pytest.mark.parametrize(
-    "break_server",
-    [break_status, break_json, send_page, send_too_much, redirect_to_http, redirect_to_itself, compress],
+    ("break_server", "cause"),
+    [
+        (break_status, "HTTP status 503 instead of 200"),
+        (redirect_to_http, "HTTP status 302 instead of 200"),
+        (redirect_to_itself, "HTTP status 307 instead of 200"),
+        (send_too_much, "it is longer than 256 KiB"),
+        (send_without_end, "it is longer than 256 KiB"),
+        (break_json, "it is not a JSON Web Key Set: a JSON object with the array `keys`"),
+        (send_page, "it is not a JSON Web Key Set: a JSON object with the array `keys`"),
+        (compress, "it is not a JSON Web Key Set: a JSON object with the array `keys`"),
+    ],
 )
 async def test_a_failed_load_keeps_the_keys_and_is_logged_once_and_so_is_its_end(
     break_server: Callable[[KeyServer], None],
+    cause: str,
     keys: KeySet,
     key_server: KeyServer,
     clock: Clock,
@@ -71,7 +85,7 @@ async def test_a_failed_load_keeps_the_keys_and_is_logged_once_and_so_is_its_end
         await keys.load()
     assert await knows(keys, NEW.kid)
     failed, ended = lines()
-    assert failed.startswith("CART_TOKEN_KEYS cannot be loaded, the keys of the last load are kept: ")
+    assert failed == f"CART_TOKEN_KEYS cannot be loaded, the keys of the last load are kept: {cause}"
     assert ended == "CART_TOKEN_KEYS is loaded again after 60.0 s and 3 failures"
 
 
@@ -139,9 +153,19 @@ def make_none(file: Path) -> None:
     """The file is missing."""
 
 
-@pytest.mark.parametrize("make", [make_directory, make_pipe, make_endless, make_long, make_half, make_none])
+@pytest.mark.parametrize(
+    ("make", "cause"),
+    [
+        (make_directory, "IsADirectoryError"),
+        (make_pipe, "it is not a file"),
+        (make_endless, "it is not a file"),
+        (make_long, "it is longer than 256 KiB"),
+        (make_half, "it is not a JSON Web Key Set"),
+        (make_none, "FileNotFoundError"),
+    ],
+)
 async def test_what_is_in_the_place_of_the_file_keeps_the_keys(
-    make: Callable[[Path], None], tmp_path: Path, clock: Clock, lines: Callable[[], list[str]]
+    make: Callable[[Path], None], cause: str, tmp_path: Path, clock: Clock, lines: Callable[[], list[str]]
 ) -> None:
     file = write_key_set(tmp_path / "keys.json", OLD)
     keys = KeySet(FileSource(file), ALGORITHMS, clock=clock)
@@ -151,9 +175,10 @@ async def test_what_is_in_the_place_of_the_file_keeps_the_keys(
     descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for _ in range(20):
         await keys.load()
-    assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) <= descriptors  # noqa: PTH208
     assert await knows(keys, OLD.kid)
-    assert len(lines()) == 1
+    (line,) = lines()
+    assert cause in line
 
 
 @pytest.mark.parametrize("form", ["{path}", "file://{path}", "file://localhost{path}"])
