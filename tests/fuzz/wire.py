@@ -145,8 +145,8 @@ class Siege:
     async def run(self, warm_up: int, count: int, seed: int) -> None:
         """Make `warm_up` and then `count` calls. Raises AssertionError for the first that ends as none may.
 
-        `ended` counts how the calls ended. `growth` is how much the server's memory has grown since the warm-up, in bytes,
-        after each quarter of the calls.
+        `ended` counts how the calls ended. `growth` is that of the server's memory since the warm-up, in bytes, after
+        each quarter of the calls.
         """
         migrated = self._programs.start("migrate", database_url=self._database_url)
         assert await migrated.ended(60) == 0
