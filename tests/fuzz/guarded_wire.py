@@ -9,7 +9,7 @@ from typing import Final
 from tests.access.guarded import Files
 from tests.authentication.issuer import AUDIENCE, ISSUER, make_token
 from tests.fuzz.calls import USERS
-from tests.fuzz.wire import Door, Siege
+from tests.fuzz.wire import LAST, Door, Siege
 from tests.processes.harness import LISTENS, Program, Programs
 
 SERVICES: Final = re.compile(r"^cart-grpc listens for services on \S+:(\d+)$", re.MULTILINE)
@@ -39,7 +39,7 @@ class GuardedSiege(Siege):
     async def open_doors(self, stack: AsyncExitStack, program: Program) -> Sequence[Door]:
         port = int((await program.says(LISTENS))[1].rpartition(":")[2])
         service_port = int((await program.says(SERVICES))[1])
-        tokens = {user: make_token(user.partition("/")[2], expires_in=86_400) for user in USERS}
+        tokens = {user: make_token(user.partition("/")[2], expires_in=86_400) for user in (*USERS, LAST)}
         users = await stack.enter_async_context(self._files.open(port))
         web = await stack.enter_async_context(self._files.open(service_port, self._files.web()))
         return [Door(users, tokens, needs_identity=True), Door(web, needs_identity=True)]

@@ -13,7 +13,7 @@ from cart_grpc.authentication.caller import CARTS_ACT_AS, CARTS_READ
 from tests.rpc.protected import JOBS, READER, SERVICES, WEB, Shop, open_shop
 from tests.rpc.right import right
 
-CERTIFICATES: Final = 40
+CERTIFICATES: Final = 30
 KNOWN: Final = (WEB, READER, JOBS)
 KINDS: Final = (x509.UniformResourceIdentifier, x509.DNSName, x509.RFC822Name)
 

@@ -22,7 +22,7 @@ from tests.fuzz.tape import Tape
 from tests.fuzz.targets import CHECKS, QUERIES, SEEDS, TARGETS, Target
 from tests.rpc.right import descriptor_of, path_of
 
-INPUTS = 300
+INPUTS = 200
 
 
 def inputs(target: str, count: int) -> list[bytes]:
@@ -38,7 +38,7 @@ def test_valid_and_random_inputs_find_no_fault(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_small_inputs_find_no_fault(target: str) -> None:
-    @settings(max_examples=100, derandomize=True, database=None, deadline=None)
+    @settings(max_examples=50, derandomize=True, database=None, deadline=None)
     @given(st.binary(max_size=200))
     def run(data: bytes) -> None:
         TARGETS[target](data)
@@ -79,7 +79,7 @@ def test_a_planted_defect_is_found(
 ) -> None:
     monkeypatch.setattr(place, name, defect)
     with pytest.raises(Exception):  # noqa: B017, PT011 - each defect shows in its own way
-        run_all(TARGETS[target], inputs(target, 5 * INPUTS))
+        run_all(TARGETS[target], inputs(target, 8 * INPUTS))
 
 
 def run_all(target: Target, data: list[bytes]) -> None:

@@ -22,12 +22,15 @@ from tests.rpc.refusal import to_refusal
 from tests.rpc.right import descriptor_of, path_of
 
 AT_ONCE: Final = 16
+PARTS: Final = 4
 # Longer requests may be refused by gRPC itself, without details.
 LONG: Final = 60_000
 # A caller's fault, or the state of the carts; nothing that says that the server failed.
 ALLOWED: Final = frozenset(
     {"INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "ABORTED", "RESOURCE_EXHAUSTED"}
 )
+# Nothing but the last call is about this user.
+LAST: Final = "users/last"
 UNIDENTIFIED: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED"})
 
 
@@ -137,12 +140,13 @@ class Siege:
         self._programs = programs
         self._database_url = database_url
         self.ended: Counter[str] = Counter()
-        self.growth = 0
+        self.growth: list[int] = []
 
     async def run(self, warm_up: int, count: int, seed: int) -> None:
         """Make `warm_up` and then `count` calls. Raises AssertionError for the first that ends as none may.
 
-        `ended` counts how the calls ended. `growth` is the growth of the server's memory after the warm-up.
+        `ended` counts how the calls ended. `growth` is that of the server's memory since the warm-up, in bytes, after
+        each quarter of the calls.
         """
         migrated = self._programs.start("migrate", database_url=self._database_url)
         assert await migrated.ended(60) == 0
@@ -156,12 +160,14 @@ class Siege:
             await sender.send(warm_up)
             memory = Memory(program)
             memory.mark()
-            await sender.send(count)
-            self.ended, self.growth = sender.ended, memory.growth
+            for _ in range(PARTS):
+                await sender.send(count // PARTS)
+                self.growth.append(memory.growth)
+            self.ended = sender.ended
             # It still answers.
-            user, token = next(iter(doors[0].tokens.items()), ("users/last", ""))
-            request, identity = encoded_right("AddItem", user), [("authorization", f"Bearer {token}")] if token else []
-            await unary(doors[0].channel, path_of("AddItem"))([request], identity)
+            token = doors[0].tokens.get(LAST, "")
+            identity = [("authorization", f"Bearer {token}")] if token else []
+            await unary(doors[0].channel, path_of("AddItem"))([encoded_right("AddItem", LAST)], identity)
         faults = [line for line in self._programs.complaints() if "ALARM" not in line]
         assert not faults, faults[:20]
 
