@@ -50,7 +50,8 @@ class FileSource:
                     raise KeysNotLoaded("it is not a file")
                 return _check_size(file.read(MAX_BYTES + 1))
         except (OSError, ValueError) as error:
-            raise KeysNotLoaded(_show(error)) from None
+            cause = (isinstance(error, OSError) and error.strerror) or type(error).__name__
+            raise KeysNotLoaded(f"the file cannot be read: {cause}") from None
 
 
 class UrlSource:

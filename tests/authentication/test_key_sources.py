@@ -157,12 +157,12 @@ def make_none(file: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "cause"),
     [
-        (make_directory, "IsADirectoryError"),
+        (make_directory, "Is a directory"),
         (make_pipe, "it is not a file"),
         (make_endless, "it is not a file"),
         (make_long, "it is longer than 256 KiB"),
         (make_half, "it is not a JSON Web Key Set"),
-        (make_none, "FileNotFoundError"),
+        (make_none, "No such file or directory"),
     ],
 )
 async def test_what_is_in_the_place_of_the_file_keeps_the_keys(
