@@ -16,7 +16,7 @@ def main() -> int:
         signal.signal(signal.SIGINT, _end_silently)
     # gRPC would write lines of its own to standard error, also for each handshake that a stranger fails.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from cart_grpc import cli  # noqa: PLC0415 - takes half a second
+    from cart_grpc.cli import program as cli  # noqa: PLC0415 - takes half a second
 
     return cli.main()
 

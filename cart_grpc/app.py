@@ -24,7 +24,6 @@ from cart_grpc.background.sweeper import Sweeper
 from cart_grpc.database_setup import NotYet, StartupError, show_unusable, unusable
 from cart_grpc.exposure import SHARED, Port, find_ports, find_risks
 from cart_grpc.process import running_task
-from cart_grpc.reloaded_files import FileError
 from cart_grpc.reservation_api import transports
 from cart_grpc.rpc.server import Server
 from cart_grpc.servers import make_servers, open_identities
@@ -32,6 +31,7 @@ from cart_grpc.settings import Settings, variable_of
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.store import Store
+from cart_grpc.tls.reloaded_files import FileError
 from cart_grpc.units import to_us
 
 log = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from cart_grpc.client_tls import TlsFiles, check_pair
-from cart_grpc.reloaded_files import NamedFile
+from cart_grpc.tls.client import TlsFiles, check_pair
+from cart_grpc.tls.reloaded_files import NamedFile
 
 TLS_FILES: Final = {
     "ca_file": "PEM file with the authorities of the server's certificate",

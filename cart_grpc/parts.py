@@ -3,11 +3,11 @@
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.sweeper import Retention
 from cart_grpc.carts.calls import Limits
-from cart_grpc.client_tls import TlsFiles, check_pair
-from cart_grpc.reloaded_files import NamedFile
 from cart_grpc.reservation_api.credentials import CredentialFiles
 from cart_grpc.rpc.admission import Admission
 from cart_grpc.settings import Settings, variable_of
+from cart_grpc.tls.client import TlsFiles, check_pair
+from cart_grpc.tls.reloaded_files import NamedFile
 from cart_grpc.units import to_us
 
 

@@ -13,14 +13,14 @@ from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import SHARED, Port, offers_reflection
 from cart_grpc.process import running_task
-from cart_grpc.reloaded_files import FileError
 from cart_grpc.rpc.access import Access, AccessByCertificate, AccessByToken
 from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, CHECK_ONLY, HEALTH_AND_REFLECTION, HEALTH_ONLY
 from cart_grpc.rpc.server import Server
 from cart_grpc.rpc.services import admin_service, cart_service, no_service
-from cart_grpc.server_tls import ServerTls
 from cart_grpc.settings import Settings
 from cart_grpc.store.store import Store
+from cart_grpc.tls.reloaded_files import FileError
+from cart_grpc.tls.server import ServerTls
 
 
 @dataclass(frozen=True, slots=True)

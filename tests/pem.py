@@ -5,7 +5,7 @@ from pathlib import Path
 
 import trustme
 
-from cart_grpc.reloaded_files import NamedFile
+from cart_grpc.tls.reloaded_files import NamedFile
 
 NOW = dt.datetime.now(dt.UTC)
 

@@ -12,7 +12,9 @@ import pytest
 from cartgrpc.v1 import cart_service_pb2
 from pydantic import SecretStr
 
-from cart_grpc import app, cli, users_cli
+from cart_grpc import app
+from cart_grpc.cli import admin_users as users_cli
+from cart_grpc.cli import program as cli
 from cart_grpc.settings import Settings
 from cart_grpc.store import schema
 from cart_grpc.store.engine import connect

@@ -17,7 +17,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from cart_grpc import cli, process, server_cli, terminal
+from cart_grpc import process, terminal
+from cart_grpc.cli import program as cli
+from cart_grpc.cli import server as server_cli
 from cart_grpc.rpc.methods import CART_SERVICE as SERVICE
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
@@ -38,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_importing_the_command_line_does_not_import_slow_packages() -> None:
-    script = "import sys, cart_grpc.service_commands; print({'alembic', 'aiohttp'} & set(sys.modules))"
+    script = "import sys, cart_grpc.cli.service_commands; print({'alembic', 'aiohttp'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "set()\n"
 
 

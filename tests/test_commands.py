@@ -19,7 +19,7 @@ from cartgrpc.v1 import cart_admin_service_pb2 as pb
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from cart_grpc import cli
+from cart_grpc.cli import program as cli
 from cart_grpc.reservation_api import transports
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from tests.intents import hold

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from cart_grpc.command_groups import GROUPS, Group
+from cart_grpc.cli.command_groups import GROUPS, Group
 from tests.postgres import copy_readable, process_owner, shared_temporary_folder
 
 ROOT = Path(__file__).resolve().parent.parent

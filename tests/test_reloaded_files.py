@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cart_grpc.pem_files import read_authorities, read_identity
-from cart_grpc.reloaded_files import CHECK_SECONDS, FileError, NamedFile, Reloaded
+from cart_grpc.tls.pem_files import read_authorities, read_identity
+from cart_grpc.tls.reloaded_files import CHECK_SECONDS, FileError, NamedFile, Reloaded
 from tests.pem import PemFolder, issue, new_authority
 
 SECRET = "hunter2"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cart_grpc import app, cli
+from cart_grpc import app
+from cart_grpc.cli import program as cli
 from cart_grpc.configuration import SettingsError, load
 from cart_grpc.settings import Settings
 from cart_grpc.store.engine import connect

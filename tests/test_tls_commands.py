@@ -15,7 +15,7 @@ import trustme
 from cartgrpc.v1 import cart_admin_service_pb2 as pb
 from cartgrpc.v1 import cart_admin_service_pb2_grpc
 
-from cart_grpc import cli
+from cart_grpc.cli import program as cli
 from cart_grpc.simulator.access import Access
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from tests.client.scripted import Scripted, added, scripted_server

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from cart_grpc.addresses import is_loopback
-from cart_grpc.client_tls import TlsFiles
-from cart_grpc.reloaded_files import NamedFile, Reloaded
+from cart_grpc.tls.client import TlsFiles
+from cart_grpc.tls.reloaded_files import NamedFile, Reloaded
 
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 """Headers of HTTP, or metadata of gRPC."""

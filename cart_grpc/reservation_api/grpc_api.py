@@ -13,7 +13,6 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from cart_grpc.channels import open_async_channel
-from cart_grpc.client_tls import explain
 from cart_grpc.protocol.lanes import HOLD_LANE, LANES, lane_of
 from cart_grpc.protocol.reservation import Decision, Intent
 from cart_grpc.reservation_api import wire
@@ -30,6 +29,7 @@ from cart_grpc.reservation_api.api import (
 from cart_grpc.reservation_api.batches import Result, apply_batch
 from cart_grpc.reservation_api.connections import Connections
 from cart_grpc.reservation_api.credentials import Headers
+from cart_grpc.tls.client import explain
 
 APPLY_METHOD: Final = "/cartgrpc.reservation.v1.ReservationService/ApplyReservation"
 _BATCH_METHOD: Final = "/cartgrpc.reservation.v1.ReservationService/BatchApplyReservations"

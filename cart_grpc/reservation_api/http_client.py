@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import aiohttp
 
-from cart_grpc.client_tls import explain
 from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import NoAnswerError
 from cart_grpc.reservation_api.credentials import Headers, hide_token
 from cart_grpc.reservation_api.http_connection import bounded_connector
+from cart_grpc.tls.client import explain
 
 REFUSALS: Final = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 409: "FAILED_PRECONDITION", 422: "INVALID_ARGUMENT"}
 """The statuses of permanent errors, each with the code to report if the body has none."""

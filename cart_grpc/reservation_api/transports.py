@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from cart_grpc.reloaded_files import Reloaded
 from cart_grpc.reservation_api.api import AuditableApi
 from cart_grpc.reservation_api.credentials import NO_FILES, CredentialFiles, reloaded_headers
 from cart_grpc.reservation_api.grpc_api import GrpcReservationApi
+from cart_grpc.tls.reloaded_files import Reloaded
 
 if TYPE_CHECKING:
     from cart_grpc.reservation_api.basic_api import BasicReservationApi

@@ -11,10 +11,10 @@ from typing import Final
 
 import grpc
 
-from cart_grpc.pem_files import read_authorities, read_identity
-from cart_grpc.reloaded_files import NamedFile, Reloaded
-from cart_grpc.server_tls import ServerTls
 from cart_grpc.simulator.errors import Unauthenticated
+from cart_grpc.tls.pem_files import read_authorities, read_identity
+from cart_grpc.tls.reloaded_files import NamedFile, Reloaded
+from cart_grpc.tls.server import ServerTls
 
 Headers = Iterable[tuple[str, str | bytes]]
 

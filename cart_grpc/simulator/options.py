@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Final
 
 from cart_grpc.arguments import duration
-from cart_grpc.reloaded_files import NamedFile
 from cart_grpc.simulator.access import Access
 from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.server import SimulatorConfig, check_address
+from cart_grpc.tls.reloaded_files import NamedFile
 
 _PROBABILITIES: Final = {
     "slow": "that a call takes --slow-latency instead of --latency",

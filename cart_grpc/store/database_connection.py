@@ -16,9 +16,9 @@ from typing import Any, Final
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from cart_grpc.reloaded_files import FileError, NamedFile
 from cart_grpc.store.database_parameters import DatabaseUrlError, refusal
 from cart_grpc.store.database_url import ConnectArguments, Tls
+from cart_grpc.tls.reloaded_files import FileError, NamedFile
 
 # TCP probes an idle connection after 10 s, three times; data that stays unacknowledged for 30 s breaks it.
 # The names are those of the socket options, as in libpq.

@@ -6,12 +6,12 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Connection, make_url
 
 from cart_grpc.names import CartKey
-from cart_grpc.reloaded_files import NamedFile
 from cart_grpc.store import database_url
 from cart_grpc.store.change_notifier import OnChange
 from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.sqlite import SqliteEngine
+from cart_grpc.tls.reloaded_files import NamedFile
 
 T = TypeVar("T")
 Clock = Callable[[], int]

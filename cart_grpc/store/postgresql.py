@@ -9,7 +9,6 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.util import await_only
 
-from cart_grpc.reloaded_files import NamedFile
 from cart_grpc.store.connection_pool import ConnectionPool, Shortage, find_driver
 from cart_grpc.store.database_connection import Connector
 from cart_grpc.store.database_parameters import refusal
@@ -19,6 +18,7 @@ from cart_grpc.store.failures import READ_ONLY as READ_ONLY_STATE
 from cart_grpc.store.failures import CommitFailed, get_sqlstate, is_dead
 from cart_grpc.store.postgresql_hints import PostgresqlHints
 from cart_grpc.store.postgresql_session import CUSTOM_PLANS, KEPT_PLANS, READ_ONLY, SETTINGS, Sessions
+from cart_grpc.tls.reloaded_files import NamedFile
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cart_grpc import cli
+from cart_grpc.cli import program as cli
 from tests.access.guarded import BEYOND, Files, running
 
 

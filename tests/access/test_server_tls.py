@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from cart_grpc.reloaded_files import FileError, NamedFile
-from cart_grpc.server_tls import ServerTls
+from cart_grpc.tls.reloaded_files import FileError, NamedFile
+from cart_grpc.tls.server import ServerTls
 from tests.pem import NOW, PemFolder, issue, new_authority
 
 AUTHORITY = new_authority()

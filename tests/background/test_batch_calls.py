@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cart_grpc import app, reloaded_files
+from cart_grpc import app
 from cart_grpc.background.batch_support import ASK_AGAIN_AFTER_DENIAL_US, ASK_AGAIN_US, MAX_UNREADABLE
 from cart_grpc.protocol.reservation import Observed
 from cart_grpc.reservation_api.connections import Connections
@@ -18,6 +18,7 @@ from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.server import SimulatorServer
 from cart_grpc.simulator.simulator import RETRY_AFTER_US, Simulator
 from cart_grpc.store import schema
+from cart_grpc.tls import reloaded_files
 from cart_grpc.units import to_us
 from tests.background.rounds import Rounds, running_rounds
 from tests.gate import Gate

@@ -56,7 +56,7 @@ class Shop:
 
 
 @contextmanager
-def running_shop(folder: Path, module: str = "cart_grpc.cli", **settings: str) -> Iterator[Shop]:
+def running_shop(folder: Path, module: str = "cart_grpc.cli.program", **settings: str) -> Iterator[Shop]:
     """Yield a running shop, with a Reservation API unless it is in the settings. The processes end with the block."""
     with running_programs(folder) as programs:
         programs.module, programs.preloaded = module, True

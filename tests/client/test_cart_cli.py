@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cart_grpc import cart_connection, cli
+from cart_grpc.cli import cart_connection
+from cart_grpc.cli import program as cli
 from tests.client.shop import Shop
 
 Run = Callable[..., "Said"]

@@ -31,7 +31,7 @@ _numbers = itertools.count()
 # Forks processes that have imported the program already. The imports are three quarters of a server's start, and the
 # crash tests start fifty servers each.
 _PRELOADED = multiprocessing.get_context("forkserver")
-_PRELOADED.set_forkserver_preload(["cart_grpc.service_commands", "tests.processes.killable"])
+_PRELOADED.set_forkserver_preload(["cart_grpc.cli.service_commands", "tests.processes.killable"])
 
 
 class Program:

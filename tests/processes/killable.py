@@ -22,9 +22,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from cart_grpc import cli
 from cart_grpc.carts.calls import MergeCarts
 from cart_grpc.carts.checkout_calls import BeginCheckout, CancelCheckout, CompleteCheckout
+from cart_grpc.cli import program as cli
 from cart_grpc.commands.checkout import EvaluateCheckout
 from cart_grpc.commands.direct import Claim, ExtendLeases, Purge, ReturnClaims
 from cart_grpc.commands.expire import Expire

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cart_grpc import cart_connection
+from cart_grpc.cli import cart_connection
 from tests.processes.harness import LISTENS, SIMULATES, Program, Programs
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cart_grpc import cli
+from cart_grpc.cli import program as cli
 from tests.access.guarded import BEYOND, Files, add, alices_token
 from tests.processes.harness import LISTENS, Programs
 from tests.processes.test_workers import OPERATORS, eventually, listening

@@ -19,10 +19,7 @@ from cartgrpc.reservation.v1.reservation_pb2 import (
     ReservationResult,
 )
 
-from cart_grpc import reloaded_files
-from cart_grpc.client_tls import TlsFiles
 from cart_grpc.protocol.reservation import Decision, Observed
-from cart_grpc.reloaded_files import FileError, NamedFile, Reloaded
 from cart_grpc.reservation_api.api import BatchesUnsupported, NoAnswerError, ReservationApi
 from cart_grpc.reservation_api.credentials import NO_FILES, CredentialFiles
 from cart_grpc.reservation_api.http_client import HttpClient
@@ -30,6 +27,9 @@ from cart_grpc.reservation_api.transports import check_url, connect
 from cart_grpc.simulator.access import Access
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from cart_grpc.simulator.simulator import Simulator
+from cart_grpc.tls import reloaded_files
+from cart_grpc.tls.client import TlsFiles
+from cart_grpc.tls.reloaded_files import FileError, NamedFile, Reloaded
 from tests.intents import hold
 from tests.pem import PemFolder, issue, new_authority
 from tests.reservation_api.hostile import Script, hostile_grpc, hostile_http

@@ -15,7 +15,8 @@ from cartgrpc.v1 import cart_service_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 
-from cart_grpc import app, cli
+from cart_grpc import app
+from cart_grpc.cli import program as cli
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from cart_grpc.simulator.simulator import Simulator

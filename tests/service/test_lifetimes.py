@@ -8,8 +8,8 @@ from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from cart_grpc import cli
 from cart_grpc.app import clock
+from cart_grpc.cli import program as cli
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.simulator import Simulator

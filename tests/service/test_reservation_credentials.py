@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from cartgrpc.v1 import cart_pb2
 
-from cart_grpc import reloaded_files
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.access import Access
 from cart_grpc.simulator.server import SimulatorServer
 from cart_grpc.simulator.simulator import Simulator
+from cart_grpc.tls import reloaded_files
 from tests.pem import PemFolder
 from tests.service.conftest import running_replica
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from cart_grpc import app, cli
+from cart_grpc import app
+from cart_grpc.cli import program as cli
 from cart_grpc.database_setup import StartupError
-from cart_grpc.reloaded_files import FileError, NamedFile
 from cart_grpc.settings import Settings
 from cart_grpc.store.database_connection import Connector
 from cart_grpc.store.database_parameters import DatabaseUrlError
 from cart_grpc.store.database_url import parse
 from cart_grpc.store.engine import connect
+from cart_grpc.tls.reloaded_files import FileError, NamedFile
 from tests.pem import PemFolder
 from tests.postgres import PostgresServer, running_postgres
 from tests.tls import SECRET, ask, prepare

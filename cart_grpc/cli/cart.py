@@ -13,15 +13,15 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.live import Live
 
-from cart_grpc import cart_tables as tables
 from cart_grpc.arguments import duration
-from cart_grpc.cart_arguments import amount, amount_or_none, pair
-from cart_grpc.cart_connection import ADDRESS_VARIABLE, add_options, connect
+from cart_grpc.cli import cart_tables as tables
+from cart_grpc.cli.cart_arguments import amount, amount_or_none, pair
+from cart_grpc.cli.cart_connection import ADDRESS_VARIABLE, add_options, connect
+from cart_grpc.cli.command_groups import Commands
 from cart_grpc.client import UNSET, CartError, DeadlineExceeded, SyncCart, SyncCartClient, Unavailable
-from cart_grpc.client_tls import NOBODY_LISTENS, explain
-from cart_grpc.command_groups import Commands
-from cart_grpc.reloaded_files import FileError
 from cart_grpc.terminal import complain, say
+from cart_grpc.tls.client import NOBODY_LISTENS, explain
+from cart_grpc.tls.reloaded_files import FileError
 from cart_grpc.units import US_PER_SECOND
 
 _CART_HINT: Final = "USER, USER/CART or users/USER/carts/CART; USER alone means the cart `default`"

@@ -8,7 +8,7 @@ from cartgrpc.v1 import cart_admin_service_pb2 as pb
 from cartgrpc.v1 import cart_pb2
 from google.protobuf.message import Message
 
-from cart_grpc.admin_client import (
+from cart_grpc.cli.admin_client import (
     NOTHING,
     Stub,
     add_command,

@@ -34,9 +34,9 @@ class Group:
 
 
 GROUPS: Final = (
-    Group("cart_grpc.cart_cli", "cli", "rich", {"cart": "show and change carts, and check them out"}),
+    Group("cart_grpc.cli.cart", "cli", "rich", {"cart": "show and change carts, and check them out"}),
     Group(
-        "cart_grpc.service_commands",
+        "cart_grpc.cli.service_commands",
         "server",
         "sqlalchemy",
         {

@@ -2,7 +2,7 @@
 
 import ssl
 
-from cart_grpc.reloaded_files import NamedFile
+from cart_grpc.tls.reloaded_files import NamedFile
 
 
 def read_authorities(file: NamedFile) -> bytes:

@@ -14,7 +14,7 @@ from cartgrpc.v1 import cart_pb2
 from google.protobuf.message import Message
 
 from cart_grpc import app, database_setup
-from cart_grpc.admin_client import (
+from cart_grpc.cli.admin_client import (
     NOTHING,
     TIMEOUT_SECONDS,
     Stub,

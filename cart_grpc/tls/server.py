@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from cart_grpc.reloaded_files import CHECK_SECONDS, NamedFile, Reloaded
+from cart_grpc.tls.reloaded_files import CHECK_SECONDS, NamedFile, Reloaded
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate

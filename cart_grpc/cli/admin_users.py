@@ -8,7 +8,7 @@ from typing import Any
 from cartgrpc.v1 import cart_admin_service_pb2 as pb
 from google.protobuf.message import Message
 
-from cart_grpc.admin_client import NOTHING, TIMEOUT_SECONDS, Stub, add_command, arguments_in_range, show_age
+from cart_grpc.cli.admin_client import NOTHING, TIMEOUT_SECONDS, Stub, add_command, arguments_in_range, show_age
 from cart_grpc.terminal import complain, say, to_table
 
 HEADER = ("DONE", "CHECKOUTS", "CARTS", "RESERVATIONS", "SINCE", "FIRST CHECKOUT")

@@ -5,8 +5,14 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from cart_grpc import admin_cli, carts_cli, checkouts_cli, configuration, partner_cli, process, server_cli, users_cli
-from cart_grpc.command_groups import Commands
+from cart_grpc import configuration, process
+from cart_grpc.cli import admin_carts as carts_cli
+from cart_grpc.cli import admin_checkouts as checkouts_cli
+from cart_grpc.cli import admin_reservations as admin_cli
+from cart_grpc.cli import admin_users as users_cli
+from cart_grpc.cli import partner as partner_cli
+from cart_grpc.cli import server as server_cli
+from cart_grpc.cli.command_groups import Commands
 from cart_grpc.configuration import SettingsError
 from cart_grpc.database_setup import StartupError
 from cart_grpc.probe import options as probe_options

@@ -8,8 +8,8 @@ from typing import Final
 
 import grpc
 
-from cart_grpc.pem_files import read_authorities, read_identity
-from cart_grpc.reloaded_files import FileError, NamedFile
+from cart_grpc.tls.pem_files import read_authorities, read_identity
+from cart_grpc.tls.reloaded_files import FileError, NamedFile
 
 NOBODY_LISTENS: Final = "connection refused"
 _UNTRUSTED: Final = "no authority that is trusted here has signed the server's certificate"

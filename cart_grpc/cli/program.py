@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 from cart_grpc import terminal
-from cart_grpc.command_groups import GROUPS
+from cart_grpc.cli.command_groups import GROUPS
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,13 +17,13 @@ from cart_grpc import parts
 from cart_grpc.addresses import host_of, is_loopback, to_dial
 from cart_grpc.arguments import duration
 from cart_grpc.channels import open_channel
-from cart_grpc.client_tls import explain
 from cart_grpc.connection_arguments import TLS_FILES, add_tls_files, find_tls_files
 from cart_grpc.database_setup import StartupError
-from cart_grpc.reloaded_files import FileError
 from cart_grpc.setting_types import check_address
 from cart_grpc.settings import Settings, variable_of
 from cart_grpc.terminal import complain, say
+from cart_grpc.tls.client import explain
+from cart_grpc.tls.reloaded_files import FileError
 
 Stub = cart_admin_service_pb2_grpc.CartAdminServiceStub
 TIMEOUT_SECONDS = 30

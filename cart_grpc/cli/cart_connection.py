@@ -8,7 +8,7 @@ from cart_grpc.addresses import host_of, is_loopback
 from cart_grpc.arguments import duration
 from cart_grpc.client import SyncCartClient
 from cart_grpc.connection_arguments import TLS_FILES, add_tls_files, find_file, find_tls_files
-from cart_grpc.reloaded_files import NamedFile
+from cart_grpc.tls.reloaded_files import NamedFile
 from cart_grpc.units import US_PER_SECOND
 
 ADDRESS_VARIABLE: Final = "CARTGRPC_ADDRESS"
