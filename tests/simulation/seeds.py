@@ -36,16 +36,21 @@ class SeedReport:
     converged_after: float
 
 
-def run(seed: int) -> SeedReport:
-    """Run the simulation of `seed`."""
+def run(seed: int, *, until_violation: bool = False) -> SeedReport:
+    """Run the simulation of `seed` to its end. `until_violation`: only until the first broken invariant."""
     loop = VirtualLoop()
     simulation = Simulation(seed, loop)
     with _deterministic(seed, loop, simulation.report_violation):
+        running = loop.create_task(simulation.run())
+        if until_violation:
+            simulation.after_violation = running.cancel
+        converged_after = -1.0
         try:
-            converged_after = loop.run_until_complete(simulation.run())
+            converged_after = loop.run_until_complete(running)
+        except asyncio.CancelledError:
+            assert until_violation
         except Exception as error:  # noqa: BLE001 - an exception fails the seed
             simulation.report_violation(f"the run itself failed: {error!r}")
-            converged_after = -1.0
         for replica in (*simulation.retired, *simulation.replicas):
             for unhandled in replica.process.unhandled_errors():
                 simulation.report_violation(f"{replica.name} failed in the background: {unhandled!r}")

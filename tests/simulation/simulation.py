@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from cartgrpc.v1 import cart_service_pb2
@@ -16,7 +17,7 @@ from cart_grpc.units import to_seconds
 from tests.simulation import faults, operations, plan
 from tests.simulation.checks import Checks
 from tests.simulation.clock import SimulatedClock
-from tests.simulation.database import Database, DatabaseFaults
+from tests.simulation.database import Database, DatabaseFaults, discard
 from tests.simulation.histories import etag_of
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.lossy_stock import LossyStock
@@ -26,7 +27,7 @@ from tests.simulation.replica import SimulatedReplica
 
 
 class Simulation:
-    """One run. `trace` has all events, `violations` the broken invariants.
+    """One run. `trace` has all events, `violations` the broken invariants; each calls `after_violation`.
 
     The labels of the random generators are part of the seed: another label makes every seed another run.
     """
@@ -37,6 +38,7 @@ class Simulation:
         self.plan = plan.draw(random.Random(f"{seed} plan"), seed)
         self.trace: list[tuple[Any, ...]] = []
         self.violations: list[str] = []
+        self.after_violation: Callable[[], object] = discard
         self._id = 0
         self.clock = SimulatedClock(loop, follows=self.plan.api_follows)
         self.database = Database(
@@ -80,6 +82,7 @@ class Simulation:
     def report_violation(self, message: str) -> None:
         self.violations.append(f"at {self.loop.time():.3f} s: {message}")
         self.trace.append((round(self.loop.time(), 6), "VIOLATION", message))
+        self.after_violation()
 
     def new_id(self) -> str:
         self._id += 1
