@@ -6,12 +6,22 @@ import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
 
 from cart_grpc.terminal import complain, escape
 
+try:
+    import resource
+except ImportError:
+    # Windows has no such limit.
+    resource = None  # type: ignore[assignment]
+
 log = logging.getLogger(__name__)
+# Four ports that are full of connections, and everything else.
+WANTED_FILES: Final = 17_000
+# For the database, the Reservation API, the key set, and files that are read again.
+RESERVED_FILES: Final = 250
 
 
 def run(work: Coroutine[Any, Any, int | None]) -> int:
@@ -21,8 +31,35 @@ def run(work: Coroutine[Any, Any, int | None]) -> int:
     # a cycle with its request, and at 20,000 an attacker's calls took 330 MiB instead of 100.
     gc.freeze()
     gc.set_threshold(5_000, 10, 10)
+    _raise_file_limit()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(work) or 0
+
+
+def connection_room(ports: int) -> int:
+    """Return how many connections each of so many ports may have, so that files are left for everything else."""
+    if resource is None:
+        return WANTED_FILES
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    available = WANTED_FILES if soft == resource.RLIM_INFINITY else max(soft - RESERVED_FILES, soft // 2)
+    return max(available // max(ports, 1), 1)
+
+
+def _raise_file_limit() -> None:
+    """Let this process open as many files as it may, up to WANTED_FILES.
+
+    Most systems start a program with 1,024. So many silent connections would be enough: nobody else could connect, and
+    no file or connection of our own could be opened.
+    """
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    # macOS has a lower bound of its own.
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @asynccontextmanager

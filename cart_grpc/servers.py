@@ -1,5 +1,6 @@
 """The servers of a process, one for each port, and the identities that they check: tokens and certificates."""
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -12,15 +13,17 @@ from cart_grpc.authentication.services import Services
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import SHARED, Port, offers_reflection
-from cart_grpc.process import running_task
+from cart_grpc.process import connection_room, running_task
 from cart_grpc.rpc.access import Access, AccessByCertificate, AccessByToken
 from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, CHECK_ONLY, HEALTH_AND_REFLECTION, HEALTH_ONLY
-from cart_grpc.rpc.server import Server
+from cart_grpc.rpc.server import MAX_CONNECTIONS, Server
 from cart_grpc.rpc.services import admin_service, cart_service, no_service
 from cart_grpc.settings import Settings
 from cart_grpc.store.store import Store
 from cart_grpc.tls.reloaded_files import FileError
 from cart_grpc.tls.server import ServerTls
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,9 @@ def make_servers(
     names = {"listen": CART_SERVICE, "service_listen": CART_SERVICE, "admin_listen": ADMIN_SERVICE}
     health = no_service(*{names[port.setting]: None for port in ports if port.setting in names})
     services = {"listen": carts, "service_listen": carts, "admin_listen": operators, "health_listen": health}
+    room = connection_room(len(ports))
+    if room < MAX_CONNECTIONS:
+        log.warning("the limit of open files (ulimit -n) leaves room for %d connections at each port", room)
     beside = HEALTH_AND_REFLECTION if offers_reflection(settings) else HEALTH_ONLY
     return {
         port: Server(
@@ -110,6 +116,7 @@ def make_servers(
             access=identities.access(port),
             beside=CHECK_ONLY if port.setting == "health_listen" else beside,
             shares_port=shares_ports and port.setting in SHARED,
+            max_connections=room,
         )
         for port in ports
     }

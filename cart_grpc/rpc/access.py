@@ -1,5 +1,6 @@
 """Who makes a call: the caller that its metadata or its connection proves."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import grpc
 
 from cart_grpc.authentication.caller import NOBODY, Caller
-from cart_grpc.authentication.refusals import Fault, TokenInvalid, TokenMissing
+from cart_grpc.authentication.refusals import Fault, TokenInvalid, TokenMissing, Unauthenticated
 from cart_grpc.authentication.services import Services
+from cart_grpc.authentication.turns import Turns
 
 if TYPE_CHECKING:
     # Its import takes a while, and only a port with tokens needs it.
@@ -26,24 +28,43 @@ class Access(ABC):
 
     @abstractmethod
     def find(self, context: Context) -> Caller | None:
-        """Return the caller if that takes no I/O and no cryptography; else None. Raises Unauthenticated."""
+        """Return the caller if that takes no I/O and no cryptography; else None."""
 
     @abstractmethod
     async def verify(self, context: Context) -> Caller:
-        """Return the caller. Raises Unauthenticated, or Unavailable if the key of a token cannot be fetched."""
+        """Return the caller.
+
+        Raises Unauthenticated, Unavailable if the key of a token cannot be fetched, or Overloaded.
+        """
 
 
 class AccessByToken(Access):
-    """Callers send a token in the metadata `authorization: Bearer TOKEN` (RFC 6750)."""
+    """Callers send a token in the metadata `authorization: Bearer TOKEN` (RFC 6750).
+
+    Calls whose token is remembered never wait. All others take turns.
+    """
 
     def __init__(self, tokens: "Tokens") -> None:
         self._tokens = tokens
+        self._turns = Turns()
 
     def find(self, context: Context) -> Caller | None:
-        return self._tokens.find(_token_of(context))
+        try:
+            return self._tokens.find(_token_of(context))
+        except Unauthenticated:
+            return None
 
     async def verify(self, context: Context) -> Caller:
-        return await self._tokens.verify(_token_of(context))
+        await self._turns.take(context.peer())
+        began, is_refused = time.monotonic(), True
+        try:
+            token = _token_of(context)
+            # Another call may have verified it in the meantime.
+            caller = self._tokens.find(token) or await self._tokens.verify(token)
+            is_refused = False
+            return caller
+        finally:
+            self._turns.pay(time.monotonic() - began, is_refused=is_refused)
 
 
 class AccessByCertificate(Access):

@@ -61,7 +61,6 @@ OPTIONS = (
     # Admission rejects calls with a proper status instead, so both numbers are beyond any burst that we accept.
     ("grpc.server.max_pending_requests", 12_000),
     ("grpc.server.max_pending_requests_hard_limit", 16_000),
-    ("grpc.max_allowed_incoming_connections", 4_000),
     # How long a peer may take for the HTTP/2 handshake, to acknowledge our settings, and to answer a ping.
     ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.http2.settings_timeout", 10_000),
@@ -76,6 +75,8 @@ OPTIONS = (
     ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.max_connection_age_ms", 1_800_000),
 )
+# Of one port.
+MAX_CONNECTIONS: Final = 4_000
 # A client with health checks has one watch for each of its connections, so a watch for each connection that we accept.
 MAX_HEALTH_WATCHES: Final = 4_000
 # New calls are held back until none has arrived for so long. It must exceed a round trip and the pause of a busy caller
@@ -90,8 +91,8 @@ class Server:
 
     Health: `""` is liveness; the names of the service are readiness, as `set_ready` says. With `access`, the service's
     methods need an identity and a permission. `beside` has the methods of health and reflection that are offered. With
-    `shares_port`, other workers listen on the same port, and each gets its share of the connections. `call_timeout` is
-    in seconds.
+    `shares_port`, other workers listen on the same port, and each gets its share of the connections. At most
+    `max_connections` are open, unless MAX_CONNECTIONS is less. `call_timeout` is in seconds.
     """
 
     def __init__(
@@ -102,12 +103,14 @@ class Server:
         access: Access | None = None,
         beside: Mapping[str, Sequence[Method]] = HEALTH_AND_REFLECTION,
         shares_port: bool = False,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         self.port = 0
         self._service = service
         self._has_stopped = False
         options = (
             *OPTIONS,
+            ("grpc.max_allowed_incoming_connections", min(max_connections, MAX_CONNECTIONS)),
             ("grpc.max_receive_message_length", service.max_request_bytes),
             # A connection that reaches its age may finish the calls that it has; a call that never ends is cut off.
             ("grpc.max_connection_age_grace_ms", int((call_timeout + MAX_WAIT_SECONDS) * 1000)),

@@ -1,4 +1,8 @@
-"""Any peer may be hostile: memory stays bounded, and honest callers are served during an attack."""
+"""Any peer may be hostile: memory stays bounded, and honest callers are served during an attack.
+
+The attackers have tokens, so that their calls get as far as those of a port without identities; and TLS ends before
+HTTP/2 begins, so HTTP/2 is attacked here as on a plaintext port. An attack in the clear would prove no more.
+"""
 
 import asyncio
 import itertools
@@ -6,17 +10,16 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import grpc
-import psutil
 import pytest
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
 
 from cart_grpc.carts.calls import Limits
 from cart_grpc.rpc.server import OPTIONS
 from cart_grpc.rpc.services import MAX_INCOMPLETE_BYTES, REQUEST_ROOM
+from tests.attacks.target import CART, Target, running_target
 from tests.attacks.wire import (
     CANCEL,
     CONTINUATION,
@@ -37,7 +40,7 @@ from tests.attacks.wire import (
     message,
     wired,
 )
-from tests.processes.harness import LISTENS, Program, connected, running_programs
+from tests.authentication.issuer import make_token
 from tests.processes.test_workers import eventually
 from tests.service.conftest import Replica
 
@@ -55,24 +58,15 @@ HALF_OPEN_CALLS = 8_000
 CALLS_PER_CONNECTION = dict(OPTIONS)["grpc.max_concurrent_streams"]
 HALF_OPEN_TIMEOUT = 5
 HALF_OPEN_ROOM = 120 * MIB
-CALL = call_of("/cartgrpc.v1.CartService/GetCart")
+PATH = "/cartgrpc.v1.CartService/GetCart"
+CALL = call_of(PATH, make_token("mallory"))
 Attack = Callable[[Wire], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture(scope="module")
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Program, str, int]]:
-    """A server in its own process, its address, and its memory before the first attack."""
-    with running_programs(tmp_path_factory.mktemp("attacked")) as programs:
-        program = programs.start("serve", listen="127.0.0.1:0", reservation_url="grpc://127.0.0.1:1")
-        address = (await program.says(LISTENS))[1]
-        async with connected(address) as client:
-            await client.add()
-        yield program, address, memory(program)
-
-
-def memory(program: Program) -> int:
-    resident: int = psutil.Process(program.pid).memory_info().rss
-    return resident
+async def target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Target]:
+    async with running_target(tmp_path_factory.mktemp("attacked")) as target:
+        yield target
 
 
 def streams() -> Iterator[int]:
@@ -164,63 +158,57 @@ async def send_settings(wire: Wire) -> None:
     ],
     ids=lambda attack: attack.__name__,
 )
-async def test_an_attack_takes_bounded_memory_and_honest_callers_are_served(
-    attack: Attack, server: tuple[Program, str, int]
-) -> None:
-    program, address, before = server
+async def test_an_attack_takes_bounded_memory_and_honest_callers_are_served(attack: Attack, target: Target) -> None:
     async with AsyncExitStack() as stack:
-        honest = await stack.enter_async_context(connected(address))
-        wires = [await stack.enter_async_context(wired(address)) for _ in range(2)]
+        honest = await stack.enter_async_context(target.honest())
+        wires = [await stack.enter_async_context(wired(target.address, tls=target.tls())) for _ in range(2)]
         attacking = [asyncio.create_task(attack(wire)) for wire in wires]
-        served, most = await serve_meanwhile(honest, program)
+        served, most = await serve_meanwhile(honest, target)
         for task in attacking:
             task.cancel()
         await asyncio.gather(*attacking, return_exceptions=True)
         assert not [task for task in attacking if not task.cancelled() and task.exception()]
     assert served >= 3
-    assert most - before < ROOM
+    assert most - target.before < ROOM
     # A connection that opens after the attack is served, too.
-    async with connected(address) as after:
-        await after.add(cart="users/bob/carts/default")
+    async with target.honest() as after:
+        await after.add(cart=CART)
 
 
-async def serve_meanwhile(client: Replica, program: Program) -> tuple[int, int]:
+async def serve_meanwhile(client: Replica, target: Target) -> tuple[int, int]:
     """Return how many calls of an honest client succeeded, all of them with OK, and the largest memory seen."""
     served, most, deadline = 0, 0, time.monotonic() + SECONDS
     while time.monotonic() < deadline or served < 3:
-        await client.add(cart="users/bob/carts/default")
-        served, most = served + 1, max(most, memory(program))
+        await client.add(cart=CART)
+        served, most = served + 1, max(most, target.memory)
         await asyncio.sleep(0.02)
-    return served, max(most, memory(program))
+    return served, max(most, target.memory)
 
 
-async def test_half_open_calls_end_and_honest_callers_are_served(tmp_path: Path) -> None:
-    with running_programs(tmp_path) as programs:
-        settings = {"listen": "127.0.0.1:0", "reservation_url": "grpc://127.0.0.1:1"}
-        program = programs.start("serve", call_timeout=str(HALF_OPEN_TIMEOUT), **settings)
-        address = (await program.says(LISTENS))[1]
-        async with AsyncExitStack() as stack:
-            honest = await stack.enter_async_context(connected(address))
-            wires = [
-                await stack.enter_async_context(wired(address)) for _ in range(HALF_OPEN_CALLS // CALLS_PER_CONNECTION)
-            ]
-            await serve_meanwhile(honest, program)
-            before = memory(program)
-            for wire in wires:
-                await wire.send(
-                    frame(HEADERS, END_HEADERS, stream, CALL)
-                    for stream in itertools.islice(streams(), CALLS_PER_CONNECTION)
-                )
-                # It is answered after the server has accepted the calls before it, so no queue inside gRPC overflows.
-                await honest.add(cart="users/bob/carts/default")
-            await eventually(lambda: HALF_OPEN_CALLS - ended(wires) <= MAX_INCOMPLETE_REQUESTS, 20)
-            _, most = await serve_meanwhile(honest, program)
-            assert most - before < HALF_OPEN_ROOM
-            await eventually(lambda: ended(wires) == HALF_OPEN_CALLS, HALF_OPEN_TIMEOUT + 20)
-            _, most = await serve_meanwhile(honest, program)
-            assert most - before < HALF_OPEN_ROOM
-            assert not any(wire.has_ended for wire in wires)
-    assert programs.complaints() == []
+async def test_half_open_calls_end_and_honest_callers_are_served(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("half-open")
+    async with running_target(folder, call_timeout=str(HALF_OPEN_TIMEOUT)) as target, AsyncExitStack() as stack:
+        honest = await stack.enter_async_context(target.honest())
+        wires = [
+            await stack.enter_async_context(wired(target.address, tls=target.tls()))
+            for _ in range(HALF_OPEN_CALLS // CALLS_PER_CONNECTION)
+        ]
+        await serve_meanwhile(honest, target)
+        before = target.memory
+        for wire in wires:
+            await wire.send(
+                frame(HEADERS, END_HEADERS, stream, CALL)
+                for stream in itertools.islice(streams(), CALLS_PER_CONNECTION)
+            )
+            # It is answered after the server has accepted the calls before it, so no queue inside gRPC overflows.
+            await honest.add(cart=CART)
+        await eventually(lambda: HALF_OPEN_CALLS - ended(wires) <= MAX_INCOMPLETE_REQUESTS, 20)
+        _, most = await serve_meanwhile(honest, target)
+        assert most - before < HALF_OPEN_ROOM
+        await eventually(lambda: ended(wires) == HALF_OPEN_CALLS, HALF_OPEN_TIMEOUT + 20)
+        _, most = await serve_meanwhile(honest, target)
+        assert most - before < HALF_OPEN_ROOM
+        assert not any(wire.has_ended for wire in wires)
 
 
 def ended(wires: list[Wire]) -> int:
@@ -228,21 +216,22 @@ def ended(wires: list[Wire]) -> int:
     return sum(len(wire.ended_streams) for wire in wires)
 
 
-async def test_silent_connections_are_closed(server: tuple[Program, str, int]) -> None:
-    program, address, before = server
+async def test_connections_that_are_silent_after_tls_are_closed(target: Target) -> None:
     async with AsyncExitStack() as stack:
-        wires = [await stack.enter_async_context(wired(address, b"", is_polite=False)) for _ in range(300)]
-        async with connected(address) as honest:
-            await honest.add(cart="users/carol/carts/default")
+        wires = [
+            await stack.enter_async_context(wired(target.address, b"", is_polite=False, tls=target.tls()))
+            for _ in range(300)
+        ]
+        async with target.honest() as honest:
+            await honest.add(cart=CART)
         assert {await wire.ended(10) for wire in wires} == {"Did not receive HTTP/2 settings before handshake timeout"}
         assert min(wire.ended_after for wire in wires) > 4
-    assert memory(program) - before < ROOM
+    assert target.memory - target.before < ROOM
 
 
-async def test_none_of_a_burst_of_calls_is_cancelled(server: tuple[Program, str, int]) -> None:
-    program, address, before = server
+async def test_none_of_a_burst_of_calls_of_a_service_is_cancelled(target: Target) -> None:
     async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(connected(address)) for _ in range(30)]
+        clients = [await stack.enter_async_context(target.web()) for _ in range(30)]
         for client in clients:
             await client.add(cart="users/dave/carts/default")
 
@@ -260,4 +249,4 @@ async def test_none_of_a_burst_of_calls_is_cancelled(server: tuple[Program, str,
     # Calls beyond the limits are rejected with the status for that, never cancelled.
     assert ended.keys() <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}, ended
     assert ended[grpc.StatusCode.OK] > 1_000
-    assert memory(program) - before < ROOM
+    assert target.memory - target.before < ROOM

@@ -38,7 +38,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Start:
     """Start a server with the product's options, some of them replaced by smaller values; yield its address."""
 
     @asynccontextmanager
-    async def started(**smaller: int) -> AsyncIterator[str]:
+    async def started(*, max_connections: int = server.MAX_CONNECTIONS, **smaller: int) -> AsyncIterator[str]:
         options = dict(server.OPTIONS)
         for name, value in smaller.items():
             (known,) = (each for each in options if each.endswith(f".{name}"))
@@ -46,7 +46,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Start:
             options[known] = value
         monkeypatch.setattr(server, "OPTIONS", tuple(options.items()))
         monkeypatch.setattr(server, "MAX_WAIT_SECONDS", 0)
-        running = Server(no_service("test.v1.Test"), 0.3, beside=HEALTH_ONLY)
+        running = Server(no_service("test.v1.Test"), 0.3, beside=HEALTH_ONLY, max_connections=max_connections)
         await running.start("127.0.0.1:0")
         try:
             yield f"127.0.0.1:{running.port}"
@@ -101,7 +101,7 @@ async def test_a_peer_that_pings_faster_is_disconnected(start: Start) -> None:
 
 
 async def test_connections_beyond_the_limit_are_closed(start: Start) -> None:
-    async with start(max_allowed_incoming_connections=3) as address, AsyncExitStack() as stack:
+    async with start(max_connections=3) as address, AsyncExitStack() as stack:
         wires = [await stack.enter_async_context(wired(address)) for _ in range(5)]
         async with asyncio.timeout(5):
             while sum(wire.has_ended for wire in wires) < 2:

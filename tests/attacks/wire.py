@@ -1,6 +1,7 @@
 """HTTP/2 frames by hand, for sequences that no client library sends."""
 
 import asyncio
+import ssl
 import struct
 import time
 from collections import Counter
@@ -21,11 +22,22 @@ def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> b
 
 
 def header(name: str, value: str) -> bytes:
-    """One header field (HPACK literal without indexing); name and value up to 126 ASCII characters each."""
-    return b"\0" + b"".join(bytes((len(text),)) + text.encode() for text in (name, value))
+    """One header field (HPACK literal without indexing) of ASCII characters."""
+    return b"\0" + b"".join(_length(len(text)) + text.encode() for text in (name, value))
 
 
-def call_of(path: str) -> bytes:
+def _length(length: int) -> bytes:
+    """An integer with a prefix of seven bits (RFC 7541, 5.1)."""
+    if length < 127:
+        return bytes((length,))
+    rest, encoded = length - 127, bytearray((127,))
+    while rest >= 128:
+        encoded.append(rest % 128 + 128)
+        rest //= 128
+    return bytes((*encoded, rest))
+
+
+def call_of(path: str, token: str = "") -> bytes:
     """The headers of a gRPC call."""
     fields = {
         ":method": "POST",
@@ -35,6 +47,8 @@ def call_of(path: str) -> bytes:
         "te": "trailers",
         "content-type": "application/grpc",
     }
+    if token:
+        fields["authorization"] = f"Bearer {token}"
     return b"".join(header(name, value) for name, value in fields.items())
 
 
@@ -111,11 +125,16 @@ class Wire:
 
 @asynccontextmanager
 async def wired(
-    address: str, greeting: bytes = PREFACE + frame(SETTINGS), *, is_polite: bool = True
+    address: str,
+    greeting: bytes = PREFACE + frame(SETTINGS),
+    *,
+    is_polite: bool = True,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Wire]:
-    """A connection to HOST:PORT that sends `greeting` first."""
+    """A connection to HOST:PORT that sends `greeting` first; with `tls`, after a handshake for localhost."""
     host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    name = "localhost" if tls else None
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=tls, server_hostname=name)
     wire = Wire(reader, writer, is_polite=is_polite)
     try:
         writer.write(greeting)

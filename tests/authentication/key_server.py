@@ -14,7 +14,7 @@ from tests.authentication.issuer import to_key_set
 class KeyServer:
     """Serves `body` at `url` with `status` and `headers`. `requests` counts, and `asked` is set by each request.
 
-    With `is_endless` it sends spaces until the client leaves. `trust` is for clients that trust its authority.
+    With `is_endless` it sends spaces until the client leaves. `trust` is for clients that trust its `authority`.
     """
 
     def __init__(self) -> None:
@@ -22,11 +22,11 @@ class KeyServer:
         self.asked = asyncio.Event()
         self._is_open = asyncio.Event()
         self.reset(to_key_set())
-        authority = trustme.CA()
+        self.authority = trustme.CA()
         self.trust = ssl.create_default_context()
-        authority.configure_trust(self.trust)
+        self.authority.configure_trust(self.trust)
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        authority.issue_cert("localhost").configure_cert(self._context)
+        self.authority.issue_cert("localhost").configure_cert(self._context)
 
     def reset(self, body: bytes | str) -> None:
         """Serve `body`, at once, and count from 0."""
