@@ -1,7 +1,8 @@
 """Shared by all suites: both databases, a fresh one for each test, and the order in which tests start."""
 
 import asyncio
-import itertools
+import gc
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,11 @@ from xdist.scheduler import LoadScopeScheduling
 
 from cart_grpc import app, database_setup
 from cart_grpc.settings import Settings
+from cart_grpc.store import write_queue
+from cart_grpc.store.dialects import Dialect, SqliteDialect
+from cart_grpc.store.queries import WriteQueries
+from tests.databases import Databases
 from tests.postgres import PostgresServer, running_postgres
-
-_numbers = itertools.count()
 
 
 class OneImage(LoadScopeScheduling):  # type: ignore[misc]
@@ -52,6 +55,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector off all that is imported and collected, as the server does at its start.
+
+    Otherwise each full collection scans thousands of tests, which takes longer than most of them.
+    """
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_statements() -> Iterator[None]:
+    """Build the statements of the write path once for each kind of database: it takes longer than most tests."""
+    built: dict[tuple[type, bool], WriteQueries] = {}
+
+    def share(dialect: Dialect, *, lock_users: bool) -> WriteQueries:
+        if isinstance(dialect, SqliteDialect) and dialect._clock is not app.clock:
+            return WriteQueries(dialect, lock_users=lock_users)
+        kind = type(dialect), lock_users
+        if kind not in built:
+            built[kind] = WriteQueries(dialect, lock_users=lock_users)
+        return built[kind]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write_queue, "WriteQueries", share)
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server for this worker's whole run, with `template_cart`, a migrated database to copy."""
@@ -60,9 +89,23 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def databases(postgres: PostgresServer) -> Databases:
+    """The PostgreSQL databases of this worker's tests."""
+    return Databases(postgres, "template_cart")
+
+
 async def _migrate(url: str) -> None:
     async with app.open_engine(Settings(database_url=url)) as engine:
         await database_setup.upgrade(engine)
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the schema of this release, to copy."""
+    file = tmp_path_factory.mktemp("template") / "cart.db"
+    asyncio.run(_migrate(f"sqlite:///{file}"))
+    return file
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -72,9 +115,12 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def database_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a fresh database. PostgreSQL's is migrated; a SQLite file is migrated when the server opens it."""
+def database_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database, migrated."""
     if backend == "sqlite":
-        return f"sqlite:///{tmp_path}/cart.db"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.create_database(f"cart_{next(_numbers)}", template="template_cart")
+        shutil.copy(request.getfixturevalue("migrated_file"), tmp_path / "cart.db")
+        yield f"sqlite:///{tmp_path}/cart.db"
+        return
+    databases: Databases = request.getfixturevalue("databases")
+    with databases.lend() as url:
+        yield url

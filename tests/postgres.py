@@ -120,10 +120,11 @@ class PostgresServer:
         """Make the server read its configuration and its certificates again."""
         os.kill(self.pid, signal.SIGHUP)
 
-    def run(self, *statements: str, database: str = "postgres") -> None:
-        """Run statements as the superuser."""
+    def run(self, *statements: str, database: str = "postgres") -> str:
+        """Run statements as the superuser. Return the rows, without decoration. Raises RuntimeError if one fails."""
         commands = (argument for statement in statements for argument in ("-c", statement))
-        self._run("psql", *self._address, *commands, database)
+        options = ("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set", "ON_ERROR_STOP=1")
+        return self._run("psql", *self._address, *options, *commands, database).strip()
 
     def configure(self, **settings: str) -> None:
         """Change settings of a running server."""
@@ -162,7 +163,7 @@ class PostgresServer:
             "--write-recovery-conf", "--checkpoint=fast", "--no-sync",
         )  # fmt: skip
 
-    def _run(self, program: str, *arguments: str) -> None:
+    def _run(self, program: str, *arguments: str) -> str:
         finished = subprocess.run(
             [self._binaries / program, *arguments],
             cwd=self._directory,
@@ -176,6 +177,7 @@ class PostgresServer:
         )
         if finished.returncode != 0:
             raise RuntimeError(f"{program} failed: {finished.stdout.strip()}")
+        return finished.stdout
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S

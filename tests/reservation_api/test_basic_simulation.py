@@ -253,14 +253,20 @@ def run(seed: int, *, lateness: float, again: float, rest: float) -> BasicSimula
         return simulation
 
 
-@pytest.mark.parametrize("first", range(0, 1000, 200))
+def few(count: int, each: int) -> list[Any]:
+    """The first seeds of `count` tests that run `each` seeds, and of ten times as many for the night."""
+    night = (pytest.param(first, marks=pytest.mark.night) for first in range(count * each, 11 * count * each, each))
+    return [*range(0, count * each, each), *night]
+
+
+@pytest.mark.parametrize("first", few(2, 200))
 def test_within_the_grace_at_most_one_reservation_is_live_and_never_more_shown_than_held(first: int) -> None:
     for seed in range(first, first + 200):
         simulation = run(seed, lateness=0.99, again=0, rest=1200)
         assert not simulation.broken, (seed, simulation.broken)
 
 
-@pytest.mark.parametrize("first", range(0, 100, 50))
+@pytest.mark.parametrize("first", few(2, 15))
 def test_requests_that_take_effect_too_late_or_twice_are_corrected_in_the_end(first: int) -> None:
-    simulations = [run(seed, lateness=5, again=0.1, rest=25 * 3600) for seed in range(first, first + 50)]
+    simulations = [run(seed, lateness=5, again=0.1, rest=25 * 3600) for seed in range(first, first + 15)]
     assert any(simulation.broken for simulation in simulations)

@@ -104,7 +104,7 @@ async def test_an_outage_shows_in_the_backlog_which_drains_after_it(service: Ser
     stats = await admin.until_stats(lambda seen: seen.reconciler.breaker_open)
     assert abs(stats.reconciler.breaker_open_time.ToMicroseconds() - clock()) < 20_000_000
     assert sum(one.count for one in stats.backlog) == 8
-    listed = await admin.list()
+    listed = await admin.until(lambda seen: any(one.last_error for one in seen))
     assert [one.item for one in listed] == [item.name for item in (await service.get()).items]
     assert {one.shown_state for one in listed} == {Shown.STATE_PENDING}
     assert "UNAVAILABLE" in "".join(one.last_error for one in listed)

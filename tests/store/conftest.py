@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cart_grpc import app
-from cart_grpc.store import migrate
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.store import Store
@@ -15,9 +14,8 @@ from tests.store.writes import Wrapped
 
 @pytest.fixture
 async def engine(database_url: str) -> AsyncIterator[Engine]:
-    """The database, migrated."""
+    """The connected database."""
     engine = connect(database_url, app.clock)
-    await engine.transact(migrate.upgrade)
     yield engine
     await engine.close()
 
