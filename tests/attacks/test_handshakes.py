@@ -4,7 +4,7 @@ import asyncio
 import resource
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -92,11 +92,9 @@ def one_byte_a_second() -> Stuck:
     return Stuck(client_hello(), drips=True)
 
 
-@pytest.mark.parametrize("make", [silent, half_a_hello, hello_and_no_more, one_byte_a_second])
-async def test_handshakes_that_never_finish_end_and_honest_callers_are_served(
-    make: Callable[[], Stuck], target: Target
-) -> None:
-    stuck = [make() for _ in range(CONNECTIONS)]
+async def test_handshakes_that_never_finish_end_and_honest_callers_are_served(target: Target) -> None:
+    kinds = (silent, half_a_hello, hello_and_no_more, one_byte_a_second)
+    stuck = [make() for _ in range(CONNECTIONS // len(kinds)) for make in kinds]
     async with target.honest() as honest:
         running = [asyncio.create_task(each.run(port_of(target.address))) for each in stuck]
         await eventually(lambda: sum(each.is_open for each in stuck) == CONNECTIONS)
