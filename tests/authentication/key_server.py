@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import trustme
 from aiohttp import web
@@ -27,6 +28,11 @@ class KeyServer:
         self.authority.configure_trust(self.trust)
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.authority.issue_cert("localhost").configure_cert(self._context)
+
+    def write_authority(self, file: Path) -> Path:
+        """Write the certificate of the server's authority to `file` and return it."""
+        self.authority.cert_pem.write_to_path(file)
+        return file
 
     def reset(self, body: bytes | str) -> None:
         """Serve `body`, at once, and count from 0."""
