@@ -152,7 +152,7 @@ async def test_strangers_take_no_more_than_their_share_of_the_server(tokens: Tok
 async def test_a_flood_of_unknown_kids_causes_few_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with KeyServer().running() as keys:
         keys.reset(to_key_set(signing_key("ES256")))
-        (tmp_path / "trust.pem").write_bytes(keys.authority.cert_pem.bytes())
+        keys.write_authority(tmp_path / "trust.pem")
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "trust.pem"))
         began = time.monotonic()
         async with running_target(tmp_path, token_keys=keys.url) as target, target.honest() as user:

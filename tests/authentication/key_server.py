@@ -23,15 +23,15 @@ class KeyServer:
         self.asked = asyncio.Event()
         self._is_open = asyncio.Event()
         self.reset(to_key_set())
-        self.authority = trustme.CA()
+        self._authority = trustme.CA()
         self.trust = ssl.create_default_context()
-        self.authority.configure_trust(self.trust)
+        self._authority.configure_trust(self.trust)
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self.authority.issue_cert("localhost").configure_cert(self._context)
+        self._authority.issue_cert("localhost").configure_cert(self._context)
 
     def write_authority(self, file: Path) -> Path:
         """Write the certificate of the server's authority to `file` and return it."""
-        self.authority.cert_pem.write_to_path(file)
+        self._authority.cert_pem.write_to_path(file)
         return file
 
     def reset(self, body: bytes | str) -> None:
