@@ -104,6 +104,25 @@ def test_calls_that_are_cancelled_leave_the_queue_and_the_others_are_answered() 
     simulate(work())
 
 
+def test_calls_that_are_cancelled_make_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_module, "MAX_WAITING", 100)
+
+    async def work() -> None:
+        turns, answered = Turns(), list[str]()
+        gone = await flood(turns, "a", answered=answered)
+        stays = asyncio.create_task(call(turns, "b", answered))
+        for task in gone:
+            task.cancel()
+        # In the same turn of the loop a turn is given: to a call that is cancelled, but has not noticed it yet.
+        turns._paid = 0.0
+        turns._give()
+        await asyncio.gather(*gone, return_exceptions=True)
+        await asyncio.gather(stays, *(call(turns, "a", answered) for _ in range(99)))
+        assert Counter(answered) == {"a": 99, "b": 1}
+
+    simulate(work())
+
+
 def test_a_refusal_costs_more_than_a_valid_token_and_a_wait_for_keys_costs_little() -> None:
     async def seconds_after(seconds: float, *, is_refused: bool) -> float:
         loop, turns = asyncio.get_running_loop(), Turns()
