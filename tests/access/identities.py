@@ -122,7 +122,7 @@ _BAD_TOKENS: Final[Mapping[str, tuple[Answer, Send]]] = {
     "not Bearer": (_MISSING, lambda user: [("authorization", f"Basic {make_token(user)}")]),
     "a proxy's word": (
         _MISSING,
-        lambda user: [("x-forwarded-user", user), ("x-forwarded-access-token", make_token(user))],
+        lambda user: [("x-forwarded-user", user), ("x-forwarded-access-token", f"Bearer {make_token(user)}")],
     ),
     "not a token": (_invalid("MALFORMED"), lambda _: bearer("x.y.z")),
     "expired": (unauthenticated("TOKEN_EXPIRED"), _with(expires_in=-60)),
