@@ -105,7 +105,11 @@ def _with(**changes: Any) -> Send:
 
 
 def _at(seconds: float, claim: str) -> Send:
-    return lambda user: bearer(make_token(user, **{claim: int(time.time() + seconds)}))
+    def send(user: str) -> Sequence[tuple[str, str]]:
+        changes: dict[str, Any] = {claim: int(time.time() + seconds)}
+        return bearer(make_token(user, **changes))
+
+    return send
 
 
 def _sub(value: Any) -> Send:
