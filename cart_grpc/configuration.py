@@ -24,6 +24,7 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from cart_grpc.setting_types import is_token_or_key
 from cart_grpc.settings import PREFIX, Settings, is_duration, variable_of
 from cart_grpc.units import format_duration, to_us
 
@@ -144,4 +145,4 @@ def _explain(error: ErrorDetails) -> str:
 
 
 def _is_harmless(value: str) -> bool:
-    return value.isprintable() and not _MAY_BE_SECRET.search(value)
+    return value.isprintable() and not _MAY_BE_SECRET.search(value) and not is_token_or_key(value)

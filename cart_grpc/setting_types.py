@@ -21,6 +21,11 @@ _SERVICES_HINT: Final = (
 _DATABASE_HINT: Final = "must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 
 
+def is_token_or_key(text: str) -> bool:
+    """Whether `text` looks like PEM, or like a JSON Web Token or key, as it is (`{"`) or in base64 (`eyJ`)."""
+    return bool(re.search(r"-----|\{|\beyJ", text))
+
+
 def check_address(address: str) -> str:
     """Return `address` unchanged if it is HOST:PORT. Raises ValueError."""
     match = _ADDRESS.fullmatch(address)
@@ -80,9 +85,11 @@ def _to_services(value: Any) -> dict[str, frozenset[str]]:
 
 
 def _check_path(value: str) -> str:
-    # These are in no sensible path, but in URLs with a password, in passwords themselves, and in a key that was pasted.
-    if not value.isprintable() or any(part in value for part in ("://", "@", "=", "-----")):
-        raise ValueError("must be the path of a file, without ://, @, = and -----")
+    # These are in no sensible path, but in URLs with a password, and in passwords themselves.
+    if not value.isprintable() or any(part in value for part in ("://", "@", "=")):
+        raise ValueError("must be the path of a file, without ://, @ and =")
+    if is_token_or_key(value):
+        raise ValueError("must be the path of a file, not a token or a key")
     return value
 
 
@@ -99,8 +106,8 @@ def _check_token_keys(value: str) -> str:
 
 
 def _check_claim(value: str) -> str:
-    if not value.isprintable() or re.search(r"\s|:[^:]*@", value):
-        raise ValueError("must be a name or a URL, without spaces and without a password")
+    if not value.isprintable() or re.search(r"\s|:[^:]*@", value) or is_token_or_key(value):
+        raise ValueError("must be a name or a URL, without spaces, and without a password, a token or a key")
     return value
 
 

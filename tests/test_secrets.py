@@ -1,10 +1,13 @@
 """No secret is in any output, at the most talkative level, whatever the settings look like."""
 
+import base64
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from cart_grpc import app
 from cart_grpc.cli import program as cli
@@ -12,6 +15,7 @@ from cart_grpc.configuration import SettingsError, load
 from cart_grpc.settings import Settings
 from cart_grpc.store.engine import connect
 from cart_grpc.store.postgresql import PostgresqlEngine
+from tests.authentication.issuer import make_token, signing_key
 from tests.store.test_database_url import AMBIGUOUS
 
 SECRET = "hunter"
@@ -81,6 +85,30 @@ def test_no_command_prints_a_part_of_the_reservation_apis_url(
     monkeypatch.setenv("CART_RESERVATION_URL", url)
     assert cli.main(["config"]) == 2
     assert SECRET not in output()
+
+
+def planted() -> dict[str, tuple[str, str]]:
+    """Texts that people paste into a wrong setting, and the part of each that nobody may see."""
+    key = signing_key("ES256")
+    pem = key.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    token, jwk = make_token(), key.to_private_jwk()
+    return {
+        "token": (token, token.split(".")[2]),
+        "bearer token": (f"Bearer {token}", token.split(".")[2]),
+        "PEM": (pem, pem.splitlines()[1]),
+        "PEM on one line": (pem.replace("\n", " "), pem.splitlines()[1]),
+        "JWK": (json.dumps(jwk), jwk["d"]),
+        "JWK in base64": (base64.b64encode(json.dumps(jwk).encode()).decode(), "eyJ"),
+        "key set": (json.dumps({"keys": [jwk]}), jwk["d"]),
+    }
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_a_token_or_a_key_in_the_wrong_setting_is_not_printed(name: str, folder: Path) -> None:
+    for kind, (value, secret) in planted().items():
+        with pytest.raises(SettingsError) as refused:
+            load({f"CART_{name.upper()}": value}, folder)
+        assert secret not in str(refused.value), kind
 
 
 @pytest.mark.parametrize("name", [name for name in Settings.model_fields if name != "database_url"])

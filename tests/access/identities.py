@@ -105,7 +105,11 @@ def _with(**changes: Any) -> Send:
 
 
 def _at(seconds: float, claim: str) -> Send:
-    return lambda user: bearer(make_token(user, **{claim: int(time.time() + seconds)}))
+    def send(user: str) -> Sequence[tuple[str, str]]:
+        changes: dict[str, Any] = {claim: int(time.time() + seconds)}
+        return bearer(make_token(user, **changes))
+
+    return send
 
 
 def _sub(value: Any) -> Send:
@@ -122,7 +126,7 @@ _BAD_TOKENS: Final[Mapping[str, tuple[Answer, Send]]] = {
     "not Bearer": (_MISSING, lambda user: [("authorization", f"Basic {make_token(user)}")]),
     "a proxy's word": (
         _MISSING,
-        lambda user: [("x-forwarded-user", user), ("x-forwarded-access-token", make_token(user))],
+        lambda user: [("x-forwarded-user", user), ("x-forwarded-access-token", f"Bearer {make_token(user)}")],
     ),
     "not a token": (_invalid("MALFORMED"), lambda _: bearer("x.y.z")),
     "expired": (unauthenticated("TOKEN_EXPIRED"), _with(expires_in=-60)),

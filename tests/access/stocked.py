@@ -32,6 +32,8 @@ from tests.store.writes import add, answered, claim
 
 # Each batch of commands writes the one, whatever it does, and the clock watcher the other.
 TABLES = [name for name in metadata.tables if name not in ("commit_markers", "clock")]
+# Characters. Shorter ones are in other texts by chance.
+MIN_SIGNATURE = 40
 # By table and user: the rows.
 Rows = Mapping[tuple[str, str], frozenset[tuple[Any, ...]]]
 
@@ -101,6 +103,12 @@ class Stocked:
         missing = User(f"users/{user_id}", f"users/{user_id}/checkouts/{MISSING}", f"reservations/{MISSING}", {})
         return self.users.get(user_id, missing)
 
+    def secrets_of(self, cell: Cell) -> list[str]:
+        """The signatures that the caller of a cell has sent."""
+        sent = self._sent.get((cell.caller.port, cell.caller.name, cell.me), ())
+        signatures = [value.rpartition(".")[2] for _, value in sent]
+        return [signature for signature in signatures if len(signature) > MIN_SIGNATURE]
+
     async def ask(self, cell: Cell) -> Seen:
         """Make the call of a cell."""
         request = cell.target.build(cell.method, self.user(cell.me), self.user(cell.other))
@@ -118,7 +126,8 @@ class Stocked:
         sent: dict[str, Any] = {"timeout": 30, "metadata": self._sent[key]}
         try:
             if METHODS[method].server_streaming:
-                stream: Any = channel.unary_stream(f"/{method}")(data, **sent)
+                streaming: Any = channel.unary_stream(f"/{method}")
+                stream = streaming(data, **sent)
                 reply = await stream.read()
                 stream.cancel()
             else:
@@ -145,7 +154,7 @@ class Stocked:
 
 def _to_answer(error: grpc.aio.AioRpcError) -> Answer:
     rich = rpc_status.from_call(error)  # type: ignore[arg-type]
-    info, details = error_details_pb2.ErrorInfo(), {}
+    info, details = error_details_pb2.ErrorInfo(), dict[str, str]()
     for packed in rich.details if rich else ():
         bad = error_details_pb2.BadRequest()
         if packed.Is(info.DESCRIPTOR):

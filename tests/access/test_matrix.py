@@ -1,6 +1,7 @@
 """Every method, for every kind of caller, and everything that a request can aim at: the answer, and its effect."""
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,28 +42,33 @@ def test_every_method_has_a_rule() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_every_caller_gets_the_answer_that_the_rules_demand_and_changes_nothing_else(
-    method: str, server: Stocked
+    method: str, server: Stocked, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await check(server, usual_cells()[method])
+    await check(server, usual_cells()[method], caplog)
 
 
-async def test_the_rules_hold_on_postgresql(postgres: PostgresServer, tmp_path: Path) -> None:
+async def test_the_rules_hold_on_postgresql(
+    postgres: PostgresServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cells: Cells = {method: list(cells_of(method, SAMPLE)) for method in KNOWN}
     url = postgres.create_database("cart_matrix", template="template_cart")
     async with stocked(Files(tmp_path), flat(cells), database_url=url) as server:
-        await check(server, flat(cells))
+        await check(server, flat(cells), caplog)
 
 
 @pytest.mark.night
 @pytest.mark.timeout(600)
-async def test_the_rules_hold_for_every_method_caller_and_target(tmp_path: Path) -> None:
+async def test_the_rules_hold_for_every_method_caller_and_target(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cells: Cells = {method: list(cells_of(method, every=True)) for method in KNOWN}
     async with stocked(Files(tmp_path), flat(cells)) as server:
-        await check(server, flat(cells))
+        await check(server, flat(cells), caplog)
 
 
-async def check(server: Stocked, cells: Iterable[Cell]) -> None:
+async def check(server: Stocked, cells: Sequence[Cell], caplog: pytest.LogCaptureFixture) -> None:
     """Make the calls of the cells, one after the other."""
+    caplog.set_level(logging.DEBUG, "cart_grpc")
     faults: list[str] = []
     allowed, hidden = {""}, dict[Any, Any]()
     before = await server.database.read()
@@ -81,8 +87,12 @@ async def check(server: Stocked, cells: Iterable[Cell]) -> None:
             if hidden.setdefault(key, seen.raw) != seen.raw:
                 faults.append(f"{cell}: its bytes show whether something exists")
         is_user = cell.caller.acts_for_itself and ACT_AS not in cell.caller.scopes
+        if any(secret in repr(seen.raw) for secret in server.secrets_of(cell)):
+            faults.append(f"{cell}: it shows the token")
         if is_user and f"users/{cell.other}/".encode() in repr(seen.raw).encode():
             faults.append(f"{cell}: it shows something of another user")
+    if any(secret in caplog.text for cell in cells for secret in server.secrets_of(cell)):
+        faults.append("the log shows a token")
     if strangers := changed(before, await server.database.read()) - allowed:
         faults.append(f"somebody changed what {sorted(strangers)} have")
     assert not faults, "\n".join([f"{len(faults)} faults", *faults[:20]])
