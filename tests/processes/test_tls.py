@@ -11,6 +11,7 @@ import pytest
 
 from cart_grpc.cli import program as cli
 from tests.access.guarded import BEYOND, Files, add, alices_token
+from tests.authentication.issuer import signing_key, write_key_set
 from tests.processes.harness import LISTENS, Programs
 from tests.processes.test_workers import OPERATORS, eventually, listening
 
@@ -74,7 +75,15 @@ async def test_keys_and_tokens_are_in_no_output_and_in_no_argument(
 ) -> None:
     key = (files.folder / "server.key").read_text().splitlines()[1]
     tokens = [alices_token(), f"{alices_token()}x", "hunter2"]
-    program = programs.start("serve", "--workers", "2", **variables(files, database_url=shared_url, log_level="DEBUG"))
+    # An issuer that publishes a private key, too.
+    private = signing_key("ES256", 2).to_private_jwk()
+    write_key_set(files.folder / "keys.json", signing_key("ES256"), private)
+    planted = {name: files.write(name, f"planted-{name}\n").path for name in ("token", "password")}
+    settings = variables(
+        files, database_url=shared_url, database_password_file=planted["password"], log_level="DEBUG",
+        reservation_url="grpc://127.0.0.1:1", reservation_token_file=planted["token"],
+    )  # fmt: skip
+    program = programs.start("serve", "--workers", "2", **settings)
     port = port_of((await program.says(LISTENS))[1])
     for token in tokens:
         async with files.open(port) as channel:
@@ -87,9 +96,13 @@ async def test_keys_and_tokens_are_in_no_output_and_in_no_argument(
     files.write("server.key", b"hunter2")
     await eventually(lambda: program.errors.count("CART_TLS_KEY_FILE: it is not a PEM file") == 2)
     arguments = [str(process.cmdline()) for process in psutil.Process(program.pid).children(recursive=True)]
+    listed = programs.start("config", **settings)
+    assert await listed.ended(20) == 0
+    shown = listed.output + listed.errors
     program.send(signal.SIGTERM)
     assert await program.ended(20) == 0
     said = "\n".join((program.output, program.errors, *arguments))
     assert "CART_TLS_CERT_FILE: the certificate is of" in said
-    for secret in (key, *tokens, tokens[0].split(".")[2]):
-        assert secret not in said
+    assert f"CART_RESERVATION_TOKEN_FILE={planted['token']}" in shown
+    for secret in (key, private["d"], "planted-token", "planted-password", *tokens, tokens[0].split(".")[2]):
+        assert secret not in said + shown
