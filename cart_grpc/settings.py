@@ -1,6 +1,7 @@
 """The settings: their names, defaults, ranges and meanings. `configuration` reads them."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, Self
 
@@ -244,6 +245,9 @@ def _show(name: str, value: Any) -> str:
         url = value.get_secret_value()
         # A checked URL of a Reservation API has no user, no password and no query.
         return database_url.parse(url).shown if database_url.SCHEME.match(url) else url
+    if name == "token_keys" and "://" in value:
+        # A query may have a key of the issuer's API.
+        return re.sub(r"\?.*", "?***", value)
     if isinstance(value, Mapping):
         return json.dumps({key: sorted(scopes) for key, scopes in value.items()}) if value else ""
     if isinstance(value, bool):

@@ -155,6 +155,13 @@ def test_a_url_in_the_place_of_an_address_is_not_printed(arguments: list[str], v
     assert SECRET not in output()
 
 
+def test_the_query_of_the_issuers_url_is_not_printed(monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
+    monkeypatch.setenv("CART_TOKEN_KEYS", "https://issuer.example/keys?policy=a&key=hunter2")
+    assert cli.main(["config"]) == 0
+    assert "CART_TOKEN_KEYS=https://issuer.example/keys?***" in (printed := output())
+    assert SECRET not in printed
+
+
 def test_settings_have_no_secret_in_any_text() -> None:
     settings = Settings(database_url=VALID[0])
     for text in (
