@@ -468,7 +468,7 @@ MUTANTS: dict[Mutant, int] = {
     release_is_settled_without_its_waiting_holds: 9,
     results_of_a_batch_are_mixed_up: 1,
     missing_result_counts_as_a_permanent_failure: 15,
-    late_decision_overwrites_a_newer_one: 17,
+    late_decision_overwrites_a_newer_one: 50,
     quantity_changes_without_a_new_revision: 0,
     release_keeps_the_revision: 0,
     permanent_failure_is_not_sealed: 12,
