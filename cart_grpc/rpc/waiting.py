@@ -36,7 +36,9 @@ class Waiting:
     ) -> None:
         """Wait up to `max_wait` seconds for the items' reservations to settle, and update `items` in place.
 
-        An item that another call removed meanwhile is not updated. Raises Overloaded or DatabaseUnavailable.
+        An item that another call has removed is neither waited for nor updated.
+
+        Raises Overloaded or DatabaseUnavailable.
         """
         if max_wait:
             await self._await_items(cart, items, max_wait, context)
@@ -98,13 +100,14 @@ class Waiting:
         def is_reconciling(found: Snapshot | None) -> bool:
             if found is None:
                 return False
+            is_unsettled = and_releases and found.is_releasing(None)
             for line in found.lines:
                 if item := by_uid.get(line.item.uid):
                     current = item_message(line, found.cart.currency_code, found.now)
                     item.reservation.CopyFrom(current.reservation)
                     item.reconciling = current.reconciling
-            is_releasing = and_releases and found.is_releasing(None)
-            return is_releasing or any(item.reconciling for item in by_uid.values())
+                    is_unsettled = is_unsettled or item.reconciling
+            return is_unsettled
 
         found = await self._wait_while(is_reconciling, cart, max_wait, context)
         is_reconciling(found)

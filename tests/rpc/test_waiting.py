@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from cartgrpc.v1 import cart_pb2
 
-from cart_grpc.commands.direct import Purge
 from cart_grpc.names import item_id_of
 from cart_grpc.rpc.messages import cart_message
 from cart_grpc.rpc.waiting import Waiting
@@ -229,18 +228,27 @@ def test_a_stop_answers_waiting_calls_with_the_current_state() -> None:
     run(test)
 
 
+def test_an_item_that_another_call_has_removed_is_not_waited_for() -> None:
+    async def test(setting: Setting) -> None:
+        await setting.store.mutate(add())
+        await claim_one(setting.other)
+        cart = await setting.cart()
+        setting.after(5, lambda: setting.other.mutate(remove()))
+        assert 5 < await setting.wait(cart, 30) < 6.5
+        assert await setting.wait(cart, 30) < 0.1
+        assert cart.items[0].reconciling
+
+    run(test)
+
+
 def test_a_cart_that_is_purged_meanwhile_ends_the_wait() -> None:
     async def test(setting: Setting) -> None:
         await setting.store.mutate(add())
-        await setting.store.mutate(remove())
-        claimed = await claim_one(setting.other, "release")
         cart = await setting.cart()
-        cart.items.add(uid="gone", reconciling=True)
 
         async def purge() -> None:
-            await setting.other.record(answered(claimed))
-            setting.database.raw.execute("UPDATE carts SET state = 2, update_time = 0")
-            await setting.other.purge(Purge(0, 0, 0, 100))
+            for table in ("items", "reservations", "carts"):
+                setting.database.raw.execute(f"DELETE FROM {table}")  # noqa: S608 - our own tables' names
 
         setting.after(5, purge)
         assert 5 < await setting.wait(cart, 30) < 6.5

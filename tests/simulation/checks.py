@@ -163,6 +163,8 @@ class Checks:
             self._report_violation(f"a row that is never due has work to do: {after}")
         if after.reserved_cap > after.quantity:
             self._report_violation(f"callers may see more than is intended: {before} became {after}")
+        if after.seal_reason and after.seal_reason not in self._reasons:
+            self._report_violation(f"sealed for a reason that the plan does not have: {after}")
         if before is None:
             return
         if any(getattr(after, column) < getattr(before, column) for column in RISING):

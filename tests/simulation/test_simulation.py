@@ -8,8 +8,8 @@ import pytest
 
 from tests.simulation.seeds import SeedReport, run
 
-SEEDS = int(os.environ.get("SIMULATION_SEEDS", "125"))
 BLOCK = 25
+BLOCKS = [*range(0, 75, BLOCK), *(pytest.param(first, marks=pytest.mark.night) for first in range(75, 125, BLOCK))]
 
 
 # What each block of seeds meets: kinds of faults and refusals, and ways that the product takes. A fault that never
@@ -42,15 +42,15 @@ STEPS = {
 USUAL = {"born claimed", "settled"}
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("first", BLOCKS)
 def test_every_invariant_holds_in_every_seed(first: int) -> None:
-    reports = [run(seed) for seed in range(first, min(first + BLOCK, SEEDS))]
+    reports = [run(seed) for seed in range(first, first + BLOCK)]
     broken = {report.seed: report.violations[:3] for report in reports if report.violations}
     assert not broken, "replay one with `make simulate SEED=...`"
     met = [_events(report) for report in reports]
-    if len(reports) == BLOCK:
-        assert sum(events >= USUAL for events in met) >= BLOCK - 3
-        assert set().union(*met) >= FAULTS | STREAMS | REFUSALS | WAYS | STEPS
+    assert sum(events >= USUAL for events in met) >= BLOCK - 3
+    assert set().union(*met) >= FAULTS | STREAMS | REFUSALS | WAYS | STEPS
 
 
 def _events(report: SeedReport) -> set[str]:
@@ -58,12 +58,12 @@ def _events(report: SeedReport) -> set[str]:
 
 
 def test_some_caller_learns_that_the_database_is_unavailable() -> None:
-    assert any("DatabaseUnavailable" in _events(run(seed)) for seed in range(SEEDS))
+    assert any("DatabaseUnavailable" in _events(run(seed)) for seed in range(BLOCK))
 
 
 def test_a_seed_gives_the_same_run_in_every_process() -> None:
-    here = [run(seed).digest for seed in (4, 3, 2, 1, 0)]
-    program = "from tests.simulation.seeds import run; print(*(run(seed).digest for seed in range(5)))"
+    here = [run(seed).digest for seed in (2, 1, 0)]
+    program = "from tests.simulation.seeds import run; print(*(run(seed).digest for seed in range(3)))"
     elsewhere = subprocess.run(
         [sys.executable, "-c", program],
         check=True,
