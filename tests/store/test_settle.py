@@ -240,7 +240,7 @@ NIGHT = pytest.mark.night
         pytest.param(TIMES[1], (bounds_of.EXPIRING,), id="after holds end, many", marks=NIGHT),
     ],
 )
-@pytest.mark.timeout(180)  # it explores first, which takes three times as long while coverage is measured
+@pytest.mark.timeout(180)  # it explores first
 async def test_settling_has_the_same_effect_as_folding(engine: Engine, now: int, bounds: Sequence[Bounds]) -> None:
     assert await compare(engine, list(cases(*bounds)), now) == HARMLESS
 
