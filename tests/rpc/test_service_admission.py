@@ -113,7 +113,8 @@ async def test_a_service_that_floods_is_rejected_while_others_are_served(tmp_pat
         assert await shop.is_served(shop.alice, "alice")
         shop.finish.set()
         await asyncio.gather(*flood[:3])
-        assert (await shop.begin(shop.web, "user-0")).done()
+        # Raises if it is rejected.
+        await (await shop.begin(shop.web, "user-0"))
 
 
 async def test_a_service_takes_no_slot_of_a_user_who_calls_itself_or_through_another_service(tmp_path: Path) -> None:
