@@ -10,18 +10,20 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
-import trustme
 from cartgrpc.v1 import cart_pb2, cart_service_pb2_grpc
 from cartgrpc.v1 import cart_service_pb2 as pb
+from cryptography import x509
 
 from benchmarks.plan import SKUS, Plan
 from benchmarks.programs import SERVICES, Json, Product, Testbed, interleave
 from tests.authentication.issuer import AUDIENCE, ISSUER, make_token, write_key_set
 from tests.authentication.issuer import signing_key as key_of
+from tests.certificates import Authority
 
 USERS: Final = 200
 CHANNELS: Final = 4
@@ -48,23 +50,22 @@ def access(testbed: Testbed, database: str, plan: Plan) -> Json:
         for client in clients.values():
             # Verifies each token.
             asyncio.run(_load(client, 2 * USERS))
-        calls = int(2_000 * plan.seconds)
+        # Long rounds, and many of them: a few per cent are to be seen.
+        calls = int(5_000 * plan.seconds)
         contenders: dict[str, Callable[[], Json]] = {
             name: functools.partial(_measure, client, calls) for name, client in clients.items()
         }
-        return dict(interleave(contenders, 2 * plan.rounds))
+        return dict(interleave(contenders, 3 * plan.rounds - 1))
     finally:
         for client in clients.values():
             client.product.program.stop()
 
 
 def _clients(testbed: Testbed, database: str) -> dict[str, Client]:
-    authority = trustme.CA()
+    authority = Authority()
     files = _write_files(testbed.folder, authority)
-    shown = authority.issue_cert(SERVICE)
-    root = authority.cert_pem.bytes()
-    tls = grpc.ssl_channel_credentials(root)
-    mutual = grpc.ssl_channel_credentials(root, shown.private_key_pem.bytes(), shown.cert_chain_pems[0].bytes())
+    tls = authority.channel()
+    mutual = authority.channel(authority.issue(x509.UniformResourceIdentifier(SERVICE)))
     key = key_of(ALGORITHM)
     tokens = tuple(
         (("authorization", f"Bearer {make_token(_user(n), key=key, expires_in=86_400)}"),) for n in range(USERS)
@@ -86,12 +87,12 @@ def _clients(testbed: Testbed, database: str) -> dict[str, Client]:
     return found
 
 
-def _write_files(folder: Path, authority: trustme.CA) -> dict[str, dict[str, str]]:
+def _write_files(folder: Path, authority: Authority) -> dict[str, dict[str, str]]:
     """Write the certificates and the key set. Return the settings that name them."""
-    certificate = authority.issue_cert("127.0.0.1")
-    certificate.cert_chain_pems[0].write_to_path(folder / "server.pem")
-    certificate.private_key_pem.write_to_path(folder / "server.key")
-    authority.cert_pem.write_to_path(folder / "ca.pem")
+    shown = authority.issue(x509.IPAddress(ip_address("127.0.0.1")))
+    (folder / "server.pem").write_bytes(shown.certificate)
+    (folder / "server.key").write_bytes(shown.key)
+    (folder / "ca.pem").write_bytes(authority.pem)
     keys = write_key_set(folder / "keys.json", key_of(ALGORITHM))
     return {
         "tls": {"CART_TLS_CERT_FILE": str(folder / "server.pem"), "CART_TLS_KEY_FILE": str(folder / "server.key"),
@@ -121,7 +122,7 @@ async def _load(client: Client, calls: int) -> None:
     ]
     numbers = iter(range(calls))
 
-    async def caller(stub: cart_service_pb2_grpc.CartServiceAsyncStub) -> None:
+    async def caller(stub: "cart_service_pb2_grpc.CartServiceAsyncStub") -> None:
         for number in numbers:
             user = number % USERS
             item = cart_pb2.Item(sku=f"sku-{number % SKUS:06}", quantity=1)
