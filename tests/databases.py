@@ -13,6 +13,8 @@ _CATALOGS = (
     "pg_attribute", "pg_class", "pg_constraint", "pg_extension", "pg_index", "pg_namespace", "pg_proc", "pg_statistic",
     "pg_trigger", "pg_type",
 )  # fmt: skip
+# ANALYZE writes these in place, which is no new transaction in pg_class.
+_SIZES = "SELECT (sum(relpages), sum(reltuples)) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
 _SETTINGS = "SELECT count(*), string_agg(setconfig::text, '') FROM pg_db_role_setting WHERE setdatabase IN (0, d.oid)"
 # All that a test can change besides the rows of our tables, as one text.
 _STATE = "SELECT concat_ws(' ', d.datconnlimit, d.datacl, {}) FROM pg_database AS d WHERE datname = current_database()"
@@ -21,6 +23,7 @@ READ_STATE = _STATE.format(
         f"({query})::text"
         for query in (
             *(f"SELECT (count(*), max(xmin::text::bigint)) FROM {name}" for name in _CATALOGS),  # noqa: S608 - our own text
+            _SIZES,
             f"SELECT s FROM ({_SETTINGS}) AS s",  # noqa: S608 - our own text
         )
     )

@@ -56,7 +56,7 @@ class Service:
             await self._let_idle_cart_expire()
         if point.startswith("evaluation"):
             await self._let_windows_end(schema.checkouts.c.user_id.startswith("late"))
-        assert await server.ended(20) == -signal.SIGKILL
+        assert await server.ended(60) == -signal.SIGKILL
         assert server.errors.endswith(f"killed at {point}\n")
         if point.startswith("commit"):
             # The sale is decided: the end of its window must not undo it.
