@@ -121,7 +121,7 @@ ReservationUrl = Annotated[SecretStr, AfterValidator(_check_reservation_url)]
 Services = Annotated[dict[str, frozenset[str]], BeforeValidator(_to_services)]
 Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
-]  # asymmetric ones only: whoever could check a token with a shared secret could also make one
+]  # asymmetric ones only: a program that checks tokens with a shared secret could also make them
 Algorithms = Annotated[tuple[Algorithm, ...], BeforeValidator(_to_words), Field(min_length=1)]
 TokenKeys = Annotated[str, AfterValidator(_check_token_keys)]
 Claim = Annotated[str, AfterValidator(_check_claim)]

@@ -15,7 +15,7 @@ USER_SCOPES: Final = frozenset({CARTS_READ, CARTS_WRITE})
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who makes a call.
+    """The identity of a caller.
 
     `user_id` is the user whose carts the caller owns; "" for a service. `service` is the subject alternative name by
     which a service is known; "" for a token. With the scope `carts.act-as`, a caller may name any user. `expiry` is the

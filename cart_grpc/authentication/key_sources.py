@@ -1,4 +1,4 @@
-"""Where a JSON Web Key Set comes from: a file, or an https URL. Each read returns the whole content."""
+"""The sources of a JSON Web Key Set: a file, or an https URL. Each read returns the whole content."""
 
 import asyncio
 import os

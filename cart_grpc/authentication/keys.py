@@ -99,7 +99,7 @@ def _to_key(entry: Any, algorithms: Collection[str]) -> Key:
         raise _NotUsed("it is not a JSON object")
     # First: the other checks must not say how a secret is malformed.
     if not _SECRET.isdisjoint(entry):
-        raise _NotUsed("it is a secret key; whoever can read the set could sign tokens with it, so replace the key")
+        raise _NotUsed("it is a secret key; every reader of the set could sign tokens with it, so replace the key")
     kid = entry.get("kid")
     if kid is not None and not isinstance(kid, str):
         raise _NotUsed("its `kid` is not a string")

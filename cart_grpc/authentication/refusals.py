@@ -18,7 +18,7 @@ from cart_grpc.carts.refusals import CallRefused, Unavailable
 class Fault(Enum):
     """The rules that a token can break: for each its name, which callers get as `fault`, and the text for people.
 
-    The text has no part of the token: whoever reads a log or an error must not learn a token or a claim from it.
+    The text has no part of the token: readers of a log or an error must not learn a token or a claim from it.
     """
 
     SEVERAL = "the metadata `authorization` has more than one value"

@@ -1,4 +1,4 @@
-"""Who makes a call: the caller that its metadata or its connection proves."""
+"""The caller of a call, as its metadata or its connection proves."""
 
 import time
 from abc import ABC, abstractmethod

@@ -22,7 +22,7 @@ Step: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """What the layers of one server share.
+    """The parts that the layers of one server share.
 
     Without `admission`, every unary call may run at once. Without `door`, calls are answered until gRPC stops. Without
     `access`, anyone may make any call.

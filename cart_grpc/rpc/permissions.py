@@ -1,4 +1,4 @@
-"""What each method needs: one scope, or nothing. And whose resources a caller may name."""
+"""The scope that each method needs, and the resources that a caller may name."""
 
 from collections.abc import Callable, Mapping
 from operator import attrgetter

@@ -59,7 +59,7 @@ def encode(refusal: refusals.CallRefused) -> grpc.Status:
     return rich
 
 
-# Whoever floods the server gets these. Encoding a status takes 30 us, two thirds of the work that our own code does for
+# The callers of a flood get these. Encoding a status takes 30 us, two thirds of the work that our own code does for
 # a rejected call. Each message stands for one code, reason and metadata, and there are few.
 _FEW: Final = (refusals.Overloaded, Unauthenticated, PermissionDenied)
 _encoded: dict[str, grpc.Status] = {}

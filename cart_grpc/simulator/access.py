@@ -1,4 +1,4 @@
-"""Who may call the simulator: TLS, client certificates and bearer tokens, as a real Reservation API may require them.
+"""The callers that the simulator accepts. It can require TLS, client certificates and tokens, as a real API may.
 
 The files are read again when they change, so that a partner can try a rotation.
 """

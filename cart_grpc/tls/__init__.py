@@ -1,4 +1,4 @@
 """Certificates, keys and authorities from files that may change while the process runs.
 
-No sockets and no gRPC servers: whoever connects or listens gets credentials from here.
+No sockets and no gRPC servers: clients and servers get their credentials from here.
 """

@@ -15,7 +15,7 @@ NOBODY_LISTENS: Final = "connection refused"
 _UNTRUSTED: Final = "no authority that is trusted here has signed the server's certificate"
 # gRPC says no more than that the connection was closed.
 _REFUSED: Final = "the server closes new connections: it may require TLS, or a client certificate that it trusts"
-# What gRPC's and Python's TLS say, and what it means. The first that fits counts.
+# The errors of gRPC's and Python's TLS, and their meanings. The first that fits counts.
 _CAUSES: Final = (
     (r"certificate has expired", "the server's certificate has expired"),
     (r"certificate is not yet valid", "the server's certificate is not valid yet"),

@@ -1,6 +1,6 @@
 """TLS of a server: the certificate that it shows and the authorities of its callers, from files that may be replaced.
 
-Whoever renews them swaps a link to their folder, as Kubernetes does, or writes one file after the other. So the files
+A renewal swaps a link to their folder, as Kubernetes does, or writes one file after the other. So the files
 may be incomplete, or not belong together, for a while. Until they do, the old ones stay in use.
 """
 

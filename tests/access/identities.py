@@ -35,7 +35,7 @@ SERVICES: Final[Mapping[str, list[str]]] = {name_of(scopes): list(scopes) for sc
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a caller shows: a certificate for `name`; "" for none."""
+    """The certificate that a caller shows: one for `name`; "" for none."""
 
     name: str = ""
     foreign: bool = False

@@ -1,4 +1,4 @@
-"""Who may do what, written down once more, by hand and from the design: a wrong row of the product's tables is found.
+"""The permissions, written down once more, by hand and from the design: a wrong row of the product's tables is found.
 
 Nothing here is read from the product. A method without a line here has no expectation, which fails the tests.
 """
@@ -17,7 +17,7 @@ SERVED: Final = {"token": {CARTS, HEALTH}, "service": {CARTS, HEALTH}, "operator
 
 @dataclass(frozen=True)
 class Answer:
-    """What a caller gets: a code, a reason, and details.
+    """The answer to a caller: a code, a reason, and details.
 
     The details are the metadata of a refused identity (`fault`, `scope`, `field`), or the reason for each invalid
     field. `details` of None: any.

@@ -1,4 +1,4 @@
-"""What a request aims at: something of the caller's own, of another user, missing, or malformed."""
+"""The target of a request: something of the caller's own, of another user, missing, or malformed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -40,7 +40,7 @@ class Target:
         return memory_of(self.program)
 
     def tls(self, shown: trustme.LeafCert | None = None) -> ssl.SSLContext:
-        """What a client needs to connect. It shows the certificate `shown`."""
+        """A server as a client connects to it. The client shows the certificate `shown`."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.files.authority.configure_trust(context)
         context.set_alpn_protocols(["h2"])

@@ -52,7 +52,7 @@ class Received(NamedTuple):
 
 
 class ApiState(NamedTuple):
-    """What the API and the network have of one reservation: a record, a bit set of messages, and an answer on its way.
+    """One reservation at the API and in the network: a record, a bit set of messages, and an answer on its way.
 
     `is_blocked`: the API refused the row's last change of intent, and would not have without the other reservations of
     the same cart.

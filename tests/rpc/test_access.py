@@ -1,4 +1,4 @@
-"""Who a caller is: a token or a certificate proves it, over TLS, and nothing else does."""
+"""The identity of a caller: a token or a certificate proves it, over TLS, and nothing else does."""
 
 import asyncio
 import logging
@@ -119,7 +119,7 @@ async def test_metadata_that_is_not_text_identifies_nobody_and_is_not_logged(
     assert SECRET not in caplog.text
 
 
-# As proxies write them. Whoever reaches the port can write them, too.
+# As proxies write them. Everybody who reaches the port can write them, too.
 FORWARDED = (
     ("x-forwarded-user", "alice"),
     ("x-forwarded-email", "alice"),
