@@ -117,7 +117,7 @@ def _parse_certificates(file: NamedFile, content: bytes) -> "list[Certificate]":
 
     try:
         return x509.load_pem_x509_certificates(content)
-    except Exception:  # noqa: BLE001 - whatever it is, the content is not a certificate
+    except Exception:  # noqa: BLE001 - the content is not a certificate
         raise file.fault("it is not a PEM file with certificates") from None
 
 
@@ -130,7 +130,7 @@ def _check_key(file: NamedFile, content: bytes, chain: NamedFile, certificate: "
         key = load_pem_private_key(content, password=None)
     except TypeError:
         raise file.fault("the key is encrypted; remove its passphrase, as `openssl pkey` does") from None
-    except Exception:  # noqa: BLE001 - whatever it is, the content is not a key, and the error could quote it
+    except Exception:  # noqa: BLE001 - the content is not a key, and the error could quote it
         raise file.fault("it is not a PEM file with a private key") from None
     is_usable = (isinstance(key, rsa.RSAPrivateKey) and key.key_size >= _MIN_RSA_BITS) or (
         isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _CURVES

@@ -1,4 +1,4 @@
-"""A server with every kind of port on a database in which users have carts and checkouts, and what it answers."""
+"""A server with every kind of port on a database in which users have carts and checkouts, and its answers."""
 
 import asyncio
 import sqlite3
@@ -30,7 +30,7 @@ from tests.rpc.right import SKU
 from tests.store.checkouts import begin
 from tests.store.writes import add, answered, claim
 
-# Each batch of commands writes the one, whatever it does, and the clock watcher the other.
+# Each batch of commands writes the one, even if it changes nothing else, and the clock watcher the other.
 TABLES = [name for name in metadata.tables if name not in ("commit_markers", "clock")]
 # Characters. Shorter ones are in other texts by chance.
 MIN_SIGNATURE = 40

@@ -1,4 +1,4 @@
-"""The memory of verified tokens: what it saves, what it forgets, and that nobody can fill it."""
+"""The memory of verified tokens: it saves work, it forgets tokens that are over, and nobody can fill it."""
 
 import asyncio
 import json

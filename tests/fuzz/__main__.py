@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def run(name: str, runs: int, seed: int) -> bool:
-    """Run one target in a process of its own and print what it cost. Return whether it found a fault."""
+    """Run one target in a process of its own and print its cost. Return whether it found a fault."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     command = [sys.executable, "-m", "tests.fuzz.one", name, str(runs), str(seed)]
     finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)

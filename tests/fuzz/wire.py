@@ -108,7 +108,7 @@ class Sender:
         assert refusal.message, drawn
 
     def _read(self, drawn: Drawn, reply: bytes, owner: str) -> None:
-        """Remember the texts of a reply, to use them in requests. A user with a token sees only what is theirs."""
+        """Remember the texts of a reply, to use them in requests. A user with a token sees only their own resources."""
         kind = GetMessageClass(descriptor_of(drawn.method).output_type)
         for name, text in texts_in(kind.FromString(reply)):
             # Not merged_into: a service may merge the cart of one user into that of another.

@@ -14,7 +14,7 @@ KEPT_TOO_LONG = "a reservation without an item is not released although the item
 RELEASED_EARLY = "a certain hold is released before the item's own reservation is decided"
 SHRUNK = "a merge or a refusal takes a certain hold away"
 ASKS_OTHERWISE = "a reservation asks for another quantity than its item has"
-ASKED_WITHOUT_END = "the service asks again and again for what was refused"
+ASKED_WITHOUT_END = "the service asks without end for a refused quantity"
 UNSEEN = "a reservation changed, but not the revision of its cart"
 
 
@@ -82,7 +82,7 @@ def _released(cart: CartKey, before: Tables, after: Tables) -> list[Reservation]
 
 
 def asks(before: Tables, after: Tables) -> bool:
-    """Whether a transaction asks for a quantity under a new revision. A seal asks for what is held."""
+    """Whether a transaction asks for a quantity under a new revision. A seal asks for the quantity that is held."""
     return any(
         new.intent_revision > old.intent_revision and new.disposition is Disposition.HOLD and not new.seal_reason
         for old, new in zip(before.rows, after.rows, strict=False)

@@ -11,7 +11,7 @@ from cartgrpc.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
 
 from cart_grpc import app
 from cart_grpc.settings import Settings
-from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
+from cart_grpc.simulator.server import BoundPorts, SimulatorConfig, SimulatorServer, make_simulator
 from cart_grpc.simulator.simulator import Simulator
 from tests.gate import Gate
 
@@ -85,16 +85,21 @@ async def simulator(gate: Gate) -> Simulator:
     return make_simulator(SimulatorConfig(default_stock=10, latency_us=30_000_000, seed=1), sleep=gate.sleep)
 
 
+def url_at(ports: BoundPorts, transport: str) -> str:
+    """The URL of a simulator for a transport: `grpc`, `http` or `basic`."""
+    return {
+        "grpc": f"grpc://127.0.0.1:{ports.grpc}",
+        "http": f"http://127.0.0.1:{ports.http}",
+        "basic": f"basic+http://127.0.0.1:{ports.http}/basic",
+    }[transport]
+
+
 @pytest.fixture
 async def simulator_url(simulator: Simulator, transport: str) -> AsyncIterator[str]:
     """The URL of the simulator."""
     server = SimulatorServer(simulator)
     ports = await server.start("127.0.0.1:0", "127.0.0.1:0")
-    yield {
-        "grpc": f"grpc://127.0.0.1:{ports.grpc}",
-        "http": f"http://127.0.0.1:{ports.http}",
-        "basic": f"basic+http://127.0.0.1:{ports.http}/basic",
-    }[transport]
+    yield url_at(ports, transport)
     await server.stop(0)
 
 

@@ -13,7 +13,7 @@ from cart_grpc.simulator.server import SimulatorServer
 from cart_grpc.simulator.simulator import Simulator
 from cart_grpc.tls import reloaded_files
 from tests.pem import PemFolder
-from tests.service.conftest import running_replica
+from tests.service.conftest import running_replica, url_at
 
 State = cart_pb2.Reservation.State
 SECRET = "hunter2"
@@ -42,11 +42,7 @@ def files(tmp_path: Path) -> PemFolder:
 async def simulator_url(simulator: Simulator, transport: str, files: PemFolder) -> AsyncIterator[str]:
     server = SimulatorServer(simulator, Access(tokens=files.write("api-tokens", "another")))
     ports = await server.start("127.0.0.1:0", "127.0.0.1:0")
-    yield {
-        "grpc": f"grpc://127.0.0.1:{ports.grpc}",
-        "http": f"http://127.0.0.1:{ports.http}",
-        "basic": f"basic+http://127.0.0.1:{ports.http}/basic",
-    }[transport]
+    yield url_at(ports, transport)
     await server.stop(0)
 
 
