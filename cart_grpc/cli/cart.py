@@ -146,12 +146,14 @@ def _start(arguments: argparse.Namespace) -> int:
 def _explanation(error: CartError, arguments: argparse.Namespace) -> str:
     """The error as a sentence that the reader of a terminal can act on."""
     if isinstance(error, Unavailable | DeadlineExceeded) and not error.reason:
-        known = explain(error.message)
-        if known not in (error.message, NOBODY_LISTENS):
+        # An attempt that ran out of time says nothing about the connection. The one before it may.
+        cause = error.__cause__ if isinstance(error.__cause__, Unavailable) else error
+        known = explain(cause.message)
+        if known not in (cause.message, NOBODY_LISTENS):
             return f"no connection to {arguments.address}: {known}"
-        cause = "" if known == NOBODY_LISTENS else f" ({known})"
+        detail = "" if known == NOBODY_LISTENS else f" ({known})"
         return (
-            f"no server answers at {arguments.address}{cause}; start one with `cart-grpc dev` or `cart-grpc serve`, "
+            f"no server answers at {arguments.address}{detail}; start one with `cart-grpc dev` or `cart-grpc serve`, "
             f"or choose another one with --address or {ADDRESS_VARIABLE}, and --tls if it uses TLS"
         )
     if error.reason == "ITEM_NOT_FOUND":

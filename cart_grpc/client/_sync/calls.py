@@ -42,6 +42,7 @@ class Calls:
 
     def _repeat(self, method: "io.Method[Q, R]", request: Q, seconds: float, request_id: str) -> R:
         deadline = time.monotonic() + seconds
+        failure: CartError | None = None
         for attempt in itertools.count():
             try:
                 metadata = self._connection.metadata(deadline - time.monotonic())
@@ -50,7 +51,9 @@ class Calls:
                 delay = find_delay(error, attempt)
                 if delay is None or time.monotonic() + delay >= deadline:
                     error.request_id = request_id
-                    raise
+                    # The last attempt may have had no time left. Then only the failure before it shows why.
+                    raise error from failure
+                failure = error
             io.sleep(delay)
             # It raises if the client was closed meanwhile.
             _ = self._connection.stub

@@ -81,6 +81,15 @@ async def test_all_attempts_together_end_at_the_deadline(scripted: Scripted) -> 
     assert 3 <= len(scripted.attempts) <= 30
 
 
+async def test_the_error_of_an_attempt_without_time_has_the_failure_before_it_as_its_cause(scripted: Scripted) -> None:
+    scripted.script = [refusal(StatusCode.UNAVAILABLE, "SHUTTING_DOWN"), None]
+    async with CartClient(scripted.address, timeout=0.7) as client:
+        with pytest.raises(DeadlineExceeded) as late:
+            await client.cart("alice").add("beans")
+    assert isinstance(late.value.__cause__, Unavailable)
+    assert late.value.__cause__.reason == "SHUTTING_DOWN"
+
+
 async def test_the_deadline_is_the_timeout_plus_the_wait(scripted: Scripted) -> None:
     scripted.script = [added(), added()]
     async with CartClient(scripted.address, timeout=5) as client:
