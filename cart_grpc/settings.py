@@ -48,6 +48,10 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
         description="HOST:PORT to answer grpc.health.v1.Health/Check, and nothing else, on without TLS; empty: "
         "127.0.0.1:50059 if CART_LISTEN is empty or has TLS, else not served",
     )
+    metrics_listen: OptionalAddress = Field(
+        "",
+        description="HOST:PORT to serve metrics for Prometheus on, at /metrics, without TLS; empty: not served",
+    )
     allow_anyone_to_be_any_user: bool = Field(
         False,  # noqa: FBT003 - the default
         description="true: serve CartService beyond loopback without identities, so that every caller can be any user",
@@ -98,6 +102,15 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
         "", description="file with the bearer token for the Reservation API; it is read again when it changes"
     )
     log_level: LogLevel = Field("INFO", description="the lowest level to log, to standard error")
+    log_format: Literal["auto", "text", "json"] = Field(
+        "auto", description="the format of the log: text, json, or auto: text on a terminal, else json"
+    )
+    log_calls: Literal["off", "refused", "all"] = Field(
+        "refused", description="calls that get a line in the log: refused (and failed and slow ones), all, or off"
+    )
+    slow_call: ShortDuration = Field(
+        1.0, description="duration, not counting its max_wait, from which a call is logged as slow"
+    )
     call_timeout: ShortDuration = Field(10.0, description="maximum duration of a call, not counting its max_wait")
     lame_duck: Duration = Field(
         5.0,

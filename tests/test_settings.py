@@ -62,6 +62,10 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
     "ADMIN_LISTEN": (["", "127.0.0.1:50052", "[::1]:0"], ["50052", ":50052", "127.0.0.1", "h:65536", " "]),
     "SERVICE_LISTEN": (["", "0.0.0.0:50053"], ["50053", ":50053", "127.0.0.1", "h:65536", " "]),
     "HEALTH_LISTEN": (["", "0.0.0.0:50059"], ["50059", ":50059", "127.0.0.1", "h:65536", " "]),
+    "METRICS_LISTEN": (["", "0.0.0.0:9464"], ["9464", ":9464", "127.0.0.1", "h:65536", " "]),
+    "LOG_FORMAT": (["auto", "text", "json"], ["", "xml", "JSON"]),
+    "LOG_CALLS": (["off", "refused", "all"], ["", "none", "true"]),
+    "SLOW_CALL": (["0.001", "1s", "86400"], ["0", "-1", "86401", "nan", "x"]),
     "ALLOW_ANYONE_TO_BE_ANY_USER": (["true", "false", "1", "0"], ["", "maybe", "2"]),
     "REFLECTION": (["auto", "on", "off"], ["", "yes", "true"]),
     "SERVICES": (
