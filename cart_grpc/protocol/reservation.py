@@ -131,6 +131,8 @@ class Reservation(NamedTuple):
       asks for a quantity beside an older reservation that is being released: see `merging`.
     - `set_aside_reason` is set if the database or our code cannot process the row: it is not claimed again until a
       caller or an operator changes it. Else it is "".
+    - `trace_context` identifies the span of the call that last changed the intent, as `traceparent` does. None: that call
+      is not traced. No rule depends on it.
     """
 
     reservation_id: str
@@ -162,6 +164,7 @@ class Reservation(NamedTuple):
     checkout_id: str = ""
     superseded_by: str = ""
     supersedes: bool = False
+    trace_context: str | None = None
 
     @property
     def name(self) -> str:
