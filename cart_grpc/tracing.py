@@ -4,7 +4,7 @@ A *trace context* is text in the form of the header `traceparent` (W3C Trace Con
 if the trace is sampled, else 0.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, Final, Protocol, final
@@ -47,7 +47,7 @@ class AttemptSpan(Protocol):
 class Tracer(Protocol):
     """Makes the spans of this process."""
 
-    def begin_call(self, method: str, metadata: Sequence[tuple[str, Any]]) -> CallSpan | None:
+    def begin_call(self, method: str, metadata: Iterable[tuple[str, Any]]) -> CallSpan | None:
         """Begin the span of a call and set TRACE_CONTEXT. Return None if the trace is not sampled.
 
         `method` is the full name, such as `cartgrpc.v1.CartService/AddItem`; `metadata` may continue a trace.

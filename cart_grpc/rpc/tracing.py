@@ -30,14 +30,15 @@ async def _run(span: CallSpan, next_step: Step, request: Any, context: Context) 
     code = "UNKNOWN"
     try:
         reply = await next_step(request, context)
-        code = _code_of(context)
-        return reply
     except grpc.aio.AbortError:
         code = _code_of(context)
         raise
     except asyncio.CancelledError:
         code = "CANCELLED"
         raise
+    else:
+        code = _code_of(context)
+        return reply
     finally:
         span.end(code)
 

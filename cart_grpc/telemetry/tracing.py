@@ -1,5 +1,6 @@
 """Traces with OpenTelemetry's SDK: which calls are sampled, their spans, and the spans of calls that they cause."""
 
+import asyncio
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace.sampling import Sampler
+from opentelemetry.sdk.trace.sampling import Decision, Sampler
 from opentelemetry.semconv.attributes import error_attributes
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, Tracer, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -39,7 +40,7 @@ class OtelTracer:
         self._recorder = recorder
         self._names = names
 
-    def begin_call(self, method: str, metadata: Sequence[tuple[str, Any]]) -> "OtelCallSpan | None":
+    def begin_call(self, method: str, metadata: Iterable[tuple[str, Any]]) -> "OtelCallSpan | None":
         """See Tracer.begin_call."""
         parent, trace_id = _EMPTY, 0
         for key, _ in metadata:
@@ -50,7 +51,7 @@ class OtelTracer:
         trace_id = trace_id or random.getrandbits(128) or 1
         attributes = {RPC_SYSTEM: "grpc", RPC_METHOD: method}
         decision = self._sampler.should_sample(parent, trace_id, method, SpanKind.SERVER, attributes)
-        if not decision.decision.is_sampled():
+        if decision.decision is not Decision.RECORD_AND_SAMPLE:
             # Nothing is recorded, but the lines of the log have the trace's id.
             TRACE_CONTEXT.set(f"00-{trace_id:032x}-{random.getrandbits(64):016x}-00")
             return None
@@ -77,8 +78,7 @@ class OtelTracer:
         noted = OtelAttemptSpan(span, self._names)
         try:
             yield noted
-        except BaseException:
-            # The process stops, or a batch needs no further answer.
+        except (asyncio.CancelledError, GeneratorExit):
             noted.note_failure("CANCELLED")
             raise
         finally:
@@ -136,7 +136,7 @@ def to_span_context(text: str) -> SpanContext | None:
     return context if context.is_valid else None
 
 
-def _extract(metadata: Sequence[tuple[str, Any]]) -> Context:
+def _extract(metadata: Iterable[tuple[str, Any]]) -> Context:
     """Return the context in a call's metadata. It is empty if the headers are malformed, or if one is there twice."""
     found: dict[str, list[str]] = {name: [] for name in _HEADERS}
     for key, value in metadata:

@@ -8,6 +8,7 @@ once.
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextvars import Context
 
 from sqlalchemy import Connection
 
