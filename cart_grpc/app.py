@@ -97,7 +97,7 @@ async def running(
         tracer = await stack.enter_async_context(running_traces(settings))
         identities = await stack.enter_async_context(open_identities(settings, ports))
         engine = await stack.enter_async_context(open_engine(settings))
-        store = await stack.enter_async_context(_closing_store(settings, engine))
+        store = await stack.enter_async_context(_closing_store(settings, engine, tracer))
         clock_watcher = ClockWatcher(store.clock(monotonic_us, parts.reconciler_config(settings).longest_attempt_us))
         reconciler = None
         if reconcile:
@@ -157,9 +157,9 @@ async def running_store(settings: Settings) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
-async def _closing_store(settings: Settings, engine: Engine) -> AsyncIterator[Store]:
+async def _closing_store(settings: Settings, engine: Engine, tracer: Tracer | None = None) -> AsyncIterator[Store]:
     """Return a store that is not open yet. On exit it closes."""
-    store = Store(engine, new_id, queue_size=settings.write_queue_size)
+    store = Store(engine, new_id, queue_size=settings.write_queue_size, tracer=tracer)
     try:
         yield store
     finally:
