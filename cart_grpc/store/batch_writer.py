@@ -24,6 +24,7 @@ from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import CommitFailed, find_refusal, translate_failures
 from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.rows import CommitMarker
+from cart_grpc.tracing import Tracer
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -39,10 +40,14 @@ FORGET_MARKERS_AFTER_US = 90 * 24 * 3600 * 1_000_000
 
 @dataclass(slots=True)
 class QueuedCommand:
-    """A command, and the future for its answer. If the future is done, the caller has left."""
+    """A command, and the future for its answer. If the future is done, the caller has left.
+
+    `queued_time` is on the monotonic clock in seconds.
+    """
 
     command: AnyCommand
     answer: asyncio.Future[Any]
+    queued_time: float = 0.0
 
     @property
     def size(self) -> int:
@@ -79,7 +84,8 @@ class BatchWriter:
     """Writes one batch after another.
 
     Each writer has its own row in `commit_markers`. So it can find out what happened to its batch while the other
-    writer goes on. It calls `note_result` after each batch, but not after one that is split and tried again.
+    writer goes on. It calls `note_result` after each batch, but not after one that is split and tried again. With
+    `tracer`, the writes of traced calls have spans.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class BatchWriter:
         notifier: ChangeNotifier,
         new_id: NewId,
         note_result: NoteResult,
+        tracer: Tracer | None = None,
     ) -> None:
         self.writer_id = new_id()
         self._batch_number = 0
@@ -97,6 +104,7 @@ class BatchWriter:
         self._notifier = notifier
         self._new_id = new_id
         self._note_result = note_result
+        self._tracer = tracer
 
     async def write_batch(self, take: Take) -> None:
         """Take a batch as late as possible, make it durable and answer it.
@@ -127,6 +135,8 @@ class BatchWriter:
             _answer_all(commands, [error] * len(commands))
         else:
             self._note_result(None)
+            if self._tracer:
+                _trace(self._tracer, batch)
             _answer_all(batch.get_commands(), result.answers)
             self._notifier.publish(result.changed, claimed=result.claimed, due=result.due)
 
@@ -226,6 +236,16 @@ async def _retry_while_unavailable(attempt: Callable[[], Awaitable[T]], is_too_l
 
 def _is_transient(error: BaseException) -> bool:
     return type(find_refusal(error)) is DatabaseUnavailable
+
+
+def _trace(tracer: Tracer, batch: _Batch) -> None:
+    """Make the spans of the traced commands of a batch that is committed."""
+    now, commands = time.monotonic(), batch.get_commands()
+    for queued in commands:
+        if cause := getattr(queued.command, "trace_context", None):
+            waited = (batch.begin_time or now) - queued.queued_time
+            seconds = now - queued.queued_time
+            tracer.note_write(cause, seconds=seconds, wait_seconds=max(0.0, waited), batch_size=len(commands))
 
 
 def _answer_all(commands: Sequence[QueuedCommand], results: Sequence[object]) -> None:
