@@ -125,9 +125,17 @@ class Server:
         self._deadlines = Deadlines(call_timeout)
         self._door = Door()
         self._streams, self._watches = service.streams, open_streams(MAX_HEALTH_WATCHES)
-        guards = Guards(self._deadlines, service.receiver, self._streams, door=self._door, access=access, tracer=tracer)
+        guards = Guards(
+            self._deadlines,
+            service.receiver,
+            self._streams,
+            door=self._door,
+            access=access,
+            tracer=tracer,
+            measures=service.measures,
+        )
         # Without the door: until the end a check must be answered, and a watch must see NOT_SERVING.
-        of_health = Guards(self._deadlines, service.receiver, self._watches)
+        of_health = Guards(self._deadlines, service.receiver, self._watches, measures=service.measures)
         service.add(Pipeline(self._server, METHODS, PERMISSIONS, replace(guards, admission=service.admission)))
         permissions = _rules_of(beside)
         if V1 in beside:
@@ -160,6 +168,11 @@ class Server:
         """Report through health whether callers should send calls here."""
         for name in self._service.names:
             self._health.set(name, serving=ready)
+
+    def sample(self) -> None:
+        """Set the gauges of the calls."""
+        if self._service.admission:
+            self._service.admission.sample()
 
     def announce_stop(self) -> None:
         """Report NOT_SERVING from now on, so that callers go elsewhere. Calls are served as before."""
