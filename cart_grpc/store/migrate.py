@@ -95,8 +95,8 @@ def read_scripts(versions: Path = VERSIONS) -> list[Script]:
 def current_revision(connection: Connection) -> str | None:
     """Return the revision of the database, None if it has none of our tables.
 
-    Raises Unsuitable if the revision is neither ours nor a newer release's, if a newer release has left this one behind,
-    or if a table is missing.
+    Raises Unsuitable if the revision is neither ours nor a newer release's, if this release is too old for the
+    database, or if a table is missing.
     """
     tables = set(inspect(connection).get_table_names())
     present, missing = tables & set(metadata.tables), set(metadata.tables) - tables
@@ -163,8 +163,8 @@ def find_pending(connection: Connection, versions: Path = VERSIONS) -> list[Scri
 def run_next(connection: Connection, versions: Path = VERSIONS) -> Step:
     """Run the next migration that the database lacks, in the connection's transaction.
 
-    Does nothing if the database has the schema of this release, or of a newer one. Raises Unsuitable, NotOurTurn, or the
-    database's error if a lock is not to be had within LOCK_TIMEOUT.
+    Does nothing if the database has the schema of this release, or of a newer one. Raises Unsuitable, NotOurTurn, or
+    the database's error if a lock is not granted within LOCK_TIMEOUT.
     """
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")

@@ -76,20 +76,20 @@ IN_USE: Final = 4849335204292
 # Releases with schema 0001 have only the lock above.
 _REVISIONS: Final = 1129071202
 _SHARE_LOCKS: Final = f"SELECT pg_advisory_lock_shared({IN_USE}), pg_advisory_lock_shared({_REVISIONS}, {int(LATEST)})"
-_OLDER_SESSIONS: Final = text(f"""
+_OLDER_SESSIONS: Final = text("""
     SELECT 'pid ' || pid || coalesce(' from ' || host(client_addr), '')
     FROM pg_locks AS used JOIN pg_stat_activity AS session USING (pid)
     WHERE used.locktype = 'advisory' AND used.database = session.datid AND session.datname = current_database()
-        AND used.classid = {IN_USE >> 32} AND used.objid = {IN_USE & 0xFFFFFFFF} AND used.objsubid = 1
+        AND (used.classid::bigint << 32 | used.objid::bigint) = :in_use AND used.objsubid = 1
         AND NOT EXISTS (
             SELECT FROM pg_locks AS newer
             WHERE newer.locktype = 'advisory' AND newer.pid = used.pid AND newer.database = used.database
-                AND newer.classid = {_REVISIONS} AND newer.objid::bigint >= :oldest AND newer.objsubid = 2
+                AND newer.classid::bigint = :revisions AND newer.objid::bigint >= :oldest AND newer.objsubid = 2
         )
     ORDER BY pid
 """)
 _OLDEST_TRANSACTION: Final = text("""
-    SELECT format('%s s old: pid %s %s', floor(extract(epoch FROM clock_timestamp() - xact_start)), pid, application_name)
+    SELECT floor(extract(epoch FROM clock_timestamp() - xact_start)) || ' s old: pid ' || pid || ' ' || application_name
     FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
     ORDER BY xact_start LIMIT 1
@@ -266,7 +266,8 @@ async def _set(connection: asyncpg.Connection, wanted: Settings) -> None:
 
 def find_older_sessions(connection: Connection, oldest: int) -> list[str]:
     """Return a description of each session of a release whose schema has a number below `oldest`."""
-    return list(connection.execute(_OLDER_SESSIONS, {"oldest": oldest}).scalars())
+    parameters = {"in_use": IN_USE, "revisions": _REVISIONS, "oldest": oldest}
+    return list(connection.execute(_OLDER_SESSIONS, parameters).scalars())
 
 
 def find_oldest_transaction(connection: Connection) -> str | None:

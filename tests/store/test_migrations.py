@@ -135,7 +135,7 @@ async def test_a_migration_returns_the_revisions_before_and_after(empty_url: str
 def test_the_revisions_known_without_alembic_are_those_of_alembic() -> None:
     scripts = ScriptDirectory.from_config(migrate.config())
     assert revisions.known_revisions() == [script.revision for script in scripts.walk_revisions()][::-1]
-    assert revisions.LATEST == scripts.get_current_head()
+    assert scripts.get_current_head() == revisions.LATEST
 
 
 async def test_a_second_migration_changes_nothing(empty_url: str) -> None:
