@@ -10,13 +10,14 @@ import time
 from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Literal, TypeAlias
 
 import grpc
 import uuid_utils
 from sqlalchemy.exc import SQLAlchemyError
 
-from cart_grpc import database_setup, parts
+from cart_grpc import database_setup, otel, parts
 from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.background.readiness import ReadinessWatcher
 from cart_grpc.background.reconciler import Reconciler
@@ -25,6 +26,8 @@ from cart_grpc.database_setup import NotYet, StartupError, show_unusable, unusab
 from cart_grpc.exposure import SHARED, Port, find_ports, find_risks
 from cart_grpc.process import running_task
 from cart_grpc.reservation_api import transports
+from cart_grpc.reservation_api.api import ReservationApi
+from cart_grpc.reservation_api.traced_api import TracedApi
 from cart_grpc.rpc.server import Server
 from cart_grpc.servers import make_servers, open_identities
 from cart_grpc.settings import Settings, variable_of
@@ -32,6 +35,7 @@ from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.store import Store
 from cart_grpc.tls.reloaded_files import FileError
+from cart_grpc.tracing import Tracer
 from cart_grpc.units import to_us
 
 log = logging.getLogger(__name__)
@@ -89,16 +93,20 @@ async def running(
     for risk in find_risks(ports):
         log.warning(risk)
     async with AsyncExitStack() as stack:
+        # First, so that the last spans are exported when everything else has stopped.
+        tracer = await stack.enter_async_context(running_traces(settings))
         identities = await stack.enter_async_context(open_identities(settings, ports))
         engine = await stack.enter_async_context(open_engine(settings))
         store = await stack.enter_async_context(_closing_store(settings, engine))
         clock_watcher = ClockWatcher(store.clock(monotonic_us, parts.reconciler_config(settings).longest_attempt_us))
         reconciler = None
         if reconcile:
-            reconciler = await stack.enter_async_context(_idle_reconciler(settings, store, clock_watcher))
+            reconciler = await stack.enter_async_context(_idle_reconciler(settings, store, clock_watcher, tracer))
         # Entered before the servers, so that the loops stop after them.
         loops = await stack.enter_async_context(AsyncExitStack())
-        servers = make_servers(settings, ports, identities, store, reconciler, shares_ports=bool(sharing))
+        servers = make_servers(
+            settings, ports, identities, store, reconciler, shares_ports=bool(sharing), tracer=tracer
+        )
         for port, server in servers.items():
             await stack.enter_async_context(running_server(server, port, identities.credentials(port), settings))
         opening = _open_with_retries(settings, engine, store, clock_watcher)
@@ -124,6 +132,23 @@ async def drain(servers: Collection[Server], settings: Settings, *, lame_duck: f
 
 
 @asynccontextmanager
+async def running_traces(settings: Settings) -> AsyncIterator[Tracer | None]:
+    """Return the tracer, None if the environment does not ask for traces. Raises StartupError."""
+    try:
+        is_on = otel.is_exported("traces")
+    except otel.OtelError as error:
+        raise StartupError(str(error)) from None
+    if not is_on:
+        yield None
+        return
+    # Imported here: it takes time and memory, and few processes of the tests and of a trial need it.
+    from cart_grpc.telemetry.span_export import exporting  # noqa: PLC0415
+
+    async with exporting(settings.reservation_url.get_secret_value(), version("cart-grpc")) as tracer:
+        yield tracer
+
+
+@asynccontextmanager
 async def running_store(settings: Settings) -> AsyncIterator[Store]:
     """Open a store by itself. Raises StartupError."""
     async with open_engine(settings) as engine, _closing_store(settings, engine) as store:
@@ -142,12 +167,18 @@ async def _closing_store(settings: Settings, engine: Engine) -> AsyncIterator[St
 
 
 @asynccontextmanager
-async def _idle_reconciler(settings: Settings, store: Store, clock_watcher: ClockWatcher) -> AsyncIterator[Reconciler]:
+async def _idle_reconciler(
+    settings: Settings, store: Store, clock_watcher: ClockWatcher, tracer: Tracer | None
+) -> AsyncIterator[Reconciler]:
     """Return a reconciler that does not run yet. Raises StartupError if a file for the Reservation API is unusable."""
     try:
-        api = transports.connect(settings.reservation_url.get_secret_value(), parts.reservation_files(settings))
+        api: ReservationApi = transports.connect(
+            settings.reservation_url.get_secret_value(), parts.reservation_files(settings)
+        )
     except (FileError, ValueError) as error:
         raise StartupError(str(error)) from None
+    if tracer:
+        api = TracedApi(api, tracer)
     try:
         yield Reconciler(store, api, parts.reconciler_config(settings), monotonic_us, clock_watcher.run_once)
     finally:

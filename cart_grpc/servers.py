@@ -22,6 +22,7 @@ from cart_grpc.settings import Settings
 from cart_grpc.store.store import Store
 from cart_grpc.tls.reloaded_files import FileError
 from cart_grpc.tls.server import ServerTls
+from cart_grpc.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ def make_servers(
     reconciler: Reconciler | None,
     *,
     shares_ports: bool,
+    tracer: Tracer | None,
 ) -> dict[Port, Server]:
     """Return a server for each port. None listens yet. With `shares_ports`, other workers listen on the same ports."""
     limits = parts.limits(settings)
@@ -114,6 +116,7 @@ def make_servers(
             services[port.setting],
             settings.call_timeout,
             access=identities.access(port),
+            tracer=tracer,
             beside=CHECK_ONLY if port.setting == "health_listen" else beside,
             shares_port=shares_ports and port.setting in SHARED,
             max_connections=room,
