@@ -42,7 +42,7 @@ async def run(engine: Engine, report: Report = log.debug, versions: Path = VERSI
         first: migrate.Step | None = None
         while True:
             begin = time.monotonic()
-            step = await _run_next(engine, report, versions)
+            step = await run_next(engine, report, versions)
             first = first or step
             if step.after == step.before:
                 return first.before, step.after
@@ -63,12 +63,16 @@ async def _take_turn(engine: Engine, report: Report) -> None:
         await _pause(TURN_PAUSE_SECONDS)
 
 
-async def _run_next(engine: Engine, report: Report, versions: Path) -> migrate.Step:
+async def run_next(engine: Engine, report: Report, versions: Path) -> migrate.Step:
     """Run the next migration, with as many tries as its locks need."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             return await engine.transact(partial(migrate.run_next, versions=versions))
+        except migrate.NotOurTurn:
+            # The session that had our turn is gone.
+            await _take_turn(engine, report)
+            continue
         except Exception as error:
             if get_sqlstate(error) not in _LOCKED:
                 raise

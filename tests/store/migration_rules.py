@@ -37,9 +37,9 @@ _SQUAWK = Path(sysconfig.get_path("scripts")) / "squawk"
 
 def find_violations(script: Script) -> Iterator[str]:
     """Yield the rules that a migration breaks, on each database."""
-    oldest = getattr(script.module, "oldest_revision", None)
+    oldest: str | None = getattr(script.module, "oldest_revision", None)
     contracts = oldest is not None
-    if contracts and not FIRST < oldest < script.revision:
+    if oldest and not FIRST < oldest < script.revision:
         yield f"oldest_revision {oldest} is not between the first revision and this one"
     transactional = getattr(script.module, "transactional", True)
     for dialect in ("postgresql", "sqlite"):
@@ -79,7 +79,7 @@ def read_statements(script: Script, dialect: str) -> list[str]:
 
 def _squawk(statements: Sequence[str]) -> list[tuple[str, str]]:
     """Return the rules of Squawk, the linter for PostgreSQL's migrations, that are broken, and by which statement."""
-    command = [_SQUAWK, "--reporter", "json", "--pg-version", _POSTGRESQL, "--exclude", ",".join(_NOT_OURS)]
+    command = [str(_SQUAWK), "--reporter", "json", "--pg-version", _POSTGRESQL, "--exclude", ",".join(_NOT_OURS)]
     script = "".join(f"{statement};\n" for statement in statements)
     finished = subprocess.run(
         [*command, "--stdin-filepath", "migration.sql"], input=script, capture_output=True, text=True, check=False

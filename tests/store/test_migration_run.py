@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from cart_grpc import app, database_setup
 from cart_grpc.carts.refusals import DatabaseUnavailable
-from cart_grpc.commands.direct import Ping
+from cart_grpc.commands.direct import Pause
 from cart_grpc.database_setup import NotYet, StartupError
 from cart_grpc.settings import Settings
 from cart_grpc.store import migrate, migration_run
@@ -137,7 +137,7 @@ async def test_after_a_contraction_an_older_release_cannot_write_and_this_one_ca
         assert "start one with schema" in str(refused)
         assert not isinstance(refused, NotYet)
     async with app.running_store(Settings(database_url=database_url)) as store:
-        await store.intervene(Ping())
+        await store.pause(Pause("a test"))
 
 
 async def test_a_release_that_is_too_old_does_not_start_and_says_what_to_do(database_url: str) -> None:
@@ -155,7 +155,7 @@ async def test_a_process_that_a_contraction_left_behind_writes_nothing_and_is_no
     async with app.running_store(Settings(database_url=database_url)) as store:
         async with opened(database_url) as engine:
             await engine.transact(contract_to_9999)
-        for refused in (store.intervene(Ping()), store.ping()):
+        for refused in (store.pause(Pause("a test")), store.ping()):
             with pytest.raises(DatabaseUnavailable):
                 await refused
     assert "writes fail: this release of cart-grpc is too old for the database" in caplog.text
