@@ -4,7 +4,7 @@ import logging
 
 from sqlalchemy import Connection
 
-from cart_grpc.store import migrate, restore, surroundings
+from cart_grpc.store import migrate, migration_run, restore, surroundings
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import may_pass, show_cause
 
@@ -19,13 +19,21 @@ class NotYet(StartupError):
     """The program cannot start yet: its database is away, or not migrated."""
 
 
-async def upgrade(engine: Engine) -> tuple[str | None, str]:
+async def upgrade(engine: Engine, report: migration_run.Report = log.debug) -> tuple[str | None, str]:
     """Migrate the database to the schema of this release. Returns the revisions before and after.
 
-    Raises StartupError.
+    `report` gets a line for each migration and each wait. Raises StartupError.
     """
     try:
-        return await engine.transact(migrate.upgrade)
+        return await migration_run.run(engine, report)
+    except Exception as error:
+        raise unusable(engine, error) from error
+
+
+async def find_pending(engine: Engine) -> list[migrate.Script]:
+    """Return the migrations that the database lacks, oldest first. Raises StartupError."""
+    try:
+        return await engine.transact(migrate.find_pending)
     except Exception as error:
         raise unusable(engine, error) from error
 

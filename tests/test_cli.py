@@ -23,7 +23,7 @@ from cart_grpc.cli import server as server_cli
 from cart_grpc.rpc.methods import CART_SERVICE as SERVICE
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
-from cart_grpc.store import migrate
+from cart_grpc.store import revisions
 from tests.postgres import PostgresServer
 
 # Lines that gRPC's core writes to standard error.
@@ -146,7 +146,7 @@ def test_migrate_prints_the_change_and_a_second_run_changes_nothing(
 ) -> None:
     url = "sqlite:///cart.db" if backend == "sqlite" else request.getfixturevalue("empty_postgres")
     monkeypatch.setenv("CART_DATABASE_URL", url)
-    latest = migrate.latest_revision()
+    latest = revisions.LATEST
     assert cli.main(["migrate"]) == 0
     assert capsys.readouterr() == (f"the database was at schema (none) and is now at {latest}\n", "")
     assert cli.main(["migrate"]) == 0

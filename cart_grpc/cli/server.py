@@ -43,12 +43,16 @@ def reconcile(settings: Settings, _: argparse.Namespace) -> int:
     return process.run(_reconcile_until_stopped(settings))
 
 
-def migrate(settings: Settings, _: argparse.Namespace) -> int:
-    """Migrate the database and print its schema revision."""
+def migrate(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Migrate the database and print what was done, or with --dry-run what is to be done."""
 
     async def work() -> None:
         async with app.open_engine(settings) as engine:
-            before, after = await database_setup.upgrade(engine)
+            if arguments.dry_run:
+                for script in await database_setup.find_pending(engine):
+                    say(f"schema {script.revision}: {script.title} (not run)")
+                return
+            before, after = await database_setup.upgrade(engine, say)
         change = "is at schema" if before == after else f"was at schema {before or '(none)'} and is now at"
         say(f"the database {change} {after}")
 

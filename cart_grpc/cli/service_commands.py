@@ -45,7 +45,8 @@ def add_commands(commands: Commands, descriptions: Mapping[str, str]) -> None:
         help="serve with N processes on one port, 1 to 256 (PostgreSQL, Linux)",
     )
     add("reconcile", server_cli.reconcile)
-    add("migrate", server_cli.migrate)
+    migrate = add("migrate", server_cli.migrate)
+    migrate.add_argument("--dry-run", action="store_true", help="only print which migrations the database lacks")
     simulator_options.add_options(add("simulate", partner_cli.simulate), listen_option="--listen", latency="1s")
     probe = add("probe", partner_cli.probe)
     probe.add_argument(

@@ -1,9 +1,11 @@
-"""Migrate a database to the schema of this release, and find out which schema it has.
+"""Find out which schema a database has, and run one migration.
 
 Alembic is imported only if there is something to migrate: importing it takes a fifth of a server's start.
 """
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,40 +13,90 @@ from sqlalchemy import Connection, inspect, text
 
 from cart_grpc.store import surroundings
 from cart_grpc.store.failures import NotMigrated, Unsuitable
+from cart_grpc.store.postgresql_session import SETTINGS, find_older_sessions
+from cart_grpc.store.revisions import FIRST, LATEST, VERSIONS, known_revisions
 from cart_grpc.store.schema import VERSION_TABLE, metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-_VERSIONS = Path(__file__).parent / "migrations" / "versions"
-# An advisory lock: replicas that start at the same time migrate one after the other.
-_LOCK = "SELECT pg_advisory_xact_lock(4849335204291)"
+# An advisory lock: migrations run one after the other. Releases with schema 0001 wait for it in their own way.
+_TURN = 4849335204291
+# A statement that waits for a lock on a table makes all later ones wait behind it. So it gives up soon: see
+# `migration_run`. Plans and look-ups of a release that runs need their locks for milliseconds.
+LOCK_TIMEOUT = "500ms"
 
 
-def config() -> "Config":
-    """Return Alembic's configuration, which finds the scripts in this package."""
+class NotOurTurn(Exception):
+    """Another process migrates the database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One migration that was run: the revisions before and after, and the title of its script.
+
+    If both revisions are equal, nothing was left to do.
+    """
+
+    before: str | None
+    after: str
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """The row of the version table: the schema of the database, and of the oldest release that may use it."""
+
+    revision: str
+    oldest_revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One migration, as its script declares it.
+
+    `transactional`: it runs in one transaction. `oldest_revision`: it contracts the schema, and releases whose schema
+    is older can no longer use the database.
+    """
+
+    revision: str
+    title: str
+    transactional: bool
+    oldest_revision: str | None
+
+
+def config(versions: Path = VERSIONS) -> "Config":
+    """Return Alembic's configuration, with the scripts in the folder `versions`."""
     from alembic.config import Config  # noqa: PLC0415 - see above
 
     alembic = Config()
     alembic.set_main_option("script_location", "cart_grpc.store:migrations")
-    alembic.set_main_option("path_separator", "os")
+    alembic.set_main_option("path_separator", "newline")
+    alembic.set_main_option("version_locations", str(versions).replace("%", "%%"))
     return alembic
 
 
-def known_revisions() -> list[str]:
-    """Return the revisions that this release knows, oldest first. The name of a script begins with its revision."""
-    return sorted(path.name.partition("_")[0] for path in _VERSIONS.glob("[0-9]*.py"))
+def read_scripts(versions: Path = VERSIONS) -> list[Script]:
+    """Return the migrations in a folder, oldest first."""
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - see above
 
-
-def latest_revision() -> str:
-    """Return the revision that this release needs."""
-    return known_revisions()[-1]
+    scripts = list(ScriptDirectory.from_config(config(versions)).walk_revisions())[::-1]
+    return [
+        Script(
+            script.revision,
+            (script.doc or "").splitlines()[0],
+            getattr(script.module, "transactional", True),
+            getattr(script.module, "oldest_revision", None),
+        )
+        for script in scripts
+    ]
 
 
 def current_revision(connection: Connection) -> str | None:
     """Return the revision of the database, None if it has none of our tables.
 
-    Raises Unsuitable if the revision is neither ours nor a newer release's, or if a table is missing.
+    Raises Unsuitable if the revision is neither ours nor a newer release's, if this release is too old for the
+    database, or if a table is missing.
     """
     tables = set(inspect(connection).get_table_names())
     present, missing = tables & set(metadata.tables), set(metadata.tables) - tables
@@ -52,44 +104,132 @@ def current_revision(connection: Connection) -> str | None:
         if present:
             raise Unsuitable(f"another program has made {_names(present)} in it; use another database or schema")
         return None
-    revisions = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalars().all()  # noqa: S608
+    record = _read_record(connection)
+    revision, oldest = record.revision, record.oldest_revision
+    if oldest > LATEST:
+        raise Unsuitable(
+            f"it is at schema {revision}, for releases with schema {oldest} or newer; this one has schema {LATEST}: "
+            "start a newer release, or restore a backup"
+        )
+    # An older release may have had fewer tables. A newer one keeps those that this release needs.
+    if missing and (revision == LATEST or not is_known(revision)):
+        raise Unsuitable(f"it lacks {_names(missing)}; restore a backup")
+    return revision
+
+
+def _read_record(connection: Connection) -> _Record:
+    # Schema 0001 has one column.
+    rows = connection.execute(text(f"SELECT * FROM {VERSION_TABLE}")).mappings().all()  # noqa: S608 - our constant
+    revisions = [str(row["version_num"]) for row in rows]
     if len(revisions) != 1 or not (is_known(revisions[0]) or _is_newer(revisions[0])):
         found = ", ".join(revisions) or "no revision"
         raise Unsuitable(f"{VERSION_TABLE} contains {found}, which is not a revision of cart-grpc")
-    revision = str(revisions[0])
-    # An older release may have had fewer tables. A newer one keeps those that this release needs.
-    if missing and (revision == latest_revision() or not is_known(revision)):
-        raise Unsuitable(f"it lacks {_names(missing)}; restore a backup")
-    return revision
+    return _Record(revisions[0], str(rows[0].get("oldest_revision", FIRST)))
 
 
 def check_revision(connection: Connection) -> None:
     """Raise Unsuitable if this release cannot use the database's schema, NotMigrated if it can after a migration."""
     revision = current_revision(connection)
-    if revision is None or (is_known(revision) and revision != latest_revision()):
+    if revision is None or (is_known(revision) and revision != LATEST):
         raise NotMigrated(f"it is at schema {revision or '(none)'}; run `cart-grpc migrate` first")
 
 
-def upgrade(connection: Connection) -> tuple[str | None, str]:
-    """Migrate to `latest_revision` in the connection's transaction. Return the revisions before and after.
+def take_turn(connection: Connection) -> None:
+    """Keep other processes from migrating until this session ends or `end_turn`. Raises NotOurTurn."""
+    _try_lock(connection, "pg_try_advisory_lock")
 
-    Does nothing if the database has that revision, or that of a newer release. Raises Unsuitable.
+
+def end_turn(connection: Connection) -> None:
+    """Let other processes migrate."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_TURN})")
+
+
+def _try_lock(connection: Connection, function: str) -> None:
+    is_postgresql = connection.dialect.name == "postgresql"
+    if is_postgresql and not connection.exec_driver_sql(f"SELECT {function}({_TURN})").scalar_one():
+        raise NotOurTurn
+
+
+def find_pending(connection: Connection, versions: Path = VERSIONS) -> list[Script]:
+    """Return the migrations that the database lacks, oldest first. Raises Unsuitable."""
+    revision = current_revision(connection)
+    known = known_revisions(versions)
+    if revision is not None and (revision == known[-1] or revision not in known):
+        return []
+    return [script for script in read_scripts(versions) if script.revision > (revision or "")]
+
+
+def run_next(connection: Connection, versions: Path = VERSIONS) -> Step:
+    """Run the next migration that the database lacks, in the connection's transaction.
+
+    Does nothing if the database has the schema of this release, or of a newer one. Raises Unsuitable, NotOurTurn, or
+    the database's error if a lock is not granted within LOCK_TIMEOUT.
     """
     if connection.dialect.name == "postgresql":
-        # An index on a large table takes longer than the usual timeouts, and so does waiting for another replica.
-        connection.execute(text("SET LOCAL statement_timeout = 0"))
-        connection.execute(text("SET LOCAL lock_timeout = 0"))
-        connection.execute(text(_LOCK))
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+    # The session of `take_turn` may be gone.
+    _try_lock(connection, "pg_try_advisory_xact_lock")
     surroundings.check_encoding(connection)
     before = current_revision(connection)
-    if before is not None and (before == latest_revision() or not is_known(before)):
-        return before, before
+    pending = find_pending(connection, versions)
+    if not pending:
+        return Step(before, before or "")
+    script = pending[0]
+    if script.oldest_revision:
+        _refuse_while_older_run(connection, script.oldest_revision, script.revision)
+    if script.transactional or connection.dialect.name != "postgresql":
+        _run(connection, script, versions)
+    else:
+        _run_without_transaction(connection, script, versions)
+    return Step(before, script.revision, script.title)
+
+
+def _run(connection: Connection, script: Script, versions: Path) -> None:
     from alembic import command  # noqa: PLC0415 - see above
 
-    alembic = config()
+    alembic = config(versions)
     alembic.attributes["connection"] = connection
-    command.upgrade(alembic, "head")
-    return before, current_revision(connection) or ""
+    command.upgrade(alembic, script.revision)
+
+
+def _run_without_transaction(connection: Connection, script: Script, versions: Path) -> None:
+    """Run a migration that PostgreSQL refuses in a transaction, and begin a new transaction.
+
+    CREATE INDEX CONCURRENTLY waits for the transactions that are older than it. Nobody waits behind it meanwhile.
+    """
+    take_turn(connection)
+    connection.exec_driver_sql("COMMIT")
+    try:
+        connection.exec_driver_sql("SET statement_timeout = 0")
+        connection.exec_driver_sql("SET lock_timeout = 0")
+        _run(connection, script, versions)
+        for name in ("statement_timeout", "lock_timeout"):
+            connection.exec_driver_sql(f"SET {name} = '{SETTINGS[name]}'")
+        end_turn(connection)
+        connection.exec_driver_sql("BEGIN")
+    except BaseException:
+        # This session has neither its settings nor an open transaction any more.
+        connection.invalidate()
+        raise
+
+
+def _refuse_while_older_run(connection: Connection, oldest: str, revision: str) -> None:
+    """Raise Unsuitable while processes are connected that the migration to `revision` would leave behind."""
+    if connection.dialect.name != "postgresql":
+        return
+    older = find_older_sessions(connection, int(oldest))
+    if older:
+        raise Unsuitable(
+            f"schema {revision} is for releases with schema {oldest} or newer, and older ones are connected "
+            f"({_show(older)}); stop them, then run `cart-grpc migrate` again"
+        )
+
+
+def _show(sessions: Sequence[str]) -> str:
+    rest = f" and {len(sessions) - 3} more" if len(sessions) > 3 else ""
+    return f"{', '.join(sessions[:3])}{rest}"
 
 
 def is_known(revision: str) -> bool:
@@ -99,7 +239,7 @@ def is_known(revision: str) -> bool:
 
 def _is_newer(revision: str) -> bool:
     """Whether a revision has the form of ours and follows the latest that this release knows."""
-    return bool(re.fullmatch(r"[0-9]{4}", revision)) and revision > latest_revision()
+    return bool(re.fullmatch(r"[0-9]{4}", revision)) and revision > LATEST
 
 
 def _names(tables: set[str]) -> str:

@@ -11,8 +11,10 @@ from typing import Final
 from weakref import WeakSet
 
 import asyncpg
+from sqlalchemy import Connection, text
 
 from cart_grpc.store.failures import LOST_SESSION, Unsuitable, get_sqlstate
+from cart_grpc.store.revisions import LATEST
 from cart_grpc.store.schema import VERSION_TABLE
 
 Settings = Mapping[str, str]
@@ -70,6 +72,28 @@ _STRONGER: Final[Mapping[str, Collection[str]]] = {"synchronous_commit": ("remot
 _RESERVED: Final = frozenset({"session_replication_role", "zero_damaged_pages", "ignore_checksum_failure"})
 # An advisory lock that every session shares. Who gets it alone knows that no server runs.
 IN_USE: Final = 4849335204292
+# Every session also shares the advisory lock with these two keys: this one, and the number of its release's schema.
+# Releases with schema 0001 have only the lock above.
+_REVISIONS: Final = 1129071202
+_SHARE_LOCKS: Final = f"SELECT pg_advisory_lock_shared({IN_USE}), pg_advisory_lock_shared({_REVISIONS}, {int(LATEST)})"
+_OLDER_SESSIONS: Final = text("""
+    SELECT 'pid ' || pid || coalesce(' from ' || host(client_addr), '')
+    FROM pg_locks AS used JOIN pg_stat_activity AS session USING (pid)
+    WHERE used.locktype = 'advisory' AND used.database = session.datid AND session.datname = current_database()
+        AND (used.classid::bigint << 32 | used.objid::bigint) = :in_use AND used.objsubid = 1
+        AND NOT EXISTS (
+            SELECT FROM pg_locks AS newer
+            WHERE newer.locktype = 'advisory' AND newer.pid = used.pid AND newer.database = used.database
+                AND newer.classid::bigint = :revisions AND newer.objid::bigint >= :oldest AND newer.objsubid = 2
+        )
+    ORDER BY pid
+""")
+_OLDEST_TRANSACTION: Final = text("""
+    SELECT floor(extract(epoch FROM clock_timestamp() - xact_start)) || ' s old: pid ' || pid || ' ' || application_name
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+    ORDER BY xact_start LIMIT 1
+""")
 
 # Our tables are in the schema that the search_path of the database, the role or the URL names, and in no other.
 _LOOK: Final = """
@@ -159,7 +183,7 @@ class Sessions:
         found = await _look(connection, names)
         if refused := _differing(wanted, found["settings"]):
             raise Unsuitable(f"a session does not keep these settings: {', '.join(sorted(refused))}")
-        await connection.execute(f"SELECT pg_advisory_lock_shared({IN_USE})")
+        await connection.execute(_SHARE_LOCKS)
 
     async def _check_pooler(self, connection: asyncpg.Connection) -> None:
         """Raise Unsuitable if a pooler lets several connections share one session."""
@@ -238,3 +262,15 @@ async def _set(connection: asyncpg.Connection, wanted: Settings) -> None:
         await statement.fetch(list(wanted), list(wanted.values()))
     except _CANNOT_SET as error:
         raise Unsuitable(f"a session cannot get a setting that it needs: {error}") from error
+
+
+def find_older_sessions(connection: Connection, oldest: int) -> list[str]:
+    """Return a description of each session of a release whose schema has a number below `oldest`."""
+    parameters = {"in_use": IN_USE, "revisions": _REVISIONS, "oldest": oldest}
+    return list(connection.execute(_OLDER_SESSIONS, parameters).scalars())
+
+
+def find_oldest_transaction(connection: Connection) -> str | None:
+    """Return a description of the oldest transaction of the other sessions, None if there is none."""
+    found: str | None = connection.execute(_OLDEST_TRANSACTION).scalar_one_or_none()
+    return found

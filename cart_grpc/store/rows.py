@@ -15,6 +15,7 @@ from cart_grpc.names import CartKey, CheckoutKey, UserKey
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.clock_steps import ClockRow
+from cart_grpc.store.revisions import LATEST
 
 Row = Sequence[Any]
 V = TypeVar("V", bound=tuple[Any, ...])
@@ -53,11 +54,12 @@ class CommitMarker(NamedTuple):
 
 
 class CommitMarkerRow(NamedTuple):
-    """One row of `commit_markers`: the last batch that a writer committed."""
+    """One row of `commit_markers`: the last batch that a writer committed, and the schema of its release."""
 
     slice: int
     marker: CommitMarker
     update_time: int
+    schema_revision: str | None = LATEST
 
 
 class UserRow(NamedTuple):
@@ -269,7 +271,7 @@ REPLIES = RowMapping(
 COMMIT_MARKERS = RowMapping(
     schema.commit_markers,
     CommitMarkerRow,
-    {**_key("marker", "writer_id", "batch_number"), **_same("slice", "update_time")},
+    {**_key("marker", "writer_id", "batch_number"), **_same("slice", "update_time", "schema_revision")},
 )
 USERS = RowMapping(
     schema.users,

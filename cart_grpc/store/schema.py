@@ -64,6 +64,8 @@ commit_markers = Table(
     Column("writer_id", Name, nullable=False),
     Column("batch_number", Int64, nullable=False),
     Column("update_time", Int64, nullable=False),
+    # The schema of the writer's release. NULL: 0001.
+    Column("schema_revision", Name),
     PrimaryKeyConstraint("slice", "writer_id", name="commit_markers_pkey"),
 )
 

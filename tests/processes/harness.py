@@ -167,11 +167,12 @@ class Programs:
         self.folder = folder
         self.module = "cart_grpc.__main__"
         self.preloaded = False
+        self.environment: dict[str, str] = {}
         self.started: list[Program] = []
 
     def start(self, *arguments: str, **settings: str) -> Program:
         """Start `cart-grpc` with `arguments`. `settings` are the CART_* variables, named as in `Settings`."""
-        environment = {f"CART_{name.upper()}": value for name, value in settings.items()}
+        environment = self.environment | {f"CART_{name.upper()}": value for name, value in settings.items()}
         program = Program(self.module, arguments, self.folder, environment, preloaded=self.preloaded)
         self.started.append(program)
         return program
@@ -257,19 +258,19 @@ class Simulated:
 
 
 class Replicas:
-    """The servers of one service, running or not, and their addresses."""
+    """The servers of one service, running or not, and their addresses. `programs` starts the next one."""
 
     def __init__(self, programs: Programs, settings: Mapping[str, str], count: int) -> None:
-        self._programs = programs
+        self.programs = programs
         self._settings = settings
         self.servers: list[Program | None] = [None] * count
         self.addresses: list[str | None] = [None] * count
         self._starts: list[asyncio.Task[None] | None] = [None] * count
         self.kills = 0
 
-    def start(self, index: int) -> "asyncio.Task[None]":
+    def start(self, index: int, *options: str) -> "asyncio.Task[None]":
         """Start server `index`, which must not be running. The task ends when the server listens."""
-        program = self._programs.start("serve", **self._settings)
+        program = self.programs.start("serve", *options, **self._settings)
         self.servers[index] = program
         self._starts[index] = task = asyncio.create_task(self._listen(index, program))
         return task

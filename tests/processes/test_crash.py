@@ -86,8 +86,8 @@ async def _crash(
     programs.preloaded = True
     seed = os.environ.get("CRASH_SEED") or str(random.randrange(1 << 32))
     log.warning("CRASH_SEED=%s", seed)
-    simulated = await _simulate(programs, seed)
-    settings = _settings(database_url, simulated)
+    simulated = await simulate(programs, seed)
+    settings = settings_for(database_url, simulated)
     if backend == "postgresql":
         assert await programs.start("migrate", **settings).ended(60) == 0
     replicas = Replicas(programs, settings, count=1 if backend == "sqlite" else 2)
@@ -110,13 +110,15 @@ async def _crash(
     assert programs.complaints() == []
 
 
-async def _simulate(programs: Programs, seed: str) -> Simulated:
+async def simulate(programs: Programs, seed: str) -> Simulated:
+    """Start a simulator with STOCK and FAULTS."""
     stock = [argument for sku, quantity in STOCK.items() for argument in ("--stock", f"{sku}={quantity}")]
     faults = [argument for option in FAULTS.items() for argument in option]
     return await programs.simulate("--seed", str(int(seed) % 1000), *stock, *faults)
 
 
-def _settings(database_url: str, simulated: Simulated) -> dict[str, str]:
+def settings_for(database_url: str, simulated: Simulated) -> dict[str, str]:
+    """The settings of a server that notices soon what another one has left behind."""
     return {
         "listen": "127.0.0.1:0",
         "database_url": database_url,

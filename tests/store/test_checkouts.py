@@ -25,7 +25,7 @@ from cart_grpc.commands.direct import Purge
 from cart_grpc.commands.operator import Release
 from cart_grpc.protocol.lanes import HOLD_LANE
 from cart_grpc.protocol.reservation import Disposition, Observed
-from cart_grpc.store import migrate, schema
+from cart_grpc.store import migration_run, schema
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.restore import raise_revisions
 from cart_grpc.store.store import Store
@@ -326,7 +326,7 @@ async def test_after_a_restore_a_failed_checkout_waits_for_new_answers(database_
 async def opened(url: str) -> AsyncIterator[tuple[Engine, Store]]:
     """A store and its engine, until both are closed."""
     engine = connect(url, app.clock)
-    await engine.transact(migrate.upgrade)
+    await migration_run.run(engine)
     store = Store(engine, app.new_id, queue_size=1000)
     await store.start()
     yield engine, store

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, make_url
 
 from cart_grpc import app, database_setup
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown
-from cart_grpc.store import batch_writer, migrate
+from cart_grpc.store import batch_writer, migration_run
 from cart_grpc.store.engine import connect
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.postgresql_session import SETTINGS
@@ -33,7 +33,7 @@ async def engine(own_postgres: PostgresServer, request: pytest.FixtureRequest) -
     url = own_postgres.create_database(f"cart_{abs(hash(request.node.name))}")
     engine = connect(url, app.clock)
     assert isinstance(engine, PostgresqlEngine)
-    await engine.transact(migrate.upgrade)
+    await migration_run.run(engine)
     yield engine
     await engine.close()
     own_postgres.start()

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, make_url
 
 from cart_grpc import app, database_setup
 from cart_grpc.database_setup import StartupError
-from cart_grpc.store import migrate
+from cart_grpc.store import revisions
 from cart_grpc.store.engine import connect
 from tests.postgres import SUPERUSER, PostgresServer
 from tests.store.test_migrations import make_empty, migrated, opened, read_catalogue
@@ -26,7 +26,7 @@ async def test_the_tables_of_another_program_with_alembic_do_not_count(empty_url
     async with opened(empty_url) as engine:
         await engine.transact(run("CREATE TABLE alembic_version (version_num text)"))
         await engine.transact(run("INSERT INTO alembic_version VALUES ('1975ea83b712')"))
-        assert await database_setup.upgrade(engine) == (None, migrate.latest_revision())
+        assert await database_setup.upgrade(engine) == (None, revisions.LATEST)
         await database_setup.check(engine)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from cart_grpc import app
 from cart_grpc.store import gathering as gathering_module
-from cart_grpc.store import migrate
+from cart_grpc.store import migration_run
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import connect
 from cart_grpc.store.gathering import Gathering
@@ -73,7 +73,7 @@ async def test_a_few_calls_do_not_wait(size: int, monkeypatch: pytest.MonkeyPatc
 
 async def test_callers_in_a_loop_share_a_transaction_on_sqlite(tmp_path: Path) -> None:
     engine = connect(f"sqlite:///{tmp_path / 'carts.db'}", app.clock)
-    await engine.transact(migrate.upgrade)
+    await migration_run.run(engine)
     counted = Wrapped(engine)
     queue = WriteQueue(counted, ChangeNotifier(), app.new_id, 1000)
     await queue.start()

@@ -15,7 +15,7 @@ from cart_grpc import app, database_setup
 from cart_grpc.database_setup import StartupError
 from cart_grpc.names import user_key
 from cart_grpc.settings import Settings
-from cart_grpc.store import migrate, schema
+from cart_grpc.store import migrate, revisions, schema
 from cart_grpc.store.engine import Engine
 from tests.postgres import PostgresServer
 
@@ -126,20 +126,20 @@ async def test_the_migrations_create_the_same_schema_as_the_metadata(empty_url: 
 
 
 async def test_a_migration_returns_the_revisions_before_and_after(empty_url: str) -> None:
-    assert await migrated(empty_url) == (None, migrate.latest_revision())
+    assert await migrated(empty_url) == (None, revisions.LATEST)
     async with opened(empty_url) as engine:
-        assert await engine.transact(migrate.current_revision) == migrate.latest_revision()
+        assert await engine.transact(migrate.current_revision) == revisions.LATEST
         await database_setup.check(engine)
 
 
 def test_the_revisions_known_without_alembic_are_those_of_alembic() -> None:
     scripts = ScriptDirectory.from_config(migrate.config())
-    assert migrate.known_revisions() == [script.revision for script in scripts.walk_revisions()][::-1]
-    assert migrate.latest_revision() == scripts.get_current_head()
+    assert revisions.known_revisions() == [script.revision for script in scripts.walk_revisions()][::-1]
+    assert scripts.get_current_head() == revisions.LATEST
 
 
 async def test_a_second_migration_changes_nothing(empty_url: str) -> None:
-    latest = migrate.latest_revision()
+    latest = revisions.LATEST
     await migrated(empty_url)
     before = await catalogue_of(empty_url)
     async with opened(empty_url) as engine:
@@ -151,7 +151,7 @@ async def test_a_second_migration_changes_nothing(empty_url: str) -> None:
 
 async def test_a_migration_that_fails_leaves_nothing_behind(empty_url: str) -> None:
     def work(connection: Connection) -> None:
-        migrate.upgrade(connection)
+        migrate.run_next(connection)
         raise RuntimeError("power cut")
 
     async with opened(empty_url) as engine:
@@ -166,7 +166,7 @@ async def test_concurrent_migrations_run_one_after_the_other(
     postgres: PostgresServer, request: pytest.FixtureRequest
 ) -> None:
     url = postgres.create_database(f"twice_{abs(hash(request.node.nodeid))}")
-    latest = migrate.latest_revision()
+    latest = revisions.LATEST
     results = await asyncio.gather(*(migrated(url) for _ in range(5)))
     assert sorted(results, key=str) == sorted([(None, latest), *[(latest, latest)] * 4], key=str)
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, make_url
 from cart_grpc import app, database_setup
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.database_setup import StartupError
-from cart_grpc.store import migrate
+from cart_grpc.store import revisions
 from cart_grpc.store.engine import connect
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.postgresql_session import READ_ONLY, SETTINGS
@@ -152,7 +152,7 @@ async def test_the_schema_that_the_search_path_names_is_used_and_kept(database_u
     else:
         url += "&options=-csearch_path%3Dshop"
     engine = connect(url, app.clock)
-    assert await database_setup.upgrade(engine) == (None, migrate.latest_revision())
+    assert await database_setup.upgrade(engine) == (None, revisions.LATEST)
     await administer(database_url, f"ALTER ROLE {role} SET search_path = public")
     await database_setup.check(engine)
     # The readers' sessions are opened after the change.

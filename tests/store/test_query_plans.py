@@ -19,7 +19,7 @@ from cart_grpc.commands.erase import EraseUser
 from cart_grpc.commands.operator import Release, Retry
 from cart_grpc.names import cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
-from cart_grpc.store import migrate, prepared
+from cart_grpc.store import migration_run, prepared
 from cart_grpc.store.connection_pool import ConnectionPool
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.postgresql import PostgresqlEngine
@@ -161,7 +161,7 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 async def planned(url: str) -> AsyncIterator[Planned]:
     """Filled once for all tests of this module, because they look at plans and not at results."""
     engine = connect(url, app.clock)
-    await engine.transact(migrate.upgrade)
+    await migration_run.run(engine)
     await engine.transact(fill)
     store = Store(engine, app.new_id, queue_size=1000)
     await store.start()

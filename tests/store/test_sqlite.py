@@ -50,7 +50,7 @@ async def test_concurrent_transactions_that_read_and_then_write_lose_no_update(
     engine: SqliteEngine, tmp_path: Path
 ) -> None:
     read = "SELECT coalesce(max(batch_number), 0) FROM commit_markers WHERE writer_id = 'raced'"
-    write = "INSERT INTO commit_markers VALUES (0, 'raced', ?, 0) ON CONFLICT DO UPDATE SET batch_number = ?"
+    write = "INSERT INTO commit_markers VALUES (0, 'raced', ?, 0, '0001') ON CONFLICT DO UPDATE SET batch_number = ?"
 
     def read_then_write(connection: Connection) -> None:
         number = connection.exec_driver_sql(read).scalar_one() + 1

@@ -1,0 +1,29 @@
+"""The previous release, from the history of this repository, in the environment of this one."""
+
+import subprocess
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from tests.processes.harness import Programs
+
+# The last commit before schemas recorded which releases may use them. It has schema 0001.
+PREVIOUS = "2eab6ef8"
+_REPOSITORY = Path(__file__).parents[2]
+
+
+def previous_programs(folder: Path) -> Programs:
+    """Return the programs of the previous release. Fails if the history does not go back to it."""
+    command = ["git", "-C", str(_REPOSITORY), "archive", PREVIOUS, "cart_grpc", "generated"]
+    archive = subprocess.run(command, capture_output=True, check=False)
+    if archive.returncode:
+        pytest.fail(f"the history lacks {PREVIOUS}, run `git fetch --unshallow`: {archive.stderr.decode()}")
+    source = folder / "previous"
+    with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
+        files.extractall(source, filter="data")
+    (folder / "of-previous").mkdir()
+    programs = Programs(folder / "of-previous")
+    programs.environment["PYTHONPATH"] = f"{source}:{source / 'generated'}"
+    return programs
