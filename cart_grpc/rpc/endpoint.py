@@ -21,11 +21,19 @@ Step: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class CallLog:
+    """Which calls get a line: those that are refused, fail, or take `slow_seconds`; with `all_calls`, every one."""
+
+    slow_seconds: float
+    all_calls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Guards:
     """The parts that the layers of one server share.
 
     Without `admission`, every unary call may run at once. Without `door`, calls are answered until gRPC stops. Without
-    `access`, anyone may make any call.
+    `access`, anyone may make any call. Without `call_log`, no call gets a line.
     """
 
     deadlines: Deadlines
@@ -34,6 +42,7 @@ class Guards:
     admission: Admission | None = None
     door: Door | None = None
     access: Access | None = None
+    call_log: CallLog | None = None
 
 
 @dataclass(frozen=True, slots=True)

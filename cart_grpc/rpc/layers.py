@@ -6,7 +6,6 @@ for bytes that are no message; and if a servicer raises a stray CancelledError, 
 """
 
 import asyncio
-import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable
@@ -20,12 +19,11 @@ from cart_grpc.authentication.refusals import TokenExpired
 from cart_grpc.carts.refusals import CallRefused, Overloaded
 from cart_grpc.rpc import status
 from cart_grpc.rpc.access import CALLER
+from cart_grpc.rpc.call_log import CALL, log_error
 from cart_grpc.rpc.endpoint import Context, Endpoint, Step
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
 from cart_grpc.rpc.messages import serialize
 from cart_grpc.rpc.permissions import check_of
-
-log = logging.getLogger(__name__)
 
 
 class WriteCancelled(Exception):
@@ -109,6 +107,8 @@ def deadline(endpoint: Endpoint, next_step: Step) -> Step:
 
     async def received(context: Context) -> Any:
         request = decode(await receive(context))
+        if call := CALL.get():
+            call.request = request
         if waits and request.HasField("max_wait"):
             return await extend(next_step(request, context), _bounded_seconds(request.max_wait))
         return await next_step(request, context)
@@ -121,7 +121,10 @@ def receive_one(endpoint: Endpoint, next_step: Step) -> Step:
 
     async def step(_: Any, context: Context) -> Any:
         data = await endpoint.guards.deadlines.run(endpoint.guards.receiver.receive(context))
-        return await next_step(endpoint.decode(data), context)
+        request = endpoint.decode(data)
+        if call := CALL.get():
+            call.request = request
+        return await next_step(request, context)
 
     return step
 
@@ -231,6 +234,7 @@ def write_each(endpoint: Endpoint, next_step: Any) -> Step:
         return step
 
     async def write(request: Any, context: Context) -> None:
+        call = CALL.get()
         # `aclosing` runs the generator's `finally` when the call ends, not when the garbage collector finds it.
         async with aclosing(next_step(request, context)) as replies:
             async for reply in replies:
@@ -240,6 +244,8 @@ def write_each(endpoint: Endpoint, next_step: Any) -> Step:
                         await context.write(encoded)
                 except asyncio.CancelledError:
                     raise WriteCancelled from None
+                if call:
+                    call.note_opened()
 
     return write
 
@@ -252,5 +258,5 @@ def _bounded_seconds(max_wait: Any) -> float:
 
 async def _abort_internal(context: Context, path: str, error: BaseException) -> NoReturn:
     error_id = secrets.token_hex(8)
-    log.error("error %s in %s", error_id, path, exc_info=error)
+    log_error(context, path, error_id, error)
     await status.abort(context, status.internal(error_id))

@@ -5,6 +5,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
+from cart_grpc.rpc.call_log import log_call
 from cart_grpc.rpc.endpoint import Endpoint, Guards, Step
 from cart_grpc.rpc.layers import (
     admit,
@@ -32,6 +33,7 @@ Layer: TypeAlias = Callable[[Endpoint, Any], Step]
 # The outermost layer is first.
 UNARY: Final[tuple[Layer, ...]] = (
     errors,
+    log_call,
     refuse_if_closed,
     reject_if_full,
     authenticate,
@@ -42,6 +44,7 @@ UNARY: Final[tuple[Layer, ...]] = (
 )
 STREAM: Final[tuple[Layer, ...]] = (
     errors,
+    log_call,
     refuse_if_closed,
     authenticate,
     receive_one,
@@ -53,6 +56,7 @@ STREAM: Final[tuple[Layer, ...]] = (
 # A stream of requests names no resources, so only its scope is checked.
 BOTH_STREAM: Final[tuple[Layer, ...]] = (
     errors,
+    log_call,
     refuse_if_closed,
     authenticate,
     authorize,

@@ -24,7 +24,7 @@ from grpc_health.v1 import health_pb2_grpc
 from cart_grpc.rpc.access import Access
 from cart_grpc.rpc.deadlines import Deadlines
 from cart_grpc.rpc.door import Door
-from cart_grpc.rpc.endpoint import Guards
+from cart_grpc.rpc.endpoint import CallLog, Guards
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
 from cart_grpc.rpc.health import SERVICE as HEALTH
 from cart_grpc.rpc.health import Health
@@ -104,6 +104,7 @@ class Server:
         beside: Mapping[str, Sequence[Method]] = HEALTH_AND_REFLECTION,
         shares_port: bool = False,
         max_connections: int = MAX_CONNECTIONS,
+        call_log: CallLog | None = None,
     ) -> None:
         self.port = 0
         self._service = service
@@ -122,9 +123,11 @@ class Server:
         self._deadlines = Deadlines(call_timeout)
         self._door = Door()
         self._streams, self._watches = service.streams, open_streams(MAX_HEALTH_WATCHES)
-        guards = Guards(self._deadlines, service.receiver, self._streams, door=self._door, access=access)
+        guards = Guards(self._deadlines, service.receiver, self._streams, None, self._door, access, call_log)
         # Without the door: until the end a check must be answered, and a watch must see NOT_SERVING.
-        of_health = Guards(self._deadlines, service.receiver, self._watches)
+        # A probe makes a call every few seconds, so those that are answered get no line.
+        quiet = call_log and replace(call_log, all_calls=False)
+        of_health = Guards(self._deadlines, service.receiver, self._watches, call_log=quiet)
         service.add(Pipeline(self._server, METHODS, PERMISSIONS, replace(guards, admission=service.admission)))
         permissions = _rules_of(beside)
         if V1 in beside:
@@ -162,14 +165,15 @@ class Server:
         """Report NOT_SERVING from now on, so that callers go elsewhere. Calls are served as before."""
         self._health.stop()
 
-    async def stop(self, grace: float) -> None:
+    async def stop(self, grace: float) -> int:
         """Refuse new calls, end the streams, answer the calls in max_wait, and send GOAWAY.
 
         Other calls have `grace` seconds to finish. Then they end with ShuttingDown. gRPC cancels the calls and streams
-        whose caller does not take that.
+        whose caller does not take that. Returns how many calls did not finish in time.
         """
         if self._has_stopped:
-            return
+            return 0
+        unfinished: set[asyncio.Task[Any]] = set()
         self._has_stopped = True
         self.announce_stop()
         self._door.begin_drain()
@@ -184,12 +188,13 @@ class Server:
         self._door.release()
         self._watches.drain()
         if running := self._deadlines.running():
-            await asyncio.wait(running, timeout=grace)
+            _, unfinished = await asyncio.wait(running, timeout=grace)
             self._deadlines.end_all()
         # A peer that does not read its stream would use the whole grace: gRPC accepts no status during a write.
         if not (await asyncio.wait((stopping,), timeout=LAST_WORDS_SECONDS))[0]:
             await self._server.stop(None)
         await stopping
+        return len(unfinished)
 
 
 def _rules_of(table: Mapping[str, Sequence[Method]]) -> Mapping[str, Mapping[str, str]]:

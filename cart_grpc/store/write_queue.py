@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
 from cart_grpc.commands.direct import Ping
+from cart_grpc.logs import events
 from cart_grpc.store.batch import AnyCommand
 from cart_grpc.store.batch_writer import BatchWriter, QueuedCommand, register_writers
 from cart_grpc.store.change_notifier import ChangeNotifier
@@ -95,7 +96,7 @@ class WriteQueue:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self.failed = False
-        self.failures = FailureLog("writes fail", "writes work again")
+        self.failures = FailureLog(events.WRITES_FAILING, events.WRITES_RECOVERED, "writes fail", "writes work again")
 
     async def start(self) -> None:
         """Register the writers in the database. Raises the database's errors."""
