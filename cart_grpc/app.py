@@ -16,7 +16,7 @@ import grpc
 import uuid_utils
 from sqlalchemy.exc import SQLAlchemyError
 
-from cart_grpc import database_setup, parts
+from cart_grpc import database_setup, otel, parts
 from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.background.pause_watcher import PauseWatcher
 from cart_grpc.background.readiness import ReadinessWatcher
@@ -28,6 +28,8 @@ from cart_grpc.logs import events, output
 from cart_grpc.logs.log import Log
 from cart_grpc.process import running_task
 from cart_grpc.reservation_api import transports
+from cart_grpc.reservation_api.api import ReservationApi
+from cart_grpc.reservation_api.traced_api import TracedApi
 from cart_grpc.rpc.server import Server
 from cart_grpc.servers import make_servers, open_identities
 from cart_grpc.settings import Settings, variable_of
@@ -36,6 +38,7 @@ from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.migrate import latest_revision
 from cart_grpc.store.store import Store
 from cart_grpc.tls.reloaded_files import FileError
+from cart_grpc.tracing import Tracer
 from cart_grpc.units import to_us
 
 log = Log(__name__)
@@ -93,6 +96,8 @@ async def running(
     for risk in find_risks(ports):
         log(events.SETTING_RISKY, "%s", risk)
     async with AsyncExitStack() as stack:
+        # First, so that the last spans are exported when everything else has stopped.
+        tracer = await stack.enter_async_context(running_traces(settings))
         await stack.enter_async_context(running_task(output.keep_reporting(), "suppressed-lines"))
         identities = await stack.enter_async_context(open_identities(settings, ports))
         engine = await stack.enter_async_context(open_engine(settings))
@@ -100,10 +105,12 @@ async def running(
         clock_watcher = ClockWatcher(store.clock(monotonic_us, parts.reconciler_config(settings).longest_attempt_us))
         reconciler = None
         if reconcile:
-            reconciler = await stack.enter_async_context(_idle_reconciler(settings, store, clock_watcher))
+            reconciler = await stack.enter_async_context(_idle_reconciler(settings, store, clock_watcher, tracer))
         # Entered before the servers, so that the loops stop after them.
         loops = await stack.enter_async_context(AsyncExitStack())
-        servers = make_servers(settings, ports, identities, store, reconciler, shares_ports=bool(sharing))
+        servers = make_servers(
+            settings, ports, identities, store, reconciler, shares_ports=bool(sharing), tracer=tracer
+        )
         for port, server in servers.items():
             await stack.enter_async_context(running_server(server, port, identities.credentials(port), settings))
         opening = _open_with_retries(settings, engine, store, clock_watcher)
@@ -146,6 +153,23 @@ async def drain(servers: Collection[Server], settings: Settings, *, lame_duck: f
 
 
 @asynccontextmanager
+async def running_traces(settings: Settings) -> AsyncIterator[Tracer | None]:
+    """Return the tracer, None if the environment does not ask for traces. Raises StartupError."""
+    try:
+        is_on = otel.is_exported("traces")
+    except otel.OtelError as error:
+        raise StartupError(str(error)) from None
+    if not is_on:
+        yield None
+        return
+    # Imported here: it takes time and memory, and few processes of the tests and of a trial need it.
+    from cart_grpc.telemetry.span_export import exporting  # noqa: PLC0415
+
+    async with exporting(settings.reservation_url.get_secret_value(), version("cart-grpc")) as tracer:
+        yield tracer
+
+
+@asynccontextmanager
 async def running_store(settings: Settings) -> AsyncIterator[Store]:
     """Open a store by itself. Raises StartupError."""
     async with open_engine(settings) as engine, _closing_store(settings, engine) as store:
@@ -164,12 +188,18 @@ async def _closing_store(settings: Settings, engine: Engine) -> AsyncIterator[St
 
 
 @asynccontextmanager
-async def _idle_reconciler(settings: Settings, store: Store, clock_watcher: ClockWatcher) -> AsyncIterator[Reconciler]:
+async def _idle_reconciler(
+    settings: Settings, store: Store, clock_watcher: ClockWatcher, tracer: Tracer | None
+) -> AsyncIterator[Reconciler]:
     """Return a reconciler that does not run yet. Raises StartupError if a file for the Reservation API is unusable."""
     try:
-        api = transports.connect(settings.reservation_url.get_secret_value(), parts.reservation_files(settings))
+        api: ReservationApi = transports.connect(
+            settings.reservation_url.get_secret_value(), parts.reservation_files(settings)
+        )
     except (FileError, ValueError) as error:
         raise StartupError(str(error)) from None
+    if tracer:
+        api = TracedApi(api, tracer)
     try:
         yield Reconciler(store, api, parts.reconciler_config(settings), monotonic_us, clock_watcher.run_once)
     finally:

@@ -23,6 +23,7 @@ from cart_grpc.settings import Settings
 from cart_grpc.store.store import Store
 from cart_grpc.tls.reloaded_files import FileError
 from cart_grpc.tls.server import ServerTls
+from cart_grpc.tracing import Tracer
 
 log = Log(__name__)
 
@@ -98,11 +99,13 @@ def make_servers(
     reconciler: Reconciler | None,
     *,
     shares_ports: bool,
+    tracer: Tracer | None,
 ) -> dict[Port, Server]:
     """Return a server for each port. None listens yet. With `shares_ports`, other workers listen on the same ports."""
     limits = parts.limits(settings)
-    carts = cart_service(store, limits, parts.admission(settings))
-    operators = admin_service(OperatorActions(store, limits, reconciler))
+    call_log = parts.call_log(settings)
+    carts = cart_service(store, limits, parts.admission(settings), call_log)
+    operators = admin_service(OperatorActions(store, limits, reconciler), call_log)
     names = {"listen": CART_SERVICE, "service_listen": CART_SERVICE, "admin_listen": ADMIN_SERVICE}
     health = no_service(*{names[port.setting]: None for port in ports if port.setting in names})
     services = {"listen": carts, "service_listen": carts, "admin_listen": operators, "health_listen": health}
@@ -116,10 +119,10 @@ def make_servers(
             services[port.setting],
             settings.call_timeout,
             access=identities.access(port),
+            tracer=tracer,
             beside=CHECK_ONLY if port.setting == "health_listen" else beside,
             shares_port=shares_ports and port.setting in SHARED,
             max_connections=room,
-            call_log=parts.call_log(settings),
         )
         for port in ports
     }

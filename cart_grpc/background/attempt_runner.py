@@ -11,6 +11,7 @@ from contextlib import aclosing
 from cart_grpc.background.backoff import second_try_us
 from cart_grpc.background.batch_support import BatchSupport
 from cart_grpc.background.breaker import Breaker
+from cart_grpc.background.claims import ids_of
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.outcomes import Bug, Entry, Outcome, OutcomeRecorder
 from cart_grpc.background.recorded_attempt import CheckClock, RecordedAttempt
@@ -72,7 +73,7 @@ class AttemptRunner:
             await self._run(claims)
         except Exception as error:  # noqa: BLE001 - a bug: the leases expire, and the attempts are made again
             text, first = "reservation %s and %d others: unexpected error", claims[0].reservation_id
-            log(events.ATTEMPT_ERROR, text, first, len(claims) - 1, reservation=first, exc_info=error)
+            log(events.ATTEMPT_ERROR, text, first, len(claims) - 1, exc_info=error, **ids_of(claims[0]))
 
     async def _run(self, claims: Sequence[Reservation]) -> None:
         clock = asyncio.get_running_loop().time

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cart_grpc.background.backoff import next_attempt_us
 from cart_grpc.background.breaker import Breaker
-from cart_grpc.background.claims import key_of
+from cart_grpc.background.claims import ids_of, key_of
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.recorded_attempt import RecordedAttempt
 from cart_grpc.background.set_aside import log_not_set_aside, set_aside
@@ -127,16 +127,10 @@ class OutcomeRecorder:
             # Nothing is lost: once the lease has expired, the next claim sends the same revision and gets the same
             # decision.
             text = "reservation %s: the outcome was not recorded: %s"
-            log(
-                events.OUTCOME_UNRECORDED,
-                text,
-                claimed.reservation_id,
-                error.reason,
-                reservation=claimed.reservation_id,
-            )
+            log(events.OUTCOME_UNRECORDED, text, claimed.reservation_id, error.reason, **ids_of(claimed))
             return
         text = "reservation %s: unexpected error in the record"
-        log(events.ATTEMPT_ERROR, text, claimed.reservation_id, reservation=claimed.reservation_id, exc_info=error)
+        log(events.ATTEMPT_ERROR, text, claimed.reservation_id, exc_info=error, **ids_of(claimed))
         if not is_row_at_fault(error):
             return
         try:
@@ -153,7 +147,7 @@ def _log_record(record: RecordOutcome, recorded: Recorded) -> None:
             "reservation %s: %s",
             claimed.reservation_id,
             recorded.alarm,
-            reservation=claimed.reservation_id,
+            **ids_of(claimed),
         )
     if isinstance(record.outcome, NoAnswer | PermanentFailure):
         # Probes fail every second while the API is down; only the debug log lists them.
@@ -164,7 +158,7 @@ def _log_record(record: RecordOutcome, recorded: Recorded) -> None:
             claimed.revision,
             claimed.attempt_count,
             record.outcome,
-            reservation=claimed.reservation_id,
+            **ids_of(claimed),
             revision=claimed.revision,
             attempt=claimed.attempt_count,
         )

@@ -88,6 +88,10 @@ SET_ASIDE_FAILED: Final = Event("set_aside_failed", ERROR, "The row of a reserva
 LOOP_FAILING: Final = Event("loop_failing", ERROR, "A bug in a background loop. It goes on. The first of each kind with its traceback.")
 LOOP_RECOVERED: Final = Event("loop_recovered", WARNING, "A background loop works again after a bug.")
 
+# Telemetry.
+TRACES_LOST: Final = Event("traces_lost", WARNING, "Spans cannot be exported and are lost. With the cause.")
+TRACES_EXPORTED: Final = Event("traces_exported", WARNING, "Spans are exported again.")
+
 # Operators.
 OPERATOR_PAUSED: Final = Event("operator_paused", WARNING, "An operator paused all calls to the Reservation API at this process. With the reason.")
 OPERATOR_RESUMED: Final = Event("operator_resumed", WARNING, "An operator ended the pause at this process.")

@@ -42,7 +42,7 @@ class Log:
     def __call__(
         self, event: Event, message: str, *values: object, exc_info: BaseException | None = None, **fields: object
     ) -> None:
-        """Write a line, unless the level is off or there are too many of its event."""
+        """Write a line, unless the level is off or there are too many of its event. Empty fields are left out."""
         if self.admits(event):
             self.write(event, message, *values, exc_info=exc_info, **fields)
 

@@ -123,7 +123,8 @@ def _to_fields(record: logging.LogRecord, name: str) -> dict[str, Any]:
         fields["process"] = name
     own: Mapping[str, object] = getattr(record, "fields", {})
     for key, value in (*_find_ids().items(), *own.items()):
-        fields[key] = value if isinstance(value, int | float) else _show(str(value), MAX_FIELD)
+        if value not in (None, ""):
+            fields[key] = value if isinstance(value, int | float) else _show(str(value), MAX_FIELD)
     return fields
 
 

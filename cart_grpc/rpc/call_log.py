@@ -20,6 +20,7 @@ from cart_grpc.logs.log import IDS, Log
 from cart_grpc.rpc import status
 from cart_grpc.rpc.access import CALLER
 from cart_grpc.rpc.endpoint import Context, Endpoint, Step
+from cart_grpc.tracing import TRACE_CONTEXT
 
 log = Log(__name__)
 # The parts of a refusal's metadata that the code chooses. All others repeat values of the request.
@@ -27,7 +28,7 @@ _SHOWN: Final = ("field", "violation", "fault", "scope", "quota", "holder", "lim
 # Refusals because of a caller, although they are like those because of an overload or a stop.
 _OF_CALLERS: Final = (refusals.TooManyCalls, refusals.TooManyStreams, refusals.ShuttingDown)
 _PORT: Final = re.compile(r":\d+$")
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}")
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 # A label's key, which a caller chooses, in the path of a field. An index of a list is shown.
 _KEY: Final = re.compile(r"\[(?!\d+\](\.|$)).*", re.DOTALL)
 
@@ -54,7 +55,7 @@ class Call:
         """See Ids.find_ids."""
         if self._task is not asyncio.current_task():
             return {}
-        ids = find_trace(self._context)
+        ids = _find_trace(self._context)
         if request_id := getattr(self.request, "request_id", ""):
             ids["request_id"] = request_id
         return ids
@@ -99,7 +100,7 @@ class Call:
         fields |= _who(self._context)
         if self.request is not None and not self._endpoint.method.takes_stream:
             fields["user"] = self._endpoint.method.user_of(self.request)
-        return {key: value for key, value in fields.items() if value != ""}
+        return fields
 
 
 # The call of the current task, if its line is wanted.
@@ -149,11 +150,13 @@ def log_error(context: Context, path: str, error_id: str, error: BaseException) 
         log.write(events.INTERNAL_ERROR, "error %s in %s", error_id, path, exc_info=error, **who)
 
 
-def find_trace(context: Context) -> dict[str, str]:
-    """Return `trace_id` and `span_id` of the caller's `traceparent` (W3C Trace Context), if it sent a valid one."""
+def _find_trace(context: Context) -> dict[str, str]:
+    """Return the ids of the current trace and span; without tracing, the id of the trace in a valid `traceparent`."""
+    if current := TRACE_CONTEXT.get():
+        return {"trace_id": current[3:35], "span_id": current[36:52]}
     for key, value in context.invocation_metadata() or ():
         if key == "traceparent" and (found := _TRACEPARENT.fullmatch(str(value))):
-            return {"trace_id": found[1], "span_id": found[2]}
+            return {"trace_id": found[1]}
     return {}
 
 
@@ -162,5 +165,4 @@ def _who(context: Context) -> dict[str, str]:
     caller = CALLER.get()
     named = caller.service or (f"users/{caller.user_id}" if caller.user_id else "")
     # Without the port: it is another one for each connection.
-    who = {"peer": _PORT.sub("", context.peer())}
-    return {**who, "caller": named} if named else who
+    return {"peer": _PORT.sub("", context.peer()), "caller": named}

@@ -14,6 +14,7 @@ from cart_grpc.rpc.methods import Method
 from cart_grpc.rpc.permissions import PUBLIC
 from cart_grpc.rpc.receiving import MalformedRequest, Receiver
 from cart_grpc.rpc.unread import Unread
+from cart_grpc.tracing import Tracer
 
 # Strings: grpc's classes are generic in their stubs only.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -33,7 +34,8 @@ class Guards:
     """The parts that the layers of one server share.
 
     Without `admission`, every unary call may run at once. Without `door`, calls are answered until gRPC stops. Without
-    `access`, anyone may make any call. Without `call_log`, no call gets a line.
+    `access`, anyone may make any call. Without `tracer`, no call has a span, and without `call_log`, none has a line in
+    the log.
     """
 
     deadlines: Deadlines
@@ -42,6 +44,7 @@ class Guards:
     admission: Admission | None = None
     door: Door | None = None
     access: Access | None = None
+    tracer: Tracer | None = None
     call_log: CallLog | None = None
 
 

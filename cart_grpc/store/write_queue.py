@@ -6,6 +6,7 @@ A commit costs the same for one command as for two hundred. So the next batch fi
 
 import asyncio
 from collections import deque
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -158,7 +159,9 @@ class WriteQueue:
         writer = self._handover.begin_turn()
         if writer:
             # A separate task: a caller that gives up neither stops the commit nor disturbs the rest of the batch.
-            task = asyncio.create_task(self._run_writer(writer), name="batch-writer")
+            # It serves many calls, so it must not run in the context of the first, such as its trace.
+            work = self._run_writer(writer)
+            task = asyncio.create_task(work, name="batch-writer", context=Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

@@ -65,7 +65,7 @@ def started(style: output.Format, name: str = "") -> Iterator[io.StringIO]:
             patch.setattr(owner, attribute, getattr(owner, attribute))
         patch.setattr(logging.root, "handlers", [])
         try:
-            output.start("DEBUG", style, name)
+            output.start("INFO", style, name)
             yield stream
         finally:
             logging.captureWarnings(capture=False)

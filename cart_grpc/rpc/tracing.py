@@ -1,0 +1,49 @@
+"""The outermost layer: the span of a call, which continues the trace of its caller."""
+
+import asyncio
+from typing import Any, Final
+
+import grpc
+
+from cart_grpc.rpc.endpoint import Context, Endpoint, Step
+from cart_grpc.tracing import CallSpan
+
+_NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+def trace(endpoint: Endpoint, next_step: Step) -> Step:
+    """Make a span of each call whose trace is sampled. Health checks and reflection have none."""
+    tracer, method = endpoint.guards.tracer, endpoint.path.removeprefix("/")
+    if tracer is None or method.startswith("grpc."):
+        return next_step
+
+    async def step(request: Any, context: Context) -> Any:
+        span = tracer.begin_call(method, context.invocation_metadata() or ())
+        if span is None:
+            return await next_step(request, context)
+        return await _run(span, next_step, request, context)
+
+    return step
+
+
+async def _run(span: CallSpan, next_step: Step, request: Any, context: Context) -> Any:
+    code = "UNKNOWN"
+    try:
+        reply = await next_step(request, context)
+    except grpc.aio.AbortError:
+        code = _code_of(context)
+        raise
+    except asyncio.CancelledError:
+        code = "CANCELLED"
+        raise
+    else:
+        code = _code_of(context)
+        return reply
+    finally:
+        span.end(code)
+
+
+def _code_of(context: Context) -> str:
+    """Return the name of the call's status code. grpc.aio has it as a number, 0 if nothing has set it."""
+    code: Any = context.code()
+    return code.name if isinstance(code, grpc.StatusCode) else _NAMES.get(code or 0, "UNKNOWN")
