@@ -1,6 +1,5 @@
 """The servers of a process, one for each port, and the identities that they check: tokens and certificates."""
 
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from cart_grpc.authentication.services import Services
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import SHARED, Port, offers_reflection
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.process import connection_room, running_task
 from cart_grpc.rpc.access import Access, AccessByCertificate, AccessByToken
 from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, CHECK_ONLY, HEALTH_AND_REFLECTION, HEALTH_ONLY
@@ -25,7 +26,7 @@ from cart_grpc.tls.reloaded_files import FileError
 from cart_grpc.tls.server import ServerTls
 from cart_grpc.tracing import Tracer
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +104,16 @@ def make_servers(
 ) -> dict[Port, Server]:
     """Return a server for each port. None listens yet. With `shares_ports`, other workers listen on the same ports."""
     limits = parts.limits(settings)
-    measured = measures(settings)
-    carts = cart_service(store, limits, parts.admission(settings), measures=measured)
-    operators = admin_service(OperatorActions(store, limits, reconciler), measures=measured)
+    measured, call_log = measures(settings), parts.call_log(settings)
+    carts = cart_service(store, limits, parts.admission(settings), call_log, measures=measured)
+    operators = admin_service(OperatorActions(store, limits, reconciler), call_log, measures=measured)
     names = {"listen": CART_SERVICE, "service_listen": CART_SERVICE, "admin_listen": ADMIN_SERVICE}
     health = no_service(*{names[port.setting]: None for port in ports if port.setting in names}, measures=measured)
     services = {"listen": carts, "service_listen": carts, "admin_listen": operators, "health_listen": health}
     room = connection_room(len(ports))
     if room < MAX_CONNECTIONS:
-        log.warning("the limit of open files (ulimit -n) leaves room for %d connections at each port", room)
+        text = "the limit of open files (ulimit -n) leaves room for %d connections at each port"
+        log(events.FILES_SHORT, text, room)
     beside = HEALTH_AND_REFLECTION if offers_reflection(settings) else HEALTH_ONLY
     return {
         port: Server(

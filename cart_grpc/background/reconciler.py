@@ -8,7 +8,6 @@ starve them.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from cart_grpc.background.set_aside import claim, update_leases
 from cart_grpc.background.turn_timer import TurnTimer
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.direct import Claim, ExtendLeases, ReturnClaims
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.metrics import BREAKER_OPEN, CLAIMS_IN_FLIGHT, LANE_CAPACITY
 from cart_grpc.protocol.lanes import LANES, Lane, lane_of
 from cart_grpc.protocol.reservation import Reservation
@@ -31,7 +32,7 @@ from cart_grpc.store.change_notifier import Room
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds, to_us
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 # Rows per claim or lease extension. More calls that start together, or commit together, would delay callers' commits.
 MAX_ROWS_PER_COMMAND = 64
 # The time between two rounds. A claim of one row costs as much as a claim of twenty, so under load rows gather. A row
@@ -161,7 +162,8 @@ class Reconciler:
             for claims in _in_parts(self._open_claims, MAX_ROWS_PER_COMMAND):
                 await update_leases(self._store, ReturnClaims(claims))
         except Unavailable as refusal:
-            log.warning("the claims were not handed back (%s); they expire with their leases", refusal.reason)
+            text = "the claims were not handed back (%s); they expire with their leases"
+            log(events.CLAIMS_KEPT, text, refusal.reason)
 
     @property
     def _open_claims(self) -> Sequence[Reservation]:

@@ -22,12 +22,20 @@ Step: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class CallLog:
+    """Which calls get a line: those that are refused, fail, or take `slow_seconds`; with `all_calls`, every one."""
+
+    slow_seconds: float
+    all_calls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Guards:
     """The parts that the layers of one server share.
 
     Without `admission`, every unary call may run at once. Without `door`, calls are answered until gRPC stops. Without
-    `access`, anyone may make any call. Without `tracer`, no call has a span. `measures`: the durations of calls are
-    measured.
+    `access`, anyone may make any call. Without `tracer`, no call has a span, and without `call_log`, none has a line in
+    the log. `measures`: the durations of calls are measured.
     """
 
     deadlines: Deadlines
@@ -38,6 +46,7 @@ class Guards:
     access: Access | None = None
     tracer: Tracer | None = None
     measures: bool = False
+    call_log: CallLog | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from cart_grpc.carts.calls import Limits
 from cart_grpc.rpc.admission import Admission, OpenStreams
 from cart_grpc.rpc.cart_admin_service import CartAdminService
 from cart_grpc.rpc.cart_service import CartService
+from cart_grpc.rpc.endpoint import CallLog
 from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE
 from cart_grpc.rpc.receiving import Receiver
 from cart_grpc.store.change_notifier import ChangeNotifier
@@ -34,8 +35,8 @@ class Service:
     """One service for any number of ports.
 
     `names` are those whose readiness its ports report. `add` adds the servicer to a pipeline; its calls need the
-    `admission`. `notifier` is closed when a port stops. A request has at most `max_request_bytes`.
-    `measures`: the calls of its ports are measured.
+    `admission`. `notifier` is closed when a port stops. A request has at most `max_request_bytes`. `measures`: the
+    calls of its ports are measured. `call_log` says which calls get a line in the log.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Service:
         admission: Admission | None = None,
         notifier: ChangeNotifier | None = None,
         max_request_bytes: int = 64 * 1024,
+        call_log: CallLog | None = None,
         measures: bool = False,
     ) -> None:
         self.names = names
@@ -54,11 +56,14 @@ class Service:
         self.notifier = notifier
         self.max_request_bytes = max_request_bytes
         self.measures = measures
+        self.call_log = call_log
         self.streams = open_streams(MAX_STREAMS)
         self.receiver = Receiver(MAX_INCOMPLETE_BYTES // max_request_bytes)
 
 
-def cart_service(store: Store, limits: Limits, admission: Admission, *, measures: bool = False) -> Service:
+def cart_service(
+    store: Store, limits: Limits, admission: Admission, call_log: CallLog | None = None, *, measures: bool = False
+) -> Service:
     """Return `cartgrpc.v1.CartService`. Calls in max_wait are answered when one of its ports stops."""
     servicer = CartService(store, limits, admission.park)
     add = cart_service_pb2_grpc.add_CartServiceServicer_to_server
@@ -68,15 +73,16 @@ def cart_service(store: Store, limits: Limits, admission: Admission, *, measures
         admission=admission,
         notifier=store.notifier,
         max_request_bytes=limits.max_cart_bytes + REQUEST_ROOM,
+        call_log=call_log,
         measures=measures,
     )
 
 
-def admin_service(operator: OperatorActions, *, measures: bool = False) -> Service:
+def admin_service(operator: OperatorActions, call_log: CallLog | None = None, *, measures: bool = False) -> Service:
     """Return `cartgrpc.v1.CartAdminService`."""
     servicer = CartAdminService(operator)
     add = cart_admin_service_pb2_grpc.add_CartAdminServiceServicer_to_server
-    return Service((ADMIN_SERVICE,), lambda pipeline: add(servicer, pipeline), measures=measures)
+    return Service((ADMIN_SERVICE,), lambda pipeline: add(servicer, pipeline), call_log=call_log, measures=measures)
 
 
 def no_service(*names: str, measures: bool = False) -> Service:

@@ -3,7 +3,6 @@
 No error shows a path or a content: a secret that stands in the setting for a path would be in the log.
 """
 
-import logging
 import os
 import re
 import stat
@@ -14,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
-log = logging.getLogger(__name__)
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
+
+log = Log(__name__)
 T = TypeVar("T")
 CHECK_SECONDS: Final = 1.0
 _MAX_BYTES: Final = 1 << 20
@@ -135,15 +137,15 @@ class Reloaded(Generic[T]):
             if seen != self._look():
                 return
             self._value, self._seen = value, seen
-            log.info("%s: a changed file is in use now", self._names())
+            log(events.FILE_RELOADED, "%s: a changed file is in use now", self._names())
         elif self._fault:
-            log.warning("%s: the earlier file is back", self._names())
+            log(events.FILE_RESTORED, "%s: the earlier file is back", self._names())
         self._fault = ""
 
     def _note(self, fault: str) -> None:
         # A broken file is read at each check; only a new fault is news.
         if fault != self._fault:
-            log.error("%s; the earlier files stay in use", fault)
+            log(events.FILE_UNUSABLE, "%s; the earlier files stay in use", fault)
         self._fault = fault
 
     def _look(self) -> list[object]:
