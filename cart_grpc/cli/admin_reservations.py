@@ -1,4 +1,4 @@
-"""The subcommands for operators: `cart-grpc reservations list | show | retry | release | stats | pause | resume | …`.
+"""The subcommands for operators: `cart-grpc reservations list | show | retry | release | stats | check | …`.
 
 All of them call `cartgrpc.v1.CartAdminService`, except `after-restore`, which works on the database.
 """
@@ -14,6 +14,7 @@ from cartgrpc.v1 import cart_pb2
 from google.protobuf.message import Message
 
 from cart_grpc import app, database_setup
+from cart_grpc.cli.admin_check import add_check
 from cart_grpc.cli.admin_client import (
     NOTHING,
     TIMEOUT_SECONDS,
@@ -63,6 +64,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     pause = add("pause", _pause, "stop calling the Reservation API, on all replicas")
     pause.add_argument("--reason", required=True, help="the reason, shown by stats")
     add("resume", _resume, "call the Reservation API again")
+    add_check(commands)
     description = (
         "after restoring a backup and before starting any server: raise every unfinished reservation's revision above "
         "any that was ever sent"
