@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from cart_grpc.carts.calls import Limits
@@ -13,6 +14,7 @@ from cart_grpc.commands.direct import Pause, Resume
 from cart_grpc.commands.erase import EraseUser
 from cart_grpc.commands.operator import Release, Retry
 from cart_grpc.names import CheckoutKey, UserKey
+from cart_grpc.protocol.lanes import Lane
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.failures import is_row_at_fault
 from cart_grpc.store.read.cart_search import CartSearch, CartsFound
@@ -30,8 +32,22 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 
+@dataclass(frozen=True, slots=True)
+class LaneStatus:
+    """A lane of this process: how many of its claims have an attempt that has not ended, and the most it may have."""
+
+    lane: Lane
+    in_flight: int
+    capacity: int
+
+
 class ReconcilerStatus(Protocol):
     """The part of this process's reconciler that operators can see."""
+
+    @property
+    def lanes(self) -> Sequence[LaneStatus]:
+        """The lanes."""
+        ...
 
     @property
     def in_flight(self) -> int:
