@@ -27,26 +27,14 @@ _LABELS_OF_ALL: Final = {"job", "instance", "worker"}
 _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
 _GROUPING: Final = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
 _SELECTOR: Final = re.compile(r"\b([a-zA-Z_:][\w:]*)\b(?!\s*\()(?:\{([^}]*)\})?")
-_WORDS: Final = {
-    "and",
-    "or",
-    "unless",
-    "offset",
-    "bool",
-    "group_left",
-    "group_right",
-    "by",
-    "on",
-    "ignoring",
-    "without",
-}
+_WORDS: Final = {"group_left", "group_right"}
 
 
 def find_series() -> Mapping[str, set[str]]:
     """Return the labels of every series that a process exposes, by its name."""
-    series: dict[str, set[str]] = {name: set() for name in RECORDED} | {"up": set()}
+    series: dict[str, set[str]] = {name: set() for name in [*RECORDED, "up"]}
     for family in ProcessCollector(registry=None).collect():
-        series |= {sample.name: set() for sample in family.samples}
+        series.update((sample.name, set()) for sample in family.samples)
     for instrument in vars(metrics).values():
         if isinstance(instrument, Counter):
             series[f"{instrument._name}_total"] = set(instrument._labelnames)
