@@ -97,8 +97,12 @@ def make_servers(
     reconciler: Reconciler | None,
     *,
     shares_ports: bool,
+    measures: bool = False,
 ) -> dict[Port, Server]:
-    """Return a server for each port. None listens yet. With `shares_ports`, other workers listen on the same ports."""
+    """Return a server for each port. None listens yet. With `shares_ports`, other workers listen on the same ports.
+
+    With `measures`, calls are measured.
+    """
     limits = parts.limits(settings)
     carts = cart_service(store, limits, parts.admission(settings))
     operators = admin_service(OperatorActions(store, limits, reconciler))
@@ -117,6 +121,7 @@ def make_servers(
             beside=CHECK_ONLY if port.setting == "health_listen" else beside,
             shares_port=shares_ports and port.setting in SHARED,
             max_connections=room,
+            measures=measures,
         )
         for port in ports
     }

@@ -25,7 +25,7 @@ class Guards:
     """The parts that the layers of one server share.
 
     Without `admission`, every unary call may run at once. Without `door`, calls are answered until gRPC stops. Without
-    `access`, anyone may make any call.
+    `access`, anyone may make any call. `measures`: the durations of calls are measured.
     """
 
     deadlines: Deadlines
@@ -34,6 +34,7 @@ class Guards:
     admission: Admission | None = None
     door: Door | None = None
     access: Access | None = None
+    measures: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,11 @@ class Endpoint:
     def access(self) -> Access | None:
         """How the callers of this method prove who they are; None if they need not."""
         return None if self.scope == PUBLIC else self.guards.access
+
+    @property
+    def method_name(self) -> str:
+        """The method as OpenTelemetry names it (`rpc.method`), such as `cartgrpc.v1.CartService/AddItem`."""
+        return self.path[1:]
 
     def decode(self, data: Any) -> Any:
         """Return the request message in the bytes. Raises MalformedRequest, also for grpc.aio.EOF."""

@@ -21,6 +21,7 @@ from cart_grpc.rpc.layers import (
     reject_if_full,
     write_each,
 )
+from cart_grpc.rpc.measuring import measure
 from cart_grpc.rpc.messages import serialize
 from cart_grpc.rpc.methods import Method
 from cart_grpc.rpc.unread import Unread
@@ -31,6 +32,7 @@ Layer: TypeAlias = Callable[[Endpoint, Any], Step]
 
 # The outermost layer is first.
 UNARY: Final[tuple[Layer, ...]] = (
+    measure,
     errors,
     refuse_if_closed,
     reject_if_full,
@@ -41,6 +43,7 @@ UNARY: Final[tuple[Layer, ...]] = (
     encode,
 )
 STREAM: Final[tuple[Layer, ...]] = (
+    measure,
     errors,
     refuse_if_closed,
     authenticate,
@@ -52,6 +55,7 @@ STREAM: Final[tuple[Layer, ...]] = (
 )
 # A stream of requests names no resources, so only its scope is checked.
 BOTH_STREAM: Final[tuple[Layer, ...]] = (
+    measure,
     errors,
     refuse_if_closed,
     authenticate,

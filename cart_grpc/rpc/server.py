@@ -92,7 +92,8 @@ class Server:
     Health: `""` is liveness; the names of the service are readiness, as `set_ready` says. With `access`, the service's
     methods need an identity and a permission. `beside` has the methods of health and reflection that are offered. With
     `shares_port`, other workers listen on the same port, and each gets its share of the connections. At most
-    `max_connections` are open, unless MAX_CONNECTIONS is less. `call_timeout` is in seconds.
+    `max_connections` are open, unless MAX_CONNECTIONS is less. `call_timeout` is in seconds. `measures`: calls are
+    measured.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Server:
         beside: Mapping[str, Sequence[Method]] = HEALTH_AND_REFLECTION,
         shares_port: bool = False,
         max_connections: int = MAX_CONNECTIONS,
+        measures: bool = False,
     ) -> None:
         self.port = 0
         self._service = service
@@ -122,9 +124,11 @@ class Server:
         self._deadlines = Deadlines(call_timeout)
         self._door = Door()
         self._streams, self._watches = service.streams, open_streams(MAX_HEALTH_WATCHES)
-        guards = Guards(self._deadlines, service.receiver, self._streams, door=self._door, access=access)
+        guards = Guards(
+            self._deadlines, service.receiver, self._streams, door=self._door, access=access, measures=measures
+        )
         # Without the door: until the end a check must be answered, and a watch must see NOT_SERVING.
-        of_health = Guards(self._deadlines, service.receiver, self._watches)
+        of_health = Guards(self._deadlines, service.receiver, self._watches, measures=measures)
         service.add(Pipeline(self._server, METHODS, PERMISSIONS, replace(guards, admission=service.admission)))
         permissions = _rules_of(beside)
         if V1 in beside:
@@ -157,6 +161,11 @@ class Server:
         """Report through health whether callers should send calls here."""
         for name in self._service.names:
             self._health.set(name, serving=ready)
+
+    def sample(self) -> None:
+        """Set the gauges of the calls."""
+        if self._service.admission:
+            self._service.admission.sample()
 
     def announce_stop(self) -> None:
         """Report NOT_SERVING from now on, so that callers go elsewhere. Calls are served as before."""

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
 from cart_grpc.commands.direct import Ping
+from cart_grpc.metrics import QUEUED_COMMANDS
 from cart_grpc.store.batch import AnyCommand
 from cart_grpc.store.batch_writer import BatchWriter, QueuedCommand, register_writers
 from cart_grpc.store.change_notifier import ChangeNotifier
@@ -106,6 +107,11 @@ class WriteQueue:
         self._closing = True
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+    def sample(self) -> None:
+        """Set the gauges of the queues."""
+        QUEUED_COMMANDS.labels("callers").set(len(self._handover.callers))
+        QUEUED_COMMANDS.labels("background").set(len(self._handover.background))
 
     async def ping(self) -> None:
         """Raise DatabaseUnavailable if the database does not accept writes."""
