@@ -1,6 +1,7 @@
 """The actions of operators: inspect and end reservations and checkouts, pause all calls, erase users."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from cart_grpc.carts.calls import Limits
@@ -14,6 +15,7 @@ from cart_grpc.commands.operator import Release, Retry
 from cart_grpc.logs import events
 from cart_grpc.logs.log import Log
 from cart_grpc.names import CheckoutKey, UserKey
+from cart_grpc.protocol.lanes import Lane
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.failures import is_row_at_fault
 from cart_grpc.store.read.cart_search import CartSearch, CartsFound
@@ -31,8 +33,22 @@ log = Log(__name__)
 R = TypeVar("R")
 
 
+@dataclass(frozen=True, slots=True)
+class LaneStatus:
+    """A lane of this process: how many of its claims have an attempt that has not ended, and the most it may have."""
+
+    lane: Lane
+    in_flight: int
+    capacity: int
+
+
 class ReconcilerStatus(Protocol):
     """The part of this process's reconciler that operators can see."""
+
+    @property
+    def lanes(self) -> Sequence[LaneStatus]:
+        """The lanes."""
+        ...
 
     @property
     def in_flight(self) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from cart_grpc.admin import LaneStatus
 from cart_grpc.background.attempt_runner import AttemptRunner
 from cart_grpc.background.breaker import Breaker
 from cart_grpc.background.claims import LaneClaims
@@ -90,6 +91,11 @@ class Reconciler:
     def in_flight(self) -> int:
         """The number of calls in flight."""
         return sum(len(lane.open) for lane in self._lanes.values())
+
+    @property
+    def lanes(self) -> Sequence[LaneStatus]:
+        """The claims of each lane, and how many it may have."""
+        return [LaneStatus(lane.name, len(lane.open), self._max_in_flight) for lane in self._lanes.values()]
 
     def find_breaker_open_us(self) -> int | None:
         """Return how long the Reservation API has counted as down, in microseconds; None while it answers."""

@@ -8,17 +8,15 @@ from cartgrpc.v1 import cart_pb2
 from google.protobuf.message import Message
 
 from cart_grpc.cli.admin_client import (
-    NOTHING,
     TIMEOUT_SECONDS,
     Stub,
     add_command,
     add_filters,
     arguments_in_range,
     fetch_pages,
-    show_age,
     show_word,
 )
-from cart_grpc.client.money import show_money
+from cart_grpc.cli.admin_tables import checkout_lines
 from cart_grpc.terminal import escape, say, to_table
 
 Checkout = cart_pb2.Checkout
@@ -67,26 +65,12 @@ def _end(stub: Stub, arguments: argparse.Namespace) -> Iterator[Message]:
 
 def _show_tables(messages: Iterable[Message]) -> None:
     found = [message for message in messages if isinstance(message, Checkout)]
-    header = ("CHECKOUT", "STATE", "SINCE", "ITEMS", "SUBTOTAL", "ORDER", "CART", "WHY")
-    say(*to_table([header, *map(_checkout_row, found)]))
+    say(*checkout_lines(found))
     items = [item for checkout in found for item in checkout.items]
     if items:
         say("")
         item_header = ("ITEM", "SKU", "QTY", "STATE", "RESERVATION", "TRIES", "WHY")
         say(*to_table([item_header, *map(_item_row, items)]))
-
-
-def _checkout_row(checkout: cart_pb2.Checkout) -> Sequence[str]:
-    return (
-        checkout.name,
-        show_word(Checkout.State, checkout.state),
-        show_age(checkout.update_time),
-        str(checkout.item_count),
-        show_money(checkout.subtotal) if checkout.HasField("subtotal") else NOTHING,
-        escape(checkout.order_reference) or NOTHING,
-        checkout.cart,
-        checkout.reason,
-    )
 
 
 def _item_row(item: cart_pb2.Item) -> Sequence[str]:

@@ -40,13 +40,18 @@ def add_command(
 ) -> argparse.ArgumentParser:
     """Add a subcommand that makes `call`. `show` prints the answers, unless the arguments have --json."""
     command: argparse.ArgumentParser = commands.add_parser(name, help=description, description=description)
+    add_connection(command)
+    command.add_argument("--json", action="store_true", help="print one JSON object per line")
+    command.set_defaults(run=_run, call=call, show=show)
+    return command
+
+
+def add_connection(command: argparse.ArgumentParser) -> None:
+    """Add the options that `with_stub` needs."""
     command.add_argument(
         "--address", metavar="HOST:PORT", help="the server's admin address; default: CART_ADMIN_LISTEN"
     )
     add_tls_files(command, {name: variable_of(setting) for name, setting in _TLS_SETTINGS.items()})
-    command.add_argument("--json", action="store_true", help="print one JSON object per line")
-    command.set_defaults(run=_run, call=call, show=show)
-    return command
 
 
 def add_filters(
@@ -66,6 +71,20 @@ def add_filters(
 
 def _run(settings: Settings, arguments: argparse.Namespace) -> int:
     """Make the calls of a subcommand and print the answers. Returns 0, or 1 if a call was refused or not answered."""
+
+    def show(stub: Stub) -> int:
+        (show_json if arguments.json else arguments.show)(arguments.call(stub, arguments))
+        return 0
+
+    return with_stub(settings, arguments, show, unanswered=1)
+
+
+def with_stub(settings: Settings, arguments: argparse.Namespace, use: Callable[[Stub], int], *, unanswered: int) -> int:
+    """Return what `use` returns for a stub of the server that the arguments or the settings name.
+
+    Complains in one line and returns `unanswered` if a call was refused or not answered. Raises StartupError if the
+    address or a file for TLS cannot be used.
+    """
     listens = arguments.address or settings.admin_listen
     if not listens:
         raise StartupError("CART_ADMIN_LISTEN is not set; set it or use --address")
@@ -73,18 +92,15 @@ def _run(settings: Settings, arguments: argparse.Namespace) -> int:
         address = to_dial(check_address(listens))
     except ValueError as error:
         raise StartupError(f"the address {error}") from None
-    show = _show_json if arguments.json else arguments.show
     with open_channel(address, credentials=_find_credentials(settings, arguments, listens)) as channel:
         try:
-            show(arguments.call(cart_admin_service_pb2_grpc.CartAdminServiceStub(channel), arguments))
+            return use(cart_admin_service_pb2_grpc.CartAdminServiceStub(channel))
         except grpc.RpcError as error:
             detail = " ".join(explain(error.details() or "").split())[:300]
             complain(f"{address}: {error.code().name}: {detail}")
-            return 1
         except json_format.Error as error:
             complain(f"{address}: its answer cannot be shown: {error}")
-            return 1
-    return 0
+    return unanswered
 
 
 def _find_credentials(
@@ -128,10 +144,16 @@ def arguments_in_range() -> Iterator[None]:
         raise StartupError(f"an argument is out of range: {error}") from None
 
 
-def _show_json(messages: Iterable[Message]) -> None:
+def show_json(messages: Iterable[Message]) -> None:
+    """Print one JSON object per line."""
     for message in messages:
-        # DEL is the one invisible character that this leaves as it is.
-        say(json.dumps(json_format.MessageToDict(message)).replace("\x7f", r"\u007f"))
+        say_json(json_format.MessageToDict(message))
+
+
+def say_json(value: Any) -> None:
+    """Print a value as one line of JSON."""
+    # DEL is the one invisible character that this leaves as it is.
+    say(json.dumps(value).replace("\x7f", r"\u007f"))
 
 
 def show_word(enum: Any, number: int) -> str:
@@ -150,8 +172,17 @@ def show_moment(timestamp: Timestamp) -> str:
 
 
 def show_age(timestamp: Timestamp) -> str:
-    """Return how long ago the time was, by this machine's clock, in its two largest units: 42s, 3m10s, 2h05m, 4d03h."""
-    seconds = max(0, int(time.time()) - timestamp.seconds)
+    """Return how long ago the time was, by this machine's clock, as `show_seconds` does."""
+    return show_seconds(age_of(timestamp))
+
+
+def age_of(timestamp: Timestamp) -> int:
+    """Return how many seconds ago the time was, by this machine's clock; 0 for a time in the future."""
+    return max(0, int(time.time()) - timestamp.seconds)
+
+
+def show_seconds(seconds: int) -> str:
+    """Return a duration in its two largest units: 42s, 3m10s, 2h05m, 4d03h."""
     if seconds < 60:
         return f"{seconds}s"
     minutes, seconds = divmod(seconds, 60)

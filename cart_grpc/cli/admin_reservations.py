@@ -1,40 +1,34 @@
-"""The subcommands for operators: `cart-grpc reservations list | show | retry | release | stats | pause | resume | …`.
+"""The subcommands for operators: `cart-grpc reservations list | show | retry | release | stats | check | …`.
 
 All of them call `cartgrpc.v1.CartAdminService`, except `after-restore`, which works on the database.
 """
 
 import argparse
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
 from cartgrpc.v1 import cart_admin_service_pb2 as pb
-from cartgrpc.v1 import cart_pb2
 from google.protobuf.message import Message
 
 from cart_grpc import app, database_setup
+from cart_grpc.cli.admin_check import add_check
 from cart_grpc.cli.admin_client import (
-    NOTHING,
     TIMEOUT_SECONDS,
     Stub,
     add_command,
     add_filters,
     arguments_in_range,
     fetch_pages,
-    show_age,
-    show_moment,
-    show_word,
 )
+from cart_grpc.cli.admin_tables import reservation_lines, stats_lines
 from cart_grpc.settings import Settings
-from cart_grpc.terminal import escape, say, to_table
+from cart_grpc.terminal import say
 
 M = TypeVar("M", bound=Message)
 Record = pb.ReservationRecord
 STATES = tuple(name.removeprefix("STATE_").lower() for name in Record.State.keys()[1:])
-HEADER = (
-    "RESERVATION", "STATE", "SHOWN", "INTENT", "QTY", "SKU", "TRIES", "NEXT", "REVISION", "AGE", "SINCE", "ITEM", "WHY",
-)  # fmt: skip
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +57,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     pause = add("pause", _pause, "stop calling the Reservation API, on all replicas")
     pause.add_argument("--reason", required=True, help="the reason, shown by stats")
     add("resume", _resume, "call the Reservation API again")
+    add_check(commands)
     description = (
         "after restoring a backup and before starting any server: raise every unfinished reservation's revision above "
         "any that was ever sent"
@@ -132,65 +127,6 @@ def _show_tables(messages: Iterable[Message]) -> None:
     records = [message for message in found if isinstance(message, Record)]
     for message in found:
         if isinstance(message, pb.GetReservationStatsResponse):
-            _print_stats(message)
+            say(*stats_lines(message))
     if records or not found:
-        _say_table(HEADER, map(_record_row, records))
-
-
-def _record_row(record: pb.ReservationRecord) -> Sequence[str]:
-    why = escape(record.set_aside_reason or record.last_error or record.reason)
-    return (
-        record.name.removeprefix("reservations/"),
-        show_word(Record.State, record.state),
-        show_word(cart_pb2.Reservation.State, record.shown_state) if record.shown_state else NOTHING,
-        show_word(Record.Disposition, record.disposition),
-        str(record.quantity),
-        record.sku,
-        str(record.attempt_count),
-        show_moment(record.next_attempt_time) if record.HasField("next_attempt_time") else NOTHING,
-        f"{record.observed_revision}/{record.revision}",
-        show_age(record.create_time),
-        _since(record),
-        record.item,
-        why if len(why) <= 60 else f"{why[:59]}…",
-    )
-
-
-def _since(record: pb.ReservationRecord) -> str:
-    """Return for how long the reservation has been in its state, as far as its times say."""
-    times = {
-        Record.STATE_WAITING: record.create_time,
-        Record.STATE_DUE: record.next_attempt_time,
-        Record.STATE_EXPIRED: record.expire_time,
-        Record.STATE_COMMITTED: record.finish_time,
-        Record.STATE_RELEASED: record.finish_time,
-    }
-    time = times.get(record.state)
-    return show_age(time) if time and time.seconds else NOTHING
-
-
-def _print_stats(stats: pb.GetReservationStatsResponse) -> None:
-    rows = (
-        (
-            show_word(Record.State, one.state),
-            show_word(Record.Disposition, one.disposition),
-            str(one.count),
-            show_moment(one.oldest_create_time),
-        )
-        for one in stats.backlog
-    )
-    _say_table(("STATE", "INTENT", "COUNT", "OLDEST"), rows)
-    since = f", the oldest since {show_moment(stats.oldest_due_time)}" if stats.due_count else ""
-    say(f"due now: {stats.due_count}{since}")
-    if stats.HasField("reconciler"):
-        breaker = "the Reservation API answers"
-        if stats.reconciler.breaker_open:
-            since = show_moment(stats.reconciler.breaker_open_time)
-            breaker = f"the Reservation API has not answered since {since}: probing"
-        say(f"this process: {stats.reconciler.in_flight_count} calls in flight; {breaker}")
-    if stats.HasField("pause"):
-        say(f"PAUSED since {show_moment(stats.pause.create_time)}: {stats.pause.reason}")
-
-
-def _say_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    say(*to_table([header, *rows]))
+        say(*reservation_lines(records))

@@ -11,6 +11,7 @@ from cart_grpc.cli import admin_reservations as admin_cli
 from cart_grpc.cli import admin_users as users_cli
 from cart_grpc.cli import partner as partner_cli
 from cart_grpc.cli import server as server_cli
+from cart_grpc.cli import top
 from cart_grpc.cli.command_groups import Commands
 from cart_grpc.configuration import SettingsError
 from cart_grpc.database_setup import StartupError
@@ -65,6 +66,7 @@ def add_commands(commands: Commands, descriptions: Mapping[str, str]) -> None:
     carts_cli.add_commands(add("carts", None))
     checkouts_cli.add_commands(add("checkouts", None))
     users_cli.add_commands(add("users", None))
+    top.add_options(add("top", top.run))
 
 
 def _start(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from cart_grpc.rpc import admin_requests, checkout_requests, pages
 from cart_grpc.rpc.admin_messages import erasure_message, pause_message, reservation_message, stats_message
 from cart_grpc.rpc.checkout_messages import snapshot_message, summary_message
 from cart_grpc.rpc.messages import cart_message
+from cart_grpc.rpc.process_stats import process_stats_message
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -52,6 +53,9 @@ class CartAdminService(cart_admin_service_pb2_grpc.CartAdminServiceServicer):
         self, request: pb.GetReservationStatsRequest, context: Context
     ) -> pb.GetReservationStatsResponse:
         return stats_message(await self._operator.get_stats(), self._operator.reconciler)
+
+    async def GetProcessStats(self, request: pb.GetProcessStatsRequest, context: Context) -> pb.GetProcessStatsResponse:
+        return process_stats_message(self._operator.reconciler)
 
     async def PauseReservations(
         self, request: pb.PauseReservationsRequest, context: Context

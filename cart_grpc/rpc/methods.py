@@ -78,6 +78,7 @@ METHODS: Final[Mapping[str, tuple[Method, ...]]] = MappingProxyType(
             _operate("RetryReservation", "name"),
             _operate("ReleaseReservation", "name"),
             _read("GetReservationStats"),
+            _read("GetProcessStats"),
             _operate("PauseReservations"),
             _operate("ResumeReservations"),
             _read("ListCarts"),

@@ -40,6 +40,7 @@ PERMISSIONS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
             "RetryReservation": ADMIN_WRITE,
             "ReleaseReservation": ADMIN_WRITE,
             "GetReservationStats": ADMIN_READ,
+            "GetProcessStats": ADMIN_READ,
             "PauseReservations": ADMIN_WRITE,
             "ResumeReservations": ADMIN_WRITE,
             "ListCarts": ADMIN_READ,

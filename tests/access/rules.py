@@ -99,6 +99,7 @@ RULES: Final[Mapping[str, Rule]] = {
     f"{OPERATORS}/RetryReservation": Rule(OPERATORS_WRITE, without_part=_RESERVATION),
     f"{OPERATORS}/ReleaseReservation": Rule(OPERATORS_WRITE, without_part=_RESERVATION),
     f"{OPERATORS}/GetReservationStats": Rule(OPERATORS_READ),
+    f"{OPERATORS}/GetProcessStats": Rule(OPERATORS_READ),
     f"{OPERATORS}/PauseReservations": Rule(OPERATORS_WRITE),
     f"{OPERATORS}/ResumeReservations": Rule(OPERATORS_WRITE),
     f"{OPERATORS}/ListCarts": Rule(OPERATORS_READ),

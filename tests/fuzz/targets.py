@@ -60,6 +60,7 @@ CHECKS: Final[Mapping[str, Callable[[Any], object]]] = {
     f"{ADMIN}/RetryReservation": admin_requests.reservation_id,
     f"{ADMIN}/ReleaseReservation": admin_requests.release,
     f"{ADMIN}/GetReservationStats": lambda _: None,
+    f"{ADMIN}/GetProcessStats": lambda _: None,
     f"{ADMIN}/PauseReservations": admin_requests.pause,
     f"{ADMIN}/ResumeReservations": lambda _: None,
     f"{ADMIN}/EraseUser": admin_requests.erase_user,

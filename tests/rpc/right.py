@@ -76,6 +76,7 @@ RIGHT_OF_OPERATORS: dict[str, dict[str, Any]] = {
     f"{ADMIN}/RetryReservation": {"name": RESERVATION},
     f"{ADMIN}/ReleaseReservation": {"name": RESERVATION, "reason": "their ticket 17", "force": True},
     f"{ADMIN}/GetReservationStats": {},
+    f"{ADMIN}/GetProcessStats": {},
     f"{ADMIN}/PauseReservations": {"reason": "their maintenance"},
     f"{ADMIN}/ResumeReservations": {},
     f"{ADMIN}/EraseUser": {"name": "users/nobody", "progressOnly": True},

@@ -26,6 +26,7 @@ class Replica:
     channel: grpc.aio.Channel
     port: int
     admin_port: int = field(default=0, kw_only=True)
+    metrics_port: int = field(default=0, kw_only=True)
 
     async def add(
         self, sku: str = "espresso-beans", quantity: int = 1, cart: str = CART, **more: object
@@ -125,7 +126,7 @@ async def running_replica(settings: Settings, *, reconcile: bool = True) -> Asyn
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{ports.port}")
         await stack.enter_async_context(channel)
         stub = cart_service_pb2_grpc.CartServiceStub(channel)
-        yield Replica(stub, channel, ports.port, admin_port=ports.admin_port)
+        yield Replica(stub, channel, ports.port, admin_port=ports.admin_port, metrics_port=ports.metrics_port)
 
 
 @pytest.fixture

@@ -634,6 +634,149 @@ class GetReservationStatsResponse(_message.Message):
 Global___GetReservationStatsResponse: _TypeAlias = GetReservationStatsResponse  # noqa: Y015
 
 @_typing.final
+class GetProcessStatsRequest(_message.Message):
+    """Request of GetProcessStats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProcessStatsRequest: _TypeAlias = GetProcessStatsRequest  # noqa: Y015
+
+@_typing.final
+class GetProcessStatsResponse(_message.Message):
+    """Response of GetProcessStats. All counters begin at 0 when the process starts. With several workers it is the first one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EndedCalls(_message.Message):
+        """The calls of one method of CartService that ended with one code."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        METHOD_FIELD_NUMBER: _builtins.int
+        CODE_FIELD_NUMBER: _builtins.int
+        COUNT_FIELD_NUMBER: _builtins.int
+        method: _builtins.str
+        """The method, such as `AddItem`."""
+        code: _builtins.str
+        """The name of the status code, such as `OK`."""
+        count: _builtins.int
+        """The number of these calls."""
+        def __init__(
+            self,
+            *,
+            method: _builtins.str = ...,
+            code: _builtins.str = ...,
+            count: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "count", b"count", "method", b"method"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class EndedAttempts(_message.Message):
+        """The attempts at the Reservation API of one lane that ended in one way."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        LANE_FIELD_NUMBER: _builtins.int
+        OUTCOME_FIELD_NUMBER: _builtins.int
+        COUNT_FIELD_NUMBER: _builtins.int
+        lane: _builtins.str
+        """The lane."""
+        outcome: _builtins.str
+        """The state in the answer, an ObservedState such as `HELD`, or the code of the failure, such as `UNAVAILABLE`."""
+        count: _builtins.int
+        """The number of these attempts."""
+        def __init__(
+            self,
+            *,
+            lane: _builtins.str = ...,
+            outcome: _builtins.str = ...,
+            count: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "lane", b"lane", "outcome", b"outcome"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Lane(_message.Message):
+        """A lane: the group of reservations in which a reconciler claims. `hold`, `release` or `checkout`."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        LANE_FIELD_NUMBER: _builtins.int
+        IN_FLIGHT_COUNT_FIELD_NUMBER: _builtins.int
+        CAPACITY_FIELD_NUMBER: _builtins.int
+        lane: _builtins.str
+        """Its name."""
+        in_flight_count: _builtins.int
+        """The number of its claims whose attempt has not ended."""
+        capacity: _builtins.int
+        """The most claims that it may have."""
+        def __init__(
+            self,
+            *,
+            lane: _builtins.str = ...,
+            in_flight_count: _builtins.int = ...,
+            capacity: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "in_flight_count", b"in_flight_count", "lane", b"lane"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    READ_TIME_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    LANES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def read_time(self) -> _timestamp_pb2.Timestamp:
+        """When the counters were read."""
+
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetProcessStatsResponse.EndedCalls]:
+        """Empty if the process does not measure calls: see CART_METRICS_LISTEN."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetProcessStatsResponse.EndedAttempts]:
+        """Empty if there were none."""
+
+    @_builtins.property
+    def lanes(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetProcessStatsResponse.Lane]:
+        """Empty if the process runs no reconciler."""
+
+    def __init__(
+        self,
+        *,
+        read_time: _timestamp_pb2.Timestamp | None = ...,
+        calls: _abc.Iterable[Global___GetProcessStatsResponse.EndedCalls] | None = ...,
+        attempts: _abc.Iterable[Global___GetProcessStatsResponse.EndedAttempts] | None = ...,
+        lanes: _abc.Iterable[Global___GetProcessStatsResponse.Lane] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read_time", b"read_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "calls", b"calls", "lanes", b"lanes", "read_time", b"read_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProcessStatsResponse: _TypeAlias = GetProcessStatsResponse  # noqa: Y015
+
+@_typing.final
 class Pause(_message.Message):
     """A pause of all calls to the Reservation API."""
 

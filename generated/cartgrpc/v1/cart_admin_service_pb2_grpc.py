@@ -60,6 +60,11 @@ class CartAdminServiceStub(object):
                 request_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.GetReservationStatsRequest.SerializeToString,
                 response_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.GetReservationStatsResponse.FromString,
                 _registered_method=True)
+        self.GetProcessStats = channel.unary_unary(
+                '/cartgrpc.v1.CartAdminService/GetProcessStats',
+                request_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.GetProcessStatsRequest.SerializeToString,
+                response_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.GetProcessStatsResponse.FromString,
+                _registered_method=True)
         self.PauseReservations = channel.unary_unary(
                 '/cartgrpc.v1.CartAdminService/PauseReservations',
                 request_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.PauseReservationsRequest.SerializeToString,
@@ -146,6 +151,14 @@ class CartAdminServiceServicer(object):
 
     def GetReservationStats(self, request, context):
         """Reads how many reservations are waiting, and whether the Reservation API answers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetProcessStats(self, request, context):
+        """Reads the counters of the process that serves this call. The differences of two readings, divided by the time between
+        them, are rates.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -251,6 +264,11 @@ def add_CartAdminServiceServicer_to_server(servicer, server):
                     servicer.GetReservationStats,
                     request_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.GetReservationStatsRequest.FromString,
                     response_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.GetReservationStatsResponse.SerializeToString,
+            ),
+            'GetProcessStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProcessStats,
+                    request_deserializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.GetProcessStatsRequest.FromString,
+                    response_serializer=cartgrpc_dot_v1_dot_cart__admin__service__pb2.GetProcessStatsResponse.SerializeToString,
             ),
             'PauseReservations': grpc.unary_unary_rpc_method_handler(
                     servicer.PauseReservations,
@@ -424,6 +442,33 @@ class CartAdminService(object):
             '/cartgrpc.v1.CartAdminService/GetReservationStats',
             cartgrpc_dot_v1_dot_cart__admin__service__pb2.GetReservationStatsRequest.SerializeToString,
             cartgrpc_dot_v1_dot_cart__admin__service__pb2.GetReservationStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProcessStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cartgrpc.v1.CartAdminService/GetProcessStats',
+            cartgrpc_dot_v1_dot_cart__admin__service__pb2.GetProcessStatsRequest.SerializeToString,
+            cartgrpc_dot_v1_dot_cart__admin__service__pb2.GetProcessStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,

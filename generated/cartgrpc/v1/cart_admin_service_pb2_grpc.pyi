@@ -68,6 +68,10 @@ class CartAdminServiceStub:
     """
     GetReservationStats: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.GetReservationStatsRequest, _cart_admin_service_pb2.GetReservationStatsResponse]
     """Reads how many reservations are waiting, and whether the Reservation API answers."""
+    GetProcessStats: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.GetProcessStatsRequest, _cart_admin_service_pb2.GetProcessStatsResponse]
+    """Reads the counters of the process that serves this call. The differences of two readings, divided by the time between
+    them, are rates.
+    """
     PauseReservations: _grpc.UnaryUnaryMultiCallable[_cart_admin_service_pb2.PauseReservationsRequest, _cart_admin_service_pb2.PauseReservationsResponse]
     """Stops all calls to the Reservation API until ResumeReservations: on every replica, and through restarts. Calls in
     flight end, and their answers are recorded. Carts stay available. Their reservations wait, and holds are not
@@ -147,6 +151,10 @@ class CartAdminServiceAsyncStub(CartAdminServiceStub):
     """
     GetReservationStats: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.GetReservationStatsRequest, _cart_admin_service_pb2.GetReservationStatsResponse]  # type: ignore[assignment]
     """Reads how many reservations are waiting, and whether the Reservation API answers."""
+    GetProcessStats: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.GetProcessStatsRequest, _cart_admin_service_pb2.GetProcessStatsResponse]  # type: ignore[assignment]
+    """Reads the counters of the process that serves this call. The differences of two readings, divided by the time between
+    them, are rates.
+    """
     PauseReservations: _aio.UnaryUnaryMultiCallable[_cart_admin_service_pb2.PauseReservationsRequest, _cart_admin_service_pb2.PauseReservationsResponse]  # type: ignore[assignment]
     """Stops all calls to the Reservation API until ResumeReservations: on every replica, and through restarts. Calls in
     flight end, and their answers are recorded. Carts stay available. Their reservations wait, and holds are not
@@ -253,6 +261,16 @@ class CartAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cart_admin_service_pb2.GetReservationStatsResponse, _abc.Awaitable[_cart_admin_service_pb2.GetReservationStatsResponse]]:
         """Reads how many reservations are waiting, and whether the Reservation API answers."""
+
+    @_abc_1.abstractmethod
+    def GetProcessStats(
+        self,
+        request: _cart_admin_service_pb2.GetProcessStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cart_admin_service_pb2.GetProcessStatsResponse, _abc.Awaitable[_cart_admin_service_pb2.GetProcessStatsResponse]]:
+        """Reads the counters of the process that serves this call. The differences of two readings, divided by the time between
+        them, are rates.
+        """
 
     @_abc_1.abstractmethod
     def PauseReservations(

@@ -1,0 +1,1 @@
+"""The files in deploy/ that Prometheus and Grafana read."""
