@@ -84,7 +84,7 @@ class Image:
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         """Start an installed command. If we may, give it a root file system that it can only read, but for its data."""
-        program = [self.folder / "opt/cart-grpc/bin" / command[0], *command[1:]]
+        program: tuple[str | Path, ...] = (self.folder / "opt/cart-grpc/bin" / command[0], *command[1:])
         if not can_mount():
             return subprocess.Popen(program, cwd="/", env=self.environment, **process_owner())
         owner = process_owner()
