@@ -15,20 +15,19 @@ OVERLAYS = ("postgresql", "sqlite")
 Manifest: TypeAlias = dict[str, Any]
 
 
-def program(name: str) -> str:
-    """Return the path of a program that the extra `deploy` installs."""
-    path = Path(sys.executable).with_name(name)
-    assert path.exists(), f"{name} is not installed: make deploy-check installs it"
-    return str(path)
+def output(program: str, *arguments: str) -> str:
+    """Return the output of a program that the extra `deploy` installs. It must succeed and complain of nothing."""
+    path = Path(sys.executable).with_name(program)
+    assert path.exists(), f"{program} is not installed: make deploy-check installs it"
+    finished = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
+    assert (finished.returncode, finished.stderr) == (0, ""), finished.stdout + finished.stderr
+    return finished.stdout
 
 
 @functools.cache
 def build(overlay: str) -> tuple[Manifest, ...]:
     """Return the objects of an overlay."""
-    folder = DEPLOY / "kubernetes" / overlay
-    finished = subprocess.run([program("kubectl"), "kustomize", folder], capture_output=True, text=True, check=False)
-    assert (finished.returncode, finished.stderr) == (0, "")
-    return tuple(yaml.safe_load_all(finished.stdout))
+    return tuple(yaml.safe_load_all(output("kubectl", "kustomize", str(DEPLOY / "kubernetes" / overlay))))
 
 
 def of_kind(overlay: str, kind: str) -> list[Manifest]:
