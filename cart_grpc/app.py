@@ -37,7 +37,7 @@ from cart_grpc.servers import make_servers, open_identities
 from cart_grpc.settings import Settings, variable_of
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.failure_log import FailureLog
-from cart_grpc.store.migrate import latest_revision
+from cart_grpc.store.revisions import LATEST
 from cart_grpc.store.store import Store
 from cart_grpc.telemetry.publishing import measures, publishing
 from cart_grpc.tls.reloaded_files import FileError
@@ -100,7 +100,7 @@ async def running(
     for risk in find_risks(ports):
         log(events.SETTING_RISKY, "%s", risk)
     measured = measures(settings)
-    BUILD_INFO.labels(version("cart-grpc"), latest_revision()).set(1)
+    BUILD_INFO.labels(version("cart-grpc"), LATEST).set(1)
     async with AsyncExitStack() as stack:
         # First, so that the last spans are exported when everything else has stopped.
         tracer = await stack.enter_async_context(running_traces(settings))
@@ -151,7 +151,7 @@ async def running(
 
 
 def _log_start(ports: Ports, database: str) -> None:
-    release, schema = version("cart-grpc"), latest_revision()
+    release, schema = version("cart-grpc"), LATEST
     open_ports: dict[str, Any] = {name: number for name, number in asdict(ports).items() if number}
     text = "cart-grpc %s has started with the database %s at schema %s"
     log(

@@ -19,7 +19,11 @@ class NotYet(StartupError):
     """The program cannot start yet: its database is away, or not migrated."""
 
 
-async def upgrade(engine: Engine, report: migration_run.Report = log.debug) -> tuple[str | None, str]:
+def _log_progress(line: str) -> None:
+    log(events.MIGRATION_PROGRESS, "%s", line)
+
+
+async def upgrade(engine: Engine, report: migration_run.Report = _log_progress) -> tuple[str | None, str]:
     """Migrate the database to the schema of this release. Returns the revisions before and after.
 
     `report` gets a line for each migration and each wait. Raises StartupError.

@@ -1,6 +1,7 @@
 """Runs the steps of the Dockerfile without a container engine, and checks the resulting files."""
 
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from tests.postgres import copy_readable, process_owner, shared_temporary_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"cart_grpc": "cart_grpc", "cartgrpc": "generated/cartgrpc"}
-IMAGE_PATHS = ("/src", "/wheels", "/opt/cart-grpc", "/var/lib/cart-grpc")
+IMAGE_PATHS = ("/src", "/wheels", "/opt/cart-grpc", "/opt/sbom", "/var/lib/cart-grpc")
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -82,8 +83,15 @@ class Image:
         )
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
-        program = self.folder / "opt/cart-grpc/bin" / command[0]
-        return subprocess.Popen([program, *command[1:]], cwd="/", env=self.environment, **process_owner())
+        """Start an installed command. If we may, give it a root file system that it can only read, but for its data."""
+        program: tuple[str | Path, ...] = (self.folder / "opt/cart-grpc/bin" / command[0], *command[1:])
+        if not can_mount():
+            return subprocess.Popen(program, cwd="/", env=self.environment, **process_owner())
+        owner = process_owner()
+        drop = ("setpriv", f"--reuid={owner['user']}", f"--regid={owner['group']}", "--clear-groups", "--no-new-privs")
+        script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro / && exec "$@"'
+        apart = ("unshare", "--mount", "sh", "-ec", script, self.folder / "var/lib/cart-grpc", *drop)
+        return subprocess.Popen([*apart, *program], cwd="/", env=self.environment)
 
 
 @pytest.fixture(scope="session")
@@ -116,6 +124,7 @@ def build(image: Image) -> None:
                 shutil.copy(ROOT / name, to)
     # Keep the machine's environment: it configures the package index and the cache.
     environment = os.environ | image.environment | {"PATH": f"{image.folder}/bin{os.pathsep}{os.environ['PATH']}"}
+    environment["PYTHONPATH"] = str(provide_pip(image.folder))
     for command in stage.all("RUN"):
         finished = subprocess.run(
             ["/bin/sh", "-ec", image.here(command)],
@@ -127,6 +136,16 @@ def build(image: Image) -> None:
             check=False,
         )
         assert finished.returncode == 0, finished.stdout
+
+
+def provide_pip(folder: Path) -> Path:
+    """Return a folder with pip and nothing else, which the Python of the build stage has and a copied one lacks."""
+    spec = importlib.util.find_spec("pip")
+    assert spec
+    assert spec.origin
+    (folder / "pip").mkdir()
+    (folder / "pip/pip").symlink_to(Path(spec.origin).parent)
+    return folder / "pip"
 
 
 def provide_python(folder: Path) -> tuple[Path, dict[str, str]]:
@@ -232,15 +251,53 @@ def test_the_command_runs_as_another_user_in_any_folder(image: Image) -> None:
         assert command in finished.stdout
 
 
-def test_the_image_installs_the_pinned_versions(image: Image) -> None:
-    pinned = dict(re.findall(r"^([\w.-]+)==([^ \n]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
-    finished = image.run("python", "-m", "pip", "list", "--format=json")
+@functools.cache
+def can_mount() -> bool:
+    """Whether this user may change mounts for one process."""
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
+
+
+def installed_packages(image: Image) -> dict[str, str]:
+    code = "from importlib.metadata import distributions\nfor one in distributions(): print(one.name, one.version)"
+    finished = image.run("python", "-c", code)
     assert finished.returncode == 0, finished.stderr
-    installed = {entry["name"].lower().replace("_", "-"): entry["version"] for entry in json.loads(finished.stdout)}
-    for ours in ("cart-grpc", "pip", "setuptools", "wheel"):
-        pinned[ours] = installed.pop(ours, pinned.get(ours, ""))
-    assert installed.items() <= pinned.items()
-    assert "pytest" not in installed
+    return {normal(name): version for name, version in map(str.split, finished.stdout.splitlines())}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_image_installs_the_pinned_versions_and_nothing_that_builds_or_installs(image: Image) -> None:
+    pinned = dict(re.findall(r"^([\w.-]+)==([^ \n]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    installed = installed_packages(image)
+    installed.pop("cart-grpc")
+    assert installed.items() <= {normal(name): version for name, version in pinned.items()}.items()
+    assert not {"pip", "setuptools", "wheel", "hatchling", "pytest", "cyclonedx-bom"} & installed.keys()
+    uninstall, *_ = read_dockerfile()[1].all("RUN")
+    assert uninstall.startswith("python -m pip uninstall --yes pip ")
+
+
+def test_the_images_sbom_lists_exactly_the_installed_packages(image: Image) -> None:
+    bill = json.loads((image.folder / "opt/cart-grpc/share/sbom.cdx.json").read_text())
+    component = bill["metadata"]["component"]
+    listed = {normal(one["name"]): one["version"] for one in (component, *bill["components"])}
+    assert bill["bomFormat"] == "CycloneDX"
+    assert listed == installed_packages(image)
+    assert all(one["purl"].startswith("pkg:pypi/") for one in bill["components"])
+
+
+def test_the_labels_of_the_image_are_those_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', read_dockerfile()[1].only("LABEL")))
+    assert labels == {
+        "title": project["name"],
+        "description": project["description"],
+        "version": project["version"],
+        "licenses": project["license"],
+    }
 
 
 def test_the_image_keeps_its_database_on_a_volume_that_its_user_owns() -> None:
@@ -249,7 +306,7 @@ def test_the_image_keeps_its_database_on_a_volume_that_its_user_owns() -> None:
     assert f":///{volume}/" in stage.only("ENV")
     user, group = map(int, stage.only("USER").split(":"))
     assert user == group != 0
-    (prepare,) = stage.all("RUN")
+    *_, prepare = stage.all("RUN")
     assert f"--uid {user}" in prepare
     assert prepare.endswith(volume)
 

@@ -65,6 +65,7 @@ CLOCK_SET_FORWARD: Final = Event("clock_set_forward", WARNING, "The database's c
 CLOCK_SET_BACK: Final = Event("clock_set_back", WARNING, "The database's clock was set back. Stored times are adjusted.")
 HINTS_FAILING: Final = Event("hints_failing", WARNING, "Hints of changes between processes fail. Watchers see changes up to a second later.")
 HINTS_RECOVERED: Final = Event("hints_recovered", WARNING, "Hints of changes work again.")
+MIGRATION_PROGRESS: Final = Event("migration_progress", INFO, "A migration of the database was run, or waits for its turn or a lock.")
 DATABASE_UNUSABLE: Final = Event("database_unusable", DEBUG, "The whole error behind a refused start.")
 
 # Reservations and checkouts.
@@ -89,6 +90,10 @@ LOOP_FAILING: Final = Event("loop_failing", ERROR, "A bug in a background loop. 
 LOOP_RECOVERED: Final = Event("loop_recovered", WARNING, "A background loop works again after a bug.")
 
 # Telemetry.
+CALLS_UNTRACED: Final = Event("calls_untraced", ERROR, "A bug in the traces. Calls are served without spans. With the traceback.")
+CALLS_TRACED: Final = Event("calls_traced", WARNING, "Calls have spans again after a bug.")
+METRICS_LOST: Final = Event("metrics_lost", WARNING, "Metrics cannot be exported. With the cause.")
+METRICS_EXPORTED: Final = Event("metrics_exported", WARNING, "Metrics are exported again.")
 TRACES_LOST: Final = Event("traces_lost", WARNING, "Spans cannot be exported and are lost. With the cause.")
 TRACES_EXPORTED: Final = Event("traces_exported", WARNING, "Spans are exported again.")
 
