@@ -1,6 +1,7 @@
 """Makes a database ready for this release, or says in one line why it cannot be used."""
 
 import logging
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -57,7 +58,7 @@ async def raise_revisions(engine: Engine) -> int:
     """
     await check(engine)
     try:
-        return await engine.transact(restore.raise_revisions)
+        return await engine.transact(partial(restore.raise_revisions, dialect=engine.dialect))
     except restore.InUse as error:
         raise StartupError(f"CART_DATABASE_URL: the database {engine.name} {error}") from None
     except Exception as error:
