@@ -126,6 +126,10 @@ class PostgresServer:
         options = ("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set", "ON_ERROR_STOP=1")
         return self._run("psql", *self._address, *options, *commands, database).strip()
 
+    def run_program(self, program: str, *arguments: str) -> str:
+        """Run one of PostgreSQL's programs as the superuser, and return its output. Raises RuntimeError if it fails."""
+        return self._run(program, *self._address, *arguments)
+
     def configure(self, **settings: str) -> None:
         """Change settings of a running server."""
         self.run(*(f"ALTER SYSTEM SET {name} = '{value}'" for name, value in settings.items()))
