@@ -1,5 +1,7 @@
 """Makes a database ready for this release, or says in one line why it cannot be used."""
 
+from functools import partial
+
 from sqlalchemy import Connection
 
 from cart_grpc.logs import events
@@ -66,11 +68,16 @@ async def raise_revisions(engine: Engine) -> int:
     """Raise the revision of every unfinished reservation above any that was ever sent. For a restored database.
 
     Returns the number of reservations. Raises StartupError if the database is in use, does not answer or has another
-    schema.
+    schema, or if a SQLite file has a log: that of the file which was there before would damage the copy.
     """
+    if engine.has_log:
+        raise StartupError(
+            f"CART_DATABASE_URL: the database {engine.name} has a log (-wal), but a backup has none: remove it and "
+            "repeat. If a server has used the restored file, start it again and stop it with SIGTERM instead"
+        )
     await check(engine)
     try:
-        return await engine.transact(restore.raise_revisions)
+        return await engine.transact(partial(restore.raise_revisions, dialect=engine.dialect))
     except restore.InUse as error:
         raise StartupError(f"CART_DATABASE_URL: the database {engine.name} {error}") from None
     except Exception as error:

@@ -12,7 +12,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -126,6 +126,10 @@ class PostgresServer:
         options = ("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set", "ON_ERROR_STOP=1")
         return self._run("psql", *self._address, *options, *commands, database).strip()
 
+    def run_program(self, program: str, *arguments: str) -> str:
+        """Run one of PostgreSQL's programs as the superuser, and return its output. Raises RuntimeError if it fails."""
+        return self._run(program, *self._address, *arguments)
+
     def configure(self, **settings: str) -> None:
         """Change settings of a running server."""
         self.run(*(f"ALTER SYSTEM SET {name} = '{value}'" for name, value in settings.items()))
@@ -222,22 +226,27 @@ def running_postgres(
     primary: PostgresServer | None = None,
     binaries: Path | None = None,
     environment: Mapping[str, str] = NO_VARIABLES,
+    settings: Mapping[str, str] = NO_VARIABLES,
+    fill: Callable[[PostgresServer], None] | None = None,
 ) -> Iterator[PostgresServer]:
     """Yield a running server and destroy it afterwards. A `durable` server writes each commit to disk (fsync).
 
     With a `port`, it also listens on 127.0.0.1. With a `primary`, it is its hot standby. `binaries`: those of
     another release than the one that the tests install. `environment`: variables for the server's processes.
+    `settings`: further ones of postgresql.conf. `fill` makes the folder `data` in place of initdb.
     """
     directory = Path(tempfile.mkdtemp(prefix="pg-", dir=shared_temporary_folder()))
     address = {"listen_addresses": "127.0.0.1", "port": str(port)} if port else {"listen_addresses": ""}
-    settings = {**address, "max_connections": "200", **({} if durable else FAST)}
+    settings = {**address, "max_connections": "200", **({} if durable else FAST), **settings}
     with _outlived_by_a_sweeper(directory):
         owner = process_owner()
         if owner:
             os.chown(directory, owner["user"], owner["group"])
         server = PostgresServer(directory, binaries or find_binaries(), settings, environment)
         try:
-            if primary:
+            if fill:
+                fill(server)
+            elif primary:
                 server.copy_from(primary)
             else:
                 server.initdb(BUILTIN_LOCALE if binaries is None else ("--locale=C.UTF-8",))

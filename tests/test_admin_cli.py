@@ -293,12 +293,14 @@ async def test_after_restore_leaves_finished_reservations_alone_and_waiting_ones
     await engine.transact(prepare)
     before = await engine.transact(look)
     await engine.close()
+    began = app.clock()
     said = await operate("after-restore")
     assert said.out.startswith("2 unfinished reservations ")
     engine = connect(database_url, app.clock)
     after = await engine.transact(look)
     await engine.close()
-    raised = 2**32 + 1
+    raised = after["due"][0]
+    assert began <= raised <= app.clock()
     assert after == {"finished": before["finished"], "waiting": (raised, raised, None), "due": (raised, raised, 0)}
 
 

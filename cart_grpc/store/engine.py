@@ -38,7 +38,8 @@ class Engine(Protocol):
 
     `name` is its URL with the password hidden. `locks_users`: a batch must lock the rows of its users. `is_shared`:
     other processes write, too. `hints` pass changes on to them, None if nothing does. `is_in_process`: its work takes
-    the interpreter lock from the event loop.
+    the interpreter lock from the event loop. `has_log`: before the first transaction, a log stands beside
+    the file, which SQLite will apply to it.
     """
 
     name: str
@@ -46,6 +47,9 @@ class Engine(Protocol):
     locks_users: bool
     is_shared: bool
     is_in_process: bool
+
+    @property
+    def has_log(self) -> bool: ...
 
     @property
     def hints(self) -> Hints | None: ...

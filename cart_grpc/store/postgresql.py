@@ -34,6 +34,8 @@ class PostgresqlEngine:
     locks_users = True
     is_shared = True
     is_in_process = False
+    # PostgreSQL checks by itself that its log belongs to its files.
+    has_log = False
 
     def __init__(self, arguments: ConnectArguments, password: NamedFile | None = None) -> None:
         if taken := arguments.settings.keys() & {*SETTINGS, *KEPT_PLANS, *READ_ONLY}:

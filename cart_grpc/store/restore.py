@@ -1,12 +1,13 @@
 """After restoring a backup and before starting any server: raise the revisions of unfinished reservations."""
 
-from sqlalchemy import Connection, case, null, text, update
+from sqlalchemy import Connection, bindparam, case, null, text, update
 
 from cart_grpc.carts.model import CheckoutState
+from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.postgresql_session import IN_USE
-from cart_grpc.store.schema import checkouts, reservations
+from cart_grpc.store.schema import Int64, checkouts, reservations
 
-# More revisions than one reservation ever gets, and small enough to be added many times within 64 bits.
+# More revisions than one reservation ever gets without a restore.
 STRIDE = 2**32
 # Every session of a server holds a shared lock.
 _LOCK = text(f"SELECT pg_try_advisory_xact_lock({IN_USE})")
@@ -16,8 +17,12 @@ class InUse(Exception):
     """Other sessions use the database. The text follows the database's name."""
 
 
-def raise_revisions(connection: Connection) -> int:
+def raise_revisions(connection: Connection, dialect: Dialect) -> int:
     """Raise every unfinished reservation's revision above any that was ever sent, and make it due. Return how many.
+
+    The new revision is the database's time in microseconds. So a second restore of the same backup raises it above what
+    was sent after the first one: a reservation never gets a million revisions a second. STRIDE is for a clock that was
+    set back.
 
     The Reservation API may remember revisions that are newer than the backup. It may also have sold what a checkout
     asked for after the backup, so a FAILED checkout waits for new answers. Raises InUse if a server is connected; on
@@ -27,7 +32,9 @@ def raise_revisions(connection: Connection) -> int:
         if not connection.execute(_LOCK).scalar_one():
             raise InUse("is in use: stop every cart-grpc first")
         connection.execute(text("SET LOCAL statement_timeout = 0"))
-    raised = reservations.c.revision + STRIDE
+    now = bindparam("now", dialect.read_now(connection), type_=Int64)
+    beyond = reservations.c.revision + STRIDE
+    raised = case((beyond > now, beyond), else_=now)
     statement = (
         update(reservations)
         .where(reservations.c.finish_time.is_(None))

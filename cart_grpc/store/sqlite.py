@@ -97,6 +97,10 @@ class SqliteEngine:
         for engine in (self._read_engine, self.reader.sync_engine):
             event.listen(engine, "connect", _prepare_reader)
 
+    @property
+    def has_log(self) -> bool:
+        return self._file.has_log
+
     def _on_error(self, context: ExceptionContext) -> None:
         self._note_damage(context.original_exception)
 

@@ -60,6 +60,12 @@ class SqliteFile:
                 make_private(_beside(self.path, suffix))
             self._locks = locks.pop_all()
 
+    @property
+    def has_log(self) -> bool:
+        """Whether a log with transactions stands beside the file. A server that stops with SIGTERM leaves none."""
+        log = _beside(self.path, "-wal")
+        return log.exists() and log.stat().st_size > 0
+
     def check(self) -> None:
         """Raise OSError if the file was moved, removed or replaced: further writes would be lost."""
         if not self._file.is_in_place:

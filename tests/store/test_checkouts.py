@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from sqlalchemy import select
@@ -311,7 +312,7 @@ async def test_after_a_restore_a_failed_checkout_waits_for_new_answers(database_
         key = await failed(store, "a", "b")
     # No server may run: the sessions of the store above have ended.
     restoring = connect(database_url, app.clock)
-    await restoring.transact(raise_revisions)
+    await restoring.transact(partial(raise_revisions, dialect=restoring.dialect))
     await restoring.close()
     async with opened(database_url) as (engine, store):
         assert await state_of(engine, key) is CheckoutState.COMPLETING
