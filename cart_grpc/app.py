@@ -126,15 +126,11 @@ async def running(
             await stack.enter_async_context(running_server(server, port, identities.credentials(port), settings))
         opening = _open_with_retries(settings, engine, store, clock_watcher)
         if is_open := await _ended_before(stopped or asyncio.Event(), opening):
-            await loops.enter_async_context(running_task(clock_watcher.run(), "clock-watcher"))
-            if reconciler:
-                await loops.enter_async_context(running_reconciler(settings, reconciler))
-                await loops.enter_async_context(running_sweeper(settings, store))
-                pause_watcher = PauseWatcher(store.operator_reads.find_pause)
-                await loops.enter_async_context(running_task(pause_watcher.run(), "pause-watcher"))
-            if measured and sharing != "other":
-                sampler = DatabaseSampler(store.backlog_gauges.sample)
-                await loops.enter_async_context(running_task(sampler.run(), "database-sampler"))
+            samples_database = measured and sharing != "other"
+            running_loops = _running_loops(
+                settings, store, clock_watcher, reconciler, samples_database=samples_database
+            )
+            await loops.enter_async_context(running_loops)
             for server in servers.values():
                 await server.open()
         async with AsyncExitStack() as watching:
@@ -148,6 +144,29 @@ async def running(
                 _log_start(listening, store.name)
             yield listening
         await drain(servers.values(), settings, lame_duck=settings.lame_duck if serve and is_open else 0.0)
+
+
+@asynccontextmanager
+async def _running_loops(
+    settings: Settings,
+    store: Store,
+    clock_watcher: ClockWatcher,
+    reconciler: Reconciler | None,
+    *,
+    samples_database: bool,
+) -> AsyncIterator[None]:
+    """Run the loops that need an open store."""
+    async with AsyncExitStack() as loops:
+        await loops.enter_async_context(running_task(clock_watcher.run(), "clock-watcher"))
+        if reconciler:
+            await loops.enter_async_context(running_reconciler(settings, reconciler))
+            await loops.enter_async_context(running_sweeper(settings, store))
+            pause_watcher = PauseWatcher(store.operator_reads.find_pause)
+            await loops.enter_async_context(running_task(pause_watcher.run(), "pause-watcher"))
+        if samples_database:
+            sampler = DatabaseSampler(store.backlog_gauges.sample)
+            await loops.enter_async_context(running_task(sampler.run(), "database-sampler"))
+        yield
 
 
 def _log_start(ports: Ports, database: str) -> None:
