@@ -37,7 +37,8 @@ def traces(testbed: Testbed, database: str, plan: Plan) -> Json:
     clients = {OFF: _client(testbed, database, {})}
     for name, share in SAMPLED.items():
         settings: dict[str, Any] = {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"http://127.0.0.1:{port}",
             "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
             "OTEL_TRACES_SAMPLER_ARG": share,
         }

@@ -5,7 +5,6 @@ A commit costs the same for one command as for two hundred. So the next batch fi
 """
 
 import asyncio
-import time
 from collections import deque
 from contextvars import Context
 from functools import partial
@@ -16,6 +15,7 @@ from sqlalchemy import Connection
 from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
 from cart_grpc.commands.direct import Ping
+from cart_grpc.metrics import QUEUED_COMMANDS
 from cart_grpc.store.batch import AnyCommand
 from cart_grpc.store.batch_writer import BatchWriter, QueuedCommand, register_writers
 from cart_grpc.store.change_notifier import ChangeNotifier
@@ -114,6 +114,11 @@ class WriteQueue:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
+    def sample(self) -> None:
+        """Set the gauges of the queues."""
+        QUEUED_COMMANDS.labels("callers").set(len(self._handover.callers))
+        QUEUED_COMMANDS.labels("background").set(len(self._handover.background))
+
     async def ping(self) -> None:
         """Raise DatabaseUnavailable if the database does not accept writes."""
         with self.failures.translated():
@@ -156,7 +161,7 @@ class WriteQueue:
         if self._closing:
             raise ShuttingDown
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        queue.append(QueuedCommand(command, answer, time.monotonic()))
+        queue.append(QueuedCommand(command, answer))
         self._start_next_writer()
         return answer
 
