@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from cart_grpc import otel
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.access import Access, Headers
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
@@ -99,7 +100,10 @@ def environment(**variables: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"OTEL_BSP_SCHEDULE_DELAY": "20", "OTEL_METRICS_EXPORTER": "none", **variables}.items():
             patch.setenv(name, value)
+        # A process remembers its resource.
+        otel.resource.cache_clear()
         yield
+        otel.resource.cache_clear()
 
 
 @asynccontextmanager
