@@ -52,5 +52,5 @@ async def until(port: int, holds: Callable[[Scrape], bool]) -> Scrape:
     """Scrape until `holds` is true for the samples, and return them. Fails after WAIT_SECONDS."""
     async with asyncio.timeout(WAIT_SECONDS):
         while not holds(seen := await scrape(port)):
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
     return seen
