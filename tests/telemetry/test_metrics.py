@@ -226,6 +226,6 @@ async def _call_oddly(service: Measured, number: int) -> None:
         (f"/odd.Service{number}/AddItem", b""),
         (f"/{CART_SERVICE}/GetCart", b"\xff" * (number + 1)),
     ):
-        call = service.replica.channel.unary_unary(path)
+        call: Any = service.replica.channel.unary_unary(path)
         with pytest.raises(grpc.aio.AioRpcError):
             await call(data, timeout=10)
