@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
 
@@ -30,12 +30,26 @@ class CallLog:
 
 
 @dataclass(frozen=True, slots=True)
+class Observers:
+    """How calls are observed. Without `tracer`, no call has a span, and without `call_log`, none has a line in the log.
+
+    `measures`: their durations are measured.
+    """
+
+    tracer: Tracer | None = None
+    measures: bool = False
+    call_log: CallLog | None = None
+
+
+NOT_OBSERVED: Final = Observers()
+
+
+@dataclass(frozen=True, slots=True)
 class Guards:
     """The parts that the layers of one server share.
 
     Without `admission`, every unary call may run at once. Without `door`, calls are answered until gRPC stops. Without
-    `access`, anyone may make any call. Without `tracer`, no call has a span, and without `call_log`, none has a line in
-    the log. `measures`: the durations of calls are measured.
+    `access`, anyone may make any call.
     """
 
     deadlines: Deadlines
@@ -44,9 +58,7 @@ class Guards:
     admission: Admission | None = None
     door: Door | None = None
     access: Access | None = None
-    tracer: Tracer | None = None
-    measures: bool = False
-    call_log: CallLog | None = None
+    observers: Observers = NOT_OBSERVED
 
 
 @dataclass(frozen=True, slots=True)
