@@ -4,6 +4,7 @@ A collector that is away delays no call and no stop. Spans that it does not take
 """
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -41,6 +42,8 @@ async def exporting(reservation_url: str) -> AsyncIterator[OtelTracer]:
     except Exception as error:
         raise StartupError(f"OTEL_*: traces cannot be exported: {type(error).__name__}: {error}") from error
     provider.add_span_processor(processor)
+    # As at the start of the process: a full collection need not look at all that was imported here.
+    gc.freeze()
     try:
         yield OtelTracer(
             sampler, provider.get_tracer("cart_grpc", version("cart-grpc")), AttemptNames.at(reservation_url)
