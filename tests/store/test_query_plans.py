@@ -43,7 +43,8 @@ FILL = {
         "SELECT i % 256, 'r' || i, 'u' || (i % 1000), 'c' || (i % 20), 'x', 'sku' || (i % 50), 1, "
         "CASE i % 10 WHEN 0 THEN 3 ELSE 1 END, 1, "
         "1, 1, 1, i, 1, 1, i, 1, '', '', 1 = 2, "
-        "CASE WHEN i % 10 <> 0 THEN 9000000000000000 + i END, 0, 0, NULL, '', NULL, NULL, '', '', '', 1 = 2, NULL FROM n"
+        "CASE WHEN i % 10 <> 0 THEN 9000000000000000 + i END, 0, 0, NULL, '', NULL, NULL, '', '', '', 1 = 2, NULL "
+        "FROM n"
     ),
     "carts": (
         "SELECT i % 256, 'u' || (i % 1000), 'c' || i, 'uid', 1, '{}', '', 1 = 2, NULL, NULL, 1, 0, 1, 0, 1000, "
