@@ -75,6 +75,7 @@ RESERVATIONS_RESUMED: Final = Event("reservations_resumed", WARNING, "This proce
 ATTEMPT_FAILED: Final = Event("attempt_failed", INFO, "The Reservation API gave no decision for a reservation. It is tried again.")
 PROBE_FAILED: Final = Event("probe_failed", DEBUG, "An attempt failed while the Reservation API is down.")
 OUTCOME_UNRECORDED: Final = Event("outcome_unrecorded", WARNING, "The outcome of an attempt could not be stored. The attempt is made again.")
+CLAIMS_TAKEN_OVER: Final = Event("claims_taken_over", WARNING, "This process claimed reservations whose last attempt ended without a recorded outcome: its process was killed, stopped, or lost its database. With their number and the first.")
 CLAIMS_KEPT: Final = Event("claims_kept", WARNING, "A stop could not hand its claims back. They expire with their leases.")
 BATCHES_UNSUPPORTED: Final = Event("batches_unsupported", INFO, "The Reservation API takes no batches. With the cause.")
 BATCHES_SUPPORTED: Final = Event("batches_supported", INFO, "The Reservation API takes batches now.")
