@@ -13,6 +13,7 @@ from cart_grpc.commands.erase import EraseUser
 from cart_grpc.commands.operator import Release, Retry
 from cart_grpc.logs import events
 from cart_grpc.logs.log import Log
+from cart_grpc.metrics import ALARMS
 from cart_grpc.names import CheckoutKey, UserKey
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.failures import is_row_at_fault
@@ -103,6 +104,7 @@ class OperatorActions:
         text = "reservation %s: an operator %s it: %s"
         log(events.OPERATOR_RELEASED, text, reservation_id, action, reason, reservation=reservation_id, reason=reason)
         if alarm:
+            ALARMS.inc()
             log(events.RESERVATION_ALARM, "reservation %s: %s", reservation_id, alarm, reservation=reservation_id)
         return await self._reads.get(reservation_id)
 
@@ -119,6 +121,7 @@ class OperatorActions:
         text = "%s: an operator ended it: %s"
         log(events.OPERATOR_ENDED_CHECKOUT, text, key.name, reason, checkout=key.name, reason=reason)
         if ended.alarm:
+            ALARMS.inc()
             log(events.CHECKOUT_ALARM, "%s", ended.alarm, checkout=key.name)
         return await self.get_checkout(key)
 

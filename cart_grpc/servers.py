@@ -16,6 +16,7 @@ from cart_grpc.logs import events
 from cart_grpc.logs.log import Log
 from cart_grpc.process import connection_room, running_task
 from cart_grpc.rpc.access import Access, AccessByCertificate, AccessByToken
+from cart_grpc.rpc.endpoint import NOT_OBSERVED, Observers
 from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, CHECK_ONLY, HEALTH_AND_REFLECTION, HEALTH_ONLY
 from cart_grpc.rpc.server import MAX_CONNECTIONS, Server
 from cart_grpc.rpc.services import admin_service, cart_service, no_service
@@ -23,7 +24,6 @@ from cart_grpc.settings import Settings
 from cart_grpc.store.store import Store
 from cart_grpc.tls.reloaded_files import FileError
 from cart_grpc.tls.server import ServerTls
-from cart_grpc.tracing import Tracer
 
 log = Log(__name__)
 
@@ -99,13 +99,15 @@ def make_servers(
     reconciler: Reconciler | None,
     *,
     shares_ports: bool,
-    tracer: Tracer | None,
+    observers: Observers = NOT_OBSERVED,
 ) -> dict[Port, Server]:
-    """Return a server for each port. None listens yet. With `shares_ports`, other workers listen on the same ports."""
+    """Return a server for each port. None listens yet. With `shares_ports`, other workers listen on the same ports.
+
+    `observers` observe their calls.
+    """
     limits = parts.limits(settings)
-    call_log = parts.call_log(settings)
-    carts = cart_service(store, limits, parts.admission(settings), call_log)
-    operators = admin_service(OperatorActions(store, limits, reconciler), call_log)
+    carts = cart_service(store, limits, parts.admission(settings))
+    operators = admin_service(OperatorActions(store, limits, reconciler))
     names = {"listen": CART_SERVICE, "service_listen": CART_SERVICE, "admin_listen": ADMIN_SERVICE}
     health = no_service(*{names[port.setting]: None for port in ports if port.setting in names})
     services = {"listen": carts, "service_listen": carts, "admin_listen": operators, "health_listen": health}
@@ -119,7 +121,7 @@ def make_servers(
             services[port.setting],
             settings.call_timeout,
             access=identities.access(port),
-            tracer=tracer,
+            observers=observers,
             beside=CHECK_ONLY if port.setting == "health_listen" else beside,
             shares_port=shares_ports and port.setting in SHARED,
             max_connections=room,

@@ -8,6 +8,7 @@ from cart_grpc.background.loop import Loop
 from cart_grpc.carts.refusals import DatabaseDamaged
 from cart_grpc.logs import events
 from cart_grpc.logs.log import Log
+from cart_grpc.metrics import READY
 from cart_grpc.store.failures import show_cause
 from cart_grpc.units import to_seconds, to_us
 
@@ -58,6 +59,7 @@ class ReadinessWatcher:
             log(events.READY, "ready: every path to the database works")
 
     async def _publish(self, *, ready: bool) -> None:
+        READY.set(ready)
         for set_ready in self._set_ready:
             await set_ready(ready=ready)
 

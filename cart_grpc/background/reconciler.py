@@ -24,6 +24,7 @@ from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.direct import Claim, ExtendLeases, ReturnClaims
 from cart_grpc.logs import events
 from cart_grpc.logs.log import Log
+from cart_grpc.metrics import BREAKER_OPEN, CLAIMS_IN_FLIGHT, LANE_CAPACITY
 from cart_grpc.protocol.lanes import LANES, Lane, lane_of
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.protocol.transitions import is_taken_over
@@ -94,6 +95,13 @@ class Reconciler:
     def find_breaker_open_us(self) -> int | None:
         """Return how long the Reservation API has counted as down, in microseconds; None while it answers."""
         return self._breaker.find_open_us()
+
+    def sample(self) -> None:
+        """Set the gauges of the lanes and of the circuit breaker."""
+        for lane in self._lanes.values():
+            CLAIMS_IN_FLIGHT.labels(lane.name).set(len(lane.open))
+            LANE_CAPACITY.labels(lane.name).set(self._max_in_flight)
+        BREAKER_OPEN.set(self._breaker.is_open)
 
     async def run(self) -> None:
         """Reconcile until `stop`. Do not cancel it: a claim that commits meanwhile would have no owner."""

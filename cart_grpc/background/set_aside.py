@@ -12,6 +12,7 @@ from cart_grpc.background.claims import key_of
 from cart_grpc.commands.direct import MAX_SET_ASIDE_REASON, Claim, ClaimKey, ExtendLeases, ReturnClaims, SetAside
 from cart_grpc.logs import events
 from cart_grpc.logs.log import Log
+from cart_grpc.metrics import ALARMS
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.reservation_api.wire import clean_text
 from cart_grpc.store.failures import find_cause, is_row_at_fault
@@ -64,6 +65,7 @@ async def set_aside(store: Store, row: ClaimKey, error: Exception) -> None:
     # A database appends the values of the row. They do not belong in a log.
     reason = clean_text(f"{type(origin).__name__}: {str(origin).partition(chr(10))[0]}")[:MAX_SET_ASIDE_REASON]
     if await store.set_aside(SetAside(row, reason)):
+        ALARMS.inc()
         text = "reservation %s: set aside until an operator retries or ends it: %s"
         log(events.RESERVATION_SET_ASIDE, text, row.reservation_id, reason, reservation=row.reservation_id)
 

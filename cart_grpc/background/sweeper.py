@@ -16,6 +16,7 @@ from cart_grpc.commands.checkout import EvaluateCheckout
 from cart_grpc.commands.direct import DEFAULT_CHECKOUT_RETENTION_US, Purge
 from cart_grpc.logs import events
 from cart_grpc.logs.log import Log
+from cart_grpc.metrics import ALARMS, HOUSEKEEPING, HOUSEKEEPING_DURATION
 from cart_grpc.names import CheckoutKey, UserKey
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds
@@ -54,6 +55,7 @@ def chores(store: Store) -> Sequence[Chore]:
     async def evaluate(key: CheckoutKey) -> bool:
         evaluated = await store.intervene(EvaluateCheckout(key))
         if evaluated.alarm:
+            ALARMS.inc()
             log(events.CHECKOUT_ALARM, "%s", evaluated.alarm, checkout=key.name)
         return evaluated.is_changed
 
@@ -106,6 +108,13 @@ class Sweeper:
 
         Raises Unavailable if the database does not answer.
         """
+        with HOUSEKEEPING_DURATION.time():
+            swept = await self._sweep()
+        for chore, count in (*swept.changed.items(), ("purge", swept.purged_rows)):
+            HOUSEKEEPING.labels(chore.replace(" ", "_")).inc(count)
+        return swept
+
+    async def _sweep(self) -> Swept:
         keep = self._retention
         purge = Purge(keep.replies_us, keep.reservations_us, keep.carts_us, BATCH_SIZE, keep.checkouts_us)
         purged = await self._store.purge(purge)
@@ -123,6 +132,7 @@ class Sweeper:
                 raise result
             if isinstance(result, BaseException):
                 self._failed[chore.name, key] = self._round + ROUNDS_UNTIL_RETRY
+                ALARMS.inc()
                 log(
                     events.CHORE_FAILED,
                     "%s: the sweeper cannot %s",

@@ -92,6 +92,10 @@ LOOP_RECOVERED: Final = Event("loop_recovered", WARNING, "A background loop work
 # Telemetry.
 TRACES_LOST: Final = Event("traces_lost", WARNING, "Spans cannot be exported and are lost. With the cause.")
 TRACES_EXPORTED: Final = Event("traces_exported", WARNING, "Spans are exported again.")
+TRACE_ERROR: Final = Event("trace_error", ERROR, "A bug in the trace of a call. The call is answered. The first of each kind with its traceback.")
+TRACE_RECOVERED: Final = Event("trace_recovered", WARNING, "Calls are traced again after a bug.")
+METRICS_LOST: Final = Event("metrics_lost", WARNING, "Metrics cannot be exported by OTLP and are lost. With the cause.")
+METRICS_EXPORTED: Final = Event("metrics_exported", WARNING, "Metrics are exported by OTLP again.")
 
 # Operators.
 OPERATOR_PAUSED: Final = Event("operator_paused", WARNING, "An operator paused all calls to the Reservation API at this process. With the reason.")

@@ -109,7 +109,7 @@ CALL: Final[ContextVar[Call | None]] = ContextVar("call", default=None)
 
 def log_call(endpoint: Endpoint, next_step: Step) -> Step:
     """Log the call if it is refused, fails or is slow. Raises what the next step raises."""
-    config = endpoint.guards.call_log
+    config = endpoint.guards.observers.call_log
     if config is None:
         return next_step
     slow_seconds, all_calls = config.slow_seconds, config.all_calls

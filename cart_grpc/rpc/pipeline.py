@@ -22,6 +22,7 @@ from cart_grpc.rpc.layers import (
     reject_if_full,
     write_each,
 )
+from cart_grpc.rpc.measuring import measure
 from cart_grpc.rpc.messages import serialize
 from cart_grpc.rpc.methods import Method
 from cart_grpc.rpc.tracing import trace
@@ -34,6 +35,7 @@ Layer: TypeAlias = Callable[[Endpoint, Any], Step]
 # The outermost layer is first.
 UNARY: Final[tuple[Layer, ...]] = (
     trace,
+    measure,
     errors,
     log_call,
     refuse_if_closed,
@@ -46,6 +48,7 @@ UNARY: Final[tuple[Layer, ...]] = (
 )
 STREAM: Final[tuple[Layer, ...]] = (
     trace,
+    measure,
     errors,
     log_call,
     refuse_if_closed,
@@ -59,6 +62,7 @@ STREAM: Final[tuple[Layer, ...]] = (
 # A stream of requests names no resources, so only its scope is checked.
 BOTH_STREAM: Final[tuple[Layer, ...]] = (
     trace,
+    measure,
     errors,
     log_call,
     refuse_if_closed,

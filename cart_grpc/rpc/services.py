@@ -10,7 +10,6 @@ from cart_grpc.carts.calls import Limits
 from cart_grpc.rpc.admission import Admission, OpenStreams
 from cart_grpc.rpc.cart_admin_service import CartAdminService
 from cart_grpc.rpc.cart_service import CartService
-from cart_grpc.rpc.endpoint import CallLog
 from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE
 from cart_grpc.rpc.receiving import Receiver
 from cart_grpc.store.change_notifier import ChangeNotifier
@@ -35,8 +34,7 @@ class Service:
     """One service for any number of ports.
 
     `names` are those whose readiness its ports report. `add` adds the servicer to a pipeline; its calls need the
-    `admission`. `notifier` is closed when a port stops. A request has at most `max_request_bytes`. `call_log` says
-    which calls get a line in the log.
+    `admission`. `notifier` is closed when a port stops. A request has at most `max_request_bytes`.
     """
 
     def __init__(
@@ -47,19 +45,17 @@ class Service:
         admission: Admission | None = None,
         notifier: ChangeNotifier | None = None,
         max_request_bytes: int = 64 * 1024,
-        call_log: CallLog | None = None,
     ) -> None:
         self.names = names
         self.add = add
         self.admission = admission
         self.notifier = notifier
         self.max_request_bytes = max_request_bytes
-        self.call_log = call_log
         self.streams = open_streams(MAX_STREAMS)
         self.receiver = Receiver(MAX_INCOMPLETE_BYTES // max_request_bytes)
 
 
-def cart_service(store: Store, limits: Limits, admission: Admission, call_log: CallLog | None = None) -> Service:
+def cart_service(store: Store, limits: Limits, admission: Admission) -> Service:
     """Return `cartgrpc.v1.CartService`. Calls in max_wait are answered when one of its ports stops."""
     servicer = CartService(store, limits, admission.park)
     add = cart_service_pb2_grpc.add_CartServiceServicer_to_server
@@ -69,15 +65,14 @@ def cart_service(store: Store, limits: Limits, admission: Admission, call_log: C
         admission=admission,
         notifier=store.notifier,
         max_request_bytes=limits.max_cart_bytes + REQUEST_ROOM,
-        call_log=call_log,
     )
 
 
-def admin_service(operator: OperatorActions, call_log: CallLog | None = None) -> Service:
+def admin_service(operator: OperatorActions) -> Service:
     """Return `cartgrpc.v1.CartAdminService`."""
     servicer = CartAdminService(operator)
     add = cart_admin_service_pb2_grpc.add_CartAdminServiceServicer_to_server
-    return Service((ADMIN_SERVICE,), lambda pipeline: add(servicer, pipeline), call_log=call_log)
+    return Service((ADMIN_SERVICE,), lambda pipeline: add(servicer, pipeline))
 
 
 def no_service(*names: str) -> Service:
