@@ -140,15 +140,14 @@ async def running(
             await loops.enter_async_context(running_loops)
             for server in servers.values():
                 await server.open()
+        bound = {port.setting.replace("listen", "port"): server.port for port, server in servers.items()}
+        listening = Ports(**bound, metrics_port=metrics_port)
         async with AsyncExitStack() as watching:
             if is_open:
+                _log_start(listening, store.name)
                 set_ready = [server.set_ready for server in servers.values()]
                 watcher = ReadinessWatcher(store.ping, set_ready, store.find_failing)
                 await watching.enter_async_context(running_task(watcher.run(), "readiness"))
-            bound = {port.setting.replace("listen", "port"): server.port for port, server in servers.items()}
-            listening = Ports(**bound, metrics_port=metrics_port)
-            if is_open:
-                _log_start(listening, store.name)
             yield listening
         await drain(servers.values(), settings, lame_duck=settings.lame_duck if serve and is_open else 0.0)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from cart_grpc.admin import LaneStatus
 from cart_grpc.background.attempt_runner import AttemptRunner
 from cart_grpc.background.breaker import Breaker
-from cart_grpc.background.claims import LaneClaims
+from cart_grpc.background.claims import LaneClaims, ids_of
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.loop import Loop
 from cart_grpc.background.recorded_attempt import CheckClock
@@ -28,6 +28,7 @@ from cart_grpc.logs.log import Log
 from cart_grpc.metrics import BREAKER_OPEN, CLAIMS_IN_FLIGHT, LANE_CAPACITY
 from cart_grpc.protocol.lanes import LANES, Lane, lane_of
 from cart_grpc.protocol.reservation import Reservation
+from cart_grpc.protocol.transitions import is_taken_over
 from cart_grpc.reservation_api.api import ReservationApi
 from cart_grpc.store.change_notifier import Room
 from cart_grpc.store.store import Store
@@ -213,6 +214,7 @@ class Reconciler:
             claimed = await claim(self._store, Claim(lane.name, room, self._config.lease_us))
             lane.add(claimed)
         lane.backlog = len(claimed) == room
+        _log_taken_over(claimed)
         if claimed and self._breaker.is_open:
             self._breaker.record_probe()
         self._start_calls(lane, claimed)
@@ -258,6 +260,12 @@ class Reconciler:
 
     async def _pause_between_extensions(self, _: LeasesExtended | None) -> None:
         await asyncio.sleep(to_seconds(self._config.lease_us) / 3)
+
+
+def _log_taken_over(claimed: Sequence[Reservation]) -> None:
+    if taken := [each for each in claimed if is_taken_over(each)]:
+        text = "took over %d reservations, whose last attempt ended without a recorded outcome; the first is %s"
+        log(events.CLAIMS_TAKEN_OVER, text, len(taken), taken[0].reservation_id, claims=len(taken), **ids_of(taken[0]))
 
 
 def _in_parts(claims: Sequence[Reservation], size: int) -> Iterator[Sequence[Reservation]]:

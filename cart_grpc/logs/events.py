@@ -76,6 +76,7 @@ RESERVATIONS_RESUMED: Final = Event("reservations_resumed", WARNING, "This proce
 ATTEMPT_FAILED: Final = Event("attempt_failed", INFO, "The Reservation API gave no decision for a reservation. It is tried again.")
 PROBE_FAILED: Final = Event("probe_failed", DEBUG, "An attempt failed while the Reservation API is down.")
 OUTCOME_UNRECORDED: Final = Event("outcome_unrecorded", WARNING, "The outcome of an attempt could not be stored. The attempt is made again.")
+CLAIMS_TAKEN_OVER: Final = Event("claims_taken_over", WARNING, "This process claimed reservations whose last attempt ended without a recorded outcome: its process was killed, stopped, or lost its database. With their number and the first.")
 CLAIMS_KEPT: Final = Event("claims_kept", WARNING, "A stop could not hand its claims back. They expire with their leases.")
 BATCHES_UNSUPPORTED: Final = Event("batches_unsupported", INFO, "The Reservation API takes no batches. With the cause.")
 BATCHES_SUPPORTED: Final = Event("batches_supported", INFO, "The Reservation API takes batches now.")
@@ -90,12 +91,12 @@ LOOP_FAILING: Final = Event("loop_failing", ERROR, "A bug in a background loop. 
 LOOP_RECOVERED: Final = Event("loop_recovered", WARNING, "A background loop works again after a bug.")
 
 # Telemetry.
-CALLS_UNTRACED: Final = Event("calls_untraced", ERROR, "A bug in the traces. Calls are served without spans. With the traceback.")
-CALLS_TRACED: Final = Event("calls_traced", WARNING, "Calls have spans again after a bug.")
-METRICS_LOST: Final = Event("metrics_lost", WARNING, "Metrics cannot be exported. With the cause.")
-METRICS_EXPORTED: Final = Event("metrics_exported", WARNING, "Metrics are exported again.")
 TRACES_LOST: Final = Event("traces_lost", WARNING, "Spans cannot be exported and are lost. With the cause.")
 TRACES_EXPORTED: Final = Event("traces_exported", WARNING, "Spans are exported again.")
+TRACE_ERROR: Final = Event("trace_error", ERROR, "A bug in the trace of a call. The call is answered. The first of each kind with its traceback.")
+TRACE_RECOVERED: Final = Event("trace_recovered", WARNING, "Calls are traced again after a bug.")
+METRICS_LOST: Final = Event("metrics_lost", WARNING, "Metrics cannot be exported by OTLP and are lost. With the cause.")
+METRICS_EXPORTED: Final = Event("metrics_exported", WARNING, "Metrics are exported by OTLP again.")
 
 # Operators.
 OPERATOR_PAUSED: Final = Event("operator_paused", WARNING, "An operator paused all calls to the Reservation API at this process. With the reason.")

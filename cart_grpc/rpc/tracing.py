@@ -20,7 +20,7 @@ def trace(endpoint: Endpoint, next_step: Step) -> Step:
         return next_step
 
     failures = FailureLog(
-        events.CALLS_UNTRACED, events.CALLS_TRACED, "calls cannot be traced", "calls can be traced again"
+        events.TRACE_ERROR, events.TRACE_RECOVERED, "calls cannot be traced", "calls can be traced again"
     )
 
     async def step(request: Any, context: Context) -> Any:

@@ -16,7 +16,7 @@ from cart_grpc.logs import events, output
 from cart_grpc.logs.limits import LINES_PER_WINDOW
 from cart_grpc.logs.log import Log
 from cart_grpc.rpc.call_log import CALL, in_max_wait
-from cart_grpc.rpc.endpoint import CallLog
+from cart_grpc.rpc.endpoint import CallLog, Observers
 from tests.logs.lines import parse, started
 from tests.rpc.serving import Servicer, serving
 
@@ -40,7 +40,7 @@ def refusing(error: BaseException) -> Servicer:
 async def lines_of(servicer: Servicer, config: CallLog, calls: int = 1, metadata: Any = ()) -> list[dict[str, Any]]:
     """The lines that calls of GetCart leave in the log."""
     with started("json") as written:
-        async with serving(servicer, call_log=config) as server:
+        async with serving(servicer, observers=Observers(call_log=config)) as server:
             request = pb.AddItemRequest(parent="users/alice/carts/default", request_id="r-1")
             for _ in range(calls):
                 with suppress(grpc.aio.AioRpcError):
@@ -172,7 +172,7 @@ async def test_a_call_that_its_caller_gave_up_is_no_line() -> None:
     async def give_up(config: CallLog) -> list[dict[str, Any]]:
         began.clear()
         with started("json") as written:
-            async with serving(servicer, call_log=config) as server:
+            async with serving(servicer, observers=Observers(call_log=config)) as server:
                 call = server.stub.GetCart(pb.GetCartRequest())
                 asyncio.get_running_loop().call_soon(lambda: None)
                 waiting = asyncio.ensure_future(call)
