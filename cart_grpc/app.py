@@ -17,7 +17,7 @@ import grpc
 import uuid_utils
 from sqlalchemy.exc import SQLAlchemyError
 
-from cart_grpc import database_setup, parts
+from cart_grpc import database_setup, otel, parts
 from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.background.readiness import ReadinessWatcher
 from cart_grpc.background.reconciler import Reconciler
@@ -28,6 +28,8 @@ from cart_grpc.exposure import SHARED, Port, find_ports, find_risks
 from cart_grpc.metrics import BUILD_INFO, READY
 from cart_grpc.process import running_task
 from cart_grpc.reservation_api import transports
+from cart_grpc.reservation_api.api import ReservationApi
+from cart_grpc.reservation_api.traced_api import TracedApi
 from cart_grpc.rpc.server import Server
 from cart_grpc.servers import make_servers, open_identities
 from cart_grpc.settings import Settings, variable_of
@@ -37,6 +39,7 @@ from cart_grpc.store.migrate import latest_revision
 from cart_grpc.store.store import Store
 from cart_grpc.telemetry.publishing import measures, publishing
 from cart_grpc.tls.reloaded_files import FileError
+from cart_grpc.tracing import Tracer
 from cart_grpc.units import to_us
 
 log = logging.getLogger(__name__)
@@ -97,19 +100,21 @@ async def running(
     measured = measures(settings)
     BUILD_INFO.labels(version("cart-grpc"), latest_revision()).set(1)
     async with AsyncExitStack() as stack:
+        # First, so that the last spans are exported when everything else has stopped.
+        tracer = await stack.enter_async_context(running_traces(settings))
         # The parent of workers publishes their metrics.
         metrics_port = 0 if sharing else stack.enter_context(publishing(settings))
         identities = await stack.enter_async_context(open_identities(settings, ports))
         engine = await stack.enter_async_context(open_engine(settings))
-        store = await stack.enter_async_context(_closing_store(settings, engine))
+        store = await stack.enter_async_context(_closing_store(settings, engine, tracer))
         clock_watcher = ClockWatcher(store.clock(monotonic_us, parts.reconciler_config(settings).longest_attempt_us))
         reconciler = None
         if reconcile:
-            reconciler = await stack.enter_async_context(_idle_reconciler(settings, store, clock_watcher))
+            reconciler = await stack.enter_async_context(_idle_reconciler(settings, store, clock_watcher, tracer))
         # Entered before the servers, so that the loops stop after them.
         loops = await stack.enter_async_context(AsyncExitStack())
         servers = make_servers(
-            settings, ports, identities, store, reconciler, shares_ports=bool(sharing), measures=measured
+            settings, ports, identities, store, reconciler, shares_ports=bool(sharing), tracer=tracer
         )
         if measured:
             sampled: list[Sampled] = [*servers.values(), store, *([reconciler] if reconciler else [])]
@@ -146,6 +151,23 @@ async def drain(servers: Collection[Server], settings: Settings, *, lame_duck: f
 
 
 @asynccontextmanager
+async def running_traces(settings: Settings) -> AsyncIterator[Tracer | None]:
+    """Return the tracer, None if the environment does not ask for traces. Raises StartupError."""
+    try:
+        is_on = otel.is_exported("traces")
+    except otel.OtelError as error:
+        raise StartupError(str(error)) from None
+    if not is_on:
+        yield None
+        return
+    # Imported here: it takes time and memory, and few processes of the tests and of a trial need it.
+    from cart_grpc.telemetry.span_export import exporting  # noqa: PLC0415
+
+    async with exporting(settings.reservation_url.get_secret_value(), version("cart-grpc")) as tracer:
+        yield tracer
+
+
+@asynccontextmanager
 async def running_store(settings: Settings) -> AsyncIterator[Store]:
     """Open a store by itself. Raises StartupError."""
     async with open_engine(settings) as engine, _closing_store(settings, engine) as store:
@@ -154,9 +176,9 @@ async def running_store(settings: Settings) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
-async def _closing_store(settings: Settings, engine: Engine) -> AsyncIterator[Store]:
+async def _closing_store(settings: Settings, engine: Engine, tracer: Tracer | None = None) -> AsyncIterator[Store]:
     """Return a store that is not open yet. On exit it closes."""
-    store = Store(engine, new_id, queue_size=settings.write_queue_size)
+    store = Store(engine, new_id, queue_size=settings.write_queue_size, tracer=tracer)
     try:
         yield store
     finally:
@@ -164,12 +186,18 @@ async def _closing_store(settings: Settings, engine: Engine) -> AsyncIterator[St
 
 
 @asynccontextmanager
-async def _idle_reconciler(settings: Settings, store: Store, clock_watcher: ClockWatcher) -> AsyncIterator[Reconciler]:
+async def _idle_reconciler(
+    settings: Settings, store: Store, clock_watcher: ClockWatcher, tracer: Tracer | None
+) -> AsyncIterator[Reconciler]:
     """Return a reconciler that does not run yet. Raises StartupError if a file for the Reservation API is unusable."""
     try:
-        api = transports.connect(settings.reservation_url.get_secret_value(), parts.reservation_files(settings))
+        api: ReservationApi = transports.connect(
+            settings.reservation_url.get_secret_value(), parts.reservation_files(settings)
+        )
     except (FileError, ValueError) as error:
         raise StartupError(str(error)) from None
+    if tracer:
+        api = TracedApi(api, tracer)
     try:
         yield Reconciler(store, api, parts.reconciler_config(settings), monotonic_us, clock_watcher.run_once)
     finally:

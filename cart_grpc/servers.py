@@ -20,8 +20,10 @@ from cart_grpc.rpc.server import MAX_CONNECTIONS, Server
 from cart_grpc.rpc.services import admin_service, cart_service, no_service
 from cart_grpc.settings import Settings
 from cart_grpc.store.store import Store
+from cart_grpc.telemetry.publishing import measures
 from cart_grpc.tls.reloaded_files import FileError
 from cart_grpc.tls.server import ServerTls
+from cart_grpc.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -97,17 +99,15 @@ def make_servers(
     reconciler: Reconciler | None,
     *,
     shares_ports: bool,
-    measures: bool = False,
+    tracer: Tracer | None,
 ) -> dict[Port, Server]:
-    """Return a server for each port. None listens yet. With `shares_ports`, other workers listen on the same ports.
-
-    With `measures`, calls are measured.
-    """
+    """Return a server for each port. None listens yet. With `shares_ports`, other workers listen on the same ports."""
     limits = parts.limits(settings)
-    carts = cart_service(store, limits, parts.admission(settings))
-    operators = admin_service(OperatorActions(store, limits, reconciler))
+    measured = measures(settings)
+    carts = cart_service(store, limits, parts.admission(settings), measures=measured)
+    operators = admin_service(OperatorActions(store, limits, reconciler), measures=measured)
     names = {"listen": CART_SERVICE, "service_listen": CART_SERVICE, "admin_listen": ADMIN_SERVICE}
-    health = no_service(*{names[port.setting]: None for port in ports if port.setting in names})
+    health = no_service(*{names[port.setting]: None for port in ports if port.setting in names}, measures=measured)
     services = {"listen": carts, "service_listen": carts, "admin_listen": operators, "health_listen": health}
     room = connection_room(len(ports))
     if room < MAX_CONNECTIONS:
@@ -118,10 +118,10 @@ def make_servers(
             services[port.setting],
             settings.call_timeout,
             access=identities.access(port),
+            tracer=tracer,
             beside=CHECK_ONLY if port.setting == "health_listen" else beside,
             shares_port=shares_ports and port.setting in SHARED,
             max_connections=room,
-            measures=measures,
         )
         for port in ports
     }

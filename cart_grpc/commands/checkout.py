@@ -28,6 +28,7 @@ class CheckoutMutation:
     call: BeginCheckout | CheckoutCall
     encode: Callable[[CheckoutView, int], bytes]
     limits: Limits
+    trace_context: str | None = None
 
     @property
     def user(self) -> UserKey:
@@ -54,7 +55,7 @@ class CheckoutMutation:
         stored = Reply(self.call.fingerprint, reply) if self.call.request_id else None
         if isinstance(self.call, BeginCheckout):
             self._check_room(unit, change, stored)
-        unit.apply_checkout(change)
+        unit.apply_checkout(change, self.trace_context)
         if stored:
             unit.put_reply(reply_key, stored)
         return reply

@@ -16,12 +16,13 @@ class Mutation:
     """A call, and how to encode its reply: `encode` takes the change and the time, and returns the reply's bytes.
 
     If the call has a request_id, the same transaction stores the change and the reply. A repeated call gets the same
-    bytes.
+    bytes. `trace_context` is that of the call, None if its trace is not sampled.
     """
 
     call: Call
     encode: Callable[[Change, int], bytes]
     limits: Limits
+    trace_context: str | None = None
 
     def add_reads(self, reads: ReadSet) -> None:
         call = self.call
@@ -49,7 +50,7 @@ class Mutation:
         elif not change.others and self._has_no_room_for(unit, growth):
             # The effect is there already, so the call can be repeated without its stored reply.
             stored = None
-        unit.apply(change)
+        unit.apply(change, self.trace_context)
         if stored:
             unit.put_reply(reply_key, stored)
         return reply

@@ -240,6 +240,14 @@ class UnitOfWork:
         if before.cart.slice != cart.slice:
             self.left_keys.add((before.cart.slice, before.reservation_id))
 
+    def _put_changed(self, reservation: Reservation, trace_context: str | None) -> None:
+        """Put a reservation that a call may have changed. The trace context of a new intent is that of its call."""
+        if reservation.trace_context != trace_context:
+            before = self.reservations.get(reservation.reservation_id)
+            if before is None or before.intent_revision != reservation.intent_revision:
+                reservation = reservation._replace(trace_context=trace_context)
+        self.put_reservation(reservation)
+
     def put_checkout(self, checkout: Checkout) -> None:
         before = self.checkouts.get(checkout.key)
         if before is not checkout:
@@ -252,13 +260,13 @@ class UnitOfWork:
         self.replies[key] = reply
         self.new_replies.add(key)
 
-    def apply(self, change: Change) -> None:
-        """Apply a rule's change to each cart that the change names."""
-        self._apply_to_cart(change)
+    def apply(self, change: Change, trace_context: str | None = None) -> None:
+        """Apply a rule's change to each cart that the change names. `trace_context` is that of the call, if traced."""
+        self._apply_to_cart(change, trace_context)
         for other in change.others:
-            self._apply_to_cart(other)
+            self._apply_to_cart(other, trace_context)
 
-    def _apply_to_cart(self, change: Change) -> None:
+    def _apply_to_cart(self, change: Change, trace_context: str | None) -> None:
         self.put_cart(change.cart)
         key = change.cart.key
         items = self.items[key]
@@ -266,16 +274,16 @@ class UnitOfWork:
             if items.get(line.item.item_id) is not line.item:
                 self.load_item(line.item)
                 self.changed_items.add((key, line.item.item_id))
-            self.put_reservation(line.reservation)
+            self._put_changed(line.reservation, trace_context)
         for line in change.removed:
             del items[line.item.item_id]
             self.changed_items.add((key, line.item.item_id))
-            self.put_reservation(line.reservation)
+            self._put_changed(line.reservation, trace_context)
         for reservation in change.itemless:
-            self.put_reservation(reservation)
+            self._put_changed(reservation, trace_context)
 
-    def apply_checkout(self, change: CheckoutChange) -> None:
-        """Apply a rule's change to a checkout, and to its cart."""
+    def apply_checkout(self, change: CheckoutChange, trace_context: str | None = None) -> None:
+        """Apply a rule's change to a checkout, and to its cart. `trace_context` is that of the call, if traced."""
         key = change.checkout.key
         self.put_checkout(change.checkout)
         if change.cart:
@@ -289,4 +297,4 @@ class UnitOfWork:
             if change.passes or (item.item_id in owned and owned[item.item_id] is not item):
                 self.load_checkout_item(key, item)
                 self.changed_checkout_items.add((key, item.item_id))
-            self.put_reservation(line.reservation)
+            self._put_changed(line.reservation, trace_context)

@@ -42,7 +42,8 @@ class Intent:
     """One message to the Reservation API: the state that the reservation should have.
 
     `ttl_us` is how long the hold should last. `labels` is set by the probe only, and is no part of the body that the
-    API compares. `checkout_id` is not sent: it says in which lane the call goes out.
+    API compares. `checkout_id` and `trace_context` are not sent: they say in which lane the call goes out, and which
+    call caused it.
     """
 
     reservation_id: str
@@ -53,6 +54,7 @@ class Intent:
     ttl_us: int
     labels: Mapping[str, str] = field(default_factory=dict, compare=False)
     checkout_id: str = field(default="", compare=False)
+    trace_context: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,8 @@ class Reservation(NamedTuple):
       asks for a quantity beside an older reservation that is being released: see `merging`.
     - `set_aside_reason` is set if the database or our code cannot process the row: it is not claimed again until a
       caller or an operator changes it. Else it is "".
+    - `trace_context` identifies the span of the call that last changed the intent, as `traceparent` does. None if that
+      call is not traced. No rule depends on it.
     """
 
     reservation_id: str
@@ -162,6 +166,7 @@ class Reservation(NamedTuple):
     checkout_id: str = ""
     superseded_by: str = ""
     supersedes: bool = False
+    trace_context: str | None = None
 
     @property
     def name(self) -> str:

@@ -40,6 +40,7 @@ def next_intent(reservation: Reservation) -> Intent | None:
         reservation.disposition,
         reservation.ttl_us,
         checkout_id=reservation.checkout_id,
+        trace_context=reservation.trace_context,
     )
 
 

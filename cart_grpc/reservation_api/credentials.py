@@ -7,6 +7,7 @@ from typing import Final, TypeAlias
 from cart_grpc.addresses import is_loopback
 from cart_grpc.tls.client import TlsFiles
 from cart_grpc.tls.reloaded_files import NamedFile, Reloaded
+from cart_grpc.tracing import TRACE_CONTEXT
 
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 """Headers of HTTP, or metadata of gRPC."""
@@ -37,10 +38,19 @@ NO_FILES: Final = CredentialFiles()
 
 
 def reloaded_headers(token: NamedFile | None) -> Callable[[], Headers]:
-    """Return a function that returns the newest headers of a call. Raises FileError."""
-    if token is None:
-        return lambda: ()
-    return Reloaded([token], lambda: (("authorization", f"{_SCHEME}{token.read_token()}"),)).get
+    """Return a function that returns the headers of a call: the newest token, and the current trace context.
+
+    Raises FileError.
+    """
+    find_token: Callable[[], Headers] = tuple
+    if token is not None:
+        find_token = Reloaded([token], lambda: (("authorization", f"{_SCHEME}{token.read_token()}"),)).get
+
+    def headers() -> Headers:
+        context = TRACE_CONTEXT.get()
+        return (*find_token(), ("traceparent", context)) if context else find_token()
+
+    return headers
 
 
 def hide_token(headers: Headers, content: bytes) -> bytes:
@@ -48,9 +58,9 @@ def hide_token(headers: Headers, content: bytes) -> bytes:
 
     The length stays, so that a protobuf message stays valid.
     """
-    for _, value in headers:
+    for name, value in headers:
         token = value.removeprefix(_SCHEME).encode()
         # A shorter one is no secret, and would be found everywhere.
-        if len(token) >= _MIN_SECRET:
+        if name == "authorization" and len(token) >= _MIN_SECRET:
             content = content.replace(token, b"*" * len(token))
     return content

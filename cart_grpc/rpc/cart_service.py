@@ -18,6 +18,7 @@ from cart_grpc.rpc.mutation_replies import MutationReply
 from cart_grpc.rpc.waiting import Waiting
 from cart_grpc.rpc.watching import watch_cart
 from cart_grpc.store.store import Store
+from cart_grpc.tracing import find_sampled
 
 Context = grpc.aio.ServicerContext[Any, Any]
 # A response, or its bytes if those exist already: the pipeline sends them as they are.
@@ -79,7 +80,7 @@ class CartService(CheckoutCalls):
         return await self._mutate(call, replies.MERGE_CARTS, request, context)
 
     async def _mutate(self, call: Call, reply: MutationReply, request: Any, context: Context) -> MessageOrBytes:
-        encoded = await self._store.mutate(Mutation(call, reply.encode, self._limits))
+        encoded = await self._store.mutate(Mutation(call, reply.encode, self._limits, find_sampled()))
         max_wait = requests.max_wait_seconds(request)
         if not max_wait:
             return encoded

@@ -21,6 +21,7 @@ from cart_grpc.rpc.waiting import Waiting
 from cart_grpc.store.read.checkout_reads import CheckoutSummary
 from cart_grpc.store.read.checkout_watches import IsUnsettled
 from cart_grpc.store.store import Store
+from cart_grpc.tracing import find_sampled
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Response: TypeAlias = type[pb.BeginCheckoutResponse | pb.CompleteCheckoutResponse | pb.CancelCheckoutResponse]
@@ -72,7 +73,8 @@ class CheckoutCalls(cart_service_pb2_grpc.CartServiceServicer):
         request: Any,
         context: Context,
     ) -> MessageOrBytes:
-        encoded = await self._store.mutate(CheckoutMutation(call, _encode(response_type), self._limits))
+        mutation = CheckoutMutation(call, _encode(response_type), self._limits, find_sampled())
+        encoded = await self._store.mutate(mutation)
         max_wait = max_wait_seconds(request)
         if not max_wait:
             return encoded

@@ -14,6 +14,7 @@ from cart_grpc.rpc.methods import Method
 from cart_grpc.rpc.permissions import PUBLIC
 from cart_grpc.rpc.receiving import MalformedRequest, Receiver
 from cart_grpc.rpc.unread import Unread
+from cart_grpc.tracing import Tracer
 
 # Strings: grpc's classes are generic in their stubs only.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -25,7 +26,8 @@ class Guards:
     """The parts that the layers of one server share.
 
     Without `admission`, every unary call may run at once. Without `door`, calls are answered until gRPC stops. Without
-    `access`, anyone may make any call. `measures`: the durations of calls are measured.
+    `access`, anyone may make any call. Without `tracer`, no call has a span. `measures`: the durations of calls are
+    measured.
     """
 
     deadlines: Deadlines
@@ -34,6 +36,7 @@ class Guards:
     admission: Admission | None = None
     door: Door | None = None
     access: Access | None = None
+    tracer: Tracer | None = None
     measures: bool = False
 
 

@@ -24,6 +24,7 @@ from cart_grpc.rpc.layers import (
 from cart_grpc.rpc.measuring import measure
 from cart_grpc.rpc.messages import serialize
 from cart_grpc.rpc.methods import Method
+from cart_grpc.rpc.tracing import trace
 from cart_grpc.rpc.unread import Unread
 
 # grpc.RpcMethodHandler. Any, because its stubs type each behaviour, such as unary_unary, as optional.
@@ -32,6 +33,7 @@ Layer: TypeAlias = Callable[[Endpoint, Any], Step]
 
 # The outermost layer is first.
 UNARY: Final[tuple[Layer, ...]] = (
+    trace,
     measure,
     errors,
     refuse_if_closed,
@@ -43,6 +45,7 @@ UNARY: Final[tuple[Layer, ...]] = (
     encode,
 )
 STREAM: Final[tuple[Layer, ...]] = (
+    trace,
     measure,
     errors,
     refuse_if_closed,
@@ -55,6 +58,7 @@ STREAM: Final[tuple[Layer, ...]] = (
 )
 # A stream of requests names no resources, so only its scope is checked.
 BOTH_STREAM: Final[tuple[Layer, ...]] = (
+    trace,
     measure,
     errors,
     refuse_if_closed,

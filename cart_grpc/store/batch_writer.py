@@ -32,6 +32,7 @@ from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import CommitFailed, find_refusal, translate_failures
 from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.rows import CommitMarker
+from cart_grpc.tracing import Tracer
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -52,12 +53,12 @@ _ENDED_CHECKOUTS: Final = {state: CHECKOUTS_ENDED.labels(state.name) for state i
 class QueuedCommand:
     """A command, and the future for its answer. If the future is done, the caller has left.
 
-    `queue_time` is when it was queued, on the monotonic clock in seconds.
+    `queued_time` is when it was queued, on the monotonic clock in seconds.
     """
 
     command: AnyCommand
     answer: asyncio.Future[Any]
-    queue_time: float = field(default_factory=time.monotonic)
+    queued_time: float = field(default_factory=time.monotonic)
 
     @property
     def size(self) -> int:
@@ -94,7 +95,8 @@ class BatchWriter:
     """Writes one batch after another.
 
     Each writer has its own row in `commit_markers`. So it can find out what happened to its batch while the other
-    writer goes on. It calls `note_result` after each batch, but not after one that is split and tried again.
+    writer goes on. It calls `note_result` after each batch, but not after one that is split and tried again. With
+    `tracer`, the writes of traced calls have spans.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class BatchWriter:
         notifier: ChangeNotifier,
         new_id: NewId,
         note_result: NoteResult,
+        tracer: Tracer | None = None,
     ) -> None:
         self.writer_id = new_id()
         self._batch_number = 0
@@ -112,6 +115,7 @@ class BatchWriter:
         self._notifier = notifier
         self._new_id = new_id
         self._note_result = note_result
+        self._tracer = tracer
 
     async def write_batch(self, take: Take) -> None:
         """Take a batch as late as possible, make it durable and answer it.
@@ -143,6 +147,8 @@ class BatchWriter:
         else:
             _measure(batch, result)
             self._note_result(None)
+            if self._tracer:
+                _trace(self._tracer, batch)
             _answer_all(batch.get_commands(), result.answers)
             self._notifier.publish(result.changed, claimed=result.claimed, due=result.due)
 
@@ -260,10 +266,20 @@ def _measure(batch: _Batch, result: BatchResult) -> None:
     commands, begin = batch.get_commands(), batch.begin_time
     if commands and begin is not None:
         BATCH_COMMANDS.observe(sum(queued.size for queued in commands))
-        BATCH_WAIT.observe(max(0.0, begin - min(queued.queue_time for queued in commands)))
+        BATCH_WAIT.observe(max(0.0, begin - min(queued.queued_time for queued in commands)))
         BATCH_DURATION.observe(time.monotonic() - begin)
     for state in result.ended_checkouts:
         _ENDED_CHECKOUTS[state].inc()
+
+
+def _trace(tracer: Tracer, batch: _Batch) -> None:
+    """Make the spans of the traced commands of a batch that is committed."""
+    now, commands = time.monotonic(), batch.get_commands()
+    for queued in commands:
+        if cause := getattr(queued.command, "trace_context", None):
+            waited = (batch.begin_time or now) - queued.queued_time
+            seconds = now - queued.queued_time
+            tracer.note_write(cause, seconds=seconds, wait_seconds=max(0.0, waited), batch_size=len(commands))
 
 
 def _answer_all(commands: Sequence[QueuedCommand], results: Sequence[object]) -> None:

@@ -229,6 +229,7 @@ RESERVATIONS = RowMapping(
         # Checkouts and merges.
         **_same("checkout_id", "superseded_by"),
         "supersedes": Stored("supersedes", bool),
+        **_same("trace_context"),
     },
 )
 CHECKOUTS = RowMapping(

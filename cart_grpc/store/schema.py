@@ -166,6 +166,7 @@ reservations = Table(
     Column("checkout_id", Name, nullable=False),
     Column("superseded_by", Name, nullable=False),
     Column("supersedes", Boolean, nullable=False),
+    Column("trace_context", Text),
     PrimaryKeyConstraint("slice", "reservation_id", name="reservations_pkey"),
     CheckConstraint("quantity >= 1", name="quantity"),
     CheckConstraint("disposition BETWEEN 1 AND 3", name="disposition"),

@@ -32,6 +32,7 @@ from cart_grpc.store.read.reads import Reads
 from cart_grpc.store.read.reservation_search import ReservationSearches
 from cart_grpc.store.read.unswept import Unswept
 from cart_grpc.store.write_queue import WriteQueue
+from cart_grpc.tracing import Tracer
 
 R = TypeVar("R")
 PING_SECONDS: Final = 2.0
@@ -55,7 +56,7 @@ class Store:
     and `checkout_watches` wait for changes. The other objects read.
     """
 
-    def __init__(self, engine: Engine, new_id: NewId, *, queue_size: int) -> None:
+    def __init__(self, engine: Engine, new_id: NewId, *, queue_size: int, tracer: Tracer | None = None) -> None:
         self._engine = engine
         self.name = engine.name
         self.notifier = ChangeNotifier()
@@ -72,7 +73,7 @@ class Store:
             self.notifier.subscribe(engine.hints.send, lambda: None)
         self.checkout_reads = CheckoutReads(engine, self._reader)
         self.checkout_watches = CheckoutWatches(self.checkout_reads, self.notifier, engine.hints)
-        self._write_queue = WriteQueue(engine, self.notifier, new_id, queue_size)
+        self._write_queue = WriteQueue(engine, self.notifier, new_id, queue_size, tracer)
 
     async def start(self) -> None:
         """Open the database for writing. Raises the database's errors."""

@@ -5,7 +5,9 @@ A commit costs the same for one command as for two hundred. So the next batch fi
 """
 
 import asyncio
+import time
 from collections import deque
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -23,6 +25,7 @@ from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.failures import CommitFailed, ReadOnlyDatabase, find_cause, is_dead
 from cart_grpc.store.gathering import Gathering
 from cart_grpc.store.queries import WriteQueries
+from cart_grpc.tracing import Tracer
 
 MAX_BATCH = 256
 
@@ -79,17 +82,21 @@ class WriteQueue:
 
     `queue_size` bounds the callers' commands that wait. The reconciler's commands have a queue of their own, so callers
     cannot keep the reconciler from finishing its calls. `failed`: the last batch was not written. `failures` is the log
-    of failures.
+    of failures. With `tracer`, the writes of traced calls have spans.
     """
 
-    def __init__(self, engine: Engine, notifier: ChangeNotifier, new_id: NewId, queue_size: int) -> None:
+    def __init__(
+        self, engine: Engine, notifier: ChangeNotifier, new_id: NewId, queue_size: int, tracer: Tracer | None = None
+    ) -> None:
         self._engine = engine
         self._queries = WriteQueries(engine.dialect, lock_users=engine.locks_users)
         # Two on a database elsewhere: one commits while the other waits for the database and takes its batch as late as
         # possible. With one writer, 2.6 of each 10.5 ms passed between the end of a commit and the start of the next
         # batch.
         count = 1 if engine.is_in_process else 2
-        self._writers = [BatchWriter(engine, self._queries, notifier, new_id, self._note_result) for _ in range(count)]
+        self._writers = [
+            BatchWriter(engine, self._queries, notifier, new_id, self._note_result, tracer) for _ in range(count)
+        ]
         self._handover = Handover(self._writers)
         self._gathering = Gathering(self._handover.callers, MAX_BATCH) if engine.is_in_process else None
         self._queue_size = queue_size
@@ -155,7 +162,7 @@ class WriteQueue:
         if self._closing:
             raise ShuttingDown
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        queue.append(QueuedCommand(command, answer))
+        queue.append(QueuedCommand(command, answer, time.monotonic()))
         self._start_next_writer()
         return answer
 
@@ -163,7 +170,9 @@ class WriteQueue:
         writer = self._handover.begin_turn()
         if writer:
             # A separate task: a caller that gives up neither stops the commit nor disturbs the rest of the batch.
-            task = asyncio.create_task(self._run_writer(writer), name="batch-writer")
+            # It serves many calls, so it must not run in the context of the first, such as its trace.
+            work = self._run_writer(writer)
+            task = asyncio.create_task(work, name="batch-writer", context=Context())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

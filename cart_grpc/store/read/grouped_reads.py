@@ -8,6 +8,7 @@ once.
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextvars import Context
 
 from sqlalchemy import Connection
 
@@ -68,9 +69,10 @@ class GroupedReads:
             await self._task
 
     def _start(self) -> None:
-        # In a task of its own: a cancelled caller must not cancel a statement that others wait for.
+        # In a task of its own: a cancelled caller must not cancel a statement that others wait for. In a context of its
+        # own, because it answers the reads of many calls.
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="grouped-reads")
+            self._task = asyncio.create_task(self._run(), name="grouped-reads", context=Context())
 
     async def _run(self) -> None:
         try:

@@ -1,0 +1,80 @@
+"""Where spans go: an exporter that the OTEL_* variables choose, in a thread of its own.
+
+A collector that is away delays no call and no stop. Spans that it does not take are lost.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
+from cart_grpc.database_setup import StartupError
+from cart_grpc.otel import find_exporter
+from cart_grpc.store.failure_log import FailureLog
+from cart_grpc.telemetry.attempt_names import AttemptNames
+from cart_grpc.telemetry.sdk import NotExported, make_exporter, resource, silence
+from cart_grpc.telemetry.tracing import OtelTracer
+
+# How long a stop waits for the last spans.
+FLUSH_SECONDS: Final = 2.0
+
+
+@asynccontextmanager
+async def exporting(reservation_url: str, version: str) -> AsyncIterator[OtelTracer]:
+    """Return a tracer whose spans are exported until the block ends, and FLUSH_SECONDS longer at most.
+
+    Raises StartupError if a variable has a value that the SDK does not take.
+    """
+    try:
+        processor = BatchSpanProcessor(LoggedExporter(make_exporter("traces", find_exporter("traces"))))
+        # The first provider is made for its sampler: the SDK reads OTEL_TRACES_SAMPLER.
+        sampler = TracerProvider(shutdown_on_exit=False).sampler
+        provider = TracerProvider(ALWAYS_ON, resource(), shutdown_on_exit=False)
+    except Exception as error:
+        raise StartupError(f"OTEL_*: traces cannot be exported: {type(error).__name__}: {error}") from error
+    provider.add_span_processor(processor)
+    try:
+        yield OtelTracer(sampler, provider.get_tracer("cart_grpc", version), AttemptNames.at(reservation_url))
+    finally:
+        await _stop(processor)
+
+
+async def _stop(processor: SpanProcessor) -> None:
+    """Export what is left, for FLUSH_SECONDS at most."""
+    # The SDK waits for 30 s. A daemon does not keep the process from ending.
+    stopping = threading.Thread(target=processor.shutdown, name="stop-traces", daemon=True)
+    stopping.start()
+    await asyncio.to_thread(stopping.join, FLUSH_SECONDS)
+
+
+class LoggedExporter(SpanExporter):
+    """Exports with `exporter`, and logs an outage once, with its cause.
+
+    The exporters of the SDK log each attempt, and only that line says why it failed.
+    """
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
+        self._failures = FailureLog("traces are lost", "traces are exported again", quiet_seconds=0)
+        self._reason = silence()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """See SpanExporter. It raises nothing."""
+        try:
+            result = self._exporter.export(spans)
+            if result is not SpanExportResult.SUCCESS:
+                raise NotExported(self._reason.text)  # noqa: TRY301 - noted as other failures are
+        except Exception as error:  # noqa: BLE001 - an exporter may raise anything, and the thread must go on
+            self._failures.note_failure(error)
+            return SpanExportResult.FAILURE
+        self._failures.note_success()
+        return result
+
+    def shutdown(self) -> None:
+        """See SpanExporter."""
+        self._exporter.shutdown()
