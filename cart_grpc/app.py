@@ -30,6 +30,7 @@ from cart_grpc.process import running_task
 from cart_grpc.reservation_api import transports
 from cart_grpc.reservation_api.api import ReservationApi
 from cart_grpc.reservation_api.traced_api import TracedApi
+from cart_grpc.rpc.endpoint import Observers
 from cart_grpc.rpc.server import Server
 from cart_grpc.servers import make_servers, open_identities
 from cart_grpc.settings import Settings, variable_of
@@ -100,10 +101,10 @@ async def running(
     measured = measures(settings)
     BUILD_INFO.labels(version("cart-grpc"), latest_revision()).set(1)
     async with AsyncExitStack() as stack:
-        # First, so that the last spans are exported when everything else has stopped.
-        tracer = await stack.enter_async_context(running_traces(settings))
         # The parent of workers publishes their metrics.
         metrics_port = 0 if sharing else stack.enter_context(publishing(settings))
+        # First, so that the last spans are exported when everything else has stopped.
+        tracer = await stack.enter_async_context(running_traces(settings))
         identities = await stack.enter_async_context(open_identities(settings, ports))
         engine = await stack.enter_async_context(open_engine(settings))
         store = await stack.enter_async_context(_closing_store(settings, engine, tracer))
@@ -114,7 +115,13 @@ async def running(
         # Entered before the servers, so that the loops stop after them.
         loops = await stack.enter_async_context(AsyncExitStack())
         servers = make_servers(
-            settings, ports, identities, store, reconciler, shares_ports=bool(sharing), tracer=tracer
+            settings,
+            ports,
+            identities,
+            store,
+            reconciler,
+            shares_ports=bool(sharing),
+            observers=Observers(tracer, measured),
         )
         if measured:
             sampled: list[Sampled] = [*servers.values(), store, *([reconciler] if reconciler else [])]
@@ -163,7 +170,7 @@ async def running_traces(settings: Settings) -> AsyncIterator[Tracer | None]:
     # Imported here: it takes time and memory, and few processes of the tests and of a trial need it.
     from cart_grpc.telemetry.span_export import exporting  # noqa: PLC0415
 
-    async with exporting(settings.reservation_url.get_secret_value(), version("cart-grpc")) as tracer:
+    async with exporting(settings.reservation_url.get_secret_value()) as tracer:
         yield tracer
 
 

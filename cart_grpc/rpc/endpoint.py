@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
 
@@ -22,12 +22,22 @@ Step: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class Observers:
+    """How calls are observed. Without `tracer`, no call has a span. `measures`: their durations are measured."""
+
+    tracer: Tracer | None = None
+    measures: bool = False
+
+
+NOT_OBSERVED: Final = Observers()
+
+
+@dataclass(frozen=True, slots=True)
 class Guards:
     """The parts that the layers of one server share.
 
     Without `admission`, every unary call may run at once. Without `door`, calls are answered until gRPC stops. Without
-    `access`, anyone may make any call. Without `tracer`, no call has a span. `measures`: the durations of calls are
-    measured.
+    `access`, anyone may make any call.
     """
 
     deadlines: Deadlines
@@ -36,8 +46,7 @@ class Guards:
     admission: Admission | None = None
     door: Door | None = None
     access: Access | None = None
-    tracer: Tracer | None = None
-    measures: bool = False
+    observers: Observers = NOT_OBSERVED
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ _CODES: Final[dict[Any, str]] = {code.value[0]: code.name for code in grpc.Statu
 
 def measure(endpoint: Endpoint, next_step: Step) -> Step:
     """Observe the duration and the code of each call. A call that its caller gave up counts as CANCELLED."""
-    if not endpoint.guards.measures:
+    if not endpoint.guards.observers.measures:
         return next_step
     durations = _Durations(endpoint.method_name)
     observe_ok = durations.of("OK")

@@ -35,7 +35,6 @@ class Service:
 
     `names` are those whose readiness its ports report. `add` adds the servicer to a pipeline; its calls need the
     `admission`. `notifier` is closed when a port stops. A request has at most `max_request_bytes`.
-    `measures`: the calls of its ports are measured.
     """
 
     def __init__(
@@ -46,19 +45,17 @@ class Service:
         admission: Admission | None = None,
         notifier: ChangeNotifier | None = None,
         max_request_bytes: int = 64 * 1024,
-        measures: bool = False,
     ) -> None:
         self.names = names
         self.add = add
         self.admission = admission
         self.notifier = notifier
         self.max_request_bytes = max_request_bytes
-        self.measures = measures
         self.streams = open_streams(MAX_STREAMS)
         self.receiver = Receiver(MAX_INCOMPLETE_BYTES // max_request_bytes)
 
 
-def cart_service(store: Store, limits: Limits, admission: Admission, *, measures: bool = False) -> Service:
+def cart_service(store: Store, limits: Limits, admission: Admission) -> Service:
     """Return `cartgrpc.v1.CartService`. Calls in max_wait are answered when one of its ports stops."""
     servicer = CartService(store, limits, admission.park)
     add = cart_service_pb2_grpc.add_CartServiceServicer_to_server
@@ -68,20 +65,19 @@ def cart_service(store: Store, limits: Limits, admission: Admission, *, measures
         admission=admission,
         notifier=store.notifier,
         max_request_bytes=limits.max_cart_bytes + REQUEST_ROOM,
-        measures=measures,
     )
 
 
-def admin_service(operator: OperatorActions, *, measures: bool = False) -> Service:
+def admin_service(operator: OperatorActions) -> Service:
     """Return `cartgrpc.v1.CartAdminService`."""
     servicer = CartAdminService(operator)
     add = cart_admin_service_pb2_grpc.add_CartAdminServiceServicer_to_server
-    return Service((ADMIN_SERVICE,), lambda pipeline: add(servicer, pipeline), measures=measures)
+    return Service((ADMIN_SERVICE,), lambda pipeline: add(servicer, pipeline))
 
 
-def no_service(*names: str, measures: bool = False) -> Service:
+def no_service(*names: str) -> Service:
     """Return a service without methods, for a port that reports the readiness of services on other ports."""
-    return Service(names, lambda _: None, measures=measures)
+    return Service(names, lambda _: None)
 
 
 def open_streams(max_open: int) -> OpenStreams:

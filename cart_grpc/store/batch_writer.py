@@ -53,12 +53,12 @@ _ENDED_CHECKOUTS: Final = {state: CHECKOUTS_ENDED.labels(state.name) for state i
 class QueuedCommand:
     """A command, and the future for its answer. If the future is done, the caller has left.
 
-    `queued_time` is when it was queued, on the monotonic clock in seconds.
+    `queue_time` is when it was queued, on the monotonic clock in seconds.
     """
 
     command: AnyCommand
     answer: asyncio.Future[Any]
-    queued_time: float = field(default_factory=time.monotonic)
+    queue_time: float = field(default_factory=time.monotonic)
 
     @property
     def size(self) -> int:
@@ -261,25 +261,25 @@ def _is_transient(error: BaseException) -> bool:
     return type(find_refusal(error)) is DatabaseUnavailable
 
 
-def _measure(batch: _Batch, result: BatchResult) -> None:
-    """Measure a batch that is durable."""
-    commands, begin = batch.get_commands(), batch.begin_time
-    if commands and begin is not None:
-        BATCH_COMMANDS.observe(sum(queued.size for queued in commands))
-        BATCH_WAIT.observe(max(0.0, begin - min(queued.queued_time for queued in commands)))
-        BATCH_DURATION.observe(time.monotonic() - begin)
-    for state in result.ended_checkouts:
-        _ENDED_CHECKOUTS[state].inc()
-
-
 def _trace(tracer: Tracer, batch: _Batch) -> None:
     """Make the spans of the traced commands of a batch that is committed."""
     now, commands = time.monotonic(), batch.get_commands()
     for queued in commands:
         if cause := getattr(queued.command, "trace_context", None):
-            waited = (batch.begin_time or now) - queued.queued_time
-            seconds = now - queued.queued_time
+            waited = (batch.begin_time or now) - queued.queue_time
+            seconds = now - queued.queue_time
             tracer.note_write(cause, seconds=seconds, wait_seconds=max(0.0, waited), batch_size=len(commands))
+
+
+def _measure(batch: _Batch, result: BatchResult) -> None:
+    """Measure a batch that is durable."""
+    commands, begin = batch.get_commands(), batch.begin_time
+    if commands and begin is not None:
+        BATCH_COMMANDS.observe(sum(queued.size for queued in commands))
+        BATCH_WAIT.observe(max(0.0, begin - min(queued.queue_time for queued in commands)))
+        BATCH_DURATION.observe(time.monotonic() - begin)
+    for state in result.ended_checkouts:
+        _ENDED_CHECKOUTS[state].inc()
 
 
 def _answer_all(commands: Sequence[QueuedCommand], results: Sequence[object]) -> None:

@@ -5,7 +5,6 @@ A commit costs the same for one command as for two hundred. So the next batch fi
 """
 
 import asyncio
-import time
 from collections import deque
 from contextvars import Context
 from functools import partial
@@ -162,7 +161,7 @@ class WriteQueue:
         if self._closing:
             raise ShuttingDown
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        queue.append(QueuedCommand(command, answer, time.monotonic()))
+        queue.append(QueuedCommand(command, answer))
         self._start_next_writer()
         return answer
 

@@ -31,9 +31,9 @@ from prometheus_client.samples import Sample
 
 from cart_grpc.database_setup import StartupError
 from cart_grpc.metrics import CONVENTIONS
-from cart_grpc.otel import find_exporter
+from cart_grpc.otel import OtelError, resource
 from cart_grpc.store.failure_log import FailureLog
-from cart_grpc.telemetry.sdk import NotExported, make_exporter, resource, silence
+from cart_grpc.telemetry.sdk import NotExported, make_exporter, silence
 
 Labels = tuple[tuple[str, str], ...]
 _SCOPE: Final = InstrumentationScope("cart_grpc")
@@ -50,7 +50,9 @@ def exporting(registry: CollectorRegistry) -> Iterator[None]:
     """Export the metrics of `registry` until the block ends, in a thread of its own. Raises StartupError."""
     try:
         interval = _find_interval()
-        export = _Export(registry, make_exporter("metrics", find_exporter("metrics")))
+        export = _Export(registry, make_exporter("metrics"))
+    except OtelError as error:
+        raise StartupError(str(error)) from None
     except Exception as error:
         raise StartupError(f"OTEL_*: metrics cannot be exported: {type(error).__name__}: {error}") from error
     stopped = threading.Event()

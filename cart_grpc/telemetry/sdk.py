@@ -1,17 +1,14 @@
-"""What the exports of traces and of metrics share: the exporter, the resource, and why an export failed."""
+"""What the exports of traces and of metrics share: how an exporter is made, and why an export failed."""
 
-import functools
 import logging
 import re
-import uuid
-from importlib.metadata import entry_points, version
+from importlib.metadata import entry_points
 from typing import Any, Final
 
-from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-
-from cart_grpc.otel import Signal
+from cart_grpc.otel import Signal, find_exporter, find_protocol
 
 _USER: Final = re.compile(r"//[^/@\s]*@")
+_ENTRY_POINTS: Final = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 
 
 class NotExported(Exception):
@@ -19,7 +16,7 @@ class NotExported(Exception):
 
 
 class LastLine(logging.Filter):
-    """Keeps the last line that the SDK logs, instead of writing it: it logs each attempt, and a traceback with some."""
+    """Keeps the last line of loggers, instead of writing it."""
 
     text = "unknown"
 
@@ -28,29 +25,22 @@ class LastLine(logging.Filter):
         return False
 
 
-# One for both signals: a logger asks its filters only until one of them says no, and some exporters share a logger.
+# One for both signals: some exporters share a logger, which asks its filters only until one of them says no.
 _line: Final = LastLine()
 
 
 def silence() -> LastLine:
-    """Silence the exporters that are made. Return their last line: only that says why an export failed."""
+    """Silence the exporters that are made: they log each attempt. Return their last line, which says why it failed."""
     for name, logger in list(logging.root.manager.loggerDict.items()):
         if name.startswith(("opentelemetry.exporter", "opentelemetry.sdk")) and isinstance(logger, logging.Logger):
             logger.addFilter(_line)
     return _line
 
 
-def make_exporter(signal: Signal, name: str) -> Any:
-    """Return the signal's exporter with the name of its entry point. It reads its own variables."""
+def make_exporter(signal: Signal) -> Any:
+    """Return the exporter that the variables ask for. It reads its own variables. Raises OtelError."""
+    name = find_exporter(signal)
+    if name == "otlp":
+        name = _ENTRY_POINTS[find_protocol(signal)]
     (found,) = entry_points(group=f"opentelemetry_{signal}_exporter", name=name)
     return found.load()()
-
-
-@functools.cache
-def resource() -> Resource:
-    """Return the resource of this process. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES come first."""
-    ours = {"service.version": version("cart-grpc"), "service.instance.id": str(uuid.uuid4())}
-    given = Resource.create()
-    if str(given.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
-        given = given.merge(Resource({SERVICE_NAME: "cart-grpc"}))
-    return Resource(ours).merge(given)

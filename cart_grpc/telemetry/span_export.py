@@ -7,17 +7,18 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from typing import Final
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
+from cart_grpc import otel
 from cart_grpc.database_setup import StartupError
-from cart_grpc.otel import find_exporter
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.telemetry.attempt_names import AttemptNames
-from cart_grpc.telemetry.sdk import NotExported, make_exporter, resource, silence
+from cart_grpc.telemetry.sdk import NotExported, make_exporter, silence
 from cart_grpc.telemetry.tracing import OtelTracer
 
 # How long a stop waits for the last spans.
@@ -25,21 +26,25 @@ FLUSH_SECONDS: Final = 2.0
 
 
 @asynccontextmanager
-async def exporting(reservation_url: str, version: str) -> AsyncIterator[OtelTracer]:
+async def exporting(reservation_url: str) -> AsyncIterator[OtelTracer]:
     """Return a tracer whose spans are exported until the block ends, and FLUSH_SECONDS longer at most.
 
     Raises StartupError if a variable has a value that the SDK does not take.
     """
     try:
-        processor = BatchSpanProcessor(LoggedExporter(make_exporter("traces", find_exporter("traces"))))
+        processor = BatchSpanProcessor(LoggedExporter(make_exporter("traces")))
         # The first provider is made for its sampler: the SDK reads OTEL_TRACES_SAMPLER.
         sampler = TracerProvider(shutdown_on_exit=False).sampler
-        provider = TracerProvider(ALWAYS_ON, resource(), shutdown_on_exit=False)
+        provider = TracerProvider(ALWAYS_ON, otel.resource(), shutdown_on_exit=False)
+    except otel.OtelError as error:
+        raise StartupError(str(error)) from None
     except Exception as error:
         raise StartupError(f"OTEL_*: traces cannot be exported: {type(error).__name__}: {error}") from error
     provider.add_span_processor(processor)
     try:
-        yield OtelTracer(sampler, provider.get_tracer("cart_grpc", version), AttemptNames.at(reservation_url))
+        yield OtelTracer(
+            sampler, provider.get_tracer("cart_grpc", version("cart-grpc")), AttemptNames.at(reservation_url)
+        )
     finally:
         await _stop(processor)
 

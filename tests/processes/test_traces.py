@@ -13,6 +13,7 @@ PARENT = f"00-{5:032x}-{6:016x}-01"
 async def test_after_a_kill_another_process_links_its_call_to_the_call_that_caused_it(
     database_url: str, programs: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    programs.preloaded = True
     simulated = await programs.simulate("--latency", "5m")
     settings = {
         "listen": "127.0.0.1:0",
@@ -22,7 +23,7 @@ async def test_after_a_kill_another_process_links_its_call_to_the_call_that_caus
         "reservation_poll_interval": "0.1",
     }
     async with running_collector() as collector:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.grpc_url)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{collector.http_url}/v1/traces")
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
         monkeypatch.setenv("OTEL_SERVICE_NAME", "lost")
         lost = programs.start("serve", **settings)
@@ -47,4 +48,4 @@ async def test_a_wrong_variable_is_one_line_and_exit_status_2(
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "jaeger")
     program = programs.start("serve", listen="127.0.0.1:0", database_url="sqlite:///cart.db")
     assert await program.ended(30) == 2
-    assert program.errors.strip().splitlines()[-1].endswith("OTEL_TRACES_EXPORTER: must be otlp, console or none")
+    assert program.errors.strip().splitlines()[-1].endswith("OTEL_TRACES_EXPORTER: must be otlp or console or none")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -56,6 +56,7 @@ def clean() -> Iterator[None]:
     TRACE_CONTEXT.reset(token)
 
 
+@settings(max_examples=50)
 @given(
     parents=st.lists(st.text() | IN_FORM | st.binary(), max_size=3),
     states=st.lists(st.text() | st.from_regex(r"([a-z]=[!-~]*,?)*", fullmatch=True) | st.binary(), max_size=3),
@@ -70,6 +71,7 @@ def test_no_header_makes_a_call_fail(parents: list[str | bytes], states: list[st
         span.end("OK")
 
 
+@settings(max_examples=50)
 @given(st.text() | IN_FORM)
 def test_no_text_in_a_row_makes_an_attempt_fail(text: str) -> None:
     with ANY_HEADER.attempt([text], is_batch=False) as span:

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from cart_grpc import otel
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.access import Access, Headers
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
@@ -97,9 +98,12 @@ class Parent:
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"OTEL_BSP_SCHEDULE_DELAY": "20", **variables}.items():
+        for name, value in {"OTEL_BSP_SCHEDULE_DELAY": "20", "OTEL_METRICS_EXPORTER": "none", **variables}.items():
             patch.setenv(name, value)
+        # A process remembers its resource.
+        otel.resource.cache_clear()
         yield
+        otel.resource.cache_clear()
 
 
 @asynccontextmanager
@@ -123,12 +127,9 @@ async def running_traced(
             lame_duck=0.0,
             shutdown_grace=0.5,
         )
-        otlp = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.grpc_url}
+        otlp = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.grpc_url, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
         if by_http:
-            otlp = {
-                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.http_url}/v1/traces",
-                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-            }
+            otlp = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.http_url}/v1/traces"}
         with environment(**{**otlp, **variables}):
             replica = await stack.enter_async_context(running_replica(settings))
         yield Traced(replica, collector, settings, access.seen, gate)
