@@ -8,15 +8,19 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from cartgrpc.v1 import cart_admin_service_pb2 as pb
+from cartgrpc.v1 import cart_admin_service_pb2_grpc
 from pydantic import SecretStr
 
+from cart_grpc.app import clock
 from cart_grpc.carts.model import CheckoutState
 from cart_grpc.cli import program as cli
 from cart_grpc.cli import top
@@ -58,7 +62,10 @@ async def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 async def down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Replica]:
     """A server whose Reservation API does not answer."""
     settings = quiet_settings(f"sqlite:///{tmp_path}/cart.db").with_changes(
-        admin_listen="127.0.0.1:0", reservation_url=SecretStr("grpc://127.0.0.1:1"), reservation_breaker_threshold=1
+        admin_listen="127.0.0.1:0",
+        reservation_url=SecretStr("grpc://127.0.0.1:1"),
+        reservation_breaker_threshold=1,
+        metrics_listen="127.0.0.1:0",
     )
     async with running_replica(settings) as replica:
         monkeypatch.setenv("CART_ADMIN_LISTEN", f"127.0.0.1:{replica.admin_port}")
@@ -136,7 +143,9 @@ async def test_a_paid_checkout_that_is_not_completed_is_found(
     assert (problem["count"], problem["oldest"]) == (1, CHECKOUT)
     assert problem["message"].startswith(f"1 checkout is {state.name}; the oldest for ")
     assert problem["message"].endswith(f"{CHECKOUT}, order order-17")
-    shop.change("UPDATE checkouts SET state = ?", CheckoutState.OPEN)
+    shop.change("UPDATE checkouts SET update_time = ?", clock())
+    assert await found_by(operate) == {}
+    shop.change("UPDATE checkouts SET state = ?, update_time = 1", CheckoutState.OPEN)
     assert await found_by(operate) == {}
 
 
@@ -188,6 +197,29 @@ async def test_top_shows_the_lanes_the_backlog_and_the_errors_of_the_oldest_rese
     assert "the Reservation API has not answered since" in said.out
     [row] = [row for row in said.rows if row[0] == item.reservation.reservation_id]
     assert row[-1].startswith("UNAVAILABLE")
+
+
+async def test_the_counters_of_the_process_rise_with_its_calls_and_attempts(down: Replica) -> None:
+    async with grpc.aio.insecure_channel(os.environ["CART_ADMIN_LISTEN"]) as channel:
+        stub: Any = cart_admin_service_pb2_grpc.CartAdminServiceStub(channel)
+
+        async def counts() -> Counter[tuple[str, str]]:
+            stats = await stub.GetProcessStats(pb.GetProcessStatsRequest(), timeout=10)
+            calls = {(one.method, one.code): one.count for one in stats.calls}
+            return Counter(calls | {(one.lane, one.outcome): one.count for one in stats.attempts})
+
+        before = await counts()
+        await down.add()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await down.get("users/alice/carts/missing")
+        risen = await counts() - before
+        for _ in range(200):
+            if risen["hold", "UNAVAILABLE"]:
+                break
+            await asyncio.sleep(0.02)
+            risen = await counts() - before
+    assert (risen["AddItem", "OK"], risen["GetCart", "NOT_FOUND"]) == (1, 1)
+    assert risen["hold", "UNAVAILABLE"]
 
 
 def test_rates_count_from_zero_again_after_a_restart() -> None:

@@ -143,7 +143,8 @@ def _call_lines(before: Process, after: Process, seconds: float) -> list[str]:
         return ["no calls are counted yet; they are if CART_METRICS_LISTEN is set"]
     busy = sorted(rates.items(), key=lambda entry: (-entry[1].total, entry[0]))
     total = _Rate(sum(rate.total for rate in rates.values()), sum(rate.failed for rate in rates.values()))
-    rows = [(name, f"{rate.total:.1f}", f"{rate.failed:.1f}") for name, rate in [*busy, ("all", total)]]
+    shown = [*((name, rate) for name, rate in busy if rate.total), ("all", total)]
+    rows = [(name, f"{rate.total:.1f}", f"{rate.failed:.1f}") for name, rate in shown]
     return to_table([("METHOD", "CALLS/s", "FAILED/s"), *rows])
 
 

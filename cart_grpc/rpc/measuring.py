@@ -11,8 +11,8 @@ from cart_grpc.metrics import CALL_DURATION, CALLS_REFUSED, STREAMS
 from cart_grpc.rpc.endpoint import Context, Endpoint, Step
 
 Observe = Callable[[float], None]
-# Any: the stubs of grpc.aio say StatusCode, but it is a number.
-_CODES: Final[dict[Any, str]] = {code.value[0]: code.name for code in grpc.StatusCode}
+# grpc.aio has the code as it was given to `abort`, or as a number.
+_CODES: Final[dict[Any, str]] = {key: code.name for code in grpc.StatusCode for key in (code, code.value[0])}
 
 
 def measure(endpoint: Endpoint, next_step: Step) -> Step:
