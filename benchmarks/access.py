@@ -53,7 +53,7 @@ def access(testbed: Testbed, database: str, plan: Plan) -> Json:
         # Long rounds, and many of them: a few per cent are to be seen.
         calls = int(5_000 * plan.seconds)
         contenders: dict[str, Callable[[], Json]] = {
-            name: functools.partial(_measure, client, calls) for name, client in clients.items()
+            name: functools.partial(measure_adds, client, calls) for name, client in clients.items()
         }
         return dict(interleave(contenders, 3 * plan.rounds - 1))
     finally:
@@ -103,7 +103,8 @@ def _write_files(folder: Path, authority: Authority) -> dict[str, dict[str, str]
     }  # fmt: skip
 
 
-def _measure(client: Client, calls: int) -> Json:
+def measure_adds(client: Client, calls: int) -> Json:
+    """Make `calls` AddItem calls. Return their rate, and the server's CPU time for each."""
     program = client.product.program
     cpu, started = program.cpu_seconds(), time.perf_counter()
     asyncio.run(_load(client, calls))

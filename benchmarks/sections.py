@@ -21,6 +21,7 @@ from benchmarks.parts import parts
 from benchmarks.plan import CARTS, IN_FLIGHT, SKUS, Plan, Section
 from benchmarks.programs import ROOT, Json, Testbed, interleave, measure
 from benchmarks.reserved import reserved, wait_until_reserved
+from benchmarks.traces import traces
 from benchmarks.watch import watch
 
 
@@ -211,6 +212,7 @@ SECTIONS: dict[str, Section] = {
     "workers": workers,
     "watch": watch,
     "access": access,
+    "traces": traces,
     "comparisons": comparisons,
     "interpreters": interpreters,
 }

@@ -12,6 +12,7 @@ from cart_grpc.commands.command import Command
 from cart_grpc.commands.direct import Pause, Resume
 from cart_grpc.commands.erase import EraseUser
 from cart_grpc.commands.operator import Release, Retry
+from cart_grpc.metrics import ALARMS
 from cart_grpc.names import CheckoutKey, UserKey
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.failures import is_row_at_fault
@@ -100,6 +101,7 @@ class OperatorActions:
         action = "force-released" if force else "released"
         log.warning("reservation %s: an operator %s it: %s", reservation_id, action, reason)
         if alarm:
+            ALARMS.inc()
             log.error("ALARM reservation %s: %s", reservation_id, alarm)
         return await self._reads.get(reservation_id)
 
@@ -115,6 +117,7 @@ class OperatorActions:
         ended = await self._store.intervene(EndCheckout(key, reason, force))
         log.warning("%s: an operator ended it: %s", key.name, reason)
         if ended.alarm:
+            ALARMS.inc()
             log.error("ALARM %s", ended.alarm)
         return await self.get_checkout(key)
 

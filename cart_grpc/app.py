@@ -21,19 +21,24 @@ from cart_grpc import database_setup, otel, parts
 from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.background.readiness import ReadinessWatcher
 from cart_grpc.background.reconciler import Reconciler
+from cart_grpc.background.sampling import DatabaseSampler, Sampled, Sampler
 from cart_grpc.background.sweeper import Sweeper
 from cart_grpc.database_setup import NotYet, StartupError, show_unusable, unusable
 from cart_grpc.exposure import SHARED, Port, find_ports, find_risks
+from cart_grpc.metrics import BUILD_INFO, READY
 from cart_grpc.process import running_task
 from cart_grpc.reservation_api import transports
 from cart_grpc.reservation_api.api import ReservationApi
 from cart_grpc.reservation_api.traced_api import TracedApi
+from cart_grpc.rpc.endpoint import Observers
 from cart_grpc.rpc.server import Server
 from cart_grpc.servers import make_servers, open_identities
 from cart_grpc.settings import Settings, variable_of
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.failure_log import FailureLog
+from cart_grpc.store.migrate import latest_revision
 from cart_grpc.store.store import Store
+from cart_grpc.telemetry.publishing import measures, publishing
 from cart_grpc.tls.reloaded_files import FileError
 from cart_grpc.tracing import Tracer
 from cart_grpc.units import to_us
@@ -65,12 +70,13 @@ def monotonic_us() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The ports that a process listens on: for callers, operators, services, health checks. 0: it does not listen."""
+    """The ports that a process listens on: for callers, operators, services, health checks and metrics. 0: none."""
 
     port: int = 0
     admin_port: int = 0
     service_port: int = 0
     health_port: int = 0
+    metrics_port: int = 0
 
 
 @asynccontextmanager
@@ -92,12 +98,16 @@ async def running(
     ports = [port for port in find_ports(settings, serve=serve) if sharing != "other" or port.setting in SHARED]
     for risk in find_risks(ports):
         log.warning(risk)
+    measured = measures(settings)
+    BUILD_INFO.labels(version("cart-grpc"), latest_revision()).set(1)
     async with AsyncExitStack() as stack:
+        # The parent of workers publishes their metrics.
+        metrics_port = 0 if sharing else stack.enter_context(publishing(settings))
         # First, so that the last spans are exported when everything else has stopped.
         tracer = await stack.enter_async_context(running_traces(settings))
         identities = await stack.enter_async_context(open_identities(settings, ports))
         engine = await stack.enter_async_context(open_engine(settings))
-        store = await stack.enter_async_context(_closing_store(settings, engine))
+        store = await stack.enter_async_context(_closing_store(settings, engine, tracer))
         clock_watcher = ClockWatcher(store.clock(monotonic_us, parts.reconciler_config(settings).longest_attempt_us))
         reconciler = None
         if reconcile:
@@ -105,8 +115,17 @@ async def running(
         # Entered before the servers, so that the loops stop after them.
         loops = await stack.enter_async_context(AsyncExitStack())
         servers = make_servers(
-            settings, ports, identities, store, reconciler, shares_ports=bool(sharing), tracer=tracer
+            settings,
+            ports,
+            identities,
+            store,
+            reconciler,
+            shares_ports=bool(sharing),
+            observers=Observers(tracer, measured),
         )
+        if measured:
+            sampled: list[Sampled] = [*servers.values(), store, *([reconciler] if reconciler else [])]
+            await stack.enter_async_context(running_task(Sampler(sampled).run(), "sampler"))
         for port, server in servers.items():
             await stack.enter_async_context(running_server(server, port, identities.credentials(port), settings))
         opening = _open_with_retries(settings, engine, store, clock_watcher)
@@ -115,16 +134,23 @@ async def running(
             if reconciler:
                 await loops.enter_async_context(running_reconciler(settings, reconciler))
                 await loops.enter_async_context(running_sweeper(settings, store))
+            if measured and sharing != "other":
+                sampler = DatabaseSampler(store.backlog_gauges.sample)
+                await loops.enter_async_context(running_task(sampler.run(), "database-sampler"))
             for server in servers.values():
                 await server.open()
-            watcher = ReadinessWatcher(store.ping, [server.set_ready for server in servers.values()])
-            await stack.enter_async_context(running_task(watcher.run(), "readiness"))
-        yield Ports(**{port.setting.replace("listen", "port"): server.port for port, server in servers.items()})
+        async with AsyncExitStack() as watching:
+            if is_open:
+                watcher = ReadinessWatcher(store.ping, [server.set_ready for server in servers.values()])
+                await watching.enter_async_context(running_task(watcher.run(), "readiness"))
+            bound = {port.setting.replace("listen", "port"): server.port for port, server in servers.items()}
+            yield Ports(**bound, metrics_port=metrics_port)
         await drain(servers.values(), settings, lame_duck=settings.lame_duck if serve and is_open else 0.0)
 
 
 async def drain(servers: Collection[Server], settings: Settings, *, lame_duck: float) -> None:
     """Stop the servers without failing a call: callers first have `lame_duck` seconds to see that they should leave."""
+    READY.set(0)
     for server in servers:
         server.announce_stop()
     await asyncio.sleep(lame_duck)
@@ -144,7 +170,7 @@ async def running_traces(settings: Settings) -> AsyncIterator[Tracer | None]:
     # Imported here: it takes time and memory, and few processes of the tests and of a trial need it.
     from cart_grpc.telemetry.span_export import exporting  # noqa: PLC0415
 
-    async with exporting(settings.reservation_url.get_secret_value(), version("cart-grpc")) as tracer:
+    async with exporting(settings.reservation_url.get_secret_value()) as tracer:
         yield tracer
 
 
@@ -157,9 +183,9 @@ async def running_store(settings: Settings) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
-async def _closing_store(settings: Settings, engine: Engine) -> AsyncIterator[Store]:
+async def _closing_store(settings: Settings, engine: Engine, tracer: Tracer | None = None) -> AsyncIterator[Store]:
     """Return a store that is not open yet. On exit it closes."""
-    store = Store(engine, new_id, queue_size=settings.write_queue_size)
+    store = Store(engine, new_id, queue_size=settings.write_queue_size, tracer=tracer)
     try:
         yield store
     finally:

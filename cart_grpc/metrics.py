@@ -18,9 +18,9 @@ from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
     # By its name, not by its pid: a worker that is restarted goes on with the files of the one before, so counters do
     # not fall, and the number of files does not grow.
-    values.ValueClass = values.MultiProcessValue(lambda: multiprocessing.current_process().name)
+    values.ValueClass = values.MultiProcessValue(lambda: multiprocessing.current_process().name)  # type: ignore[no-untyped-call]
 # A series of its own for each counter, for its time of creation. With workers there is none.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 # The conventions' names of those instruments and labels that have one. OTLP uses these, Prometheus has _ for each dot.
 CONVENTIONS: Final = (

@@ -1,18 +1,28 @@
-"""Whether OpenTelemetry is configured: by its standard variables OTEL_*, one signal at a time.
+"""Whether OpenTelemetry is configured, by its standard variables OTEL_*, and what metrics and traces share of it.
 
 A signal is exported if OTEL_EXPORTER_OTLP_ENDPOINT or its own variant of that variable is set, or if its exporter is,
 such as OTEL_TRACES_EXPORTER; unless OTEL_SDK_DISABLED or the exporter `none` forbids it. The SDK reads all other
 variables itself.
 """
 
+import functools
 import os
+import uuid
 from collections.abc import Mapping
+from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
 
 Signal = Literal["metrics", "traces"]
-_EXPORTERS: Final = ("otlp", "console", "none")
-_PROTOCOLS: Final = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
+Protocol = Literal["grpc", "http/protobuf"]
+SERVICE_NAME: Final = "cart-grpc"
+_EXPORTERS: Final[Mapping[Signal, tuple[str, ...]]] = {
+    "metrics": ("otlp", "none"),
+    "traces": ("otlp", "console", "none"),
+}
 
 
 class OtelError(Exception):
@@ -20,32 +30,51 @@ class OtelError(Exception):
 
 
 def is_exported(signal: Signal, environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether `signal` is to be exported. Raises OtelError if the extra `otel` is not installed."""
-    return find_exporter(signal, environment) != ""
+    """Return whether `signal` is to be exported. Raises as `find_exporter` does."""
+    return find_exporter(signal, environment) != "none"
 
 
 def find_exporter(signal: Signal, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the entry point of the signal's exporter, "" if it is not to be exported.
+    """Return the exporter of `signal`: `otlp`, `none`, or `console`, which only traces have.
 
-    Raises OtelError if a variable has another value than these, or if the extra `otel` is not installed.
+    Raises OtelError for another one, or if the extra `otel` is not installed.
     """
-    own, all_signals = f"OTEL_EXPORTER_OTLP_{signal.upper()}", "OTEL_EXPORTER_OTLP"
     variable = f"OTEL_{signal.upper()}_EXPORTER"
-    asking = (variable, f"{own}_ENDPOINT", f"{all_signals}_ENDPOINT")
+    asking = (variable, f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
     asks = next((name for name in asking if environment.get(name, "").strip()), None)
     if asks is None or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return ""
+        return "none"
     exporter = environment.get(variable, "").strip().lower() or "otlp"
-    if exporter not in _EXPORTERS:
-        raise OtelError(f"{variable}: must be otlp, console or none")
-    if exporter == "none":
-        return ""
-    if find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None:
+    if exporter not in _EXPORTERS[signal]:
+        raise OtelError(f"{variable}: must be {' or '.join(_EXPORTERS[signal])}")
+    if exporter != "none" and (find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None):
         raise OtelError(f"{asks}: OpenTelemetry is not installed; run `pip install 'cart-grpc[otel]'`")
-    if exporter == "console":
-        return exporter
-    name = next((each for each in (f"{own}_PROTOCOL", f"{all_signals}_PROTOCOL") if environment.get(each)), "")
-    protocol = environment[name].strip().lower() if name else "grpc"
-    if protocol not in _PROTOCOLS:
-        raise OtelError(f"{name}: must be grpc or http/protobuf")
-    return _PROTOCOLS[protocol]
+    return exporter
+
+
+def find_protocol(signal: Signal, environment: Mapping[str, str] = os.environ) -> Protocol:
+    """Return the transport of `signal`, by default OTLP's own default: protobuf over HTTP. Raises OtelError."""
+    for variable in (f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        match environment.get(variable, "").strip().lower():
+            case "":
+                continue
+            case "grpc":
+                return "grpc"
+            case "http/protobuf":
+                return "http/protobuf"
+            case _:
+                raise OtelError(f"{variable}: must be grpc or http/protobuf")
+    return "http/protobuf"
+
+
+@functools.cache
+def resource() -> "Resource":
+    """Return the attributes of this process. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override them."""
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415 - an extra, and slow to import
+
+    ours = {
+        "service.name": SERVICE_NAME,
+        "service.version": version("cart-grpc"),
+        "service.instance.id": str(uuid.uuid4()),
+    }
+    return Resource.create(ours).merge(OTELResourceDetector().detect())

@@ -15,6 +15,7 @@ from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import SHARED, Port, offers_reflection
 from cart_grpc.process import connection_room, running_task
 from cart_grpc.rpc.access import Access, AccessByCertificate, AccessByToken
+from cart_grpc.rpc.endpoint import NOT_OBSERVED, Observers
 from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, CHECK_ONLY, HEALTH_AND_REFLECTION, HEALTH_ONLY
 from cart_grpc.rpc.server import MAX_CONNECTIONS, Server
 from cart_grpc.rpc.services import admin_service, cart_service, no_service
@@ -22,7 +23,6 @@ from cart_grpc.settings import Settings
 from cart_grpc.store.store import Store
 from cart_grpc.tls.reloaded_files import FileError
 from cart_grpc.tls.server import ServerTls
-from cart_grpc.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -98,9 +98,12 @@ def make_servers(
     reconciler: Reconciler | None,
     *,
     shares_ports: bool,
-    tracer: Tracer | None,
+    observers: Observers = NOT_OBSERVED,
 ) -> dict[Port, Server]:
-    """Return a server for each port. None listens yet. With `shares_ports`, other workers listen on the same ports."""
+    """Return a server for each port. None listens yet. With `shares_ports`, other workers listen on the same ports.
+
+    `observers` observe their calls.
+    """
     limits = parts.limits(settings)
     carts = cart_service(store, limits, parts.admission(settings))
     operators = admin_service(OperatorActions(store, limits, reconciler))
@@ -116,7 +119,7 @@ def make_servers(
             services[port.setting],
             settings.call_timeout,
             access=identities.access(port),
-            tracer=tracer,
+            observers=observers,
             beside=CHECK_ONLY if port.setting == "health_listen" else beside,
             shares_port=shares_ports and port.setting in SHARED,
             max_connections=room,

@@ -61,11 +61,10 @@ class Tracer(Protocol):
         """
         ...
 
-    def note_write(self, cause: str, begin_ns: int, wait_seconds: float, batch_size: int) -> None:
-        """Make the span of a write that ends now: it was queued at `begin_ns`, as Unix time in nanoseconds.
+    def note_write(self, cause: str, *, seconds: float, wait_seconds: float, batch_size: int) -> None:
+        """Make the span of a write that ends now and took `seconds`, of which it waited `wait_seconds` for its batch.
 
-        `cause` is the trace context of its call. It waited for `wait_seconds` until its batch of `batch_size` commands
-        began.
+        `cause` is the trace context of its call, and `batch_size` the number of commands in the batch.
         """
         ...
 

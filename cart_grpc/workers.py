@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -24,6 +25,8 @@ from cart_grpc.app import Ports, Sharing
 from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import SHARED, Port, find_ports
 from cart_grpc.settings import Settings, variable_of
+from cart_grpc.telemetry.publishing import measures, publishing
+from cart_grpc.telemetry.worker_metrics import WorkerMetrics, collecting
 
 log = logging.getLogger(__name__)
 # Not fork: the child would inherit gRPC's locks in whatever state they are.
@@ -46,13 +49,17 @@ async def serve(
             if port.setting in SHARED:
                 reserved = stack.enter_context(_reserve(port))
                 addresses[port.setting] = f"{port.address.rpartition(':')[0]}:{reserved.getsockname()[1]}"
+        metrics, metrics_port = None, 0
+        if measures(settings):
+            metrics = stack.enter_context(collecting())
+            metrics_port = stack.enter_context(publishing(settings, metrics.registry))
         shared = settings.with_changes(**addresses)
-        workers = [_Worker(number, shared, reconcile, stopped) for number in range(count)]
+        workers = [_Worker(number, shared, reconcile, stopped, metrics) for number in range(count)]
         stopping = asyncio.create_task(_stop(workers, stopped), name="stop-workers")
         reports = await asyncio.gather(*(worker.report() for worker in workers))
         ports = [report for report in reports if isinstance(report, Ports)]
         if ports:
-            started(max(ports, key=lambda each: each.admin_port))
+            started(replace(max(ports, key=lambda each: each.admin_port), metrics_port=metrics_port))
         elif not stopped.is_set():
             stopping.cancel()
             raise StartupError(reports[0])
@@ -93,12 +100,20 @@ async def _stop(workers: "list[_Worker]", stopped: asyncio.Event) -> None:
 class _Worker:
     """One of the N places, and the process that fills it now."""
 
-    def __init__(self, number: int, settings: Settings, reconcile: bool, stopped: asyncio.Event) -> None:  # noqa: FBT001 - passed on
+    def __init__(
+        self,
+        number: int,
+        settings: Settings,
+        reconcile: bool,  # noqa: FBT001 - passed on
+        stopped: asyncio.Event,
+        metrics: WorkerMetrics | None,
+    ) -> None:
         self._name = f"worker-{number + 1}"
         self._is_first = number == 0
         self._settings = settings
         self._reconcile = reconcile
         self._stopped = stopped
+        self._metrics = metrics
         self._process, self._reports = self._start()
 
     def _start(self) -> tuple[SpawnProcess, Connection]:
@@ -116,6 +131,8 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         reporter.close()
         log.info("%s is process %d", self._name, started.pid)
+        if self._metrics and started.pid:
+            self._metrics.note_start(self._name, started.pid)
         return started, reports
 
     async def report(self) -> Ports | str:
@@ -135,6 +152,8 @@ class _Worker:
             began = time.monotonic()
             await _readable(self._process.sentinel)
             self._process.join()
+            if self._metrics:
+                self._metrics.note_end(self._name)
             if self._stopped.is_set():
                 return
             if time.monotonic() - began > _MAX_RESTART_SECONDS:

@@ -5,6 +5,7 @@ import logging
 from typing import Final
 
 from cart_grpc.background.loop import Loop
+from cart_grpc.metrics import CLOCK_STEPS
 from cart_grpc.store.clock_steps import UNKNOWN_US, ClockReading, find_set_back, find_set_forward
 from cart_grpc.store.database_clock import DatabaseClock
 from cart_grpc.units import to_seconds, to_us
@@ -12,6 +13,8 @@ from cart_grpc.units import to_seconds, to_us
 log = logging.getLogger(__name__)
 # Callers see a hold end two seconds early (HOLD_MARGIN_US). So a step must be noticed and applied within two seconds.
 CHECK_INTERVAL_US: Final = to_us(0.5)
+_BACK_STEPS: Final = CLOCK_STEPS.labels("back")
+_FORWARD_STEPS: Final = CLOCK_STEPS.labels("forward")
 
 
 class ClockWatcher:
@@ -40,11 +43,13 @@ class ClockWatcher:
         reading = await self._clock.read()
         if self._last and (by_us := find_set_forward(self._last, reading)):
             await self._clock.extend_attempts(by_us)
+            _FORWARD_STEPS.inc()
             log.warning("the database's clock was set forward by %.1f s, or this machine slept", to_seconds(by_us))
         if self._last is None or find_set_back(self._last, reading):
             noticed = await self._clock.notice(self._last)
             reading, self._is_moving = noticed.reading, noticed.row.is_moving
             if noticed.is_first:
+                _BACK_STEPS.inc()
                 _log_step(noticed.row.set_back_us)
         self._last = reading
         while self._is_moving:

@@ -4,6 +4,10 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+import grpc
 
 from cart_grpc.background.backoff import next_attempt_us
 from cart_grpc.background.breaker import Breaker
@@ -13,16 +17,35 @@ from cart_grpc.background.recorded_attempt import RecordedAttempt
 from cart_grpc.background.set_aside import set_aside
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.record import Recorded, RecordOutcome
-from cart_grpc.protocol.reservation import Answer, Intent, NoAnswer, PermanentFailure, Reservation
+from cart_grpc.metrics import ALARMS, ATTEMPT_DURATION, ATTEMPTS, DUPLICATES, TIME_TO_RESERVED
+from cart_grpc.protocol.lanes import lane_of
+from cart_grpc.protocol.reservation import (
+    Answer,
+    Decision,
+    Intent,
+    NoAnswer,
+    Observed,
+    PermanentFailure,
+    Reservation,
+    StaleRevision,
+)
 from cart_grpc.reservation_api.api import DENIALS, NoAnswerError
 from cart_grpc.store.failures import is_row_at_fault
 from cart_grpc.store.store import Store
-from cart_grpc.units import to_us
+from cart_grpc.units import to_seconds, to_us
 
 log = logging.getLogger(__name__)
 # A longer Retry-After is cut to this.
 MAX_RETRY_AFTER_US = to_us(3600)
 MAX_MESSAGE_LENGTH = 300
+_CODES: Final = frozenset(
+    {
+        "INVALID_ANSWER",
+        "UNCERTAIN",
+        *(code.name for code in grpc.StatusCode),
+        *(f"HTTP_{status.value}" for status in HTTPStatus),
+    }
+)
 
 Outcome = Answer | NoAnswerError
 
@@ -68,6 +91,7 @@ class OutcomeRecorder:
         results: Sequence[Recorded | Exception]
         records: list[RecordOutcome] = []
         try:
+            _measure(outcomes)
             self._report(outcomes)
             records = [self._to_record(entry, outcome) for entry, outcome in outcomes]
             results = await self._store.record_all(records)
@@ -75,6 +99,7 @@ class OutcomeRecorder:
             results = [error] * len(outcomes)
         for index, ((entry, _), result) in enumerate(zip(outcomes, results, strict=True)):
             if isinstance(result, Recorded):
+                _measure_record(entry.claimed, result)
                 _log_record(records[index], result)
             else:
                 await self._give_up(entry.claimed, result)
@@ -136,9 +161,36 @@ class OutcomeRecorder:
             log.exception("reservation %s: it fails, and cannot be set aside", claimed.reservation_id)
 
 
+def _measure(outcomes: Sequence[tuple[Entry, Outcome]]) -> None:
+    for entry, outcome in outcomes:
+        lane = lane_of(entry.intent)
+        ATTEMPTS.labels(lane, label_of(outcome)).inc()
+        ATTEMPT_DURATION.labels(lane).observe(to_seconds(entry.elapsed_us()))
+
+
+def label_of(outcome: Outcome) -> str:
+    """Return the outcome as the value of a label. There are few, whatever the Reservation API answers."""
+    match outcome:
+        case Decision(state=state):
+            return state.name
+        case PermanentFailure():
+            return "PERMANENT_FAILURE"
+        case StaleRevision():
+            return "STALE_REVISION"
+    return outcome.code if outcome.code in _CODES else "OTHER"
+
+
+def _measure_record(claimed: Reservation, recorded: Recorded) -> None:
+    is_first_hold = claimed.state is Observed.NOTHING and recorded.reservation.state is Observed.HELD
+    if is_first_hold and recorded.time is not None:
+        TIME_TO_RESERVED.observe(max(0.0, to_seconds(recorded.time - claimed.create_time)))
+    DUPLICATES.inc(recorded.duplicates)
+
+
 def _log_record(record: RecordOutcome, recorded: Recorded) -> None:
     claimed = record.claimed
     if recorded.alarm:
+        ALARMS.inc()
         log.error("ALARM reservation %s: %s", claimed.reservation_id, recorded.alarm)
     if isinstance(record.outcome, NoAnswer | PermanentFailure):
         # Probes fail every second while the API is down; only the debug log lists them.

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from cart_grpc.background.loop import Loop
 from cart_grpc.carts.refusals import DatabaseDamaged
+from cart_grpc.metrics import READY
 from cart_grpc.units import to_seconds, to_us
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class ReadinessWatcher:
         await self._publish(ready=True)
 
     async def _publish(self, *, ready: bool) -> None:
+        READY.set(ready)
         for set_ready in self._set_ready:
             await set_ready(ready=ready)
 

@@ -23,6 +23,7 @@ from cart_grpc.background.set_aside import claim, update_leases
 from cart_grpc.background.turn_timer import TurnTimer
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.direct import Claim, ExtendLeases, ReturnClaims
+from cart_grpc.metrics import BREAKER_OPEN, CLAIMS_IN_FLIGHT, LANE_CAPACITY
 from cart_grpc.protocol.lanes import LANES, Lane, lane_of
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.reservation_api.api import ReservationApi
@@ -92,6 +93,13 @@ class Reconciler:
     def find_breaker_open_us(self) -> int | None:
         """Return how long the Reservation API has counted as down, in microseconds; None while it answers."""
         return self._breaker.find_open_us()
+
+    def sample(self) -> None:
+        """Set the gauges of the lanes and of the circuit breaker."""
+        for lane in self._lanes.values():
+            CLAIMS_IN_FLIGHT.labels(lane.name).set(len(lane.open))
+            LANE_CAPACITY.labels(lane.name).set(self._max_in_flight)
+        BREAKER_OPEN.set(self._breaker.is_open)
 
     async def run(self) -> None:
         """Reconcile until `stop`. Do not cancel it: a claim that commits meanwhile would have no owner."""

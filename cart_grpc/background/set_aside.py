@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from cart_grpc.background.claims import key_of
 from cart_grpc.commands.direct import MAX_SET_ASIDE_REASON, Claim, ClaimKey, ExtendLeases, ReturnClaims, SetAside
+from cart_grpc.metrics import ALARMS
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.reservation_api.wire import clean_text
 from cart_grpc.store.failures import find_cause, is_row_at_fault
@@ -63,6 +64,7 @@ async def set_aside(store: Store, row: ClaimKey, error: Exception) -> None:
     # A database appends the values of the row. They do not belong in a log.
     reason = clean_text(f"{type(origin).__name__}: {str(origin).partition(chr(10))[0]}")[:MAX_SET_ASIDE_REASON]
     if await store.set_aside(SetAside(row, reason)):
+        ALARMS.inc()
         log.error(
             "ALARM reservation %s: set aside until an operator retries or ends it: %s", row.reservation_id, reason
         )

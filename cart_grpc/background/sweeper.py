@@ -15,6 +15,7 @@ from cart_grpc.background.loop import Loop
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.checkout import EvaluateCheckout
 from cart_grpc.commands.direct import DEFAULT_CHECKOUT_RETENTION_US, Purge
+from cart_grpc.metrics import ALARMS, HOUSEKEEPING, HOUSEKEEPING_DURATION
 from cart_grpc.names import CheckoutKey, UserKey
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds
@@ -53,6 +54,7 @@ def chores(store: Store) -> Sequence[Chore]:
     async def evaluate(key: CheckoutKey) -> bool:
         evaluated = await store.intervene(EvaluateCheckout(key))
         if evaluated.alarm:
+            ALARMS.inc()
             log.error("ALARM %s", evaluated.alarm)
         return evaluated.is_changed
 
@@ -105,6 +107,13 @@ class Sweeper:
 
         Raises Unavailable if the database does not answer.
         """
+        with HOUSEKEEPING_DURATION.time():
+            swept = await self._sweep()
+        for chore, count in (*swept.changed.items(), ("purge", swept.purged_rows)):
+            HOUSEKEEPING.labels(chore.replace(" ", "_")).inc(count)
+        return swept
+
+    async def _sweep(self) -> Swept:
         keep = self._retention
         purge = Purge(keep.replies_us, keep.reservations_us, keep.carts_us, BATCH_SIZE, keep.checkouts_us)
         purged = await self._store.purge(purge)
@@ -122,6 +131,7 @@ class Sweeper:
                 raise result
             if isinstance(result, BaseException):
                 self._failed[chore.name, key] = self._round + ROUNDS_UNTIL_RETRY
+                ALARMS.inc()
                 log.error("ALARM %s: the sweeper cannot %s", key.name, chore.name, exc_info=result)
         return sum(result is True for result in results)
 

@@ -133,6 +133,7 @@ def _print_addresses(settings: Settings, ports: app.Ports) -> tuple[str, str]:
         ("listens for operators", settings.admin_listen, ports.admin_port),
         ("listens for services", settings.service_listen, ports.service_port),
         ("answers health checks", health_address(settings), ports.health_port),
+        ("shows metrics", settings.metrics_listen, ports.metrics_port),
     ]
     addresses = [f"{configured.rpartition(':')[0]}:{port}" for _, configured, port in shown]
     for (does, _, port), address in zip(shown, addresses, strict=True):

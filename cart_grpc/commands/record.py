@@ -17,12 +17,14 @@ from cart_grpc.protocol.transitions import find_alarm, is_first_sent, limit_hold
 class Recorded:
     """The reservation after a RecordOutcome, and an alarm for operators if there is one.
 
-    `duplicates`: the number of surplus reservations that the call found at the Reservation API and deleted.
+    `duplicates`: the number of surplus reservations that the call found at the Reservation API and deleted. `time`: the
+    database's time of the record in microseconds, None if nothing was recorded.
     """
 
     reservation: Reservation
     alarm: str | None
     duplicates: int = 0
+    time: int | None = None
 
 
 class Settlement(NamedTuple):
@@ -119,7 +121,7 @@ class RecordOutcome:
             after = after._replace(attempt_count=after.attempt_count - 1)
         duplicates = count_duplicates(before, self.outcome)
         alarm = f"{duplicates} surplus reservations were found and deleted" if duplicates else None
-        return Recorded(after, alarm or find_alarm(before, self.outcome), duplicates)
+        return Recorded(after, alarm or find_alarm(before, self.outcome), duplicates, now)
 
     def _earliest_sent_time(self, now: int) -> int:
         """The earliest time at which the call can have begun. The clock may have been set back since the claim."""

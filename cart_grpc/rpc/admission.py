@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from cart_grpc.carts.refusals import Overloaded, ShuttingDown, TooManyCalls, TooManyStreams
+from cart_grpc.metrics import CALLS, CALLS_LIMIT
 
 # A call weighs one more for each of these in its request or reply.
 BYTES_PER_WEIGHT = 32 * 1024
@@ -100,6 +101,13 @@ class Admission:
     def is_full(self) -> bool:
         """Whether every slot is taken. If so, the next call of any user is rejected."""
         return self.running >= self._max_calls
+
+    def sample(self) -> None:
+        """Set the gauges of the calls."""
+        CALLS.labels("running").set(self.running)
+        CALLS.labels("waiting").set(self.waiting)
+        CALLS_LIMIT.labels("running").set(self._max_calls)
+        CALLS_LIMIT.labels("waiting").set(self._max_waiting)
 
     async def take_slot(self, user: str, size: int, service: str = "") -> None:
         """Take a slot for a call with a request of `size` bytes; wait for one if the user has no slot left.

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
 
@@ -22,11 +22,22 @@ Step: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class Observers:
+    """How calls are observed. Without `tracer`, no call has a span. `measures`: their durations are measured."""
+
+    tracer: Tracer | None = None
+    measures: bool = False
+
+
+NOT_OBSERVED: Final = Observers()
+
+
+@dataclass(frozen=True, slots=True)
 class Guards:
     """The parts that the layers of one server share.
 
     Without `admission`, every unary call may run at once. Without `door`, calls are answered until gRPC stops. Without
-    `access`, anyone may make any call. Without `tracer`, no call has a span.
+    `access`, anyone may make any call.
     """
 
     deadlines: Deadlines
@@ -35,7 +46,7 @@ class Guards:
     admission: Admission | None = None
     door: Door | None = None
     access: Access | None = None
-    tracer: Tracer | None = None
+    observers: Observers = NOT_OBSERVED
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,11 @@ class Endpoint:
     def access(self) -> Access | None:
         """How the callers of this method prove who they are; None if they need not."""
         return None if self.scope == PUBLIC else self.guards.access
+
+    @property
+    def method_name(self) -> str:
+        """The method as OpenTelemetry names it (`rpc.method`), such as `cartgrpc.v1.CartService/AddItem`."""
+        return self.path[1:]
 
     def decode(self, data: Any) -> Any:
         """Return the request message in the bytes. Raises MalformedRequest, also for grpc.aio.EOF."""

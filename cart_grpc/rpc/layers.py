@@ -22,6 +22,7 @@ from cart_grpc.rpc import status
 from cart_grpc.rpc.access import CALLER
 from cart_grpc.rpc.endpoint import Context, Endpoint, Step
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
+from cart_grpc.rpc.measuring import count_refusal
 from cart_grpc.rpc.messages import serialize
 from cart_grpc.rpc.permissions import check_of
 
@@ -39,6 +40,7 @@ def errors(endpoint: Endpoint, next_step: Step) -> Step:
         try:
             return await next_step(request, context)
         except CallRefused as refusal:
+            count_refusal(endpoint, refusal.reason)
             await status.refuse(context, refusal)
         except grpc.aio.AbortError:
             raise
@@ -50,9 +52,9 @@ def errors(endpoint: Endpoint, next_step: Step) -> Step:
             if task and task.cancelling():
                 raise
             # A stray CancelledError: this task was not cancelled. Without a status, its caller would hang.
-            await _abort_internal(context, endpoint.path, error)
+            await _abort_internal(context, endpoint, error)
         except Exception as error:  # noqa: BLE001 - a bug: the log has it, the caller gets an id
-            await _abort_internal(context, endpoint.path, error)
+            await _abort_internal(context, endpoint, error)
 
     return step
 
@@ -250,7 +252,8 @@ def _bounded_seconds(max_wait: Any) -> float:
     return min(max(seconds, 0.0), float(MAX_WAIT_SECONDS))
 
 
-async def _abort_internal(context: Context, path: str, error: BaseException) -> NoReturn:
+async def _abort_internal(context: Context, endpoint: Endpoint, error: BaseException) -> NoReturn:
     error_id = secrets.token_hex(8)
-    log.error("error %s in %s", error_id, path, exc_info=error)
+    count_refusal(endpoint, "INTERNAL")
+    log.error("error %s in %s", error_id, endpoint.path, exc_info=error)
     await status.abort(context, status.internal(error_id))

@@ -21,6 +21,7 @@ from cart_grpc.rpc.layers import (
     reject_if_full,
     write_each,
 )
+from cart_grpc.rpc.measuring import measure
 from cart_grpc.rpc.messages import serialize
 from cart_grpc.rpc.methods import Method
 from cart_grpc.rpc.tracing import trace
@@ -33,6 +34,7 @@ Layer: TypeAlias = Callable[[Endpoint, Any], Step]
 # The outermost layer is first.
 UNARY: Final[tuple[Layer, ...]] = (
     trace,
+    measure,
     errors,
     refuse_if_closed,
     reject_if_full,
@@ -44,6 +46,7 @@ UNARY: Final[tuple[Layer, ...]] = (
 )
 STREAM: Final[tuple[Layer, ...]] = (
     trace,
+    measure,
     errors,
     refuse_if_closed,
     authenticate,
@@ -56,6 +59,7 @@ STREAM: Final[tuple[Layer, ...]] = (
 # A stream of requests names no resources, so only its scope is checked.
 BOTH_STREAM: Final[tuple[Layer, ...]] = (
     trace,
+    measure,
     errors,
     refuse_if_closed,
     authenticate,

@@ -24,7 +24,7 @@ from grpc_health.v1 import health_pb2_grpc
 from cart_grpc.rpc.access import Access
 from cart_grpc.rpc.deadlines import Deadlines
 from cart_grpc.rpc.door import Door
-from cart_grpc.rpc.endpoint import Guards
+from cart_grpc.rpc.endpoint import NOT_OBSERVED, Guards, Observers
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
 from cart_grpc.rpc.health import SERVICE as HEALTH
 from cart_grpc.rpc.health import Health
@@ -33,7 +33,6 @@ from cart_grpc.rpc.permissions import PERMISSIONS
 from cart_grpc.rpc.pipeline import Pipeline
 from cart_grpc.rpc.reflection import V1, add_reflection
 from cart_grpc.rpc.services import Service, open_streams
-from cart_grpc.tracing import Tracer
 
 # gRPC silently ignores an option name that it does not know, so tests/attacks proves each of these. Figures are from
 # grpcio 1.85, where a connection costs 15 KiB, a call that is not accepted yet 14 KiB, and an open call 25 KiB.
@@ -91,7 +90,7 @@ class Server:
     """One port: a service, and beside it health and reflection. It refuses calls until `open`.
 
     Health: `""` is liveness; the names of the service are readiness, as `set_ready` says. With `access`, the service's
-    methods need an identity and a permission. With `tracer`, its calls have spans. `beside` has the methods of health
+    methods need an identity and a permission. `observers` observe its calls. `beside` has the methods of health
     and reflection that are offered. With `shares_port`, other workers listen on the same port, and each gets its share
     of the connections. At most `max_connections` are open, unless MAX_CONNECTIONS is less. `call_timeout` is in
     seconds.
@@ -103,7 +102,7 @@ class Server:
         call_timeout: float,
         *,
         access: Access | None = None,
-        tracer: Tracer | None = None,
+        observers: Observers = NOT_OBSERVED,
         beside: Mapping[str, Sequence[Method]] = HEALTH_AND_REFLECTION,
         shares_port: bool = False,
         max_connections: int = MAX_CONNECTIONS,
@@ -125,9 +124,16 @@ class Server:
         self._deadlines = Deadlines(call_timeout)
         self._door = Door()
         self._streams, self._watches = service.streams, open_streams(MAX_HEALTH_WATCHES)
-        guards = Guards(self._deadlines, service.receiver, self._streams, door=self._door, access=access, tracer=tracer)
+        guards = Guards(
+            self._deadlines,
+            service.receiver,
+            self._streams,
+            door=self._door,
+            access=access,
+            observers=observers,
+        )
         # Without the door: until the end a check must be answered, and a watch must see NOT_SERVING.
-        of_health = Guards(self._deadlines, service.receiver, self._watches)
+        of_health = Guards(self._deadlines, service.receiver, self._watches, observers=observers)
         service.add(Pipeline(self._server, METHODS, PERMISSIONS, replace(guards, admission=service.admission)))
         permissions = _rules_of(beside)
         if V1 in beside:
@@ -160,6 +166,11 @@ class Server:
         """Report through health whether callers should send calls here."""
         for name in self._service.names:
             self._health.set(name, serving=ready)
+
+    def sample(self) -> None:
+        """Set the gauges of the calls."""
+        if self._service.admission:
+            self._service.admission.sample()
 
     def announce_stop(self) -> None:
         """Report NOT_SERVING from now on, so that callers go elsewhere. Calls are served as before."""

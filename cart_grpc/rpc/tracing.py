@@ -6,6 +6,7 @@ from typing import Any, Final
 import grpc
 
 from cart_grpc.rpc.endpoint import Context, Endpoint, Step
+from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.tracing import CallSpan
 
 _NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
@@ -13,12 +14,18 @@ _NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 
 def trace(endpoint: Endpoint, next_step: Step) -> Step:
     """Make a span of each call whose trace is sampled. Health checks and reflection have none."""
-    tracer, method = endpoint.guards.tracer, endpoint.path.removeprefix("/")
+    tracer, method = endpoint.guards.observers.tracer, endpoint.path.removeprefix("/")
     if tracer is None or method.startswith("grpc."):
         return next_step
 
+    failures = FailureLog("calls cannot be traced", "calls can be traced again", is_bug=True)
+
     async def step(request: Any, context: Context) -> Any:
-        span = tracer.begin_call(method, context.invocation_metadata() or ())
+        try:
+            span = tracer.begin_call(method, context.invocation_metadata() or ())
+        except Exception as error:  # noqa: BLE001 - a bug in a trace must not fail a call, and `errors` is further in
+            failures.note_failure(error)
+            span = None
         if span is None:
             return await next_step(request, context)
         return await _run(span, next_step, request, context)

@@ -9,12 +9,15 @@ from cartgrpc.v1 import cart_service_pb2 as pb
 
 from cart_grpc.carts.model import ENDED
 from cart_grpc.carts.refusals import CartNotFound, ShuttingDown
+from cart_grpc.metrics import STREAM_MESSAGES
 from cart_grpc.names import CartKey
 from cart_grpc.rpc.get_cart_cache import encode_get_cart
 from cart_grpc.store.read.cart_json import CartJson, parse_head
 from cart_grpc.store.read.cart_watches import CartWatches
 
 HEARTBEAT_SECONDS: Final = 30.0
+_STATES_SENT: Final = STREAM_MESSAGES.labels("state")
+_HEARTBEATS_SENT: Final = STREAM_MESSAGES.labels("heartbeat")
 
 
 class EncodedState(NamedTuple):
@@ -51,6 +54,7 @@ async def watch_cart(watches: CartWatches, key: CartKey) -> AsyncGenerator[bytes
             # Some columns of a row change although callers see no change.
             if hash(state.message) != sent:
                 sent = hash(state.message)
+                _STATES_SENT.inc()
                 yield state.message
                 quiet_since = loop.time()
             if state.has_ended:
@@ -59,6 +63,7 @@ async def watch_cart(watches: CartWatches, key: CartKey) -> AsyncGenerator[bytes
                 async with asyncio.timeout_at(quiet_since + HEARTBEAT_SECONDS):
                     state = await anext(states)
             except TimeoutError:
+                _HEARTBEATS_SENT.inc()
                 yield _heartbeat()
                 quiet_since = loop.time()
             except StopAsyncIteration:

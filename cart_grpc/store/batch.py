@@ -9,12 +9,12 @@ It is synchronous and takes any SQLAlchemy connection, so it runs in a thread, u
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
 from cart_grpc.carts.calls import NewId
-from cart_grpc.carts.model import UserTotals
+from cart_grpc.carts.model import CheckoutState, UserTotals
 from cart_grpc.commands.apply_transition import release_superseded
 from cart_grpc.commands.command import Command
 from cart_grpc.commands.direct import (
@@ -59,6 +59,12 @@ from cart_grpc.store.rows import (
 from cart_grpc.store.settle import settle
 
 AnyCommand = Command[object] | RecordAll | DirectCommand
+ENDED_CHECKOUT_STATES: Final = (
+    CheckoutState.COMPLETED,
+    CheckoutState.FAILED,
+    CheckoutState.CANCELLED,
+    CheckoutState.EXPIRED,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,8 @@ class BatchResult:
 
     `changed`: the carts in which a change is visible to callers, and those of changed checkouts. `claimed`: the
     reservations that became due and were claimed at once for this process. `due`: another reservation has become due.
-    `now`: the database's time for the whole batch, in microseconds.
+    `ended_checkouts`: the states of the checkouts that reached one of ENDED_CHECKOUT_STATES. `now`: the database's time
+    for the whole batch, in microseconds.
     """
 
     now: int
@@ -75,6 +82,7 @@ class BatchResult:
     changed: frozenset[CartKey]
     claimed: Sequence[Reservation]
     due: bool
+    ended_checkouts: Sequence[CheckoutState] = ()
 
 
 def run_batch(
@@ -103,6 +111,7 @@ def run_batch(
         record.add_reads(reads)
     folded: list[Command[object]] = [*unsettled, *others]
     unit, is_paused = _load(queries, connection, reads) if folded else (UnitOfWork(), False)
+    states = {key: checkout.state for key, checkout in unit.checkouts.items()}
     folded_answers = iter([_run_folded(command, unit, now, new_id) for command in folded])
     release_superseded(unit, now)
     recorded = iter([answer or next(folded_answers) for answer in settled.answers])
@@ -123,7 +132,12 @@ def run_batch(
     changed = unit.changed_carts | settled.changed
     changed |= {unit.reservations[reservation_id].cart for reservation_id in unit.changed_reservations}
     changed |= {unit.checkouts[key].cart for key in unit.changed_checkouts}
-    return BatchResult(now, answers, frozenset(changed), claimed, due or settled.due)
+    ended = [
+        state
+        for key in unit.changed_checkouts
+        if (state := unit.checkouts[key].state) in ENDED_CHECKOUT_STATES and state is not states.get(key)
+    ]
+    return BatchResult(now, answers, frozenset(changed), claimed, due or settled.due, ended)
 
 
 def _load(queries: WriteQueries, connection: Connection, reads: ReadSet) -> tuple[UnitOfWork, bool]:

@@ -8,9 +8,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection
 from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
@@ -18,12 +18,21 @@ from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown
 from cart_grpc.commands.record import RecordAll
-from cart_grpc.store.batch import AnyCommand, BatchResult, run_batch
+from cart_grpc.metrics import (
+    AMBIGUOUS_COMMITS,
+    BATCH_COMMANDS,
+    BATCH_DURATION,
+    BATCH_WAIT,
+    CHECKOUTS_ENDED,
+    DATABASE_RETRIES,
+)
+from cart_grpc.store.batch import ENDED_CHECKOUT_STATES, AnyCommand, BatchResult, run_batch
 from cart_grpc.store.change_notifier import NO_ROOM, ChangeNotifier, Room
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import CommitFailed, find_refusal, translate_failures
 from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.rows import CommitMarker
+from cart_grpc.tracing import Tracer
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -35,14 +44,21 @@ RESOLVE_SECONDS = 20.0
 # The process of a writer that has not committed for 90 days is gone. Do not make this short: a quiet process still
 # needs its markers if its next COMMIT breaks.
 FORGET_MARKERS_AFTER_US = 90 * 24 * 3600 * 1_000_000
+# Children from the start: an alert on an increase does not see a series that begins at 1.
+_AMBIGUOUS: Final = {name: AMBIGUOUS_COMMITS.labels(name) for name in ("committed", "not_committed", "unknown")}
+_ENDED_CHECKOUTS: Final = {state: CHECKOUTS_ENDED.labels(state.name) for state in ENDED_CHECKOUT_STATES}
 
 
 @dataclass(slots=True)
 class QueuedCommand:
-    """A command, and the future for its answer. If the future is done, the caller has left."""
+    """A command, and the future for its answer. If the future is done, the caller has left.
+
+    `queue_time` is when it was queued, on the monotonic clock in seconds.
+    """
 
     command: AnyCommand
     answer: asyncio.Future[Any]
+    queue_time: float = field(default_factory=time.monotonic)
 
     @property
     def size(self) -> int:
@@ -79,7 +95,8 @@ class BatchWriter:
     """Writes one batch after another.
 
     Each writer has its own row in `commit_markers`. So it can find out what happened to its batch while the other
-    writer goes on. It calls `note_result` after each batch, but not after one that is split and tried again.
+    writer goes on. It calls `note_result` after each batch, but not after one that is split and tried again. With
+    `tracer`, the writes of traced calls have spans.
     """
 
     def __init__(
@@ -89,6 +106,7 @@ class BatchWriter:
         notifier: ChangeNotifier,
         new_id: NewId,
         note_result: NoteResult,
+        tracer: Tracer | None = None,
     ) -> None:
         self.writer_id = new_id()
         self._batch_number = 0
@@ -97,6 +115,7 @@ class BatchWriter:
         self._notifier = notifier
         self._new_id = new_id
         self._note_result = note_result
+        self._tracer = tracer
 
     async def write_batch(self, take: Take) -> None:
         """Take a batch as late as possible, make it durable and answer it.
@@ -126,7 +145,10 @@ class BatchWriter:
             self._note_result(error)
             _answer_all(commands, [error] * len(commands))
         else:
+            _measure(batch, result)
             self._note_result(None)
+            if self._tracer:
+                _trace(self._tracer, batch)
             _answer_all(batch.get_commands(), result.answers)
             self._notifier.publish(result.changed, claimed=result.claimed, due=result.due)
 
@@ -144,7 +166,7 @@ class BatchWriter:
         try:
             return await self._engine.transact(partial(self._run_in_transaction, batch, marker, room))
         except CommitFailed as failure:
-            if await self._was_committed(marker):
+            if await self._resolve(marker):
                 result: BatchResult = failure.result
                 return result
             # Nothing was committed, and nothing will be, so the batch may be retried.
@@ -158,6 +180,16 @@ class BatchWriter:
         batch.commands = [queued for queued in batch.get_commands() if not queued.answer.done()]
         commands = [queued.command for queued in batch.commands]
         return run_batch(self._queries, connection, commands, self._new_id, marker, room)
+
+    async def _resolve(self, marker: CommitMarker) -> bool:
+        """Find out whether a batch whose COMMIT failed was committed, and count the outcome. Raises OutcomeUnknown."""
+        try:
+            was_committed = await self._was_committed(marker)
+        except OutcomeUnknown:
+            _AMBIGUOUS["unknown"].inc()
+            raise
+        _AMBIGUOUS["committed" if was_committed else "not_committed"].inc()
+        return was_committed
 
     async def _was_committed(self, marker: CommitMarker) -> bool:
         """Find out whether a batch whose COMMIT failed was committed. Its transaction wrote `marker`.
@@ -219,6 +251,7 @@ async def _retry_while_unavailable(attempt: Callable[[], Awaitable[T]], is_too_l
         retry=retry_if_exception(_is_transient),
         stop=lambda _: is_too_late(),
         wait=wait_random_exponential(0.01, max=1),
+        before=lambda _: DATABASE_RETRIES.inc(),
         reraise=True,
     )
     return await retrying(attempt)
@@ -226,6 +259,27 @@ async def _retry_while_unavailable(attempt: Callable[[], Awaitable[T]], is_too_l
 
 def _is_transient(error: BaseException) -> bool:
     return type(find_refusal(error)) is DatabaseUnavailable
+
+
+def _trace(tracer: Tracer, batch: _Batch) -> None:
+    """Make the spans of the traced commands of a batch that is committed."""
+    now, commands = time.monotonic(), batch.get_commands()
+    for queued in commands:
+        if cause := getattr(queued.command, "trace_context", None):
+            waited = (batch.begin_time or now) - queued.queue_time
+            seconds = now - queued.queue_time
+            tracer.note_write(cause, seconds=seconds, wait_seconds=max(0.0, waited), batch_size=len(commands))
+
+
+def _measure(batch: _Batch, result: BatchResult) -> None:
+    """Measure a batch that is durable."""
+    commands, begin = batch.get_commands(), batch.begin_time
+    if commands and begin is not None:
+        BATCH_COMMANDS.observe(sum(queued.size for queued in commands))
+        BATCH_WAIT.observe(max(0.0, begin - min(queued.queue_time for queued in commands)))
+        BATCH_DURATION.observe(time.monotonic() - begin)
+    for state in result.ended_checkouts:
+        _ENDED_CHECKOUTS[state].inc()
 
 
 def _answer_all(commands: Sequence[QueuedCommand], results: Sequence[object]) -> None:

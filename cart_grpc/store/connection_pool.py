@@ -13,6 +13,7 @@ from sqlalchemy import Connection, NullPool
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from cart_grpc.store.failures import find_refusal, get_sqlstate, is_dead, show_cause
+from cart_grpc.store.pool_usage import PoolUsage
 from cart_grpc.store.postgresql_session import Sessions, Settings
 
 T = TypeVar("T")
@@ -159,6 +160,11 @@ class ConnectionPool:
     def usable(self) -> int:
         """The number of connections that are lent or idle."""
         return self._open - len(self._opening)
+
+    def usage(self, name: str) -> PoolUsage:
+        """Return how much of the pool is in use."""
+        idle = len(self._idle)
+        return PoolUsage(name, idle, max(0, self.usable - idle), self.size, len(self._waiting))
 
     async def give_up_one(self) -> bool:
         """Close a connection, now or when it comes back, if there are several. Return whether there are."""

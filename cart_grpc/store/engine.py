@@ -1,6 +1,6 @@
 """The interface of an engine, and `connect`. `sqlite` and `postgresql` implement it; `dialects` has their SQL."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection, make_url
@@ -9,6 +9,7 @@ from cart_grpc.names import CartKey
 from cart_grpc.store import database_url
 from cart_grpc.store.change_notifier import OnChange
 from cart_grpc.store.dialects import Dialect
+from cart_grpc.store.pool_usage import PoolUsage
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.tls.reloaded_files import NamedFile
@@ -66,6 +67,10 @@ class Engine(Protocol):
 
     async def query(self, work: Callable[[Connection], T]) -> T:
         """Run `work`, which reads, on a read-only connection that plans each statement. Return its result."""
+        ...
+
+    def pools(self) -> Sequence[PoolUsage]:
+        """Return how much of each of its pools is in use: `write`, `read` and `query`."""
         ...
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
 """PostgreSQL: a database that several replicas share, through asyncpg."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import asyncpg
@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.util import await_only
 
+from cart_grpc.metrics import COMMIT_DURATION
 from cart_grpc.store.connection_pool import ConnectionPool, Shortage, find_driver
 from cart_grpc.store.database_connection import Connector
 from cart_grpc.store.database_parameters import refusal
@@ -16,6 +17,7 @@ from cart_grpc.store.database_url import ConnectArguments
 from cart_grpc.store.dialects import Dialect, PostgresqlDialect
 from cart_grpc.store.failures import READ_ONLY as READ_ONLY_STATE
 from cart_grpc.store.failures import CommitFailed, get_sqlstate, is_dead
+from cart_grpc.store.pool_usage import PoolUsage
 from cart_grpc.store.postgresql_hints import PostgresqlHints
 from cart_grpc.store.postgresql_session import CUSTOM_PLANS, KEPT_PLANS, READ_ONLY, SETTINGS, Sessions
 from cart_grpc.tls.reloaded_files import NamedFile
@@ -83,13 +85,18 @@ class PostgresqlEngine:
 
     def _commit(self, connection: Connection) -> None:
         driver: Any = connection.connection.driver_connection
-        await_only(driver.execute("COMMIT"))
+        with COMMIT_DURATION.time():
+            await_only(driver.execute("COMMIT"))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         return await self._reader.run(work)
 
     async def query(self, work: Callable[[Connection], T]) -> T:
         return await self._query_reader.run(work)
+
+    def pools(self) -> Sequence[PoolUsage]:
+        pools = {"write": self._writer, "read": self._reader, "query": self._query_reader}
+        return [pool.usage(name) for name, pool in pools.items()]
 
     async def close(self) -> None:
         await self.hints.close()

@@ -2,21 +2,48 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import URL, Connection, ExceptionContext, create_engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import QueuePool
 
 from cart_grpc.carts.refusals import DatabaseDamaged
+from cart_grpc.metrics import COMMIT_DURATION
 from cart_grpc.store.dialects import Dialect, SqliteDialect
 from cart_grpc.store.failures import CommitFailed, find_refusal, is_unwritten
+from cart_grpc.store.pool_usage import PoolUsage
 from cart_grpc.store.sqlite_file import SqliteFile
 
 T = TypeVar("T")
+_QUERY_READERS: Final = 4
+
+
+class _Use:
+    """Counts the calls that use one of `most` connections, or wait for one. A connection that is closed is idle."""
+
+    def __init__(self, name: str, most: int) -> None:
+        self._name = name
+        self._most = most
+        self._running = 0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the call until the block ends."""
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+    def usage(self) -> PoolUsage:
+        """Return how much is in use."""
+        used = min(self._running, self._most)
+        return PoolUsage(self._name, self._most - used, used, self._most, self._running - used)
 
 
 class SqliteEngine:
@@ -51,12 +78,15 @@ class SqliteEngine:
             connect_args={"cached_statements": 512},
         )
         self._connection: Connection | None = None
-        self.reader = create_async_engine(url.set(drivername="sqlite+aiosqlite"), pool_size=4, max_overflow=0)
+        self.reader = create_async_engine(
+            url.set(drivername="sqlite+aiosqlite"), pool_size=_QUERY_READERS, max_overflow=0
+        )
         # `read` does not use aiosqlite, which switches threads several times for each statement.
         self._read_thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-reader")
         self._read_engine = create_engine(
             url.set(drivername="sqlite+pysqlite"), poolclass=QueuePool, pool_size=1, max_overflow=0
         )
+        self._writes, self._reads, self._queries = _Use("write", 1), _Use("read", 1), _Use("query", _QUERY_READERS)
         self._damaged = False
         for engine in (self._writer, self._read_engine, self.reader.sync_engine):
             # The path may lead to another file by now.
@@ -76,7 +106,8 @@ class SqliteEngine:
             self._damaged = True
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work)
+        with self._writes.running():
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work)
 
     def _transact(self, work: Callable[[Connection], T]) -> T:
         # Check in the writer's thread: the transaction before this one may have found the damage meanwhile.
@@ -111,10 +142,12 @@ class SqliteEngine:
 
     def _commit(self, connection: Connection) -> None:
         driver: Any = connection.connection.driver_connection
-        driver.commit()
+        with COMMIT_DURATION.time():
+            driver.commit()
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._read_thread, self._read, work)
+        with self._reads.running():
+            return await asyncio.get_running_loop().run_in_executor(self._read_thread, self._read, work)
 
     def _read(self, work: Callable[[Connection], T]) -> T:
         with self._read_engine.connect() as connection:
@@ -125,8 +158,12 @@ class SqliteEngine:
                 raise
 
     async def query(self, work: Callable[[Connection], T]) -> T:
-        async with self.reader.connect() as connection:
-            return await connection.run_sync(work)
+        with self._queries.running():
+            async with self.reader.connect() as connection:
+                return await connection.run_sync(work)
+
+    def pools(self) -> Sequence[PoolUsage]:
+        return [pool.usage() for pool in (self._writes, self._reads, self._queries)]
 
     async def close(self) -> None:
         await self.reader.dispose()

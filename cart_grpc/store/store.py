@@ -19,6 +19,8 @@ from cart_grpc.store.database_clock import DatabaseClock
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.failures import is_row_at_fault
+from cart_grpc.store.pool_usage import set_gauges
+from cart_grpc.store.read.backlog_gauges import BacklogGauges
 from cart_grpc.store.read.cart_search import CartSearches
 from cart_grpc.store.read.cart_watches import CartWatches
 from cart_grpc.store.read.checkout_reads import CheckoutReads
@@ -30,6 +32,7 @@ from cart_grpc.store.read.reads import Reads
 from cart_grpc.store.read.reservation_search import ReservationSearches
 from cart_grpc.store.read.unswept import Unswept
 from cart_grpc.store.write_queue import WriteQueue
+from cart_grpc.tracing import Tracer
 
 R = TypeVar("R")
 PING_SECONDS: Final = 2.0
@@ -53,7 +56,7 @@ class Store:
     and `checkout_watches` wait for changes. The other objects read.
     """
 
-    def __init__(self, engine: Engine, new_id: NewId, *, queue_size: int) -> None:
+    def __init__(self, engine: Engine, new_id: NewId, *, queue_size: int, tracer: Tracer | None = None) -> None:
         self._engine = engine
         self.name = engine.name
         self.notifier = ChangeNotifier()
@@ -61,6 +64,7 @@ class Store:
         self.reads = Reads(engine, queue_size, self._reader)
         self.unswept = Unswept(engine, self._reader)
         self.operator_reads = OperatorReads(engine, self._reader)
+        self.backlog_gauges = BacklogGauges(engine, self._reader)
         self.cart_searches = CartSearches(engine, self._reader)
         self.erasures = Erasures(engine, self._reader)
         self.reservation_searches = ReservationSearches(engine, self._reader)
@@ -69,11 +73,17 @@ class Store:
             self.notifier.subscribe(engine.hints.send, lambda: None)
         self.checkout_reads = CheckoutReads(engine, self._reader)
         self.checkout_watches = CheckoutWatches(self.checkout_reads, self.notifier, engine.hints)
-        self._write_queue = WriteQueue(engine, self.notifier, new_id, queue_size)
+        self._write_queue = WriteQueue(engine, self.notifier, new_id, queue_size, tracer)
 
     async def start(self) -> None:
         """Open the database for writing. Raises the database's errors."""
         await self._write_queue.start()
+
+    def sample(self) -> None:
+        """Set the gauges of the write queue and of the connections."""
+        self._write_queue.sample()
+        for pool in self._engine.pools():
+            set_gauges(pool)
 
     async def close(self) -> None:
         """Refuse new writes, and wait until the queued ones are durable. Does not close the engine."""

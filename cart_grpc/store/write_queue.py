@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
 from cart_grpc.commands.direct import Ping
+from cart_grpc.metrics import QUEUED_COMMANDS
 from cart_grpc.store.batch import AnyCommand
 from cart_grpc.store.batch_writer import BatchWriter, QueuedCommand, register_writers
 from cart_grpc.store.change_notifier import ChangeNotifier
@@ -23,6 +24,7 @@ from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.failures import CommitFailed, ReadOnlyDatabase, find_cause, is_dead
 from cart_grpc.store.gathering import Gathering
 from cart_grpc.store.queries import WriteQueries
+from cart_grpc.tracing import Tracer
 
 MAX_BATCH = 256
 
@@ -79,17 +81,21 @@ class WriteQueue:
 
     `queue_size` bounds the callers' commands that wait. The reconciler's commands have a queue of their own, so callers
     cannot keep the reconciler from finishing its calls. `failed`: the last batch was not written. `failures` is the log
-    of failures.
+    of failures. With `tracer`, the writes of traced calls have spans.
     """
 
-    def __init__(self, engine: Engine, notifier: ChangeNotifier, new_id: NewId, queue_size: int) -> None:
+    def __init__(
+        self, engine: Engine, notifier: ChangeNotifier, new_id: NewId, queue_size: int, tracer: Tracer | None = None
+    ) -> None:
         self._engine = engine
         self._queries = WriteQueries(engine.dialect, lock_users=engine.locks_users)
         # Two on a database elsewhere: one commits while the other waits for the database and takes its batch as late as
         # possible. With one writer, 2.6 of each 10.5 ms passed between the end of a commit and the start of the next
         # batch.
         count = 1 if engine.is_in_process else 2
-        self._writers = [BatchWriter(engine, self._queries, notifier, new_id, self._note_result) for _ in range(count)]
+        self._writers = [
+            BatchWriter(engine, self._queries, notifier, new_id, self._note_result, tracer) for _ in range(count)
+        ]
         self._handover = Handover(self._writers)
         self._gathering = Gathering(self._handover.callers, MAX_BATCH) if engine.is_in_process else None
         self._queue_size = queue_size
@@ -107,6 +113,11 @@ class WriteQueue:
         self._closing = True
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+    def sample(self) -> None:
+        """Set the gauges of the queues."""
+        QUEUED_COMMANDS.labels("callers").set(len(self._handover.callers))
+        QUEUED_COMMANDS.labels("background").set(len(self._handover.background))
 
     async def ping(self) -> None:
         """Raise DatabaseUnavailable if the database does not accept writes."""

@@ -7,19 +7,17 @@ import asyncio
 import logging
 import re
 import threading
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from typing import Final
 
-from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
+from cart_grpc import otel
 from cart_grpc.database_setup import StartupError
-from cart_grpc.otel import find_exporter
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.telemetry.attempt_names import AttemptNames
 from cart_grpc.telemetry.tracing import OtelTracer
@@ -34,39 +32,37 @@ class NotExported(Exception):
 
 
 @asynccontextmanager
-async def exporting(reservation_url: str, version: str) -> AsyncIterator[OtelTracer]:
+async def exporting(reservation_url: str) -> AsyncIterator[OtelTracer]:
     """Return a tracer whose spans are exported until the block ends, and FLUSH_SECONDS longer at most.
 
     Raises StartupError if a variable has a value that the SDK does not take.
     """
     try:
-        processor = BatchSpanProcessor(LoggedExporter(make_exporter(find_exporter("traces"))))
+        processor = BatchSpanProcessor(LoggedExporter(make_exporter()))
         # The first provider is made for its sampler: the SDK reads OTEL_TRACES_SAMPLER.
         sampler = TracerProvider(shutdown_on_exit=False).sampler
-        provider = TracerProvider(ALWAYS_ON, make_resource(version), shutdown_on_exit=False)
+        provider = TracerProvider(ALWAYS_ON, otel.resource(), shutdown_on_exit=False)
+    except otel.OtelError as error:
+        raise StartupError(str(error)) from None
     except Exception as error:
         raise StartupError(f"OTEL_*: traces cannot be exported: {type(error).__name__}: {error}") from error
     provider.add_span_processor(processor)
     try:
-        yield OtelTracer(sampler, provider.get_tracer("cart_grpc", version), AttemptNames.at(reservation_url))
+        yield OtelTracer(
+            sampler, provider.get_tracer("cart_grpc", version("cart-grpc")), AttemptNames.at(reservation_url)
+        )
     finally:
         await _stop(processor)
 
 
-def make_exporter(name: str) -> SpanExporter:
-    """Return the exporter with the name of its entry point. It reads its own variables."""
+def make_exporter() -> SpanExporter:
+    """Return the exporter that the variables ask for. It reads its own variables. Raises OtelError."""
+    name = otel.find_exporter("traces")
+    if name == "otlp":
+        name = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}[otel.find_protocol("traces")]
     (found,) = entry_points(group="opentelemetry_traces_exporter", name=name)
     exporter: SpanExporter = found.load()()
     return exporter
-
-
-def make_resource(version: str) -> Resource:
-    """Return the resource of this process. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES come first."""
-    ours = {"service.version": version, "service.instance.id": str(uuid.uuid4())}
-    given = Resource.create()
-    if str(given.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
-        given = given.merge(Resource({SERVICE_NAME: "cart-grpc"}))
-    return Resource(ours).merge(given)
 
 
 async def _stop(processor: SpanProcessor) -> None:

@@ -62,7 +62,8 @@ class OtelTracer:
 
     def attempt(self, causes: Iterable[str | None], *, is_batch: bool) -> AbstractContextManager[AttemptSpan]:
         """See Tracer.attempt."""
-        contexts = [context for cause in causes if cause and (context := to_span_context(cause))]
+        # The calls of one batch may have the same cause.
+        contexts = [context for cause in dict.fromkeys(causes) if cause and (context := to_span_context(cause))]
         if contexts:
             return self._attempt(contexts, is_batch=is_batch)
         TRACE_CONTEXT.set("")
@@ -72,7 +73,7 @@ class OtelTracer:
     def _attempt(self, contexts: Sequence[SpanContext], *, is_batch: bool) -> Iterator[AttemptSpan]:
         name, attributes = self._names.of(is_batch=is_batch)
         # A trace of its own: its causes are calls of many callers, and are long over.
-        links = [Link(context) for context in dict.fromkeys(contexts)]
+        links = [Link(context) for context in contexts]
         span = self._recorder.start_span(name, _EMPTY, SpanKind.CLIENT, attributes, links)
         TRACE_CONTEXT.set(to_text(span.get_span_context()))
         noted = OtelAttemptSpan(span, self._names)
@@ -85,12 +86,15 @@ class OtelTracer:
             span.end()
             TRACE_CONTEXT.set("")
 
-    def note_write(self, cause: str, begin_ns: int, wait_seconds: float, batch_size: int) -> None:
+    def note_write(self, cause: str, *, seconds: float, wait_seconds: float, batch_size: int) -> None:
         """See Tracer.note_write."""
+        now = time.time_ns()
         attributes = {"cart.write.wait": wait_seconds, "cart.write.batch_size": batch_size}
         parent = _propagator.extract({"traceparent": cause}, _EMPTY)
-        span = self._recorder.start_span("write", parent, SpanKind.INTERNAL, attributes, start_time=begin_ns)
-        span.end(time.time_ns())
+        span = self._recorder.start_span(
+            "write", parent, SpanKind.INTERNAL, attributes, start_time=now - int(seconds * 1e9)
+        )
+        span.end(now)
 
 
 class OtelCallSpan:

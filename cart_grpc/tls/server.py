@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from cart_grpc.metrics import CERTIFICATE_EXPIRY
 from cart_grpc.tls.reloaded_files import CHECK_SECONDS, NamedFile, Reloaded
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class ServerTls:
     def check(self) -> None:
         """Look at the files. Log each certificate once when it is about to expire, and once when it has expired."""
         now = self._now()
+        _set_expiry(self._files.get())
         for file, certificate in self._files.get().certificates:
             begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
             if end - now > min(EXPIRY_WARNING, (end - begin) / 10):
@@ -110,6 +112,16 @@ class ServerTls:
         subject, expiry = _subject(certificate), _show(certificate.not_valid_after_utc)
         log.info("%s: the certificate is of %s and expires at %s", self._chain.name, subject, expiry)
         return _Material(chain, key, authorities, tuple(shown))
+
+
+def _set_expiry(material: _Material) -> None:
+    """Set the gauge of each file: the first of its certificates to expire."""
+    first: dict[str, dt.datetime] = {}
+    for file, certificate in material.certificates:
+        end = certificate.not_valid_after_utc
+        first[file.name] = min(end, first.get(file.name, end))
+    for name, end in first.items():
+        CERTIFICATE_EXPIRY.labels(name).set(end.timestamp())
 
 
 def _parse_certificates(file: NamedFile, content: bytes) -> "list[Certificate]":

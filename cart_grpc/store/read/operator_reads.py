@@ -123,7 +123,7 @@ class OperatorReads:
         every_slice = reservations.c.slice.in_(bindparam("slices", list(range(SLICES)), literal_execute=True))
         by_id = (every_slice, reservations.c.reservation_id == bindparam("id"))
         self._one = select_snapshot(select(reservations).where(*by_id), self._now)
-        self._backlog = _select_backlog(engine.dialect, self._now)
+        self._backlog = select_backlog(engine.dialect, self._now)
         self._due = _select_due(self._now)
         self._pause = select(pauses.c.reason, pauses.c.create_time).where(is_pause)
 
@@ -225,7 +225,8 @@ def is_in_backlog(dialect: Dialect, *where: ColumnElement[bool]) -> ColumnElemen
     return tuple_(*row_id).in_(union(of_carts, *of_checkouts, select(*row_id).where(set_aside, *where)))
 
 
-def _select_backlog(dialect: Dialect, now: ColumnElement[int]) -> Select[Any]:
+def select_backlog(dialect: Dialect, now: ColumnElement[int]) -> Select[Any]:
+    """The reservations in the backlog by state and disposition: how many, and the oldest one's create_time."""
     row = reservations.c
     state = unanswered_state(row, now).label("work_state")
     waiting = select(state, row.disposition, row.create_time).where(is_in_backlog(dialect)).subquery()

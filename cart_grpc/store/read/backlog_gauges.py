@@ -1,0 +1,93 @@
+"""The gauges of what the database contains: unfinished reservations, and checkouts that have not ended.
+
+Each statement reads partial indexes of unfinished rows only, so it does not matter how many reservations are held.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, cast, func, literal, select, union_all
+
+from cart_grpc.carts.model import CheckoutState
+from cart_grpc.metrics import (
+    CHECKOUTS,
+    OLDEST_CHECKOUT_AGE,
+    OLDEST_DUE_AGE,
+    PAUSED,
+    RESERVATIONS,
+    RESERVATIONS_DUE,
+    SAMPLE_TIME,
+)
+from cart_grpc.protocol.reservation import Disposition
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.read.operator_reads import BACKLOG, WorkState, select_backlog
+from cart_grpc.store.read.reader import Reader
+from cart_grpc.store.schema import LANES, checkouts, is_pause, pauses, reservations, running
+from cart_grpc.units import to_seconds
+
+_RUNNING: Final = (CheckoutState.OPEN, CheckoutState.COMPLETING, CheckoutState.FAILED)
+
+
+class BacklogGauges:
+    """Reads one store, and sets the gauges."""
+
+    def __init__(self, engine: Engine, reader: Reader) -> None:
+        self._reader = reader
+        now = engine.dialect.now()
+        self._backlog = select_backlog(engine.dialect, now)
+        self._due = select_due_by_lane(now)
+        self._checkouts = select_running_checkouts(now)
+        self._pause = select(func.count().label("how_many")).select_from(pauses).where(is_pause)
+
+    async def sample(self) -> None:
+        """Set the gauges. Raises DatabaseUnavailable."""
+        backlog = await self._reader.fetch(self._backlog, {})
+        _set_backlog({(row.work_state, row.disposition): row.how_many for row in backlog})
+        for row in await self._reader.fetch(self._due, {}):
+            RESERVATIONS_DUE.labels(row.lane).set(row.how_many)
+            OLDEST_DUE_AGE.labels(row.lane).set(_age(row))
+        _set_checkouts(await self._reader.fetch(self._checkouts, {}))
+        [pause] = await self._reader.fetch(self._pause, {})
+        PAUSED.set(pause.how_many)
+        SAMPLE_TIME.set(time.time())
+
+
+def select_due_by_lane(now: ColumnElement[int]) -> Select[Any, Any, Any, Any]:
+    """The due reservations of each lane: how many, and since when the oldest is due."""
+    row = reservations.c
+    figures = (func.count().label("how_many"), func.min(row.due_time).label("oldest"))
+    lanes = union_all(
+        *(
+            select(literal(lane, literal_execute=True).label("lane"), *figures).where(condition, row.due_time <= now)
+            for lane, condition in LANES.items()
+        )
+    ).subquery()
+    return select(lanes.c.lane, lanes.c.how_many, lanes.c.oldest, cast(now, BigInteger).label("now"))
+
+
+def select_running_checkouts(now: ColumnElement[int]) -> Select[Any, Any, Any, Any]:
+    """The checkouts that have not ended, by state: how many, and since when the first is in it."""
+    state = checkouts.c.state
+    figures = (func.count().label("how_many"), func.min(checkouts.c.update_time).label("oldest"))
+    return select(state, *figures, cast(now, BigInteger).label("now")).where(running).group_by(state)
+
+
+def _set_backlog(counts: dict[tuple[int, int], int]) -> None:
+    for state in BACKLOG:
+        for disposition in Disposition:
+            count = counts.get((state, disposition), 0)
+            RESERVATIONS.labels(WorkState(state).name.lower(), disposition.name.lower()).set(count)
+
+
+def _set_checkouts(rows: Sequence[Row[Any]]) -> None:
+    found = {row.state: row for row in rows}
+    for state in _RUNNING:
+        row = found.get(state)
+        CHECKOUTS.labels(state.name).set(row.how_many if row else 0)
+        OLDEST_CHECKOUT_AGE.labels(state.name).set(_age(row) if row else 0)
+
+
+def _age(row: Row[Any]) -> float:
+    """Return the seconds since `oldest`, 0 if there is none. The clock may have been set back."""
+    return 0.0 if row.oldest is None else max(0.0, to_seconds(row.now - row.oldest))

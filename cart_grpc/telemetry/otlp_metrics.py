@@ -1,0 +1,147 @@
+"""OTLP from the same instruments: the registry's metrics as OpenTelemetry's data, exported once in a while.
+
+Names are those of OpenTelemetry's semantic conventions if there is one, else Prometheus' without their unit.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    Gauge,
+    Histogram,
+    HistogramDataPoint,
+    Metric,
+    MetricExporter,
+    MetricsData,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
+)
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.samples import Sample
+
+from cart_grpc import otel
+from cart_grpc.metrics import CONVENTIONS
+from cart_grpc.telemetry import otel_log
+
+Labels = tuple[tuple[str, str], ...]
+_SCOPE: Final = InstrumentationScope("cart_grpc")
+_CUMULATIVE: Final = AggregationTemporality.CUMULATIVE
+_CONVENTIONS: Final = {name.replace(".", "_"): name for name in CONVENTIONS}
+_UNITS: Final = {"_seconds": "s", "_bytes": "By"}
+_DEFAULT_INTERVAL_MILLIS: Final = 60_000
+# A stop waits this long for the last export.
+_LAST_EXPORT_SECONDS: Final = 1.0
+
+
+@contextmanager
+def exporting(registry: CollectorRegistry) -> Iterator[None]:
+    """Export the metrics of `registry` until the block ends, in a thread of its own. Raises OtelError."""
+    interval = _find_interval()
+    exporter = _make_exporter()
+    otel_log.quieten()
+    stopped, began = threading.Event(), time.time_ns()
+
+    def run() -> None:
+        is_last = False
+        while not is_last:
+            is_last = stopped.wait(interval)
+            exporter.export(to_metrics_data(registry, began, time.time_ns()))
+        exporter.shutdown()
+
+    thread = threading.Thread(target=run, name="otlp-metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join(_LAST_EXPORT_SECONDS)
+
+
+def to_metrics_data(registry: CollectorRegistry, began: int, now: int) -> MetricsData:
+    """Return the registry's metrics, counted since `began`. Times are nanoseconds since the Unix epoch."""
+    metrics = [metric for family in registry.collect() if (metric := _to_metric(family, began, now))]
+    scope = ScopeMetrics(_SCOPE, metrics, "")
+    return MetricsData([ResourceMetrics(otel.resource(), [scope], "")])
+
+
+def _to_metric(family: Family, began: int, now: int) -> Metric | None:
+    unit = next((unit for unit in _UNITS if family.name.endswith(unit)), "")
+    name = family.name.removesuffix(unit)
+    data: Sum | Gauge | Histogram
+    match family.type:
+        case "counter":
+            samples = [each for each in family.samples if each.name.endswith("_total")]
+            data = Sum(_to_points(samples, began, now), _CUMULATIVE, is_monotonic=True)
+        case "gauge" if name in _CONVENTIONS:
+            # In the conventions, these are counters that go up and down.
+            data = Sum(_to_points(family.samples, began, now), _CUMULATIVE, is_monotonic=False)
+        case "gauge":
+            data = Gauge(_to_points(family.samples, began, now))
+        case "histogram":
+            data = Histogram(_to_histogram_points(family.samples, began, now), _CUMULATIVE)
+        case _:
+            return None
+    return Metric(_CONVENTIONS.get(name, name), family.documentation, _UNITS.get(unit, ""), data)
+
+
+def _to_points(samples: Sequence[Sample], began: int, now: int) -> list[NumberDataPoint]:
+    return [NumberDataPoint(_to_attributes(each.labels), began, now, each.value) for each in samples]
+
+
+def _to_histogram_points(samples: Sequence[Sample], began: int, now: int) -> list[HistogramDataPoint]:
+    buckets: dict[Labels, dict[float, float]] = {}
+    sums: dict[Labels, float] = {}
+    for sample in samples:
+        labels = tuple(sorted((name, value) for name, value in sample.labels.items() if name != "le"))
+        if sample.name.endswith("_bucket"):
+            buckets.setdefault(labels, {})[float(sample.labels["le"])] = sample.value
+        elif sample.name.endswith("_sum"):
+            sums[labels] = sample.value
+    return [_to_histogram_point(dict(labels), found, sums[labels], began, now) for labels, found in buckets.items()]
+
+
+def _to_histogram_point(
+    labels: Mapping[str, str], cumulative: Mapping[float, float], total: float, began: int, now: int
+) -> HistogramDataPoint:
+    """Prometheus counts in each bucket what is in the smaller ones, too. OTLP does not."""
+    bounds = sorted(cumulative)
+    counts = [int(cumulative[bound]) for bound in bounds]
+    own = [count - before for count, before in zip(counts, (0, *counts), strict=False)]
+    return HistogramDataPoint(_to_attributes(labels), began, now, counts[-1], total, own, bounds[:-1], min=0.0, max=0.0)
+
+
+def _to_attributes(labels: Mapping[str, str]) -> dict[str, str]:
+    return {_CONVENTIONS.get(name, name): value for name, value in labels.items()}
+
+
+def _make_exporter() -> MetricExporter:
+    """Raises OtelError."""
+    exporter: Any
+    if otel.find_protocol("metrics") == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as GrpcExporter  # noqa: PLC0415 - one of two
+
+        exporter = GrpcExporter()
+    else:
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter as HttpExporter  # noqa: PLC0415 - one of two
+
+        exporter = HttpExporter()
+    made: MetricExporter = exporter
+    return made
+
+
+def _find_interval() -> float:
+    """Return the seconds between two exports. Raises OtelError."""
+    variable = "OTEL_METRIC_EXPORT_INTERVAL"
+    text = os.environ.get(variable, "").strip() or str(_DEFAULT_INTERVAL_MILLIS)
+    if not text.isascii() or not text.isdecimal() or int(text) == 0:
+        raise otel.OtelError(f"{variable}: must be a number of milliseconds greater than 0")
+    return int(text) / 1000

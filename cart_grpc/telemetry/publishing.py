@@ -1,0 +1,44 @@
+"""Publishes the metrics of a registry: on the port for Prometheus and by OTLP, as far as configured."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from cart_grpc.database_setup import StartupError
+from cart_grpc.otel import OtelError, is_exported
+from cart_grpc.settings import Settings
+from cart_grpc.telemetry.exposition import exposed
+
+
+def measures(settings: Settings) -> bool:
+    """Return whether anybody reads the metrics of this process. Raises StartupError."""
+    try:
+        return bool(settings.metrics_listen) or is_exported("metrics")
+    except OtelError as error:
+        raise StartupError(str(error)) from None
+
+
+@contextmanager
+def publishing(settings: Settings, registry: CollectorRegistry = REGISTRY) -> Iterator[int]:
+    """Publish the metrics of `registry` until the block ends. Yields the port for Prometheus, 0 if there is none.
+
+    Raises StartupError.
+    """
+    with ExitStack() as stack:
+        port = 0
+        if settings.metrics_listen:
+            try:
+                port = stack.enter_context(exposed(settings.metrics_listen, registry))
+            except OSError:
+                fault = f"cannot listen on {settings.metrics_listen}: it is taken, or not an address of this machine"
+                raise StartupError(f"CART_METRICS_LISTEN: {fault}") from None
+        try:
+            if is_exported("metrics"):
+                # Imported here because it is an extra, and slow to import.
+                from cart_grpc.telemetry.otlp_metrics import exporting  # noqa: PLC0415
+
+                stack.enter_context(exporting(registry))
+        except OtelError as error:
+            raise StartupError(str(error)) from None
+        yield port
