@@ -41,7 +41,8 @@ def upgrade() -> None:
     build_index("reservations_example", "reservations", ["sku", "create_time"])
 '''
 _LOCKS = """
-    SELECT c.relname || ' ' || l.mode FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+    SELECT c.relname || ' ' || l.mode || CASE WHEN l.granted THEN '' ELSE ' (waits)' END
+    FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
     WHERE l.pid = $1 AND c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace
         AND l.mode NOT IN ('AccessShareLock', 'RowExclusiveLock')
 """
@@ -128,18 +129,20 @@ def serving(url: str, folder: Path) -> Iterator["asyncio.Future[str]"]:
 async def measure_next(engine: Engine, versions: Path, callers: Callers, observer: asyncpg.Connection) -> bool:
     """Run the next migration and print what it cost. Return whether none is left."""
     pid = await engine.transact(lambda connection: connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
-    locks: dict[str, float] = {}
+    seen: dict[str, tuple[float, float]] = {}
     begin = time.monotonic()
     running = asyncio.create_task(migration_run.run_next(engine, print, versions))
     while not running.done():
         for (name,) in await observer.fetch(_LOCKS, pid):
-            locks.setdefault(name, time.monotonic())
+            now = time.monotonic()
+            seen[name] = (seen.get(name, (now, now))[0], now)
         await asyncio.sleep(SAMPLE_SECONDS)
     end = time.monotonic()
     step: migrate.Step = running.result()
     if step.before == step.after:
         return True
     await asyncio.sleep(QUIET_SECONDS)
+    locks = [f"{name} for {last - first:.3f} s" for name, (first, last) in seen.items()]
     print(f"schema {step.after} ({step.title}): {end - begin:.2f} s; locks: {', '.join(locks) or 'none seen'}; "
           f"meanwhile {callers.longest(begin, end)}")  # fmt: skip
     return False
