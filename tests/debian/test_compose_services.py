@@ -16,7 +16,7 @@ from tests.postgres import PostgresServer, running_postgres
 from tests.processes.harness import running_programs
 from tests.standby import free_port
 
-pytestmark = [pytest.mark.debian, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.debian, pytest.mark.timeout(300)]
 CALLERS = 4
 ACCESS = "local all all trust\nhost all all all scram-sha-256\n"
 
