@@ -83,6 +83,15 @@ debian-packages:
 debian: setup debian-packages ## run the tests against Debian's PgBouncer, HAProxy, libfaketime, PostgreSQL and Prometheus
 	$(PYTEST) -m debian $(PYTEST_ARGS)
 
+DEPLOY_STAMP := $(VENV)/.deploy-installed
+$(DEPLOY_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,deploy]' -c constraints.txt
+	@touch $@
+
+.PHONY: deploy-check
+deploy-check: $(DEPLOY_STAMP) ## check the Dockerfile, the compose file and the manifests, without an engine or a cluster
+	$(PYTEST) -m deploy tests/deployment $(PYTEST_ARGS)
+
 .PHONY: simulate
 simulate: setup ## run SEEDS=1000 seeds of the simulation, starting at FIRST=0; or replay SEED=
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --first $(FIRST))
@@ -125,7 +134,7 @@ bench-check: $(BENCH_STAMP) $(LOAD) ## measure the main path for two minutes; fa
 	$(BIN)/python -m benchmarks.ratios build/bench/check.json
 
 .PHONY: check
-check: format-check lint typecheck generated-current sync-client-current coverage ## run all that CI runs
+check: format-check lint typecheck generated-current sync-client-current deploy-check coverage ## run all that CI runs
 
 .PHONY: format
 format: setup ## format Python and protos, and apply ruff's fixes
@@ -191,11 +200,11 @@ release-image: setup ## save protos/ as the release that buf breaking compares w
 .PHONY: constraints
 constraints: setup ## pin the newest versions that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --extra fuzz --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --extra deploy --extra fuzz --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
 
 .PHONY: image
-image: ## build the container image
-	docker build --tag $(IMAGE) .
+image: ## build the container image, as cart-grpc:VERSION
+	docker build --tag $(IMAGE):$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) .
 
 .PHONY: clean
 clean: ## remove the files of all other targets

@@ -1,6 +1,8 @@
 """The Kubernetes manifests as `kubectl kustomize` builds them. No cluster is needed."""
 
 import functools
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,9 +18,12 @@ Manifest: TypeAlias = dict[str, Any]
 
 
 def output(program: str, *arguments: str) -> str:
-    """Return the output of a program that the extra `deploy` installs. It must succeed and complain of nothing."""
-    path = Path(sys.executable).with_name(program)
-    assert path.exists(), f"{program} is not installed: make deploy-check installs it"
+    """Return the output of a program. It must succeed and complain of nothing.
+
+    The extra `deploy` installs the programs on Linux. Elsewhere they must be installed by hand.
+    """
+    path = shutil.which(program, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
+    assert path, f"{program} is not installed: make deploy-check installs it on Linux"
     finished = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
     assert (finished.returncode, finished.stderr) == (0, ""), finished.stdout + finished.stderr
     return finished.stdout

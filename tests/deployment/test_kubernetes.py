@@ -2,6 +2,7 @@
 
 import importlib
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
@@ -145,6 +146,20 @@ def test_the_policies_apply_to_the_migration_and_only_servers_get_calls(overlay:
     for template in pod_templates(overlay):
         for policy in of_kind(overlay, "NetworkPolicy"):
             assert policy["spec"]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+
+
+def test_the_policies_let_in_callers_with_a_label_and_out_what_the_settings_need(overlay: str) -> None:
+    policies = [one["spec"] for one in of_kind(overlay, "NetworkPolicy")]
+    callers, kubelet, prometheus = policies[0]["ingress"]
+    # Kustomize can add its labels to these selectors, too. Then no caller would match.
+    assert callers["from"] == [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"cart-grpc/caller": "true"}}}]
+    assert "from" not in kubelet
+    assert [peer.keys() for peer in prometheus["from"]] == [{"namespaceSelector"}]
+    dns = policies[0]["egress"][0]
+    assert [peer["podSelector"]["matchLabels"] for peer in dns["to"]] == [{"k8s-app": "kube-dns"}]
+    urls = (settings(overlay)[name] for name in ("CART_RESERVATION_URL", "CART_DATABASE_URL"))
+    needed = {53} | {urlsplit(url).port for url in urls} - {None}
+    assert {port["port"] for one in policies for rule in one["egress"] for port in rule["ports"]} == needed
 
 
 def test_replicas_spread_and_survive_a_drain_if_the_database_allows_several(overlay: str) -> None:
