@@ -32,9 +32,8 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 2.0
 # How long to try to find out whether a broken COMMIT happened.
 RESOLVE_SECONDS = 20.0
-# The process of a writer that has not committed for 90 days is gone. Do not make this short: a quiet process still
-# needs its markers if its next COMMIT breaks.
-FORGET_MARKERS_AFTER_US = 90 * 24 * 3600 * 1_000_000
+# The process of a writer that has not committed for so long is gone.
+DEFAULT_MARKER_RETENTION_US = 90 * 24 * 3600 * 1_000_000
 
 
 @dataclass(slots=True)
@@ -195,10 +194,12 @@ class BatchWriter:
         return found
 
 
-def register_writers(queries: WriteQueries, writers: Sequence[BatchWriter], connection: Connection) -> None:
-    """Write the first commit marker of each writer, and delete the markers of processes that are gone."""
+def register_writers(
+    queries: WriteQueries, writers: Sequence[BatchWriter], retention_us: int, connection: Connection
+) -> None:
+    """Write the first commit marker of each writer, and delete those that are older than `retention_us`."""
     now = queries.read_now(connection)
-    queries.delete_commit_markers(connection, now - FORGET_MARKERS_AFTER_US)
+    queries.delete_commit_markers(connection, now - retention_us)
     for writer in writers:
         queries.write_commit_marker(connection, CommitMarker(writer.writer_id, 0), now)
 

@@ -1,6 +1,7 @@
 """A SQLite file becomes smaller again when its rows are purged, in small steps."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, insert
@@ -42,8 +43,7 @@ async def test_a_file_gives_free_pages_back_in_small_steps_as_its_rows_are_purge
 
 def store_replies(connection: Connection) -> None:
     """Store old replies of a page each."""
-    slice_, user_id = user_key("alice")
-    user = {"slice": slice_, "user_id": user_id}
+    user: dict[str, Any] = dict(zip(("slice", "user_id"), user_key("alice"), strict=True))
     totals = {"stored_bytes": COUNT * 10_000, "cart_count": 0, "item_count": 0, "unit_count": 0}
     connection.execute(insert(schema.users), user | totals)
     reply = {"fingerprint": b"", "reply": bytes(5_000), "create_time": 1}
@@ -56,5 +56,5 @@ async def pages(engine: Engine) -> int:
     return int(await ask(engine, "PRAGMA page_count"))
 
 
-async def ask(engine: Engine, query: str) -> object:
+async def ask(engine: Engine, query: str) -> Any:
     return await engine.read(lambda connection: connection.exec_driver_sql(query).scalar())
