@@ -21,9 +21,6 @@ from tests.service.conftest import Service
 DAY = 86_400
 WAIT = Duration(seconds=20)
 SOLD_OUT = "sold-out"
-# Everything is gone after 2 + 2 days: a cart expires, and is kept for a while.
-DAYS_UNTIL_STEADY = 5
-DAYS = 7
 TIMES = {
     table.name: [one.name for one in table.columns if one.name.endswith("_time") or one.name == "uncertain_until"]
     for table in schema.metadata.sorted_tables
@@ -31,16 +28,30 @@ TIMES = {
 }
 
 
+# The day after which each day ends with the same rows, and a later day. With the short retentions, a cart expires after
+# two days and is kept for two more. With the usual ones, a checkout is kept for 90 days.
+SHORT, USUAL = (5, 7), (99, 105)
+
+
+@pytest.fixture(params=[SHORT, pytest.param(USUAL, marks=[pytest.mark.night, pytest.mark.timeout(1800)])], ids=str)
+def days(request: pytest.FixtureRequest) -> tuple[int, int]:
+    """The day from which on the number of rows must stay, and the last day."""
+    steady, last = request.param
+    return steady, last
+
+
 @pytest.fixture
-def settings(settings: Settings) -> Settings:
-    """Retentions of a few days instead of weeks."""
+def settings(settings: Settings, days: tuple[int, int]) -> Settings:
+    """Short or usual retentions."""
+    settings = settings.with_changes(housekeeping_interval=0.02)
+    if days == USUAL:
+        return settings
     return settings.with_changes(
         cart_ttl=2.0 * DAY,
         reply_retention=1.5 * DAY,
         reservation_retention=1.5 * DAY,
         cart_retention=2.0 * DAY,
         checkout_retention=3.0 * DAY,
-        housekeeping_interval=0.02,
     )
 
 
@@ -63,24 +74,24 @@ def simulator(simulator: Simulator) -> Simulator:
 
 
 async def test_after_weeks_every_table_has_as_many_rows_as_days_before_and_without_customers_none(
-    service: Service, engine: AsyncEngine
+    service: Service, engine: AsyncEngine, days: tuple[int, int]
 ) -> None:
     steady: Mapping[str, int] = {}
-    for day in range(DAYS):
+    for day in range(days[1]):
         await customers_come(service, day)
         await pass_days(engine, 1)
         await until_idle(engine)
-        if day == DAYS_UNTIL_STEADY:
+        if day == days[0]:
             steady = await settled_rows(engine)
     assert min(steady[name] for name in ("carts", "items", "replies", "reservations", "checkouts", "users")) > 0
     await until_rows_are(engine, steady)
     # The carts that are left expire, and then their retention is over, too.
-    await pass_days(engine, 30)
+    await pass_days(engine, 100)
     async with asyncio.timeout(30):
         while await ask(engine, "SELECT count(*) FROM carts WHERE state = 1"):
             await asyncio.sleep(0.02)
     await until_idle(engine)
-    await pass_days(engine, 30)
+    await pass_days(engine, 100)
     await until_rows_are(engine, {**dict.fromkeys(steady, 0), "commit_markers": steady["commit_markers"]})
 
 
