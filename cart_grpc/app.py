@@ -223,7 +223,8 @@ async def running_store(settings: Settings) -> AsyncIterator[Store]:
 @asynccontextmanager
 async def _closing_store(settings: Settings, engine: Engine, tracer: Tracer | None = None) -> AsyncIterator[Store]:
     """Return a store that is not open yet. On exit it closes."""
-    store = Store(engine, new_id, queue_size=settings.write_queue_size, tracer=tracer)
+    retention_us = to_us(settings.marker_retention)
+    store = Store(engine, new_id, queue_size=settings.write_queue_size, marker_retention_us=retention_us, tracer=tracer)
     try:
         yield store
     finally:

@@ -193,6 +193,13 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
     checkout_retention: Duration = Field(
         7_776_000.0, ge=604_800, le=315_360_000, description="time for which an ended checkout can be read"
     )
+    marker_retention: Duration = Field(
+        7_776_000.0,
+        ge=604_800,
+        le=315_360_000,
+        description="time for which the commit marker of a process is kept that has not committed; a start deletes "
+        "older ones, and a COMMIT that breaks needs its own",
+    )
     housekeeping_interval: ShortDuration = Field(
         30.0, description="time between two rounds of expiring idle carts and purging old rows"
     )

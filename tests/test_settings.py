@@ -28,6 +28,7 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
     "REPLY_RETENTION": (["604800", "31536000"], ["604799", "31536001", "nan", "x"]),
     "RESERVATION_RETENTION": (["3600", "31536000"], ["3599", "31536001", "nan", "x"]),
     "CART_RETENTION": (["604800", "315360000"], ["604799", "315360001", "nan", "x"]),
+    "MARKER_RETENTION": (["604800", "90d", "315360000"], ["604799", "315360001", "nan", "x"]),
     "CHECKOUT_RETENTION": (["604800", "90d", "315360000"], ["604799", "315360001", "nan", "x"]),
     "HOUSEKEEPING_INTERVAL": (["1", "86400"], ["0", "86401", "nan", "x"]),
     "LOG_LEVEL": (["DEBUG", "info", "Warning", "ERROR"], ["", "TRACE", "CRITICAL", "10", "DEBUG "]),

@@ -42,12 +42,11 @@ log = Log(__name__)
 RETRY_SECONDS = 2.0
 # How long to try to find out whether a broken COMMIT happened.
 RESOLVE_SECONDS = 20.0
-# The process of a writer that has not committed for 90 days is gone. Do not make this short: a quiet process still
-# needs its markers if its next COMMIT breaks.
-FORGET_MARKERS_AFTER_US = 90 * 24 * 3600 * 1_000_000
 # Children from the start: an alert on an increase does not see a series that begins at 1.
 _AMBIGUOUS: Final = {name: AMBIGUOUS_COMMITS.labels(name) for name in ("committed", "not_committed", "unknown")}
 _ENDED_CHECKOUTS: Final = {state: CHECKOUTS_ENDED.labels(state.name) for state in ENDED_CHECKOUT_STATES}
+# The process of a writer that has not committed for so long is gone.
+DEFAULT_MARKER_RETENTION_US = 90 * 24 * 3600 * 1_000_000
 
 
 @dataclass(slots=True)
@@ -229,10 +228,12 @@ class BatchWriter:
         return found
 
 
-def register_writers(queries: WriteQueries, writers: Sequence[BatchWriter], connection: Connection) -> None:
-    """Write the first commit marker of each writer, and delete the markers of processes that are gone."""
+def register_writers(
+    queries: WriteQueries, writers: Sequence[BatchWriter], retention_us: int, connection: Connection
+) -> None:
+    """Write the first commit marker of each writer, and delete those that are older than `retention_us`."""
     now = queries.read_now(connection)
-    queries.delete_commit_markers(connection, now - FORGET_MARKERS_AFTER_US)
+    queries.delete_commit_markers(connection, now - retention_us)
     for writer in writers:
         queries.write_commit_marker(connection, CommitMarker(writer.writer_id, 0), now)
 

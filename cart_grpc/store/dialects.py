@@ -43,6 +43,8 @@ Values = dict[str, Any]
 RowStatement = ManyRows | ManyArrays
 RowWriter = PerTable | SingleStatement
 KEYS: Final = "keys"
+# At most 5 ms of each purge.
+PAGES_PER_PURGE: Final = 64
 Insert = sqlite.Insert | postgresql.Insert
 Condition = TextClause | None
 # A FROM clause to join, and the ON condition.
@@ -138,6 +140,10 @@ class Dialect(Protocol):
         """Whether the database accepts writes. A PostgreSQL standby, or one that is set read-only, does not."""
         ...
 
+    def give_back_space(self, connection: Connection) -> None:
+        """Return a little of the space of deleted rows to the file system, if much of it is free."""
+        ...
+
     def now(self) -> ColumnElement[int]:
         """The database's time in microseconds since the Unix epoch, as SQL."""
         ...
@@ -228,6 +234,15 @@ class SqliteDialect:
 
     def is_writable(self, connection: Connection) -> bool:
         return bool(connection.exec_driver_sql("SELECT 1").scalar_one())
+
+    def give_back_space(self, connection: Connection) -> None:
+        pages, free = (
+            int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()) for name in ("page_count", "freelist_count")
+        )
+        # New rows use free pages first, so a quarter of the file stays.
+        for _ in range(min(free - pages // 4, PAGES_PER_PURGE)):
+            # One page: Python's driver ends the statement after the first page in any case.
+            connection.exec_driver_sql("PRAGMA incremental_vacuum(1)").close()
 
     def now(self) -> ColumnElement[int]:
         return bindparam("clock", callable_=self._clock, type_=BigInteger)
@@ -322,6 +337,10 @@ class PostgresqlDialect:
 
     def is_writable(self, connection: Connection) -> bool:
         return bool(connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "off")
+
+    def give_back_space(self, connection: Connection) -> None:
+        # Autovacuum does that.
+        pass
 
     def now(self) -> ColumnElement[int]:
         # A subquery runs once for each statement. A volatile function by itself cannot be used to search an index.

@@ -235,6 +235,7 @@ class WriteQueries:
         if rows:
             keys = [(slice_, user_id, checkout_id) for slice_, user_id, _, checkout_id in rows]
             connection.execute(self._delete_checkout_items, self._dialect.bind_keys(CHECKOUT, keys))
+        self._dialect.give_back_space(connection)
         return deleted
 
     def _subtract(self, connection: Connection, purged: Sequence[Any]) -> None:

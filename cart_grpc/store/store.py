@@ -14,6 +14,7 @@ from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.record import OpenAttempt, RecordAll, Recorded, RecordOutcome
 from cart_grpc.names import CartKey
 from cart_grpc.protocol.reservation import Reservation
+from cart_grpc.store.batch_writer import DEFAULT_MARKER_RETENTION_US
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.database_clock import DatabaseClock
 from cart_grpc.store.engine import Engine
@@ -56,7 +57,15 @@ class Store:
     and `checkout_watches` wait for changes. The other objects read.
     """
 
-    def __init__(self, engine: Engine, new_id: NewId, *, queue_size: int, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        new_id: NewId,
+        *,
+        queue_size: int,
+        marker_retention_us: int = DEFAULT_MARKER_RETENTION_US,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._engine = engine
         self.name = engine.name
         self.notifier = ChangeNotifier()
@@ -73,7 +82,7 @@ class Store:
             self.notifier.subscribe(engine.hints.send, lambda: None)
         self.checkout_reads = CheckoutReads(engine, self._reader)
         self.checkout_watches = CheckoutWatches(self.checkout_reads, self.notifier, engine.hints)
-        self._write_queue = WriteQueue(engine, self.notifier, new_id, queue_size, tracer)
+        self._write_queue = WriteQueue(engine, self.notifier, new_id, queue_size, marker_retention_us, tracer)
 
     async def start(self) -> None:
         """Open the database for writing. Raises the database's errors."""

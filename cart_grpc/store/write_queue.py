@@ -18,7 +18,7 @@ from cart_grpc.commands.direct import Ping
 from cart_grpc.logs import events
 from cart_grpc.metrics import QUEUED_COMMANDS
 from cart_grpc.store.batch import AnyCommand
-from cart_grpc.store.batch_writer import BatchWriter, QueuedCommand, register_writers
+from cart_grpc.store.batch_writer import DEFAULT_MARKER_RETENTION_US, BatchWriter, QueuedCommand, register_writers
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
@@ -81,12 +81,19 @@ class WriteQueue:
     """The only way in which a process writes.
 
     `queue_size` bounds the callers' commands that wait. The reconciler's commands have a queue of their own, so callers
-    cannot keep the reconciler from finishing its calls. `failed`: the last batch was not written. `failures` is the log
-    of failures. With `tracer`, the writes of traced calls have spans.
+    cannot keep the reconciler from finishing its calls. `marker_retention_us`: how long the commit marker of a process
+    that is gone is kept. `failed`: the last batch was not written. `failures` is the log of failures. With `tracer`,
+    the writes of traced calls have spans.
     """
 
     def __init__(
-        self, engine: Engine, notifier: ChangeNotifier, new_id: NewId, queue_size: int, tracer: Tracer | None = None
+        self,
+        engine: Engine,
+        notifier: ChangeNotifier,
+        new_id: NewId,
+        queue_size: int,
+        marker_retention_us: int = DEFAULT_MARKER_RETENTION_US,
+        tracer: Tracer | None = None,
     ) -> None:
         self._engine = engine
         self._queries = WriteQueries(engine.dialect, lock_users=engine.locks_users)
@@ -100,6 +107,7 @@ class WriteQueue:
         self._handover = Handover(self._writers)
         self._gathering = Gathering(self._handover.callers, MAX_BATCH) if engine.is_in_process else None
         self._queue_size = queue_size
+        self._marker_retention_us = marker_retention_us
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self.failed = False
@@ -107,7 +115,7 @@ class WriteQueue:
 
     async def start(self) -> None:
         """Register the writers in the database. Raises the database's errors."""
-        await self._engine.transact(partial(register_writers, self._queries, self._writers))
+        await self._engine.transact(partial(register_writers, self._queries, self._writers, self._marker_retention_us))
 
     async def close(self) -> None:
         """Refuse new commands, and wait until the queued ones are written."""

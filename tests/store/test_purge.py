@@ -4,6 +4,7 @@ import pytest
 from sqlalchemy import Connection, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from cart_grpc import app
 from cart_grpc.carts.calls import DeleteCart
 from cart_grpc.carts.sizes import REPLY_ROOM, RESERVATION_BYTES
 from cart_grpc.commands.direct import Purge
@@ -12,7 +13,19 @@ from cart_grpc.names import cart_key, user_key
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.store import Store
-from tests.store.writes import KEY, SECOND, add, answered, claim_one, count, mutation, release_all, remove, snapshot
+from tests.store.writes import (
+    HOUR,
+    KEY,
+    SECOND,
+    add,
+    answered,
+    claim_one,
+    count,
+    mutation,
+    release_all,
+    remove,
+    snapshot,
+)
 
 NEVER = 10**15
 BOB = cart_key(user_key("bob"), "default")
@@ -124,3 +137,21 @@ async def test_a_late_answer_for_a_purged_cart_is_recorded(store: Store, engine:
     await engine.transact(lambda connection: connection.execute(text("DELETE FROM carts")))
     recorded = await store.record(released)
     assert recorded.reservation.settled
+
+
+async def test_a_start_deletes_the_commit_markers_that_are_older_than_their_retention(engine: Engine) -> None:
+    table = schema.commit_markers
+    for _ in range(2):
+        store = Store(engine, app.new_id, queue_size=10, marker_retention_us=HOUR)
+        await store.start()
+        await store.close()
+    assert await count(engine, table) > 1
+
+    def age(connection: Connection) -> None:
+        connection.execute(table.update().values(update_time=table.c.update_time - 2 * HOUR))
+
+    await engine.transact(age)
+    store = Store(engine, app.new_id, queue_size=10, marker_retention_us=HOUR)
+    await store.start()
+    assert await count(engine, table) == (2 if engine.is_shared else 1)
+    await store.close()
