@@ -329,7 +329,7 @@ def test_the_image_starts_becomes_healthy_and_stops(image: Image) -> None:
     assert migrated.returncode == 0, migrated.stderr
     assert there.run(*check).returncode != 0
     with there.start(*start) as server:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         try:
             while (checked := there.run(*check)).returncode != 0:
                 assert server.poll() is None
