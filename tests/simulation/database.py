@@ -23,6 +23,7 @@ from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.dialects import Dialect, SqliteDialect
 from cart_grpc.store.failures import CommitFailed
+from cart_grpc.store.pool_usage import PoolUsage
 from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.read.reads import Reads
 from tests.simulation.clock import SimulatedClock
@@ -225,6 +226,7 @@ class SimulatedEngine:
     is_shared = True
     hints = None
     is_in_process = False
+    has_log = False
 
     def __init__(self, database: Database, process: Process) -> None:
         self.name = process.name
@@ -246,6 +248,9 @@ class SimulatedEngine:
         return work(database.connection)
 
     query = read
+
+    def pools(self) -> Sequence[PoolUsage]:
+        return ()
 
     @property
     def connection(self) -> Connection:

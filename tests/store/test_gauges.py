@@ -12,8 +12,8 @@ from cart_grpc.store.pool_usage import PoolUsage, set_gauges
 from cart_grpc.store.store import Store
 from cart_grpc.store.write_queue import WriteQueue
 from tests.counting import counting, value_of
-from tests.store.test_database_clock import HOUR, Setting, setting
-from tests.store.writes import add
+from tests.store.test_database_clock import Setting, setting
+from tests.store.writes import HOUR, add
 
 __all__ = ["setting"]
 
