@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from cart_grpc.otel import Signal, find_exporter, find_protocol
 
-_USER: Final = re.compile(r"//[^/@\s]*@")
+# gRPC's lines have an address without a scheme.
+_USER: Final = re.compile(r"(//[^/@\s]*|[^\s/@:]+:[^\s/@]*)@")
 _ENTRY_POINTS: Final = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 
 
@@ -21,7 +22,7 @@ class LastLine(logging.Filter):
     text = "unknown"
 
     def filter(self, record: logging.LogRecord) -> bool:
-        self.text = _USER.sub("//***@", record.getMessage())
+        self.text = _USER.sub("***@", record.getMessage())
         return False
 
 
