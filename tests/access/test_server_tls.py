@@ -120,5 +120,5 @@ def test_a_certificate_is_logged_once_before_it_expires(
 def test_the_metric_has_the_first_certificate_of_a_file_to_expire(tmp_path: Path) -> None:
     end = NOW.replace(microsecond=0) + dt.timedelta(minutes=30)
     first = AUTHORITY.issue_cert("cart.example", not_after=end, key_type=trustme.KeyType.ECDSA)
-    opened(tmp_path, KEY, CHAIN + first.cert_chain_pems[0].bytes()).check()
+    opened(tmp_path, KEY, CHAIN + first.cert_chain_pems[0].bytes() + AUTHORITY.cert_pem.bytes()).check()
     assert value_of(CERTIFICATE_EXPIRY.labels("chain")) == end.timestamp()
