@@ -69,7 +69,7 @@ coverage: setup ## run the tests, and fail below the minimum of branch coverage
 night: setup debian-packages ## run the long tests, and those that need Debian packages
 	$(PYTEST) -m "night or debian" --timeout=0 $(PYTEST_ARGS)
 
-DEBIAN_PROGRAMS := pgbouncer haproxy faketime postgresql prometheus
+DEBIAN_PROGRAMS := pgbouncer haproxy faketime postgresql prometheus sqlite3
 .PHONY: debian-packages
 debian-packages:
 	@for program in $(DEBIAN_PROGRAMS); do \
@@ -80,7 +80,7 @@ debian-packages:
 	else echo "make: these tests need$$missing; on Debian: sudo apt-get install $(DEBIAN_PROGRAMS)" >&2; exit 2; fi
 
 .PHONY: debian
-debian: setup debian-packages ## run the tests against Debian's PgBouncer, HAProxy, libfaketime, PostgreSQL and Prometheus
+debian: setup debian-packages ## run the tests against Debian's PgBouncer, HAProxy, libfaketime, PostgreSQL, Prometheus and sqlite3
 	$(PYTEST) -m debian $(PYTEST_ARGS)
 
 DEPLOY_STAMP := $(VENV)/.deploy-installed

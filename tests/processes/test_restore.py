@@ -172,10 +172,10 @@ async def run_until_lost(programs: Programs, simulated: Simulated, backup: Backu
     try:
         await replicas.start_all()
         load.start()
-        await until_sold(load, 2)
+        await until_sold(load, 1)
         before = len((await simulated.effects())[0])
         await asyncio.to_thread(backup.take)
-        await until_sold(load, load.sale_count + 3)
+        await until_sold(load, load.sale_count + 2)
         await load.stop()
         replicas.kill(0)
     finally:
