@@ -23,6 +23,7 @@ from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.dialects import Dialect, SqliteDialect
 from cart_grpc.store.failures import CommitFailed
+from cart_grpc.store.pool_usage import PoolUsage
 from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.read.reads import Reads
 from tests.simulation.clock import SimulatedClock
@@ -275,6 +276,9 @@ class SimulatedEngine:
     def is_set_back(self) -> bool:
         """Whether the database's clock is behind the time of an earlier transaction."""
         return self._database.now() < self._database.latest
+
+    def pools(self) -> Sequence[PoolUsage]:
+        return ()
 
     async def close(self) -> None:
         """Nothing to close."""
