@@ -1,6 +1,5 @@
 """The actions of operators: inspect and end reservations and checkouts, pause all calls, erase users."""
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
@@ -12,6 +11,8 @@ from cart_grpc.commands.command import Command
 from cart_grpc.commands.direct import Pause, Resume
 from cart_grpc.commands.erase import EraseUser
 from cart_grpc.commands.operator import Release, Retry
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.metrics import ALARMS
 from cart_grpc.names import CheckoutKey, UserKey
 from cart_grpc.protocol.reservation import Reservation
@@ -27,7 +28,7 @@ from cart_grpc.store.read.operator_reads import (
 from cart_grpc.store.read.reservation_search import ReservationPage, ReservationsFound
 from cart_grpc.store.store import Store
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 R = TypeVar("R")
 
 
@@ -75,7 +76,7 @@ class OperatorActions:
         if progress_only or not seen.is_stored or seen.begin_time is not None:
             return seen
         if await self._store.intervene(EraseUser(user)):
-            log.warning("%s: an operator began to erase the user", user.name)
+            log(events.OPERATOR_ERASED_USER, "%s: an operator began to erase the user", user.name, user=user.name)
         return await self._store.erasures.find(user)
 
     async def get_stats(self) -> Stats:
@@ -89,7 +90,8 @@ class OperatorActions:
         ReservationUnprocessable, CartClosed.
         """
         pursued = await self._intervene(reservation_id, lambda found: Retry(found, self._limits))
-        log.warning("reservation %s: an operator retried it as %s", reservation_id, pursued)
+        text = "reservation %s: an operator retried it as %s"
+        log(events.OPERATOR_RETRIED, text, reservation_id, pursued, reservation=reservation_id)
         return await self._reads.get(pursued)
 
     async def release(self, reservation_id: str, reason: str, *, force: bool) -> ReservationSnapshot:
@@ -99,10 +101,11 @@ class OperatorActions:
         """
         alarm = await self._intervene(reservation_id, lambda found: Release(found, reason, force))
         action = "force-released" if force else "released"
-        log.warning("reservation %s: an operator %s it: %s", reservation_id, action, reason)
+        text = "reservation %s: an operator %s it: %s"
+        log(events.OPERATOR_RELEASED, text, reservation_id, action, reason, reservation=reservation_id, reason=reason)
         if alarm:
             ALARMS.inc()
-            log.error("ALARM reservation %s: %s", reservation_id, alarm)
+            log(events.RESERVATION_ALARM, "reservation %s: %s", reservation_id, alarm, reservation=reservation_id)
         return await self._reads.get(reservation_id)
 
     async def list_checkouts(self, page: OperatorCheckoutPage) -> Sequence[CheckoutSummary]:
@@ -115,10 +118,11 @@ class OperatorActions:
         Raises CheckoutNotFound, CheckoutCompleted.
         """
         ended = await self._store.intervene(EndCheckout(key, reason, force))
-        log.warning("%s: an operator ended it: %s", key.name, reason)
+        text = "%s: an operator ended it: %s"
+        log(events.OPERATOR_ENDED_CHECKOUT, text, key.name, reason, checkout=key.name, reason=reason)
         if ended.alarm:
             ALARMS.inc()
-            log.error("ALARM %s", ended.alarm)
+            log(events.CHECKOUT_ALARM, "%s", ended.alarm, checkout=key.name)
         return await self.get_checkout(key)
 
     async def get_checkout(self, key: CheckoutKey) -> CheckoutSnapshot:
@@ -141,17 +145,17 @@ class OperatorActions:
             except Exception as error:
                 if not is_row_at_fault(error):
                     raise
-                log.exception("%s: an operator's command failed", found.name)
+                log(events.OPERATOR_COMMAND_FAILED, "%s: an operator's command failed", found.name, exc_info=error)
                 text = f"{type(error).__name__}; try ReleaseReservation with force, or correct the row in the database"
                 raise ReservationUnprocessable(found.name, text) from error
 
     async def pause(self, reason: str) -> PauseSnapshot | None:
         """Stop calling the Reservation API, on every replica. Returns the pause; None if it was resumed meanwhile."""
         await self._store.pause(Pause(reason))
-        log.warning("an operator paused all calls to the Reservation API: %s", reason)
+        log(events.OPERATOR_PAUSED, "an operator paused all calls to the Reservation API: %s", reason, reason=reason)
         return await self._reads.find_pause()
 
     async def resume(self) -> None:
         """Call the Reservation API again."""
         await self._store.pause(Resume())
-        log.warning("an operator resumed the calls to the Reservation API")
+        log(events.OPERATOR_RESUMED, "an operator resumed the calls to the Reservation API")

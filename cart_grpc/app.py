@@ -4,12 +4,11 @@ Read it top to bottom: `running` starts the parts of a process in order, and the
 """
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any, Literal, TypeAlias
 
@@ -19,12 +18,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cart_grpc import database_setup, otel, parts
 from cart_grpc.background.clock_watcher import ClockWatcher
+from cart_grpc.background.pause_watcher import PauseWatcher
 from cart_grpc.background.readiness import ReadinessWatcher
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.background.sampling import DatabaseSampler, Sampled, Sampler
 from cart_grpc.background.sweeper import Sweeper
 from cart_grpc.database_setup import NotYet, StartupError, show_unusable, unusable
 from cart_grpc.exposure import SHARED, Port, find_ports, find_risks
+from cart_grpc.logs import events, output
+from cart_grpc.logs.log import Log
 from cart_grpc.metrics import BUILD_INFO, READY
 from cart_grpc.process import running_task
 from cart_grpc.reservation_api import transports
@@ -43,7 +45,7 @@ from cart_grpc.tls.reloaded_files import FileError
 from cart_grpc.tracing import Tracer
 from cart_grpc.units import to_us
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 # The reconciler's calls take up to two minutes, so a stop does not wait for all of them: at most this long.
 MAX_RECONCILER_GRACE_SECONDS = 1.0
 # The pauses between attempts to open a database that is away double from the first value to the last.
@@ -97,7 +99,7 @@ async def running(
     """
     ports = [port for port in find_ports(settings, serve=serve) if sharing != "other" or port.setting in SHARED]
     for risk in find_risks(ports):
-        log.warning(risk)
+        log(events.SETTING_RISKY, "%s", risk)
     measured = measures(settings)
     BUILD_INFO.labels(version("cart-grpc"), latest_revision()).set(1)
     async with AsyncExitStack() as stack:
@@ -105,6 +107,7 @@ async def running(
         metrics_port = 0 if sharing else stack.enter_context(publishing(settings))
         # First, so that the last spans are exported when everything else has stopped.
         tracer = await stack.enter_async_context(running_traces(settings))
+        await stack.enter_async_context(running_task(output.keep_reporting(), "suppressed-lines"))
         identities = await stack.enter_async_context(open_identities(settings, ports))
         engine = await stack.enter_async_context(open_engine(settings))
         store = await stack.enter_async_context(_closing_store(settings, engine, tracer))
@@ -121,7 +124,7 @@ async def running(
             store,
             reconciler,
             shares_ports=bool(sharing),
-            observers=Observers(tracer, measured),
+            observers=Observers(tracer, measured, parts.call_log(settings)),
         )
         if measured:
             sampled: list[Sampled] = [*servers.values(), store, *([reconciler] if reconciler else [])]
@@ -134,18 +137,32 @@ async def running(
             if reconciler:
                 await loops.enter_async_context(running_reconciler(settings, reconciler))
                 await loops.enter_async_context(running_sweeper(settings, store))
+                pause_watcher = PauseWatcher(store.operator_reads.find_pause)
+                await loops.enter_async_context(running_task(pause_watcher.run(), "pause-watcher"))
             if measured and sharing != "other":
                 sampler = DatabaseSampler(store.backlog_gauges.sample)
                 await loops.enter_async_context(running_task(sampler.run(), "database-sampler"))
             for server in servers.values():
                 await server.open()
+        bound = {port.setting.replace("listen", "port"): server.port for port, server in servers.items()}
+        listening = Ports(**bound, metrics_port=metrics_port)
         async with AsyncExitStack() as watching:
             if is_open:
-                watcher = ReadinessWatcher(store.ping, [server.set_ready for server in servers.values()])
+                _log_start(listening, store.name)
+                set_ready = [server.set_ready for server in servers.values()]
+                watcher = ReadinessWatcher(store.ping, set_ready, store.find_failing)
                 await watching.enter_async_context(running_task(watcher.run(), "readiness"))
-            bound = {port.setting.replace("listen", "port"): server.port for port, server in servers.items()}
-            yield Ports(**bound, metrics_port=metrics_port)
+            yield listening
         await drain(servers.values(), settings, lame_duck=settings.lame_duck if serve and is_open else 0.0)
+
+
+def _log_start(ports: Ports, database: str) -> None:
+    release, schema = version("cart-grpc"), latest_revision()
+    open_ports: dict[str, Any] = {name: number for name, number in asdict(ports).items() if number}
+    text = "cart-grpc %s has started with the database %s at schema %s"
+    log(
+        events.STARTED, text, release, database, schema, version=release, database=database, schema=schema, **open_ports
+    )
 
 
 async def drain(servers: Collection[Server], settings: Settings, *, lame_duck: float) -> None:
@@ -154,7 +171,9 @@ async def drain(servers: Collection[Server], settings: Settings, *, lame_duck: f
     for server in servers:
         server.announce_stop()
     await asyncio.sleep(lame_duck)
-    await asyncio.gather(*(server.stop(settings.shutdown_grace) for server in servers))
+    cut_off = sum(await asyncio.gather(*(server.stop(settings.shutdown_grace) for server in servers)))
+    if servers:
+        log(events.DRAINED, "the servers have stopped; %d calls were cut off", cut_off, cut_off=cut_off)
 
 
 @asynccontextmanager
@@ -227,7 +246,13 @@ async def _ended_before(stopped: asyncio.Event, work: Coroutine[Any, Any, None])
 
 async def _open_with_retries(settings: Settings, engine: Engine, store: Store, clock_watcher: ClockWatcher) -> None:
     """Open the store as soon as its database is there. Raises StartupError if it cannot be used."""
-    failures = FailureLog(f"waiting for the database {engine.name}", "the database is there", quiet_seconds=0)
+    failures = FailureLog(
+        events.DATABASE_AWAITED,
+        events.DATABASE_FOUND,
+        f"waiting for the database {engine.name}",
+        "the database is there",
+        quiet_seconds=0,
+    )
     pause = FIRST_RETRY_SECONDS
     while True:
         try:

@@ -12,7 +12,6 @@ our checks have to read every source anyway, and merging the sources is then one
 """
 
 import difflib
-import logging
 import os
 import re
 import tomllib
@@ -24,11 +23,13 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.setting_types import is_token_or_key
 from cart_grpc.settings import PREFIX, Settings, is_duration, variable_of
 from cart_grpc.units import format_duration, to_us
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 CONFIG_FILE: Final = "CART_CONFIG_FILE"
 # Variables that Kubernetes adds to every container for a Service whose name begins with "cart".
 _SERVICE_LINK: Final = re.compile(r"CART_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
@@ -43,8 +44,13 @@ class SettingsError(Exception):
     """A setting is unknown or has a wrong value. The text is one line: it names the setting and the valid values."""
 
 
+def warn_of_ignored(text: str) -> None:
+    """Log that a variable is ignored, as `text` says."""
+    log(events.SETTING_IGNORED, "%s", text)
+
+
 def load(
-    environ: Mapping[str, str] = os.environ, directory: Path = Path(), warn: Callable[[str], None] = log.warning
+    environ: Mapping[str, str] = os.environ, directory: Path = Path(), warn: Callable[[str], None] = warn_of_ignored
 ) -> Settings:
     """Read all sources; `.env` and a relative CART_CONFIG_FILE are looked up in `directory`.
 

@@ -1,14 +1,14 @@
 """Makes a database ready for this release, or says in one line why it cannot be used."""
 
-import logging
-
 from sqlalchemy import Connection
 
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.store import migrate, restore, surroundings
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import may_pass, show_cause
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 class StartupError(Exception):
@@ -46,7 +46,8 @@ async def check(engine: Engine) -> None:
 async def warn_of_risks(engine: Engine) -> None:
     """Log in one line the settings because of which a power failure can lose acknowledged writes."""
     if risks := await engine.transact(surroundings.find_risks):
-        log.warning("PostgreSQL runs with %s: a power failure can lose acknowledged writes", " and ".join(risks))
+        text = "PostgreSQL runs with %s: a power failure can lose acknowledged writes"
+        log(events.DURABILITY_RISK, text, " and ".join(risks))
 
 
 async def raise_revisions(engine: Engine) -> int:
@@ -66,7 +67,7 @@ async def raise_revisions(engine: Engine) -> int:
 
 def unusable(engine: Engine, error: BaseException) -> StartupError:
     """Return the error for a database that cannot be used; NotYet if waiting may help."""
-    log.debug("the database cannot be used", exc_info=error)
+    log(events.DATABASE_UNUSABLE, "the database cannot be used", exc_info=error)
     # A SQLite file is not away: whatever is wrong with it stays wrong. But a busy machine may answer late.
     is_late = isinstance(error.__cause__, TimeoutError)
     kind = NotYet if is_late or (engine.is_shared and may_pass(error)) else StartupError

@@ -5,6 +5,7 @@ from cart_grpc.background.sweeper import Retention
 from cart_grpc.carts.calls import Limits
 from cart_grpc.reservation_api.credentials import CredentialFiles
 from cart_grpc.rpc.admission import Admission
+from cart_grpc.rpc.endpoint import CallLog
 from cart_grpc.settings import Settings, variable_of
 from cart_grpc.tls.client import TlsFiles, check_pair
 from cart_grpc.tls.reloaded_files import NamedFile
@@ -20,6 +21,13 @@ def admission(settings: Settings) -> Admission:
         max_waiting=settings.max_waiting_calls,
         max_waiting_per_user=settings.max_waiting_calls_per_user,
     )
+
+
+def call_log(settings: Settings) -> CallLog | None:
+    """Return which calls get a line in the log, None if none does."""
+    if settings.log_calls == "off":
+        return None
+    return CallLog(settings.slow_call, all_calls=settings.log_calls == "all")
 
 
 def limits(settings: Settings) -> Limits:

@@ -1,15 +1,16 @@
-"""The runtime of a process: its event loop, its log and its stop signal."""
+"""The runtime of a process: its event loop and its stop signal."""
 
 import asyncio
 import gc
-import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from cart_grpc.terminal import complain, escape
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
+from cart_grpc.terminal import complain
 
 try:
     import resource
@@ -17,7 +18,7 @@ except ImportError:
     # Windows has no such limit.
     resource = None  # type: ignore[assignment]
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 # Four ports that are full of connections, and everything else.
 WANTED_FILES: Final = 17_000
 # For the database, the Reservation API, the key set, and files that are read again.
@@ -81,37 +82,6 @@ def _loop_factory() -> Any:
     return uvloop.new_event_loop
 
 
-def start_log(level: str, name: str = "") -> None:
-    """Log to standard error from `level` on. `name` marks the lines of this process among several."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter(f"%(asctime)s %(levelname)s {name and name + ' '}%(name)s %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
-    # It logs a traceback for an answer that does not parse, and the status of the call says so already.
-    logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
-    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_of_use)
-    if level != "DEBUG":
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-
-
-def _is_of_use(record: logging.LogRecord) -> bool:
-    """Whether a record of gRPC tells an operator anything.
-
-    It logs a traceback for some of the callers that vanish while a reply is sent. It also logs each metadata value that
-    is not UTF-8, with a traceback. Any caller can send one, and the value may be a secret.
-    """
-    return not record.getMessage().startswith("Invalid encoding on ") and "ExecuteBatchError" not in record.getMessage()
-
-
-class _Formatter(logging.Formatter):
-    """Makes a record one line, with its traceback indented below: no text from outside can look like a record."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - overrides
-        return escape(super().formatMessage(record))
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - overrides
-        return "\n".join(f"  {escape(line)}" for line in super().formatException(ei).split("\n"))
-
-
 def stop_signal(message: str = "") -> asyncio.Event:
     """Return an event that SIGTERM or Ctrl-C sets. A second signal ends the process at once.
 
@@ -120,7 +90,7 @@ def stop_signal(message: str = "") -> asyncio.Event:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def stop() -> None:
+    def stop(cause: signal.Signals) -> None:
         stopped.set()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
@@ -128,8 +98,8 @@ def stop_signal(message: str = "") -> asyncio.Event:
         if message and sys.stderr.isatty():
             complain(f"{message}; Ctrl-C again ends it at once")
         elif message:
-            log.info(message)
+            log(events.STOPPING, "%s", message, cause=cause.name)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, stop, number)
     return stopped

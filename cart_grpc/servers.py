@@ -1,6 +1,5 @@
 """The servers of a process, one for each port, and the identities that they check: tokens and certificates."""
 
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from cart_grpc.authentication.services import Services
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import SHARED, Port, offers_reflection
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.process import connection_room, running_task
 from cart_grpc.rpc.access import Access, AccessByCertificate, AccessByToken
 from cart_grpc.rpc.endpoint import NOT_OBSERVED, Observers
@@ -24,7 +25,7 @@ from cart_grpc.store.store import Store
 from cart_grpc.tls.reloaded_files import FileError
 from cart_grpc.tls.server import ServerTls
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,8 @@ def make_servers(
     services = {"listen": carts, "service_listen": carts, "admin_listen": operators, "health_listen": health}
     room = connection_room(len(ports))
     if room < MAX_CONNECTIONS:
-        log.warning("the limit of open files (ulimit -n) leaves room for %d connections at each port", room)
+        text = "the limit of open files (ulimit -n) leaves room for %d connections at each port"
+        log(events.FILES_SHORT, text, room)
     beside = HEALTH_AND_REFLECTION if offers_reflection(settings) else HEALTH_ONLY
     return {
         port: Server(

@@ -6,7 +6,6 @@ SIGTERM, and when its parent is gone.
 """
 
 import asyncio
-import logging
 import multiprocessing
 import signal
 import socket
@@ -24,11 +23,13 @@ from cart_grpc import app, process
 from cart_grpc.app import Ports, Sharing
 from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import SHARED, Port, find_ports
+from cart_grpc.logs import events, output
+from cart_grpc.logs.log import Log
 from cart_grpc.settings import Settings, variable_of
 from cart_grpc.telemetry.publishing import measures, publishing
 from cart_grpc.telemetry.worker_metrics import WorkerMetrics, collecting
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 # Not fork: the child would inherit gRPC's locks in whatever state they are.
 _SPAWN: Final = multiprocessing.get_context("spawn")
 _MIN_RESTART_SECONDS = 0.5
@@ -130,7 +131,7 @@ class _Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         reporter.close()
-        log.info("%s is process %d", self._name, started.pid)
+        log(events.WORKER_STARTED, "%s is process %d", self._name, started.pid, worker=self._name, pid=started.pid)
         if self._metrics and started.pid:
             self._metrics.note_start(self._name, started.pid)
         return started, reports
@@ -159,7 +160,8 @@ class _Worker:
             if time.monotonic() - began > _MAX_RESTART_SECONDS:
                 pause = _MIN_RESTART_SECONDS
             status = self._process.exitcode
-            log.error("%s ended with status %s; restarting it in %g s", self._name, status, pause)
+            text = "%s ended with status %s; restarting it in %g s"
+            log(events.WORKER_ENDED, text, self._name, status, pause, worker=self._name, status=status)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), pause)
             if self._stopped.is_set():
@@ -168,7 +170,7 @@ class _Worker:
             self._process, self._reports = self._start()
             report = await self.report()
             if isinstance(report, str) and not self._stopped.is_set():
-                log.error("%s cannot start: %s", self._name, report)
+                log(events.WORKER_UNUSABLE, "%s cannot start: %s", self._name, report, worker=self._name)
 
     def stop(self) -> None:
         """Tell the process to drain and end."""
@@ -188,7 +190,7 @@ async def _readable(descriptor: int) -> None:
 
 def _work(settings: Settings, reconcile: bool, is_first: bool, reporter: Connection, name: str) -> None:  # noqa: FBT001 - a target takes positions
     """The worker process. Sends its Ports, or the reason why it cannot start, to `reporter`."""
-    process.start_log(settings.log_level, name)
+    output.start(settings.log_level, settings.log_format, name)
 
     async def work() -> None:
         stopped = _worker_stop_signal()
@@ -197,8 +199,8 @@ def _work(settings: Settings, reconcile: bool, is_first: bool, reporter: Connect
             if not stopped.is_set():
                 _report(reporter, ports)
             await stopped.wait()
-            log.info("stopping")
-        log.info("stopped")
+            log(events.STOPPING, "stopping")
+        log(events.STOPPED, "stopped")
 
     try:
         process.run(work())
@@ -230,7 +232,7 @@ def _worker_stop_signal() -> asyncio.Event:
         if stopped.is_set():
             signal.raise_signal(signal.SIGKILL)
         loop.remove_reader(sentinel)
-        log.warning("the parent process is gone")
+        log(events.PARENT_GONE, "the parent process is gone")
         stopped.set()
 
     loop.add_reader(sentinel, orphaned)

@@ -1,12 +1,11 @@
-"""Text from outside is shown on terminals and in logs, but it controls neither."""
+"""Text from outside is shown on terminals, but it does not control them."""
 
 import io
-import logging
 import sys
 
 import pytest
 
-from cart_grpc import process, terminal
+from cart_grpc import terminal
 from cart_grpc.terminal import escape, to_table
 
 
@@ -39,30 +38,6 @@ def test_columns_stay_aligned_beside_wide_combining_and_invisible_characters() -
 def test_columns_stay_aligned_if_the_encoding_lacks_a_character(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
     assert to_table([("é", "1"), ("お", "2")]) == ["é       1", r"\u304a  2"]
-
-
-@pytest.fixture
-def logged(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Receives all that is logged."""
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(logging.root, "handlers", [])
-    process.start_log("INFO")
-    return stream
-
-
-def test_a_log_record_is_one_line_whatever_its_arguments_contain(logged: io.StringIO) -> None:
-    logging.getLogger("x").warning("an operator paused it: %s", "a\n2026-01-01 ERROR forged\x1b[2J\u202e")
-    [line] = logged.getvalue().splitlines()
-    assert line.endswith(r"WARNING x an operator paused it: a\n2026-01-01 ERROR forged\x1b[2J\u202e")
-
-
-def test_the_text_of_an_exception_cannot_look_like_a_log_record(logged: io.StringIO) -> None:
-    logging.getLogger("x").error("unexpected error", exc_info=ValueError("a\n2026-01-01 ERROR forged\x1b[2J"))
-    first, *others = logged.getvalue().splitlines()
-    assert first.endswith("ERROR x unexpected error")
-    assert all(line.startswith("  ") for line in others)
-    assert others[-1] == r"  2026-01-01 ERROR forged\x1b[2J"
 
 
 def test_what_is_said_has_no_lines_of_others(capsys: pytest.CaptureFixture[str]) -> None:

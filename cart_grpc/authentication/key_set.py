@@ -1,7 +1,6 @@
 """The issuer's keys, kept up to date."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
@@ -10,8 +9,10 @@ from typing import Final, Self
 from cart_grpc.authentication.key_sources import KeySource
 from cart_grpc.authentication.keys import Key, KeysNotLoaded, parse_keys
 from cart_grpc.authentication.refusals import Fault, KeysUnavailable, TokenInvalid
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 # The pauses after failed loads double from the first value to the last.
 FIRST_RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 60.0
@@ -119,9 +120,8 @@ class KeySet:
             self._accept(await self._source.read())
         except KeysNotLoaded as error:
             self._note_failure(str(error))
-        except Exception as error:
-            # The next load may succeed. Without the loop, no new key would ever be known.
-            log.exception("CART_TOKEN_KEYS: unexpected error")
+        except Exception as error:  # noqa: BLE001 - the next load may succeed; without the loop, no new key is known
+            log(events.TOKEN_KEYS_ERROR, "CART_TOKEN_KEYS: unexpected error", exc_info=error)
             self._note_failure(type(error).__name__)
         else:
             self._note_success()
@@ -135,13 +135,15 @@ class KeySet:
         keys, unused = parse_keys(content, self.algorithms)
         self._content = content
         for key in unused:
-            log.log(logging.INFO if key.is_ordinary else logging.WARNING, "CART_TOKEN_KEYS: %s", key)
+            event = events.TOKEN_KEY_IGNORED if key.is_ordinary else events.TOKEN_KEY_REFUSED
+            log(event, "CART_TOKEN_KEYS: %s", key)
         if not keys:
-            log.warning("CART_TOKEN_KEYS: the set has no usable key; calls with tokens are refused")
+            text = "CART_TOKEN_KEYS: the set has no usable key; calls with tokens are refused"
+            log(events.TOKEN_KEYS_EMPTY, text)
         if keys != self._keys:
             self._keys, self._by_kid = keys, {key.kid: key for key in keys}
             self.generation += 1
-            log.info("CART_TOKEN_KEYS: %d usable keys", len(keys))
+            log(events.TOKEN_KEYS_LOADED, "CART_TOKEN_KEYS: %d usable keys", len(keys))
 
     def _note_failure(self, cause: str) -> None:
         if not self._failures:
@@ -150,11 +152,12 @@ class KeySet:
         if cause not in self._causes:
             self._causes.add(cause)
             kept = "the keys of the last load are kept" if self._keys else "calls with tokens are refused"
-            log.warning("CART_TOKEN_KEYS cannot be loaded, %s: %s", kept, cause)
+            log(events.TOKEN_KEYS_FAILING, "CART_TOKEN_KEYS cannot be loaded, %s: %s", kept, cause)
 
     def _note_success(self) -> None:
         if self._failures:
             seconds = self._clock() - self._failing_since
-            log.warning("CART_TOKEN_KEYS is loaded again after %.1f s and %d failures", seconds, self._failures)
+            text = "CART_TOKEN_KEYS is loaded again after %.1f s and %d failures"
+            log(events.TOKEN_KEYS_RECOVERED, text, seconds, self._failures)
         self._failures = 0
         self._causes.clear()

@@ -5,16 +5,18 @@ transaction, and no transaction is open during the calls.
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 from cart_grpc.background.backoff import second_try_us
 from cart_grpc.background.batch_support import BatchSupport
 from cart_grpc.background.breaker import Breaker
+from cart_grpc.background.claims import ids_of
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.outcomes import Bug, Entry, Outcome, OutcomeRecorder
 from cart_grpc.background.recorded_attempt import CheckClock, RecordedAttempt
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.protocol.transitions import next_intent
 from cart_grpc.reservation_api.api import BatchesUnsupported, NoAnswerError, ReservationApi
@@ -22,7 +24,7 @@ from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds, to_us
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 MIN_TIMEOUT_US = to_us(0.001)
 
 
@@ -50,7 +52,12 @@ class AttemptRunner:
         self._check_clock = check_clock
         self._batches = BatchSupport(api.max_batch, clock)
         self._recorder = OutcomeRecorder(store, config, breaker, ended)
-        self._errors = FailureLog("unexpected error in the call of a reservation", "calls work again", is_bug=True)
+        self._errors = FailureLog(
+            events.ATTEMPT_ERROR,
+            events.ATTEMPTS_RECOVERED,
+            "unexpected error in the call of a reservation",
+            "calls work again",
+        )
 
     @property
     def max_batch(self) -> int:
@@ -64,8 +71,9 @@ class AttemptRunner:
         """
         try:
             await self._run(claims)
-        except Exception:
-            log.exception("reservation %s and %d others: unexpected error", claims[0].reservation_id, len(claims) - 1)
+        except Exception as error:  # noqa: BLE001 - a bug: the leases expire, and the attempts are made again
+            text, first = "reservation %s and %d others: unexpected error", claims[0].reservation_id
+            log(events.ATTEMPT_ERROR, text, first, len(claims) - 1, exc_info=error, **ids_of(claims[0]))
 
     async def _run(self, claims: Sequence[Reservation]) -> None:
         clock = asyncio.get_running_loop().time

@@ -1,13 +1,14 @@
 """Whether the Reservation API takes batches: asked by sending one, remembered, and asked again after a while."""
 
-import logging
 from collections.abc import Callable
 from typing import Final
 
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.reservation_api.api import DENIALS, BatchesUnsupported
 from cart_grpc.units import format_duration, to_us
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 # An API that gains batches is noticed a few minutes after its upgrade. To ask costs one refused call, so an API that
 # never gains them loses nothing.
 ASK_AGAIN_US: Final = to_us(300)
@@ -39,7 +40,8 @@ class BatchSupport:
         pause_us = ASK_AGAIN_AFTER_DENIAL_US if is_denial else ASK_AGAIN_US
         if self._ask_again_time is None:
             shown = format_duration(pause_us)
-            log.info("the Reservation API takes no batches (%s): asking again every %s", reason, shown)
+            text = "the Reservation API takes no batches (%s): asking again every %s"
+            log(events.BATCHES_UNSUPPORTED, text, reason, shown)
         self._ask_again_time = self._clock() + pause_us
 
     def note_unreadable(self, reason: Exception) -> None:
@@ -51,6 +53,6 @@ class BatchSupport:
     def note_support(self) -> None:
         """Note that the API took a batch."""
         if self._ask_again_time is not None:
-            log.info("the Reservation API takes batches now")
+            log(events.BATCHES_SUPPORTED, "the Reservation API takes batches now")
         self._ask_again_time = None
         self._unreadable_count = 0

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from cart_grpc.commands.direct import ClaimKey
 from cart_grpc.protocol.lanes import Lane
@@ -12,6 +13,11 @@ from cart_grpc.protocol.reservation import Reservation
 def key_of(claimed: Reservation) -> ClaimKey:
     """Return the key of a claimed reservation."""
     return ClaimKey(claimed.cart.slice, claimed.reservation_id, claimed.lease_epoch)
+
+
+def ids_of(claimed: Reservation) -> dict[str, Any]:
+    """Return the fields that name a reservation in the log, and the trace of the call that changed it last."""
+    return {"reservation": claimed.reservation_id, "trace_id": (claimed.trace_context or "")[3:35]}
 
 
 class LaneClaims:

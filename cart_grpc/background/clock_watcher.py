@@ -1,16 +1,17 @@
 """The watcher of the database's clock: notices when it is set, and has the stored times moved."""
 
 import asyncio
-import logging
 from typing import Final
 
 from cart_grpc.background.loop import Loop
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.metrics import CLOCK_STEPS
 from cart_grpc.store.clock_steps import UNKNOWN_US, ClockReading, find_set_back, find_set_forward
 from cart_grpc.store.database_clock import DatabaseClock
 from cart_grpc.units import to_seconds, to_us
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 # Callers see a hold end two seconds early (HOLD_MARGIN_US). So a step must be noticed and applied within two seconds.
 CHECK_INTERVAL_US: Final = to_us(0.5)
 _BACK_STEPS: Final = CLOCK_STEPS.labels("back")
@@ -44,7 +45,8 @@ class ClockWatcher:
         if self._last and (by_us := find_set_forward(self._last, reading)):
             await self._clock.extend_attempts(by_us)
             _FORWARD_STEPS.inc()
-            log.warning("the database's clock was set forward by %.1f s, or this machine slept", to_seconds(by_us))
+            text = "the database's clock was set forward by %.1f s, or this machine slept"
+            log(events.CLOCK_SET_FORWARD, text, to_seconds(by_us), seconds=to_seconds(by_us))
         if self._last is None or find_set_back(self._last, reading):
             noticed = await self._clock.notice(self._last)
             reading, self._is_moving = noticed.reading, noticed.row.is_moving
@@ -61,4 +63,4 @@ class ClockWatcher:
 
 def _log_step(by_us: int) -> None:
     by = "while no process ran" if by_us >= UNKNOWN_US else f"by {to_seconds(by_us):.1f} s"
-    log.warning("the database's clock was set back %s: all waits and holds are adjusted", by)
+    log(events.CLOCK_SET_BACK, "the database's clock was set back %s: all waits and holds are adjusted", by)

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from cart_grpc.carts.refusals import Unavailable
+from cart_grpc.logs import events
 from cart_grpc.store.failure_log import FailureLog
 
 R = TypeVar("R")
@@ -24,7 +25,9 @@ class Loop(Generic[R]):
         self._run_once = run_once
         self._pause = pause
         self._stopping = False
-        self._failures = FailureLog(f"{name}: unexpected error", f"{name}: no more errors", is_bug=True)
+        self._failures = FailureLog(
+            events.LOOP_FAILING, events.LOOP_RECOVERED, f"{name}: unexpected error", f"{name}: no more errors"
+        )
         self._ended = asyncio.Event()
         self._ended.set()
 

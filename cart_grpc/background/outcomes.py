@@ -1,6 +1,5 @@
 """The outcomes of calls to the Reservation API: their effect on the row, the circuit breaker and the log."""
 
-import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,14 @@ import grpc
 
 from cart_grpc.background.backoff import next_attempt_us
 from cart_grpc.background.breaker import Breaker
-from cart_grpc.background.claims import key_of
+from cart_grpc.background.claims import ids_of, key_of
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.recorded_attempt import RecordedAttempt
-from cart_grpc.background.set_aside import set_aside
+from cart_grpc.background.set_aside import log_not_set_aside, set_aside
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.record import Recorded, RecordOutcome
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.metrics import ALARMS, ATTEMPT_DURATION, ATTEMPTS, DUPLICATES, TIME_TO_RESERVED
 from cart_grpc.protocol.lanes import lane_of
 from cart_grpc.protocol.reservation import (
@@ -34,7 +35,7 @@ from cart_grpc.store.failures import is_row_at_fault
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds, to_us
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 # A longer Retry-After is cut to this.
 MAX_RETRY_AFTER_US = to_us(3600)
 MAX_MESSAGE_LENGTH = 300
@@ -114,14 +115,14 @@ class OutcomeRecorder:
         errors = [outcome for _, outcome in outcomes if isinstance(outcome, NoAnswerError)]
         failure = next((error for error in errors if error.reached is False), None)
         if len(errors) < len(outcomes) or any(error.reached for error in errors):
+            open_us = self._breaker.find_open_us() or 0
             if self._breaker.record_success():
-                log.warning("the Reservation API answers again")
+                log(events.BREAKER_CLOSED, "the Reservation API answers again after %.1f s", to_seconds(open_us))
                 self._store.notifier.due.set()
         elif failure and self._breaker.record_failure():
             fault = "refuses this service" if failure.code in DENIALS else "does not answer"
-            log.warning(
-                "the Reservation API %s (%s): probing until it answers", fault, str(failure)[:MAX_MESSAGE_LENGTH]
-            )
+            text, cause = "the Reservation API %s (%s): probing until it answers", str(failure)[:MAX_MESSAGE_LENGTH]
+            log(events.BREAKER_OPENED, text, fault, cause, code=failure.code)
 
     def _to_record(self, entry: Entry, outcome: Outcome) -> RecordOutcome:
         claimed, config = entry.claimed, self._config
@@ -150,15 +151,17 @@ class OutcomeRecorder:
         if isinstance(error, Unavailable):
             # Nothing is lost: once the lease has expired, the next claim sends the same revision and gets the same
             # decision.
-            log.warning("reservation %s: the outcome was not recorded: %s", claimed.reservation_id, error.reason)
+            text = "reservation %s: the outcome was not recorded: %s"
+            log(events.OUTCOME_UNRECORDED, text, claimed.reservation_id, error.reason, **ids_of(claimed))
             return
-        log.error("reservation %s: unexpected error in the record", claimed.reservation_id, exc_info=error)
+        text = "reservation %s: unexpected error in the record"
+        log(events.ATTEMPT_ERROR, text, claimed.reservation_id, exc_info=error, **ids_of(claimed))
         if not is_row_at_fault(error):
             return
         try:
             await set_aside(self._store, key_of(claimed), error)
-        except Exception:
-            log.exception("reservation %s: it fails, and cannot be set aside", claimed.reservation_id)
+        except Exception as second:  # noqa: BLE001 - the others must be recorded
+            log_not_set_aside(claimed.reservation_id, second)
 
 
 def _measure(outcomes: Sequence[tuple[Entry, Outcome]]) -> None:
@@ -191,14 +194,23 @@ def _log_record(record: RecordOutcome, recorded: Recorded) -> None:
     claimed = record.claimed
     if recorded.alarm:
         ALARMS.inc()
-        log.error("ALARM reservation %s: %s", claimed.reservation_id, recorded.alarm)
+        log(
+            events.RESERVATION_ALARM,
+            "reservation %s: %s",
+            claimed.reservation_id,
+            recorded.alarm,
+            **ids_of(claimed),
+        )
     if isinstance(record.outcome, NoAnswer | PermanentFailure):
         # Probes fail every second while the API is down; only the debug log lists them.
-        log.log(
-            logging.INFO if record.counts_as_attempt else logging.DEBUG,
+        log(
+            events.ATTEMPT_FAILED if record.counts_as_attempt else events.PROBE_FAILED,
             "reservation %s revision %d attempt %d: %s",
             claimed.reservation_id,
             claimed.revision,
             claimed.attempt_count,
             record.outcome,
+            **ids_of(claimed),
+            revision=claimed.revision,
+            attempt=claimed.attempt_count,
         )

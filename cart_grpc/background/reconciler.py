@@ -8,14 +8,13 @@ starve them.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from cart_grpc.background.attempt_runner import AttemptRunner
 from cart_grpc.background.breaker import Breaker
-from cart_grpc.background.claims import LaneClaims
+from cart_grpc.background.claims import LaneClaims, ids_of
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.loop import Loop
 from cart_grpc.background.recorded_attempt import CheckClock
@@ -23,15 +22,18 @@ from cart_grpc.background.set_aside import claim, update_leases
 from cart_grpc.background.turn_timer import TurnTimer
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.direct import Claim, ExtendLeases, ReturnClaims
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.metrics import BREAKER_OPEN, CLAIMS_IN_FLIGHT, LANE_CAPACITY
 from cart_grpc.protocol.lanes import LANES, Lane, lane_of
 from cart_grpc.protocol.reservation import Reservation
+from cart_grpc.protocol.transitions import is_taken_over
 from cart_grpc.reservation_api.api import ReservationApi
 from cart_grpc.store.change_notifier import Room
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds, to_us
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 # Rows per claim or lease extension. More calls that start together, or commit together, would delay callers' commits.
 MAX_ROWS_PER_COMMAND = 64
 # The time between two rounds. A claim of one row costs as much as a claim of twenty, so under load rows gather. A row
@@ -161,7 +163,8 @@ class Reconciler:
             for claims in _in_parts(self._open_claims, MAX_ROWS_PER_COMMAND):
                 await update_leases(self._store, ReturnClaims(claims))
         except Unavailable as refusal:
-            log.warning("the claims were not handed back (%s); they expire with their leases", refusal.reason)
+            text = "the claims were not handed back (%s); they expire with their leases"
+            log(events.CLAIMS_KEPT, text, refusal.reason)
 
     @property
     def _open_claims(self) -> Sequence[Reservation]:
@@ -205,6 +208,7 @@ class Reconciler:
             claimed = await claim(self._store, Claim(lane.name, room, self._config.lease_us))
             lane.add(claimed)
         lane.backlog = len(claimed) == room
+        _log_taken_over(claimed)
         if claimed and self._breaker.is_open:
             self._breaker.record_probe()
         self._start_calls(lane, claimed)
@@ -250,6 +254,12 @@ class Reconciler:
 
     async def _pause_between_extensions(self, _: LeasesExtended | None) -> None:
         await asyncio.sleep(to_seconds(self._config.lease_us) / 3)
+
+
+def _log_taken_over(claimed: Sequence[Reservation]) -> None:
+    if taken := [each for each in claimed if is_taken_over(each)]:
+        text = "took over %d reservations, whose last attempt ended without a recorded outcome; the first is %s"
+        log(events.CLAIMS_TAKEN_OVER, text, len(taken), taken[0].reservation_id, claims=len(taken), **ids_of(taken[0]))
 
 
 def _in_parts(claims: Sequence[Reservation], size: int) -> Iterator[Sequence[Reservation]]:

@@ -4,20 +4,21 @@ A statement over many rows fails as a whole if one of them has a value that the 
 Without this module, such a row would stop every claim that includes it, for ever.
 """
 
-import logging
 from collections.abc import Awaitable
 from dataclasses import replace
 from typing import TypeVar
 
 from cart_grpc.background.claims import key_of
 from cart_grpc.commands.direct import MAX_SET_ASIDE_REASON, Claim, ClaimKey, ExtendLeases, ReturnClaims, SetAside
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.metrics import ALARMS
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.reservation_api.wire import clean_text
 from cart_grpc.store.failures import find_cause, is_row_at_fault
 from cart_grpc.store.store import Store
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 T = TypeVar("T")
 
 
@@ -65,9 +66,14 @@ async def set_aside(store: Store, row: ClaimKey, error: Exception) -> None:
     reason = clean_text(f"{type(origin).__name__}: {str(origin).partition(chr(10))[0]}")[:MAX_SET_ASIDE_REASON]
     if await store.set_aside(SetAside(row, reason)):
         ALARMS.inc()
-        log.error(
-            "ALARM reservation %s: set aside until an operator retries or ends it: %s", row.reservation_id, reason
-        )
+        text = "reservation %s: set aside until an operator retries or ends it: %s"
+        log(events.RESERVATION_SET_ASIDE, text, row.reservation_id, reason, reservation=row.reservation_id)
+
+
+def log_not_set_aside(reservation_id: str, error: Exception) -> None:
+    """Log that a row fails, and that it cannot be set aside because of `error`."""
+    text = "reservation %s: it fails, and cannot be set aside"
+    log(events.SET_ASIDE_FAILED, text, reservation_id, reservation=reservation_id, exc_info=error)
 
 
 async def _or_set_aside(store: Store, row: ClaimKey, write: Awaitable[T]) -> T | None:
@@ -82,5 +88,5 @@ async def _or_set_aside(store: Store, row: ClaimKey, write: Awaitable[T]) -> T |
         except Exception as second:
             if not is_row_at_fault(second):
                 raise
-            log.exception("reservation %s: it fails, and cannot be set aside", row.reservation_id)
+            log_not_set_aside(row.reservation_id, second)
         return None

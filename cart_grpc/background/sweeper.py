@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,14 @@ from cart_grpc.background.loop import Loop
 from cart_grpc.carts.refusals import Unavailable
 from cart_grpc.commands.checkout import EvaluateCheckout
 from cart_grpc.commands.direct import DEFAULT_CHECKOUT_RETENTION_US, Purge
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.metrics import ALARMS, HOUSEKEEPING, HOUSEKEEPING_DURATION
 from cart_grpc.names import CheckoutKey, UserKey
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 BATCH_SIZE = 64
 # About an hour, if nothing else is to be swept.
 ROUNDS_UNTIL_RETRY = 100
@@ -55,7 +56,7 @@ def chores(store: Store) -> Sequence[Chore]:
         evaluated = await store.intervene(EvaluateCheckout(key))
         if evaluated.alarm:
             ALARMS.inc()
-            log.error("ALARM %s", evaluated.alarm)
+            log(events.CHECKOUT_ALARM, "%s", evaluated.alarm, checkout=key.name)
         return evaluated.is_changed
 
     async def erase_user(key: UserKey) -> bool:
@@ -132,7 +133,14 @@ class Sweeper:
             if isinstance(result, BaseException):
                 self._failed[chore.name, key] = self._round + ROUNDS_UNTIL_RETRY
                 ALARMS.inc()
-                log.error("ALARM %s: the sweeper cannot %s", key.name, chore.name, exc_info=result)
+                log(
+                    events.CHORE_FAILED,
+                    "%s: the sweeper cannot %s",
+                    key.name,
+                    chore.name,
+                    chore=chore.name,
+                    exc_info=result,
+                )
         return sum(result is True for result in results)
 
     async def _pause(self, swept: Swept | None) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import logging
 import sys
 
 import grpc
@@ -12,11 +11,13 @@ from cart_grpc import app, database_setup, process, workers
 from cart_grpc.channels import open_channel
 from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import health_address
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.setting_types import check_address
 from cart_grpc.settings import Settings, variable_of
 from cart_grpc.terminal import complain, say
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 HEALTH_TIMEOUT_SECONDS = 3
 
 
@@ -24,7 +25,7 @@ def serve(settings: Settings, arguments: argparse.Namespace) -> int:
     """Serve carts until SIGTERM or Ctrl-C, in this process or with workers."""
     reconciles = not arguments.no_reconciler
     if settings.shutdown_grace < settings.call_timeout:
-        log.warning("CART_SHUTDOWN_GRACE is shorter than CART_CALL_TIMEOUT: a stop can cut calls off")
+        log(events.SETTING_RISKY, "CART_SHUTDOWN_GRACE is shorter than CART_CALL_TIMEOUT: a stop can cut calls off")
     if settings.is_embedded and not reconciles:
         raise StartupError("--no-reconciler needs PostgreSQL: a SQLite file belongs to one process")
     if arguments.workers == 1:
@@ -97,7 +98,7 @@ async def serve_until_stopped(
             if welcome:
                 say(*welcome.format(address=address, admin_address=admin_address).split("\n"))
         await stopped.wait()
-    log.info("stopped")
+    log(events.STOPPED, "stopped")
 
 
 def stopping(settings: Settings) -> str:
@@ -120,6 +121,7 @@ async def _reconcile_until_stopped(settings: Settings) -> None:
             say("cart-grpc reconciles")
             _print_addresses(settings, ports)
         await stopped.wait()
+    log(events.STOPPED, "stopped")
 
 
 def _print_addresses(settings: Settings, ports: app.Ports) -> tuple[str, str]:

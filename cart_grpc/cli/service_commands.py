@@ -1,11 +1,10 @@
 """The commands that need the server's packages: their arguments, and the settings that each of them gets."""
 
 import argparse
-import logging
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
-from cart_grpc import configuration, process
+from cart_grpc import configuration
 from cart_grpc.cli import admin_carts as carts_cli
 from cart_grpc.cli import admin_checkouts as checkouts_cli
 from cart_grpc.cli import admin_reservations as admin_cli
@@ -15,14 +14,17 @@ from cart_grpc.cli import server as server_cli
 from cart_grpc.cli.command_groups import Commands
 from cart_grpc.configuration import SettingsError
 from cart_grpc.database_setup import StartupError
+from cart_grpc.logs import output
 from cart_grpc.probe import options as probe_options
 from cart_grpc.settings import Settings
 from cart_grpc.simulator import options as simulator_options
 from cart_grpc.terminal import complain
 
-log = logging.getLogger(__name__)
 # A subcommand: from the settings and its arguments to an exit status.
 Run: TypeAlias = Callable[[Settings, argparse.Namespace], int]
+
+# They run until they are stopped, and programs read their log. People read the warnings of all others.
+_SERVERS: Final = ("serve", "reconcile", "simulate", "dev")
 
 
 def add_commands(commands: Commands, descriptions: Mapping[str, str]) -> None:
@@ -30,7 +32,7 @@ def add_commands(commands: Commands, descriptions: Mapping[str, str]) -> None:
 
     def add(name: str, run: Run | None) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=descriptions[name], description=descriptions[name])
-        command.set_defaults(start=_start, run=run)
+        command.set_defaults(start=_start, run=run, is_server=name in _SERVERS)
         return command
 
     serve = add("serve", server_cli.serve)
@@ -69,9 +71,10 @@ def _start(arguments: argparse.Namespace) -> int:
     warnings: list[str] = []
     try:
         settings = configuration.load(warn=warnings.append)
-        process.start_log(settings.log_level)
+        is_text = settings.log_format == "auto" and not arguments.is_server
+        output.start(settings.log_level, "text" if is_text else settings.log_format)
         for warning in warnings:
-            log.warning(warning)
+            configuration.warn_of_ignored(warning)
         status: int = arguments.run(settings, arguments)
     except (SettingsError, StartupError) as error:
         complain(error)

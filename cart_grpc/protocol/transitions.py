@@ -207,6 +207,16 @@ def is_first_sent(claimed: Reservation) -> bool:
     return claimed.attempt_count <= 1 and not claimed.last_error
 
 
+def is_taken_over(claimed: Reservation) -> bool:
+    """Whether an earlier attempt at a claim's intent is known to have ended without a recorded outcome.
+
+    Its process was killed, lost its database, or stopped and handed the claim back. After an attempt that left an
+    error, and for a renewal, this is not known, and the result is False.
+    """
+    is_renewal = claimed.revision != claimed.intent_revision
+    return claimed.attempt_count > 1 and not claimed.last_error and not is_renewal
+
+
 def force_release(reservation: Reservation, now: int) -> Reservation:
     """Mark the row as RELEASED without an answer of the Reservation API. Only an operator may decide this.
 

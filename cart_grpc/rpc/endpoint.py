@@ -22,11 +22,24 @@ Step: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class CallLog:
+    """Which calls get a line: those that are refused, fail, or take `slow_seconds`; with `all_calls`, every one."""
+
+    slow_seconds: float
+    all_calls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Observers:
-    """How calls are observed. Without `tracer`, no call has a span. `measures`: their durations are measured."""
+    """How calls are observed.
+
+    Without `tracer`, no call has a span. `measures`: their durations are measured. Without `call_log`, no call has a
+    line in the log.
+    """
 
     tracer: Tracer | None = None
     measures: bool = False
+    call_log: CallLog | None = None
 
 
 NOT_OBSERVED: Final = Observers()

@@ -6,7 +6,6 @@ for bytes that are no message; and if a servicer raises a stray CancelledError, 
 """
 
 import asyncio
-import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable
@@ -20,13 +19,12 @@ from cart_grpc.authentication.refusals import TokenExpired
 from cart_grpc.carts.refusals import CallRefused, Overloaded
 from cart_grpc.rpc import status
 from cart_grpc.rpc.access import CALLER
+from cart_grpc.rpc.call_log import CALL, log_error
 from cart_grpc.rpc.endpoint import Context, Endpoint, Step
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
 from cart_grpc.rpc.measuring import count_refusal
 from cart_grpc.rpc.messages import serialize
 from cart_grpc.rpc.permissions import check_of
-
-log = logging.getLogger(__name__)
 
 
 class WriteCancelled(Exception):
@@ -111,6 +109,8 @@ def deadline(endpoint: Endpoint, next_step: Step) -> Step:
 
     async def received(context: Context) -> Any:
         request = decode(await receive(context))
+        if call := CALL.get():
+            call.request = request
         if waits and request.HasField("max_wait"):
             return await extend(next_step(request, context), _bounded_seconds(request.max_wait))
         return await next_step(request, context)
@@ -123,7 +123,10 @@ def receive_one(endpoint: Endpoint, next_step: Step) -> Step:
 
     async def step(_: Any, context: Context) -> Any:
         data = await endpoint.guards.deadlines.run(endpoint.guards.receiver.receive(context))
-        return await next_step(endpoint.decode(data), context)
+        request = endpoint.decode(data)
+        if call := CALL.get():
+            call.request = request
+        return await next_step(request, context)
 
     return step
 
@@ -233,6 +236,7 @@ def write_each(endpoint: Endpoint, next_step: Any) -> Step:
         return step
 
     async def write(request: Any, context: Context) -> None:
+        call = CALL.get()
         # `aclosing` runs the generator's `finally` when the call ends, not when the garbage collector finds it.
         async with aclosing(next_step(request, context)) as replies:
             async for reply in replies:
@@ -242,6 +246,8 @@ def write_each(endpoint: Endpoint, next_step: Any) -> Step:
                         await context.write(encoded)
                 except asyncio.CancelledError:
                     raise WriteCancelled from None
+                if call:
+                    call.note_opened()
 
     return write
 
@@ -255,5 +261,5 @@ def _bounded_seconds(max_wait: Any) -> float:
 async def _abort_internal(context: Context, endpoint: Endpoint, error: BaseException) -> NoReturn:
     error_id = secrets.token_hex(8)
     count_refusal(endpoint, "INTERNAL")
-    log.error("error %s in %s", error_id, endpoint.path, exc_info=error)
+    log_error(context, endpoint.path, error_id, error)
     await status.abort(context, status.internal(error_id))

@@ -5,6 +5,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
+from cart_grpc.rpc.call_log import log_call
 from cart_grpc.rpc.endpoint import Endpoint, Guards, Step
 from cart_grpc.rpc.layers import (
     admit,
@@ -36,6 +37,7 @@ UNARY: Final[tuple[Layer, ...]] = (
     trace,
     measure,
     errors,
+    log_call,
     refuse_if_closed,
     reject_if_full,
     authenticate,
@@ -48,6 +50,7 @@ STREAM: Final[tuple[Layer, ...]] = (
     trace,
     measure,
     errors,
+    log_call,
     refuse_if_closed,
     authenticate,
     receive_one,
@@ -61,6 +64,7 @@ BOTH_STREAM: Final[tuple[Layer, ...]] = (
     trace,
     measure,
     errors,
+    log_call,
     refuse_if_closed,
     authenticate,
     authorize,

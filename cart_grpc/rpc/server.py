@@ -132,8 +132,11 @@ class Server:
             access=access,
             observers=observers,
         )
+        # A probe makes a call every few seconds, so those that are answered get no line.
+        log_config = observers.call_log and replace(observers.call_log, all_calls=False)
+        quiet = replace(observers, call_log=log_config)
         # Without the door: until the end a check must be answered, and a watch must see NOT_SERVING.
-        of_health = Guards(self._deadlines, service.receiver, self._watches, observers=observers)
+        of_health = Guards(self._deadlines, service.receiver, self._watches, observers=quiet)
         service.add(Pipeline(self._server, METHODS, PERMISSIONS, replace(guards, admission=service.admission)))
         permissions = _rules_of(beside)
         if V1 in beside:
@@ -176,14 +179,15 @@ class Server:
         """Report NOT_SERVING from now on, so that callers go elsewhere. Calls are served as before."""
         self._health.stop()
 
-    async def stop(self, grace: float) -> None:
+    async def stop(self, grace: float) -> int:
         """Refuse new calls, end the streams, answer the calls in max_wait, and send GOAWAY.
 
         Other calls have `grace` seconds to finish. Then they end with ShuttingDown. gRPC cancels the calls and streams
-        whose caller does not take that.
+        whose caller does not take that. Returns how many calls did not finish in time.
         """
         if self._has_stopped:
-            return
+            return 0
+        unfinished: set[asyncio.Task[Any]] = set()
         self._has_stopped = True
         self.announce_stop()
         self._door.begin_drain()
@@ -198,12 +202,13 @@ class Server:
         self._door.release()
         self._watches.drain()
         if running := self._deadlines.running():
-            await asyncio.wait(running, timeout=grace)
+            _, unfinished = await asyncio.wait(running, timeout=grace)
             self._deadlines.end_all()
         # A peer that does not read its stream would use the whole grace: gRPC accepts no status during a write.
         if not (await asyncio.wait((stopping,), timeout=LAST_WORDS_SECONDS))[0]:
             await self._server.stop(None)
         await stopping
+        return len(unfinished)
 
 
 def _rules_of(table: Mapping[str, Sequence[Method]]) -> Mapping[str, Mapping[str, str]]:

@@ -31,6 +31,11 @@ CODES: tuple[tuple[type[refusals.CallRefused], grpc.StatusCode], ...] = (
 )
 
 
+def code_of(refusal: refusals.CallRefused) -> str:
+    """Return the name of the code of a refusal."""
+    return next(code for kind, code in CODES if isinstance(refusal, kind)).name
+
+
 def to_status(refusal: refusals.CallRefused) -> status_pb2.Status:
     """Return the status of a refusal: code, message, ErrorInfo, and the details that fit its kind."""
     code = next(code for kind, code in CODES if isinstance(refusal, kind))

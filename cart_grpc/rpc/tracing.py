@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import grpc
 
+from cart_grpc.logs import events
 from cart_grpc.rpc.endpoint import Context, Endpoint, Step
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.tracing import CallSpan
@@ -18,7 +19,9 @@ def trace(endpoint: Endpoint, next_step: Step) -> Step:
     if tracer is None or method.startswith("grpc."):
         return next_step
 
-    failures = FailureLog("calls cannot be traced", "calls can be traced again", is_bug=True)
+    failures = FailureLog(
+        events.TRACE_ERROR, events.TRACE_RECOVERED, "calls cannot be traced", "calls can be traced again"
+    )
 
     async def step(request: Any, context: Context) -> Any:
         try:

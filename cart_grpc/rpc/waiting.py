@@ -9,6 +9,7 @@ from cartgrpc.v1 import cart_pb2
 
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.names import CartKey, CheckoutKey
+from cart_grpc.rpc.call_log import in_max_wait
 from cart_grpc.rpc.messages import item_message
 from cart_grpc.store.read.checkout_reads import CheckoutSnapshot
 from cart_grpc.store.read.checkout_watches import IsUnsettled
@@ -80,7 +81,8 @@ class Waiting:
         None if it cannot be read: the caller then gets the reply of its change, which is made.
         """
         if seconds := self._bounded(max_wait, context):
-            await self._store.checkout_watches.wait_while(is_unsettled, key, cart, seconds)
+            with in_max_wait():
+                await self._store.checkout_watches.wait_while(is_unsettled, key, cart, seconds)
         try:
             return await self._store.checkout_reads.find(key)
         except DatabaseUnavailable:
@@ -123,9 +125,10 @@ class Waiting:
             if not seconds:
                 return found
             try:
-                async with asyncio.timeout(seconds):
-                    while is_unsettled(found):
-                        found = await anext(states)
+                with in_max_wait():
+                    async with asyncio.timeout(seconds):
+                        while is_unsettled(found):
+                            found = await anext(states)
             except (TimeoutError, StopAsyncIteration):
                 # An attempt without an answer changes the reservation's message, but does not wake watchers: read it
                 # now.

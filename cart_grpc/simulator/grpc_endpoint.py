@@ -4,7 +4,6 @@ Requests and responses are bytes here, for two reasons: a response can be garbag
 INVALID_ARGUMENT, for which grpc.aio would send exception text to the client.
 """
 
-import logging
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -19,6 +18,8 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.reservation_api import wire
 from cart_grpc.simulator import codec
 from cart_grpc.simulator.access import Headers
@@ -36,7 +37,7 @@ _ERROR_DOMAIN: Final = "cartgrpc.reservation.v1"
 _MAX_PAGE: Final = 1000
 _MAX_STOCK: Final = 1 << 53
 
-_log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 class ReservationEndpoint:
@@ -187,7 +188,7 @@ async def _abort(context: Context, error: Exception) -> NoReturn:
         failure = _to_status(error)
     else:
         incident = uuid.uuid4().hex
-        _log.error("incident %s", incident, exc_info=error)
+        log(events.SIMULATOR_ERROR, "incident %s", incident, exc_info=error)
         failure = status_pb2.Status(code=grpc.StatusCode.INTERNAL.value[0], message=f"incident {incident}")
     status = rpc_status.to_status(failure)
     await context.abort(status.code, status.details, status.trailing_metadata)

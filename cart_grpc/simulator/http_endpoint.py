@@ -1,7 +1,6 @@
 """The simulator over HTTP: the contract of reservation.openapi.yaml, and the `basic` contract at /basic."""
 
 import json
-import logging
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
@@ -13,6 +12,8 @@ from cartgrpc.reservation.v1 import reservation_pb2
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.protocol.reservation import Intent
 from cart_grpc.reservation_api import wire
 from cart_grpc.simulator import codec
@@ -27,7 +28,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _MAX_BODY: Final = 1 << 20
 
-_log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 class HttpEndpoint:
@@ -108,9 +109,9 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         return _to_error_response(error)
     except web.HTTPException:
         raise
-    except Exception:  # noqa: BLE001 - the client gets only the id of the log entry
+    except Exception as error:  # noqa: BLE001 - the client gets only the id of the log entry
         incident = uuid.uuid4().hex
-        _log.exception("incident %s", incident)
+        log(events.SIMULATOR_ERROR, "incident %s", incident, exc_info=error)
         error_body = {"code": 500, "status": "INTERNAL", "message": f"incident {incident}", "reason": "INTERNAL"}
         return web.json_response({"error": error_body}, status=500)
 

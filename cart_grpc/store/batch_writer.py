@@ -5,7 +5,6 @@ marker tells whether it was committed.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown
 from cart_grpc.commands.record import RecordAll
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.metrics import (
     AMBIGUOUS_COMMITS,
     BATCH_COMMANDS,
@@ -35,7 +36,7 @@ from cart_grpc.store.rows import CommitMarker
 from cart_grpc.tracing import Tracer
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 # How long to retry a batch, counted from when its first transaction began.
 RETRY_SECONDS = 2.0
@@ -135,7 +136,8 @@ class BatchWriter:
         except Exception as error:  # noqa: BLE001 - each command gets an answer, whatever went wrong
             commands = batch.get_commands()
             if isinstance(error, OutcomeUnknown):
-                log.warning("%d changes may or may not have been made: the connection broke at COMMIT", len(commands))
+                text = "%d changes may or may not have been made: the connection broke at COMMIT"
+                log(events.COMMIT_UNKNOWN, text, len(commands), changes=len(commands))
             elif not isinstance(error, DatabaseUnavailable) and (len(commands) > 1 or room.claims):
                 middle = len(commands) // 2
                 for part in (commands[:middle], commands[middle:]):

@@ -1,7 +1,6 @@
 """A pool of PostgreSQL connections that uses what the database grants, and replaces connections that are dead."""
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,12 +11,14 @@ import asyncpg
 from sqlalchemy import Connection, NullPool
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.store.failures import find_refusal, get_sqlstate, is_dead, show_cause
 from cart_grpc.store.pool_usage import PoolUsage
 from cart_grpc.store.postgresql_session import Sessions, Settings
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
+log = Log(__name__)
 # How long to wait for a connection, and how long before trying again to open more than the database granted.
 WAIT_SECONDS: Final = 30.0
 REST_SECONDS: Final = 60.0
@@ -72,12 +73,12 @@ class Shortage:
         self._is_noted = 0 < had < self._wanted
         if self._is_noted:
             line = "the database grants %d of %d connections; calls wait for these: %s"
-            log.warning(line, had, self._wanted, show_cause(error))
+            log(events.CONNECTIONS_SHORT, line, had, self._wanted, show_cause(error))
 
     def note_granted(self) -> None:
         """Log the end of a shortage."""
         if self._is_noted and self._sessions.count() == self._wanted:
-            log.info("the database grants all %d connections", self._wanted)
+            log(events.CONNECTIONS_GRANTED, "the database grants all %d connections", self._wanted)
             self._is_noted = False
 
     @property

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from typing import Final
 
 from cart_grpc.carts.refusals import DatabaseUnavailable
+from cart_grpc.logs.events import Event
+from cart_grpc.logs.log import Log
 from cart_grpc.store.failures import find_cause, get_sqlstate, show_cause, translate_failures
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 REMINDER_SECONDS: Final = 60.0
 # An outage is over once nothing has failed for this long: under load, some calls succeed between those that fail.
 QUIET_SECONDS: Final = 1.0
@@ -22,22 +24,25 @@ QUIET_SECONDS: Final = 1.0
 class FailureLog:
     """The failures of one thing, such as all writes. Use it in one thread only.
 
-    `fails` and `works` are what the lines say, such as "writes fail" and "writes work again". With `is_bug`, failures
-    are logged as errors, and the first of each kind with its traceback. `clock` is a monotonic clock in seconds.
+    `failing` and `recovered` are the events of the lines. `fails` and `works` are what the lines say, such as "writes
+    fail" and "writes work again". If `failing` has the level ERROR, a failure is a bug: the first of each kind is
+    logged with its traceback. `clock` is a monotonic clock in seconds.
     """
 
     def __init__(
         self,
+        failing: Event,
+        recovered: Event,
         fails: str,
         works: str,
         *,
-        is_bug: bool = False,
         quiet_seconds: float = QUIET_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._fails = fails
+        self.fails = fails
         self._works = works
-        self._level = logging.ERROR if is_bug else logging.WARNING
+        self._failing = failing
+        self._recovered = recovered
         self._quiet_seconds = quiet_seconds
         self._clock = clock
         self._kinds: set[tuple[type[BaseException], str]] = set()
@@ -73,11 +78,11 @@ class FailureLog:
         kind = (type(cause), get_sqlstate(cause))
         if kind not in self._kinds:
             self._kinds.add(kind)
-            traced = error if self._level == logging.ERROR else None
-            log.log(self._level, "%s: %s", self._fails, show_cause(error), exc_info=traced)
+            traced = error if self._failing.level == logging.ERROR else None
+            log(self._failing, "%s: %s", self.fails, show_cause(error), sqlstate=kind[1], exc_info=traced)
         elif now - self._log_time >= REMINDER_SECONDS:
             line = "%s for %.0f s now, %d times: %s"
-            log.log(self._level, line, self._fails, now - self._begin_time, self._count, show_cause(error))
+            log(self._failing, line, self.fails, now - self._begin_time, self._count, show_cause(error))
         else:
             return
         self._log_time = now
@@ -89,6 +94,7 @@ class FailureLog:
         now = self._clock()
         if now - self._last_time < self._quiet_seconds:
             return
-        log.warning("%s after %.1f s and %d failures", self._works, now - self._begin_time, self._count)
+        seconds = now - self._begin_time
+        log(self._recovered, "%s after %.1f s and %d failures", self._works, seconds, self._count)
         self._count = 0
         self._kinds.clear()

@@ -5,7 +5,6 @@ that notify commit one after the other, and callers must not wait for that. The 
 """
 
 import asyncio
-import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final
@@ -13,6 +12,7 @@ from typing import Any, Final
 import asyncpg
 from sqlalchemy import Connection
 
+from cart_grpc.logs import events
 from cart_grpc.names import CartKey, parse_cart_key
 from cart_grpc.store.change_notifier import OnChange
 from cart_grpc.store.failure_log import FailureLog
@@ -20,7 +20,6 @@ from cart_grpc.store.postgresql_session import SETTINGS, Sessions
 from cart_grpc.store.prepared import fetch
 
 Query = Callable[[Callable[[Connection], Any]], Awaitable[Any]]
-log = logging.getLogger(__name__)
 CHANNEL: Final = "cart_grpc"
 # At most 20 statements a second, however many carts change. With 50, AddItem cost up to a tenth more CPU.
 PAUSE_SECONDS: Final = 0.05
@@ -66,7 +65,12 @@ class PostgresqlHints:
         self._changed: set[CartKey] = set()
         self._sending: asyncio.Task[None] | None = None
         self._listener = _Listener(sessions, self._sender)
-        self._failures = FailureLog("hints to other processes fail", "hints to other processes work again")
+        self._failures = FailureLog(
+            events.HINTS_FAILING,
+            events.HINTS_RECOVERED,
+            "hints to other processes fail",
+            "hints to other processes work again",
+        )
 
     def send(self, changed: Iterable[CartKey]) -> None:
         """Tell other processes soon that these carts have changed. Never raises or waits."""
@@ -129,7 +133,12 @@ class _Listener:
         self._connection: asyncpg.Connection | None = None
         self._ended = asyncio.Event()
         self._pause = FIRST_RETRY_SECONDS
-        self._failures = FailureLog("no hints from other processes", "hints from other processes arrive again")
+        self._failures = FailureLog(
+            events.HINTS_FAILING,
+            events.HINTS_RECOVERED,
+            "no hints from other processes",
+            "hints from other processes arrive again",
+        )
 
     def add(self, on_change: OnChange, on_gap: Callable[[], None]) -> None:
         self._gaps.setdefault(on_change, on_gap)

@@ -173,10 +173,17 @@ class Store:
 
     async def ping(self) -> None:
         """Raise DatabaseUnavailable unless the database accepts writes and answers each kind of read, each in 2 s."""
-        paths: tuple[_Path, ...] = (self._write_queue, self.reads.carts, self._reader)
-        for result in await asyncio.gather(*map(_ping, paths), return_exceptions=True):
+        for result in await asyncio.gather(*map(_ping, self._paths), return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
+
+    def find_failing(self) -> Sequence[str]:
+        """Return the paths to the database that fail at present, as their lines in the log name them."""
+        return [path.failures.fails for path in self._paths if path.failures.is_failing]
+
+    @property
+    def _paths(self) -> Sequence[_Path]:
+        return self._write_queue, self.reads.carts, self._reader
 
 
 async def _ping(path: _Path) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
 from cart_grpc.commands.direct import Ping
+from cart_grpc.logs import events
 from cart_grpc.metrics import QUEUED_COMMANDS
 from cart_grpc.store.batch import AnyCommand
 from cart_grpc.store.batch_writer import BatchWriter, QueuedCommand, register_writers
@@ -102,7 +103,7 @@ class WriteQueue:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self.failed = False
-        self.failures = FailureLog("writes fail", "writes work again")
+        self.failures = FailureLog(events.WRITES_FAILING, events.WRITES_RECOVERED, "writes fail", "writes work again")
 
     async def start(self) -> None:
         """Register the writers in the database. Raises the database's errors."""

@@ -30,6 +30,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.samples import Sample
 
 from cart_grpc.database_setup import StartupError
+from cart_grpc.logs import events
 from cart_grpc.metrics import CONVENTIONS
 from cart_grpc.otel import OtelError, resource
 from cart_grpc.store.failure_log import FailureLog
@@ -74,7 +75,13 @@ class _Export:
         self._exporter = exporter
         self._began = time.time_ns()
         self._reason = silence()
-        self._failures = FailureLog("metrics are not exported", "metrics are exported again", quiet_seconds=0)
+        self._failures = FailureLog(
+            events.METRICS_LOST,
+            events.METRICS_EXPORTED,
+            "metrics are not exported",
+            "metrics are exported again",
+            quiet_seconds=0,
+        )
 
     def run(self, stopped: threading.Event, interval: float) -> None:
         """Export every `interval` seconds until `stopped` is set, and once more then."""

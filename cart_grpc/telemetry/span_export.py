@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from cart_grpc import otel
 from cart_grpc.database_setup import StartupError
+from cart_grpc.logs import events
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.telemetry.attempt_names import AttemptNames
 from cart_grpc.telemetry.sdk import NotExported, make_exporter, silence
@@ -68,7 +69,9 @@ class LoggedExporter(SpanExporter):
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
-        self._failures = FailureLog("traces are lost", "traces are exported again", quiet_seconds=0)
+        self._failures = FailureLog(
+            events.TRACES_LOST, events.TRACES_EXPORTED, "traces are lost", "traces are exported again", quiet_seconds=0
+        )
         self._reason = silence()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:

@@ -6,20 +6,21 @@ may be incomplete, or not belong together, for a while. Until they do, the old o
 
 import asyncio
 import datetime as dt
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from cart_grpc.logs import events
+from cart_grpc.logs.log import Log
 from cart_grpc.metrics import CERTIFICATE_EXPIRY
 from cart_grpc.tls.reloaded_files import CHECK_SECONDS, NamedFile, Reloaded
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 # A warning comes this long before a certificate expires, or in the last tenth of its life: some live for an hour.
 EXPIRY_WARNING: Final = dt.timedelta(days=7)
 # gRPC's BoringSSL signs a handshake with no other curve, and not with Ed25519.
@@ -97,7 +98,8 @@ class ServerTls:
             if (file, certificate, has_expired) not in self._warned:
                 self._warned.add((file, certificate, has_expired))
                 verb = "expired" if has_expired else "expires"
-                log.warning("%s: the certificate of %s %s at %s", file.name, _subject(certificate), verb, _show(end))
+                text, subject = "%s: the certificate of %s %s at %s", _subject(certificate)
+                log(events.CERTIFICATE_EXPIRING, text, file.name, subject, verb, _show(end), setting=file.name)
 
     def _load(self) -> _Material:
         """Raises FileError."""
@@ -110,7 +112,8 @@ class ServerTls:
             authorities = self._authorities.read()
             shown += [(self._authorities, one) for one in _parse_certificates(self._authorities, authorities)]
         subject, expiry = _subject(certificate), _show(certificate.not_valid_after_utc)
-        log.info("%s: the certificate is of %s and expires at %s", self._chain.name, subject, expiry)
+        text = "%s: the certificate is of %s and expires at %s"
+        log(events.CERTIFICATE_LOADED, text, self._chain.name, subject, expiry, setting=self._chain.name)
         return _Material(chain, key, authorities, tuple(shown))
 
 

@@ -1,6 +1,7 @@
 """Readiness: published after every ping, and damage of the database is logged once."""
 
 import logging
+from contextlib import suppress
 
 import pytest
 
@@ -14,7 +15,7 @@ class Database:
     def __init__(self) -> None:
         self.failure: Exception | None = None
         self.ready: bool | None = None
-        self.watcher = ReadinessWatcher(self.ping, [self.set_ready])
+        self.watcher = ReadinessWatcher(self.ping, [self.set_ready], lambda: ["writes fail"])
 
     async def ping(self) -> None:
         if self.failure:
@@ -52,3 +53,16 @@ async def test_damage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
             with pytest.raises(DatabaseDamaged):
                 await database.watcher.run_once()
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["the database is damaged"]
+
+
+async def test_each_change_of_readiness_is_logged_once_with_its_cause(caplog: pytest.LogCaptureFixture) -> None:
+    database = Database()
+    with caplog.at_level(logging.INFO):
+        for failure in (None, None, DatabaseUnavailable(), DatabaseUnavailable(), None, None):
+            database.failure = failure
+            with suppress(DatabaseUnavailable):
+                await database.watcher.run_once()
+    ready, not_ready, again = caplog.records
+    assert [record.event for record in (ready, not_ready, again)] == ["ready", "not_ready", "ready"]  # type: ignore[attr-defined]
+    assert not_ready.getMessage() == "not ready: the database is not available; nothing was changed"
+    assert not_ready.fields == {"failing": "writes fail"}  # type: ignore[attr-defined]

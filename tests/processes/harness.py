@@ -320,7 +320,7 @@ def _duration(seconds: float) -> Duration:
 def _environment(settings: Mapping[str, str]) -> dict[str, str]:
     ours = {name: value for name, value in os.environ.items() if not name.upper().startswith("CART_")}
     # Nobody waits in these tests, except in those of the lame-duck time itself.
-    return {**ours, "CART_LAME_DUCK": "0", **settings}
+    return {**ours, "CART_LAME_DUCK": "0", "CART_LOG_FORMAT": "text", **settings}
 
 
 @asynccontextmanager

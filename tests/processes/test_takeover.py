@@ -1,5 +1,6 @@
 """Another replica claims a lost replica's work within a second after its leases end, and not before."""
 
+import re
 import signal
 from contextlib import AsyncExitStack
 
@@ -55,6 +56,9 @@ async def test_another_replica_claims_within_a_second_after_the_lease_ends_and_n
         await simulated.until_called(2 * ITEMS)
         rows = (await connection.execute(text("SELECT * FROM seen_claims WHERE lease_expire_time IS NOT NULL"))).all()
         assert len({row.reservation_id for row in rows}) == len(rows) == ITEMS
+        taken = re.findall(r"WARNING claims_taken_over took over (\d+) reservations", other.errors)
+        assert sum(map(int, taken)) == ITEMS
+        assert "claims_taken_over" not in lost.errors
         for row in rows:
             assert row.lease_expire_time <= row.claimed_at <= row.lease_expire_time + SECOND
     assert programs.complaints() == []

@@ -19,7 +19,7 @@ from cart_grpc.authentication.key_sources import UrlSource
 from cart_grpc.authentication.refusals import Fault, PermissionDenied, TokenExpired, TokenInvalid, TokenMissing
 from cart_grpc.authentication.tokens import Tokens
 from cart_grpc.carts.refusals import CallRefused
-from cart_grpc.process import start_log
+from cart_grpc.logs import output
 from cart_grpc.rpc import status
 from cart_grpc.rpc.access import AccessByToken
 from cart_grpc.rpc.methods import CART_SERVICE, Method
@@ -103,7 +103,7 @@ async def test_metadata_that_is_not_text_identifies_nobody_and_is_not_logged(
     shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("grpc._cython.cygrpc"), "filters", [])
-    start_log("INFO")
+    output.start("INFO")
     value = f"Bearer {SECRET}".encode() + b"\xff"
     headers = call_of(path_of("GetCart")) + b"\0\x0dauthorization" + bytes((len(value),)) + value
     reached: list[Any] = []

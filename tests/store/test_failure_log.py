@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from cart_grpc.carts.refusals import DatabaseUnavailable
+from cart_grpc.logs import events
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.failures import CommitFailed, show_cause
 
@@ -16,7 +17,13 @@ class Log:
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.WARNING)
         self.now = 100.0
-        self.failures = FailureLog("writes fail", "writes work again", clock=lambda: self.now)
+        self.failures = FailureLog(
+            events.WRITES_FAILING,
+            events.WRITES_RECOVERED,
+            "writes fail",
+            "writes work again",
+            clock=lambda: self.now,
+        )
         self._caplog = caplog
 
     def fail(self, error: Exception) -> None:

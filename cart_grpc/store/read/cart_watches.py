@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any, Final
 
 from cart_grpc.carts.refusals import DatabaseUnavailable, Overloaded
+from cart_grpc.logs import events
 from cart_grpc.names import CartKey
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Hints
@@ -115,7 +116,12 @@ class CartWatches:
         self._task: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
         self._check_now = asyncio.Event()
-        self._bugs = FailureLog("watches cannot check revisions", "watches check revisions again", is_bug=True)
+        self._bugs = FailureLog(
+            events.LOOP_FAILING,
+            events.LOOP_RECOVERED,
+            "watches cannot check revisions",
+            "watches check revisions again",
+        )
         notifier.subscribe(self._on_change, self._on_close)
 
     @contextmanager

@@ -13,6 +13,7 @@ from contextvars import Context
 from sqlalchemy import Connection
 
 from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseUnavailable, Overloaded
+from cart_grpc.logs import events
 from cart_grpc.names import CartKey
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
@@ -42,7 +43,9 @@ class GroupedReads:
         self._queue: deque[_QueuedRead] = deque()
         self._task: asyncio.Task[None] | None = None
         self._gathering = Gathering(self._queue, MAX_BATCH)
-        self.failures = FailureLog("reads of carts fail", "reads of carts work again")
+        self.failures = FailureLog(
+            events.READS_FAILING, events.READS_RECOVERED, "reads of carts fail", "reads of carts work again"
+        )
 
     async def find(self, key: CartKey, validator: CacheValidator | None = None) -> Found:
         """Return the cart under `key`, NOT_MODIFIED if `validator` is still valid, or None if no cart was ever made.

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Row, Select, literal_column, select
 
 from cart_grpc.carts.refusals import DatabaseUnavailable
+from cart_grpc.logs import events
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.schema import pauses
@@ -22,7 +23,9 @@ class Reader:
         self._running = 0
         # A table with at most one row.
         self._ping: Select[Any] = select(literal_column("1")).select_from(pauses)
-        self.failures = FailureLog("reads of lists fail", "reads of lists work again")
+        self.failures = FailureLog(
+            events.READS_FAILING, events.READS_RECOVERED, "reads of lists fail", "reads of lists work again"
+        )
 
     async def fetch(self, statement: Select[Any], parameters: dict[str, Any]) -> Sequence[Row[Any]]:
         """Return all rows of a read. Raises DatabaseUnavailable."""
