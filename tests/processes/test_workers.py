@@ -112,7 +112,7 @@ async def test_a_killed_worker_is_replaced_and_the_other_answers_in_the_meantime
     after = workers(program)
     assert len(after.keys() & before.keys()) == 1
     await eventually(lambda: sorted(len(listening(worker)) for worker in after.values()) == [1, 2])
-    assert re.search(r"ERROR cart_grpc.workers worker-1 ended with status -9; restarting it", program.errors)
+    assert re.search(r"ERROR worker_ended worker-1 ended with status -9; restarting it", program.errors)
     program.send(signal.SIGTERM)
     assert await program.ended(GRACE + 5) == 0
 
@@ -136,7 +136,7 @@ async def test_a_second_ctrl_c_ends_all_workers_at_once(shared_url: str, program
         for process in (*children, psutil.Process(program.pid)):
             process.send_signal(signal.SIGINT)
         # The parent and each worker say it.
-        await eventually(lambda: program.errors.count("stopping") == 3)
+        await eventually(lambda: program.errors.count("INFO stopping ") == 3)
         await client.add(cart=cart_of(0))
         assert program.is_running
         program.send(signal.SIGINT)

@@ -281,5 +281,8 @@ class SimulatedEngine:
         """Whether the database's clock is behind the time of an earlier transaction."""
         return self._database.now() < self._database.latest
 
+    def pools(self) -> Sequence[PoolUsage]:
+        return ()
+
     async def close(self) -> None:
         """Nothing to close."""

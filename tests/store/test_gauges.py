@@ -13,7 +13,7 @@ from cart_grpc.store.store import Store
 from cart_grpc.store.write_queue import WriteQueue
 from tests.counting import counting, value_of
 from tests.store.test_database_clock import Setting, setting
-from tests.store.writes import HOUR, add
+from tests.store.writes import SECOND, add
 
 __all__ = ["setting"]
 
@@ -59,7 +59,7 @@ async def test_transactions_that_wait_for_the_connection_are_counted(engine: Eng
 async def test_a_step_of_the_database_clock_is_counted(setting: Setting) -> None:
     with counting(CLOCK_STEPS.labels("back")):
         await setting.set_back()
-    setting.monotonic.ahead -= HOUR
+    setting.monotonic.ahead -= 3600 * SECOND
     with counting(CLOCK_STEPS.labels("forward")):
         await setting.watcher.run_once()
 

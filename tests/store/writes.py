@@ -17,6 +17,7 @@ from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE, Lane
 from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Observed, Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.pool_usage import PoolUsage
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.read.operator_reads import ReservationSnapshot, UnreadableReservation
 from cart_grpc.store.read.reads import Reads
@@ -231,6 +232,9 @@ class Wrapped:
 
     async def query(self, work: Callable[[Connection], T]) -> T:
         return await self.inner.query(work)
+
+    def pools(self) -> Sequence[PoolUsage]:
+        return self.inner.pools()
 
     async def committed(self) -> None:
         """Runs after a commit and before `transact` returns."""
