@@ -86,6 +86,10 @@ def _of_access(rounds: Json) -> dict[str, Ratio]:
     return {f"AddItem CPU, {name} / {none}": between(rounds, name, none, "cpu_us") for name in rounds if name != none}
 
 
+def _of_metrics(rounds: Json) -> dict[str, Ratio]:
+    return {f"AddItem CPU, {name} / none": between(rounds, name, "none", "cpu_us") for name in rounds if name != "none"}
+
+
 def _of_traces(rounds: Json) -> dict[str, Ratio]:
     return {f"AddItem CPU, {name} / off": between(rounds, name, "off", "cpu_us") for name in rounds if name != "off"}
 
@@ -132,6 +136,7 @@ _OF_SECTIONS: dict[str, Callable[[Json], dict[str, Ratio]]] = {
     "table": _of_table,
     "flatness": _of_flatness,
     "access": _of_access,
+    "metrics": _of_metrics,
     "traces": _of_traces,
     "comparisons": _of_comparisons,
     "overload": _of_overload,

@@ -248,6 +248,20 @@ def _access(results: Json, found: Found) -> str:
     return f"### Identities\n\n{about}\n\n{rows_of(head, rows)}"
 
 
+def _metrics(results: Json, found: Found) -> str:
+    rows: list[list[object]] = []
+    for database in databases_of(results["metrics"]):
+        for name, turns in results["metrics"][database].items():
+            ratio = found[database].get(f"AddItem CPU, {name} / none", "")
+            rows.append([f"{TITLES[database]}: {name}", ratio, f"{middle(turns, 'cpu_us'):.0f}"])
+    head = ("AddItem, metrics", "CPU / CPU without metrics", "server CPU µs a call")
+    about = (
+        "`none`: the instruments do nothing. `not served`: they count what the database and the reconciler do. "
+        "`served`: calls are measured, too, and the port is scraped every second. The reconciler is paused."
+    )
+    return f"### Metrics\n\n{about}\n\n{rows_of(head, rows)}"
+
+
 def _traces(results: Json, found: Found) -> str:
     rows: list[list[object]] = []
     for database in databases_of(results["traces"]):
@@ -309,6 +323,7 @@ _PARTS: dict[str, Callable[[Json, Found], str]] = {
     "workers": _workers,
     "watch": _watch,
     "access": _access,
+    "metrics": _metrics,
     "traces": _traces,
     "comparisons": _comparisons,
     "interpreters": _interpreters,

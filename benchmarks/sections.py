@@ -16,6 +16,7 @@ from sqlalchemy import make_url
 from benchmarks.access import access
 from benchmarks.comparisons import comparisons
 from benchmarks.interpreters import interpreters
+from benchmarks.metrics import metrics
 from benchmarks.overload import Peak, fairness, overload
 from benchmarks.parts import parts
 from benchmarks.plan import CARTS, IN_FLIGHT, SKUS, Plan, Section
@@ -212,6 +213,7 @@ SECTIONS: dict[str, Section] = {
     "workers": workers,
     "watch": watch,
     "access": access,
+    "metrics": metrics,
     "traces": traces,
     "comparisons": comparisons,
     "interpreters": interpreters,

@@ -194,7 +194,7 @@ def test_line_ends_at_the_end_of_a_secret_are_ignored(files: PemFolder, content:
         (f"{SECRET} {SECRET}", "one word"),
         (f"{SECRET}é", "one word"),
         (SECRET * 2000, "one word"),
-        (SECRET * 200_000, "longer than 1 MiB"),
+        (SECRET * 200_000, "longer than 1024 KiB"),
     ],
 )
 def test_an_unusable_token_is_refused_without_quoting_it(files: PemFolder, content: str | bytes, fault: str) -> None:

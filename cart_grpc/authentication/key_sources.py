@@ -1,9 +1,7 @@
 """The sources of a JSON Web Key Set: a file, or an https URL. Each read returns the whole content."""
 
 import asyncio
-import os
 import ssl
-import stat
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
@@ -11,6 +9,7 @@ from urllib.request import url2pathname
 
 from cart_grpc.authentication.keys import KeysNotLoaded
 from cart_grpc.terminal import escape
+from cart_grpc.tls.reloaded_files import Unreadable, read_file
 
 MAX_BYTES: Final = 262_144
 FETCH_SECONDS: Final = 5.0
@@ -40,18 +39,11 @@ class FileSource:
 
     async def read(self) -> bytes:
         """Return the content of the file. Raises KeysNotLoaded."""
-        # In a thread: the file system may be a network's.
-        return await asyncio.to_thread(self._read)
-
-    def _read(self) -> bytes:
         try:
-            with open(self._path, "rb", opener=_open) as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise KeysNotLoaded("it is not a file")
-                return _check_size(file.read(MAX_BYTES + 1))
-        except (OSError, ValueError) as error:
-            cause = (isinstance(error, OSError) and error.strerror) or type(error).__name__
-            raise KeysNotLoaded(f"the file cannot be read: {cause}") from None
+            # In a thread: the file system may be a network's.
+            return await asyncio.to_thread(read_file, self._path, MAX_BYTES)
+        except Unreadable as fault:
+            raise KeysNotLoaded(str(fault)) from None
 
 
 class UrlSource:
@@ -100,11 +92,6 @@ def key_source(location: str) -> KeySource:
     if location.startswith("file://"):
         return FileSource(Path(url2pathname(urlsplit(location).path)))
     return FileSource(Path(location))
-
-
-def _open(path: str, flags: int) -> int:
-    # O_NONBLOCK: to open a named pipe would block until somebody writes to it.
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _check_size(content: bytes | bytearray) -> bytes:

@@ -14,7 +14,7 @@ from cart_grpc.metrics import EVENT_LOOP_LAG
 SAMPLE_SECONDS: Final = 1.0
 DATABASE_SAMPLE_SECONDS: Final = 10.0
 # Reading a large backlog takes long. So at most this share of the time is used for it.
-_MAX_SHARE: Final = 0.05
+MAX_SHARE: Final = 0.05
 
 
 class Sampled(Protocol):
@@ -69,4 +69,4 @@ class DatabaseSampler:
             self._took = time.monotonic() - began
 
     async def _pause(self, _: None) -> None:
-        await asyncio.sleep(max(DATABASE_SAMPLE_SECONDS, self._took / _MAX_SHARE))
+        await asyncio.sleep(max(DATABASE_SAMPLE_SECONDS, self._took / MAX_SHARE))

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -17,6 +17,7 @@ from opentelemetry.sdk.metrics.export import (
     HistogramDataPoint,
     Metric,
     MetricExporter,
+    MetricExportResult,
     MetricsData,
     NumberDataPoint,
     ResourceMetrics,
@@ -28,9 +29,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.samples import Sample
 
-from cart_grpc import otel
+from cart_grpc.database_setup import StartupError
 from cart_grpc.metrics import CONVENTIONS
-from cart_grpc.telemetry import otel_log
+from cart_grpc.otel import OtelError, resource
+from cart_grpc.store.failure_log import FailureLog
+from cart_grpc.telemetry.sdk import NotExported, make_exporter, silence
 
 Labels = tuple[tuple[str, str], ...]
 _SCOPE: Final = InstrumentationScope("cart_grpc")
@@ -44,20 +47,17 @@ _LAST_EXPORT_SECONDS: Final = 1.0
 
 @contextmanager
 def exporting(registry: CollectorRegistry) -> Iterator[None]:
-    """Export the metrics of `registry` until the block ends, in a thread of its own. Raises OtelError."""
-    interval = _find_interval()
-    exporter = _make_exporter()
-    otel_log.quieten()
-    stopped, began = threading.Event(), time.time_ns()
-
-    def run() -> None:
-        is_last = False
-        while not is_last:
-            is_last = stopped.wait(interval)
-            exporter.export(to_metrics_data(registry, began, time.time_ns()))
-        exporter.shutdown()
-
-    thread = threading.Thread(target=run, name="otlp-metrics", daemon=True)
+    """Export the metrics of `registry` until the block ends, in a thread of its own. Raises StartupError."""
+    try:
+        interval = _find_interval()
+        export = _Export(registry, make_exporter("metrics"))
+    except OtelError as error:
+        raise StartupError(str(error)) from None
+    except Exception as error:
+        raise StartupError(f"OTEL_*: metrics cannot be exported: {type(error).__name__}: {error}") from error
+    stopped = threading.Event()
+    # A daemon: a collector that hangs does not keep the process from ending.
+    thread = threading.Thread(target=export.run, args=(stopped, interval), name="otlp-metrics", daemon=True)
     thread.start()
     try:
         yield
@@ -66,11 +66,40 @@ def exporting(registry: CollectorRegistry) -> Iterator[None]:
         thread.join(_LAST_EXPORT_SECONDS)
 
 
+class _Export:
+    """Exports the metrics of a registry, and logs an outage once, with its cause."""
+
+    def __init__(self, registry: CollectorRegistry, exporter: MetricExporter) -> None:
+        self._registry = registry
+        self._exporter = exporter
+        self._began = time.time_ns()
+        self._reason = silence()
+        self._failures = FailureLog("metrics are not exported", "metrics are exported again", quiet_seconds=0)
+
+    def run(self, stopped: threading.Event, interval: float) -> None:
+        """Export every `interval` seconds until `stopped` is set, and once more then."""
+        is_last = False
+        while not is_last:
+            is_last = stopped.wait(interval)
+            self._export()
+        self._exporter.shutdown()
+
+    def _export(self) -> None:
+        try:
+            data = to_metrics_data(self._registry, self._began, time.time_ns())
+            if self._exporter.export(data) is not MetricExportResult.SUCCESS:
+                raise NotExported(self._reason.text)  # noqa: TRY301 - noted as other failures are
+        except Exception as error:  # noqa: BLE001 - an exporter may raise anything, and the thread must go on
+            self._failures.note_failure(error)
+        else:
+            self._failures.note_success()
+
+
 def to_metrics_data(registry: CollectorRegistry, began: int, now: int) -> MetricsData:
     """Return the registry's metrics, counted since `began`. Times are nanoseconds since the Unix epoch."""
     metrics = [metric for family in registry.collect() if (metric := _to_metric(family, began, now))]
     scope = ScopeMetrics(_SCOPE, metrics, "")
-    return MetricsData([ResourceMetrics(otel.resource(), [scope], "")])
+    return MetricsData([ResourceMetrics(resource(), [scope], "")])
 
 
 def _to_metric(family: Family, began: int, now: int) -> Metric | None:
@@ -123,25 +152,10 @@ def _to_attributes(labels: Mapping[str, str]) -> dict[str, str]:
     return {_CONVENTIONS.get(name, name): value for name, value in labels.items()}
 
 
-def _make_exporter() -> MetricExporter:
-    """Raises OtelError."""
-    exporter: Any
-    if otel.find_protocol("metrics") == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as GrpcExporter  # noqa: PLC0415 - one of two
-
-        exporter = GrpcExporter()
-    else:
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter as HttpExporter  # noqa: PLC0415 - one of two
-
-        exporter = HttpExporter()
-    made: MetricExporter = exporter
-    return made
-
-
 def _find_interval() -> float:
-    """Return the seconds between two exports. Raises OtelError."""
+    """Return the seconds between two exports. Raises ValueError."""
     variable = "OTEL_METRIC_EXPORT_INTERVAL"
     text = os.environ.get(variable, "").strip() or str(_DEFAULT_INTERVAL_MILLIS)
     if not text.isascii() or not text.isdecimal() or int(text) == 0:
-        raise otel.OtelError(f"{variable}: must be a number of milliseconds greater than 0")
+        raise ValueError(f"{variable}: must be a number of milliseconds greater than 0")
     return int(text) / 1000

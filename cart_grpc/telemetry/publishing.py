@@ -13,8 +13,12 @@ from cart_grpc.telemetry.exposition import exposed
 
 def measures(settings: Settings) -> bool:
     """Return whether anybody reads the metrics of this process. Raises StartupError."""
+    return bool(settings.metrics_listen) or _is_exported()
+
+
+def _is_exported() -> bool:
     try:
-        return bool(settings.metrics_listen) or is_exported("metrics")
+        return is_exported("metrics")
     except OtelError as error:
         raise StartupError(str(error)) from None
 
@@ -33,12 +37,9 @@ def publishing(settings: Settings, registry: CollectorRegistry = REGISTRY) -> It
             except OSError:
                 fault = f"cannot listen on {settings.metrics_listen}: it is taken, or not an address of this machine"
                 raise StartupError(f"CART_METRICS_LISTEN: {fault}") from None
-        try:
-            if is_exported("metrics"):
-                # Imported here because it is an extra, and slow to import.
-                from cart_grpc.telemetry.otlp_metrics import exporting  # noqa: PLC0415
+        if _is_exported():
+            # Imported here because it is an extra, and slow to import.
+            from cart_grpc.telemetry.otlp_metrics import exporting  # noqa: PLC0415
 
-                stack.enter_context(exporting(registry))
-        except OtelError as error:
-            raise StartupError(str(error)) from None
+            stack.enter_context(exporting(registry))
         yield port

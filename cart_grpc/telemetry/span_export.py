@@ -4,12 +4,11 @@ A collector that is away delays no call and no stop. Spans that it does not take
 """
 
 import asyncio
-import logging
-import re
+import gc
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from importlib.metadata import entry_points, version
+from importlib.metadata import version
 from typing import Final
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
@@ -20,15 +19,11 @@ from cart_grpc import otel
 from cart_grpc.database_setup import StartupError
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.telemetry.attempt_names import AttemptNames
+from cart_grpc.telemetry.sdk import NotExported, make_exporter, silence
 from cart_grpc.telemetry.tracing import OtelTracer
 
 # How long a stop waits for the last spans.
 FLUSH_SECONDS: Final = 2.0
-_USER: Final = re.compile(r"//[^/@\s]*@")
-
-
-class NotExported(Exception):
-    """The exporter could not deliver spans. The text says why."""
 
 
 @asynccontextmanager
@@ -38,7 +33,7 @@ async def exporting(reservation_url: str) -> AsyncIterator[OtelTracer]:
     Raises StartupError if a variable has a value that the SDK does not take.
     """
     try:
-        processor = BatchSpanProcessor(LoggedExporter(make_exporter()))
+        processor = BatchSpanProcessor(LoggedExporter(make_exporter("traces")))
         # The first provider is made for its sampler: the SDK reads OTEL_TRACES_SAMPLER.
         sampler = TracerProvider(shutdown_on_exit=False).sampler
         provider = TracerProvider(ALWAYS_ON, otel.resource(), shutdown_on_exit=False)
@@ -47,22 +42,14 @@ async def exporting(reservation_url: str) -> AsyncIterator[OtelTracer]:
     except Exception as error:
         raise StartupError(f"OTEL_*: traces cannot be exported: {type(error).__name__}: {error}") from error
     provider.add_span_processor(processor)
+    # As at the start of the process: a full collection need not look at all that was imported here.
+    gc.freeze()
     try:
         yield OtelTracer(
             sampler, provider.get_tracer("cart_grpc", version("cart-grpc")), AttemptNames.at(reservation_url)
         )
     finally:
         await _stop(processor)
-
-
-def make_exporter() -> SpanExporter:
-    """Return the exporter that the variables ask for. It reads its own variables. Raises OtelError."""
-    name = otel.find_exporter("traces")
-    if name == "otlp":
-        name = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}[otel.find_protocol("traces")]
-    (found,) = entry_points(group="opentelemetry_traces_exporter", name=name)
-    exporter: SpanExporter = found.load()()
-    return exporter
 
 
 async def _stop(processor: SpanProcessor) -> None:
@@ -82,10 +69,7 @@ class LoggedExporter(SpanExporter):
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
         self._failures = FailureLog("traces are lost", "traces are exported again", quiet_seconds=0)
-        self._reason = _LastLine()
-        for name, logger in list(logging.root.manager.loggerDict.items()):
-            if name.startswith(("opentelemetry.exporter", "opentelemetry.sdk")) and isinstance(logger, logging.Logger):
-                logger.addFilter(self._reason)
+        self._reason = silence()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """See SpanExporter. It raises nothing."""
@@ -102,13 +86,3 @@ class LoggedExporter(SpanExporter):
     def shutdown(self) -> None:
         """See SpanExporter."""
         self._exporter.shutdown()
-
-
-class _LastLine(logging.Filter):
-    """Keeps the last line of loggers, instead of writing it."""
-
-    text = "unknown"
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        self.text = _USER.sub("//***@", record.getMessage())
-        return False

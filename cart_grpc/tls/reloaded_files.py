@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,10 @@ _MAX_BYTES: Final = 1 << 20
 # RFC 6750 allows fewer characters, but some servers have tokens of their own kind.
 _TOKEN: Final = re.compile(r"[!-~]+")
 _MAX_TOKEN: Final = 8192
+
+
+class Unreadable(Exception):
+    """A file has no usable content. The text is the fault, without the name of the file."""
 
 
 class FileError(Exception):
@@ -36,17 +41,9 @@ class NamedFile:
     def read(self) -> bytes:
         """Return the content, 1 MiB at most. Raises FileError."""
         try:
-            with open(self.path, "rb", opener=_open) as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise self.fault("it is not a file")
-                content = file.read(_MAX_BYTES + 1)
-        except OSError as error:
-            raise self.fault(f"the file cannot be read: {error.strerror}") from None
-        except ValueError:
-            raise self.fault("it is not a path") from None
-        if len(content) > _MAX_BYTES:
-            raise self.fault("the file is longer than 1 MiB")
-        return content
+            return read_file(self.path, _MAX_BYTES)
+        except Unreadable as fault:
+            raise self.fault(str(fault)) from None
 
     def read_text(self) -> str:
         """Return the content as UTF-8, without the line ends at its end, such as a password. Raises FileError.
@@ -73,6 +70,22 @@ class NamedFile:
     def fault(self, why: str) -> FileError:
         """Return, not raise, the error that says why the file cannot be used."""
         return FileError(f"{self.name}: {why}")
+
+
+def read_file(path: str | Path, max_bytes: int) -> bytes:
+    """Return the content of the file at `path`. Raises Unreadable, also if it is longer than `max_bytes`."""
+    try:
+        with open(path, "rb", opener=_open) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise Unreadable("it is not a file")
+            content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise Unreadable(f"the file cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise Unreadable("it is not a path") from None
+    if len(content) > max_bytes:
+        raise Unreadable(f"it is longer than {max_bytes >> 10} KiB")
+    return content
 
 
 class Reloaded(Generic[T]):

@@ -18,8 +18,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from cart_grpc.metrics import CERTIFICATE_EXPIRY
 from cart_grpc.tls.reloaded_files import FileError, NamedFile
 from cart_grpc.tls.server import ServerTls
+from tests.counting import value_of
 from tests.pem import NOW, PemFolder, issue, new_authority
 
 AUTHORITY = new_authority()
@@ -113,3 +115,10 @@ def test_a_certificate_is_logged_once_before_it_expires(
     tls.check()
     said = [record.getMessage() for record in caplog.records if "chain: " in record.getMessage()]
     assert [line.split()[-3] for line in said] == words
+
+
+def test_the_metric_has_the_first_certificate_of_a_file_to_expire(tmp_path: Path) -> None:
+    end = NOW.replace(microsecond=0) + dt.timedelta(minutes=30)
+    first = AUTHORITY.issue_cert("cart.example", not_after=end, key_type=trustme.KeyType.ECDSA)
+    opened(tmp_path, KEY, CHAIN + first.cert_chain_pems[0].bytes()).check()
+    assert value_of(CERTIFICATE_EXPIRY.labels("chain")) == end.timestamp()

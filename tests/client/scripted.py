@@ -27,6 +27,7 @@ class Attempt:
     time: float
     seconds_left: float
     authorization: str
+    traceparent: str
 
 
 @dataclass
@@ -69,7 +70,8 @@ class Scripted:
     def _note(self, request: Any, context: Any) -> None:
         sent = dict(context.invocation_metadata())
         seconds_left = context.time_remaining() or 0.0
-        self.attempts.append(Attempt(request, time.monotonic(), seconds_left, sent.get("authorization", "")))
+        found = sent.get("authorization", ""), sent.get("traceparent", "")
+        self.attempts.append(Attempt(request, time.monotonic(), seconds_left, *found))
         self.peers.append(context.peer())
         context.add_callback(self.ended.set)
         self.called.set()

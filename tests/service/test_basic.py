@@ -12,11 +12,13 @@ from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from cart_grpc.metrics import ALARMS, DUPLICATES
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.faults import Faults
 from cart_grpc.simulator.rules import StoredReservation
 from cart_grpc.simulator.simulator import Simulator
 from cart_grpc.simulator.stock import Stock
+from tests.counting import counting
 from tests.gate import Gate
 from tests.service.conftest import CART, Service, running_replica
 
@@ -182,10 +184,11 @@ async def test_a_post_that_arrives_twice_is_found_and_undone(
     simulator.post_faults = Faults(duplicated=1, duplicate_delay_us=1)
     await service.add(quantity=2)
     await item_in(service, State.STATE_RESERVED)
-    gate.open()
-    await service.eventually(lambda _: simulator.held == 4)
-    await assert_reserved_exactly(service, simulator, 2)
-    await until_alarm(service, caplog)
+    with counting(DUPLICATES), counting(ALARMS):
+        gate.open()
+        await service.eventually(lambda _: simulator.held == 4)
+        await assert_reserved_exactly(service, simulator, 2)
+        await until_alarm(service, caplog)
 
 
 async def test_an_item_stays_pending_while_the_api_refuses_connections_and_is_then_reserved_once(

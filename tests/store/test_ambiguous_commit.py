@@ -14,6 +14,7 @@ from sqlalchemy.util import await_only
 
 from cart_grpc import app
 from cart_grpc.carts.refusals import Unavailable
+from cart_grpc.metrics import AMBIGUOUS_COMMITS, DATABASE_RETRIES
 from cart_grpc.store import batch_writer, schema
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
@@ -21,6 +22,7 @@ from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
 from cart_grpc.store.write_queue import WriteQueue
+from tests.counting import counting
 from tests.store.writes import SKU, add, answered, before_commit, claim_one, count, decode, snapshot
 
 KILL = "SELECT pg_terminate_backend(pg_backend_pid())"
@@ -62,7 +64,9 @@ async def test_a_lost_commit_reply_is_resolved_by_the_commit_marker(
 ) -> None:
     await store.mutate(add(quantity=1))
     breaking = Breaking(engine, committed=committed)
-    assert decode(await store.mutate(add(quantity=2))) == {SKU: 3}
+    outcome = AMBIGUOUS_COMMITS.labels("committed" if committed else "not_committed")
+    with counting(outcome), counting(DATABASE_RETRIES, by=not committed):
+        assert decode(await store.mutate(add(quantity=2))) == {SKU: 3}
     assert breaking.broken == 1
     found = await snapshot(store)
     assert (found.cart.total_quantity, found.cart.revision) == (3, 2)

@@ -13,7 +13,9 @@ from cart_grpc.store.batch_writer import BatchWriter, QueuedCommand
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.queries import WriteQueries
+from cart_grpc.store.store import Store
 from cart_grpc.store.write_queue import MAX_BATCH, Handover, WriteQueue
+from cart_grpc.tracing import TRACE_CONTEXT
 from tests.store.writes import LEASE, SKU, Wrapped, add, decode, read_total
 
 
@@ -134,3 +136,15 @@ async def test_more_commands_than_a_batch_holds_are_written_in_several_batches(
     await idle.close()
     assert replies == list(range(1, 2 * MAX_BATCH + 2))
     assert counted.transactions == 1 + 3
+
+
+async def test_a_batch_does_not_run_in_the_context_of_the_call_that_began_it(store: Store) -> None:
+    seen: list[str] = []
+    store.notifier.subscribe(lambda _: seen.append(TRACE_CONTEXT.get()), lambda: None)
+    token = TRACE_CONTEXT.set("of one call")
+    try:
+        await store.mutate(add())
+    finally:
+        TRACE_CONTEXT.reset(token)
+    # The batch serves other calls, too, and begins calls to the Reservation API.
+    assert seen == [""]

@@ -1,6 +1,6 @@
 """The client: its connections, its carts, and the calls that are not about one cart."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -20,7 +20,8 @@ class CartClient:
     """A client of CartService at `address`, HOST:PORT. It connects at the first call; close it at the end.
 
     Each call may take `timeout` seconds plus its `wait`, with all its attempts. The client calls `token` for each
-    attempt and sends its result as `authorization: Bearer`. With `credentials`, the connections use TLS.
+    attempt and sends its result as `authorization: Bearer`. It sends the pairs that `metadata` returns, such as
+    `traceparent`, with each attempt, too; their names are in lower case. With `credentials`, the connections use TLS.
 
     One connection carries 100 calls at a time, and another one 50 watches. For more, use several clients.
 
@@ -34,11 +35,12 @@ class CartClient:
         timeout: float = 10.0,
         token: io.Token | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        metadata: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._timeout = check_timeout(timeout)
-        self._connection = Connection(check_address(address), credentials, token)
+        self._connection = Connection(check_address(address), credentials, token, metadata)
         # Of their own: watches must not take the places of calls.
-        self._watches = Connection(address, credentials, token)
+        self._watches = Connection(address, credentials, token, metadata)
         self._calls = Calls(self._connection, timeout)
 
     async def __aenter__(self) -> Self:

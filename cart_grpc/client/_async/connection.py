@@ -1,6 +1,7 @@
 """A connection of the client: a channel that is opened when it is first used."""
 
 import threading
+from collections.abc import Callable, Mapping
 
 import grpc
 
@@ -9,14 +10,22 @@ from cart_grpc.client import errors
 
 
 class Connection:
-    """A channel to `address`. Each attempt of a call gets a token from the callback `token`, if there is one."""
+    """A channel to `address`. Each attempt of a call gets a token from the callback `token`, if there is one.
+
+    It also gets the pairs that `metadata` returns.
+    """
 
     def __init__(
-        self, address: str, credentials: grpc.ChannelCredentials | None = None, token: io.Token | None = None
+        self,
+        address: str,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: io.Token | None = None,
+        metadata: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._address = address
         self._credentials = credentials
         self._token = token
+        self._metadata = metadata
         self._lock = threading.Lock()
         self._channel: io.Channel | None = None
         self._stub: io.Stub | None = None
@@ -35,10 +44,11 @@ class Connection:
 
     async def metadata(self, seconds: float) -> tuple[tuple[str, str], ...]:
         """Return the metadata of one attempt. Raises DeadlineExceeded if the token takes longer than `seconds`."""
+        metadata = tuple(self._metadata().items())
         if self._token is None:
-            return ()
+            return metadata
         token = await io.get_token(self._token, seconds)
-        return (("authorization", f"Bearer {token}"),)
+        return (("authorization", f"Bearer {token}"), *metadata)
 
     async def close(self) -> None:
         """Close the channel and end its calls."""

@@ -1,7 +1,7 @@
 # Made by `make sync-client` from the file of the same name in _async. Do not edit.
 """The client: its connections, its carts, and the calls that are not about one cart."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -21,7 +21,8 @@ class SyncCartClient:
     """A client of CartService at `address`, HOST:PORT. It connects at the first call; close it at the end.
 
     Each call may take `timeout` seconds plus its `wait`, with all its attempts. The client calls `token` for each
-    attempt and sends its result as `authorization: Bearer`. With `credentials`, the connections use TLS.
+    attempt and sends its result as `authorization: Bearer`. It sends the pairs that `metadata` returns, such as
+    `traceparent`, with each attempt, too; their names are in lower case. With `credentials`, the connections use TLS.
 
     One connection carries 100 calls at a time, and another one 50 watches. For more, use several clients.
 
@@ -35,11 +36,12 @@ class SyncCartClient:
         timeout: float = 10.0,
         token: io.Token | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        metadata: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._timeout = check_timeout(timeout)
-        self._connection = Connection(check_address(address), credentials, token)
+        self._connection = Connection(check_address(address), credentials, token, metadata)
         # Of their own: watches must not take the places of calls.
-        self._watches = Connection(address, credentials, token)
+        self._watches = Connection(address, credentials, token, metadata)
         self._calls = Calls(self._connection, timeout)
 
     def __enter__(self) -> Self:

@@ -127,6 +127,19 @@ async def test_each_attempt_has_a_new_token(scripted: Scripted) -> None:
     assert [attempt.authorization for attempt in scripted.attempts] == ["Bearer one", "Bearer two"]
 
 
+async def test_each_attempt_has_the_metadata_of_its_time_beside_the_token(scripted: Scripted) -> None:
+    current = iter(("first", "second"))
+    scripted.script = [refusal(StatusCode.UNAVAILABLE), added()]
+
+    def metadata() -> dict[str, str]:
+        return {"traceparent": next(current)}
+
+    async with CartClient(scripted.address, token=lambda: "one", metadata=metadata) as client:
+        await client.cart("alice").add("beans")
+    assert [attempt.traceparent for attempt in scripted.attempts] == ["first", "second"]
+    assert [attempt.authorization for attempt in scripted.attempts] == ["Bearer one"] * 2
+
+
 async def test_with_credentials_the_client_uses_tls() -> None:
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")

@@ -126,6 +126,19 @@ def test_each_attempt_has_a_new_token(scripted: Scripted) -> None:
     assert [attempt.authorization for attempt in scripted.attempts] == ["Bearer one", "Bearer two"]
 
 
+def test_each_attempt_has_the_metadata_of_its_time_beside_the_token(scripted: Scripted) -> None:
+    current = iter(("first", "second"))
+    scripted.script = [refusal(StatusCode.UNAVAILABLE), added()]
+
+    def metadata() -> dict[str, str]:
+        return {"traceparent": next(current)}
+
+    with SyncCartClient(scripted.address, token=lambda: "one", metadata=metadata) as client:
+        client.cart("alice").add("beans")
+    assert [attempt.traceparent for attempt in scripted.attempts] == ["first", "second"]
+    assert [attempt.authorization for attempt in scripted.attempts] == ["Bearer one"] * 2
+
+
 def test_with_credentials_the_client_uses_tls() -> None:
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
