@@ -147,8 +147,13 @@ def test_migrate_prints_the_change_and_a_second_run_changes_nothing(
     url = "sqlite:///cart.db" if backend == "sqlite" else request.getfixturevalue("empty_postgres")
     monkeypatch.setenv("CART_DATABASE_URL", url)
     latest = revisions.LATEST
+    assert cli.main(["migrate", "--dry-run"]) == 0
+    pending = re.findall(r"^schema (\d+): .+ \(not run\)$", capsys.readouterr().out, re.MULTILINE)
+    assert pending == revisions.known_revisions()
     assert cli.main(["migrate"]) == 0
-    assert capsys.readouterr() == (f"the database was at schema (none) and is now at {latest}\n", "")
+    *steps, last = capsys.readouterr().out.splitlines()
+    assert re.findall(r"^schema (\d+): .+ s\)$", "\n".join(steps), re.MULTILINE) == pending
+    assert last == f"the database was at schema (none) and is now at {latest}"
     assert cli.main(["migrate"]) == 0
     assert capsys.readouterr() == (f"the database is at schema {latest}\n", "")
 
