@@ -249,9 +249,6 @@ class SimulatedEngine:
 
     query = read
 
-    def pools(self) -> Sequence[PoolUsage]:
-        return ()
-
     @property
     def connection(self) -> Connection:
         return self._database.connection

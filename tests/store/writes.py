@@ -218,7 +218,6 @@ class Wrapped:
         self.hints = engine.hints
         self.is_in_process = engine.is_in_process
         self.has_log = engine.has_log
-        self.pools = engine.pools
         self.transactions = 0
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
