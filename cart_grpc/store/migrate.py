@@ -76,11 +76,6 @@ def config(versions: Path = VERSIONS) -> "Config":
     return alembic
 
 
-def latest_revision() -> str:
-    """Return the revision that this release needs."""
-    return LATEST
-
-
 def read_scripts(versions: Path = VERSIONS) -> list[Script]:
     """Return the migrations in a folder, oldest first."""
     from alembic.script import ScriptDirectory  # noqa: PLC0415 - see above
