@@ -43,7 +43,7 @@ Values = dict[str, Any]
 RowStatement = ManyRows | ManyArrays
 RowWriter = PerTable | SingleStatement
 KEYS: Final = "keys"
-# At most 5 ms of each purge.
+# About 5 ms of each purge.
 PAGES_PER_PURGE: Final = 64
 Insert = sqlite.Insert | postgresql.Insert
 Condition = TextClause | None
