@@ -4,7 +4,6 @@ Each migration has a transaction of its own. If the run ends early, the next one
 """
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import Callable
@@ -22,7 +21,6 @@ from cart_grpc.store.revisions import VERSIONS
 
 T = TypeVar("T")
 Report = Callable[[str], None]
-log = logging.getLogger(__name__)
 # Lock timeout, deadlock.
 _LOCKED: Final = {"55P03", "40P01"}
 # How long to try to get the locks of one migration. A backup with pg_dump can hold them for hours.
@@ -32,7 +30,11 @@ PAUSE_SECONDS: Final = 2.0
 TURN_PAUSE_SECONDS: Final = 0.2
 
 
-async def run(engine: Engine, report: Report = log.debug, versions: Path = VERSIONS) -> tuple[str | None, str]:
+def _say_nothing(_: str) -> None:
+    """Report nothing."""
+
+
+async def run(engine: Engine, report: Report = _say_nothing, versions: Path = VERSIONS) -> tuple[str | None, str]:
     """Migrate to the newest revision in the folder `versions`. Return the revisions before and after.
 
     `report` gets one line for each migration and for each wait. Raises Unsuitable, and the database's errors.
