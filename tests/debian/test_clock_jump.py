@@ -24,6 +24,7 @@ pytestmark = pytest.mark.debian
 State = cart_pb2.Reservation.State
 HOUR = 3600
 TTL = 300
+CACHE_SECONDS = 1
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 _numbers = itertools.count()
 
@@ -37,20 +38,27 @@ class FakeClock:
         self.variables = {
             "LD_PRELOAD": str(LIBRARY),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_NO_CACHE": "1",
+            # Without a cache, each look at the clock reads the file under a lock, which all threads of a process share.
+            # Then a call can take longer than its deadline.
+            "FAKETIME_CACHE_DURATION": str(CACHE_SECONDS),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "DONT_FAKE_MONOTONIC": "1",
         }
         self.offset = 0
-        self.set_to(0)
+        self._write()
 
     def set_to(self, offset: int) -> None:
         """Set the clock `offset` seconds ahead of the real one."""
+        self.offset = offset
+        self._write()
+        # Until then, processes may still read the earlier offset from their caches.
+        time.sleep(2 * CACHE_SECONDS)
+
+    def _write(self) -> None:
         # Replaced, not rewritten: a process must not read half of it.
         new = self._file.with_suffix(".new")
-        new.write_text(f"{offset:+d}\n")
+        new.write_text(f"{self.offset:+d}\n")
         new.replace(self._file)
-        self.offset = offset
 
     def now(self) -> float:
         """The time that the processes read."""
