@@ -127,7 +127,7 @@ def serving(url: str, folder: Path) -> Iterator["asyncio.Future[str]"]:
 
 
 async def measure_next(engine: Engine, versions: Path, callers: Callers, observer: asyncpg.Connection) -> bool:
-    """Run the next migration and print what it cost. Return whether none is left."""
+    """Run the next migration and print its costs. Return whether none is left."""
     pid = await engine.transact(lambda connection: connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
     seen: dict[str, tuple[float, float]] = {}
     begin = time.monotonic()

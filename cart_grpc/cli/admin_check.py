@@ -1,4 +1,4 @@
-"""The subcommand `cart-grpc reservations check`, for monitoring: it lists what is stuck, and why."""
+"""The subcommand `cart-grpc reservations check`, for monitoring: it lists the problems and their causes."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -79,7 +79,7 @@ def _check(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def find_problems(stub: Stub, max_age: int) -> Iterator[Problem]:
-    """Yield what has lasted for `max_age` seconds, and whatever is set aside. Raises grpc.RpcError."""
+    """Yield problems that have lasted for `max_age` seconds, and all rows that are set aside. Raises grpc.RpcError."""
     stats = stub.GetReservationStats(pb.GetReservationStatsRequest(), timeout=TIMEOUT_SECONDS)
     yield from _problems_of_all(stats, max_age)
     aside = sum(one.count for one in stats.backlog if one.state == Record.STATE_SET_ASIDE)

@@ -45,7 +45,7 @@ def reconcile(settings: Settings, _: argparse.Namespace) -> int:
 
 
 def migrate(settings: Settings, arguments: argparse.Namespace) -> int:
-    """Migrate the database and print what was done, or with --dry-run what is to be done."""
+    """Migrate the database and print its migrations; with --dry-run, only print those that are due."""
 
     async def work() -> None:
         async with app.open_engine(settings) as engine:

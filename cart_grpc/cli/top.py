@@ -1,4 +1,4 @@
-"""The subcommand `cart-grpc top`: calls, attempts, backlog and what is stuck, live in the terminal."""
+"""The subcommand `cart-grpc top`: calls, attempts, the backlog and stuck reservations, live in the terminal."""
 
 import argparse
 import signal

@@ -13,7 +13,7 @@ from cart_grpc.logs.limits import Kind, Limits
 
 
 class Ids(Protocol):
-    """What the current task works for: a call, or an attempt at the Reservation API."""
+    """The ids of the call, or of the attempt at the Reservation API, for which the current task works."""
 
     def find_ids(self) -> Mapping[str, str]:
         """Return `trace_id`, `span_id` and `request_id`, as far as they exist.

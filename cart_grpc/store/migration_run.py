@@ -25,7 +25,7 @@ Report = Callable[[str], None]
 _LOCKED: Final = {"55P03", "40P01"}
 # How long to try to get the locks of one migration. A backup with pg_dump can hold them for hours.
 PATIENCE_SECONDS: Final = 600.0
-# Between two tries callers work through what has waited.
+# Between two tries, the calls that have waited are served.
 PAUSE_SECONDS: Final = 2.0
 TURN_PAUSE_SECONDS: Final = 0.2
 

@@ -148,7 +148,7 @@ def _to_histogram_points(samples: Sequence[Sample], began: int, now: int) -> lis
 def _to_histogram_point(
     labels: Mapping[str, str], cumulative: Mapping[float, float], total: float, began: int, now: int
 ) -> HistogramDataPoint:
-    """Prometheus counts in each bucket what is in the smaller ones, too. OTLP does not."""
+    """A bucket of Prometheus includes the counts of all smaller buckets. A bucket of OTLP does not."""
     bounds = sorted(cumulative)
     counts = [int(cumulative[bound]) for bound in bounds]
     own = [count - before for count, before in zip(counts, (0, *counts), strict=False)]

@@ -1,4 +1,4 @@
-"""What the exports of traces and of metrics share: how an exporter is made, and why an export failed."""
+"""The common parts of the exports of traces and of metrics: making an exporter, and the cause of a failed export."""
 
 import logging
 import re

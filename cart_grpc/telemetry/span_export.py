@@ -1,4 +1,4 @@
-"""Where spans go: an exporter that the OTEL_* variables choose, in a thread of its own.
+"""The export of spans: an exporter that the OTEL_* variables choose, in a thread of its own.
 
 A collector that is away delays no call and no stop. Spans that it does not take are lost.
 """
@@ -54,7 +54,7 @@ async def exporting(reservation_url: str) -> AsyncIterator[OtelTracer]:
 
 
 async def _stop(processor: SpanProcessor) -> None:
-    """Export what is left, for FLUSH_SECONDS at most."""
+    """Export the remaining spans, for FLUSH_SECONDS at most."""
     # The SDK waits for 30 s. A daemon does not keep the process from ending.
     stopping = threading.Thread(target=processor.shutdown, name="stop-traces", daemon=True)
     stopping.start()

@@ -32,7 +32,7 @@ class WorkerMetrics:
         self._pids[worker] = pid
 
     def note_end(self, worker: str) -> None:
-        """Forget the gauges of a process that has ended. What it counted remains, and the next process goes on."""
+        """Forget the gauges of a process that has ended. Its counters remain, and the next process continues them."""
         self._pids.pop(worker, None)
         mark_process_dead(worker, self._folder)  # type: ignore[no-untyped-call]
 
