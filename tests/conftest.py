@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from xdist.scheduler import LoadScopeScheduling
 
 from cart_grpc import app, database_setup
@@ -18,6 +20,10 @@ from cart_grpc.store.dialects import Dialect, SqliteDialect
 from cart_grpc.store.queries import WriteQueries
 from tests.databases import Databases
 from tests.postgres import PostgresServer, running_postgres
+
+# A busy machine must not fail a test that does not measure time.
+hypothesis_settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("busy")
 
 
 class OneImage(LoadScopeScheduling):  # type: ignore[misc]

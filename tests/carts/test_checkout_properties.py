@@ -163,7 +163,7 @@ def start(world: World, state: CheckoutState | None, window: int) -> None:
     assert [each.state for each in world.unit.checkouts.values()] == [state]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from([None, *RUNNING]), st.sampled_from([WINDOW, 3 * WINDOW]), st.lists(STEPS, max_size=20))
 def test_a_checkout_never_loses_sells_twice_or_gives_back_what_is_sold(
     state: CheckoutState | None, window: int, steps: list[Callable[[World], None]]

@@ -149,7 +149,7 @@ def _asked(one: Operation) -> tuple[str, int]:
     return sku, 0 if one.rpc == "RemoveItem" else one.request.item.quantity
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.randoms(use_true_random=False), st.integers(1, 8))
 def test_the_check_reports_a_violation_exactly_if_no_order_explains_the_answers(rng: random.Random, count: int) -> None:
     history = a_history(rng, count)

@@ -62,7 +62,7 @@ def test_each_corruption_is_reported_with_its_message(name: str) -> None:
         assert any(CORRUPTIONS[name][1].search(violation) for violation in violations), violations
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(CORRUPTIONS)), st.sampled_from(SEEDS), st.randoms(use_true_random=False))
 def test_every_corruption_of_every_run_is_reported(name: str, seed: int, rng: random.Random) -> None:
     corrupt = corrupted(name, seed, rng)

@@ -9,7 +9,7 @@ from shutil import copy
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cart_grpc.protocol.reservation import Disposition, Observed
@@ -48,7 +48,6 @@ def test_every_decision_survives_a_restart(tmp_path: Path) -> None:
         each.close()
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_a_journal_cut_at_any_byte_is_read_up_to_its_last_complete_line(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
