@@ -83,24 +83,36 @@ async def running_collector() -> AsyncIterator[Collector]:
     """Run a collector."""
     collector = Collector()
 
-    async def export(request: web.Request) -> web.Response:
-        collector.take(pb.ExportTraceServiceRequest.FromString(await request.read()))
-        return web.Response(content_type="application/x-protobuf")
+    def take(body: bytes) -> None:
+        collector.take(pb.ExportTraceServiceRequest.FromString(body))
 
     server = grpc.aio.server()
     add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
     add(_Service(collector), server)
     collector.grpc_url = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
+    try:
+        async with receiving("/v1/traces", take) as url:
+            collector.http_url = url
+            yield collector
+    finally:
+        await server.stop(None)
+
+
+@asynccontextmanager
+async def receiving(path: str, take: Callable[[bytes], None]) -> AsyncIterator[str]:
+    """Run an HTTP server that hands the body of each export to `take`. Yields its URL, without `path`."""
+
+    async def export(request: web.Request) -> web.Response:
+        take(await request.read())
+        return web.Response(content_type="application/x-protobuf")
+
     application = web.Application()
-    application.router.add_post("/v1/traces", export)
+    application.router.add_post(path, export)
     runner = web.AppRunner(application)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    collector.http_url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     try:
-        yield collector
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
-        await server.stop(None)

@@ -1,4 +1,4 @@
-"""Every metric moves when the service does what it measures, on both databases. Scraped over HTTP."""
+"""Every metric moves when the service does the work that it measures, on both databases. Scraped over HTTP."""
 
 import asyncio
 import importlib

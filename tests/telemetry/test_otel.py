@@ -1,4 +1,4 @@
-"""The standard variables of OpenTelemetry: which of them switch a signal on, and what is wrong with others."""
+"""The standard variables of OpenTelemetry: which of them switch a signal on, and the errors of the others."""
 
 import pytest
 

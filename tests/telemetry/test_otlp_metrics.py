@@ -9,7 +9,6 @@ from typing import Any
 
 import grpc
 import pytest
-from aiohttp import web
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -17,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from cart_grpc.database_setup import StartupError
 from cart_grpc.settings import Settings
 from cart_grpc.telemetry.publishing import measures, publishing
+from tests.telemetry.collector import receiving
 from tests.telemetry.scrapes import scrape, series
 
 
@@ -44,18 +44,12 @@ class Receiver:
 async def over_http() -> AsyncIterator[Receiver]:
     receiver = Receiver()
 
-    async def export(request: web.Request) -> web.Response:
-        receiver.take(pb.ExportMetricsServiceRequest.FromString(await request.read()))
-        return web.Response(content_type="application/x-protobuf")
+    def take(body: bytes) -> None:
+        receiver.take(pb.ExportMetricsServiceRequest.FromString(body))
 
-    application = web.Application()
-    application.router.add_post("/v1/metrics", export)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield receiver
-    await runner.cleanup()
+    async with receiving("/v1/metrics", take) as url:
+        receiver.url = url
+        yield receiver
 
 
 class _Service(metrics_service_pb2_grpc.MetricsServiceServicer):
@@ -102,12 +96,12 @@ def environment(monkeypatch: pytest.MonkeyPatch, url: str, protocol: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("receiving", "protocol"), [(over_http, "http/protobuf"), (over_grpc, "grpc")], ids=["http", "grpc"]
+    ("receiver_over", "protocol"), [(over_http, "http/protobuf"), (over_grpc, "grpc")], ids=["http", "grpc"]
 )
 async def test_the_same_instruments_arrive_under_the_names_of_the_conventions(
-    receiving: Any, protocol: str, monkeypatch: pytest.MonkeyPatch
+    receiver_over: Any, protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with receiving() as receiver:
+    async with receiver_over() as receiver:
         environment(monkeypatch, receiver.url, protocol)
         settings = Settings(metrics_listen="127.0.0.1:0")
         with instruments() as registry, publishing(settings, registry) as port:

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler, Tr
 
 from cart_grpc.telemetry.attempt_names import AttemptNames
 from cart_grpc.telemetry.tracing import SERVER_ERRORS, OtelTracer, to_span_context
-from cart_grpc.tracing import TRACE_CONTEXT, find_sampled, find_trace_id
+from cart_grpc.tracing import TRACE_CONTEXT, find_sampled, trace_id_of
 
 METHOD = "cartgrpc.v1.CartService/AddItem"
 TRACE, SPAN = f"{7:032x}", f"{8:016x}"
@@ -83,7 +83,7 @@ def test_no_text_in_a_row_makes_an_attempt_fail(text: str) -> None:
 def test_a_trace_is_continued(recorded: Recorded) -> None:
     span = recorded.tracer.begin_call(METHOD, [("traceparent", SAMPLED), ("tracestate", "a=1")])
     assert span
-    assert find_trace_id() == TRACE
+    assert trace_id_of(TRACE_CONTEXT.get()) == TRACE
     assert find_sampled() == TRACE_CONTEXT.get() != SAMPLED
     span.end("OK")
     assert recorded.span.context.trace_state["a"] == "1"
@@ -100,12 +100,12 @@ def test_a_trace_is_continued(recorded: Recorded) -> None:
 )
 def test_headers_that_break_the_rules_begin_a_new_trace(recorded: Recorded, values: list[str]) -> None:
     assert recorded.tracer.begin_call(METHOD, [("traceparent", each) for each in values])
-    assert find_trace_id() != TRACE
+    assert trace_id_of(TRACE_CONTEXT.get()) != TRACE
 
 
 def test_a_call_that_is_not_sampled_has_no_span_and_a_trace_id_for_the_log(recorded: Recorded) -> None:
     assert recorded.tracer.begin_call(METHOD, [("traceparent", SAMPLED[:-1] + "0")]) is None
-    assert find_trace_id() == TRACE
+    assert trace_id_of(TRACE_CONTEXT.get()) == TRACE
     assert find_sampled() is None
 
 
