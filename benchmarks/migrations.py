@@ -24,7 +24,7 @@ from cart_grpc.store.engine import Engine
 from cart_grpc.store.revisions import FIRST, LATEST, VERSIONS
 from tests.postgres import running_postgres
 from tests.processes.harness import LISTENS, START_SECONDS
-from tests.processes.previous import previous_programs
+from tests.processes.previous import running_previous_programs
 
 CALLERS = 8
 QUIET_SECONDS = 5.0
@@ -110,20 +110,17 @@ async def measure(url: str, folder: Path) -> None:
 @contextmanager
 def serving(url: str, folder: Path) -> Iterator["asyncio.Future[str]"]:
     """Run a server of the previous release. Yield its address."""
-    programs = previous_programs(folder)
     limits = {"max_quantity_per_item": "1000000", "max_units_per_user": "1000000000"}
-    server = programs.start(
-        "serve", listen="127.0.0.1:0", database_url=url, reservation_url="grpc://127.0.0.1:1", **limits
-    )
+    with running_previous_programs(folder) as programs:
+        server = programs.start(
+            "serve", listen="127.0.0.1:0", database_url=url, reservation_url="grpc://127.0.0.1:1", **limits
+        )
 
-    async def says() -> str:
-        async with asyncio.timeout(START_SECONDS):
-            return (await server.says(LISTENS))[1]
+        async def says() -> str:
+            async with asyncio.timeout(START_SECONDS):
+                return (await server.says(LISTENS))[1]
 
-    try:
         yield asyncio.ensure_future(says())
-    finally:
-        server.kill()
 
 
 async def measure_next(engine: Engine, versions: Path, callers: Callers, observer: asyncpg.Connection) -> bool:

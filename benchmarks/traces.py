@@ -4,8 +4,6 @@
 server's process, and the reconciler is paused.
 """
 
-import functools
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -13,9 +11,9 @@ import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 
-from benchmarks.access import USERS, Client, measure_adds
+from benchmarks.access import USERS, Client, compare_adds
 from benchmarks.plan import Plan
-from benchmarks.programs import Json, Testbed, interleave
+from benchmarks.programs import Json, Testbed
 
 Metadata = tuple[tuple[str, str], ...]
 OFF: Final = "off"
@@ -46,14 +44,7 @@ def traces(testbed: Testbed, database: str, plan: Plan) -> Json:
         }
         clients[name] = _client(testbed, database, settings, with_parents="callers" in name)
     try:
-        for client in clients.values():
-            measure_adds(client, 2 * USERS)
-        # Long rounds, and many of them: a few per cent are to be seen.
-        calls = int(5_000 * plan.seconds)
-        contenders: dict[str, Callable[[], Json]] = {
-            name: functools.partial(measure_adds, client, calls) for name, client in clients.items()
-        }
-        return dict(interleave(contenders, 3 * plan.rounds - 1))
+        return compare_adds(clients, plan)
     finally:
         for client in clients.values():
             client.product.program.stop()

@@ -18,6 +18,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def cannot_listen(address: str) -> str:
+    """Return the reason why no server can listen on the address."""
+    return f"cannot listen on {address}: it is taken, or not an address of this machine"
+
+
 def to_dial(address: str) -> str:
     """Return the address at which this machine reaches a server that listens on `address`, with a name for TLS."""
     host, _, port = address.rpartition(":")

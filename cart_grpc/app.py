@@ -105,7 +105,7 @@ async def running(
     async with AsyncExitStack() as stack:
         # The parent of workers publishes their metrics.
         metrics_port = 0 if sharing else stack.enter_context(publishing(settings))
-        # First, so that the last spans are exported when everything else has stopped.
+        # Before all parts that make spans, so that the last spans are exported when these parts have stopped.
         tracer = await stack.enter_async_context(running_traces(settings))
         await stack.enter_async_context(running_task(output.keep_reporting(), "suppressed-lines"))
         identities = await stack.enter_async_context(open_identities(settings, ports))

@@ -1,4 +1,4 @@
-"""All instruments, one line each. Every other room imports them from here and counts what it does.
+"""All instruments, one line each. Every other room imports them from here and counts its own work.
 
 Names follow OpenTelemetry's semantic conventions if there is one (`rpc.server.call.duration`,
 `db.client.connection.count`), in Prometheus form; all others begin with `cart_`. Labels have few values: a method, a
@@ -57,7 +57,7 @@ CONNECTIONS: Final = Gauge("db_client_connection_count", "Connections to the dat
 CONNECTIONS_MAX: Final = Gauge("db_client_connection_max", "The most connections that a pool may open.", ["db_client_connection_pool_name"], multiprocess_mode="livesum")
 CONNECTIONS_PENDING: Final = Gauge("db_client_connection_pending_requests", "Transactions and reads that wait for a connection.", ["db_client_connection_pool_name"], multiprocess_mode="livesum")
 DATABASE_RETRIES: Final = Counter("cart_database_retries_total", "Transactions that were tried again, because the database was unavailable for a moment.")
-AMBIGUOUS_COMMITS: Final = Counter("cart_ambiguous_commits_total", "Commits whose connection broke, by what was found out: committed, not_committed, unknown.", ["outcome"])
+AMBIGUOUS_COMMITS: Final = Counter("cart_ambiguous_commits_total", "Commits whose connection broke, by their outcome: committed, not_committed, unknown.", ["outcome"])
 CLOCK_STEPS: Final = Counter("cart_database_clock_steps_total", "Steps of the database's clock, by direction: back, forward.", ["direction"])
 READY: Final = Gauge("cart_ready", "Processes that are ready to serve.", multiprocess_mode="livesum")
 

@@ -19,9 +19,9 @@ def find_sampled() -> str | None:
     return context if context.endswith("1") else None
 
 
-def find_trace_id() -> str:
-    """Return the id of the current trace in 32 hexadecimal digits, "" without tracing."""
-    return TRACE_CONTEXT.get()[3:35]
+def trace_id_of(context: str) -> str:
+    """Return the id of the trace in 32 hexadecimal digits, "" for an empty trace context."""
+    return context[3:35]
 
 
 class CallSpan(Protocol):

@@ -20,6 +20,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Final
 
 from cart_grpc import app, process
+from cart_grpc.addresses import cannot_listen
 from cart_grpc.app import Ports, Sharing
 from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import SHARED, Port, find_ports
@@ -73,19 +74,19 @@ def _reserve(port: Port) -> socket.socket:
     While it is bound, only processes of the same user can share the port. Raises StartupError.
     """
     host, _, number = port.address.rpartition(":")
-    fault = f"{variable_of(port.setting)}: cannot listen on {port.address}"
+    setting = variable_of(port.setting)
     try:
         family, *_, where = socket.getaddrinfo(host.strip("[]"), int(number), type=socket.SOCK_STREAM)[0]
         reserved = socket.socket(family)
     except OSError as error:
-        raise StartupError(f"{fault}: {error.strerror}") from None
+        raise StartupError(f"{setting}: cannot listen on {port.address}: {error.strerror}") from None
     try:
         # Connections of an earlier process in TIME_WAIT must not block the address.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(where)
     except OSError:
         reserved.close()
-        raise StartupError(f"{fault}: it is taken, or not an address of this machine") from None
+        raise StartupError(f"{setting}: {cannot_listen(port.address)}") from None
     # SO_REUSEPORT after bind: bind fails if another program has the port, and later only workers can share it.
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)

@@ -72,8 +72,9 @@ class AttemptRunner:
         try:
             await self._run(claims)
         except Exception as error:  # noqa: BLE001 - a bug: the leases expire, and the attempts are made again
-            text, first = "reservation %s and %d others: unexpected error", claims[0].reservation_id
-            log(events.ATTEMPT_ERROR, text, first, len(claims) - 1, exc_info=error, **ids_of(claims[0]))
+            first, others = claims[0], len(claims) - 1
+            text = "reservation %s and %d others: unexpected error"
+            log(events.ATTEMPT_ERROR, text, first.reservation_id, others, exc_info=error, **ids_of(first))
 
     async def _run(self, claims: Sequence[Reservation]) -> None:
         clock = asyncio.get_running_loop().time

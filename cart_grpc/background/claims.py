@@ -8,6 +8,7 @@ from typing import Any
 from cart_grpc.commands.direct import ClaimKey
 from cart_grpc.protocol.lanes import Lane
 from cart_grpc.protocol.reservation import Reservation
+from cart_grpc.tracing import trace_id_of
 
 
 def key_of(claimed: Reservation) -> ClaimKey:
@@ -17,7 +18,7 @@ def key_of(claimed: Reservation) -> ClaimKey:
 
 def ids_of(claimed: Reservation) -> dict[str, Any]:
     """Return the fields that name a reservation in the log, and the trace of the call that changed it last."""
-    return {"reservation": claimed.reservation_id, "trace_id": (claimed.trace_context or "")[3:35]}
+    return {"reservation": claimed.reservation_id, "trace_id": trace_id_of(claimed.trace_context or "")}
 
 
 class LaneClaims:

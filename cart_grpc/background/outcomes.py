@@ -121,7 +121,8 @@ class OutcomeRecorder:
                 self._store.notifier.due.set()
         elif failure and self._breaker.record_failure():
             fault = "refuses this service" if failure.code in DENIALS else "does not answer"
-            text, cause = "the Reservation API %s (%s): probing until it answers", str(failure)[:MAX_MESSAGE_LENGTH]
+            text = "the Reservation API %s (%s): probing until it answers"
+            cause = str(failure)[:MAX_MESSAGE_LENGTH]
             log(events.BREAKER_OPENED, text, fault, cause, code=failure.code)
 
     def _to_record(self, entry: Entry, outcome: Outcome) -> RecordOutcome:

@@ -52,7 +52,7 @@ GROUPS: Final = (
             "carts": "for operators: find carts of all users",
             "checkouts": "for operators: show stuck checkouts and end them",
             "users": "for operators: erase a user",
-            "top": "for operators: show calls, attempts, the backlog and what is stuck, live",
+            "top": "for operators: show calls, attempts, the backlog and stuck reservations, live",
         },
     ),
 )

@@ -20,7 +20,7 @@ from cart_grpc.logs.log import IDS, Log
 from cart_grpc.rpc import status
 from cart_grpc.rpc.access import CALLER
 from cart_grpc.rpc.endpoint import Context, Endpoint, Step
-from cart_grpc.tracing import TRACE_CONTEXT
+from cart_grpc.tracing import TRACE_CONTEXT, trace_id_of
 
 log = Log(__name__)
 # The parts of a refusal's metadata that the code chooses. All others repeat values of the request.
@@ -132,6 +132,12 @@ def log_call(endpoint: Endpoint, next_step: Step) -> Step:
     return step
 
 
+def note_request(request: Any) -> None:
+    """Note the request of the current call, if its line is wanted."""
+    if call := CALL.get():
+        call.request = request
+
+
 @contextmanager
 def in_max_wait() -> Iterator[None]:
     """Do not count the time of the block as duration of the current call, when it is compared with CART_SLOW_CALL."""
@@ -153,7 +159,7 @@ def log_error(context: Context, path: str, error_id: str, error: BaseException) 
 def _find_trace(context: Context) -> dict[str, str]:
     """Return the ids of the current trace and span; without tracing, the id of the trace in a valid `traceparent`."""
     if current := TRACE_CONTEXT.get():
-        return {"trace_id": current[3:35], "span_id": current[36:52]}
+        return {"trace_id": trace_id_of(current), "span_id": current[36:52]}
     for key, value in context.invocation_metadata() or ():
         if key == "traceparent" and (found := _TRACEPARENT.fullmatch(str(value))):
             return {"trace_id": found[1]}

@@ -19,7 +19,7 @@ from cart_grpc.authentication.refusals import TokenExpired
 from cart_grpc.carts.refusals import CallRefused, Overloaded
 from cart_grpc.rpc import status
 from cart_grpc.rpc.access import CALLER
-from cart_grpc.rpc.call_log import CALL, log_error
+from cart_grpc.rpc.call_log import CALL, log_error, note_request
 from cart_grpc.rpc.endpoint import Context, Endpoint, Step
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
 from cart_grpc.rpc.measuring import count_refusal
@@ -109,8 +109,7 @@ def deadline(endpoint: Endpoint, next_step: Step) -> Step:
 
     async def received(context: Context) -> Any:
         request = decode(await receive(context))
-        if call := CALL.get():
-            call.request = request
+        note_request(request)
         if waits and request.HasField("max_wait"):
             return await extend(next_step(request, context), _bounded_seconds(request.max_wait))
         return await next_step(request, context)
@@ -124,8 +123,7 @@ def receive_one(endpoint: Endpoint, next_step: Step) -> Step:
     async def step(_: Any, context: Context) -> Any:
         data = await endpoint.guards.deadlines.run(endpoint.guards.receiver.receive(context))
         request = endpoint.decode(data)
-        if call := CALL.get():
-            call.request = request
+        note_request(request)
         return await next_step(request, context)
 
     return step

@@ -21,6 +21,7 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
+from cart_grpc.addresses import cannot_listen
 from cart_grpc.rpc.access import Access
 from cart_grpc.rpc.deadlines import Deadlines
 from cart_grpc.rpc.door import Door
@@ -152,7 +153,7 @@ class Server:
             else:
                 self.port = self._server.add_insecure_port(address)
         except RuntimeError:
-            raise OSError(f"cannot listen on {address}: it is taken, or not an address of this machine") from None
+            raise OSError(cannot_listen(address)) from None
         self._health.set_all(serving=True)
         await self.set_ready(ready=False)
         await self._server.start()

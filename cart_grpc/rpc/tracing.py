@@ -15,7 +15,7 @@ _NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 
 def trace(endpoint: Endpoint, next_step: Step) -> Step:
     """Make a span of each call whose trace is sampled. Health checks and reflection have none."""
-    tracer, method = endpoint.guards.observers.tracer, endpoint.path.removeprefix("/")
+    tracer, method = endpoint.guards.observers.tracer, endpoint.method_name
     if tracer is None or method.startswith("grpc."):
         return next_step
 

@@ -33,8 +33,7 @@ from cart_grpc.database_setup import StartupError
 from cart_grpc.logs import events
 from cart_grpc.metrics import CONVENTIONS
 from cart_grpc.otel import OtelError, resource
-from cart_grpc.store.failure_log import FailureLog
-from cart_grpc.telemetry.sdk import NotExported, make_exporter, silence
+from cart_grpc.telemetry.sdk import LoggedExports, make_exporter
 
 Labels = tuple[tuple[str, str], ...]
 _SCOPE: Final = InstrumentationScope("cart_grpc")
@@ -68,19 +67,14 @@ def exporting(registry: CollectorRegistry) -> Iterator[None]:
 
 
 class _Export:
-    """Exports the metrics of a registry, and logs an outage once, with its cause."""
+    """Exports the metrics of a registry, and logs an outage."""
 
     def __init__(self, registry: CollectorRegistry, exporter: MetricExporter) -> None:
         self._registry = registry
         self._exporter = exporter
         self._began = time.time_ns()
-        self._reason = silence()
-        self._failures = FailureLog(
-            events.METRICS_LOST,
-            events.METRICS_EXPORTED,
-            "metrics are not exported",
-            "metrics are exported again",
-            quiet_seconds=0,
+        self._exports = LoggedExports(
+            events.METRICS_LOST, events.METRICS_EXPORTED, "metrics are not exported", "metrics are exported again"
         )
 
     def run(self, stopped: threading.Event, interval: float) -> None:
@@ -88,18 +82,11 @@ class _Export:
         is_last = False
         while not is_last:
             is_last = stopped.wait(interval)
-            self._export()
+            self._exports.run(self._export)
         self._exporter.shutdown()
 
-    def _export(self) -> None:
-        try:
-            data = to_metrics_data(self._registry, self._began, time.time_ns())
-            if self._exporter.export(data) is not MetricExportResult.SUCCESS:
-                raise NotExported(self._reason.text)  # noqa: TRY301 - noted as other failures are
-        except Exception as error:  # noqa: BLE001 - an exporter may raise anything, and the thread must go on
-            self._failures.note_failure(error)
-        else:
-            self._failures.note_success()
+    def _export(self) -> MetricExportResult:
+        return self._exporter.export(to_metrics_data(self._registry, self._began, time.time_ns()))
 
 
 def to_metrics_data(registry: CollectorRegistry, began: int, now: int) -> MetricsData:

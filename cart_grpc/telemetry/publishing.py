@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from cart_grpc.addresses import cannot_listen
 from cart_grpc.database_setup import StartupError
 from cart_grpc.otel import OtelError, is_exported
 from cart_grpc.settings import Settings
@@ -35,8 +36,7 @@ def publishing(settings: Settings, registry: CollectorRegistry = REGISTRY) -> It
             try:
                 port = stack.enter_context(exposed(settings.metrics_listen, registry))
             except OSError:
-                fault = f"cannot listen on {settings.metrics_listen}: it is taken, or not an address of this machine"
-                raise StartupError(f"CART_METRICS_LISTEN: {fault}") from None
+                raise StartupError(f"CART_METRICS_LISTEN: {cannot_listen(settings.metrics_listen)}") from None
         if _is_exported():
             # Imported here because it is an extra, and slow to import.
             from cart_grpc.telemetry.otlp_metrics import exporting  # noqa: PLC0415

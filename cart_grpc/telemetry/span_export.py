@@ -18,9 +18,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from cart_grpc import otel
 from cart_grpc.database_setup import StartupError
 from cart_grpc.logs import events
-from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.telemetry.attempt_names import AttemptNames
-from cart_grpc.telemetry.sdk import NotExported, make_exporter, silence
+from cart_grpc.telemetry.sdk import LoggedExports, make_exporter
 from cart_grpc.telemetry.tracing import OtelTracer
 
 # How long a stop waits for the last spans.
@@ -62,29 +61,18 @@ async def _stop(processor: SpanProcessor) -> None:
 
 
 class LoggedExporter(SpanExporter):
-    """Exports with `exporter`, and logs an outage once, with its cause.
-
-    The exporters of the SDK log each attempt, and only that line says why it failed.
-    """
+    """Exports with `exporter`, and logs an outage."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
-        self._failures = FailureLog(
-            events.TRACES_LOST, events.TRACES_EXPORTED, "traces are lost", "traces are exported again", quiet_seconds=0
+        self._exports = LoggedExports(
+            events.TRACES_LOST, events.TRACES_EXPORTED, "traces are lost", "traces are exported again"
         )
-        self._reason = silence()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """See SpanExporter. It raises nothing."""
-        try:
-            result = self._exporter.export(spans)
-            if result is not SpanExportResult.SUCCESS:
-                raise NotExported(self._reason.text)  # noqa: TRY301 - noted as other failures are
-        except Exception as error:  # noqa: BLE001 - an exporter may raise anything, and the thread must go on
-            self._failures.note_failure(error)
-            return SpanExportResult.FAILURE
-        self._failures.note_success()
-        return result
+        succeeded = self._exports.run(lambda: self._exporter.export(spans))
+        return SpanExportResult.SUCCESS if succeeded else SpanExportResult.FAILURE
 
     def shutdown(self) -> None:
         """See SpanExporter."""

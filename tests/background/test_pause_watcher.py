@@ -1,4 +1,4 @@
-"""Every process logs once when an operator pauses and resumes the calls, whoever was called."""
+"""Every process logs once when an operator pauses and resumes the calls, also at another process."""
 
 import pytest
 

@@ -53,7 +53,7 @@ def check_text(text: str) -> None:
 
 @contextmanager
 def started(style: output.Format, name: str = "") -> Iterator[io.StringIO]:
-    """Start the log of this process, as a program does, and end it after the test. Yields what it writes."""
+    """Start the log of this process, as a program does, and end it after the test. Yields its output."""
     stream = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stderr", stream)

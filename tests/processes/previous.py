@@ -2,20 +2,23 @@
 
 import subprocess
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 
-from tests.processes.harness import Programs
+from tests.processes.harness import Programs, running_programs
 
 # The last commit before schemas recorded which releases may use them. It has schema 0001.
 PREVIOUS = "2eab6ef8"
 _REPOSITORY = Path(__file__).parents[2]
 
 
-def previous_programs(folder: Path) -> Programs:
-    """Return the programs of the previous release. Fails if the history does not go back to it."""
+@contextmanager
+def running_previous_programs(folder: Path) -> Iterator[Programs]:
+    """Yield the programs of the previous release, as `running_programs`. Fails if the history lacks that release."""
     command = ["git", "-C", str(_REPOSITORY), "archive", PREVIOUS, "cart_grpc", "generated"]
     archive = subprocess.run(command, capture_output=True, check=False)
     if archive.returncode:
@@ -24,6 +27,6 @@ def previous_programs(folder: Path) -> Programs:
     with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
         files.extractall(source, filter="data")
     (folder / "of-previous").mkdir()
-    programs = Programs(folder / "of-previous")
-    programs.environment["PYTHONPATH"] = f"{source}:{source / 'generated'}"
-    return programs
+    with running_programs(folder / "of-previous") as programs:
+        programs.environment["PYTHONPATH"] = f"{source}:{source / 'generated'}"
+        yield programs

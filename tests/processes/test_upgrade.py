@@ -15,7 +15,7 @@ from tests.postgres import PostgresServer
 from tests.processes import truth
 from tests.processes.harness import LISTENS, Programs, Replicas, connected
 from tests.processes.load import Load
-from tests.processes.previous import previous_programs
+from tests.processes.previous import running_previous_programs
 from tests.processes.test_crash import DUPLICATE_DELAY, STOCK, settings_for, simulate
 
 log = logging.getLogger(__name__)
@@ -25,12 +25,8 @@ NO_RECONCILER = "--no-reconciler"
 @pytest.fixture
 def previous(tmp_path: Path) -> Iterator[Programs]:
     """Starts programs of the previous release. Those that still run at the end of the test are killed."""
-    programs = previous_programs(tmp_path)
-    try:
+    with running_previous_programs(tmp_path) as programs:
         yield programs
-    finally:
-        for program in programs.started:
-            program.kill()
 
 
 class Rollout:

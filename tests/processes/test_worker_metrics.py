@@ -50,7 +50,7 @@ async def test_a_scrape_adds_up_the_workers_also_after_one_was_killed(shared_url
     assert shown_workers(await scrape(port)) == {"worker-1", "worker-2"}
     victim = min(workers(program).values(), key=lambda each: each.pid)
     psutil.Process(victim.pid).kill()
-    # Its gauges vanish with it, and what it counted remains.
+    # Its gauges vanish with it, and its counters remain.
     await until(port, lambda seen: seen.get(series("cart_calls_limit", state="running")) == limits / 2)
     assert answered(await scrape(port)) == CALLS
     await until(port, lambda seen: seen.get(series("cart_calls_limit", state="running")) == limits)
