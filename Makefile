@@ -89,7 +89,7 @@ $(DEPLOY_STAMP): $(STAMP)
 	@touch $@
 
 .PHONY: deploy-check
-deploy-check: $(DEPLOY_STAMP) ## check the Dockerfile, the compose file and the manifests, without an engine or a cluster
+deploy-check: $(DEPLOY_STAMP) ## run the steps of the Dockerfile; check the compose file and the manifests, without an engine or a cluster
 	$(PYTEST) -m deploy tests/deployment $(PYTEST_ARGS)
 
 .PHONY: simulate

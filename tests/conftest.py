@@ -6,12 +6,10 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
-from xdist.scheduler import LoadScopeScheduling
 
 from cart_grpc import app, database_setup
 from cart_grpc.settings import Settings
@@ -24,21 +22,6 @@ from tests.postgres import PostgresServer, running_postgres
 # A busy machine must not fail a test that does not measure time.
 hypothesis_settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("busy")
-
-
-class OneImage(LoadScopeScheduling):  # type: ignore[misc]
-    """Gives each idle worker the next test, but all tests of the image to one worker, so that it is built once.
-
-    xdist's own groups do nothing under pytest 9: pytest no longer asks for the name that xdist changes.
-    """
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return file if file.endswith("test_packaging.py") else nodeid
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    return OneImage(config, log)
 
 
 def pytest_configure() -> None:

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.deployment.compose import FOLDER, is_ours, services
+from tests.deployment.test_image import read_dockerfile
 from tests.postgres import PostgresServer
 from tests.processes.harness import Program, Programs
-from tests.test_packaging import read_dockerfile
 
 # Shorter than in the file, so that the test takes a third of the time. Their relation stays the same.
 FASTER = {"CART_LAME_DUCK": "2s"}

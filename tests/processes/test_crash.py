@@ -40,12 +40,12 @@ FAULTS = {
 async def test_no_acknowledged_write_is_lost_when_servers_are_killed(
     backend: str, durable_url: str, programs: Programs
 ) -> None:
-    await _crash(backend, durable_url, programs, kills=15)
+    await _crash(backend, durable_url, programs, kills=6)
 
 
 @pytest.mark.timeout(180)
 async def test_no_acknowledged_write_is_lost_when_postgresql_is_killed(programs: Programs) -> None:
-    await _crash_database(programs, kills=5)
+    await _crash_database(programs, kills=3)
 
 
 @pytest.mark.night

@@ -159,10 +159,17 @@ async def service(backend: str, durable_url: str, programs: Programs) -> AsyncIt
     assert programs.complaints() == []
 
 
+# By day, each point on one of the two databases. At night, each point on both.
+BY_DAY = {"sqlite": POINTS[::2], "postgresql": POINTS[1::2]}
+
+
 @pytest.mark.timeout(240)
-async def test_a_server_killed_at_each_point_loses_nothing_and_repeats_nothing(service: Service) -> None:
+@pytest.mark.parametrize("night", [False, pytest.param(True, marks=pytest.mark.night)], ids=["day", "night"])
+async def test_a_server_killed_at_each_point_loses_nothing_and_repeats_nothing(
+    service: Service, backend: str, *, night: bool
+) -> None:
     service.load.start()
-    for point in POINTS:
+    for point in POINTS if night else BY_DAY[backend]:
         await service.die_at(point)
     await service.load.stop()
     await service.check_idle_carts()

@@ -30,11 +30,12 @@ GRACE = 8.0
 SKU = "espresso-beans"
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT], ids=lambda by: by.name)
 @pytest.mark.timeout(120)
 async def test_a_server_asked_to_stop_answers_every_call_it_has_accepted(
-    by: signal.Signals, backend: str, durable_url: str, programs: Programs
+    backend: str, durable_url: str, programs: Programs
 ) -> None:
+    # Both signals take the same way.
+    by = {"sqlite": signal.SIGINT, "postgresql": signal.SIGTERM}[backend]
     simulated = await programs.simulate("--latency", "500ms")
     settings = await _settings(programs, durable_url, simulated)
     replicas = Replicas(programs, settings, count=1)

@@ -33,9 +33,9 @@ RESTORED_SOLD = Bounds(commits=1, restores=True)
 
 # Explored in every test run. The number is a lower bound of the states: fewer mean a lost transition.
 SHALLOW = {
-    "added again": (AGAIN, 17_000),
-    "refused": (REFUSED, 14_000),
-    "expiring": (EXPIRING, 11_000),
+    "added again": (Bounds(refused=1, ids=2), 2_600),
+    "refused": (Bounds(changed=2, refused=3), 2_200),
+    "expiring": (Bounds(changed=2, renewed=2, ticks=2, rivals=True), 6_700),
     "added again, expiring": (AGAIN_EXPIRING, 2_500),
     "sold": (SOLD, 3_000),
     "sold late": (SOLD_LATE, 3_500),
@@ -47,6 +47,9 @@ SHALLOW = {
     "restored, sold": (RESTORED_SOLD, 800),
 }
 DEEP = {
+    "changed, added again": (AGAIN, 17_000),
+    "refused more often": (REFUSED, 14_000),
+    "expiring more often": (EXPIRING, 11_000),
     "added again, sold": (Bounds(changed=2, refused=1, ids=2, commits=2), 51_000),
     "added again, expiring": (Bounds(changed=2, ids=2, ticks=1, rivals=True), 50_000),
     "refused, expiring": (Bounds(changed=3, renewed=3, refused=2, ticks=2, rivals=True), 50_000),

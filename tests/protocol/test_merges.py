@@ -42,12 +42,14 @@ SHALLOW = {
     "clamped": (CLAMPED, 900),
     "removed": (REMOVED, 2_900),
     "merged twice": (TWICE, 15_000),
-    "changed": (CHANGED, 32_000),
+    "changed": (MergeBounds(quantities=BOTH, changed=2, stock=3), 4_100),
     "refused": (REFUSED, 5_500),
-    "lapsing": (LAPSING, 17_000),
+    "lapsing": (MergeBounds(quantities=BOTH, ticks=1), 2_600),
     "operators": (OPERATORS, 6_500),
 }
 DEEP = {
+    "changed twice": (CHANGED, 32_000),
+    "lapsing twice": (LAPSING, 17_000),
     "removed, merged twice": (MergeBounds(quantities=((0, 1),), removed=True, rows=3), 200_000),
     "merged twice, lapsing": (MergeBounds(quantities=BOTH, rows=3, ticks=1), 100_000),
     "changed, removed": (MergeBounds(quantities=BOTH, changed=2, removed=True, rivals=True), 40_000),

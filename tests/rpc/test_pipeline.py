@@ -459,7 +459,7 @@ def in_bytes(method: str, drawn: dict[str, Any] | list[Graft], seed: int) -> byt
 
 
 # How many random requests of each method are sent.
-COUNTS = [100, pytest.param(3_000, marks=pytest.mark.night)]
+COUNTS = [40, pytest.param(3_000, marks=pytest.mark.night)]
 
 
 @pytest.mark.parametrize("count", COUNTS)

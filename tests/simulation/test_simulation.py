@@ -9,7 +9,7 @@ import pytest
 from tests.simulation.seeds import SeedReport, run
 
 BLOCK = 25
-BLOCKS = [*range(0, 75, BLOCK), *(pytest.param(first, marks=pytest.mark.night) for first in range(75, 125, BLOCK))]
+BLOCKS = [0, *(pytest.param(first, marks=pytest.mark.night) for first in range(BLOCK, 5 * BLOCK, BLOCK))]
 
 
 # What each block of seeds meets: kinds of faults and refusals, and ways that the product takes. A fault that never
@@ -27,7 +27,7 @@ FAULTS = {
     "repeat",
 }
 STREAMS = {"batches are not supported", "the batch is doubled", "error", "half", "hang"}
-REFUSALS = {"unheard", "EtagMismatch", "ItemNotFound", "CartClosed"}
+REFUSALS = {"unheard", "EtagMismatch", "ItemNotFound", "CartClosed", "DatabaseUnavailable"}
 WAYS = {"send", "send in a batch", "born claimed", "settled", "refused"}
 STEPS = {
     "OPEN became CANCELLED",
@@ -57,13 +57,9 @@ def _events(report: SeedReport) -> set[str]:
     return {part for event in report.trace for part in event[1:4] if isinstance(part, str)}
 
 
-def test_some_caller_learns_that_the_database_is_unavailable() -> None:
-    assert any("DatabaseUnavailable" in _events(run(seed)) for seed in range(BLOCK))
-
-
 def test_a_seed_gives_the_same_run_in_every_process() -> None:
-    here = [run(seed).digest for seed in (2, 1, 0)]
-    program = "from tests.simulation.seeds import run; print(*(run(seed).digest for seed in range(3)))"
+    here = [run(seed).digest for seed in (1, 0)]
+    program = "from tests.simulation.seeds import run; print(*(run(seed).digest for seed in range(2)))"
     elsewhere = subprocess.run(
         [sys.executable, "-c", program],
         check=True,

@@ -23,11 +23,11 @@ import pytest
 from cart_grpc.cli.command_groups import GROUPS, Group
 from tests.postgres import copy_readable, process_owner, shared_temporary_folder
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = {"cart_grpc": "cart_grpc", "cartgrpc": "generated/cartgrpc"}
 IMAGE_PATHS = ("/src", "/wheels", "/opt/cart-grpc", "/opt/sbom", "/var/lib/cart-grpc")
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(300)]
 
 
 @dataclass(frozen=True)
