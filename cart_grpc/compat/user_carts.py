@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from cart_grpc.carts.calls import Call, Change, ClearCart, Limits
-from cart_grpc.carts.model import ENDED, Line
+from cart_grpc.carts.model import Line
 from cart_grpc.carts.refusals import CartClosed, CartNotFound
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.names import CartKey, cart_key, user_key
@@ -32,9 +32,9 @@ class UserCarts:
         return await self._store.mutate(Mutation(call, encode, self.limits, find_sampled()))
 
     async def lines(self, key: CartKey) -> Sequence[Line]:
-        """Return the lines of an open cart, whatever their reservations' states are. None open: no lines."""
+        """Return the lines of the cart, whatever their reservations' states are. An ended cart has none."""
         found = await self._store.reads.find_cart(key)
-        return found.lines if found and found.cart.state not in ENDED else ()
+        return found.lines if found else ()
 
     async def clear(self, key: CartKey) -> Any:
         """Remove all items, and release their reservations. Nothing to remove is success."""

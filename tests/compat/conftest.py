@@ -81,7 +81,8 @@ def settings_of(file: Any, **changes: Any) -> Settings:
 @pytest.fixture(scope="session")
 async def shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
     """A server that trusts its callers."""
-    settings = settings_of(tmp_path_factory.mktemp("compat") / "cart.db", max_quantity_per_item=150)
+    limits = {"max_quantity_per_item": 150, "metrics_listen": "127.0.0.1:0"}
+    settings = settings_of(tmp_path_factory.mktemp("compat") / "cart.db", **limits)
     async with running_shop(settings) as running:
         yield running
 

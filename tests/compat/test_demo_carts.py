@@ -10,6 +10,7 @@ from cartgrpc.compat import eshop_pb2
 from cartgrpc.v1 import cart_pb2
 from cartgrpc.v1 import cart_service_pb2 as pb
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import REGISTRY
 
 from tests.compat.conftest import Demo, Shop, running_shop, settings_of
 from tests.rpc.refusal import Refusal, to_refusal
@@ -126,3 +127,13 @@ async def test_only_the_demos_in_the_setting_are_served(user: str, tmp_path: Pat
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call
             assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_the_methods_pass_through_the_same_layers(demo: Demo, user: str) -> None:
+    method = f"{demo.name}.CartService/AddItem"
+    labels = {"rpc_system_name": "grpc", "rpc_method": method, "rpc_response_status_code": "INVALID_ARGUMENT"}
+    name = "rpc_server_call_duration_seconds_count"
+    before = REGISTRY.get_sample_value(name, labels) or 0
+    await refuse(demo.add(user, "", 1))
+    assert REGISTRY.get_sample_value(name, labels) == before + 1
+    assert REGISTRY.get_sample_value("cart_calls_refused_total", {"rpc_method": method, "reason": "INVALID_FIELD"})
