@@ -10,7 +10,8 @@ from cartgrpc.v1 import cart_pb2
 from cartgrpc.v1 import cart_service_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from cart_grpc.app import clock
 from cart_grpc.settings import Settings
@@ -153,12 +154,24 @@ async def is_refused(service: Service, cart: str, missing: str) -> None:
 
 async def pass_days(engine: AsyncEngine, days: int) -> None:
     """Move every time in the database into the past, which is the same as to wait."""
-    # In one transaction: a cart that expires in between must not give its reservations a time that is moved then.
-    async with engine.begin() as connection:
-        for table, columns in TIMES.items():
-            moved = ", ".join(f"{name} = {name} - {days * DAY * 1_000_000}" for name in columns)
-            if moved:
-                await connection.execute(text(f"UPDATE {table} SET {moved}"))  # noqa: S608 - our own names
+    while True:
+        # In one transaction: a cart that expires in between must not give its reservations a time that is moved then.
+        try:
+            async with engine.begin() as connection:
+                await move_times(connection, days)
+        except DBAPIError as error:
+            # The service locks the same rows in another order. PostgreSQL then ends one of the two transactions.
+            if "deadlock detected" not in str(error):
+                raise
+        else:
+            return
+
+
+async def move_times(connection: AsyncConnection, days: int) -> None:
+    for table, columns in TIMES.items():
+        moved = ", ".join(f"{name} = {name} - {days * DAY * 1_000_000}" for name in columns)
+        if moved:
+            await connection.execute(text(f"UPDATE {table} SET {moved}"))  # noqa: S608 - our own names
 
 
 async def until_idle(engine: AsyncEngine) -> None:
