@@ -51,6 +51,7 @@ class Shop:
     """A server with all demos, and its clients."""
 
     channel: grpc.aio.Channel
+    health_port: int = 0
 
     def demo(self, name: str) -> Demo:
         return Demo(name, STUBS[name](self.channel), MESSAGES[name])
@@ -70,7 +71,7 @@ async def running_shop(settings: Settings) -> AsyncIterator[Shop]:
         app.running(settings, serve=True, reconcile=False) as ports,
         grpc.aio.insecure_channel(f"127.0.0.1:{ports.port}") as channel,
     ):
-        yield Shop(channel)
+        yield Shop(channel, ports.health_port)
 
 
 def settings_of(file: Any, **changes: Any) -> Settings:
@@ -81,8 +82,8 @@ def settings_of(file: Any, **changes: Any) -> Settings:
 @pytest.fixture(scope="session")
 async def shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
     """A server that trusts its callers."""
-    limits = {"max_quantity_per_item": 150, "metrics_listen": "127.0.0.1:0"}
-    settings = settings_of(tmp_path_factory.mktemp("compat") / "cart.db", **limits)
+    changes = {"max_quantity_per_item": 150, "metrics_listen": "127.0.0.1:0", "health_listen": "127.0.0.1:0"}
+    settings = settings_of(tmp_path_factory.mktemp("compat") / "cart.db", **changes)
     async with running_shop(settings) as running:
         yield running
 

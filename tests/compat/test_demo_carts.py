@@ -115,9 +115,11 @@ async def test_a_restart_keeps_the_carts(user: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("service", ["", "oteldemo.CartService", "hipstershop.CartService", "BasketApi.Basket"])
 async def test_health_knows_the_services(service: str, shop: Shop) -> None:
-    health: Any = health_pb2_grpc.HealthStub(shop.channel)
-    answer = await health.Check(health_pb2.HealthCheckRequest(service=service), timeout=20)
-    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{shop.health_port}") as checks:
+        for channel in (shop.channel, checks):
+            health: Any = health_pb2_grpc.HealthStub(channel)
+            answer = await health.Check(health_pb2.HealthCheckRequest(service=service), timeout=20)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_only_the_demos_in_the_setting_are_served(user: str, tmp_path: Path) -> None:
