@@ -22,7 +22,7 @@ SEEDS ?= 1000
 FIRST ?= 0
 RUNS ?= 10000
 TARGET ?=
-PROTOS := $(sort $(shell cd protos && find * -name '*.proto'))
+PROTOS := $(sort $(shell for folder in protos compat-protos; do (cd $$folder && find * -name '*.proto'); done))
 RELEASE := protos/released.json
 IMAGE ?= cart-grpc
 # The tests start the command a hundred times. Without cached bytecode, each start compiles every import again.
@@ -152,7 +152,7 @@ lint: setup ## run ruff, import-linter, buf lint, and buf breaking against the l
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
-	$(BIN)/buf breaking --against $(RELEASE)
+	$(BIN)/buf breaking protos --against $(RELEASE)
 
 .PHONY: typecheck
 typecheck: setup ## run mypy --strict
@@ -169,7 +169,7 @@ $(GENERATOR)/.installed: Makefile $(STAMP)
 	@touch $@
 
 # We call protoc directly, because buf cannot run the gRPC plugin of grpc_tools. $(1) is the output folder.
-protoc = PATH="$(CURDIR)/$(GENERATOR)/bin:$$PATH" $(GENERATOR)/bin/python -m grpc_tools.protoc -Iprotos \
+protoc = PATH="$(CURDIR)/$(GENERATOR)/bin:$$PATH" $(GENERATOR)/bin/python -m grpc_tools.protoc -Iprotos -Icompat-protos \
 	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
 
 .PHONY: generate
@@ -195,7 +195,7 @@ sync-client-current: setup ## fail if the synchronous client does not match the 
 
 .PHONY: release-image
 release-image: setup ## save protos/ as the release that buf breaking compares with
-	$(BIN)/buf build --exclude-source-info -o $(RELEASE)
+	$(BIN)/buf build protos --exclude-source-info -o $(RELEASE)
 
 .PHONY: constraints
 constraints: setup ## pin the newest versions that pyproject.toml allows

@@ -40,7 +40,7 @@ from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.revisions import LATEST
 from cart_grpc.store.store import Store
-from cart_grpc.telemetry.publishing import measures, publishing
+from cart_grpc.telemetry.publishing import measures, publishing, tolerate
 from cart_grpc.tls.reloaded_files import FileError
 from cart_grpc.tracing import Tracer
 from cart_grpc.units import to_us
@@ -198,17 +198,17 @@ async def drain(servers: Collection[Server], settings: Settings, *, lame_duck: f
 @asynccontextmanager
 async def running_traces(settings: Settings) -> AsyncIterator[Tracer | None]:
     """Return the tracer, None if the environment does not ask for traces. Raises StartupError."""
-    try:
-        is_on = otel.is_exported("traces")
-    except otel.OtelError as error:
-        raise StartupError(str(error)) from None
-    if not is_on:
-        yield None
-        return
-    # Imported here: it takes time and memory, and few processes of the tests and of a trial need it.
-    from cart_grpc.telemetry.span_export import exporting  # noqa: PLC0415
+    async with AsyncExitStack() as stack:
+        tracer = None
+        try:
+            if otel.is_exported("traces"):
+                # Imported here: it takes time and memory, and few processes of the tests and of a trial need it.
+                from cart_grpc.telemetry.span_export import exporting  # noqa: PLC0415
 
-    async with exporting(settings.reservation_url.get_secret_value()) as tracer:
+                reservation_url = settings.reservation_url.get_secret_value()
+                tracer = await stack.enter_async_context(exporting(reservation_url))
+        except (otel.OtelError, StartupError) as error:
+            tolerate(settings, error)
         yield tracer
 
 

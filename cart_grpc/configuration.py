@@ -23,6 +23,7 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from cart_grpc.compat import demos
 from cart_grpc.logs import events
 from cart_grpc.logs.log import Log
 from cart_grpc.setting_types import is_token_or_key
@@ -58,19 +59,42 @@ def load(
     """
     dotenv = _read_dotenv(directory / ".env")
     config_file = environ.get(CONFIG_FILE) or dotenv.get(CONFIG_FILE)
+    ignored: list[tuple[str, str]] = []
     values = {
         **(_read_toml(directory, config_file) if config_file else {}),
-        **_from_variables(dotenv, ".env", warn),
-        **_from_variables(environ, "the environment", warn),
+        **_from_variables(dotenv, ".env", ignored),
+        **_from_variables(environ, "the environment", ignored),
     }
+    for variable, text in ignored:
+        if not (values.get("compat") and variable in demos.VARIABLES):
+            warn(f"ignored: {text}")
     try:
-        return Settings(**values)
+        settings = Settings(**values)
     except ValidationError as error:
         raise SettingsError(_explain(error.errors(include_url=False)[0])) from None
+    port = demos.find_port({**dotenv, **environ})
+    return _with_port(settings, port, warn) if settings.compat and port and "listen" not in values else settings
 
 
-def _from_variables(variables: Mapping[str, str], source: str, warn: Callable[[str], None]) -> dict[str, str]:
-    """Return the settings among `variables`. Raises SettingsError if the name of one is misspelt."""
+def _with_port(settings: Settings, port: int, warn: Callable[[str], None]) -> Settings:
+    """Return the settings with the port of a demo's container: on all interfaces, if that is safe or wanted.
+
+    Else on loopback: a demo's variables must neither prevent the start nor let strangers in.
+    """
+    if settings.token_keys or settings.allow_anyone_to_be_any_user:
+        return settings.with_changes(listen=f"0.0.0.0:{port}")
+    warn(
+        f"{demos.PORT}={port} is used on 127.0.0.1 only, because every caller could be any user; for all interfaces, "
+        "set CART_TOKEN_KEYS, or CART_ALLOW_ANYONE_TO_BE_ANY_USER=true"
+    )
+    return settings.with_changes(listen=f"127.0.0.1:{port}")
+
+
+def _from_variables(variables: Mapping[str, str], source: str, ignored: list[tuple[str, str]]) -> dict[str, str]:
+    """Return the settings among `variables`. Raises SettingsError if the name of one is misspelt.
+
+    Appends each variable that is not a setting to `ignored`, with a text that says so.
+    """
     values = {}
     for written, value in variables.items():
         variable = written.upper()
@@ -84,7 +108,7 @@ def _from_variables(variables: Mapping[str, str], source: str, warn: Callable[[s
             text = _unknown(written, source, variable_of(similar) if similar else "")
             if similar and _distance(name, similar) <= _MISSPELT:
                 raise SettingsError(text)
-            warn(f"ignored: {text}")
+            ignored.append((variable, text))
     return values
 
 

@@ -10,6 +10,7 @@ from cart_grpc import parts
 from cart_grpc.admin import OperatorActions
 from cart_grpc.authentication.services import Services
 from cart_grpc.background.reconciler import Reconciler
+from cart_grpc.compat.services import demo_services
 from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import SHARED, Port, offers_reflection
 from cart_grpc.logs import events
@@ -17,7 +18,7 @@ from cart_grpc.logs.log import Log
 from cart_grpc.process import connection_room, running_task
 from cart_grpc.rpc.access import Access, AccessByCertificate, AccessByToken
 from cart_grpc.rpc.endpoint import NOT_OBSERVED, Observers
-from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, CHECK_ONLY, HEALTH_AND_REFLECTION, HEALTH_ONLY
+from cart_grpc.rpc.methods import ADMIN_SERVICE, CHECK_ONLY, HEALTH_AND_REFLECTION, HEALTH_ONLY
 from cart_grpc.rpc.server import MAX_CONNECTIONS, Server
 from cart_grpc.rpc.services import admin_service, cart_service, no_service
 from cart_grpc.settings import Settings
@@ -106,10 +107,11 @@ def make_servers(
     `observers` observe their calls.
     """
     limits = parts.limits(settings)
-    carts = cart_service(store, limits, parts.admission(settings))
+    demos = demo_services(settings.compat, store, limits)
+    carts = cart_service(store, limits, parts.admission(settings), demos)
     operators = admin_service(OperatorActions(store, limits, reconciler))
-    names = {"listen": CART_SERVICE, "service_listen": CART_SERVICE, "admin_listen": ADMIN_SERVICE}
-    health = no_service(*{names[port.setting]: None for port in ports if port.setting in names})
+    names = {"listen": carts.names, "service_listen": carts.names, "admin_listen": (ADMIN_SERVICE,)}
+    health = no_service(*{name: None for port in ports for name in names.get(port.setting, ())})
     services = {"listen": carts, "service_listen": carts, "admin_listen": operators, "health_listen": health}
     room = connection_room(len(ports))
     if room < MAX_CONNECTIONS:

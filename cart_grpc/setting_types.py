@@ -9,6 +9,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from cart_grpc.authentication.caller import SCOPES
+from cart_grpc.compat.demos import Demo
 from cart_grpc.reservation_api.transports import check_url
 from cart_grpc.store import database_url, sqlite_file
 from cart_grpc.units import parse_duration, to_seconds
@@ -72,6 +73,14 @@ def _to_words(value: Any) -> Any:
     return tuple(re.split(r"[,\s]+", value.strip(", \t"))) if isinstance(value, str) else value
 
 
+def _to_demos(value: Any) -> Any:
+    """Return the names in a text, each once. An empty text has none."""
+    names = _to_words(value)
+    if isinstance(names, tuple | list) and all(isinstance(name, str) for name in names):
+        return tuple(dict.fromkeys(name.lower() for name in names if name))
+    return value
+
+
 def _to_services(value: Any) -> dict[str, frozenset[str]]:
     """Return the scopes of each service. `value` is JSON, or a table, as TOML has it. Raises ValueError."""
     try:
@@ -122,6 +131,7 @@ Services = Annotated[dict[str, frozenset[str]], BeforeValidator(_to_services)]
 Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
 ]  # asymmetric ones only: a program that checks tokens with a shared secret could also make them
+Demos = Annotated[tuple[Demo, ...], BeforeValidator(_to_demos)]
 Algorithms = Annotated[tuple[Algorithm, ...], BeforeValidator(_to_words), Field(min_length=1)]
 TokenKeys = Annotated[str, AfterValidator(_check_token_keys)]
 Claim = Annotated[str, AfterValidator(_check_claim)]

@@ -11,6 +11,7 @@ from cart_grpc.setting_types import (
     Algorithms,
     Claim,
     DatabaseUrl,
+    Demos,
     Duration,
     FilePath,
     LogLevel,
@@ -58,6 +59,11 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
     )
     reflection: Literal["auto", "on", "off"] = Field(
         "auto", description="whether the servers offer reflection: on, off, or auto: only without identities"
+    )
+    compat: Demos = Field(
+        (),
+        description="demo shops whose cart service is served too, on the same carts: oteldemo, hipstershop, eshop, "
+        "separated by commas",
     )
     tls_cert_file: FilePath = Field("", description="PEM file with the certificate chain that this process shows")
     tls_key_file: FilePath = Field("", description="PEM file with the private key of CART_TLS_CERT_FILE")

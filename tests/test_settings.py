@@ -69,6 +69,7 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
     "SLOW_CALL": (["0.001", "1s", "86400"], ["0", "-1", "86401", "nan", "x"]),
     "ALLOW_ANYONE_TO_BE_ANY_USER": (["true", "false", "1", "0"], ["", "maybe", "2"]),
     "REFLECTION": (["auto", "on", "off"], ["", "yes", "true"]),
+    "COMPAT": (["", "oteldemo", "oteldemo, hipstershop eshop", "eshop,"], ["opentelemetry", "eshop,shop"]),
     "SERVICES": (
         ["", "{}", '{"spiffe://shop.example/web": ["carts.read", "carts.act-as"], "ops.example": ["admin.write"]}'],
         ["web", "[]", "1", '{"web": "carts.read"}', '{"web": ["carts"]}', '{"": ["carts.read"]}', '{"web": [[]]}'],
@@ -112,6 +113,7 @@ ANY_WORD = {name for name, values in RANGES.items() if values in (_PATHS, _CLAIM
 # How a value of these settings is read.
 READ: dict[str, Callable[[str], Any]] = {
     "ALLOW_ANYONE_TO_BE_ANY_USER": lambda value: value in ("true", "1"),
+    "COMPAT": lambda value: tuple(value.replace(",", " ").split()),
     "LOG_LEVEL": str.upper,
     "SERVICES": lambda value: {name: frozenset(scopes) for name, scopes in json.loads(value or "{}").items()},
     "TOKEN_ALGORITHMS": lambda value: tuple(value.replace(",", " ").split()),

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 
 import grpc
 
-from cart_grpc.authentication.refusals import TokenExpired
+from cart_grpc.authentication.caller import NOBODY
+from cart_grpc.authentication.refusals import TokenExpired, TokenMissing
 from cart_grpc.carts.refusals import CallRefused, Overloaded
 from cart_grpc.rpc import status
 from cart_grpc.rpc.access import CALLER
@@ -88,9 +89,15 @@ def authenticate(endpoint: Endpoint, next_step: Step) -> Step:
     access, deadlines = endpoint.access, endpoint.guards.deadlines
     if access is None:
         return next_step
+    allows_nobody = endpoint.method.allows_nobody
 
     async def verify(request: Any, context: Context) -> Any:
-        CALLER.set(await deadlines.run(access.verify(context)))
+        try:
+            CALLER.set(await deadlines.run(access.verify(context)))
+        except TokenMissing:
+            if not allows_nobody:
+                raise
+            CALLER.set(NOBODY)
         return await next_step(request, context)
 
     def step(request: Any, context: Context) -> Awaitable[Any]:

@@ -1,6 +1,6 @@
 """The methods that a server offers, one row each. The pipeline serves a method according to its row."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from types import MappingProxyType
@@ -17,6 +17,9 @@ class Method:
     `resources` are the paths of the request fields that name the resources it touches, such as `item.name`; admission
     counts the call for the user in the first one. `waits`: the request has max_wait. `streams`: the response is a
     stream. `takes_stream`: the request is one, too.
+
+    A method whose requests have no resource names has `owner` instead: it returns the id of the user whose cart the
+    request is about; "" for none. `allows_nobody`: a caller without a token may call it, and is nobody.
     """
 
     name: str
@@ -25,12 +28,16 @@ class Method:
     waits: bool = False
     streams: bool = False
     takes_stream: bool = False
+    owner: Callable[[Any], str] | None = None
+    allows_nobody: bool = False
 
     def user_of(self, request: Any) -> str:
         """Return the user id in the name of the first resource; "" if the request names no resource.
 
         The name is as the caller sent it: it need not be a valid one.
         """
+        if self.owner:
+            return self.owner(request)
         if not self.resources:
             return ""
         name: str = attrgetter(self.resources[0])(request)

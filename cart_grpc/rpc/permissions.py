@@ -5,7 +5,15 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final
 
-from cart_grpc.authentication.caller import ADMIN_READ, ADMIN_WRITE, CARTS_ACT_AS, CARTS_READ, CARTS_WRITE, Caller
+from cart_grpc.authentication.caller import (
+    ADMIN_READ,
+    ADMIN_WRITE,
+    CARTS_ACT_AS,
+    CARTS_READ,
+    CARTS_WRITE,
+    NOBODY,
+    Caller,
+)
 from cart_grpc.authentication.refusals import PermissionDenied
 from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, Method
 
@@ -64,11 +72,16 @@ def check_of(method: Method, scope: str) -> Callable[[Caller, Any], None]:
 
     The caller needs the scope. Without carts.act-as, every name in the request must begin with `users/{user}`, where
     `{user}` is the caller's own id, byte for byte. A name that is missing or malformed is refused in the same way, so
-    the answer depends on nothing but the request and the caller.
+    the answer depends on nothing but the request and the caller. If the method has an owner instead of names, the owner
+    must be the caller.
     """
     fields = [(field, attrgetter(field)) for field in method.resources] if scope in _OF_OWNERS else []
 
+    owner, allows_nobody = method.owner, method.allows_nobody
+
     def check(caller: Caller, request: Any) -> None:
+        if allows_nobody and caller is NOBODY:
+            return
         if scope not in caller.scopes:
             raise PermissionDenied(scope)
         if CARTS_ACT_AS in caller.scopes:
@@ -76,5 +89,7 @@ def check_of(method: Method, scope: str) -> Callable[[Caller, Any], None]:
         for field, name_in in fields:
             if not caller.owns(name_in(request)):
                 raise PermissionDenied(CARTS_ACT_AS, field)
+        if owner and (user_id := owner(request)) and user_id != caller.user_id:
+            raise PermissionDenied(CARTS_ACT_AS, "user_id")
 
     return check

@@ -135,7 +135,8 @@ class Server:
         )
         # Without the door: until the end a check must be answered, and a watch must see NOT_SERVING.
         of_health = Guards(self._deadlines, service.receiver, self._watches, observers=_of_probes(observers))
-        service.add(Pipeline(self._server, METHODS, PERMISSIONS, replace(guards, admission=service.admission)))
+        methods, rules = {**METHODS, **service.methods}, {**PERMISSIONS, **service.permissions}
+        service.add(Pipeline(self._server, methods, rules, replace(guards, admission=service.admission)))
         permissions = _rules_of(beside)
         if V1 in beside:
             add_reflection(Pipeline(self._server, beside, permissions, guards), (*service.names, HEALTH))

@@ -1,7 +1,7 @@
 """The services that this process offers, and what all ports of a service share: its calls are counted together."""
 
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from cartgrpc.v1 import cart_admin_service_pb2_grpc, cart_service_pb2_grpc
 
@@ -10,7 +10,7 @@ from cart_grpc.carts.calls import Limits
 from cart_grpc.rpc.admission import Admission, OpenStreams
 from cart_grpc.rpc.cart_admin_service import CartAdminService
 from cart_grpc.rpc.cart_service import CartService
-from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE
+from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, Method
 from cart_grpc.rpc.receiving import Receiver
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.store import Store
@@ -30,10 +30,19 @@ MAX_STREAMS: Final = 10_000
 MAX_STREAMS_PER_SERVICE: Final = MAX_STREAMS // 2
 
 
-class Service:
-    """One service for any number of ports.
+class OtherService(NamedTuple):
+    """A service with other messages on the same carts: its rows and the scope of each. `add` adds its servicer."""
 
-    `names` are those whose readiness its ports report. `add` adds the servicer to a pipeline; its calls need the
+    name: str
+    add: Callable[[Any], None]
+    methods: Sequence[Method]
+    permissions: Mapping[str, str]
+
+
+class Service:
+    """One service for any number of ports, with `others` beside it.
+
+    `names` are those whose readiness its ports report. `add` adds its servicer to a pipeline; all calls need the
     `admission`. `notifier` is closed when a port stops. A request has at most `max_request_bytes`.
     """
 
@@ -45,18 +54,29 @@ class Service:
         admission: Admission | None = None,
         notifier: ChangeNotifier | None = None,
         max_request_bytes: int = 64 * 1024,
+        others: Sequence[OtherService] = (),
     ) -> None:
-        self.names = names
-        self.add = add
+        self.names = (*names, *(other.name for other in others))
+        self.methods = {other.name: other.methods for other in others}
+        self.permissions = {other.name: other.permissions for other in others}
         self.admission = admission
         self.notifier = notifier
         self.max_request_bytes = max_request_bytes
         self.streams = open_streams(MAX_STREAMS)
         self.receiver = Receiver(MAX_INCOMPLETE_BYTES // max_request_bytes)
+        self._adds = (add, *(other.add for other in others))
+
+    def add(self, pipeline: Any) -> None:
+        """Add the servicers to a pipeline."""
+        for add in self._adds:
+            add(pipeline)
 
 
-def cart_service(store: Store, limits: Limits, admission: Admission) -> Service:
-    """Return `cartgrpc.v1.CartService`. Calls in max_wait are answered when one of its ports stops."""
+def cart_service(store: Store, limits: Limits, admission: Admission, others: Sequence[OtherService] = ()) -> Service:
+    """Return `cartgrpc.v1.CartService`, with `others` beside it.
+
+    Calls in max_wait are answered when one of its ports stops.
+    """
     servicer = CartService(store, limits, admission.park)
     add = cart_service_pb2_grpc.add_CartServiceServicer_to_server
     return Service(
@@ -65,6 +85,7 @@ def cart_service(store: Store, limits: Limits, admission: Admission) -> Service:
         admission=admission,
         notifier=store.notifier,
         max_request_bytes=limits.max_cart_bytes + REQUEST_ROOM,
+        others=others,
     )
 
 
