@@ -92,6 +92,20 @@ $(DEPLOY_STAMP): $(STAMP)
 deploy-check: $(DEPLOY_STAMP) ## run the steps of the Dockerfile; check the compose file and the manifests, without an engine or a cluster
 	$(PYTEST) -m deploy tests/deployment $(PYTEST_ARGS)
 
+RELEASE_STAMP := $(VENV)/.release-installed
+$(RELEASE_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,release]' -c constraints.txt
+	@touch $@
+
+.PHONY: release-check
+release-check: $(RELEASE_STAMP) ## build the distributions twice, check them, and install them with each supported Python
+	$(PYTEST) -m release tests/release $(PYTEST_ARGS)
+
+.PHONY: dist
+dist: $(RELEASE_STAMP) ## build the distributions of a release in dist/
+	rm -rf dist
+	$(BIN)/python -m build --installer uv --outdir dist
+
 .PHONY: simulate
 simulate: setup ## run SEEDS=1000 seeds of the simulation, starting at FIRST=0; or replay SEED=
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --first $(FIRST))
@@ -134,7 +148,7 @@ bench-check: $(BENCH_STAMP) $(LOAD) ## measure the main path for two minutes; fa
 	$(BIN)/python -m benchmarks.ratios build/bench/check.json
 
 .PHONY: check
-check: format-check lint typecheck generated-current sync-client-current deploy-check coverage ## run all that CI runs
+check: format-check lint typecheck generated-current sync-client-current deploy-check release-check coverage ## run all that CI runs
 
 .PHONY: format
 format: setup ## format Python and protos, and apply ruff's fixes
@@ -200,7 +214,7 @@ release-image: setup ## save protos/ as the release that buf breaking compares w
 .PHONY: constraints
 constraints: setup ## pin the newest versions that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --extra deploy --extra fuzz --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --extra deploy --extra fuzz --extra release --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
 
 .PHONY: image
 image: ## build the container image, as cart-grpc:VERSION
