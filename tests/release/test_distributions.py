@@ -23,7 +23,17 @@ from tests.release.pythons import ROOT, find_interpreter, project, supported
 
 BIN = Path(sys.executable).parent
 # A build reads these only.
-SOURCES = ("cart_grpc", "generated", "protos", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".gitignore")
+SOURCES = (
+    "cart_grpc",
+    "compat-protos",
+    "generated",
+    "protos",
+    "pyproject.toml",
+    "README.md",
+    "CHANGELOG.md",
+    "LICENSE",
+    ".gitignore",
+)
 CALL_SECONDS = 120
 
 pytestmark = [pytest.mark.release, pytest.mark.timeout(300)]
