@@ -476,7 +476,7 @@ MUTANTS: dict[Mutant, int] = {
     time_out_counts_as_a_permanent_failure: 2,
     invalid_answer_counts_as_released: 5,
     reservation_id_is_reused: 0,
-    new_hold_does_not_wait_for_the_old_release: 6,
+    new_hold_does_not_wait_for_the_old_release: 12,
     waiting_hold_is_never_made_due: 5,
     overtaken_claim_writes_the_bookkeeping: 0,
     claim_is_not_committed: 0,
