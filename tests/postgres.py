@@ -76,7 +76,7 @@ class PostgresServer:
     def create_database(self, name: str, *, template: str | None = None) -> str:
         """Create a database, empty or as a copy of `template`, and return its URL."""
         copied = () if template is None else ("--template", template)
-        self._run("createdb", *self._address, *copied, name)
+        self._run("createdb", *self._address, *copied, name, owner=ProcessOwner())
         return self._database_url(name)
 
     def start(self) -> None:
@@ -126,7 +126,7 @@ class PostgresServer:
         """Run statements as the superuser. Return the rows, without decoration. Raises RuntimeError if one fails."""
         commands = (argument for statement in statements for argument in ("-c", statement))
         options = ("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set", "ON_ERROR_STOP=1")
-        return self._run("psql", *self._address, *options, *commands, database).strip()
+        return self._run("psql", *self._address, *options, *commands, database, owner=ProcessOwner()).strip()
 
     def run_program(self, program: str, *arguments: str) -> str:
         """Run one of PostgreSQL's programs as the superuser, and return its output. Raises RuntimeError if it fails."""
@@ -169,7 +169,11 @@ class PostgresServer:
             "--write-recovery-conf", "--checkpoint=fast", "--no-sync",
         )  # fmt: skip
 
-    def _run(self, program: str, *arguments: str) -> str:
+    def _run(self, program: str, *arguments: str, owner: ProcessOwner | None = None) -> str:
+        """Run a program as `owner`, by default the server's user.
+
+        To change the user, Python must fork, which takes longer than psql if the tests' process is large.
+        """
         finished = subprocess.run(
             [self._binaries / program, *arguments],
             cwd=self._directory,
@@ -179,7 +183,7 @@ class PostgresServer:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            **process_owner(),
+            **(process_owner() if owner is None else owner),
         )
         if finished.returncode != 0:
             raise RuntimeError(f"{program} failed: {finished.stdout.strip()}")
