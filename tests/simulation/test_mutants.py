@@ -522,7 +522,14 @@ def catch(first: int) -> str | None:
 
 
 @pytest.mark.timeout(180)  # a time-out in the middle of a run would leave its transaction to the next test
-@pytest.mark.parametrize(("mutant", "first"), MUTANTS.items(), ids=[mutant.__name__ for mutant in MUTANTS])
+@pytest.mark.parametrize(
+    ("mutant", "first"),
+    [
+        # By day, every third one. At night, the others.
+        pytest.param(mutant, first, id=mutant.__name__, marks=[pytest.mark.night] if number % 3 else [])
+        for number, (mutant, first) in enumerate(MUTANTS.items())
+    ],
+)
 def test_some_seed_catches_the_mutant(mutant: Mutant, first: int, monkeypatch: Patch) -> None:
     mutant(monkeypatch)
     assert catch(first), f"the seeds below {MAX_SEEDS} found no violation"

@@ -245,7 +245,12 @@ async def test_settling_has_the_same_effect_as_folding(engine: Engine, now: int,
     assert await compare(engine, list(cases(*bounds)), now) == HARMLESS
 
 
-@pytest.mark.parametrize("dropped", range(6))
+# By day, each guard on one of the two databases. At night, each one on both.
+BY_DAY = [("sqlite", 0), ("postgresql", 1), ("sqlite", 2), ("postgresql", 3), ("sqlite", 4), ("postgresql", 5)]
+AT_NIGHT = [("postgresql", 0), ("sqlite", 1), ("postgresql", 2), ("sqlite", 3), ("postgresql", 4), ("sqlite", 5)]
+
+
+@pytest.mark.parametrize(("backend", "dropped"), [*BY_DAY, *(pytest.param(*one, marks=NIGHT) for one in AT_NIGHT)])
 async def test_no_guard_can_be_dropped(engine: Engine, monkeypatch: pytest.MonkeyPatch, dropped: int) -> None:
     real = settle_statements.as_claimed
 
