@@ -27,7 +27,8 @@ export function withServiceConfig(inner: Transport, options: CallOptions = {}): 
       let failure: ConnectError | undefined;
       for (let attempt = 0; ; attempt++) {
         try {
-          const left = Math.max(1, deadline - performance.now());
+          // gRPC's header takes whole milliseconds only.
+          const left = Math.max(1, Math.ceil(deadline - performance.now()));
           return await inner.unary(method, signal, left, header, message, contextValues);
         } catch (reason) {
           const error = ConnectError.from(reason);
