@@ -21,7 +21,7 @@ export interface ErrorDetails {
 
 /** Returns the details of what a call has thrown. All of them are empty if it has none. */
 export function errorDetails(thrown: unknown): ErrorDetails {
-  const error = ConnectError.from(thrown);
+  const error = withPlainTypes(ConnectError.from(thrown));
   const [info] = error.findDetails(ErrorInfoSchema);
   const [retry] = error.findDetails(RetryInfoSchema);
   const delay = retry?.retryDelay;
@@ -38,4 +38,12 @@ export function errorDetails(thrown: unknown): ErrorDetails {
     ],
     ...(delay && { retryAfterMs: Math.max(0, durationMs(delay)) }),
   };
+}
+
+/** Envoy's bridge for Connect leaves the prefix of a type URL in the types of details. */
+function withPlainTypes(error: ConnectError): ConnectError {
+  const plain = new ConnectError(error.rawMessage, error.code);
+  plain.details = error.details.map((detail) =>
+    "type" in detail ? { ...detail, type: detail.type.slice(detail.type.lastIndexOf("/") + 1) } : detail);
+  return plain;
 }
