@@ -230,8 +230,20 @@ sdk-typescript: setup $(TYPESCRIPT)/node_modules/.installed ## build the npm pac
 .PHONY: sdk
 sdk: dist sdk-typescript ## build the packages for Python and for TypeScript
 
+# Without Go's or Java's packages, its test is skipped. A browser is necessary.
+SDK_PACKAGES := chromium golang-go golang-google-grpc-dev protoc-gen-go protoc-gen-go-grpc protobuf-compiler openjdk-17-jdk-headless \
+	libgrpc-java protobuf-compiler-grpc-java-plugin libprotobuf-java libnetty-java libperfmark-java libgoogle-gson-java \
+	libgeronimo-annotation-1.3-spec-java
+.PHONY: sdk-packages
+sdk-packages:
+	@if command -v chromium >/dev/null && [ -d /usr/share/gocode/src/google.golang.org/grpc ] && \
+	  [ -e /usr/share/java/grpc-netty.jar ] && [ -e /usr/share/java/gson.jar ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+	then apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet $(SDK_PACKAGES); \
+	else echo "make: on Debian, install $(SDK_PACKAGES)" >&2; fi
+
 .PHONY: sdk-check
-sdk-check: $(SDK_STAMP) sdk-typescript ## test the clients in TypeScript and Go, and Envoy with a browser
+sdk-check: $(SDK_STAMP) sdk-packages sdk-typescript ## test the clients in TypeScript and Go, and Envoy with a browser
 	$(PYTEST) -m sdk tests/sdk $(PYTEST_ARGS)
 
 .PHONY: sync-client

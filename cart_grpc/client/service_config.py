@@ -1,4 +1,4 @@
-"""The gRPC service config: time limits, and the repetitions that are safe. Clients in other languages use the file, too.
+"""The gRPC service config: time limits, and the repetitions that are safe. Clients in all languages use the file.
 
 A mutation may be repeated because it keeps its request_id. Operators' changes have none, and are not repeated.
 """

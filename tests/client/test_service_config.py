@@ -55,8 +55,9 @@ def test_a_call_may_take_as_long_as_the_server_lets_it(service: str, method: Met
 def test_the_python_client_backs_off_as_the_config_says() -> None:
     policies = [retry_policy(CART_SERVICE, method.name) for method in METHODS[CART_SERVICE]]
     assert all(policy == policies[0] for policy in policies)
-    assert (FIRST_SECONDS, MAX_SECONDS) == tuple(
-        to_seconds(policies[0][key]) for key in ("initialBackoff", "maxBackoff")
+    assert tuple(to_seconds(policies[0][key]) for key in ("initialBackoff", "maxBackoff")) == (
+        FIRST_SECONDS,
+        MAX_SECONDS,
     )
 
 

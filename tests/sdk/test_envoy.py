@@ -136,7 +136,9 @@ def test_only_the_origin_of_the_page_may_read_answers(envoy: str, origin: tuple[
 
 def test_other_services_are_not_reachable(envoy: str) -> None:
     connection = HTTPConnection(envoy.removeprefix("http://"), timeout=20)
-    connection.request("POST", "/cartgrpc.v1.CartAdminService/GetProcessStats", "{}", {"content-type": "application/json"})
+    connection.request(
+        "POST", "/cartgrpc.v1.CartAdminService/GetProcessStats", "{}", {"content-type": "application/json"}
+    )
     assert connection.getresponse().status == 404
     connection.close()
 

@@ -18,7 +18,7 @@ GO_LIBRARIES = Path("/usr/share/gocode")
 JARS = Path("/usr/share/java")
 JAR_NAMES = [
     *("grpc-api", "grpc-context", "grpc-core", "grpc-netty", "grpc-protobuf", "grpc-protobuf-lite", "grpc-stub"),
-    *("protobuf", "guava", "failureaccess", "gson", "perfmark-api", "jsr305", "proto-google-common-protos"),
+    *("protobuf", "guava", "failureaccess", "gson", "perfmark-api", "jsr305", "geronimo-annotation-1.3-spec"),
 ]
 
 
