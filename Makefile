@@ -35,23 +35,35 @@ help: ## list the targets
 .PHONY: setup
 setup: $(STAMP) ## create .venv with all that the other targets need
 
+# An environment that runs and has pip. An older one is kept.
+define make_venv
+@python=; \
+for candidate in $(PYTHONS); do \
+  if "$$candidate" -c 'import ensurepip, sqlite3, ssl, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+  then python=$$candidate; break; fi; \
+done; \
+if [ -z "$$python" ]; then \
+  echo "make setup: none of '$(PYTHONS)' is a Python >= 3.11 with sqlite3, ssl and venv; install one or set PYTHON=/path/to/python3" >&2; \
+  exit 2; \
+fi; \
+if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+then "$$python" -m venv --clear $(VENV); fi
+endef
+
 $(STAMP): pyproject.toml constraints.txt
-	@python=; \
-	for candidate in $(PYTHONS); do \
-	  if "$$candidate" -c 'import ensurepip, sqlite3, ssl, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
-	  then python=$$candidate; break; fi; \
-	done; \
-	if [ -z "$$python" ]; then \
-	  echo "make setup: none of '$(PYTHONS)' is a Python >= 3.11 with sqlite3, ssl and venv; install one or set PYTHON=/path/to/python3" >&2; \
-	  exit 2; \
-	fi; \
-	if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
-	then "$$python" -m venv --clear $(VENV); fi
+	$(make_venv)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
+# Serving needs a quarter of the packages. With the development tools, it needs nothing more.
+SERVING_STAMP := $(VENV)/.serving-installed
+$(SERVING_STAMP): pyproject.toml constraints.txt
+	$(make_venv)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cli,server]' -c constraints.txt
+	@touch $@
+
 .PHONY: run
-run: setup ## start the server on a SQLite file, and the simulator
+run: $(if $(wildcard $(STAMP)),setup,$(SERVING_STAMP)) ## start the server on a SQLite file, and the simulator
 	$(BIN)/cart-grpc dev
 
 .PHONY: test

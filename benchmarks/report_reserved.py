@@ -74,32 +74,19 @@ def report_parts(states: Json) -> str:
 
 def describe_speed(results: Json, found: Found) -> str | None:
     """Return the README's sentences about speed. None if not all of their figures were measured on both databases."""
-    needed = [results.get(section, {}) for section in ("reserved", "table", "comparisons")]
-    if any(len(databases_of(section)) < len(DATABASES) for section in needed):
+    if len(databases_of(results.get("reserved", {}))) < len(DATABASES):
         return None
 
-    def of(section: str, *path: str) -> list[str]:
-        figures = []
-        for database in DATABASES:
-            turns = results[section][database]
-            for key in path:
-                turns = turns[key]
-            figures.append(f"{round(middle(turns, 'per_s'), -2):,.0f}")
-        return figures
-
+    turns = [results["reserved"][database]["many"]["reserved"] for database in DATABASES]
+    items = [f"{round(middle(each, 'per_s'), -2):,.0f}" for each in turns]
     cpu = [f"{found[database]['reserved item CPU / no-op CPU'].median:.1f}" for database in DATABASES]
-    items, adds, gets = of("reserved", "many", "reserved"), of("table", "idle", "add"), of("table", "idle", "get")
-    queue = found["postgresql"]["reserved item / queue reserved"].median
     text = f"""
         One process reserves {items[0]} items a second on SQLite and {items[1]} on PostgreSQL, on two cores that it
-        shares with the database, the Reservation API and the load generator. That is the figure that counts: `AddItem`
-        with its call to the Reservation API and the record of the answer, all of it durable. It costs {cpu[0]} and
-        {cpu[1]} times the server CPU of an empty RPC, and is {queue:.0f} times the rate of an ORM session per request
-        with a job queue on PostgreSQL. With the reconciler paused, it answers {adds[0]} and {adds[1]} `AddItem` calls a
-        second, or {gets[0]} and {gets[1]} `GetCart` calls for unchanged carts of 20 items.
-        [docs/performance.md](docs/performance.md) has the ratios, the references, and the aims that were missed."""
-    return "\n" + textwrap.fill(" ".join(text.split()), 120, initial_indent="  ", subsequent_indent="  ",
-                                break_long_words=False, break_on_hyphens=False) + "\n  "  # fmt: skip
+        shares with the database, the Reservation API and the load generator: `AddItem`, its call to the Reservation API
+        and the record of the answer, all of it durable. That costs {cpu[0]} and {cpu[1]} times the server CPU of an
+        empty RPC. [docs/performance.md](docs/performance.md) has the ratios, the references, and the aims that were
+        missed."""
+    return "\n" + textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def _absolutes(many: Json, databases: list[str]) -> str:

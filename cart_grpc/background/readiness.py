@@ -66,7 +66,7 @@ class ReadinessWatcher:
     def _log_cause(self, error: Exception) -> None:
         if isinstance(error, DatabaseDamaged) and not self._damage_logged:
             self._damage_logged = True
-            text = "the database is damaged: stop, keep a copy of its files, and restore a backup (see README): %s"
+            text = "the database is damaged: stop, copy its files, restore a backup (docs/troubleshooting.md): %s"
             log(events.DATABASE_DAMAGED, text, show_cause(error))
         if self._is_ready is not False:
             self._is_ready = False

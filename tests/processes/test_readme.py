@@ -1,4 +1,4 @@
-"""Runs the README's commands as written: with `cart-grpc cart`, and with buf through server reflection."""
+"""Runs the commands of README and of the quick start as written: with `cart-grpc cart`, and with buf by reflection."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from cart_grpc.cli import cart_connection
 from tests.processes.harness import LISTENS, SIMULATES, Program, Programs
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, QUICK_START = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/quick-start.md"))
 COMMAND = re.compile(
     r"^\$ (?:cart-grpc (?P<command>cart .+)"
     r"|rpc -d '(?P<body>[^']+)' \$(?P<service>url|sim)/(?P<method>\w+)"
@@ -25,7 +25,7 @@ ITEM = "users/alice/carts/default/items/ITEM"
 
 
 class Newcomer:
-    """Somebody who types the README's commands."""
+    """Somebody who types the commands."""
 
     def __init__(self, programs: Programs) -> None:
         self._programs = programs
@@ -37,7 +37,9 @@ class Newcomer:
     async def make_run(self) -> None:
         """Start the server, at the same addresses as before."""
         options = ("--simulator-listen", self._simulates, "--http-listen", "127.0.0.1:0", "--latency", "300ms")
-        self._server = self._programs.start("dev", *options, listen=self._listens, database_url="sqlite:///cart.db")
+        # Operators' port by itself: the port after the server's may be another program's when it starts again.
+        settings = {"listen": self._listens, "admin_listen": "127.0.0.1:0", "database_url": "sqlite:///cart.db"}
+        self._server = self._programs.start("dev", *options, **settings)
         self._listens = (await self._server.says(LISTENS))[1]
         self._simulates = (await self._server.says(SIMULATES))[1]
         self._addresses = {
@@ -79,21 +81,21 @@ async def _output(*command: str) -> str:
 
 def test_the_readmes_grpcurl_call_is_one_of_the_tested_calls() -> None:
     grpcurl = re.search(
-        r"grpcurl -plaintext -d '([^']+)' \\\s+127\.0\.0\.1:50051 cartgrpc\.v1\.CartService/AddItem", README
+        r"grpcurl -plaintext -d '([^']+)' \\\s+127\.0\.0\.1:50051 cartgrpc\.v1\.CartService/AddItem", QUICK_START
     )
     assert grpcurl
-    assert grpcurl.group(1) in [match["body"] for match in COMMAND.finditer(README)]
+    assert grpcurl.group(1) in [match["body"] for match in COMMAND.finditer(QUICK_START)]
 
 
 def test_the_readmes_addresses_are_the_defaults() -> None:
-    assert f"{cart_connection.DEFAULT_ADDRESS}/cartgrpc.v1.CartService" in README
+    assert f"{cart_connection.DEFAULT_ADDRESS}/cartgrpc.v1.CartService" in QUICK_START
 
 
 async def test_the_readmes_commands_sell_a_cart_once_through_a_kill(programs: Programs) -> None:
     newcomer = Newcomer(programs)
     await newcomer.make_run()
     item, outputs = "", {}
-    for match in COMMAND.finditer(README):
+    for match in COMMAND.finditer(README + QUICK_START):
         if match["kill"]:
             await newcomer.kill()
         elif match["command"]:
@@ -101,6 +103,7 @@ async def test_the_readmes_commands_sell_a_cart_once_through_a_kill(programs: Pr
         else:
             answer = await newcomer.rpc(match["service"], match["method"], match["body"].replace(ITEM, item))
             item = item or answer.get("item", {}).get("name", "")
+    assert "RESERVED" in outputs["cart add bob espresso-beans 2 --price 12.50EUR --wait 10s"]
     assert (
         "espresso-beans         2   12.50 EUR  PENDING" in outputs["cart add alice espresso-beans 2 --price 12.50EUR"]
     )
