@@ -25,7 +25,8 @@ DESCRIPTORS = {
 
 
 def described(service: str, method: Method) -> MethodDescriptor:
-    return DESCRIPTORS[service].methods_by_name[method.name]
+    found: MethodDescriptor = DESCRIPTORS[service].methods_by_name[method.name]
+    return found
 
 
 def test_each_method_is_there_once() -> None:
