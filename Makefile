@@ -187,16 +187,22 @@ typecheck: setup ## run mypy --strict
 # Generated code does not load under a grpcio or protobuf older than its generator. An old generator lets callers keep old
 # versions; it needs an environment of its own. When you raise it, raise the minimum versions in pyproject.toml, too.
 GENERATOR := build/generator
-GENERATOR_PACKAGES := grpcio-tools==1.75.1 mypy-protobuf==5.1.0 "protobuf<7"
+GENERATOR_PACKAGES := grpcio-tools==1.75.1 mypy-protobuf==5.1.0 "protobuf<7" googleapis-common-protos==1.70.0
 
 $(GENERATOR)/.installed: Makefile $(STAMP)
 	$(BIN)/python -m venv --clear --without-pip $(GENERATOR)
 	$(BIN)/python -m pip --python $(GENERATOR) install --quiet --disable-pip-version-check $(GENERATOR_PACKAGES)
 	@touch $@
 
-# We call protoc directly, because buf cannot run the gRPC plugin of grpc_tools. $(1) is the output folder.
-protoc = PATH="$(CURDIR)/$(GENERATOR)/bin:$$PATH" $(GENERATOR)/bin/python -m grpc_tools.protoc -Iprotos -Icompat-protos \
-	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
+# We call protoc directly, because buf cannot run the gRPC plugin of grpc_tools. $(1) is the output folder. The second call
+# writes the descriptors for transcoders and for other languages, with the details of errors.
+DESCRIPTORS := generated/cartgrpc/descriptors.binpb
+protoc = export PATH="$(CURDIR)/$(GENERATOR)/bin:$$PATH" && \
+	$(GENERATOR)/bin/python -m grpc_tools.protoc -Iprotos -Icompat-protos \
+	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS) && \
+	$(GENERATOR)/bin/python -m grpc_tools.protoc -Iprotos -I$$($(GENERATOR)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') --include_imports --include_source_info \
+	--descriptor_set_out=$(1)/cartgrpc/descriptors.binpb $(filter cartgrpc/v1/%,$(PROTOS)) \
+	google/rpc/status.proto google/rpc/error_details.proto
 
 .PHONY: generate
 generate: $(GENERATOR)/.installed ## generate generated/ from protos/
@@ -210,6 +216,47 @@ generated-current: $(GENERATOR)/.installed ## fail if generated/ does not match 
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && mkdir "$$fresh/cartgrpc" && touch "$$fresh/cartgrpc/py.typed" && \
 	$(call protoc,"$$fresh") && \
 	{ diff -r -x __pycache__ generated "$$fresh" || { echo "generated/ is stale: run 'make generate'" >&2; exit 1; }; }
+
+# The code for other languages is made here and not committed: packages carry it, and it needs their toolchains.
+SDK := build/sdk
+SDK_STAMP := $(VENV)/.sdk-installed
+$(SDK_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,sdk]' -c constraints.txt
+	@touch $@
+
+TYPESCRIPT := sdk/typescript
+$(TYPESCRIPT)/node_modules/.installed: $(TYPESCRIPT)/package.json $(TYPESCRIPT)/package-lock.json
+	cd $(TYPESCRIPT) && npm ci --silent
+	@touch $@
+
+.PHONY: sdk-typescript
+sdk-typescript: setup $(TYPESCRIPT)/node_modules/.installed ## build the npm package in build/sdk/
+	rm -rf $(TYPESCRIPT)/dist $(TYPESCRIPT)/src/gen
+	cd $(TYPESCRIPT) && $(CURDIR)/$(BIN)/buf generate $(CURDIR)/$(DESCRIPTORS)
+	{ printf 'export default '; cat cart_grpc/client/service_config.json; } >$(TYPESCRIPT)/src/gen/service_config.ts
+	cp LICENSE $(TYPESCRIPT)/
+	cd $(TYPESCRIPT) && npx tsc
+	@mkdir -p $(SDK)
+	cd $(TYPESCRIPT) && npm pack --silent --pack-destination $(CURDIR)/$(SDK)
+
+.PHONY: sdk
+sdk: dist sdk-typescript ## build the packages for Python and for TypeScript
+
+# Without Go's or Java's packages, its test is skipped. A browser is necessary.
+SDK_PACKAGES := chromium golang-go golang-google-grpc-dev protoc-gen-go protoc-gen-go-grpc protobuf-compiler openjdk-17-jdk-headless \
+	libgrpc-java protobuf-compiler-grpc-java-plugin libprotobuf-java libnetty-java libperfmark-java libgoogle-gson-java \
+	libgeronimo-annotation-1.3-spec-java
+.PHONY: sdk-packages
+sdk-packages:
+	@if command -v chromium >/dev/null && [ -d /usr/share/gocode/src/google.golang.org/grpc ] && \
+	  [ -e /usr/share/java/grpc-netty.jar ] && [ -e /usr/share/java/gson.jar ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+	then apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet $(SDK_PACKAGES); \
+	else echo "make: on Debian, install $(SDK_PACKAGES)" >&2; fi
+
+.PHONY: sdk-check
+sdk-check: $(SDK_STAMP) sdk-packages sdk-typescript ## test the clients in TypeScript and Go, and Envoy with a browser
+	$(PYTEST) -m sdk tests/sdk $(PYTEST_ARGS)
 
 .PHONY: sync-client
 sync-client: setup ## make the synchronous client and its tests from the asynchronous ones
@@ -226,7 +273,7 @@ release-image: setup ## save protos/ as the release that buf breaking compares w
 .PHONY: constraints
 constraints: setup ## pin the newest versions that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --extra deploy --extra fuzz --extra release --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --extra deploy --extra fuzz --extra release --extra sdk --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
 
 .PHONY: image
 image: ## build the container image, as cart-grpc:VERSION

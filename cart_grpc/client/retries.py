@@ -9,11 +9,15 @@ from typing import Final
 
 import grpc
 
+from cart_grpc.client import service_config
 from cart_grpc.client.errors import CartError
 
+# All methods of CartService have the same policy. Its maxAttempts is for clients without a deadline for all attempts.
+_POLICY: Final = service_config.retry_policy("cartgrpc.v1.CartService", "GetCart")
 # Short, so that a caller notices within a fraction of a second that a server is back.
-FIRST_SECONDS: Final = 0.05
-MAX_SECONDS: Final = 0.5
+FIRST_SECONDS: Final = service_config.to_seconds(_POLICY["initialBackoff"])
+MAX_SECONDS: Final = service_config.to_seconds(_POLICY["maxBackoff"])
+_MULTIPLIER: Final[float] = _POLICY["backoffMultiplier"]
 # The longest wait for a server that asks for time.
 MAX_RETRY_AFTER: Final = 60.0
 
@@ -26,14 +30,14 @@ def find_delay(error: CartError, attempt: int) -> float | None:
     """
     if not _may_repeat(error):
         return None
-    backoff = min(MAX_SECONDS, FIRST_SECONDS * 2 ** min(attempt, 10))
+    backoff = min(MAX_SECONDS, FIRST_SECONDS * _MULTIPLIER ** min(attempt, 10))
     return min(error.retry_after or 0.0, MAX_RETRY_AFTER) + random.uniform(0, backoff)  # noqa: S311 - no secret
 
 
 def _may_repeat(error: CartError) -> bool:
+    if error.code.name in _POLICY["retryableStatusCodes"]:
+        return True
     match error.code:
-        case grpc.StatusCode.UNAVAILABLE:
-            return True
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return error.retry_after is not None
         case grpc.StatusCode.DEADLINE_EXCEEDED:
