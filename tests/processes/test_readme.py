@@ -1,4 +1,4 @@
-"""Runs the commands of README and of the quick start as written: with `cart-grpc cart`, and with buf by reflection."""
+"""Runs the commands of README and of the first pages as written: with `cart-grpc cart`, and with buf by reflection."""
 
 import asyncio
 import json
@@ -13,7 +13,9 @@ from cart_grpc.cli import cart_connection
 from tests.processes.harness import LISTENS, SIMULATES, Program, Programs
 
 ROOT = Path(__file__).parents[2]
-README, QUICK_START = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/quick-start.md"))
+README, QUICK_START, CONCEPTS = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/quick-start.md", "docs/concepts.md")
+)
 COMMAND = re.compile(
     r"^\$ (?:cart-grpc (?P<command>cart .+)"
     r"|rpc -d '(?P<body>[^']+)' \$(?P<service>url|sim)/(?P<method>\w+)"
@@ -95,7 +97,7 @@ async def test_the_readmes_commands_sell_a_cart_once_through_a_kill(programs: Pr
     newcomer = Newcomer(programs)
     await newcomer.make_run()
     item, outputs = "", {}
-    for match in COMMAND.finditer(README + QUICK_START):
+    for match in COMMAND.finditer(README + QUICK_START + CONCEPTS):
         if match["kill"]:
             await newcomer.kill()
         elif match["command"]:
