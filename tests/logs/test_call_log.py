@@ -24,6 +24,7 @@ GET = "/cartgrpc.v1.CartService/GetCart"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 QUICK, SLOW, ALL = CallLog(3600), CallLog(0), CallLog(3600, all_calls=True)
 log = Log("cart_grpc.example")
+OURS = ("cart_grpc.rpc.call_log", "cart_grpc.logs.output", "cart_grpc.example")
 
 
 async def answer(_request: Any, _context: Any) -> Any:
@@ -46,7 +47,8 @@ async def lines_of(servicer: Servicer, config: CallLog, calls: int = 1, metadata
                 with suppress(grpc.aio.AioRpcError):
                     await server.stub.AddItem(request, metadata=metadata, timeout=20)
         output.report_suppressed(is_last=True)
-    return parse(written.getvalue())
+    # Servers that other tests share may log that they wait for their database, on a busy machine.
+    return [line for line in parse(written.getvalue()) if line["logger"] in OURS]
 
 
 REFUSALS: list[tuple[CallRefused, str, str, dict[str, object]]] = [

@@ -20,7 +20,7 @@ async def test_another_replica_takes_over_from_one_lost_during_a_call_when_its_l
     by: signal.Signals, shared_url: str, programs: Programs
 ) -> None:
     # The first call hangs for longer than a takeover takes, and still takes effect afterwards.
-    hang = LEASE + 3
+    hang = LEASE + 10
     simulated = await programs.simulate("--latency", f"{hang}s")
     settings = {
         "listen": "127.0.0.1:0",
