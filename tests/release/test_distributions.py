@@ -41,7 +41,7 @@ pytestmark = [pytest.mark.release, pytest.mark.timeout(300)]
 
 @dataclass(frozen=True)
 class Distributions:
-    """What `python -m build` made."""
+    """The two files that `python -m build` made."""
 
     folder: Path
 
