@@ -241,7 +241,7 @@ def running_postgres(
     another release than the one that the tests install. `environment`: variables for the server's processes.
     `settings`: further ones of postgresql.conf. `fill` makes the folder `data` in place of initdb.
     """
-    folder = shared_temporary_folder() if durable else find_memory_folder() or shared_temporary_folder()
+    folder = shared_temporary_folder() if durable else fast_folder()
     directory = Path(tempfile.mkdtemp(prefix="pg-", dir=folder))
     address = {"listen_addresses": "127.0.0.1", "port": str(port)} if port else {"listen_addresses": ""}
     # In the server's folder, so that a killed server leaves no shared memory behind.
@@ -332,12 +332,15 @@ def shared_temporary_folder() -> Path:
     raise RuntimeError("no temporary folder with a short path that every user can enter: set TMPDIR to one")
 
 
-def find_memory_folder() -> Path | None:
-    """Return Linux' file system in memory, if it has room. On a disk, removing a hundred databases takes a minute."""
+def fast_folder() -> Path:
+    """Return the folder of servers that need not be durable: Linux' file system in memory, if it has room.
+
+    On a disk, removing a hundred databases takes a minute.
+    """
     folder = Path("/dev/shm")
     if folder.is_dir() and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free >= MEMORY_BYTES:
         return folder
-    return None
+    return shared_temporary_folder()
 
 
 def _environment() -> dict[str, str]:

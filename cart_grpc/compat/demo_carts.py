@@ -1,6 +1,5 @@
 """The CartService of OpenTelemetry's demo and of Online Boutique: the same messages in two packages."""
 
-import hashlib
 import uuid
 from typing import Any
 
@@ -9,6 +8,7 @@ import grpc
 from cart_grpc.carts.calls import AddItems, addition
 from cart_grpc.compat.user_carts import UserCarts, cart_of
 from cart_grpc.rpc.fields import MAX_SKU, Fields
+from cart_grpc.rpc.requests import digest
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -51,7 +51,5 @@ def _add_item(request: Any, most: int) -> AddItems:
     quantity = fields.quantity("item.quantity", request.item.quantity, most)
     fields.check()
     # These callers send no request_id. Each call has one of its own, so none is taken for a repetition of another.
-    request_id, body = str(uuid.uuid4()), request.SerializeToString(deterministic=True)
-    fingerprint = hashlib.sha256(request.DESCRIPTOR.full_name.encode() + b"\0" + body).digest()
     added = addition(sku, {}, quantity, None, None)
-    return AddItems(key, (added,), request_id=request_id, fingerprint=fingerprint)
+    return AddItems(key, (added,), request_id=str(uuid.uuid4()), fingerprint=digest(request))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.postgres import PostgresServer, find_memory_folder, process_owner, running_postgres, shared_temporary_folder
+from tests.postgres import PostgresServer, fast_folder, process_owner, running_postgres
 from tests.processes.harness import Programs, running_programs
 from tests.processes.test_restore import FileBackup, copy_with_command, lose_and_restore, vacuum_into
 
@@ -76,7 +76,7 @@ class PointInTime:
 @contextmanager
 def running_archive() -> Iterator[PointInTime]:
     # On the file system of the servers: a move to another one would copy the files as the tests' own user.
-    folder = Path(tempfile.mkdtemp(prefix="wal-", dir=find_memory_folder() or shared_temporary_folder()))
+    folder = Path(tempfile.mkdtemp(prefix="wal-", dir=fast_folder()))
     owner = process_owner()
     if owner:
         shutil.chown(folder, owner["user"], owner["group"])

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from cart_grpc.cli.command_groups import GROUPS, Group
+from tests.deployment.versions import project
 from tests.postgres import copy_readable, process_owner, shared_temporary_folder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -290,13 +290,13 @@ def test_the_images_sbom_lists_exactly_the_installed_packages(image: Image) -> N
 
 
 def test_the_labels_of_the_image_are_those_of_the_project() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    metadata = project()
     labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', read_dockerfile()[1].only("LABEL")))
     assert labels == {
-        "title": project["name"],
-        "description": project["description"],
-        "version": project["version"],
-        "licenses": project["license"],
+        "title": metadata["name"],
+        "description": metadata["description"],
+        "version": metadata["version"],
+        "licenses": metadata["license"],
     }
 
 
@@ -353,10 +353,10 @@ def test_the_image_as_it_is_does_not_start_and_names_both_ways_out(image: Image)
 
 
 def test_the_project_supports_the_python_of_the_image() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    metadata = project()
     for stage in read_dockerfile():
         version = stage.only("FROM").removeprefix("python:").split("-")[0]
-        assert f"Programming Language :: Python :: {version}" in project["classifiers"]
+        assert f"Programming Language :: Python :: {version}" in metadata["classifiers"]
 
 
 def test_dockerignore_lets_through_exactly_the_files_that_the_image_copies() -> None:

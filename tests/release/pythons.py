@@ -3,26 +3,18 @@
 import os
 import shutil
 import subprocess
-import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.deployment.versions import project
+
 _CLASSIFIER = "Programming Language :: Python :: "
-
-
-def project() -> dict[str, object]:
-    """Return the metadata in pyproject.toml."""
-    metadata: dict[str, object] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return metadata
 
 
 def supported() -> list[str]:
     """Return the versions that the metadata promises, such as "3.12"."""
-    classifiers = project()["classifiers"]
-    assert isinstance(classifiers, list)
-    return [each.removeprefix(_CLASSIFIER) for each in classifiers if each.startswith(f"{_CLASSIFIER}3.")]
+    return [each.removeprefix(_CLASSIFIER) for each in project()["classifiers"] if each.startswith(f"{_CLASSIFIER}3.")]
 
 
 @cache

@@ -18,8 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.deployment.manifests import ROOT
+from tests.deployment.versions import project_version
 from tests.processes.harness import LISTENS
-from tests.release.pythons import ROOT, find_interpreter, project, supported
+from tests.release.pythons import find_interpreter, supported
 
 BIN = Path(sys.executable).parent
 # A build reads these only.
@@ -90,7 +92,7 @@ def test_another_copy_of_the_sources_gives_the_same_bytes(built: Distributions, 
     copy = tmp_path / "elsewhere"
     copy.mkdir()
     for name in SOURCES:
-        # With other times, and without what is not a source.
+        # With other times, and without compiled files.
         if (ROOT / name).is_dir():
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, copy / name, ignore=ignored, copy_function=shutil.copyfile)
@@ -123,7 +125,7 @@ def test_the_metadata_names_the_version_of_the_newest_release_notes(built: Distr
     released = re.findall(
         r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
     )
-    assert metadata["Version"] == project()["version"] == released[0]
+    assert metadata["Version"] == project_version() == released[0]
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == f">={supported()[0]}"
 
@@ -169,18 +171,8 @@ async def test_a_clean_environment_serves_from_the_wheel_alone(
     environment, folder = tmp_path / "environment", tmp_path / "folder"
     folder.mkdir()
     run(BIN / "uv", "venv", "--quiet", "--python", python, environment)
-    wheel = f"{built.wheel}[cli,server,otel]"
-    run(
-        BIN / "uv",
-        "pip",
-        "install",
-        "--quiet",
-        "--python",
-        environment,
-        "--constraint",
-        ROOT / "constraints.txt",
-        wheel,
-    )
+    install = ("pip", "install", "--quiet", "--python", environment, "--constraint", ROOT / "constraints.txt")
+    run(BIN / "uv", *install, f"{built.wheel}[cli,server,otel]")
     async with running_dev(environment / "bin/cart-grpc", folder) as address:
         add = ("cart", "add", "alice", "espresso-beans", "2", "--wait", "30s", "--address", address)
         shown = await asyncio.to_thread(run, environment / "bin/cart-grpc", *add, cwd=folder)
