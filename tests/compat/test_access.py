@@ -1,4 +1,4 @@
-"""Who may call the demos' services: a user's token reaches only that user's cart, and eShop's names the user itself."""
+"""Access to the demos' services: a user's token reaches only that user's cart. In eShop, the token names the user."""
 
 from typing import Any
 
