@@ -43,11 +43,11 @@ def links(text: str) -> list[str]:
     return [str(target) for target in targets if target]
 
 
-def rewrite(text: str, link: Callable[[str, str], str | None], code: Callable[[str], str | None]) -> str:
+def rewrite(text: str, link: Callable[[str, str], tuple[str, str] | None], code: Callable[[str], str | None]) -> str:
     """Return the text with other links.
 
-    `link` gets the text and the target of a link outside headings, and returns another target; "" leaves only the text;
-    None keeps the link. `code` gets the text of inline code, and returns the target of a link around it, or None.
+    `link` gets the text and the target of a link outside headings, and returns others; with the target "" only the text
+    stays; None keeps the link. `code` gets the text of inline code, and returns the target of a link around it.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -57,10 +57,11 @@ def rewrite(text: str, link: Callable[[str, str], str | None], code: Callable[[s
         if match["target"] is None:
             target = code(match["code"])
             return f"[{whole}]({target})" if target else whole
-        target = link(match["text"], match["target"])
-        if target is None:
+        other = link(match["text"], match["target"])
+        if other is None:
             return whole
-        return f"{whole[: -len(match['target']) - 2]}({target})" if target else match["text"]
+        shown, target = other
+        return f"{'!' if whole.startswith('!') else ''}[{shown}]({target})" if target else shown
 
     return _PARTS.sub(replace, text)
 

@@ -1,7 +1,7 @@
 """Collects the sources of the documentation site: the documents with links between pages, and the reference.
 
 Documents link to files of the repository, so that they work on a forge. Here, a link to a file with a page becomes a
-link to the page, and a setting or the reason of an error in inline code becomes a link to the reference.
+link to the page, and a setting, a method or the reason of an error in inline code becomes a link to the reference.
 """
 
 import argparse
@@ -112,20 +112,25 @@ class _Document:
 
     def site_text(self) -> str:
         text = (self._root / self._document).read_text(encoding="utf-8")
-        return rewrite(text, self._target, _link_to(self._page, self._words))
+        return rewrite(text, self._link, _link_to(self._page, self._words))
 
-    def _target(self, text: str, target: str) -> str | None:
-        """The target of a link on the site: another page, the same image, or only the text for other files."""
+    def _link(self, text: str, target: str) -> tuple[str, str] | None:
+        """A link on the site: to another page, to the same image, or only its text, if it leads to another file."""
         path, hash_, anchor = target.partition("#")
         if not path or ":" in path:
             return None
         file = normpath(PurePosixPath(self._document).parent / path)
         here = PurePosixPath(self._page).parent
         if file in self._pages:
-            return f"{relpath(self._pages[file], here)}{hash_}{anchor}"
+            shown = _title(self._root / file) if text.endswith(".md") else text
+            return shown, f"{relpath(self._pages[file], here)}{hash_}{anchor}"
         if file.endswith(_IMAGES):
-            return relpath(file.removeprefix("docs/"), here)
-        return "" if (self._root / file).exists() else None
+            return text, relpath(file.removeprefix("docs/"), here)
+        return (text, "") if (self._root / file).exists() else None
+
+
+def _title(document: Path) -> str:
+    return document.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def main() -> None:

@@ -3,8 +3,9 @@
 from tools.markdown import anchors, rewrite
 
 
-def link(text: str, target: str) -> str | None:
-    return {"a.md": "b.md", "gone": ""}.get(target)
+def link(text: str, target: str) -> tuple[str, str] | None:
+    other = {"a.md": "b.md", "gone": ""}.get(target)
+    return None if other is None else (text, other)
 
 
 def code(text: str) -> str | None:

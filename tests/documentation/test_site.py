@@ -91,7 +91,6 @@ def test_the_search_finds_reasons_fields_and_settings(built: Path) -> None:
         ("cart_frozen", "reference/errors"),
         ("request_id", "reference/cart-service"),
         ("cart_database_url", "reference/settings"),
-        ("cartnotready", "runbook"),
     ):
         pages = terms[word] if isinstance(terms[word], list) else [terms[word]]
         assert page in {index["docnames"][number] for number in pages}
