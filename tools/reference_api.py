@@ -20,6 +20,7 @@ The package of the protos is `cartgrpc.v1`. `CART_REFLECTION` says whether a ser
 reflection, v1 and v1alpha. The rules for `request_id`, `etag`, `max_wait` and errors are the same for all methods:
 [CartService](cart-service.md). Values have [limits](limits.md), and calls fail with one of these [errors](errors.md).
 """
+_TOP: Final = "see the comment at the top of this file"
 _BEHAVIOUR: Final = {
     "REQUIRED": "required",
     "OPTIONAL": "optional",
@@ -35,7 +36,8 @@ def pages(files: Mapping[str, File], reasons: Iterable[str]) -> Iterator[tuple[s
     yield "reference/api.md", _overview(files)
     for path, stem in FILES.items():
         file = files[path]
-        links = {each.name: f"[{each.name}](#{anchor_of(each.name)})" for one in file.services for each in one.methods}
+        links = {_TOP: "see [the top of this page](#cartservice)"}
+        links |= {each.name: f"[{each.name}](#{anchor_of(each.name)})" for one in file.services for each in one.methods}
         if path.startswith("cartgrpc/v1/"):
             links |= {reason: f"[`{reason}`](errors.md#{reason.lower()})" for reason in reasons}
         yield f"reference/{stem}.md", _Page(file, files, stem, _linker(links), places).text()
@@ -152,7 +154,7 @@ def _places(files: Mapping[str, File]) -> dict[str, str]:
 
 def _linker(links: Mapping[str, str]) -> Callable[[str], str]:
     """Return a function that replaces the words in `links`, except in code."""
-    # A comment writes a code and a reason as CODE / REASON. Two of them have the same name.
+    # A comment writes a code and a reason as CODE / REASON, which may have the same name.
     words = re.compile(rf"`[^`]*`|[A-Z_]+ / |\b({'|'.join(links) or '(?!)'})\b")
 
     def link(text: str) -> str:

@@ -143,7 +143,10 @@ def _section(
     if "methods" in text:
         facts.append(f"**Methods:** {text['methods']}")
     else:
-        links = (f"[{name}]({PAGES[service]}#{name.lower()})" for service, name in methods)
+        links = (
+            f"[{name if service == 'CartService' else f'{service}.{name}'}]({PAGES[service]}#{name.lower()})"
+            for service, name in sorted(methods, key=lambda method: list(PAGES).index(method[0]))
+        )
         facts.append(f"**Methods:** {', '.join(links)}")
     shown = "\n".join(f"- {fact}" for fact in facts)
     return f"### {reason}\n\n{text['meaning']}\n\n**What to do:** {text['advice']}\n\n{shown}\n"

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from cart_grpc.settings import Settings
 from tests.documentation import DOCUMENTS, ROOT
+from tools import reference_errors
 from tools.markdown import anchors, links
 
+OF_DEMO_SHOPS = {"CART_PORT", "CART_ADDR", "CART_SERVICE_ADDR"}
 NAVIGATION = tomllib.loads((ROOT / "docs/navigation.toml").read_text(encoding="utf-8"))
 
 
@@ -52,6 +55,13 @@ def test_a_document_begins_with_its_title_and_a_sentence(name: str) -> None:
     assert tokens[0].tag == "h1"
     assert not re.match(r"[^.:]*:$", tokens[4].content), "it must say something by itself"
     assert sum(token.type == "heading_open" and token.tag == "h1" for token in tokens) == 1
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_setting_in_a_document_exists(name: str) -> None:
+    words = set(re.findall(r"(?<![\w$/])CART_[A-Z_]+[A-Z](?!\w)", (ROOT / name).read_text(encoding="utf-8")))
+    known = {*Settings().shown(), *reference_errors.texts(ROOT)["reasons"], "CART_CONFIG_FILE"}
+    assert words - known - OF_DEMO_SHOPS == set()
 
 
 def test_the_navigation_has_every_page_once() -> None:
