@@ -7,7 +7,7 @@ from typing import Final
 from cart_grpc.rpc.permissions import PERMISSIONS
 from tools.markdown import anchor_of, define
 from tools.protos import Enum, Field, File, Message, Method, Service
-from tools.reference_names import FILES, PAGES
+from tools.reference_names import DOWNLOADS, FILES, OPENAPI, PAGES
 
 _RESOURCES: Final = f"{FILES['cartgrpc/v1/cart.proto']}.md"
 _TITLES: Final = {"resources": "Resources"}
@@ -20,7 +20,6 @@ The package of the protos is `cartgrpc.v1`. `CART_REFLECTION` says whether a ser
 reflection, v1 and v1alpha. The rules for `request_id`, `etag`, `max_wait` and errors are the same for all methods:
 [CartService](cart-service.md). Values have [limits](limits.md), and calls fail with one of these [errors](errors.md).
 """
-_TOP: Final = "see the comment at the top of this file"
 _BEHAVIOUR: Final = {
     "REQUIRED": "required",
     "OPTIONAL": "optional",
@@ -36,7 +35,10 @@ def pages(files: Mapping[str, File], reasons: Iterable[str]) -> Iterator[tuple[s
     yield "reference/api.md", _overview(files)
     for path, stem in FILES.items():
         file = files[path]
-        links = {_TOP: "see [the top of this page](#cartservice)"}
+        links = {
+            "see the comment at the top of this file": "see [the top of this page](#cartservice)",
+            "reservation.openapi.yaml in the same directory": f"[reservation.openapi.yaml](../{DOWNLOADS}/{OPENAPI})",
+        }
         links |= {each.name: f"[{each.name}](#{anchor_of(each.name)})" for one in file.services for each in one.methods}
         if path.startswith("cartgrpc/v1/"):
             links |= {reason: f"[`{reason}`](errors.md#{reason.lower()})" for reason in reasons}
@@ -85,8 +87,9 @@ class _Page:
         # The comment begins with the name of the service, or describes the resources.
         about = file.comment.removeprefix(f"{name}: ")
         parts = [f"# {title}\n", self._link(f"{about[0].upper()}{about[1:]}") + "\n"]
+        parts.append(f"Download [`{file.path}`](../{DOWNLOADS}/protos/{file.path}).\n")
         for service in file.services:
-            parts += [f"`{service.full_name}` in `{file.path}`.\n", "## Methods\n"]
+            parts.append(f"## Methods\n\nThe full name of the service is `{service.full_name}`.\n")
             parts += [self._method(service, method) for method in service.methods]
         own = [message for message in file.messages if message.full_name in self._places]
         enums = list(file.enums)
@@ -155,7 +158,7 @@ def _places(files: Mapping[str, File]) -> dict[str, str]:
 def _linker(links: Mapping[str, str]) -> Callable[[str], str]:
     """Return a function that replaces the words in `links`, except in code."""
     # A comment writes a code and a reason as CODE / REASON, which may have the same name.
-    words = re.compile(rf"`[^`]*`|[A-Z_]+ / |\b({'|'.join(links) or '(?!)'})\b")
+    words = re.compile(rf"`[^`]*`|[A-Z_]+ / |\b({'|'.join(map(re.escape, links))})\b")
 
     def link(text: str) -> str:
         return words.sub(lambda match: links.get(match[0], match[0]), text)

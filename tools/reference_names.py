@@ -1,4 +1,4 @@
-"""Where the site has the reference of each proto file and service."""
+"""Where the site has the reference of each proto file and service, and the files to download."""
 
 from typing import Final
 
@@ -18,3 +18,9 @@ PAGES: Final = {
     "SimulatorService": "simulator-service.md",
 }
 """The page of each service, relative to the other pages of the reference."""
+
+OPENAPI: Final = "protos/cartgrpc/reservation/v1/reservation.openapi.yaml"
+"""The file with the contract for Reservation APIs over HTTP."""
+
+DOWNLOADS: Final = "files"
+"""The folder of the files that readers can download."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 from cart_grpc.settings import Settings, variable_of
 from tools import protos, reference_api, reference_errors, reference_limits, reference_settings
 from tools.markdown import rewrite
+from tools.reference_names import DOWNLOADS, OPENAPI
 
 _IMAGES: Final = (".svg", ".png")
 _METHODS_PAGE: Final = "reference/cart-service.md"
@@ -46,13 +47,18 @@ def _sources(root: Path, navigation: Mapping[str, Any]) -> Iterator[tuple[str, b
     settings = (variable_of(name) for name in Settings.model_fields)
     words |= {setting: f"{reference_settings.PAGE}#{setting.lower()}" for setting in settings}
     pages = _pages(root, navigation)
-    for document, page in pages.items():
-        text = _Document(root, document, page, pages | navigation["sources"], words).site_text()
+    files_to_download = {f"protos/{path}" for path in files} | {OPENAPI}
+    for document_path, page in pages.items():
+        document = _Document(root, document_path, page, pages | navigation["sources"], words)
+        text = document.site_text()
+        files_to_download |= document.files
         if page == "index.md":
             text += _contents(navigation)
         yield page, text.encode()
     for page, text in made.items():
         yield page, rewrite(text, lambda _text, _target: None, _link_to(page, words)).encode()
+    for file in sorted(files_to_download):
+        yield f"{DOWNLOADS}/{file}", (root / file).read_bytes()
     for image in (each for each in (root / "docs").rglob("*") if each.suffix in _IMAGES):
         yield image.relative_to(root / "docs").as_posix(), image.read_bytes()
 
@@ -99,7 +105,7 @@ def _link_to(page: str, words: Mapping[str, str]) -> Callable[[str], str | None]
 
 
 class _Document:
-    """A document of the project with its page."""
+    """A document of the project with its page. `files` are the files that it links to and that have no page."""
 
     def __init__(
         self, root: Path, document: str, page: str, pages: Mapping[str, str], words: Mapping[str, str]
@@ -109,13 +115,14 @@ class _Document:
         self._page = page
         self._pages = pages
         self._words = words
+        self.files: set[str] = set()
 
     def site_text(self) -> str:
         text = (self._root / self._document).read_text(encoding="utf-8")
         return rewrite(text, self._link, _link_to(self._page, self._words))
 
     def _link(self, text: str, target: str) -> tuple[str, str] | None:
-        """A link on the site: to another page, to the same image, or only its text, if it leads to another file."""
+        """A link on the site: to a page, an image or a file to download. Of a link to a folder, only the text."""
         path, hash_, anchor = target.partition("#")
         if not path or ":" in path:
             return None
@@ -126,6 +133,9 @@ class _Document:
             return shown, f"{relpath(self._pages[file], here)}{hash_}{anchor}"
         if file.endswith(_IMAGES):
             return text, relpath(file.removeprefix("docs/"), here)
+        if (self._root / file).is_file():
+            self.files.add(file)
+            return text, relpath(f"{DOWNLOADS}/{file}", here)
         return (text, "") if (self._root / file).exists() else None
 
 

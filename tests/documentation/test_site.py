@@ -112,3 +112,8 @@ def test_a_link_that_leads_nowhere_fails_the_build(link: str, tmp_path: Path) ->
     finished = build(sources, tmp_path)
     assert finished.returncode != 0
     assert "none" in finished.stderr
+
+
+def test_files_without_a_page_can_be_downloaded(built: Path) -> None:
+    names = {path.name for path in (built / "_downloads").rglob("*") if path.is_file()}
+    assert names >= {"cart_service.proto", "reservation.openapi.yaml", "haproxy.cfg"}
