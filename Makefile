@@ -115,7 +115,8 @@ $(DOCS_STAMP): $(STAMP)
 
 .PHONY: docs
 docs: $(DOCS_STAMP) ## build the documentation site in build/docs
-	$(BIN)/python -m tools.site . build/site
+	@rm -rf build/docs
+	$(BIN)/python -m tools.site .
 	$(BIN)/python -m sphinx --quiet --nitpicky --fail-on-warning -c docs -d build/doctrees build/site build/docs
 	@echo "open build/docs/index.html"
 

@@ -1,6 +1,5 @@
 """The reference of errors: every reason with its code, its meaning, and what a caller does about it."""
 
-import ast
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -81,20 +80,6 @@ def refusals() -> dict[str, type[CallRefused]]:
     """Return every kind of refusal that a caller can get, by its reason."""
     kinds = (kind for module in _MODULES for kind in vars(module).values() if isinstance(kind, type))
     return {kind.reason: kind for kind in kinds if issubclass(kind, CallRefused) and kind.reason != CallRefused.reason}
-
-
-def field_reasons(root: Path) -> set[str]:
-    """Return the reasons of invalid fields: the second argument of each call of `fault` in the code."""
-    return {
-        node.args[1].value
-        for file in (root / "cart_grpc" / "rpc").glob("*.py")
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr == "fault"
-        and isinstance(node.args[1], ast.Constant)
-        and isinstance(node.args[1].value, str)
-    }
 
 
 def methods_of(reason: str, files: Iterable[File]) -> list[tuple[str, str]]:

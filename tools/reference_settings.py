@@ -63,6 +63,7 @@ def _section(name: str, field: FieldInfo) -> str:
     default = Settings().shown()[variable]
     facts = [f"**Default:** `{default}`" if default else "**Default:** empty", *_range(name, field)]
     text = re.sub(rf"\b{PREFIX}[A-Z_]+", lambda match: f"[`{match[0]}`](#{match[0].lower()})", field.description or "")
+    text = text.replace("true: ", "`true`: ")
     return f"### {variable}\n\n{text[0].upper()}{text[1:]}.\n\n{' · '.join(facts)}\n"
 
 

@@ -144,12 +144,11 @@ def _title(document: Path) -> str:
 
 
 def main() -> None:
-    """Collect the sources into the folder in the command line."""
+    """Collect the sources into `build/site` of the project's folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path, help="the project's folder")
-    parser.add_argument("target", type=Path, help="the folder to write")
-    arguments = parser.parse_args()
-    collect(arguments.root, arguments.target)
+    root = parser.parse_args().root
+    collect(root, root / "build" / "site")
 
 
 if __name__ == "__main__":
