@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 # Three for two cores, because the tests also wait for servers and time-outs. Four are no faster and use more CPU.
 WORKERS ?= 3
 PARALLEL := -n $(WORKERS)
-SOURCES := cart_grpc tests tools benchmarks
+SOURCES := cart_grpc docs/conf.py tests tools benchmarks
 # Before Python 3.14, coverage.py makes the tests two or three times as slow: it traces every line. SlipCover does not.
 # Its warning is about the files of the tests, which are not measured.
 SLIPCOVER := $(BIN)/python -W ignore::RuntimeWarning -m slipcover
@@ -108,6 +108,22 @@ $(DEPLOY_STAMP): $(STAMP)
 deploy-check: $(DEPLOY_STAMP) ## run the steps of the Dockerfile; check the compose file and the manifests, without an engine or a cluster
 	$(PYTEST) -m deploy tests/deployment $(PYTEST_ARGS)
 
+DOCS_STAMP := $(VENV)/.docs-installed
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs]' -c constraints.txt
+	@touch $@
+
+.PHONY: docs
+docs: $(DOCS_STAMP) ## build the documentation site in build/docs
+	@rm -rf build/docs
+	$(BIN)/python -m tools.site .
+	$(BIN)/python -m sphinx --quiet --nitpicky --fail-on-warning -c docs -d build/doctrees build/site build/docs
+	@echo "open build/docs/index.html"
+
+.PHONY: docs-check
+docs-check: $(DOCS_STAMP) ## build the documentation site, and fail for a broken link, a warning or an asset of another host
+	$(PYTEST) -m docs tests/documentation $(PYTEST_ARGS)
+
 RELEASE_STAMP := $(VENV)/.release-installed
 $(RELEASE_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,release]' -c constraints.txt
@@ -164,7 +180,7 @@ bench-check: $(BENCH_STAMP) $(LOAD) ## measure the main path for two minutes; fa
 	$(BIN)/python -m benchmarks.ratios build/bench/check.json
 
 .PHONY: check
-check: format-check lint typecheck generated-current sync-client-current deploy-check release-check coverage ## run all that CI runs
+check: format-check lint typecheck generated-current sync-client-current docs-check deploy-check release-check coverage ## run all that CI runs
 
 .PHONY: format
 format: setup ## format Python and protos, and apply ruff's fixes
@@ -277,7 +293,7 @@ release-image: setup ## save protos/ as the release that buf breaking compares w
 .PHONY: constraints
 constraints: setup ## pin the newest versions that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --extra deploy --extra fuzz --extra release --extra sdk --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --extra deploy --extra docs --extra fuzz --extra release --extra sdk --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
 
 .PHONY: image
 image: ## build the container image, as cart-grpc:VERSION
