@@ -110,7 +110,7 @@ class ReservationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def LookupReservations(self, request, context):
-        """Reads up to 1,000 reservations. For audits only. HTTP: POST /v1/reservations:lookup.
+        """Reads up to 500 reservations. For audits only. HTTP: POST /v1/reservations:lookup.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
