@@ -164,7 +164,7 @@ bench-check: $(BENCH_STAMP) $(LOAD) ## measure the main path for two minutes; fa
 	$(BIN)/python -m benchmarks.ratios build/bench/check.json
 
 .PHONY: check
-check: format-check lint typecheck generated-current sync-client-current deploy-check release-check coverage ## run all that CI runs
+check: format-check lint typecheck generated-current sync-client-current contract-check deploy-check release-check coverage ## run all that CI runs
 
 .PHONY: format
 format: setup ## format Python and protos, and apply ruff's fixes
@@ -262,6 +262,20 @@ sdk-packages:
 sdk-check: $(SDK_STAMP) sdk-packages sdk-typescript ## test the clients in TypeScript and Go, and Envoy with a browser
 	$(PYTEST) -m sdk tests/sdk $(PYTEST_ARGS)
 
+CONTRACT := tests/contract
+CONTRACT_STAMP := $(VENV)/.contract-installed
+$(CONTRACT_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,contract]' -c constraints.txt
+	@touch $@
+
+$(CONTRACT)/node_modules/.installed: $(CONTRACT)/package.json $(CONTRACT)/package-lock.json
+	cd $(CONTRACT) && npm ci --silent
+	@touch $@
+
+.PHONY: contract-check
+contract-check: $(CONTRACT_STAMP) $(CONTRACT)/node_modules/.installed ## check the OpenAPI document with linters, and the simulator against it
+	$(PYTEST) -m contract $(CONTRACT) $(PYTEST_ARGS)
+
 .PHONY: sync-client
 sync-client: setup ## make the synchronous client and its tests from the asynchronous ones
 	$(BIN)/python -m tools.sync_client .
@@ -277,7 +291,7 @@ release-image: setup ## save protos/ as the release that buf breaking compares w
 .PHONY: constraints
 constraints: setup ## pin the newest versions that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --extra deploy --extra fuzz --extra release --extra sdk --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --extra contract --extra deploy --extra fuzz --extra release --extra sdk --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
 
 .PHONY: image
 image: ## build the container image, as cart-grpc:VERSION

@@ -23,8 +23,8 @@ NOT_A_MESSAGE: Final = b"<html><body>502 Bad Gateway</body></html>"
 MAX_LOOKUP: Final = 500
 
 _MAX_REVISION: Final = 2**53
-# COMMIT and RELEASE ignore a ttl that a message can hold.
-_MAX_IGNORED_TTL_US: Final = 366 * 24 * 3600 * 1_000_000
+# COMMIT and RELEASE ignore the ttl, but only a valid Duration can be answered.
+_MAX_DURATION_US: Final = 315_576_000_000 * 1_000_000
 
 
 def to_intent(message: reservation_pb2.Reservation) -> Intent:
@@ -41,8 +41,8 @@ def to_intent(message: reservation_pb2.Reservation) -> Intent:
     if disposition is not Disposition.RELEASE and message.quantity < 1:
         raise _bad("quantity", "must be 1 or more")
     ttl_us = wire.to_microseconds(message.ttl)
-    if not (0 <= ttl_us <= _MAX_IGNORED_TTL_US and abs(message.ttl.nanos) < 1_000_000_000):
-        raise _bad("ttl", "must be a valid duration of 0 to 366 days")
+    if not (0 <= ttl_us <= _MAX_DURATION_US and abs(message.ttl.nanos) < 1_000_000_000):
+        raise _bad("ttl", "must be a valid duration, and not negative")
     if disposition is Disposition.HOLD and not MIN_TTL_US <= ttl_us <= MAX_TTL_US:
         raise _bad("ttl", "must be 1 second to 25 hours for a hold")
     return Intent(
@@ -87,10 +87,10 @@ def to_response(reply: SimulatedReply) -> reservation_pb2.ApplyReservationRespon
 
 
 def check_batch(ids: Sequence[str]) -> None:
-    """Raise BadRequest unless there are 1 to 100 entries with distinct ids."""
+    """Raise BadRequest unless there are 1 to 100 entries with distinct ids. Without an id, a result names no entry."""
     if not 1 <= len(ids) <= wire.MAX_BATCH:
         raise _bad("reservations", f"must be 1 to {wire.MAX_BATCH}")
-    if len(set(ids)) < len(ids):
+    if not all(ids) or len(set(ids)) < len(ids):
         raise _bad("reservations", "must have distinct ids")
 
 

@@ -231,7 +231,7 @@ async def test_every_result_of_a_batch_is_valid_by_the_document(prover: Prover, 
 async def test_a_batch_that_is_refused_as_a_whole_is_valid_by_the_document(
     prover: Prover, simulator: Simulator
 ) -> None:
-    for entries in ([], [hold() for _ in range(101)], [hold()] * 2, "x", [3]):
+    for entries in ([], [hold() for _ in range(101)], [hold()] * 2, "x", [3], [{"sku": "tea"}]):
         await prover.batch(entries, 400)
     simulator.faults = Faults(down=True)
     await prover.batch([hold()], 503)
@@ -243,7 +243,7 @@ async def test_every_error_of_the_simulator_is_valid_by_the_document(prover: Pro
     first = hold(2)
     await prover.put(first, 200)
     assert (await prover.put(replace(first, quantity=3), 400))["error"]["reason"] == "REVISION_BODY_MISMATCH"
-    await prover.put(hold(0), 400)
+    await prover.put(hold(0), 400, valid=False)
     await prover.put(hold(revision=0), 400, valid=False)
     await prover.get("x", 400)
     await prover.get(hold().reservation_id, 404)

@@ -103,9 +103,10 @@ class ReservationServiceStub:
     ApplyReservation, and tries a batch again after some minutes. It does the same if PERMISSION_DENIED,
     UNAUTHENTICATED, INVALID_ARGUMENT or another permanent error refuses the whole batch.
 
-    Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries and for
-    two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for ApplyReservation. An error that concerns one
-    entry is a result of that entry. An error after some results leaves these valid.
+    Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries, for an
+    entry without an id and for two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for
+    ApplyReservation. An error that concerns one entry is a result of that entry. An error after some results leaves
+    these valid.
     """
     GetReservation: _grpc.UnaryUnaryMultiCallable[_reservation_pb2.GetReservationRequest, _reservation_pb2.GetReservationResponse]
     """Reads a reservation. For audits only. HTTP: GET /v1/reservations/{reservation_id}.
@@ -147,9 +148,10 @@ class ReservationServiceAsyncStub(ReservationServiceStub):
     ApplyReservation, and tries a batch again after some minutes. It does the same if PERMISSION_DENIED,
     UNAUTHENTICATED, INVALID_ARGUMENT or another permanent error refuses the whole batch.
 
-    Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries and for
-    two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for ApplyReservation. An error that concerns one
-    entry is a result of that entry. An error after some results leaves these valid.
+    Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries, for an
+    entry without an id and for two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for
+    ApplyReservation. An error that concerns one entry is a result of that entry. An error after some results leaves
+    these valid.
     """
     GetReservation: _aio.UnaryUnaryMultiCallable[_reservation_pb2.GetReservationRequest, _reservation_pb2.GetReservationResponse]  # type: ignore[assignment]
     """Reads a reservation. For audits only. HTTP: GET /v1/reservations/{reservation_id}.
@@ -200,9 +202,10 @@ class ReservationServiceServicer(metaclass=_abc_1.ABCMeta):
         ApplyReservation, and tries a batch again after some minutes. It does the same if PERMISSION_DENIED,
         UNAUTHENTICATED, INVALID_ARGUMENT or another permanent error refuses the whole batch.
 
-        Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries and for
-        two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for ApplyReservation. An error that concerns one
-        entry is a result of that entry. An error after some results leaves these valid.
+        Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries, for an
+        entry without an id and for two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for
+        ApplyReservation. An error that concerns one entry is a result of that entry. An error after some results leaves
+        these valid.
         """
 
     @_abc_1.abstractmethod
