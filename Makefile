@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 # Three for two cores, because the tests also wait for servers and time-outs. Four are no faster and use more CPU.
 WORKERS ?= 3
 PARALLEL := -n $(WORKERS)
-SOURCES := cart_grpc tests tools benchmarks
+SOURCES := cart_grpc docs/examples tests tools benchmarks
 # Before Python 3.14, coverage.py makes the tests two or three times as slow: it traces every line. SlipCover does not.
 # Its warning is about the files of the tests, which are not measured.
 SLIPCOVER := $(BIN)/python -W ignore::RuntimeWarning -m slipcover
