@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Final
 
+from cart_grpc.probe.calls import MISSING_METHOD
 from cart_grpc.probe.check import (
     MAX_CLOCK_SKEW_SECONDS,
     expiry_of,
@@ -28,7 +29,6 @@ from cart_grpc.units import to_seconds, to_us
 
 _COPIES: Final = 10
 _TEN_YEARS_MS: Final = 10 * 365 * 24 * 3600 * 1000
-_NO_READS: Final = frozenset({"UNIMPLEMENTED", "HTTP_404", "HTTP_405", "HTTP_501"})
 
 
 @check("5", "HOLD 2 for 10 min, then renewal for 1 min")
@@ -155,7 +155,7 @@ async def reads(session: Session) -> str:
         nothing = await session.find(unknown)
         known, missing = await session.look_up([unknown, intent.reservation_id])
     except NoAnswerError as error:
-        if error.code in _NO_READS:
+        if error.code in MISSING_METHOD:
             raise NotTested(f"{error.code}: reads are optional") from None
         raise
     require(found == held, f"GetReservation: {describe(found) if found else 'not found'}")

@@ -198,6 +198,7 @@ if __name__ == "__main__":
     parsed = options.parse_args()
     host, _, port = parsed.listen.rpartition(":")
     Handler.stock = Stock(parsed.database, dict(each.rsplit("=", 1) for each in parsed.stock))
+    ThreadingHTTPServer.request_queue_size = 128  # cart_grpc opens many connections at once
     server = ThreadingHTTPServer((host, int(port)), Handler)
     print(f"listening on http://{host}:{server.server_port}", flush=True)
     server.serve_forever()

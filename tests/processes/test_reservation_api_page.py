@@ -3,12 +3,15 @@
 import asyncio
 import re
 import shlex
+import shutil
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.pem import PemFolder, issue, new_authority
+from tests.postgres import fast_folder
 from tests.processes.harness import Program, Programs
 
 ROOT = Path(__file__).parents[2]
@@ -53,12 +56,13 @@ class Partner:
 
 
 @asynccontextmanager
-async def example(command: str, folder: Path) -> AsyncIterator[str]:
-    """Run the example as `command` says; yields its port."""
+async def example(command: str) -> AsyncIterator[str]:
+    """Run the example as `command` says; yields its port. It syncs each decision, so its file is in memory."""
     name, *arguments = shlex.split(command)
     assert name == "python"
+    folder = tempfile.mkdtemp(dir=fast_folder())
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, "--listen", "127.0.0.1:0", "--database", str(folder / "stock.db"),
+        sys.executable, *arguments, "--listen", "127.0.0.1:0", "--database", f"{folder}/stock.db",
         cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -69,6 +73,7 @@ async def example(command: str, folder: Path) -> AsyncIterator[str]:
     finally:
         process.kill()
         await process.wait()
+        shutil.rmtree(folder)
 
 
 async def test_the_commands_of_the_page_start_the_servers_and_every_probe_passes(programs: Programs) -> None:
@@ -82,7 +87,7 @@ async def test_the_commands_of_the_page_start_the_servers_and_every_probe_passes
     partner = Partner(programs)
     blocks = [[line.removeprefix("$ ") for line in block.splitlines()] for block in BLOCK.findall(PAGE)]
     [[starts], *rest] = blocks
-    async with example(starts, programs.folder) as port:
+    async with example(starts) as port:
         partner.ports["8080"] = port
         for block in rest:
             settings: dict[str, str] = {}
