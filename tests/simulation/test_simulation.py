@@ -62,8 +62,8 @@ def _events(report: SeedReport) -> set[str]:
 
 
 def test_a_seed_gives_the_same_run_in_every_process() -> None:
-    here = [run(seed).digest for seed in (1, 0)]
-    program = "from tests.simulation.seeds import run; print(*(run(seed).digest for seed in range(2)))"
+    here = [run(seed).digest for seed in (1, 4)]
+    program = "from tests.simulation.seeds import run; print(*(run(seed).digest for seed in (4, 1)))"
     elsewhere = subprocess.run(
         [sys.executable, "-c", program],
         check=True,
