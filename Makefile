@@ -10,7 +10,8 @@ PYTEST := $(BIN)/python -m pytest
 PYTEST_ARGS ?=
 # Three for two cores, because the tests also wait for servers and time-outs. Four are no faster and use more CPU.
 WORKERS ?= 3
-PARALLEL := -n $(WORKERS)
+# One worker begins with the tests of processes, which wait for most of their time. The others take over the rest of its part.
+PARALLEL := -n $(WORKERS) --dist worksteal
 SOURCES := cart_grpc docs/conf.py docs/examples tests tools benchmarks
 # Before Python 3.14, coverage.py makes the tests two or three times as slow: it traces every line. SlipCover does not.
 # Its warning is about the files of the tests, which are not measured.

@@ -4,24 +4,29 @@ import asyncio
 import gc
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import asyncpg
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from cart_grpc import app, database_setup
 from cart_grpc.settings import Settings
-from cart_grpc.store import write_queue
-from cart_grpc.store.dialects import Dialect, SqliteDialect
-from cart_grpc.store.queries import WriteQueries
 from tests.databases import Databases
 from tests.postgres import PostgresServer, running_postgres
 
 # A busy machine must not fail a test that does not measure time.
 hypothesis_settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("busy")
+
+# FirstNormalObjectId - 1 in PostgreSQL's access/transam.h.
+LAST_OWN_TYPE = 16383
+# asyncpg prepares its statement again if the question had no name, too. Here nothing was asked, and it does no harm.
+NAMELESS = SimpleNamespace(name="")
 
 
 def pytest_configure() -> None:
@@ -53,20 +58,26 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shared_statements() -> Iterator[None]:
-    """Build the statements of the write path once for each kind of database: it takes longer than most tests."""
-    built: dict[tuple[type, bool], WriteQueries] = {}
+def shared_introspection() -> Iterator[None]:
+    """Let asyncpg ask once, not once for each connection, how PostgreSQL's own types are made.
 
-    def share(dialect: Dialect, *, lock_users: bool) -> WriteQueries:
-        if isinstance(dialect, SqliteDialect) and dialect._clock is not app.clock:
-            return WriteQueries(dialect, lock_users=lock_users)
-        kind = type(dialect), lock_users
-        if kind not in built:
-            built[kind] = WriteQueries(dialect, lock_users=lock_users)
-        return built[kind]
+    They are the same in every database. The question takes the server longer than most tests' own statements.
+    """
+    connections: Any = asyncpg.Connection
+    ask = connections._introspect_types
+    answers: dict[frozenset[int], object] = {}
+
+    async def introspect(connection: object, types: Collection[int], timeout: float | None) -> tuple[object, object]:
+        key = frozenset(types)
+        if key in answers:
+            return answers[key], NAMELESS
+        answer, statement = await ask(connection, types, timeout)
+        if max(types) <= LAST_OWN_TYPE:
+            answers[key] = answer
+        return answer, statement
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write_queue, "WriteQueries", share)
+        patch.setattr(connections, "_introspect_types", introspect)
         yield
 
 

@@ -200,7 +200,7 @@ def test_a_postgresql_server_that_refuses_the_login_is_reported(
 
 @pytest.mark.parametrize("command", ["migrate", "serve"])
 def test_a_missing_directory_is_reported(command: str, refuse: Refuse) -> None:
-    assert refuse(command, CART_DATABASE_URL="sqlite:///no/such/cart.db") == (
+    assert refuse(command, CART_DATABASE_URL="sqlite:///no/such/cart.db", CART_LISTEN="127.0.0.1:0") == (
         "CART_DATABASE_URL: no/such/cart.db cannot be used: there is no directory no/such"
     )
 
@@ -211,7 +211,7 @@ def test_a_file_that_is_not_a_database_is_refused_and_left_unchanged(
 ) -> None:
     content = "not a database, and longer than the header of a database file\n" * 20
     (folder / "cart.db").write_text(content)
-    assert "file is not a database" in refuse(command)
+    assert "file is not a database" in refuse(command, CART_LISTEN="127.0.0.1:0")
     assert (folder / "cart.db").read_text() == content
 
 

@@ -5,6 +5,7 @@ message that the process knows, those of other ports included. Here it knows the
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, Final
 
 from google.protobuf import descriptor_pool, text_format
@@ -37,7 +38,8 @@ class _BothVersions:
             self._pipeline.add_registered_method_handlers(service, handlers)
 
 
-def _pool_of(services: Iterable[str]) -> descriptor_pool.DescriptorPool:
+@cache
+def _pool_of(services: tuple[str, ...]) -> descriptor_pool.DescriptorPool:
     """Return a pool of the files that define the services, and of those that these import. It has v1, too."""
     known, pool = descriptor_pool.Default(), descriptor_pool.DescriptorPool()
     added: set[str] = set()

@@ -14,7 +14,7 @@ from cart_grpc.store.connection_pool import ConnectionPool, Shortage, find_drive
 from cart_grpc.store.database_connection import Connector
 from cart_grpc.store.database_parameters import refusal
 from cart_grpc.store.database_url import ConnectArguments
-from cart_grpc.store.dialects import Dialect, PostgresqlDialect
+from cart_grpc.store.dialects import Dialect, PostgresqlDialect, built_once
 from cart_grpc.store.failures import READ_ONLY as READ_ONLY_STATE
 from cart_grpc.store.failures import CommitFailed, get_sqlstate, is_dead
 from cart_grpc.store.pool_usage import PoolUsage
@@ -23,6 +23,7 @@ from cart_grpc.store.postgresql_session import CUSTOM_PLANS, KEPT_PLANS, READ_ON
 from cart_grpc.tls.reloaded_files import NamedFile
 
 T = TypeVar("T")
+_dialect = built_once(PostgresqlDialect)
 
 
 class PostgresqlEngine:
@@ -41,7 +42,7 @@ class PostgresqlEngine:
         if taken := arguments.settings.keys() & {*SETTINGS, *KEPT_PLANS, *READ_ONLY}:
             raise refusal("options", f"must not set {min(taken)}: cart-grpc sets it")
         self.name = arguments.name
-        self.dialect: Dialect = PostgresqlDialect()
+        self.dialect: Dialect = _dialect()
         self._connector = Connector(arguments, password)
         sessions = Sessions(self._connector.connect, arguments.settings)
         shortage = Shortage(sessions)

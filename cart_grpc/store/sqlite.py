@@ -14,7 +14,7 @@ from sqlalchemy.pool import QueuePool
 
 from cart_grpc.carts.refusals import DatabaseDamaged
 from cart_grpc.metrics import COMMIT_DURATION
-from cart_grpc.store.dialects import Dialect, SqliteDialect
+from cart_grpc.store.dialects import Dialect, SqliteDialect, built_once
 from cart_grpc.store.failures import CommitFailed, find_refusal, is_unwritten
 from cart_grpc.store.pool_usage import PoolUsage
 from cart_grpc.store.sqlite_file import SqliteFile
@@ -46,6 +46,9 @@ class _Use:
         return PoolUsage(self._name, self._most - used, used, self._most, self._running - used)
 
 
+_dialect = built_once(SqliteDialect)
+
+
 class SqliteEngine:
     """One writer connection in its own thread, and readers beside it, on a file that is locked until `close`.
 
@@ -63,7 +66,7 @@ class SqliteEngine:
         self.name = url.render_as_string(hide_password=True)
         self._file = SqliteFile(Path(url.database or ""))
         url = url.set(database=str(self._file.path))
-        self.dialect: Dialect = SqliteDialect(clock)
+        self.dialect: Dialect = _dialect(clock)
         # A separate thread, because fdatasync would block the event loop. Both threads release the GIL while they wait.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-writer")
         # We send BEGIN and COMMIT: SQLAlchemy would not begin a transaction for statements that `prepared` runs on the

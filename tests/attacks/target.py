@@ -77,14 +77,17 @@ def memory_of(program: Program) -> int:
 
 
 @asynccontextmanager
-async def running_target(folder: Path, *, max_files: int = 0, **settings: str) -> AsyncIterator[Target]:
+async def running_target(
+    folder: Path, *, max_files: int = 0, inherits_limits: bool = False, **settings: str
+) -> AsyncIterator[Target]:
     """Start a server. It has answered a call of an honest user before its memory is measured.
 
-    With `max_files`, it can open no more files.
+    With `max_files`, it can open no more files. With `inherits_limits`, it has the tests' own limits.
     """
     files = Files(folder)
     chosen = {"reservation_url": "grpc://127.0.0.1:1", "admin_listen": "", **settings}
     with running_programs(folder) as programs:
+        programs.preloaded = not (max_files or inherits_limits)
         program = programs.start("serve", **variables(files, **chosen))
         if max_files:
             # Long before its imports are done.

@@ -212,7 +212,7 @@ async def test_a_server_may_open_as_many_files_as_the_system_lets_it(tmp_path: P
     # What most systems start a program with.
     resource.setrlimit(resource.RLIMIT_NOFILE, (1_024, hard))
     try:
-        async with running_target(tmp_path) as target:
+        async with running_target(tmp_path, inherits_limits=True) as target:
             raised = psutil.Process(target.program.pid).rlimit(psutil.RLIMIT_NOFILE)[0]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -59,7 +59,7 @@ class Shop:
 def running_shop(folder: Path, module: str = "cart_grpc.cli.program", **settings: str) -> Iterator[Shop]:
     """Yield a running shop, with a Reservation API unless it is in the settings. The processes end with the block."""
     with running_programs(folder) as programs:
-        programs.module, programs.preloaded = module, True
+        programs.module = module
         if "reservation_url" not in settings:
             simulated = _wait(programs.simulate("--seed", "1", "--latency", "20ms", "--stock", "rare=3"))
             settings["reservation_url"] = simulated.url

@@ -122,6 +122,8 @@ async def setting(
         async with app.open_engine(Settings(database_url=url)) as engine:
             await database_setup.upgrade(engine)
     with running_programs(tmp_path) as programs:
+        # libfaketime is loaded by execve.
+        programs.preloaded = False
         setting = Setting(programs, clock, url, variables)
         setting.simulated = await programs.simulate()
         yield setting

@@ -70,7 +70,6 @@ async def test_all_services_become_healthy_and_a_rolling_restart_under_load_fail
     password = tmp_path / "database-password"
     password.write_text(secrets.token_hex(16))
     with running_postgres(port=free_port()) as server, running_programs(tmp_path) as programs:
-        programs.preloaded = True
         composed = Composed(programs, server, password)
         prepare(server, composed.services["postgresql"]["environment"], password.read_text())
         await composed.until_healthy("postgresql")

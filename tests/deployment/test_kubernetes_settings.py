@@ -59,7 +59,6 @@ async def test_the_containers_start_and_only_a_service_with_a_known_certificate_
         [one["args"] for spec, one in containers("sqlite") if one["name"] == name] for name in ("migrate", "cart-grpc")
     )
     with running_programs(tmp_path) as programs:
-        programs.preloaded = True
         # Only the server has the certificates.
         assert await start(programs, migrate).ended(30) == 0
         for file, pem in {"tls.crt": shown.certificate, "tls.key": shown.key, "ca.crt": authority.pem}.items():

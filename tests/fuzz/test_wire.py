@@ -16,7 +16,6 @@ pytestmark = pytest.mark.timeout(120)
 
 
 async def test_a_server_answers_random_requests_and_keeps_its_memory(programs: Programs, database_url: str) -> None:
-    programs.preloaded = True
     siege = Siege(programs, database_url)
     await siege.run(*CALLS, seed=1)
     assert siege.growth[-1] < 64 << 20
@@ -29,7 +28,6 @@ async def test_a_server_answers_random_requests_and_keeps_its_memory(programs: P
 async def test_a_server_with_identities_answers_random_requests_and_shows_no_user_what_is_anothers(
     programs: Programs, tmp_path: Path
 ) -> None:
-    programs.preloaded = True
     siege = GuardedSiege(programs, f"sqlite:///{tmp_path}/cart.db", tmp_path)
     await siege.run(*CALLS, seed=1)
     assert siege.growth[-1] < 64 << 20

@@ -28,10 +28,13 @@ LISTENS = re.compile(r"^cart-grpc listens on (\S+:\d+)$", re.MULTILINE)
 SIMULATES = re.compile(r"^the simulator listens on grpc://(\S+:\d+) and http://(\S+:\d+)$", re.MULTILINE)
 
 _numbers = itertools.count()
-# Forks processes that have imported the program already. The imports are three quarters of a server's start, and the
-# crash tests start fifty servers each.
+# Forks processes that have imported the program already. The imports are most of a server's start, and the crash tests
+# start fifty servers each.
 _PRELOADED = multiprocessing.get_context("forkserver")
-_PRELOADED.set_forkserver_preload(["cart_grpc.cli.service_commands", "tests.processes.killable"])
+_IMPORTED_LATER = ("aiosqlite", "alembic.command", "uvloop")
+_PRELOADED.set_forkserver_preload(
+    [__name__, "tests.processes.killable", "cart_grpc.cli.service_commands", *_IMPORTED_LATER]
+)
 
 
 class Program:
@@ -159,14 +162,14 @@ def _run_module(module: str, arguments: Sequence[str], files: tuple[Path, Path],
 class Programs:
     """The programs of one test. They run `module`: the command line, or a module that replaces it.
 
-    `preloaded` programs start in a third of the time. They are forks of a process that has imported the program, so
-    tests of starting and stopping themselves do without.
+    `preloaded` programs start in a third of the time: they are forks of a process that has imported the program. Tests
+    that need the imports or an execve do without.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.module = "cart_grpc.__main__"
-        self.preloaded = False
+        self.preloaded = True
         self.environment: dict[str, str] = {}
         self.started: list[Program] = []
 

@@ -28,5 +28,6 @@ def running_previous_programs(folder: Path) -> Iterator[Programs]:
         files.extractall(source, filter="data")
     (folder / "of-previous").mkdir()
     with running_programs(folder / "of-previous") as programs:
+        programs.preloaded = False
         programs.environment["PYTHONPATH"] = f"{source}:{source / 'generated'}"
         yield programs

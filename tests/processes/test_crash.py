@@ -83,7 +83,6 @@ async def test_no_acknowledged_write_is_lost_when_servers_are_killed_all_night(
 async def _crash(
     backend: str, database_url: str, programs: Programs, *, kills: int, kill: Killer | None = None
 ) -> None:
-    programs.preloaded = True
     seed = os.environ.get("CRASH_SEED") or str(random.randrange(1 << 32))
     log.warning("CRASH_SEED=%s", seed)
     simulated = await simulate(programs, seed)

@@ -74,7 +74,6 @@ async def pair(servers: AsyncExitStack) -> Pair:
 
 @pytest.fixture
 async def service(pair: Pair, programs: Programs) -> AsyncIterator[Service]:
-    programs.preloaded = True
     stock = [argument for sku, quantity in STOCK.items() for argument in ("--stock", f"{sku}={quantity}")]
     simulated = await programs.simulate("--seed", "1", *stock, "--latency", "50ms")
     ports = (pair.primary.port, pair.standby.port)

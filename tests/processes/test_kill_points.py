@@ -148,7 +148,6 @@ async def service(backend: str, durable_url: str, programs: Programs) -> AsyncIt
     if backend == "postgresql":
         assert await programs.start("migrate", **settings).ended(60) == 0
     programs.module = "tests.processes.killable"
-    programs.preloaded = True
     replicas = Replicas(programs, settings, count=1)
     await replicas.start_all()
     load = Load(replicas, 1, writers=2, adders=2, shoppers=2, pause=0.01)

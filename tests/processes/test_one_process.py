@@ -5,16 +5,9 @@ from contextlib import closing
 from pathlib import Path
 
 import grpc
-import pytest
 
 from tests.processes.harness import LISTENS, Program, Programs, connected
 from tests.processes.test_surroundings import NOT_SERVING, refused, until_health
-
-
-@pytest.fixture
-def programs(programs: Programs) -> Programs:
-    programs.preloaded = True
-    return programs
 
 
 def start(programs: Programs, *command: str, file: Path) -> Program:

@@ -42,7 +42,6 @@ class Service:
 
 @pytest.fixture
 async def service(durable_postgres: PostgresServer, durable_url: str, programs: Programs) -> AsyncIterator[Service]:
-    programs.preloaded = True
     stock = [argument for sku, quantity in STOCK.items() for argument in ("--stock", f"{sku}={quantity}")]
     simulated = await programs.simulate("--seed", "1", *stock, "--latency", "50ms")
     socket = str(durable_postgres.directory / ".s.PGSQL.5432")

@@ -117,7 +117,6 @@ async def test_a_dump_of_postgresql_that_was_made_while_serving_is_reconciled_af
 async def test_after_restore_refuses_the_log_of_the_lost_file_and_raises_revisions_above_those_of_an_earlier_restore(
     programs: Programs,
 ) -> None:
-    programs.preloaded = True
     file, backup = programs.folder / "cart.db", programs.folder / "backup.db"
     settings = {"listen": "127.0.0.1:0", "database_url": f"sqlite:///{file}", "reservation_url": "grpc://127.0.0.1:1"}
     server = programs.start("serve", **settings)
@@ -145,7 +144,6 @@ async def test_after_restore_refuses_the_log_of_the_lost_file_and_raises_revisio
 
 
 async def lose_and_restore(programs: Programs, backup: Backup) -> None:
-    programs.preloaded = True
     if not backup.url.startswith("sqlite:"):
         assert await programs.start("migrate", database_url=backup.url).ended(60) == 0
     stock = [argument for sku, quantity in STOCK.items() for argument in ("--stock", f"{sku}={quantity}")]

@@ -12,6 +12,7 @@ SECRET = "hunter2"
 
 async def test_the_password_is_in_no_output_and_in_no_argument(programs: Programs, shared_url: str) -> None:
     """With workers, because each gets the settings from its parent."""
+    programs.preloaded = False  # a fork has no arguments of its own
     program = programs.start(
         "serve", "--workers", "2", listen="127.0.0.1:0", database_url=f"{shared_url}&password={SECRET}",
         reservation_url="grpc://127.0.0.1:1", log_level="DEBUG", lame_duck="0",

@@ -227,6 +227,7 @@ async def _dev(programs: Programs, *options: str) -> tuple[Program, str, Simulat
 async def test_dev_starts_server_and_simulator_and_stops_without_complaints(
     by: signal.Signals, programs: Programs
 ) -> None:
+    programs.preloaded = False  # as a user starts it, and with all that Python does at the end
     program, address, simulated = await _dev(programs, "--latency", "100ms")
     async with connected(address) as client:
         await client.add(quantity=2)

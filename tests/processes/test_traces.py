@@ -13,7 +13,6 @@ PARENT = f"00-{5:032x}-{6:016x}-01"
 async def test_after_a_kill_another_process_links_its_call_to_the_call_that_caused_it(
     database_url: str, programs: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    programs.preloaded = True
     simulated = await programs.simulate("--latency", "5m")
     settings = {
         "listen": "127.0.0.1:0",

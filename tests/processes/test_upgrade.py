@@ -90,7 +90,6 @@ async def test_the_previous_release_and_this_one_serve_one_database_all_night(
 
 
 async def upgrade(database_url: str, new: Programs, old: Programs, *, calls: int, rounds: int) -> None:
-    new.preloaded = True
     seed = os.environ.get("CRASH_SEED") or str(random.randrange(1 << 32))
     log.warning("CRASH_SEED=%s", seed)
     simulated = await simulate(new, seed)
@@ -126,7 +125,6 @@ async def upgrade(database_url: str, new: Programs, old: Programs, *, calls: int
 async def test_each_release_accepts_etags_page_tokens_and_reservations_of_the_other_one(
     postgres: PostgresServer, programs: Programs, previous: Programs
 ) -> None:
-    programs.preloaded = True
     simulated = await programs.simulate("--stock", "beans=100")
     settings = settings_for(postgres.create_database("names", template="template_cart"), simulated)
     servers = [previous.start("serve", **settings), programs.start("serve", NO_RECONCILER, **settings)]

@@ -145,6 +145,7 @@ async def test_a_second_ctrl_c_ends_all_workers_at_once(shared_url: str, program
 
 
 async def test_ctrl_c_while_the_workers_still_start_is_silent(shared_url: str, programs: Programs) -> None:
+    programs.preloaded = False
     program = programs.start("serve", "--workers", "2", listen="127.0.0.1:0", database_url=shared_url, lame_duck="0")
     await eventually(lambda: program.errors.count(" is process ") == 2)
     # As a terminal does, to all processes of the group.

@@ -1,4 +1,4 @@
-"""The whole service in virtual time: hundreds of seeds, each of them deterministic."""
+"""The whole service in virtual time: a few seeds by day, hundreds at night, each of them deterministic."""
 
 import os
 import subprocess
@@ -8,9 +8,10 @@ import pytest
 
 from tests.simulation.seeds import SeedReport, run
 
+BY_DAY = range(10)
 BLOCK = 25
-BLOCKS = [0, *(pytest.param(first, marks=pytest.mark.night) for first in range(BLOCK, 5 * BLOCK, BLOCK))]
-
+AT_NIGHT = [range(first, first + BLOCK) for first in range(0, 5 * BLOCK, BLOCK)]
+NIGHT = [pytest.param(block, marks=pytest.mark.night, id=f"night-{block.start}") for block in AT_NIGHT]
 
 # What each block of seeds meets: kinds of faults and refusals, and ways that the product takes. A fault that never
 # happens proves nothing, and a way that is never taken hides behind a slower one that also works.
@@ -38,19 +39,22 @@ STEPS = {
     "FAILED became COMPLETING",
     "FAILED became CANCELLED",
 }
+# In fewer than a quarter of the seeds, so these few need not meet them by day.
+RARE = {"DatabaseUnavailable", "FAILED became COMPLETING", "FAILED became CANCELLED"}
 # In almost every seed, reservations are born claimed, and answers are recorded without reading.
 USUAL = {"born claimed", "settled"}
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("first", BLOCKS)
-def test_every_invariant_holds_in_every_seed(first: int) -> None:
-    reports = [run(seed) for seed in range(first, first + BLOCK)]
+@pytest.mark.parametrize("seeds", [pytest.param(BY_DAY, id="day"), *NIGHT])
+def test_every_invariant_holds_in_every_seed(seeds: range) -> None:
+    reports = [run(seed) for seed in seeds]
     broken = {report.seed: report.violations[:3] for report in reports if report.violations}
     assert not broken, "replay one with `make simulate SEED=...`"
     met = [_events(report) for report in reports]
-    assert sum(events >= USUAL for events in met) >= BLOCK - 3
-    assert set().union(*met) >= FAULTS | STREAMS | REFUSALS | WAYS | STEPS
+    assert sum(events >= USUAL for events in met) >= len(seeds) - 3
+    all_kinds = FAULTS | STREAMS | REFUSALS | WAYS | STEPS
+    assert set().union(*met) >= (all_kinds - RARE if seeds == BY_DAY else all_kinds)
 
 
 def _events(report: SeedReport) -> set[str]:
@@ -58,8 +62,8 @@ def _events(report: SeedReport) -> set[str]:
 
 
 def test_a_seed_gives_the_same_run_in_every_process() -> None:
-    here = [run(seed).digest for seed in (1, 0)]
-    program = "from tests.simulation.seeds import run; print(*(run(seed).digest for seed in range(2)))"
+    here = [run(seed).digest for seed in (1, 4)]
+    program = "from tests.simulation.seeds import run; print(*(run(seed).digest for seed in (4, 1)))"
     elsewhere = subprocess.run(
         [sys.executable, "-c", program],
         check=True,

@@ -160,7 +160,7 @@ def update_cart(model: "Model", request: Any, reply: Any) -> None:
     before, after = find_open(model, request.cart.name, request.etag)
     paths = set(request.update_mask.paths)
     priced = any(line.price for line in before.lines.values())
-    if "currency_code" in paths and priced and request.cart.currency_code != before.currency:
+    if "currency_code" in paths and priced and request.cart.currency_code not in ("", before.currency):
         raise Refused("CURRENCY_MISMATCH")
     _set_values(after, request.cart, paths)
     conclude(model, before, after, reply, is_change=before.contents != after.contents)

@@ -231,13 +231,18 @@ MANY = (bounds_of.AGAIN, bounds_of.REFUSED, bounds_of.EXPIRING, bounds_of.SOLD_L
 NIGHT = pytest.mark.night
 
 
+# By day, each time on one of the two databases.
 @pytest.mark.parametrize(
-    ("now", "bounds"),
+    ("backend", "now", "bounds"),
     [
-        pytest.param(TIMES[0], FEW, id="before holds end"),
-        pytest.param(TIMES[1], (RENEWED,), id="after holds end"),
-        pytest.param(TIMES[0], MANY, id="before holds end, many", marks=NIGHT),
-        pytest.param(TIMES[1], (bounds_of.EXPIRING,), id="after holds end, many", marks=NIGHT),
+        pytest.param("postgresql", TIMES[0], FEW, id="postgresql, before holds end"),
+        pytest.param("sqlite", TIMES[1], (RENEWED,), id="sqlite, after holds end"),
+        pytest.param("sqlite", TIMES[0], (*FEW, *MANY), id="sqlite, before holds end, many", marks=NIGHT),
+        pytest.param("postgresql", TIMES[0], MANY, id="postgresql, before holds end, many", marks=NIGHT),
+        pytest.param("sqlite", TIMES[1], (bounds_of.EXPIRING,), id="sqlite, after holds end, many", marks=NIGHT),
+        pytest.param(
+            "postgresql", TIMES[1], (RENEWED, bounds_of.EXPIRING), id="postgresql, after holds end, many", marks=NIGHT
+        ),
     ],
 )
 @pytest.mark.timeout(180)  # it explores first

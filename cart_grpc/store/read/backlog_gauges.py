@@ -20,6 +20,7 @@ from cart_grpc.metrics import (
     SAMPLE_TIME,
 )
 from cart_grpc.protocol.reservation import Disposition
+from cart_grpc.store.dialects import Dialect, built_once
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.read.operator_reads import BACKLOG, WorkState, select_backlog
 from cart_grpc.store.read.reader import Reader
@@ -29,26 +30,34 @@ from cart_grpc.units import to_seconds
 _RUNNING: Final = (CheckoutState.OPEN, CheckoutState.COMPLETING, CheckoutState.FAILED)
 
 
+class _Statements:
+    def __init__(self, dialect: Dialect) -> None:
+        now = dialect.now()
+        self.backlog = select_backlog(dialect, now)
+        self.due = select_due_by_lane(now)
+        self.checkouts = select_running_checkouts(now)
+        self.pause = select(func.count().label("how_many")).select_from(pauses).where(is_pause)
+
+
+_statements = built_once(_Statements)
+
+
 class BacklogGauges:
     """Reads one store, and sets the gauges."""
 
     def __init__(self, engine: Engine, reader: Reader) -> None:
         self._reader = reader
-        now = engine.dialect.now()
-        self._backlog = select_backlog(engine.dialect, now)
-        self._due = select_due_by_lane(now)
-        self._checkouts = select_running_checkouts(now)
-        self._pause = select(func.count().label("how_many")).select_from(pauses).where(is_pause)
+        self._statements = _statements(engine.dialect)
 
     async def sample(self) -> None:
         """Set the gauges. Raises DatabaseUnavailable."""
-        backlog = await self._reader.fetch(self._backlog, {})
+        backlog = await self._reader.fetch(self._statements.backlog, {})
         _set_backlog({(row.work_state, row.disposition): row.how_many for row in backlog})
-        for row in await self._reader.fetch(self._due, {}):
+        for row in await self._reader.fetch(self._statements.due, {}):
             RESERVATIONS_DUE.labels(row.lane).set(row.how_many)
             OLDEST_DUE_AGE.labels(row.lane).set(_age(row))
-        _set_checkouts(await self._reader.fetch(self._checkouts, {}))
-        [pause] = await self._reader.fetch(self._pause, {})
+        _set_checkouts(await self._reader.fetch(self._statements.checkouts, {}))
+        [pause] = await self._reader.fetch(self._statements.pause, {})
         PAUSED.set(pause.how_many)
         SAMPLE_TIME.set(time.time())
 

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseUnavailable, Overloaded
 from cart_grpc.logs import events
 from cart_grpc.names import CartKey
+from cart_grpc.store.dialects import Dialect, built_once
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.gathering import Gathering
@@ -30,6 +31,11 @@ _Wanted = tuple[CartKey, CacheValidator | None]
 _QueuedRead = tuple[_Wanted, "asyncio.Future[Found]"]
 
 
+@built_once
+def _statement(dialect: Dialect) -> Prepared:
+    return Prepared(select_carts(dialect))
+
+
 class GroupedReads:
     """Reads up to MAX_BATCH carts in one statement, and one statement after the other, so answers come in order.
 
@@ -38,7 +44,7 @@ class GroupedReads:
 
     def __init__(self, engine: Engine, queue_size: int) -> None:
         self._engine = engine
-        self._statement = Prepared(select_carts(engine.dialect))
+        self._statement = _statement(engine.dialect)
         self._queue_size = queue_size
         self._queue: deque[_QueuedRead] = deque()
         self._task: asyncio.Task[None] | None = None

@@ -28,7 +28,7 @@ from cart_grpc.carts.sizes import text_bytes
 from cart_grpc.commands.direct import ClaimKey
 from cart_grpc.names import CartKey, UserKey
 from cart_grpc.protocol.lanes import Lane
-from cart_grpc.store.dialects import Dialect
+from cart_grpc.store.dialects import Dialect, built_once
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.prepared import Prepared
 from cart_grpc.store.read.cache_validator import CacheValidator
@@ -74,6 +74,24 @@ class Page:
         return value
 
 
+class _Statements:
+    def __init__(self, dialect: Dialect) -> None:
+        now = dialect.now()
+        self.changed = Prepared(select_changed(dialect))
+        self.idle = (
+            select(carts.c.slice, carts.c.user_id, carts.c.cart_id)
+            .where(expiring, carts.c.expire_time <= now)
+            .order_by(carts.c.expire_time)
+            .limit(bindparam("most", type_=BigInteger))
+        )
+        # Prepared, because the reconciler runs these often.
+        self.due: dict[Lane, Prepared] = {lane: Prepared(_select_due(row, now)) for lane, row in LANES.items()}
+        self.due_rows = {lane: _select_due_rows(row, now) for lane, row in LANES.items()}
+
+
+_statements = built_once(_Statements)
+
+
 class Reads:
     """The reads of one store. `queue_size` bounds the reads of single carts that wait for a statement.
 
@@ -87,18 +105,7 @@ class Reads:
         self._reader = reader or Reader(engine)
         self._now = engine.dialect.now()
         self.carts = GroupedReads(engine, queue_size)
-        self._changed = Prepared(select_changed(engine.dialect))
-        self._idle = (
-            select(carts.c.slice, carts.c.user_id, carts.c.cart_id)
-            .where(expiring, carts.c.expire_time <= self._now)
-            .order_by(carts.c.expire_time)
-            .limit(bindparam("most", type_=BigInteger))
-        )
-        # Prepared, because the reconciler runs these often.
-        self._due: dict[Lane, Prepared] = {
-            lane: Prepared(_select_due(is_in_lane, self._now)) for lane, is_in_lane in LANES.items()
-        }
-        self._due_rows = {lane: _select_due_rows(is_in_lane, self._now) for lane, is_in_lane in LANES.items()}
+        self._statements = _statements(engine.dialect)
 
     def begin_era(self) -> None:
         """Make all validators invalid."""
@@ -120,7 +127,9 @@ class Reads:
         parameters = bind_known(self._engine.dialect, known)
 
         with self.carts.failures.translated():
-            ((found,),) = await self._engine.read(lambda connection: self._changed.fetch(connection, parameters))
+            ((found,),) = await self._engine.read(
+                lambda connection: self._statements.changed.fetch(connection, parameters)
+            )
         return parse_changed(found)
 
     async def find_cart(self, key: CartKey) -> Snapshot | None:
@@ -155,17 +164,18 @@ class Reads:
 
         Raises DatabaseUnavailable.
         """
-        rows = await self._reader.fetch(self._idle, {"most": limit})
+        rows = await self._reader.fetch(self._statements.idle, {"most": limit})
         return [CartKey(row.slice, row.user_id, row.cart_id) for row in rows]
 
     async def has_due(self, lane: Lane) -> bool:
         """Return whether a claim of `lane` would find a row. Raises DatabaseUnavailable."""
         with self.carts.failures.translated():
-            return bool(await self._engine.read(lambda connection: self._due[lane].fetch(connection, {})))
+            due = self._statements.due[lane]
+            return bool(await self._engine.read(lambda connection: due.fetch(connection, {})))
 
     async def find_due(self, lane: Lane, limit: int) -> list[ClaimKey]:
         """Return up to `limit` due rows of `lane`, the longest due first. Raises DatabaseUnavailable."""
-        rows = await self._reader.fetch(self._due_rows[lane], {"most": limit})
+        rows = await self._reader.fetch(self._statements.due_rows[lane], {"most": limit})
         return [ClaimKey(row.slice, row.reservation_id, row.lease_epoch) for row in rows]
 
 
