@@ -164,7 +164,7 @@ bench-check: $(BENCH_STAMP) $(LOAD) ## measure the main path for two minutes; fa
 	$(BIN)/python -m benchmarks.ratios build/bench/check.json
 
 .PHONY: check
-check: format-check lint typecheck generated-current sync-client-current deploy-check release-check coverage ## run all that CI runs
+check: format-check lint typecheck generated-current sync-client-current deploy-check release-check sdk-check coverage ## run all that CI runs
 
 .PHONY: format
 format: setup ## format Python and protos, and apply ruff's fixes
@@ -230,13 +230,15 @@ $(SDK_STAMP): $(STAMP)
 
 TYPESCRIPT := sdk/typescript
 $(TYPESCRIPT)/node_modules/.installed: $(TYPESCRIPT)/package.json $(TYPESCRIPT)/package-lock.json
+	@node -e 'process.exit(parseInt(process.versions.node) < 20)' 2>/dev/null && command -v npm >/dev/null || \
+	{ echo "make: the npm package needs Node.js 20 or newer, with npm" >&2; exit 2; }
 	cd $(TYPESCRIPT) && npm ci --silent
 	@touch $@
 
 .PHONY: sdk-typescript
 sdk-typescript: setup $(TYPESCRIPT)/node_modules/.installed ## build the npm package in build/sdk/
 	rm -rf $(TYPESCRIPT)/dist $(TYPESCRIPT)/src/gen
-	cd $(TYPESCRIPT) && $(CURDIR)/$(BIN)/buf generate $(CURDIR)/$(DESCRIPTORS)
+	cd $(TYPESCRIPT) && $(CURDIR)/$(BIN)/buf generate
 	{ printf 'export default '; cat cart_grpc/client/service_config.json; } >$(TYPESCRIPT)/src/gen/service_config.ts
 	cp LICENSE $(TYPESCRIPT)/
 	cd $(TYPESCRIPT) && npx tsc
@@ -246,21 +248,19 @@ sdk-typescript: setup $(TYPESCRIPT)/node_modules/.installed ## build the npm pac
 .PHONY: sdk
 sdk: dist sdk-typescript ## build the packages for Python and for TypeScript
 
-# Without Go's or Java's packages, its test is skipped. A browser is necessary.
-SDK_PACKAGES := chromium golang-go golang-google-grpc-dev protoc-gen-go protoc-gen-go-grpc protobuf-compiler openjdk-17-jdk-headless \
-	libgrpc-java protobuf-compiler-grpc-java-plugin libprotobuf-java libnetty-java libperfmark-java libgoogle-gson-java \
-	libgeronimo-annotation-1.3-spec-java
+SDK_PACKAGES := chromium golang-go golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev protoc-gen-go protoc-gen-go-grpc \
+	protobuf-compiler default-jdk-headless libgrpc-java protobuf-compiler-grpc-java-plugin libprotobuf-java libnetty-java \
+	libperfmark-java libgoogle-gson-java libgeronimo-annotation-1.3-spec-java
 .PHONY: sdk-packages
 sdk-packages:
-	@if command -v chromium >/dev/null && [ -d /usr/share/gocode/src/google.golang.org/grpc ] && \
-	  [ -e /usr/share/java/grpc-netty.jar ] && [ -e /usr/share/java/gson.jar ]; then exit 0; fi; \
+	@if dpkg --status $(SDK_PACKAGES) >/dev/null 2>&1; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
-	then apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet $(SDK_PACKAGES); \
-	else echo "make: on Debian, install $(SDK_PACKAGES)" >&2; fi
+	then apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends $(SDK_PACKAGES); \
+	else echo "make: these tests need Debian's packages; install them with: sudo apt-get install $(SDK_PACKAGES)" >&2; exit 2; fi
 
 .PHONY: sdk-check
-sdk-check: $(SDK_STAMP) sdk-packages sdk-typescript ## test the clients in TypeScript and Go, and Envoy with a browser
-	$(PYTEST) -m sdk tests/sdk $(PYTEST_ARGS)
+sdk-check: $(SDK_STAMP) sdk-packages sdk-typescript ## test the clients in TypeScript, Go and Java, and Envoy with a browser
+	$(PYTEST) -m sdk -n 2 --dist loadfile --no-loadscope-reorder tests/sdk $(PYTEST_ARGS)
 
 .PHONY: sync-client
 sync-client: setup ## make the synchronous client and its tests from the asynchronous ones

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.shop import Shop, running_shop
+from tests.client.shop import KILLABLE, Shop, running_shop
 
 ROOT = Path(__file__).parents[2]
 TYPESCRIPT = ROOT / "sdk" / "typescript"
@@ -17,8 +17,14 @@ TYPESCRIPT = ROOT / "sdk" / "typescript"
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """A shop for the whole run; each test has its own user."""
-    with running_shop(tmp_path_factory.mktemp("shop"), shutdown_grace="0.2") as shop:
+    with running_shop(tmp_path_factory.mktemp("shop"), KILLABLE, shutdown_grace="0.2", reservation_lease="1") as shop:
         yield shop
+
+
+def find_package() -> Path:
+    """Return the npm package that make has built."""
+    [package] = (ROOT / "build" / "sdk").glob("cart-grpc-*.tgz")
+    return package
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +32,7 @@ def node_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty project that has installed the package."""
     folder = tmp_path_factory.mktemp("node")
     (folder / "package.json").write_text(json.dumps({"private": True, "type": "module"}))
-    [package] = (ROOT / "build" / "sdk").glob("cart-grpc-*.tgz")
-    command = ["npm", "install", "--prefer-offline", "--no-audit", "--no-fund", "--silent", str(package)]
+    command = ["npm", "install", "--prefer-offline", "--no-audit", "--no-fund", "--silent", str(find_package())]
     subprocess.run(command, cwd=folder, check=True, timeout=55)
     return folder
 
