@@ -1,8 +1,10 @@
 """The server, and the npm package in a project of its own."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,7 +53,11 @@ def run(command: list[str], folder: Path) -> str:
     """Run a program that must succeed, and return its output."""
     path = shutil.which(command[0])
     assert path, f"{command[0]} is not installed"
-    finished = subprocess.run([path, *command[1:]], cwd=folder, capture_output=True, text=True, timeout=55, check=False)
+    # A shell finds the Python of the tests.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    finished = subprocess.run(
+        [path, *command[1:]], cwd=folder, capture_output=True, text=True, timeout=55, check=False, env=environment
+    )
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == ""
     return finished.stdout
