@@ -47,23 +47,26 @@ if [ -z "$$python" ]; then \
   exit 2; \
 fi; \
 if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
-then "$$python" -m venv --clear $(VENV); fi
+then "$$python" -m venv --clear $(1) $(VENV); fi
 endef
 
 $(STAMP): pyproject.toml constraints.txt
-	$(make_venv)
+	$(call make_venv,)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
-# Serving needs a quarter of the packages. With the development tools, it needs nothing more. uv installs them with a seventh
-# of pip's CPU time, but does not read pip's configuration, so pip does it if uv cannot reach its index.
+# Serving needs a quarter of the packages. With the development tools, it needs nothing more. uv installs them, and pip for
+# the user, with a tenth of pip's CPU time. It comes by the base Python's pip. uv does not read pip's configuration, so pip
+# does it all if uv cannot reach its index, or if the base Python has no pip.
 SERVING_STAMP := $(VENV)/.serving-installed
 $(SERVING_STAMP): pyproject.toml constraints.txt
-	$(make_venv)
 	@echo "installing the server into $(VENV)"
-	@{ $(BIN)/python -m pip install --quiet --disable-pip-version-check uv -c constraints.txt && \
-	  $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[cli,server]' -c constraints.txt; } 2>/dev/null || \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cli,server]' -c constraints.txt
+	$(call make_venv,--without-pip)
+	@base=$$($(BIN)/python -c 'import sys; print(sys._base_executable)') && \
+	{ "$$base" -m pip --python $(BIN)/python install --quiet --disable-pip-version-check uv -c constraints.txt && \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[cli,server]' pip -c constraints.txt; } 2>/dev/null || \
+	{ $(BIN)/python -m ensurepip >/dev/null && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cli,server]' -c constraints.txt; }
 	@touch $@
 
 .PHONY: run
