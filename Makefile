@@ -65,7 +65,7 @@ $(SERVING_STAMP): pyproject.toml constraints.txt
 	@base=$$($(BIN)/python -c 'import sys; print(sys._base_executable)') && \
 	{ "$$base" -m pip --python $(BIN)/python install --quiet --disable-pip-version-check uv -c constraints.txt && \
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[cli,server]' pip -c constraints.txt; } 2>/dev/null || \
-	{ $(BIN)/python -m ensurepip >/dev/null && \
+	{ $(BIN)/python -m ensurepip --default-pip >/dev/null && \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cli,server]' -c constraints.txt; }
 	@touch $@
 

@@ -25,11 +25,18 @@ class Fence(NamedTuple):
     text: str
 
     @property
-    def commands(self) -> list[str]:
-        """The commands, without what they print. Code in `sh` is one command."""
+    def steps(self) -> list[tuple[str, str]]:
+        """The commands, each with the output that the page shows. Code in `sh` is one command."""
         if self.language == "sh":
-            return [self.text.rstrip()]
-        return [match[1] for match in _COMMAND.finditer(self.text)]
+            return [(self.text.rstrip(), "")]
+        found = list(_COMMAND.finditer(self.text))
+        ends = [match.start() for match in found[1:]] + [len(self.text)]
+        return [(match[1], self.text[match.end() : end].strip("\n")) for match, end in zip(found, ends, strict=True)]
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands, without output."""
+        return [command for command, _ in self.steps]
 
 
 def read(page: str) -> str:

@@ -41,10 +41,23 @@ async def terminal(tmp_path: Path) -> AsyncIterator[Terminal]:
         yield terminal
 
 
-def commands(page: str) -> list[str]:
-    """The commands of a page, without those in the inventory. A comment at the end of one is left out."""
-    found = [re.sub(r"\s+# .*$", "", command) for fence in fences(page, "console") for command in fence.commands]
-    return [command for command in found if not inventory.find(page, command)]
+def steps(page: str) -> list[tuple[str, str]]:
+    """The commands of a page, each with the output that it shows, without those in the inventory."""
+    found = [step for fence in fences(page, "console") for step in fence.steps]
+    without_comments = [(re.sub(r"\s+# .*$", "", command), shown) for command, shown in found]
+    return [(command, shown) for command, shown in without_comments if not inventory.find(page, command)]
+
+
+def shape(line: str) -> str:
+    """A line without its numbers and its spaces, which differ."""
+    return re.sub(r"\d+", "0", " ".join(line.split()))
+
+
+def check_shown(command: str, shown: str, output: str) -> None:
+    """A cart is shown as it is printed. Of an operator's table, whose rows differ, the first line is."""
+    lines = shown.splitlines() if command.startswith("cart-grpc cart ") else shown.splitlines()[:1]
+    headed = [line for line in lines if lines[0].isupper()]
+    assert {shape(line) for line in headed} <= {shape(line) for line in output.splitlines()}, f"{command}: {output}"
 
 
 class Newcomer:
@@ -57,8 +70,8 @@ class Newcomer:
         self._server: Job | None = None
         self._item = ""
 
-    async def type(self, command: str) -> None:
-        """Run one command."""
+    async def type(self, command: str, shown: str) -> None:
+        """Run one command, whose output must be as it is shown."""
         terminal = self.terminal
         if command == "make run":
             if self._server is None:
@@ -83,6 +96,7 @@ class Newcomer:
             if RESERVATION in command:
                 command = command.replace(RESERVATION, await self._find_reservation())
             self.outputs[command] = output = await terminal.type(command)
+            check_shown(command, shown, output)
             if not self._item and command.startswith("rpc") and '"item"' in output:
                 self._item = json.loads(output)["item"]["name"]
 
@@ -97,8 +111,8 @@ class Newcomer:
 async def test_the_commands_for_one_server_run_and_sell_a_cart_once_through_a_kill(terminal: Terminal) -> None:
     newcomer = Newcomer(terminal)
     for page in SERVED:
-        for command in commands(page):
-            await newcomer.type(command)
+        for command, shown in steps(page):
+            await newcomer.type(command, shown)
         if page == "docs/concepts.md":
             # buf asks for the older one by itself only if the newer one is missing.
             await terminal.type('rpc --reflect-protocol grpc-v1alpha -d \'{"parent":"users/alice"}\' $url/ListCarts')
@@ -119,7 +133,7 @@ async def test_the_commands_for_one_server_run_and_sell_a_cart_once_through_a_ki
 
 async def test_the_commands_for_other_servers_run(terminal: Terminal) -> None:
     for page in STANDALONE:
-        for command in commands(page):
+        for command, _ in steps(page):
             if SERVER.search(command):
                 await terminal.end(await terminal.start(command))
             else:
@@ -150,7 +164,7 @@ def test_the_call_with_grpcurl_is_one_of_the_calls_with_buf() -> None:
         r"grpcurl -plaintext (-d '[^']+') \\\s+127\.0\.0\.1:50051 cartgrpc\.v1\.CartService/AddItem", grpcurl
     )
     assert call
-    assert f"rpc {call[1]} $url/AddItem" in commands("docs/quick-start.md")
+    assert f"rpc {call[1]} $url/AddItem" in dict(steps("docs/quick-start.md"))
 
 
 def test_the_addresses_in_the_documents_are_the_defaults() -> None:
