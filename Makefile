@@ -233,13 +233,13 @@ $(SDK_STAMP): $(STAMP)
 
 TYPESCRIPT := sdk/typescript
 $(TYPESCRIPT)/node_modules/.installed: $(TYPESCRIPT)/package.json $(TYPESCRIPT)/package-lock.json
-	@node -e 'process.exit(parseInt(process.versions.node) < 20)' 2>/dev/null && command -v npm >/dev/null || \
+	@node -e 'process.exit(Number(parseInt(process.versions.node) < 20))' 2>/dev/null && command -v npm >/dev/null || \
 	{ echo "make: the npm package needs Node.js 20 or newer, with npm" >&2; exit 2; }
 	cd $(TYPESCRIPT) && npm ci --silent
 	@touch $@
 
 .PHONY: sdk-typescript
-sdk-typescript: setup $(TYPESCRIPT)/node_modules/.installed ## build the npm package in build/sdk/
+sdk-typescript: $(TYPESCRIPT)/node_modules/.installed setup ## build the npm package in build/sdk/
 	rm -rf $(TYPESCRIPT)/dist $(TYPESCRIPT)/src/gen
 	cd $(TYPESCRIPT) && $(CURDIR)/$(BIN)/buf generate
 	{ printf 'export default '; cat cart_grpc/client/service_config.json; } >$(TYPESCRIPT)/src/gen/service_config.ts
@@ -249,7 +249,7 @@ sdk-typescript: setup $(TYPESCRIPT)/node_modules/.installed ## build the npm pac
 	cd $(TYPESCRIPT) && npm pack --silent --pack-destination $(CURDIR)/$(SDK)
 
 .PHONY: sdk
-sdk: dist sdk-typescript ## build the packages for Python and for TypeScript
+sdk: sdk-typescript dist ## build the packages for Python and for TypeScript
 
 SDK_PACKAGES := chromium golang-go golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev protoc-gen-go protoc-gen-go-grpc \
 	protobuf-compiler default-jdk-headless libgrpc-java protobuf-compiler-grpc-java-plugin libprotobuf-java libnetty-java \
@@ -262,7 +262,7 @@ sdk-packages:
 	else echo "make: these tests need Debian's packages; install them with: sudo apt-get install $(SDK_PACKAGES)" >&2; exit 2; fi
 
 .PHONY: sdk-check
-sdk-check: $(SDK_STAMP) sdk-packages sdk-typescript ## test the clients in TypeScript, Go and Java, and Envoy with a browser
+sdk-check: sdk-packages sdk-typescript $(SDK_STAMP) ## test the clients in TypeScript, Go and Java, and Envoy with a browser
 	$(PYTEST) -m sdk -n 2 --dist loadfile --no-loadscope-reorder tests/sdk $(PYTEST_ARGS)
 
 .PHONY: sync-client

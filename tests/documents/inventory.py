@@ -17,7 +17,7 @@ ELSEWHERE = {
     ("docs/quick-start.md", "grpcurl"): "it needs grpcurl; the same call follows with buf",
     (PYTHON_CLIENT, "```python"): "tests/client/test_docs.py runs it",
     (PYTHON_CLIENT, "pip install cart-grpc"): "tests/release/test_distributions.py installs the wheel",
-    ("docs/clients/typescript.md", "make sdk"): _TYPESCRIPT,
+    ("docs/clients/typescript.md", "make sdk-typescript"): _TYPESCRIPT,
     ("docs/clients/typescript.md", "npm install"): _TYPESCRIPT,
     ("docs/clients/typescript.md", "```typescript"): "tests/sdk/test_typescript.py runs it",
     ("docs/clients/go.md", "buf generate"): "tests/sdk/test_go_and_java.py runs it",
