@@ -35,7 +35,7 @@ help: ## list the targets
 .PHONY: setup
 setup: $(STAMP) ## create .venv with all that the other targets need
 
-# An environment that runs and has pip. An older one is kept.
+# An environment that runs and has pip, or gets it from `install`. An older one is kept.
 define make_venv
 @python=; \
 for candidate in $(PYTHONS); do \
@@ -47,26 +47,33 @@ if [ -z "$$python" ]; then \
   exit 2; \
 fi; \
 if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
-then "$$python" -m venv --clear $(1) $(VENV); fi
+then "$$python" -m venv --clear --without-pip $(VENV); fi
+endef
+
+# Installs the project with some extras, and pip for the user. uv takes a tenth of pip's CPU time; it comes by the base
+# Python's pip. It does not read pip's configuration, so pip does it all if uv cannot reach its index, or if the base Python
+# has no pip.
+comma := ,
+define install
+@{ { [ -x $(BIN)/uv ] || "$$($(BIN)/python -c 'import sys; print(sys._base_executable)')" -m pip --python $(BIN)/python \
+    install --quiet --disable-pip-version-check uv -c constraints.txt; } && \
+  $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[$(1)]' pip -c constraints.txt; } 2>/dev/null || \
+{ $(BIN)/python -m ensurepip --default-pip >/dev/null && \
+  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(1)]' -c constraints.txt; }
 endef
 
 $(STAMP): pyproject.toml constraints.txt
-	$(call make_venv,)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@echo "installing the development tools into $(VENV)"
+	$(make_venv)
+	$(call install,dev)
 	@touch $@
 
-# Serving needs a quarter of the packages. With the development tools, it needs nothing more. uv installs them, and pip for
-# the user, with a tenth of pip's CPU time. It comes by the base Python's pip. uv does not read pip's configuration, so pip
-# does it all if uv cannot reach its index, or if the base Python has no pip.
+# Serving needs a quarter of the packages. With the development tools, it needs nothing more.
 SERVING_STAMP := $(VENV)/.serving-installed
 $(SERVING_STAMP): pyproject.toml constraints.txt
 	@echo "installing the server into $(VENV)"
-	$(call make_venv,--without-pip)
-	@base=$$($(BIN)/python -c 'import sys; print(sys._base_executable)') && \
-	{ "$$base" -m pip --python $(BIN)/python install --quiet --disable-pip-version-check uv -c constraints.txt && \
-	  $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[cli,server]' pip -c constraints.txt; } 2>/dev/null || \
-	{ $(BIN)/python -m ensurepip --default-pip >/dev/null && \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cli,server]' -c constraints.txt; }
+	$(make_venv)
+	$(call install,cli$(comma)server)
 	@touch $@
 
 .PHONY: run
@@ -104,7 +111,7 @@ debian: setup debian-packages ## run the tests against Debian's PgBouncer, HAPro
 
 DEPLOY_STAMP := $(VENV)/.deploy-installed
 $(DEPLOY_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,deploy]' -c constraints.txt
+	$(call install,dev$(comma)deploy)
 	@touch $@
 
 .PHONY: deploy-check
@@ -113,7 +120,7 @@ deploy-check: $(DEPLOY_STAMP) ## run the steps of the Dockerfile; check the comp
 
 RELEASE_STAMP := $(VENV)/.release-installed
 $(RELEASE_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,release]' -c constraints.txt
+	$(call install,dev$(comma)release)
 	@touch $@
 
 .PHONY: release-check
@@ -131,7 +138,7 @@ simulate: setup ## run SEEDS=1000 seeds of the simulation, starting at FIRST=0; 
 
 FUZZ_STAMP := $(VENV)/.fuzz-installed
 $(FUZZ_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,fuzz]' -c constraints.txt
+	$(call install,dev$(comma)fuzz)
 	@touch $@
 
 .PHONY: fuzz
@@ -154,7 +161,7 @@ load: $(LOAD) ## build the benchmarks' load generator
 
 BENCH_STAMP := $(VENV)/.bench-installed
 $(BENCH_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]' -c constraints.txt
+	$(call install,dev$(comma)bench)
 	@touch $@
 
 .PHONY: bench
@@ -228,7 +235,7 @@ generated-current: $(GENERATOR)/.installed ## fail if generated/ does not match 
 SDK := build/sdk
 SDK_STAMP := $(VENV)/.sdk-installed
 $(SDK_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,sdk]' -c constraints.txt
+	$(call install,dev$(comma)sdk)
 	@touch $@
 
 TYPESCRIPT := sdk/typescript
