@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.client.shop import KILLABLE, Shop, running_shop
+from tests.documents.pages import fences
 
 ROOT = Path(__file__).parents[2]
 TYPESCRIPT = ROOT / "sdk" / "typescript"
@@ -40,12 +43,13 @@ def node_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compile_typescript(folder: Path, *files: str) -> None:
-    """Compile programs that use the package in this project. Fails if their types are wrong."""
-    tsc = TYPESCRIPT / "node_modules" / ".bin" / "tsc"
-    roots = str(TYPESCRIPT / "node_modules" / "@types")
-    options = ["--module", "nodenext", "--target", "es2022", "--lib", "es2023,dom,dom.iterable", "--strict"]
-    options += ["--skipLibCheck", "--types", "node", "--typeRoots", roots]
-    finished = subprocess.run([tsc, *options, *files], cwd=folder, capture_output=True, text=True, check=False)
+    """Compile programs that use the package in this project, as the document says. Fails if their types are wrong."""
+    commands = [command for fence in fences("docs/clients/typescript.md", "console") for command in fence.commands]
+    [options] = re.findall(r"^npx tsc (.+) shop\.ts$", "\n".join(commands), re.MULTILINE)
+    # The package's own compiler, instead of another one in the project.
+    modules = TYPESCRIPT / "node_modules"
+    compiler = [modules / ".bin" / "tsc", *shlex.split(options), "--typeRoots", str(modules / "@types")]
+    finished = subprocess.run([*compiler, *files], cwd=folder, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout
 
 
