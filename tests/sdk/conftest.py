@@ -48,7 +48,7 @@ def compile_typescript(folder: Path, *files: str) -> None:
     [options] = re.findall(r"^npx tsc (.+) shop\.ts$", "\n".join(commands), re.MULTILINE)
     # The package's own compiler, instead of another one in the project.
     modules = TYPESCRIPT / "node_modules"
-    compiler = [modules / ".bin" / "tsc", *shlex.split(options), "--typeRoots", str(modules / "@types")]
+    compiler = [str(modules / ".bin" / "tsc"), *shlex.split(options), "--typeRoots", str(modules / "@types")]
     finished = subprocess.run([*compiler, *files], cwd=folder, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout
 
