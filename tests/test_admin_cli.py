@@ -241,17 +241,6 @@ def assert_usage(arguments: list[str], capsys: Any) -> None:
     assert capsys.readouterr().err.startswith("usage: cart-grpc ")
 
 
-PAGE = (Path(__file__).parents[1] / "docs/troubleshooting.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"cart-grpc reservations ([a-z-]+)", PAGE))))
-def test_every_subcommand_in_the_documents_has_help(command: str, capsys: Any) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["reservations", command, "--help"])
-    assert ended.value.code == 0
-    assert f"usage: cart-grpc reservations {command}" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     "arguments",
     [["list", "--min-attempts", "9" * 20],

@@ -12,7 +12,7 @@ import grpc
 from cart_grpc.client import service_config
 from cart_grpc.client.errors import CartError
 
-# All methods of CartService have the same policy. Its maxAttempts is for clients without a deadline for all attempts.
+# All reads have the same policy. Its maxAttempts is for clients without a deadline for all attempts.
 _POLICY: Final = service_config.retry_policy("cartgrpc.v1.CartService", "GetCart")
 # Short, so that a caller notices within a fraction of a second that a server is back.
 FIRST_SECONDS: Final = service_config.to_seconds(_POLICY["initialBackoff"])

@@ -1,6 +1,7 @@
 """The gRPC service config: time limits, and the repetitions that are safe. Clients in all languages use the file.
 
-A mutation may be repeated because it keeps its request_id. Operators' changes have none, and are not repeated.
+gRPC does not look at requests, so the file lets it repeat reads only: a mutation without a request_id could have two
+effects. Our clients give each mutation a request_id, and repeat it by the policy of reads.
 """
 
 import json
@@ -17,7 +18,7 @@ def load() -> dict[str, Any]:
 
 
 def retry_policy(service: str, method: str) -> dict[str, Any]:
-    """Return the retryPolicy of a method; an empty one if it must not be repeated."""
+    """Return the retryPolicy of a method; an empty one if gRPC must not repeat it."""
     name = {"service": service, "method": method}
     for entry in load()["methodConfig"]:
         if name in entry["name"]:

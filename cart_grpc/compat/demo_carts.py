@@ -1,6 +1,5 @@
 """The CartService of OpenTelemetry's demo and of Online Boutique: the same messages in two packages."""
 
-import uuid
 from typing import Any
 
 import grpc
@@ -8,7 +7,6 @@ import grpc
 from cart_grpc.carts.calls import AddItems, addition
 from cart_grpc.compat.user_carts import UserCarts, cart_of
 from cart_grpc.rpc.fields import MAX_SKU, Fields
-from cart_grpc.rpc.requests import digest
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -50,6 +48,4 @@ def _add_item(request: Any, most: int) -> AddItems:
     sku = fields.text("item.product_id", request.item.product_id, MAX_SKU, least=1)
     quantity = fields.quantity("item.quantity", request.item.quantity, most)
     fields.check()
-    # These callers send no request_id. Each call has one of its own, so none is taken for a repetition of another.
-    added = addition(sku, {}, quantity, None, None)
-    return AddItems(key, (added,), request_id=str(uuid.uuid4()), fingerprint=digest(request))
+    return AddItems(key, (addition(sku, {}, quantity, None, None),))

@@ -71,13 +71,8 @@ def _fingerprint(request: Message) -> bytes:
     body.ClearField("request_id")
     body.ClearField("max_wait")
     body.DiscardUnknownFields()
-    return digest(body)
-
-
-def digest(message: Message) -> bytes:
-    """Return the SHA-256 of a message's type and of its fields."""
-    type_name = message.DESCRIPTOR.full_name.encode()
-    return hashlib.sha256(type_name + b"\0" + message.SerializeToString(deterministic=True)).digest()
+    type_name = request.DESCRIPTOR.full_name.encode()
+    return hashlib.sha256(type_name + b"\0" + body.SerializeToString(deterministic=True)).digest()
 
 
 def add_item(request: cart_service_pb2.AddItemRequest, limits: Limits) -> AddItems:

@@ -56,9 +56,10 @@ class Scripted:
                 yield message
 
     def GetCart(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Refuse."""
+        """Answer as the script says. Without a script, refuse."""
         self._note(request, context)
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not in the script")
+        refused = refusal(grpc.StatusCode.UNIMPLEMENTED)
+        return self._answer(self.script.pop(0) if self.script else refused, context)
 
     def servicer(self) -> Any:
         """The servicer for generated code: its other methods are not implemented."""

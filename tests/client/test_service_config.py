@@ -2,31 +2,32 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import grpc
 import pytest
-from cartgrpc.v1 import cart_admin_service_pb2, cart_service_pb2, cart_service_pb2_grpc
-from google.protobuf.descriptor import MethodDescriptor
+from cartgrpc.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
 
 from cart_grpc.client.retries import FIRST_SECONDS, MAX_SECONDS
 from cart_grpc.client.service_config import load, retry_policy, to_seconds
 from cart_grpc.rpc.fields import MAX_WAIT_SECONDS
 from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, METHODS, Method
 from cart_grpc.settings import Settings
-from tests.client.scripted import Scripted, added, refusal
+from tests.client.scripted import Scripted, refusal
+from tests.client.shop import Shop, meanwhile
 
 ROWS = [(service, method) for service in (CART_SERVICE, ADMIN_SERVICE) for method in METHODS[service]]
 IDS = [f"{service}/{method.name}" for service, method in ROWS]
-DESCRIPTORS = {
-    each.full_name: each
-    for module in (cart_service_pb2, cart_admin_service_pb2)
-    for each in module.DESCRIPTOR.services_by_name.values()
-}
 
 
-def described(service: str, method: Method) -> MethodDescriptor:
-    found: MethodDescriptor = DESCRIPTORS[service].methods_by_name[method.name]
-    return found
+@contextmanager
+def plain_client(address: str) -> Iterator[Any]:
+    """Yield the generated client on a channel that has the service config and nothing else."""
+    options = [("grpc.service_config", json.dumps(load())), ("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(address, options=options) as channel:
+        yield cart_service_pb2_grpc.CartServiceStub(channel)
 
 
 def test_each_method_is_there_once() -> None:
@@ -35,10 +36,9 @@ def test_each_method_is_there_once() -> None:
 
 
 @pytest.mark.parametrize(("service", "method"), ROWS, ids=IDS)
-def test_only_calls_that_are_safe_to_repeat_are_repeated(service: str, method: Method) -> None:
-    is_safe = not method.writes or "request_id" in described(service, method).input_type.fields_by_name
+def test_grpc_may_repeat_reads_only(service: str, method: Method) -> None:
     codes = retry_policy(service, method.name).get("retryableStatusCodes", [])
-    assert codes == (["UNAVAILABLE"] if is_safe else [])
+    assert codes == ([] if method.writes else ["UNAVAILABLE"])
 
 
 @pytest.mark.parametrize(("service", "method"), ROWS, ids=IDS)
@@ -54,7 +54,7 @@ def test_a_call_may_take_as_long_as_the_server_lets_it(service: str, method: Met
 
 
 def test_the_python_client_backs_off_as_the_config_says() -> None:
-    policies = [retry_policy(CART_SERVICE, method.name) for method in METHODS[CART_SERVICE]]
+    policies = [retry_policy(CART_SERVICE, method.name) for method in METHODS[CART_SERVICE] if not method.writes]
     assert all(policy == policies[0] for policy in policies)
     assert tuple(to_seconds(policies[0][key]) for key in ("initialBackoff", "maxBackoff")) == (
         FIRST_SECONDS,
@@ -62,11 +62,22 @@ def test_the_python_client_backs_off_as_the_config_says() -> None:
     )
 
 
-def test_grpc_repeats_a_call_as_the_config_says(scripted: Scripted) -> None:
-    scripted.script = [refusal(grpc.StatusCode.UNAVAILABLE), added(3)]
-    options = [("grpc.service_config", json.dumps(load())), ("grpc.enable_http_proxy", 0)]
-    with grpc.insecure_channel(scripted.address, options=options) as channel:
-        stub = cart_service_pb2_grpc.CartServiceStub(channel)
-        assert stub.AddItem(cart_service_pb2.AddItemRequest(request_id="one")).item.quantity == 3
-    assert [attempt.request.request_id for attempt in scripted.attempts] == ["one", "one"]
-    assert scripted.attempts[0].seconds_left > 60
+def test_grpc_repeats_a_read_as_the_config_says(scripted: Scripted) -> None:
+    found = cart_service_pb2.GetCartResponse(cart=cart_pb2.Cart(revision=3))
+    scripted.script = [refusal(grpc.StatusCode.UNAVAILABLE), found]
+    with plain_client(scripted.address) as stub:
+        assert stub.GetCart(cart_service_pb2.GetCartRequest()) == found
+    assert len(scripted.attempts) == 2
+
+
+def test_a_lost_reply_is_not_a_second_add_without_a_request_id(own_shop: Shop) -> None:
+    name = "users/alice/carts/default"
+    add = cart_service_pb2.AddItemRequest(parent=name, item=cart_pb2.Item(sku="beans", quantity=2))
+    with plain_client(own_shop.address) as stub:
+        stub.AddItem(add)
+        own_shop.die_before_next_reply()
+        with meanwhile(own_shop.start_when_dead), pytest.raises(grpc.RpcError) as caught:
+            # A repetition would wait for the server.
+            stub.AddItem(add, wait_for_ready=True)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert stub.GetCart(cart_service_pb2.GetCartRequest(name=name), wait_for_ready=True).cart.items[0].quantity == 4

@@ -1,6 +1,8 @@
 """The CartService of OpenTelemetry's demo and of Online Boutique, over a socket."""
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,15 @@ async def test_a_restart_keeps_the_carts(user: str, tmp_path: Path) -> None:
         await shop.demo("oteldemo").add(user, "tea", 2)
     async with running_shop(settings) as shop:
         assert await shop.demo("oteldemo").items(user) == [("tea", 2)]
+
+
+async def test_no_reply_is_stored_because_nobody_can_ask_for_it(demo: Demo, user: str, tmp_path: Path) -> None:
+    async with running_shop(settings_of(tmp_path / "cart.db")) as shop:
+        for _ in range(2):
+            await shop.demo(demo.name).add(user, "tea", 1)
+        await shop.demo(demo.name).empty(user)
+    with closing(sqlite3.connect(tmp_path / "cart.db")) as database:
+        assert database.execute("SELECT count(*) FROM replies").fetchone() == (0,)
 
 
 @pytest.mark.parametrize("service", ["", "oteldemo.CartService", "hipstershop.CartService", "BasketApi.Basket"])

@@ -18,11 +18,15 @@ from typing import Any
 
 import pytest
 
+from tests.authentication.issuer import signing_key, write_key_set
 from tests.client.shop import Shop
+from tests.documents.pages import fences
+from tests.pem import issue, new_authority
 from tests.sdk.conftest import ROOT, TYPESCRIPT, compile_typescript, run
 
 pytestmark = [pytest.mark.sdk]
 DOCUMENT = (ROOT / "docs" / "clients" / "web.md").read_text(encoding="utf-8")
+ENVOY = str(Path(sys.executable).parent / "envoy")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -54,7 +58,8 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
 def envoy(shop: Shop, origin: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an Envoy with the configuration in deploy/envoy, at other ports."""
     folder = tmp_path_factory.mktemp("envoy")
-    shutil.copy(ROOT / "generated" / "cartgrpc" / "descriptors.binpb", folder)
+    [copy] = re.findall(r"^\$ (cp .+)$", DOCUMENT, re.MULTILINE)
+    run(["sh", "-c", copy], folder)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     config = (ROOT / "deploy" / "envoy" / "envoy.yaml").read_text(encoding="utf-8")
@@ -63,10 +68,9 @@ def envoy(shop: Shop, origin: tuple[str, Path], tmp_path_factory: pytest.TempPat
         config = config.replace(f"port_value: {old}", f"port_value: {new}")
     config = config.replace("http://127.0.0.1:3000", origin[0])
     (folder / "envoy.yaml").write_text(config)
-    program = Path(sys.executable).parent / "envoy"
     options = ["-c", "envoy.yaml", "--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([program, *options], cwd=folder, stdout=log, stderr=log)
+        process = subprocess.Popen([ENVOY, *options], cwd=folder, stdout=log, stderr=log)
     try:
         _wait_until_listening(process, port, folder / "log")
         yield f"http://127.0.0.1:{port}"
@@ -94,6 +98,18 @@ def post(envoy: str, method: str, request: Any, **headers: str) -> tuple[int, di
     body = json.loads(response.read())
     connection.close()
     return response.status, {key.lower(): value for key, value in response.getheaders()}, body
+
+
+def test_envoy_accepts_the_configuration_with_tokens_in_the_document(tmp_path: Path) -> None:
+    [config] = fences("docs/envoy.md", "yaml")
+    (tmp_path / "envoy.yaml").write_text(config.text)
+    shown = issue(new_authority())
+    (tmp_path / "server.pem").write_bytes(shown.cert_chain_pems[0].bytes())
+    (tmp_path / "server.key").write_bytes(shown.private_key_pem.bytes())
+    write_key_set(tmp_path / "keys.json", signing_key("ES256"))
+    options = ["--mode", "validate", "--log-level", "error", "-c", "envoy.yaml"]
+    finished = subprocess.run([ENVOY, *options], cwd=tmp_path, capture_output=True, text=True, timeout=55, check=False)
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_json_adds_an_item(envoy: str) -> None:

@@ -1,5 +1,8 @@
 /** The gRPC service config, which all clients share. */
 
+import type { DescMethod } from "@bufbuild/protobuf";
+import { Code } from "@connectrpc/connect";
+import { CartService } from "./gen/cartgrpc/v1/cart_service_pb.js";
 import serviceConfig from "./gen/service_config.js";
 
 export { serviceConfig };
@@ -19,9 +22,25 @@ export interface MethodConfig {
 }
 
 /** Returns the entry for a method; an empty one if it has none. */
-export function methodConfig(service: string, method: string): MethodConfig {
+export function methodConfig(method: DescMethod): MethodConfig {
   const entries: readonly MethodConfig[] = serviceConfig.methodConfig;
-  return entries.find(({ name }) => name.some((one) => one.service === service && one.method === method)) ?? { name: [] };
+  const isIts = (one: { service: string; method: string }) =>
+    one.service === method.parent.typeName && one.method === method.name;
+  return entries.find(({ name }) => name.some(isIts)) ?? { name: [] };
+}
+
+/**
+ * Returns the policy by which this client repeats a method's calls; undefined if it must not. gRPC by itself may repeat
+ * reads only. Mutations here always have a request_id, so the same policy is safe for them.
+ */
+export function retryPolicy(method: DescMethod): RetryPolicy | undefined {
+  const hasRequestId = method.input.fields.some(({ name }) => name === "request_id");
+  return methodConfig(hasRequestId ? CartService.method.getCart : method).retryPolicy;
+}
+
+/** Returns whether the policy names the code: `UNAVAILABLE` is Code.Unavailable. */
+export function isRetryable(policy: RetryPolicy, code: Code): boolean {
+  return policy.retryableStatusCodes.some((name) => name.replaceAll("_", "") === Code[code].toUpperCase());
 }
 
 /** Returns the longest delay after an attempt, which counts from 0. */

@@ -1,10 +1,10 @@
 /** Deadlines, repetitions and request_ids, for any transport. */
 
-import { create, type DescMessage, type DescMethodUnary, type MessageInitShape } from "@bufbuild/protobuf";
+import { create, type DescMessage, type DescMethod, type DescMethodUnary, type MessageInitShape } from "@bufbuild/protobuf";
 import { reflect } from "@bufbuild/protobuf/reflect";
 import { durationMs, type Duration } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, type Transport } from "@connectrpc/connect";
-import { backoffMs, methodConfig, toMs } from "./config.js";
+import { backoffMs, isRetryable, methodConfig, retryPolicy, toMs } from "./config.js";
 import { errorDetails } from "./errors.js";
 
 export interface CallOptions {
@@ -21,8 +21,8 @@ export function withServiceConfig(inner: Transport, options: CallOptions = {}): 
   return {
     async unary(method, signal, timeoutMs, header, input, contextValues) {
       const [message, waitMs] = complete(method, input);
-      const config = methodConfig(method.parent.typeName, method.name);
-      const most = config.timeout === undefined ? Infinity : toMs(config.timeout);
+      const { timeout } = methodConfig(method);
+      const most = timeout === undefined ? Infinity : toMs(timeout);
       const deadline = performance.now() + (timeoutMs ?? Math.min(limit + waitMs, Math.max(most, limit)));
       let failure: ConnectError | undefined;
       for (let attempt = 0; ; attempt++) {
@@ -47,16 +47,14 @@ export function withServiceConfig(inner: Transport, options: CallOptions = {}): 
 }
 
 /** Returns the milliseconds to wait before the next attempt, or undefined if there must be none. */
-export function findDelay(
-  error: ConnectError, attempt: number, method: { parent: { typeName: string }; name: string },
-): number | undefined {
-  const policy = methodConfig(method.parent.typeName, method.name).retryPolicy;
+export function findDelay(error: ConnectError, attempt: number, method: DescMethod): number | undefined {
+  const policy = retryPolicy(method);
   if (policy === undefined) {
     return undefined;
   }
   const { reason, retryAfterMs } = errorDetails(error);
   const repeats =
-    error.code === Code.Unavailable ||
+    isRetryable(policy, error.code) ||
     (error.code === Code.ResourceExhausted && retryAfterMs !== undefined) ||
     (error.code === Code.DeadlineExceeded && reason === "CALL_TIMEOUT") ||
     // A server that is stopping resets calls, and gives no reason.
