@@ -4,6 +4,7 @@ A statement over many rows has the same text for one row and for five hundred, s
 parameter is one JSON array on SQLite, one array for each column on PostgreSQL.
 """
 
+import functools
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
@@ -50,6 +51,8 @@ Condition = TextClause | None
 # A FROM clause to join, and the ON condition.
 Join = tuple[FromClause, ColumnElement[bool]]
 Types = Mapping[str, TypeEngine[Any]]
+# For dialects and the statements of each: to build them takes longer than to open a database. All stores share them.
+built_once: Final = functools.lru_cache(maxsize=4)
 Lock = Literal["wait", "skip"] | None
 
 
@@ -57,6 +60,8 @@ class Dialect(Protocol):
     """The parts of statements that each database writes differently. `ctes_can_write`: a CTE may be an UPDATE."""
 
     ctes_can_write: bool
+
+    def __hash__(self) -> int: ...
 
     def row_id(self, table: FromClause) -> Sequence[ColumnElement[Any]]:
         """The columns that identify a row of `table`: those by which the database finds it fastest."""

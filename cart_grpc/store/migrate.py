@@ -127,11 +127,15 @@ def _read_record(connection: Connection) -> _Record:
     return _Record(revisions[0], str(rows[0].get("oldest_revision", FIRST)))
 
 
-def check_revision(connection: Connection) -> None:
-    """Raise Unsuitable if this release cannot use the database's schema, NotMigrated if it can after a migration."""
+def check_revision(connection: Connection) -> str:
+    """Return the revision of the database.
+
+    Raises Unsuitable if this release cannot use the database's schema, NotMigrated if it can after a migration.
+    """
     revision = current_revision(connection)
     if revision is None or (is_known(revision) and revision != LATEST):
         raise NotMigrated(f"it is at schema {revision or '(none)'}; run `cart-grpc migrate` first")
+    return revision
 
 
 def take_turn(connection: Connection) -> None:

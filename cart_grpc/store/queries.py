@@ -15,7 +15,7 @@ from cart_grpc.commands.unit_of_work import ReadSet
 from cart_grpc.names import UserKey
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store import erase_statements, schema, settle_statements, statements
-from cart_grpc.store.dialects import Dialect, Key, RowWriter
+from cart_grpc.store.dialects import Dialect, Key, RowWriter, built_once
 from cart_grpc.store.prepared import Prepared, Rows
 from cart_grpc.store.rows import (
     COMMIT_MARKERS,
@@ -44,8 +44,14 @@ class LostUpdate(Exception):
     """
 
 
+@built_once
+def write_queries(dialect: Dialect, *, lock_users: bool) -> "WriteQueries":
+    """Return the write path's statements for a dialect."""
+    return WriteQueries(dialect, lock_users=lock_users)
+
+
 class WriteQueries:
-    """The write path's statements, built once for a dialect.
+    """The write path's statements for a dialect. All stores share them: see `write_queries`.
 
     A statement over many rows has the same text for any number of them, so it is compiled and prepared once.
     """

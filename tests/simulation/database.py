@@ -80,7 +80,7 @@ class Template:
 
     def share_reads(self, reads: Reads) -> None:
         """Give `reads` the statements that are already compiled."""
-        reads.carts._statement = self._reads.carts._statement
+        reads.carts[0]._statement = self._reads.carts[0]._statement
         reads._idle, reads._due, reads._changed = self._reads._idle, self._reads._due, self._reads._changed
 
     def clear(self) -> None:

@@ -12,9 +12,11 @@ from cart_grpc import app
 from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.carts.refusals import DatabaseUnavailable, Overloaded
 from cart_grpc.names import cart_key, item_id_of, user_key
+from cart_grpc.logs import events
 from cart_grpc.rpc import get_cart_cache
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.read import cart_json
 from cart_grpc.store.read.cart_json import CartJson
 from cart_grpc.store.read.grouped_reads import GroupedReads
@@ -122,7 +124,7 @@ async def test_each_caller_gets_the_cart_that_it_asked_for(store: Store, engine:
 
 async def test_all_queued_reads_share_the_next_statement(store: Store, engine: Engine) -> None:
     held = Held(engine)
-    reads = GroupedReads(held, 100)
+    reads = GroupedReads(held, 100, FailureLog(events.READS_FAILING, events.READS_RECOVERED, "fail", "work"))
     first = asyncio.create_task(reads.find(KEY))
     await until_reading(held)
     others = [asyncio.create_task(reads.find(key)) for key in KEYS]
@@ -135,7 +137,7 @@ async def test_all_queued_reads_share_the_next_statement(store: Store, engine: E
 async def test_a_cancelled_caller_does_not_disturb_the_others(store: Store, engine: Engine) -> None:
     await store.mutate(add())
     held = Held(engine)
-    reads = GroupedReads(held, 100)
+    reads = GroupedReads(held, 100, FailureLog(events.READS_FAILING, events.READS_RECOVERED, "fail", "work"))
     callers = [asyncio.create_task(reads.find(KEY)) for _ in range(3)]
     await until_reading(held)
     late = [asyncio.create_task(reads.find(KEY)) for _ in range(2)]
@@ -151,7 +153,7 @@ async def test_a_cancelled_caller_does_not_disturb_the_others(store: Store, engi
 
 async def test_a_full_queue_refuses_the_next_read_and_answers_the_others(engine: Engine) -> None:
     held = Held(engine)
-    reads = GroupedReads(held, 2)
+    reads = GroupedReads(held, 2, FailureLog(events.READS_FAILING, events.READS_RECOVERED, "fail", "work"))
     first = asyncio.create_task(reads.find(KEY))
     await until_reading(held)
     waiting = [asyncio.create_task(reads.find(KEY)) for _ in range(2)]
@@ -183,7 +185,7 @@ class Failing(Wrapped):
 async def test_a_cart_that_makes_its_statement_fail_fails_alone(store: Store, engine: Engine) -> None:
     for key in KEYS[1:]:
         await store.mutate(add(key=key))
-    reads = GroupedReads(Failing(engine, ZeroDivisionError("bug")), 100)
+    reads = GroupedReads(Failing(engine, ZeroDivisionError("bug")), 100, FailureLog(events.READS_FAILING, events.READS_RECOVERED, "fail", "work"))
     failed, *found = await asyncio.gather(*(reads.find(key) for key in KEYS), return_exceptions=True)
     assert isinstance(failed, ZeroDivisionError)
     assert all(one and not isinstance(one, BaseException) for one in found)
@@ -191,7 +193,7 @@ async def test_a_cart_that_makes_its_statement_fail_fails_alone(store: Store, en
 
 async def test_a_batch_is_not_split_if_the_database_is_away(store: Store, engine: Engine) -> None:
     failing = Failing(engine, OSError("gone"))
-    reads = GroupedReads(failing, 100)
+    reads = GroupedReads(failing, 100, FailureLog(events.READS_FAILING, events.READS_RECOVERED, "fail", "work"))
     for refused in await asyncio.gather(*(reads.find(key) for key in KEYS), return_exceptions=True):
         assert isinstance(refused, DatabaseUnavailable)
     assert failing.count == 1

@@ -60,7 +60,7 @@ async def engine_and_store(engine: Engine) -> AsyncIterator[tuple[Breakable, Sto
     breakable = Breakable(engine)
     store = Store(breakable, app.new_id, queue_size=100)
     await store.start()
-    for path in (store._write_queue, store.reads.carts, store._reader):
+    for path in (store._write_queue, store.reads, store._reader):
         path.failures._quiet_seconds = 0
     yield breakable, store
     await store.close()
@@ -127,7 +127,7 @@ async def test_a_ping_does_not_wait_for_a_path_that_hangs(
 
 async def test_a_full_queue_of_reads_does_not_fail_a_ping(engine_and_store: tuple[Breakable, Store]) -> None:
     _, store = engine_and_store
-    store.reads.carts._queue_size = 0
+    store.reads.carts[0]._queue_size = 0
     await store.ping()
 
 

@@ -14,7 +14,8 @@ from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.store import Store
-from cart_grpc.store.write_queue import MAX_BATCH, Handover, WriteQueue
+from cart_grpc.store.shard_queue import MAX_BATCH, Handover
+from cart_grpc.store.write_queue import WriteQueue
 from cart_grpc.tracing import TRACE_CONTEXT
 from tests.store.writes import LEASE, SKU, Wrapped, add, decode, read_total
 
@@ -107,7 +108,7 @@ async def test_a_full_queue_rejects_callers_but_not_background_commands(engine: 
     answers = [queue.submit(add()) for _ in range(3)]
     with pytest.raises(Overloaded):
         queue.submit(add())
-    claimed = queue.submit_background(Claim(HOLD_LANE, 10, LEASE))
+    claimed = queue.submit_to(0, Claim(HOLD_LANE, 10, LEASE))
     await queue.start()
     assert [decode(await answer)[SKU] for answer in answers] == [1, 2, 3]
     # Claims run after the other commands of their batch.

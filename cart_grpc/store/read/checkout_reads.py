@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from cart_grpc.carts.model import Checkout, CheckoutState, Line
 from cart_grpc.names import CheckoutKey, UserKey
-from cart_grpc.store.dialects import Dialect
+from cart_grpc.store.dialects import Dialect, built_once
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.read.cart_json import parse_line
 from cart_grpc.store.read.reader import Reader
@@ -99,23 +99,32 @@ class OperatorCheckoutPage:
     after: tuple[int, str] | None
 
 
+class _Statements:
+    def __init__(self, dialect: Dialect) -> None:
+        now = dialect.now()
+        this = and_(*(checkouts.c[name] == bindparam(name, type_=checkouts.c[name].type) for name in _CHECKOUT))
+        lines = case(
+            (checkouts.c.state == int(CheckoutState.OPEN), _lines(dialect, items, CART)),
+            else_=_lines(dialect, checkout_items, _CHECKOUT),
+        )
+        self.one = _select(now).add_columns(lines.label("lines")).where(this)
+        self.summary = _select(now).where(this)
+
+
+_statements = built_once(_Statements)
+
+
 class CheckoutReads:
     """The reads of checkouts of one store. Every method raises DatabaseUnavailable."""
 
     def __init__(self, engine: Engine, reader: Reader) -> None:
         self._reader = reader
         self._now = engine.dialect.now()
-        this = and_(*(checkouts.c[name] == bindparam(name, type_=checkouts.c[name].type) for name in _CHECKOUT))
-        lines = case(
-            (checkouts.c.state == int(CheckoutState.OPEN), _lines(engine.dialect, items, CART)),
-            else_=_lines(engine.dialect, checkout_items, _CHECKOUT),
-        )
-        self._one = _select(self._now).add_columns(lines.label("lines")).where(this)
-        self._summary = _select(self._now).where(this)
+        self._statements = _statements(engine.dialect)
 
     async def find(self, key: CheckoutKey) -> CheckoutSnapshot | None:
         """Return the checkout with its items, or None if there is none or it was purged."""
-        rows = await self._reader.fetch(self._one, key._asdict())
+        rows = await self._reader.fetch(self._statements.one, key._asdict(), key.slice)
         if not rows:
             return None
         [row] = rows
@@ -125,18 +134,20 @@ class CheckoutReads:
 
     async def find_summary(self, key: CheckoutKey) -> CheckoutSummary | None:
         """Return the checkout without its items, or None if there is none or it was purged."""
-        rows = await self._reader.fetch(self._summary, key._asdict())
+        rows = await self._reader.fetch(self._statements.summary, key._asdict(), key.slice)
         return _summary(rows[0]) if rows else None
 
     async def list_of_user(self, page: CheckoutPage) -> list[CheckoutSummary]:
         """Return one page of a user's checkouts, and the first of the next page if any."""
         statement = _select_page(page, self._now)
-        return [_summary(row) for row in await self._reader.fetch(statement, {})]
+        return [_summary(row) for row in await self._reader.fetch(statement, {}, page.user.slice)]
 
     async def list_of_all(self, page: OperatorCheckoutPage) -> list[CheckoutSummary]:
         """Return one page of all users' checkouts, and the first of the next page if any."""
         statement = _select_operator_page(page, self._now)
-        return [_summary(row) for row in await self._reader.fetch(statement, {})]
+        found = [_summary(row) for row in await self._reader.fetch_all(statement, {})]
+        found.sort(key=lambda each: (each.checkout.update_time, each.checkout.key.checkout_id))
+        return found[: page.size + 1]
 
 
 def _summary(row: Any) -> CheckoutSummary:

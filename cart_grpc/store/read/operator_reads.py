@@ -1,5 +1,6 @@
 """The operator's reads: reservations of all users, and the backlog."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -25,7 +26,7 @@ from cart_grpc.carts.model import Line
 from cart_grpc.carts.refusals import ReservationNotFound, ReservationUnprocessable
 from cart_grpc.names import SLICES
 from cart_grpc.protocol.reservation import Disposition, Observed, Reservation
-from cart_grpc.store.dialects import Dialect
+from cart_grpc.store.dialects import Dialect, built_once
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.rows import to_item, to_reservation
@@ -113,26 +114,34 @@ class Stats:
     pause: PauseSnapshot | None
 
 
+class _Statements:
+    def __init__(self, dialect: Dialect) -> None:
+        now = dialect.now()
+        # An id does not contain its slice, so the statement searches the primary key once for each of the 256 slices.
+        every_slice = reservations.c.slice.in_(bindparam("slices", list(range(SLICES)), literal_execute=True))
+        by_id = (every_slice, reservations.c.reservation_id == bindparam("id"))
+        self.one = select_snapshot(select(reservations).where(*by_id), now)
+        self.backlog = select_backlog(dialect, now)
+        self.due = _select_due(now)
+        self.pause = select(pauses.c.reason, pauses.c.create_time).where(is_pause)
+
+
+_statements = built_once(_Statements)
+
+
 class OperatorReads:
     """The operator's reads of one store."""
 
     def __init__(self, engine: Engine, reader: Reader) -> None:
         self._reader = reader
-        self._now = engine.dialect.now()
-        # An id does not contain its slice, so the statement searches the primary key once for each of the 256 slices.
-        every_slice = reservations.c.slice.in_(bindparam("slices", list(range(SLICES)), literal_execute=True))
-        by_id = (every_slice, reservations.c.reservation_id == bindparam("id"))
-        self._one = select_snapshot(select(reservations).where(*by_id), self._now)
-        self._backlog = select_backlog(engine.dialect, self._now)
-        self._due = _select_due(self._now)
-        self._pause = select(pauses.c.reason, pauses.c.create_time).where(is_pause)
+        self._statements = _statements(engine.dialect)
 
     async def get(self, reservation_id: str) -> ReservationSnapshot:
         """Return the reservation with this id.
 
         Raises ReservationNotFound, ReservationUnprocessable or DatabaseUnavailable.
         """
-        rows = await self._reader.fetch(self._one, {"id": reservation_id})
+        rows = await self._reader.fetch_all(self._statements.one, {"id": reservation_id})
         if not rows:
             raise ReservationNotFound(f"reservations/{reservation_id}")
         found = to_snapshot(rows[0])
@@ -141,18 +150,28 @@ class OperatorReads:
         return found
 
     async def find_pause(self) -> PauseSnapshot | None:
-        """Return the pause, or None if claims are not paused. Raises DatabaseUnavailable."""
-        rows = await self._reader.fetch(self._pause, {})
+        """Return the pause, or None if claims are not paused. Raises DatabaseUnavailable.
+
+        With several shards it is that of the first, which is paused before the others and resumed after them.
+        """
+        rows = await self._reader.fetch(self._statements.pause, {})
         return PauseSnapshot(rows[0].reason, rows[0].create_time) if rows else None
 
     async def get_stats(self) -> Stats:
         """Return the backlog. Raises DatabaseUnavailable."""
-        [due_row] = await self._reader.fetch(self._due, {})
-        rows = await self._reader.fetch(self._backlog, {})
+        due = await self._reader.fetch_all(self._statements.due, {})
+        kinds: dict[tuple[int, int], list[Row[Any]]] = defaultdict(list)
+        for row in await self._reader.fetch_all(self._statements.backlog, {}):
+            kinds[row.work_state, row.disposition].append(row)
         backlog = [
-            Backlog(WorkState(row.work_state), Disposition(row.disposition), row.how_many, row.oldest) for row in rows
+            Backlog(
+                WorkState(state), Disposition(disposition), sum(row.how_many for row in rows), min(row.oldest for row in rows)
+            )
+            for (state, disposition), rows in sorted(kinds.items())
         ]
-        return Stats(due_row.now, backlog, due_row.how_many, due_row.oldest, await self.find_pause())
+        oldest = min((row.oldest for row in due if row.oldest is not None), default=None)
+        count = sum(row.how_many for row in due)
+        return Stats(max(row.now for row in due), backlog, count, oldest, await self.find_pause())
 
 
 def to_snapshot(row: Row[Any]) -> ReservationSnapshot | UnreadableReservation:

@@ -5,6 +5,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ColumnElement, Select, and_, bindparam, exists, literal_column, not_, or_, select
 
 from cart_grpc.names import CheckoutKey
+from cart_grpc.store.dialects import Dialect, built_once
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.rows import Row
@@ -12,30 +13,38 @@ from cart_grpc.store.schema import checkouts, is_open, reservations, running
 from cart_grpc.store.statements import CHECKOUT
 
 
-class Unswept:
-    """Finds checkouts for the sweeper. Each method raises DatabaseUnavailable."""
-
-    def __init__(self, engine: Engine, reader: Reader) -> None:
-        self._reader = reader
-        now = engine.dialect.now()
+class _Statements:
+    def __init__(self, dialect: Dialect) -> None:
+        now = dialect.now()
         most = bindparam("most", type_=BigInteger)
-        self._over = (
+        self.over = (
             select(*(checkouts.c[name] for name in CHECKOUT))
             .where(is_open, checkouts.c.expire_time <= now)
             .order_by(checkouts.c.expire_time)
             .limit(most)
         )
-        self._answered = _select_answered(now).limit(most)
+        self.answered = _select_answered(now).limit(most)
+
+
+_statements = built_once(_Statements)
+
+
+class Unswept:
+    """Finds checkouts for the sweeper. Each method raises DatabaseUnavailable."""
+
+    def __init__(self, engine: Engine, reader: Reader) -> None:
+        self._reader = reader
+        self._statements = _statements(engine.dialect)
 
     async def find_ended_windows(self, limit: int) -> list[CheckoutKey]:
-        """Return up to `limit` OPEN checkouts whose window has ended, the longest ended first."""
-        return [_to_key(row) for row in await self._reader.fetch(self._over, {"most": limit})]
+        """Return up to `limit` OPEN checkouts whose window has ended, of each shard the longest ended first."""
+        return [_to_key(row) for row in await self._reader.fetch_some(self._statements.over, limit)]
 
     async def find_answered_checkouts(self, limit: int) -> list[CheckoutKey]:
         """Return up to `limit` running checkouts that wait for no answer, although their state says so,
         or that lost a hold. The record of the last answer should have moved them on.
         """
-        return [_to_key(row) for row in await self._reader.fetch(self._answered, {"most": limit})]
+        return [_to_key(row) for row in await self._reader.fetch_some(self._statements.answered, limit)]
 
 
 def _select_answered(now: ColumnElement[int]) -> Select[Any]:
