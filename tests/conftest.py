@@ -13,9 +13,6 @@ from hypothesis import settings as hypothesis_settings
 
 from cart_grpc import app, database_setup
 from cart_grpc.settings import Settings
-from cart_grpc.store import write_queue
-from cart_grpc.store.dialects import Dialect, SqliteDialect
-from cart_grpc.store.queries import WriteQueries
 from tests.databases import Databases
 from tests.postgres import PostgresServer, running_postgres
 
@@ -50,24 +47,6 @@ def pytest_collection_finish() -> None:
     Otherwise each full collection scans thousands of tests, which takes longer than most of them.
     """
     gc.freeze()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def shared_statements() -> Iterator[None]:
-    """Build the statements of the write path once for each kind of database: it takes longer than most tests."""
-    built: dict[tuple[type, bool], WriteQueries] = {}
-
-    def share(dialect: Dialect, *, lock_users: bool) -> WriteQueries:
-        if isinstance(dialect, SqliteDialect) and dialect._clock is not app.clock:
-            return WriteQueries(dialect, lock_users=lock_users)
-        kind = type(dialect), lock_users
-        if kind not in built:
-            built[kind] = WriteQueries(dialect, lock_users=lock_users)
-        return built[kind]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write_queue, "WriteQueries", share)
-        yield
 
 
 @pytest.fixture(scope="session")

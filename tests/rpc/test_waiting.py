@@ -19,7 +19,7 @@ from cart_grpc.rpc.waiting import Waiting
 from cart_grpc.store.read.cart_json import CartJson
 from cart_grpc.store.store import Store
 from tests.simulation.clock import SimulatedClock
-from tests.simulation.database import Database, DatabaseFaults, SimulatedEngine, template
+from tests.simulation.database import Database, DatabaseFaults, SimulatedEngine
 from tests.simulation.loop import Process, VirtualLoop
 from tests.store.writes import KEY, SKU, add, answered, claim_one, clear, release_all, remove, silent, snapshot
 
@@ -59,9 +59,7 @@ class Setting:
         self.store.reads.find_changed = counted  # type: ignore[method-assign]
 
     def _open(self, name: str) -> Store:
-        store = Store(SimulatedEngine(self.database, Process(self.loop, name)), self._new_id, queue_size=100)
-        template().share_reads(store.reads)
-        return store
+        return Store(SimulatedEngine(self.database, Process(self.loop, name)), self._new_id, queue_size=100)
 
     def _new_id(self) -> str:
         return f"{next(self.numbers):032x}"

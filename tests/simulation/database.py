@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from random import Random
-from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, create_engine
@@ -25,7 +24,6 @@ from cart_grpc.store.dialects import Dialect, SqliteDialect
 from cart_grpc.store.failures import CommitFailed
 from cart_grpc.store.pool_usage import PoolUsage
 from cart_grpc.store.queries import WriteQueries
-from cart_grpc.store.read.reads import Reads
 from tests.simulation.clock import SimulatedClock
 from tests.simulation.loop import OUTSIDE, Process
 
@@ -74,14 +72,8 @@ class Template:
         self.connection.commit()
         # Built once: SQLAlchemy caches compiled statements by object.
         self.queries = _LoggedQueries(self.dialect, lock_users=False)
-        self._reads = Reads(SimpleNamespace(reader=None, dialect=self.dialect))
         # Otherwise each garbage collection would scan all imported modules.
         gc.freeze()
-
-    def share_reads(self, reads: Reads) -> None:
-        """Give `reads` the statements that are already compiled."""
-        reads.carts[0]._statement = self._reads.carts[0]._statement
-        reads._idle, reads._due, reads._changed = self._reads._idle, self._reads._due, self._reads._changed
 
     def clear(self) -> None:
         """Empty every table."""

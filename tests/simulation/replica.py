@@ -19,7 +19,7 @@ from cart_grpc.rpc.cart_service import CartService
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_us
 from tests.simulation.api import SimulatedApi
-from tests.simulation.database import Database, SimulatedEngine, template
+from tests.simulation.database import Database, SimulatedEngine
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.network import Network
 from tests.simulation.reading import CheckedReads
@@ -80,7 +80,6 @@ class SimulatedReplica:
         self.stopping = False
         engine = SimulatedEngine(database, self.process)
         self._store = Store(engine, new_id, queue_size=1_000)
-        template().share_reads(self._store.reads)
         CheckedReads(self._store.reads, engine, lambda: self.knows_time(database.now())).install()
         self._service = CartService(self._store, limits)
         api = SimulatedApi(network, self.process, max_batch)

@@ -109,7 +109,7 @@ def _deterministic(seed: int, loop: VirtualLoop, report_violation: Callable[[str
     loop.set_exception_handler(lambda _, context: report_violation(f"an exception in the event loop: {context}"))
     replaced = pytest.MonkeyPatch()
     replaced.setattr(tenacity, "time", SimpleNamespace(monotonic=loop.time))
-    replaced.setattr(write_queue, "WriteQueries", lambda *_, **__: template().queries)
+    replaced.setattr(write_queue, "write_queries", lambda *_, **__: template().queries)
     # Soon enough for a run to see batches come back.
     replaced.setattr(batch_support, "ASK_AGAIN_US", to_us(20))
     log = logging.getLogger("cart_grpc")
