@@ -42,8 +42,9 @@ class Claimant(Protocol):
 class ChangeNotifier:
     """Tells the reconciler which reservations are due or claimed, and the watchers which carts have changed.
 
-    `due` is set when a reservation becomes due, and `due_slices` names the slices that have one. `claimant` is None in a process without a reconciler. `closed` is set
-    when the process begins to stop; no call may wait for a cart from then on.
+    `due` is set when a reservation becomes due, and `due_slices` names the slices that have one. `claimant` is None in
+    a process without a reconciler. `closed` is set when the process begins to stop; no call may wait for a cart from
+    then on.
     """
 
     def __init__(self) -> None:

@@ -32,9 +32,10 @@ class Noticed(NamedTuple):
 
 
 class DatabaseClock:
-    """The clock of one database, as this process sees it. All its shards have the same clock. `monotonic` is this process's clock, in microseconds.
+    """The clock of one database, as this process sees it. All its shards have the same clock.
 
-    `longest_attempt_us`: for how long a request of the `basic` contract may take effect after it was sent. An attempt
+    `monotonic` is this process's clock, in microseconds. `longest_attempt_us`: for how long a request of the `basic`
+    contract may take effect after it was sent. An attempt
     that no answer has closed is over after that time at the latest, whatever the clock does. `begin_era` is called
     when times may have moved.
 

@@ -50,9 +50,7 @@ async def run(engine: Engine, report: Report = _say_nothing, versions: Path = VE
         await engine.transact(migrate.end_turn)
 
 
-async def _run_shard(
-    engine: Engine, schema: str | None, report: Report, versions: Path
-) -> tuple[str | None, str]:
+async def _run_shard(engine: Engine, schema: str | None, report: Report, versions: Path) -> tuple[str | None, str]:
     first: migrate.Step | None = None
     shard = f"{schema}: " if schema else ""
     while True:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # With several shards, a batch of one does not wait for the commit of another.
 WRITERS: Final = 4
+# How many prepared statements a connection keeps. One that it has forgotten is parsed and planned again.
+STATEMENTS: Final = 80
+STATEMENTS_PER_SHARD: Final = 20
 _dialect = built_once(PostgresqlDialect)
 
 
@@ -46,15 +49,14 @@ class PostgresqlEngine:
     # PostgreSQL checks by itself that its log belongs to its files.
     has_log = False
 
-    def __init__(
-        self, arguments: ConnectArguments, password: NamedFile | None = None, shard_count: int = 1
-    ) -> None:
+    def __init__(self, arguments: ConnectArguments, password: NamedFile | None = None, shard_count: int = 1) -> None:
         if taken := arguments.settings.keys() & {*SETTINGS, *KEPT_PLANS, *READ_ONLY}:
             raise refusal("options", f"must not set {min(taken)}: cart-grpc sets it")
         self.name = arguments.name
         self.dialect: Dialect = _dialect()
-        self._connector = Connector(arguments, password)
-        sessions = Sessions(self._connector.connect, arguments.settings)
+        cached = STATEMENTS + STATEMENTS_PER_SHARD * shard_count
+        self._connector = Connector(arguments, password, cached)
+        sessions = Sessions(self._connector.connect, arguments.settings, cached)
         shortage = Shortage(sessions)
         writers = min(shard_count, WRITERS)
         self._writer = ConnectionPool(sessions, shortage, writers, {**SETTINGS, **KEPT_PLANS}, self._replace_others)

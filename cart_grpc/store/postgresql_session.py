@@ -124,10 +124,12 @@ _CHANGES_SESSIONS: Final = (
 class Sessions:
     """Opens the sessions of one process on one database, and knows which are open.
 
-    `connect` connects once. `given` are the settings in the database's URL.
+    `connect` connects once. `given` are the settings in the database's URL. `statement_cache_size` is how many prepared
+    statements a session keeps.
     """
 
-    def __init__(self, connect: Connect, given: Settings) -> None:
+    def __init__(self, connect: Connect, given: Settings, statement_cache_size: int = 100) -> None:
+        self.statement_cache_size = statement_cache_size
         self._connect = connect
         self._given = {"application_name": "cart-grpc", **given}
         self._opened: WeakSet[asyncpg.Connection] = WeakSet()

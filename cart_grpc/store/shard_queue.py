@@ -5,9 +5,9 @@ A commit costs the same for one command as for two hundred. So the next batch fi
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import Context
-from typing import Any, Final
+from typing import Final
 
 from cart_grpc.store.batch_writer import BatchWriter, QueuedCommand
 from cart_grpc.store.gathering import Gathering

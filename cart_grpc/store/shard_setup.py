@@ -65,7 +65,9 @@ def check(schemas: Sequence[str | None], connection: Connection) -> None:
             raise _differs(found, len(schemas))
     revisions = {in_schema(schema, migrate.check_revision, connection) for schema in schemas}
     if len(revisions) > 1:
-        raise NotMigrated(f"its shards are at the schemas {', '.join(sorted(revisions))}; run `cart-grpc migrate` first")
+        raise NotMigrated(
+            f"its shards are at the schemas {', '.join(sorted(revisions))}; run `cart-grpc migrate` first"
+        )
 
 
 def in_schema(schema: str | None, work: Callable[[Connection], T], connection: Connection) -> T:

@@ -165,9 +165,10 @@ class Store:
         return recorded
 
     async def record_all(self, records: Sequence[RecordOutcome]) -> Sequence[Recorded | Exception]:
-        """Record the outcomes of many calls, in one transaction for each shard. Return for each a Recorded, or why it was not made.
+        """Record the outcomes of many calls, in one transaction for each shard.
 
-        If a row makes the transaction fail, each record gets a transaction of its own, so that the others are made.
+        Returns for each a Recorded, or why it was not made. If a row makes the transaction fail, each record gets a
+        transaction of its own, so that the others are made.
         """
         by_shard = self._group(records, lambda record: record.claimed.cart.slice)
         if len(by_shard) == 1:

@@ -147,9 +147,7 @@ class WriteQueue:
         first, *others = {shard_index(user.slice, count) for user in reads.users}
         return self._queues[-1 if others else first]
 
-    def _put(
-        self, queue: ShardQueue, waiting: deque[QueuedCommand], command: AnyCommand
-    ) -> "asyncio.Future[Any]":
+    def _put(self, queue: ShardQueue, waiting: deque[QueuedCommand], command: AnyCommand) -> "asyncio.Future[Any]":
         if self._closing:
             raise ShuttingDown
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

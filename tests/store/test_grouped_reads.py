@@ -11,8 +11,8 @@ from sqlalchemy import Connection, select
 from cart_grpc import app
 from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.carts.refusals import DatabaseUnavailable, Overloaded
-from cart_grpc.names import cart_key, item_id_of, user_key
 from cart_grpc.logs import events
+from cart_grpc.names import cart_key, item_id_of, user_key
 from cart_grpc.rpc import get_cart_cache
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
@@ -40,6 +40,8 @@ from tests.store.writes import (
 
 T = TypeVar("T")
 KEYS = [cart_key(user_key(f"user{number}"), "default") for number in range(5)]
+
+FAILURES = FailureLog(events.READS_FAILING, events.READS_RECOVERED, "reads fail", "reads work again")
 
 
 class Held(Wrapped):
@@ -100,7 +102,7 @@ async def test_a_cart_with_too_many_releases_shows_each_item_as_being_released(
 ) -> None:
     monkeypatch.setattr(cart_json, "MAX_RELEASING", 2)
     reads = Reads(engine)
-    reads.carts._statement = Prepared(cart_json.select_carts(engine.dialect))
+    reads.carts[0]._statement = Prepared(cart_json.select_carts(engine.dialect))
     for sku in "abc":
         await store.mutate(add(sku))
     for sku, is_releasing_all in (("a", False), ("b", True), ("c", True)):
@@ -127,7 +129,7 @@ async def test_each_caller_gets_the_cart_that_it_asked_for(store: Store, engine:
 
 async def test_all_queued_reads_share_the_next_statement(store: Store, engine: Engine) -> None:
     held = Held(engine)
-    reads = GroupedReads(held, 100, FailureLog(events.READS_FAILING, events.READS_RECOVERED, "fail", "work"))
+    reads = GroupedReads(held, 100, FAILURES)
     first = asyncio.create_task(reads.find(KEY))
     await until_reading(held)
     others = [asyncio.create_task(reads.find(key)) for key in KEYS]
@@ -140,7 +142,7 @@ async def test_all_queued_reads_share_the_next_statement(store: Store, engine: E
 async def test_a_cancelled_caller_does_not_disturb_the_others(store: Store, engine: Engine) -> None:
     await store.mutate(add())
     held = Held(engine)
-    reads = GroupedReads(held, 100, FailureLog(events.READS_FAILING, events.READS_RECOVERED, "fail", "work"))
+    reads = GroupedReads(held, 100, FAILURES)
     callers = [asyncio.create_task(reads.find(KEY)) for _ in range(3)]
     await until_reading(held)
     late = [asyncio.create_task(reads.find(KEY)) for _ in range(2)]
@@ -156,7 +158,7 @@ async def test_a_cancelled_caller_does_not_disturb_the_others(store: Store, engi
 
 async def test_a_full_queue_refuses_the_next_read_and_answers_the_others(engine: Engine) -> None:
     held = Held(engine)
-    reads = GroupedReads(held, 2, FailureLog(events.READS_FAILING, events.READS_RECOVERED, "fail", "work"))
+    reads = GroupedReads(held, 2, FAILURES)
     first = asyncio.create_task(reads.find(KEY))
     await until_reading(held)
     waiting = [asyncio.create_task(reads.find(KEY)) for _ in range(2)]
@@ -188,7 +190,11 @@ class Failing(Wrapped):
 async def test_a_cart_that_makes_its_statement_fail_fails_alone(store: Store, engine: Engine) -> None:
     for key in KEYS[1:]:
         await store.mutate(add(key=key))
-    reads = GroupedReads(Failing(engine, ZeroDivisionError("bug")), 100, FailureLog(events.READS_FAILING, events.READS_RECOVERED, "fail", "work"))
+    reads = GroupedReads(
+        Failing(engine, ZeroDivisionError("bug")),
+        100,
+        FAILURES,
+    )
     failed, *found = await asyncio.gather(*(reads.find(key) for key in KEYS), return_exceptions=True)
     assert isinstance(failed, ZeroDivisionError)
     assert all(one and not isinstance(one, BaseException) for one in found)
@@ -196,7 +202,7 @@ async def test_a_cart_that_makes_its_statement_fail_fails_alone(store: Store, en
 
 async def test_a_batch_is_not_split_if_the_database_is_away(store: Store, engine: Engine) -> None:
     failing = Failing(engine, OSError("gone"))
-    reads = GroupedReads(failing, 100, FailureLog(events.READS_FAILING, events.READS_RECOVERED, "fail", "work"))
+    reads = GroupedReads(failing, 100, FAILURES)
     for refused in await asyncio.gather(*(reads.find(key) for key in KEYS), return_exceptions=True):
         assert isinstance(refused, DatabaseUnavailable)
     assert failing.count == 1

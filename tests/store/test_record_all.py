@@ -17,6 +17,7 @@ from cart_grpc.store.engine import Engine
 from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.shard_queue import MAX_BATCH, Handover
 from cart_grpc.store.store import Store
+from cart_grpc.store.write_queue import WriteQueue
 from tests.store.writes import (
     KEY,
     SECOND,
@@ -141,7 +142,9 @@ async def test_a_release_makes_the_waiting_hold_due(store: Store) -> None:
 
 
 async def test_a_unit_of_many_records_counts_as_many_commands(engine: Engine) -> None:
-    handover = Handover([BatchWriter(engine, WriteQueries(engine.dialect, lock_users=False), ChangeNotifier(), str, lambda _: None)])
+    handover = Handover(
+        [BatchWriter(engine, WriteQueries(engine.dialect, lock_users=False), ChangeNotifier(), str, lambda _: None)]
+    )
     claimed = Reservation("r", KEY, "i", "s", 1, 1, 1, 1, 1, 1, 1)  # type: ignore[arg-type]
     record = answered(claimed, state=Observed.HELD)
     assert isinstance(record.outcome, Decision)

@@ -31,10 +31,11 @@ from cart_grpc.commands.mutation import Mutation
 from cart_grpc.names import CartKey, cart_key, item_id_of, user_key
 from cart_grpc.protocol.reservation import Disposition
 from cart_grpc.store.change_notifier import ChangeNotifier
-from cart_grpc.store.engine import Engine, connect
+from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import get_sqlstate
 from cart_grpc.store.store import Store
 from cart_grpc.store.write_queue import WriteQueue
+from tests.databases import open_database
 from tests.store.writes import LIMITS, SKU, Wrapped, add, claim, snapshot
 
 T = TypeVar("T")
@@ -172,7 +173,7 @@ class TestTwoReplicas:
 
     @pytest.fixture
     async def engines(self, database_url: str, engine: Engine) -> AsyncIterator[list[NotingFailures]]:
-        other = connect(database_url, app.clock)
+        other = open_database(database_url)
         yield [NotingFailures(engine), NotingFailures(other)]
         await other.close()
 

@@ -13,8 +13,8 @@ from cart_grpc.store.batch_writer import BatchWriter, QueuedCommand
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.queries import WriteQueries
-from cart_grpc.store.store import Store
 from cart_grpc.store.shard_queue import MAX_BATCH, Handover
+from cart_grpc.store.store import Store
 from cart_grpc.store.write_queue import WriteQueue
 from cart_grpc.tracing import TRACE_CONTEXT
 from tests.store.writes import LEASE, SKU, Wrapped, add, decode, read_total

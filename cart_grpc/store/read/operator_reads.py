@@ -165,7 +165,10 @@ class OperatorReads:
             kinds[row.work_state, row.disposition].append(row)
         backlog = [
             Backlog(
-                WorkState(state), Disposition(disposition), sum(row.how_many for row in rows), min(row.oldest for row in rows)
+                WorkState(state),
+                Disposition(disposition),
+                sum(row.how_many for row in rows),
+                min(row.oldest for row in rows),
             )
             for (state, disposition), rows in sorted(kinds.items())
         ]

@@ -28,9 +28,7 @@ class Reader:
             events.READS_FAILING, events.READS_RECOVERED, "reads of lists fail", "reads of lists work again"
         )
 
-    async def fetch(
-        self, statement: Select[Any], parameters: Mapping[str, Any], slice_: int = 0
-    ) -> Sequence[Row[Any]]:
+    async def fetch(self, statement: Select[Any], parameters: Mapping[str, Any], slice_: int = 0) -> Sequence[Row[Any]]:
         """Return all rows of a read of the shard that has `slice_`. Raises DatabaseUnavailable."""
         return await self._fetch(self._engine.shard_of(slice_), statement, parameters)
 

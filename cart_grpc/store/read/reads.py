@@ -100,8 +100,9 @@ _statements = built_once(_Statements)
 class Reads:
     """The reads of one store. `queue_size` bounds the reads of single carts that wait for a statement.
 
-    `carts` reads the single carts of each shard. `reader` is for lists; by default it is a new one. No validator of an earlier `era` may
-    be used: each step back of the database's clock begins another.
+    `carts` reads the single carts of each shard. `reader` is for lists; by default it is a new one. `failures` is the
+    log of failures. No validator of an earlier `era` may be used: each step back of the database's clock begins
+    another.
     """
 
     def __init__(self, engine: Engine, queue_size: int = 1_000, reader: Reader | None = None) -> None:
@@ -121,8 +122,8 @@ class Reads:
 
     async def close(self) -> None:
         """Wait until every queued read of a cart is answered."""
-        for carts in self.carts:
-            await carts.close()
+        for of_shard in self.carts:
+            await of_shard.close()
 
     async def ping(self) -> None:
         """Read no cart, however many reads wait. Raises DatabaseUnavailable."""
