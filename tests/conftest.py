@@ -63,6 +63,12 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="session")
+def plain_databases(postgres: PostgresServer) -> Databases:
+    """Databases with one shard."""
+    return Databases(postgres, "template_cart")
+
+
+@pytest.fixture(scope="session")
 def databases(postgres: PostgresServer) -> Databases:
     """The PostgreSQL databases of this worker's tests."""
     return Databases(postgres, SHARDED)
@@ -94,6 +100,8 @@ def database_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -
         shutil.copy(request.getfixturevalue("migrated_file"), tmp_path / "cart.db")
         yield f"sqlite:///{tmp_path}/cart.db"
         return
-    databases: Databases = request.getfixturevalue("databases")
+    # A test of statements, or of one schema, keeps one shard.
+    lender = "plain_databases" if request.node.get_closest_marker("one_shard") else "databases"
+    databases: Databases = request.getfixturevalue(lender)
     with databases.lend() as url:
         yield url

@@ -76,6 +76,7 @@ class Databases:
         self._server = server
         self._template = template
         self._state = server.run(READ_STATE, database=template)
+        self._prefix = _MARK if template == SHARDED else "cart"
         self._free: list[tuple[str, str]] = []
 
     @contextlib.contextmanager
@@ -87,7 +88,7 @@ class Databases:
             self._free.append((name, url))
 
     def _create(self) -> tuple[str, str]:
-        name = f"{_MARK}_{next(_numbers)}"
+        name = f"{self._prefix}_{next(_numbers)}"
         return name, self._server.create_database(name, template=self._template)
 
     def _is_emptied(self, name: str) -> bool:

@@ -76,6 +76,8 @@ def in_schema(schema: str | None, work: Callable[[Connection], T], connection: C
         return work(connection)
     before = connection.exec_driver_sql("SHOW search_path").scalar_one()
     connection.exec_driver_sql(f"SET search_path TO {schema}, pg_temp")
+    # Citus refuses triggers, because one could read other shards. Ours read only their own row.
+    connection.exec_driver_sql("SET LOCAL citus.enable_unsafe_triggers = on")
     result = work(connection)
     connection.exec_driver_sql(f"SET search_path TO {before}")
     return result

@@ -26,6 +26,9 @@ from tests.databases import shards_of
 from tests.store.test_migration_rules import ADD_COLUMN, write_migration
 from tests.store.test_migrations import opened
 
+# Of statements and of one schema.
+pytestmark = pytest.mark.one_shard
+
 INSERT_MARKER = "INSERT INTO commit_markers (slice, writer_id, batch_number, update_time) VALUES (0, $1, 1, 1)"
 CONTRACTS = f'oldest_revision = "{LATEST}"'
 CONTRACTION = f'refuse_releases_before("{LATEST}"); op.drop_index("carts_merged_into")'

@@ -23,6 +23,9 @@ from tests.databases import open_database
 from tests.store.roles import administer, as_plain_role, open_readers
 from tests.store.writes import KEY, SKU, add, answered, claim_one, decode, remove, snapshot
 
+# Of statements and of one schema.
+pytestmark = pytest.mark.one_shard
+
 # A value for each of our settings with which something would break, or be slow.
 HOSTILE = {
     "array_nulls": "off",

@@ -110,6 +110,8 @@ def refused_by_the_database(key: CartKey = KEY, sku: str = "poison") -> Any:
 
 
 async def claim(store: Store, lane: Lane = HOLD_LANE, limit: int = 100, lease: int = LEASE) -> list[Reservation]:
+    # Without a poll, a claim looks only in the shards of which this process knows that they have due rows.
+    store.due_shards.poll(everywhere=True)
     return await store.claim(Claim(lane, limit, lease))
 
 
