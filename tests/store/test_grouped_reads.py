@@ -97,6 +97,7 @@ async def test_a_removed_item_is_releasing_until_its_release_is_confirmed(store:
     assert not (await snapshot(store)).is_releasing(None)
 
 
+@pytest.mark.one_shard
 async def test_a_cart_with_too_many_releases_shows_each_item_as_being_released(
     store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +114,7 @@ async def test_a_cart_with_too_many_releases_shows_each_item_as_being_released(
         assert found.is_releasing("another") is is_releasing_all
 
 
+@pytest.mark.one_shard
 async def test_each_caller_gets_the_cart_that_it_asked_for(store: Store, engine: Engine) -> None:
     for number, key in enumerate(KEYS[:3]):
         await store.mutate(add(quantity=number + 1, key=key))

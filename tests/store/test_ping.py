@@ -13,9 +13,10 @@ from cart_grpc import app
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.store import store as store_module
 from cart_grpc.store.connection_pool import find_driver
-from cart_grpc.store.engine import Engine, connect
+from cart_grpc.store.engine import Engine
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.store import Store
+from tests.databases import open_database
 from tests.postgres import SUPERUSER, PostgresServer
 from tests.store.writes import Wrapped, add
 
@@ -71,7 +72,7 @@ async def limited(postgres: PostgresServer, database_url: str) -> AsyncIterator[
     """A store, and the role of its own that it uses."""
     role = f"ping_{next(_numbers)}"
     postgres.run(f"CREATE ROLE {role} LOGIN SUPERUSER")
-    engine = connect(database_url.replace(f"{SUPERUSER}@", f"{role}@"), app.clock)
+    engine = open_database(database_url.replace(f"{SUPERUSER}@", f"{role}@"))
     assert isinstance(engine, PostgresqlEngine)
     store = Store(engine, app.new_id, queue_size=100)
     await store.start()

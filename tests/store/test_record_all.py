@@ -87,6 +87,7 @@ async def test_a_renewal_that_callers_do_not_see_keeps_the_revision(store: Store
     assert (await row_of(engine, claimed.reservation_id)).observed_revision == renewal.revision
 
 
+@pytest.mark.one_shard
 async def test_a_callers_change_sees_the_answer_that_its_batch_settled(counted: Wrapped, idle: WriteQueue) -> None:
     store = Store(counted, app.new_id, queue_size=10)
     await store.start()
@@ -115,6 +116,7 @@ async def test_a_settled_hold_that_has_expired_already_is_due(store: Store) -> N
     assert store.notifier.due.is_set()
 
 
+@pytest.mark.one_shard
 async def test_a_row_that_cannot_be_written_fails_alone(store: Store, engine: Engine) -> None:
     claims = await claim_many(store, "a", "b", "c")
     await engine.transact(partial(forbid, "NEW.sku = 'b'"))

@@ -133,6 +133,7 @@ async def test_a_refused_call_leaves_both_carts_as_they_were(store: Store) -> No
     assert [replace(await snapshot(store, key), now=0) for key in (ALICE, BOB)] == before
 
 
+@pytest.mark.one_shard
 async def test_calls_in_opposite_directions_in_one_batch_run_in_order(engine: Engine, store: Store) -> None:
     await store.mutate(add("a", 2, ALICE))
     await store.mutate(add("b", 3, BOB))
@@ -194,6 +195,7 @@ class TestTwoReplicas:
             yield connection
         await engine.dispose()
 
+    @pytest.mark.one_shard
     async def test_calls_in_opposite_directions_do_not_deadlock(
         self, stores: list[Store], engines: list[NotingFailures], outside: AsyncConnection
     ) -> None:

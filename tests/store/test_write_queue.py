@@ -103,6 +103,7 @@ async def test_a_command_whose_caller_left_before_its_batch_does_not_run(queue: 
     assert await read_total(engine) == 1
 
 
+@pytest.mark.one_shard
 async def test_a_full_queue_rejects_callers_but_not_background_commands(engine: Engine) -> None:
     queue = WriteQueue(engine, ChangeNotifier(), app.new_id, queue_size=3)
     answers = [queue.submit(add()) for _ in range(3)]
@@ -128,6 +129,7 @@ async def test_close_writes_queued_commands_and_refuses_new_ones(engine: Engine)
         queue.submit(add())
 
 
+@pytest.mark.one_shard
 async def test_more_commands_than_a_batch_holds_are_written_in_several_batches(
     idle: WriteQueue, counted: Wrapped
 ) -> None:
