@@ -101,7 +101,7 @@ def connect(url: str, clock: Clock, password: NamedFile | None = None, *, shard_
     if database_url.SCHEME.match(url):
         return PostgresqlEngine(database_url.parse(url), password, shard_count)
     if shard_count > 1:
-        raise ValueError("SQLite has one shard")
+        raise ValueError("SQLite has one shard: unset CART_DATABASE_SHARDS")
     if password:
         raise password.fault("SQLite has no password")
     return SqliteEngine(make_url(url), clock)

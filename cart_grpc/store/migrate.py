@@ -118,8 +118,9 @@ def current_revision(connection: Connection) -> str | None:
 
 
 def _read_record(connection: Connection) -> _Record:
-    # Schema 0001 has one column.
-    rows = connection.execute(text(f"SELECT * FROM {VERSION_TABLE}")).mappings().all()  # noqa: S608 - our constant
+    # Schema 0001 has one column. A session keeps the result's columns of a statement, and shards may differ.
+    columns = ", ".join(column["name"] for column in inspect(connection).get_columns(VERSION_TABLE))
+    rows = connection.execute(text(f"SELECT {columns} FROM {VERSION_TABLE}")).mappings().all()  # noqa: S608 - our names
     revisions = [str(row["version_num"]) for row in rows]
     if len(revisions) != 1 or not (is_known(revisions[0]) or _is_newer(revisions[0])):
         found = ", ".join(revisions) or "no revision"
