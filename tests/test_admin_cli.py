@@ -17,7 +17,7 @@ from cart_grpc.cli import admin_users as users_cli
 from cart_grpc.cli import program as cli
 from cart_grpc.settings import Settings
 from cart_grpc.store import schema
-from tests.databases import open_database
+from tests.databases import open_database, shards_of
 from tests.postgres import PostgresServer
 from tests.rpc.conftest import quiet_settings
 from tests.service.conftest import CART, Replica, running_replica
@@ -276,6 +276,7 @@ async def test_after_restore_leaves_finished_reservations_alone_and_waiting_ones
     database_url: str, operate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CART_DATABASE_URL", database_url)
+    monkeypatch.setenv("CART_DATABASE_SHARDS", str(shards_of(database_url)))
     async with running_replica(quiet_settings(database_url), reconcile=False) as replica:
         for sku in ("finished", "waiting", "due"):
             await replica.add(sku)

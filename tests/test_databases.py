@@ -25,11 +25,11 @@ def test_the_next_test_gets_the_same_database_without_rows(own: Databases, postg
     "change",
     [
         "ALTER TABLE items ADD extra integer",
-        "ALTER TABLE carts DISABLE TRIGGER ALL",
+        "ALTER TABLE cart_shard_1.carts DISABLE TRIGGER ALL",
         "ALTER DATABASE {} CONNECTION LIMIT 3",
         "ALTER DATABASE {} SET work_mem = '1MB'",
         "CREATE SCHEMA another",
-        "DROP TABLE items",
+        "DROP TABLE cart_shard_2.items",
         "ANALYZE",
     ],
 )
