@@ -347,7 +347,9 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     """Connect to the database. A SQLite file is locked against other processes. Raises StartupError."""
     try:
         password = parts.file(settings, "database_password_file")
-        engine = connect(settings.database_url.get_secret_value(), clock, password)
+        engine = connect(
+            settings.database_url.get_secret_value(), clock, password, shard_count=settings.database_shards
+        )
     except FileError as error:
         raise StartupError(str(error)) from None
     except OSError as error:

@@ -6,7 +6,7 @@ from sqlalchemy import Connection
 
 from cart_grpc.logs import events
 from cart_grpc.logs.log import Log
-from cart_grpc.store import migrate, migration_run, restore, surroundings
+from cart_grpc.store import migrate, migration_run, restore, shard_setup, surroundings
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import may_pass, show_cause
 
@@ -39,7 +39,7 @@ async def upgrade(engine: Engine, report: migration_run.Report = _log_progress) 
 async def find_pending(engine: Engine) -> list[migrate.Script]:
     """Return the migrations that the database lacks, oldest first. Raises StartupError."""
     try:
-        return await engine.transact(migrate.find_pending)
+        return await engine.transact(partial(shard_setup.find_pending, _schemas(engine)))
     except Exception as error:
         raise unusable(engine, error) from error
 
@@ -49,7 +49,7 @@ async def check(engine: Engine) -> None:
 
     def read(connection: Connection) -> None:
         surroundings.check_encoding(connection)
-        migrate.check_revision(connection)
+        shard_setup.check(_schemas(engine), connection)
 
     try:
         await engine.transact(read)
@@ -77,11 +77,16 @@ async def raise_revisions(engine: Engine) -> int:
         )
     await check(engine)
     try:
-        return await engine.transact(partial(restore.raise_revisions, dialect=engine.dialect))
+        raising = partial(restore.raise_revisions, dialect=engine.dialect)
+        return sum([await shard.transact(raising) for shard in engine.shards])
     except restore.InUse as error:
         raise StartupError(f"CART_DATABASE_URL: the database {engine.name} {error}") from None
     except Exception as error:
         raise unusable(engine, error) from error
+
+
+def _schemas(engine: Engine) -> list[str | None]:
+    return [shard.schema for shard in engine.shards]
 
 
 def unusable(engine: Engine, error: BaseException) -> StartupError:

@@ -12,6 +12,7 @@ from cart_grpc.authentication.caller import SCOPES
 from cart_grpc.compat.demos import Demo
 from cart_grpc.reservation_api.transports import check_url
 from cart_grpc.store import database_url, sqlite_file
+from cart_grpc.store.shards import COUNTS
 from cart_grpc.units import parse_duration, to_seconds
 
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[\w.-]+):(?P<port>[0-9]{1,5})", re.ASCII)
@@ -53,6 +54,12 @@ def _check_sqlite_url(url: str) -> None:
     if parsed.drivername not in ("sqlite", "sqlite+aiosqlite"):
         raise ValueError(_DATABASE_HINT)
     sqlite_file.check_url(url, parsed)
+
+
+def _check_shard_count(count: int) -> int:
+    if count not in COUNTS:
+        raise ValueError(f"must be one of {', '.join(map(str, COUNTS))}")
+    return count
 
 
 def _check_reservation_url(secret: SecretStr) -> SecretStr:
@@ -125,6 +132,7 @@ def _upper(value: Any) -> Any:
 
 
 OptionalAddress = Annotated[str, AfterValidator(lambda address: address and check_address(address))]
+ShardCount = Annotated[int, AfterValidator(_check_shard_count)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(check_database_url)]
 ReservationUrl = Annotated[SecretStr, AfterValidator(_check_reservation_url)]
 Services = Annotated[dict[str, frozenset[str]], BeforeValidator(_to_services)]

@@ -18,6 +18,7 @@ from cart_grpc.setting_types import (
     OptionalAddress,
     ReservationUrl,
     Services,
+    ShardCount,
     ShortDuration,
     TokenKeys,
 )
@@ -90,6 +91,11 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
     )
     database_password_file: FilePath = Field(
         "", description="file with the password for CART_DATABASE_URL; it is read for each new session"
+    )
+    database_shards: ShardCount = Field(
+        1,
+        description="number of schemas over which a new PostgreSQL database is spread, at most 128, a power of two; it "
+        "cannot be changed later",
     )
     reservation_url: ReservationUrl = Field(
         SecretStr("grpc://127.0.0.1:50061"),

@@ -16,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 
 from cart_grpc import app, database_setup
 from cart_grpc.settings import Settings
-from tests.databases import Databases
+from tests.databases import SHARDED, Databases, add_parents, shards_of
 from tests.postgres import PostgresServer, running_postgres
 
 # A busy machine must not fail a test that does not measure time.
@@ -83,20 +83,31 @@ def shared_introspection() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server for this worker's whole run, with `template_cart`, a migrated database to copy."""
+    """A PostgreSQL server for this worker's whole run, with migrated databases to copy.
+
+    `sharded_cart` has several shards, `template_cart` has one.
+    """
     with running_postgres() as server:
         asyncio.run(_migrate(server.create_database("template_cart")))
+        asyncio.run(_migrate(server.create_database(SHARDED)))
+        add_parents(server, SHARDED)
         yield server
+
+
+@pytest.fixture(scope="session")
+def plain_databases(postgres: PostgresServer) -> Databases:
+    """Databases with one shard."""
+    return Databases(postgres, "template_cart")
 
 
 @pytest.fixture(scope="session")
 def databases(postgres: PostgresServer) -> Databases:
     """The PostgreSQL databases of this worker's tests."""
-    return Databases(postgres, "template_cart")
+    return Databases(postgres, SHARDED)
 
 
 async def _migrate(url: str) -> None:
-    async with app.open_engine(Settings(database_url=url)) as engine:
+    async with app.open_engine(Settings(database_url=url, database_shards=shards_of(url))) as engine:
         await database_setup.upgrade(engine)
 
 
@@ -121,6 +132,8 @@ def database_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -
         shutil.copy(request.getfixturevalue("migrated_file"), tmp_path / "cart.db")
         yield f"sqlite:///{tmp_path}/cart.db"
         return
-    databases: Databases = request.getfixturevalue("databases")
+    # A test of statements, or of one schema, keeps one shard.
+    lender = "plain_databases" if request.node.get_closest_marker("one_shard") else "databases"
+    databases: Databases = request.getfixturevalue(lender)
     with databases.lend() as url:
         yield url

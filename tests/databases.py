@@ -1,10 +1,18 @@
-"""Migrated PostgreSQL databases, each used again once it is as new: to make one costs more than most tests."""
+"""Migrated PostgreSQL databases, each used again once it is as new: to make one costs more than most tests.
+
+They have four shards. Beside these, in the schema `public`, are parents of their tables, which no server uses: a
+statement of a test reads and changes the rows of all shards there.
+"""
 
 import contextlib
 import itertools
 from collections.abc import Iterator
+from typing import Final
 
-from cart_grpc.store.schema import VERSION_TABLE
+from cart_grpc import app
+from cart_grpc.store.engine import Engine, connect
+from cart_grpc.store.schema import VERSION_TABLE, metadata
+from cart_grpc.store.shards import schema_names
 from tests.postgres import PostgresServer
 
 # A change of the schema or of the planner's statistics changes the number of rows of a catalog, or the newest
@@ -14,7 +22,7 @@ _CATALOGS = (
     "pg_trigger", "pg_type",
 )  # fmt: skip
 # ANALYZE writes these in place, which is no new transaction in pg_class.
-_SIZES = "SELECT (sum(relpages), sum(reltuples)) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+_SIZES = "SELECT (sum(relpages), sum(reltuples)) FROM pg_class WHERE relnamespace > 16383"
 _SETTINGS = "SELECT count(*), string_agg(setconfig::text, '') FROM pg_db_role_setting WHERE setdatabase IN (0, d.oid)"
 # All that a test can change besides the rows of our tables, as one text.
 _STATE = "SELECT concat_ws(' ', d.datconnlimit, d.datacl, {}) FROM pg_database AS d WHERE datname = current_database()"
@@ -33,6 +41,32 @@ _END_SESSIONS = (
     "WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
 )
 _numbers = itertools.count()
+SHARDS: Final = 4
+# In the name of a database with several shards.
+_MARK: Final = "sharded"
+# The database that is copied.
+SHARDED: Final = f"{_MARK}_cart"
+
+
+def shards_of(url: str) -> int:
+    """The number of shards of a database of the tests."""
+    return SHARDS if f"/{_MARK}_" in url else 1
+
+
+def open_database(url: str) -> Engine:
+    """Connect to a database of the tests."""
+    return connect(url, app.clock, shard_count=shards_of(url))
+
+
+def add_parents(server: PostgresServer, name: str) -> None:
+    """Give the tables of all shards parents in `public`."""
+    shards = schema_names(SHARDS)
+    for table in (*metadata.tables, VERSION_TABLE):
+        server.run(
+            f"CREATE TABLE {table} (LIKE {shards[0]}.{table})",
+            *(f"ALTER TABLE {shard}.{table} INHERIT {table}" for shard in shards),
+            database=name,
+        )
 
 
 class Databases:
@@ -42,6 +76,7 @@ class Databases:
         self._server = server
         self._template = template
         self._state = server.run(READ_STATE, database=template)
+        self._prefix = _MARK if template == SHARDED else "cart"
         self._free: list[tuple[str, str]] = []
 
     @contextlib.contextmanager
@@ -53,7 +88,7 @@ class Databases:
             self._free.append((name, url))
 
     def _create(self) -> tuple[str, str]:
-        name = f"cart_{next(_numbers)}"
+        name = f"{self._prefix}_{next(_numbers)}"
         return name, self._server.create_database(name, template=self._template)
 
     def _is_emptied(self, name: str) -> bool:
@@ -62,7 +97,7 @@ class Databases:
             DO $$ DECLARE one text; BEGIN
               IF ({READ_STATE}) <> '{self._state}' THEN RAISE 'the database has changed'; END IF;
               FOR one IN SELECT tablename FROM pg_tables
-                WHERE schemaname = 'public' AND tablename <> '{VERSION_TABLE}'
+                WHERE schemaname = 'public' AND tablename NOT IN ('cart_shards', '{VERSION_TABLE}')
               LOOP EXECUTE format('DELETE FROM %I', one); END LOOP;
             END $$
         """  # noqa: S608 - our own tables' names

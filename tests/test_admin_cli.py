@@ -17,7 +17,7 @@ from cart_grpc.cli import admin_users as users_cli
 from cart_grpc.cli import program as cli
 from cart_grpc.settings import Settings
 from cart_grpc.store import schema
-from cart_grpc.store.engine import connect
+from tests.databases import open_database, shards_of
 from tests.postgres import PostgresServer
 from tests.rpc.conftest import quiet_settings
 from tests.service.conftest import CART, Replica, running_replica
@@ -265,10 +265,11 @@ async def test_after_restore_leaves_finished_reservations_alone_and_waiting_ones
     database_url: str, operate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CART_DATABASE_URL", database_url)
+    monkeypatch.setenv("CART_DATABASE_SHARDS", str(shards_of(database_url)))
     async with running_replica(quiet_settings(database_url), reconcile=False) as replica:
         for sku in ("finished", "waiting", "due"):
             await replica.add(sku)
-    engine = connect(database_url, app.clock)
+    engine = open_database(database_url)
     table = schema.reservations
 
     def prepare(connection: Any) -> None:
@@ -285,7 +286,7 @@ async def test_after_restore_leaves_finished_reservations_alone_and_waiting_ones
     began = app.clock()
     said = await operate("after-restore")
     assert said.out.startswith("2 unfinished reservations ")
-    engine = connect(database_url, app.clock)
+    engine = open_database(database_url)
     after = await engine.transact(look)
     await engine.close()
     raised = after["due"][0]

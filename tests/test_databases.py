@@ -3,13 +3,13 @@
 import pytest
 from sqlalchemy import make_url
 
-from tests.databases import Databases
+from tests.databases import SHARDED, Databases
 from tests.postgres import PostgresServer
 
 
 @pytest.fixture
 def own(postgres: PostgresServer) -> Databases:
-    return Databases(postgres, "template_cart")
+    return Databases(postgres, SHARDED)
 
 
 def test_the_next_test_gets_the_same_database_without_rows(own: Databases, postgres: PostgresServer) -> None:
@@ -25,11 +25,11 @@ def test_the_next_test_gets_the_same_database_without_rows(own: Databases, postg
     "change",
     [
         "ALTER TABLE items ADD extra integer",
-        "ALTER TABLE carts DISABLE TRIGGER ALL",
+        "ALTER TABLE cart_shard_1.carts DISABLE TRIGGER ALL",
         "ALTER DATABASE {} CONNECTION LIMIT 3",
         "ALTER DATABASE {} SET work_mem = '1MB'",
         "CREATE SCHEMA another",
-        "DROP TABLE items",
+        "DROP TABLE cart_shard_2.items",
         "ANALYZE",
     ],
 )

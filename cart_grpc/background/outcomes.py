@@ -118,6 +118,7 @@ class OutcomeRecorder:
             open_us = self._breaker.find_open_us() or 0
             if self._breaker.record_success():
                 log(events.BREAKER_CLOSED, "the Reservation API answers again after %.1f s", to_seconds(open_us))
+                self._store.due_shards.poll(everywhere=True)
                 self._store.notifier.due.set()
         elif failure and self._breaker.record_failure():
             fault = "refuses this service" if failure.code in DENIALS else "does not answer"

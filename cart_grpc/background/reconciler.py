@@ -85,6 +85,8 @@ class Reconciler:
         self._lanes = {name: LaneClaims(name) for name in LANES}
         self._calls: set[asyncio.Task[None]] = set()
         self._turn_timer = TurnTimer()
+        self._clock = clock
+        self._poll_time = clock()
         self._stopping = False
         self._loop = Loop("reconciler", self._run_round, self._pause)
 
@@ -120,10 +122,14 @@ class Reconciler:
             extending.cancel()
 
     async def run_once(self) -> CallsStarted:
-        """Claim due reservations, as many as there is room for, and start their calls.
+        """Claim due reservations of all shards, as many as there is room for, and start their calls.
 
         Raises Unavailable if the database does not answer.
         """
+        self._store.due_shards.poll(everywhere=True)
+        return await self._claim_all()
+
+    async def _claim_all(self) -> CallsStarted:
         await self._turn_timer.measure()
         return CallsStarted({name: await self._claim(lane) for name, lane in self._lanes.items()})
 
@@ -184,7 +190,10 @@ class Reconciler:
     async def _run_round(self) -> CallsStarted:
         # Cleared first: a notification during the round starts another round.
         self._store.notifier.due.clear()
-        return await self.run_once()
+        if self._clock() >= self._poll_time:
+            self._poll_time = self._clock() + self._config.poll_interval_us
+            self._store.due_shards.poll()
+        return await self._claim_all()
 
     async def _pause(self, started: CallsStarted | None) -> None:
         await asyncio.sleep(to_seconds(GATHER_US))
@@ -203,7 +212,7 @@ class Reconciler:
             return
 
     async def _claim(self, lane: LaneClaims) -> int:
-        if self._find_room(lane) and not (lane.backlog or await self._store.reads.has_due(lane.name)):
+        if self._find_room(lane) and not (lane.backlog or await self._store.has_due(lane.name)):
             return 0
         # Only now: a batch may have claimed during the read.
         room = self._find_room(lane)

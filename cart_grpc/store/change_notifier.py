@@ -42,12 +42,14 @@ class Claimant(Protocol):
 class ChangeNotifier:
     """Tells the reconciler which reservations are due or claimed, and the watchers which carts have changed.
 
-    `due` is set when a reservation becomes due. `claimant` is None in a process without a reconciler. `closed` is set
-    when the process begins to stop; no call may wait for a cart from then on.
+    `due` is set when a reservation becomes due, and `due_slices` names the slices that have one. `claimant` is None in
+    a process without a reconciler. `closed` is set when the process begins to stop; no call may wait for a cart from
+    then on.
     """
 
     def __init__(self) -> None:
         self.due = asyncio.Event()
+        self.due_slices: set[int] = set()
         self.claimant: Claimant | None = None
         self.closed = False
         self._on_change: list[OnChange] = []
@@ -72,6 +74,7 @@ class ChangeNotifier:
         for on_change in self._on_change:
             on_change(changed)
         if due:
+            self.due_slices.update(key.slice for key in changed)
             self.due.set()
 
     def close(self) -> None:

@@ -115,7 +115,8 @@ class ConnectionPool:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._is_closed = False
         self.engine = create_async_engine(
-            "postgresql+asyncpg://",
+            # SQLAlchemy keeps as many statements as the driver does.
+            f"postgresql+asyncpg://?prepared_statement_cache_size={sessions.statement_cache_size}",
             async_creator=partial(sessions.open, settings),
             isolation_level="AUTOCOMMIT",
             poolclass=NullPool,

@@ -32,9 +32,10 @@ class Noticed(NamedTuple):
 
 
 class DatabaseClock:
-    """The clock of one database, as this process sees it. `monotonic` is this process's clock, in microseconds.
+    """The clock of one database, as this process sees it. All its shards have the same clock.
 
-    `longest_attempt_us`: for how long a request of the `basic` contract may take effect after it was sent. An attempt
+    `monotonic` is this process's clock, in microseconds. `longest_attempt_us`: for how long a request of the `basic`
+    contract may take effect after it was sent. An attempt
     that no answer has closed is over after that time at the latest, whatever the clock does. `begin_era` is called
     when times may have moved.
 
@@ -59,6 +60,9 @@ class DatabaseClock:
 
     async def notice(self, last: ClockReading | None) -> Noticed:
         """Look for a step back since `last`, or, if it is None, since the last commit. Begin to move the times."""
+        return max([await self._notice(shard, last) for shard in self._engine.shards], key=_urgency)
+
+    async def _notice(self, shard: Engine, last: ClockReading | None) -> Noticed:
         before = self._monotonic()
 
         def work(connection: Connection) -> Noticed:
@@ -78,11 +82,19 @@ class DatabaseClock:
                 self._queries.limit_commit_times(connection, reading.now)
             return Noticed(moved, reading, counted != row)
 
-        return await self._transact(work)
+        return await self._transact(shard, work)
 
     async def move(self) -> ClockRow:
-        """Move some of the times that have yet to move after a step back, and return the row `clock`."""
-        return await self._transact(lambda connection: self._move_some(connection, self._queries.lock(connection)))
+        """Move some of the times that have yet to move after a step back, and return the row `clock`.
+
+        With several shards, that of a shard which has times to move, if there is one.
+        """
+
+        def work(connection: Connection) -> ClockRow:
+            return self._move_some(connection, self._queries.lock(connection))
+
+        rows = [await self._transact(shard, work) for shard in self._engine.shards]
+        return max(rows, key=lambda row: row.is_moving)
 
     async def extend_attempts(self, by_us: int) -> None:
         """After a step forward by `by_us`: give the attempts that were open before it their longest time again."""
@@ -91,7 +103,8 @@ class DatabaseClock:
             now = self._engine.dialect.read_now(connection)
             self._queries.extend_attempts(connection, now - by_us, now + self._longest_attempt_us)
 
-        await self._transact(work)
+        for shard in self._engine.shards:
+            await self._transact(shard, work)
 
     def _move_some(self, connection: Connection, row: ClockRow) -> ClockRow:
         before, end = row, self._monotonic() + MOVE_US
@@ -104,12 +117,16 @@ class DatabaseClock:
             self._queries.write(connection, row)
         return row
 
-    async def _transact(self, work: Callable[[Connection], T]) -> T:
+    async def _transact(self, shard: Engine, work: Callable[[Connection], T]) -> T:
         """Run `work`, which may move times, in a transaction. If its outcome is unclear, it may run again later."""
         try:
             with translate_failures():
-                return await self._engine.transact(work)
+                return await shard.transact(work)
         except CommitFailed as failure:
             raise DatabaseUnavailable from failure
         finally:
             self._begin_era()
+
+
+def _urgency(noticed: Noticed) -> tuple[bool, bool]:
+    return noticed.row.is_moving, noticed.is_first

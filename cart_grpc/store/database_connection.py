@@ -44,12 +44,17 @@ class _Connection(asyncpg.Connection):
 class Connector:
     """Opens connections to the primary. `password` is a file that is read for each of them.
 
+    `statement_cache_size` is how many prepared statements a connection keeps.
+
     Raises DatabaseUrlError if a file of `arguments` cannot be used, or if they contain a password, too. Raises
     FileError if `password` cannot be read.
     """
 
-    def __init__(self, arguments: ConnectArguments, password: NamedFile | None = None) -> None:
+    def __init__(
+        self, arguments: ConnectArguments, password: NamedFile | None = None, statement_cache_size: int = 100
+    ) -> None:
         self._arguments = arguments
+        self._statement_cache_size = statement_cache_size
         self._password = password
         self._last = 0
         if password and arguments.password:
@@ -106,6 +111,7 @@ class Connector:
                 database=arguments.database,
                 ssl=context,
                 direct_tls=arguments.tls.direct,
+                statement_cache_size=self._statement_cache_size,
                 # No other settings: poolers refuse start-up parameters that they do not know.
                 connection_class=_Connection,
                 server_settings={"application_name": arguments.settings.get("application_name", "cart-grpc")},

@@ -36,10 +36,11 @@ class Hints(Protocol):
 class Engine(Protocol):
     """A connected database.
 
-    `name` is its URL with the password hidden. `locks_users`: a batch must lock the rows of its users. `is_shared`:
-    other processes write, too. `hints` pass changes on to them, None if nothing does. `is_in_process`: its work takes
-    the interpreter lock from the event loop. `has_log`: before the first transaction, a log stands beside
-    the file, which SQLite will apply to it.
+    `name` is its URL with the password hidden. `shards` are its shards, in the order of their slices: this engine
+    itself if there is one. `schema` is the one that the statements of a shard name, None if they leave it to the search
+    path. `locks_users`: a batch must lock the rows of its users. `is_shared`: other processes write, too. `hints` pass
+    changes on to them, None if nothing does. `is_in_process`: its work takes the interpreter lock from the event loop.
+    `has_log`: before the first transaction, a log stands beside the file, which SQLite will apply to it.
     """
 
     name: str
@@ -47,12 +48,20 @@ class Engine(Protocol):
     locks_users: bool
     is_shared: bool
     is_in_process: bool
+    schema: str | None
+
+    @property
+    def shards(self) -> Sequence["Engine"]: ...
 
     @property
     def has_log(self) -> bool: ...
 
     @property
     def hints(self) -> Hints | None: ...
+
+    def shard_of(self, slice_: int) -> "Engine":
+        """Return the shard that has the users of a slice."""
+        ...
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction on the writer's connection. Return its result once the commit is durable.
@@ -82,14 +91,17 @@ class Engine(Protocol):
         ...
 
 
-def connect(url: str, clock: Clock, password: NamedFile | None = None) -> Engine:
+def connect(url: str, clock: Clock, password: NamedFile | None = None, *, shard_count: int = 1) -> Engine:
     """Return the engine for a PostgreSQL URL, or a SQLAlchemy URL with the backend `sqlite`. Raises ValueError.
 
     `clock` returns this process's time in microseconds; only SQLite uses it. `password` is a file that each new session
-    of PostgreSQL reads. Raises FileError if it cannot be used, OSError if a SQLite file cannot be used.
+    of PostgreSQL reads. `shard_count` is one of `shards.COUNTS`; SQLite has one shard. Raises FileError if the file
+    cannot be used, OSError if a SQLite file cannot be used.
     """
     if database_url.SCHEME.match(url):
-        return PostgresqlEngine(database_url.parse(url), password)
+        return PostgresqlEngine(database_url.parse(url), password, shard_count)
+    if shard_count > 1:
+        raise ValueError("SQLite has one shard: unset CART_DATABASE_SHARDS")
     if password:
         raise password.fault("SQLite has no password")
     return SqliteEngine(make_url(url), clock)

@@ -118,8 +118,9 @@ def current_revision(connection: Connection) -> str | None:
 
 
 def _read_record(connection: Connection) -> _Record:
-    # Schema 0001 has one column.
-    rows = connection.execute(text(f"SELECT * FROM {VERSION_TABLE}")).mappings().all()  # noqa: S608 - our constant
+    # Schema 0001 has one column. A session keeps the result's columns of a statement, and shards may differ.
+    columns = ", ".join(column["name"] for column in inspect(connection).get_columns(VERSION_TABLE))
+    rows = connection.execute(text(f"SELECT {columns} FROM {VERSION_TABLE}")).mappings().all()  # noqa: S608 - our names
     revisions = [str(row["version_num"]) for row in rows]
     if len(revisions) != 1 or not (is_known(revisions[0]) or _is_newer(revisions[0])):
         found = ", ".join(revisions) or "no revision"
@@ -127,11 +128,15 @@ def _read_record(connection: Connection) -> _Record:
     return _Record(revisions[0], str(rows[0].get("oldest_revision", FIRST)))
 
 
-def check_revision(connection: Connection) -> None:
-    """Raise Unsuitable if this release cannot use the database's schema, NotMigrated if it can after a migration."""
+def check_revision(connection: Connection) -> str:
+    """Return the revision of the database.
+
+    Raises Unsuitable if this release cannot use the database's schema, NotMigrated if it can after a migration.
+    """
     revision = current_revision(connection)
     if revision is None or (is_known(revision) and revision != LATEST):
         raise NotMigrated(f"it is at schema {revision or '(none)'}; run `cart-grpc migrate` first")
+    return revision
 
 
 def take_turn(connection: Connection) -> None:

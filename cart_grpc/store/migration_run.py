@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 
-from cart_grpc.store import migrate
+from cart_grpc.store import migrate, shard_setup
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import Unsuitable, get_sqlstate
 from cart_grpc.store.postgresql_session import find_oldest_transaction
@@ -41,16 +41,25 @@ async def run(engine: Engine, report: Report = _say_nothing, versions: Path = VE
     """
     await _take_turn(engine, report)
     try:
-        first: migrate.Step | None = None
-        while True:
-            begin = time.monotonic()
-            step = await run_next(engine, report, versions)
-            first = first or step
-            if step.after == step.before:
-                return first.before, step.after
-            report(f"schema {step.after}: {step.title} ({time.monotonic() - begin:.1f} s)")
+        await engine.transact(partial(shard_setup.create, len(engine.shards)))
+        # One after the other: the session that has the turn runs all of them.
+        runs = [await _run_shard(engine, shard.schema, report, versions) for shard in engine.shards]
+        # A run that was interrupted has migrated the first shards only.
+        return min(runs, key=lambda run: run[0] or "")
     finally:
         await engine.transact(migrate.end_turn)
+
+
+async def _run_shard(engine: Engine, schema: str | None, report: Report, versions: Path) -> tuple[str | None, str]:
+    first: migrate.Step | None = None
+    shard = f"{schema}: " if schema else ""
+    while True:
+        begin = time.monotonic()
+        step = await run_next(engine, schema, report, versions)
+        first = first or step
+        if step.after == step.before:
+            return first.before, step.after
+        report(f"{shard}schema {step.after}: {step.title} ({time.monotonic() - begin:.1f} s)")
 
 
 async def _take_turn(engine: Engine, report: Report) -> None:
@@ -65,12 +74,13 @@ async def _take_turn(engine: Engine, report: Report) -> None:
         await _pause(TURN_PAUSE_SECONDS)
 
 
-async def run_next(engine: Engine, report: Report, versions: Path) -> migrate.Step:
-    """Run the next migration, with as many tries as its locks need."""
+async def run_next(engine: Engine, schema: str | None, report: Report, versions: Path) -> migrate.Step:
+    """Run the next migration of a shard, with as many tries as its locks need."""
+    work = partial(shard_setup.in_schema, schema, partial(migrate.run_next, versions=versions))
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            return await engine.transact(partial(migrate.run_next, versions=versions))
+            return await engine.transact(work)
         except migrate.NotOurTurn:
             # The session that had our turn is gone.
             await _take_turn(engine, report)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncpg
 from sqlalchemy import Connection
@@ -20,37 +20,56 @@ from cart_grpc.store.failures import CommitFailed, get_sqlstate, is_dead
 from cart_grpc.store.pool_usage import PoolUsage
 from cart_grpc.store.postgresql_hints import PostgresqlHints
 from cart_grpc.store.postgresql_session import CUSTOM_PLANS, KEPT_PLANS, READ_ONLY, SETTINGS, Sessions
+from cart_grpc.store.shards import Shard, schema_names, shard_index
 from cart_grpc.tls.reloaded_files import NamedFile
 
+if TYPE_CHECKING:
+    from cart_grpc.store.engine import Engine
+
 T = TypeVar("T")
+# With several shards, a batch of one does not wait for the commit of another.
+WRITERS: Final = 4
+# How many prepared statements a connection keeps. One that it has forgotten is parsed and planned again.
+STATEMENTS: Final = 80
+STATEMENTS_PER_SHARD: Final = 20
 _dialect = built_once(PostgresqlDialect)
 
 
 class PostgresqlEngine:
     """One connection for writes, up to four for `read`, up to four for `query`, and one that listens for hints.
 
-    There are fewer if the database grants fewer. `password` is a file that each new session reads.
+    With several shards, up to WRITERS connections write. There are fewer if the database grants fewer. `password` is a
+    file that each new session reads.
     """
 
     locks_users = True
     is_shared = True
     is_in_process = False
+    schema: str | None = None
     # PostgreSQL checks by itself that its log belongs to its files.
     has_log = False
 
-    def __init__(self, arguments: ConnectArguments, password: NamedFile | None = None) -> None:
+    def __init__(self, arguments: ConnectArguments, password: NamedFile | None = None, shard_count: int = 1) -> None:
         if taken := arguments.settings.keys() & {*SETTINGS, *KEPT_PLANS, *READ_ONLY}:
             raise refusal("options", f"must not set {min(taken)}: cart-grpc sets it")
         self.name = arguments.name
         self.dialect: Dialect = _dialect()
-        self._connector = Connector(arguments, password)
-        sessions = Sessions(self._connector.connect, arguments.settings)
+        cached = STATEMENTS + STATEMENTS_PER_SHARD * shard_count
+        self._connector = Connector(arguments, password, cached)
+        sessions = Sessions(self._connector.connect, arguments.settings, cached)
         shortage = Shortage(sessions)
-        self._writer = ConnectionPool(sessions, shortage, 1, {**SETTINGS, **KEPT_PLANS}, self._replace_others)
+        writers = min(shard_count, WRITERS)
+        self._writer = ConnectionPool(sessions, shortage, writers, {**SETTINGS, **KEPT_PLANS}, self._replace_others)
         self._reader = ConnectionPool(sessions, shortage, 4, {**SETTINGS, **READ_ONLY, **KEPT_PLANS})
         self._query_reader = ConnectionPool(sessions, shortage, 4, {**SETTINGS, **READ_ONLY, **CUSTOM_PLANS})
         self.hints = PostgresqlHints(sessions, self._query_reader.run)
         shortage.spare = self.hints
+        self.shards: Sequence[Engine] = (self,)
+        if shard_count > 1:
+            self.shards = [Shard(self, schema) for schema in schema_names(shard_count)]
+
+    def shard_of(self, slice_: int) -> "Engine":
+        return self.shards[shard_index(slice_, len(self.shards))]
 
     def _replace_others(self) -> None:
         # A new connection of the writer may be to a new primary. The old one may still answer reads, from the past.

@@ -104,7 +104,8 @@ _LOOK: Final = """
         ) AS schema,
         ARRAY(
             SELECT current_setting(name, true) FROM unnest($1::text[]) WITH ORDINALITY AS n(name, i) ORDER BY i
-        ) AS settings
+        ) AS settings,
+        EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') AS is_distributed
 """
 _SET: Final = "SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS wanted(name, value)"
 _CANNOT_SET: Final = (
@@ -124,10 +125,12 @@ _CHANGES_SESSIONS: Final = (
 class Sessions:
     """Opens the sessions of one process on one database, and knows which are open.
 
-    `connect` connects once. `given` are the settings in the database's URL.
+    `connect` connects once. `given` are the settings in the database's URL. `statement_cache_size` is how many prepared
+    statements a session keeps.
     """
 
-    def __init__(self, connect: Connect, given: Settings) -> None:
+    def __init__(self, connect: Connect, given: Settings, statement_cache_size: int = 100) -> None:
+        self.statement_cache_size = statement_cache_size
         self._connect = connect
         self._given = {"application_name": "cart-grpc", **given}
         self._opened: WeakSet[asyncpg.Connection] = WeakSet()
@@ -179,6 +182,9 @@ class Sessions:
         # Later sessions keep the first one's: a new search_path must not lead to other tables while we run.
         self._schema = self._schema or found["schema"]
         wanted = {**settings, "search_path": f"{self._schema}, pg_temp"}
+        if found["is_distributed"]:
+            # Citus cannot make a generic plan for a statement with arrays: it has to see the shard.
+            wanted |= {name: value for name, value in CUSTOM_PLANS.items() if name in settings}
         await _set(connection, _to_set(wanted, found["settings"]))
         found = await _look(connection, names)
         if refused := _differing(wanted, found["settings"]):

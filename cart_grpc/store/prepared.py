@@ -5,12 +5,15 @@ see docs/performance.md.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 from sqlalchemy import Connection, Executable
 from sqlalchemy.util import await_only
 
+from cart_grpc.store.shards import find_schema
+
+_ANY_SCHEMA: Final = "cart_any_shard"
 Rows = Sequence[Sequence[Any]]
 
 
@@ -19,21 +22,36 @@ class Prepared:
 
     def __init__(self, statement: Executable) -> None:
         self._statement = statement
-        self._text = ""
+        # By the schema that the text names. That of _ANY_SCHEMA is the pattern of the others.
+        self._texts: dict[str | None, str] = {}
         self._names: Sequence[str] = ()
         self._constants: Mapping[str, Any] = {}
         self._callables: Mapping[str, Callable[[], Any]] = {}
 
     def text(self, connection: Connection) -> str:
         """The SQL that the driver gets."""
-        if not self._text:
-            compiled: Any = self._statement.compile(dialect=connection.dialect)  # type: ignore[attr-defined]
-            self._names = compiled.positiontup or ()
-            # Without required parameters: if the caller forgets one, `fetch` raises KeyError instead of binding NULL.
-            self._constants = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
-            self._callables = {name: bind.callable for name, bind in compiled.binds.items() if bind.callable}
-            self._text = str(compiled)
-        return self._text
+        schema = find_schema(connection)
+        text = self._texts.get(schema)
+        if text is None:
+            if schema is None:
+                text = self._compile(connection, {})
+            else:
+                # To compile takes a hundred times as long as to replace the name.
+                pattern = self._texts.get(_ANY_SCHEMA)
+                pattern = pattern or self._compile(connection, {"schema_translate_map": {None: _ANY_SCHEMA}})
+                self._texts[_ANY_SCHEMA] = pattern
+                text = pattern.replace(f"{_ANY_SCHEMA}.", f"{schema}.")
+            self._texts[schema] = text
+        return text
+
+    def _compile(self, connection: Connection, options: Mapping[str, Any]) -> str:
+        options = {"render_schema_translate": True, **options} if options else {}
+        compiled: Any = self._statement.compile(dialect=connection.dialect, **options)  # type: ignore[attr-defined]
+        self._names = compiled.positiontup or ()
+        # Without required parameters: if the caller forgets one, `fetch` raises KeyError instead of binding NULL.
+        self._constants = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
+        self._callables = {name: bind.callable for name, bind in compiled.binds.items() if bind.callable}
+        return str(compiled)
 
     def fetch(self, connection: Connection, parameters: Mapping[str, Any]) -> Rows:
         """Run the statement in the open transaction of `connection` and return its rows. Raises the driver's errors."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import URL, Connection, ExceptionContext, create_engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -18,6 +18,9 @@ from cart_grpc.store.dialects import Dialect, SqliteDialect, built_once
 from cart_grpc.store.failures import CommitFailed, find_refusal, is_unwritten
 from cart_grpc.store.pool_usage import PoolUsage
 from cart_grpc.store.sqlite_file import SqliteFile
+
+if TYPE_CHECKING:
+    from cart_grpc.store.engine import Engine
 
 T = TypeVar("T")
 _QUERY_READERS: Final = 4
@@ -61,9 +64,11 @@ class SqliteEngine:
     # One process owns the file.
     hints = None
     is_in_process = True
+    schema: str | None = None
 
     def __init__(self, url: URL, clock: Callable[[], int]) -> None:
         self.name = url.render_as_string(hide_password=True)
+        self.shards: Sequence[Engine] = (self,)
         self._file = SqliteFile(Path(url.database or ""))
         url = url.set(database=str(self._file.path))
         self.dialect: Dialect = _dialect(clock)
@@ -103,6 +108,9 @@ class SqliteEngine:
     @property
     def has_log(self) -> bool:
         return self._file.has_log
+
+    def shard_of(self, slice_: int) -> "Engine":
+        return self
 
     def _on_error(self, context: ExceptionContext) -> None:
         self._note_damage(context.original_exception)

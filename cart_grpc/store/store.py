@@ -1,7 +1,10 @@
 """The store's interface to the other rooms: one method for each kind of write, and the objects that read."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import Final, Protocol, TypeVar
 
 from cart_grpc.carts.calls import NewId
@@ -13,10 +16,12 @@ from cart_grpc.commands.expire import Expire
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.record import OpenAttempt, RecordAll, Recorded, RecordOutcome
 from cart_grpc.names import CartKey
+from cart_grpc.protocol.lanes import Lane
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.batch_writer import DEFAULT_MARKER_RETENTION_US
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.database_clock import DatabaseClock
+from cart_grpc.store.due_shards import DueShards
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.failures import is_row_at_fault
@@ -32,10 +37,12 @@ from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.read.reads import Reads
 from cart_grpc.store.read.reservation_search import ReservationSearches
 from cart_grpc.store.read.unswept import Unswept
+from cart_grpc.store.shards import shard_index
 from cart_grpc.store.write_queue import WriteQueue
 from cart_grpc.tracing import Tracer
 
 R = TypeVar("R")
+T = TypeVar("T")
 PING_SECONDS: Final = 2.0
 
 
@@ -53,8 +60,9 @@ class Store:
     Every write returns once it is durable. Every write may raise DatabaseUnavailable (nothing was done), OutcomeUnknown
     (it may have been done) or ShuttingDown. A caller that is cancelled does not stop a commit that has begun.
 
-    `name` is the database's URL without its password. `notifier` says which carts this process has changed, `watches`
-    and `checkout_watches` wait for changes. The other objects read.
+    `name` is the database's URL without its password. `notifier` says which carts this process has changed, and
+    `due_shards` in which shards to look for due reservations. `watches` and `checkout_watches` wait for changes. The
+    other objects read.
     """
 
     def __init__(
@@ -82,6 +90,7 @@ class Store:
             self.notifier.subscribe(engine.hints.send, lambda: None)
         self.checkout_reads = CheckoutReads(engine, self._reader)
         self.checkout_watches = CheckoutWatches(self.checkout_reads, self.notifier, engine.hints)
+        self.due_shards = DueShards(len(engine.shards), self.notifier)
         self._write_queue = WriteQueue(engine, self.notifier, new_id, queue_size, marker_retention_us, tracer)
 
     async def start(self) -> None:
@@ -107,14 +116,40 @@ class Store:
         reply: bytes = await self._write_queue.submit(mutation)
         return reply
 
+    async def has_due(self, lane: Lane) -> bool:
+        """Return whether a claim of `lane` would find a row in a shard that is to be looked at.
+
+        Raises DatabaseUnavailable.
+        """
+        for number in self.due_shards.find(lane):
+            self.due_shards.begin_look(lane, number)
+            if await self.reads.has_due(lane, number):
+                self.due_shards.note_found(lane, number)
+                return True
+        return False
+
     async def claim(self, claim: Claim) -> list[Reservation]:
-        """Claim due reservations and return them as claimed."""
-        claimed: list[Reservation] = await self._write_queue.submit_background(claim)
+        """Claim due reservations, in the shards that are to be looked at, and return them as claimed."""
+        if claim.only:
+            return list(await self._write_queue.submit_to(self._shard(claim.only.slice), claim))
+        claimed: list[Reservation] = []
+        for number in self.due_shards.find(claim.lane):
+            # The first one is known to have a due row. A look at the others costs less than a transaction.
+            if claimed and not await self.reads.has_due(claim.lane, number):
+                self.due_shards.begin_look(claim.lane, number)
+                continue
+            self.due_shards.begin_look(claim.lane, number)
+            most = claim.limit - len(claimed)
+            of_shard = await self._write_queue.submit_to(number, replace(claim, limit=most))
+            claimed += of_shard
+            if len(of_shard) == most:
+                self.due_shards.note_found(claim.lane, number)
+                break
         return claimed
 
     async def set_aside(self, command: SetAside) -> bool:
         """Stop claiming a row that makes a statement fail. Return whether it was set aside."""
-        done: bool = await self._write_queue.submit_background(command)
+        done: bool = await self._write_queue.submit_to(self._shard(command.row.slice), command)
         return done
 
     async def open_attempt(self, attempt: OpenAttempt) -> int | None:
@@ -130,12 +165,24 @@ class Store:
         return recorded
 
     async def record_all(self, records: Sequence[RecordOutcome]) -> Sequence[Recorded | Exception]:
-        """Record the outcomes of many calls, in one transaction. Return for each a Recorded, or why it was not made.
+        """Record the outcomes of many calls, in one transaction for each shard.
 
-        If a row makes the transaction fail, each record gets a transaction of its own, so that the others are made.
+        Returns for each a Recorded, or why it was not made. If a row makes the transaction fail, each record gets a
+        transaction of its own, so that the others are made.
         """
+        by_shard = self._group(records, lambda record: record.claimed.cart.slice)
+        if len(by_shard) == 1:
+            [(number, _)] = by_shard.items()
+            return await self._record_in(number, records)
+        parts = await asyncio.gather(
+            *(self._record_in(number, [records[place] for place in places]) for number, places in by_shard.items())
+        )
+        answers = dict(zip(chain.from_iterable(by_shard.values()), chain.from_iterable(parts), strict=True))
+        return [answers[place] for place in range(len(records))]
+
+    async def _record_in(self, shard: int, records: Sequence[RecordOutcome]) -> Sequence[Recorded | Exception]:
         try:
-            recorded: Sequence[Recorded | Exception] = await self._write_queue.submit_background(RecordAll(records))
+            recorded: Sequence[Recorded | Exception] = await self._write_queue.submit_to(shard, RecordAll(records))
         except Exception as error:
             if len(records) == 1 or not is_row_at_fault(error):
                 raise
@@ -154,13 +201,12 @@ class Store:
         return expired
 
     async def purge(self, purge: Purge) -> int:
-        """Delete rows whose retention is over. Return how many."""
-        deleted: int = await self._write_queue.submit_background(purge)
-        return deleted
+        """Delete rows whose retention is over, up to the limit in each shard. Return how many."""
+        return sum([await self._write_queue.submit_to(number, purge) for number in range(len(self._engine.shards))])
 
     async def erase_rows(self, command: EraseRows) -> int:
         """Delete rows of a user who is being erased. Return how many."""
-        deleted: int = await self._write_queue.submit_background(command)
+        deleted: int = await self._write_queue.submit_to(self._shard(command.user.slice), command)
         return deleted
 
     async def intervene(self, command: Command[R]) -> R:
@@ -169,12 +215,20 @@ class Store:
         return answer
 
     async def pause(self, command: Pause | Resume) -> None:
-        """Stop all claims, in every process, or allow them again."""
-        await self._write_queue.submit_background(command)
+        """Stop all claims, in every process, or allow them again.
+
+        With several shards, the first one is paused first and resumed last: while it is paused, others may be.
+        """
+        numbers = range(len(self._engine.shards))
+        for number in numbers if isinstance(command, Pause) else reversed(numbers):
+            await self._write_queue.submit_to(number, command)
 
     async def update_leases(self, command: ExtendLeases | ReturnClaims) -> None:
         """Extend the leases of claims, or return the claims."""
-        await self._write_queue.submit_background(command)
+        claims = command.claims
+        for number, places in self._group(claims, lambda claim: claim.cart.slice).items():
+            of_shard = replace(command, claims=[claims[place] for place in places])
+            await self._write_queue.submit_to(number, of_shard)
 
     def clock(self, monotonic: Callable[[], int], longest_attempt_us: int) -> DatabaseClock:
         """Return the database's clock, as DatabaseClock describes it."""
@@ -192,7 +246,17 @@ class Store:
 
     @property
     def _paths(self) -> Sequence[_Path]:
-        return self._write_queue, self.reads.carts, self._reader
+        return self._write_queue, self.reads, self._reader
+
+    def _shard(self, slice_: int) -> int:
+        return shard_index(slice_, len(self._engine.shards))
+
+    def _group(self, values: Sequence[T], slice_of: Callable[[T], int]) -> dict[int, list[int]]:
+        """Return the places of `values` by the number of their shard."""
+        places: dict[int, list[int]] = defaultdict(list)
+        for place, value in enumerate(values):
+            places[self._shard(slice_of(value))].append(place)
+        return places
 
 
 async def _ping(path: _Path) -> None:

@@ -1,12 +1,12 @@
 """Group commit, the waiting half: commands queue here until a writer takes them as one batch.
 
-A commit costs the same for one command as for two hundred. So the next batch fills while the one before commits.
-`batch_writer` is the other half: it writes a batch and answers it.
+Each shard has a queue, because a batch belongs to one shard. A command about users of two shards is a batch of its own.
+`shard_queue` has one such queue. `batch_writer` is the other half: it writes a batch and answers it.
 """
 
 import asyncio
 from collections import deque
-from contextvars import Context
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,10 @@ from sqlalchemy import Connection
 
 from cart_grpc.carts.calls import NewId
 from cart_grpc.carts.refusals import DatabaseUnavailable, OutcomeUnknown, Overloaded, ShuttingDown
-from cart_grpc.commands.direct import Ping
+from cart_grpc.commands.command import Command
+from cart_grpc.commands.direct import DirectCommand, Ping
+from cart_grpc.commands.record import RecordAll
+from cart_grpc.commands.unit_of_work import ReadSet
 from cart_grpc.logs import events
 from cart_grpc.metrics import QUEUED_COMMANDS
 from cart_grpc.store.batch import AnyCommand
@@ -23,65 +26,17 @@ from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.failures import CommitFailed, ReadOnlyDatabase, find_cause, is_dead
-from cart_grpc.store.gathering import Gathering
-from cart_grpc.store.queries import write_queries
+from cart_grpc.store.queries import WriteQueries, write_queries
+from cart_grpc.store.shard_queue import ShardQueue
+from cart_grpc.store.shards import shard_index
+from cart_grpc.store.spanning_queries import SpanningQueries
 from cart_grpc.tracing import Tracer
-
-MAX_BATCH = 256
-
-
-class Handover:
-    """Hands queued commands from the event loop to the writer whose turn it is.
-
-    Invariant: while a command is queued, a turn is pending or both writers are busy. In the second case the writer that
-    finishes first begins the next turn. At most one turn is pending, and only its writer calls `take`.
-
-    Everything runs on the event loop, except that `take` runs in the writer's thread on SQLite. No lock is needed:
-    `deque.append` and `deque.popleft` are atomic, and `take` ends the pending turn before it pops the first command. A
-    command that is appended later is either popped by this `take` or starts the next turn. If `take` ended the turn
-    after the last pop, a command that is appended in between would wait until another one is appended.
-    """
-
-    def __init__(self, writers: list[BatchWriter]) -> None:
-        self.callers: deque[QueuedCommand] = deque()
-        self.background: deque[QueuedCommand] = deque()
-        self._idle = list(writers)
-        self._turn_is_pending = False
-
-    def begin_turn(self) -> BatchWriter | None:
-        """Begin a turn if a command is queued and no turn is pending. Return its writer, which must call `take`."""
-        if self._turn_is_pending or not self._idle or not (self.callers or self.background):
-            return None
-        self._turn_is_pending = True
-        return self._idle.pop(0)
-
-    def take(self) -> list[QueuedCommand]:
-        """End the pending turn and return its batch: background commands first, without those whose caller left.
-
-        If callers wait, half of the batch is theirs. Otherwise they would wait for a whole backlog of the reconciler.
-        """
-        self._turn_is_pending = False
-        batch: list[QueuedCommand] = []
-        size = 0
-        background_share = MAX_BATCH // 2 if self.callers else MAX_BATCH
-        for queue, most in ((self.background, background_share), (self.callers, MAX_BATCH)):
-            while queue and size < most:
-                queued = queue.popleft()
-                if not queued.answer.done():
-                    batch.append(queued)
-                    size += queued.size
-        return batch
-
-    def give_back(self, writer: BatchWriter) -> None:
-        """Note that `writer` is idle again."""
-        self._idle.append(writer)
 
 
 class WriteQueue:
     """The only way in which a process writes.
 
-    `queue_size` bounds the callers' commands that wait. The reconciler's commands have a queue of their own, so callers
-    cannot keep the reconciler from finishing its calls. `marker_retention_us`: how long the commit marker of a process
+    `queue_size` bounds the callers' commands that wait. `marker_retention_us`: how long the commit marker of a process
     that is gone is kept. `failed`: the last batch was not written. `failures` is the log of failures. With `tracer`,
     the writes of traced calls have spans.
     """
@@ -96,37 +51,44 @@ class WriteQueue:
         tracer: Tracer | None = None,
     ) -> None:
         self._engine = engine
-        self._queries = write_queries(engine.dialect, lock_users=engine.locks_users)
+        queries = write_queries(engine.dialect, lock_users=engine.locks_users)
         # Two on a database elsewhere: one commits while the other waits for the database and takes its batch as late as
         # possible. With one writer, 2.6 of each 10.5 ms passed between the end of a commit and the start of the next
         # batch.
         count = 1 if engine.is_in_process else 2
-        self._writers = [
-            BatchWriter(engine, self._queries, notifier, new_id, self._note_result, tracer) for _ in range(count)
-        ]
-        self._handover = Handover(self._writers)
-        self._gathering = Gathering(self._handover.callers, MAX_BATCH) if engine.is_in_process else None
+
+        def writers(shard: Engine, queries: WriteQueries = queries) -> Sequence[BatchWriter]:
+            return [BatchWriter(shard, queries, notifier, new_id, self._note_result, tracer) for _ in range(count)]
+
+        self._queries = queries
+        self._queues = [ShardQueue(writers(shard), gathers=engine.is_in_process) for shard in engine.shards]
+        self._registered = [(shard, queue.writers) for shard, queue in zip(engine.shards, self._queues, strict=True)]
+        if len(engine.shards) > 1:
+            # Its markers are in the first shard.
+            first, spanning = engine.shards[0], SpanningQueries(engine.dialect, engine.shards)
+            self._queues.append(ShardQueue(writers(first, spanning), gathers=False, most=1))
+            self._registered.append((first, self._queues[-1].writers))
         self._queue_size = queue_size
         self._marker_retention_us = marker_retention_us
-        self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self.failed = False
         self.failures = FailureLog(events.WRITES_FAILING, events.WRITES_RECOVERED, "writes fail", "writes work again")
 
     async def start(self) -> None:
         """Register the writers in the database. Raises the database's errors."""
-        await self._engine.transact(partial(register_writers, self._queries, self._writers, self._marker_retention_us))
+        for shard, writers in self._registered:
+            await shard.transact(partial(register_writers, self._queries, writers, self._marker_retention_us))
 
     async def close(self) -> None:
         """Refuse new commands, and wait until the queued ones are written."""
         self._closing = True
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        for queue in self._queues:
+            await queue.drain()
 
     def sample(self) -> None:
         """Set the gauges of the queues."""
-        QUEUED_COMMANDS.labels("callers").set(len(self._handover.callers))
-        QUEUED_COMMANDS.labels("background").set(len(self._handover.background))
+        QUEUED_COMMANDS.labels("callers").set(self._count_callers())
+        QUEUED_COMMANDS.labels("background").set(sum(len(queue.background) for queue in self._queues))
 
     async def ping(self) -> None:
         """Raise DatabaseUnavailable if the database does not accept writes."""
@@ -140,7 +102,7 @@ class WriteQueue:
                 await self._ping_connection()
             if self.failed:
                 # Only a write shows whether a full disk has room again.
-                await self.submit_background(Ping())
+                await self.submit_to(0, Ping())
 
     async def _ping_connection(self) -> None:
         try:
@@ -153,46 +115,45 @@ class WriteQueue:
         if not self._engine.dialect.is_writable(connection):
             raise ReadOnlyDatabase
 
-    def submit(self, command: AnyCommand) -> "asyncio.Future[Any]":
+    def submit(self, command: Command[object]) -> "asyncio.Future[Any]":
         """Queue a caller's command. The future gets the answer once the change is durable.
 
-        Raises Overloaded if the queue is full, ShuttingDown after `close`.
+        Raises Overloaded if the queues are full, ShuttingDown after `close`.
         """
-        if len(self._handover.callers) >= self._queue_size:
+        if self._count_callers() >= self._queue_size:
             raise Overloaded
-        return self._put(self._handover.callers, command)
+        queue = self._find_queue(command)
+        return self._put(queue, queue.callers, command)
 
-    def submit_background(self, command: AnyCommand) -> "asyncio.Future[Any]":
+    def submit_background(self, command: Command[object]) -> "asyncio.Future[Any]":
         """Queue a command of the reconciler, the sweeper or an operator. Raises ShuttingDown after `close`."""
-        return self._put(self._handover.background, command)
+        queue = self._find_queue(command)
+        return self._put(queue, queue.background, command)
 
-    def _put(self, queue: deque[QueuedCommand], command: AnyCommand) -> "asyncio.Future[Any]":
+    def submit_to(self, shard: int, command: RecordAll | DirectCommand) -> "asyncio.Future[Any]":
+        """Queue a command for the shard with this number. Raises ShuttingDown after `close`."""
+        queue = self._queues[shard]
+        return self._put(queue, queue.background, command)
+
+    def _count_callers(self) -> int:
+        return sum(len(queue.callers) for queue in self._queues)
+
+    def _find_queue(self, command: Command[object]) -> ShardQueue:
+        count = len(self._engine.shards)
+        if count == 1:
+            return self._queues[0]
+        reads = ReadSet()
+        command.add_reads(reads)
+        first, *others = {shard_index(user.slice, count) for user in reads.users}
+        return self._queues[-1 if others else first]
+
+    def _put(self, queue: ShardQueue, waiting: deque[QueuedCommand], command: AnyCommand) -> "asyncio.Future[Any]":
         if self._closing:
             raise ShuttingDown
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        queue.append(QueuedCommand(command, answer))
-        self._start_next_writer()
+        waiting.append(QueuedCommand(command, answer))
+        queue.start_next_writer()
         return answer
-
-    def _start_next_writer(self) -> None:
-        writer = self._handover.begin_turn()
-        if writer:
-            # A separate task: a caller that gives up neither stops the commit nor disturbs the rest of the batch.
-            # It serves many calls, so it must not run in the context of the first, such as its trace.
-            work = self._run_writer(writer)
-            task = asyncio.create_task(work, name="batch-writer", context=Context())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _run_writer(self, writer: BatchWriter) -> None:
-        if self._gathering:
-            await self._gathering.wait()
-        size = len(self._handover.callers)
-        await writer.write_batch(self._handover.take)
-        if self._gathering:
-            self._gathering.note_batch(size)
-        self._handover.give_back(writer)
-        self._start_next_writer()
 
     def _note_result(self, error: Exception | None) -> None:
         self.failed = error is not None

@@ -13,6 +13,7 @@ from tests.access.identities import CALLERS
 from tests.access.matrix import METHODS, Cell, cells_of, hides
 from tests.access.rules import ACT_AS, RULES
 from tests.access.stocked import Stocked, changed, stocked
+from tests.databases import SHARDED, shards_of
 from tests.postgres import PostgresServer
 
 Cells = Mapping[str, Sequence[Cell]]
@@ -51,8 +52,8 @@ async def test_the_rules_hold_on_postgresql(
     postgres: PostgresServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cells: Cells = {method: list(cells_of(method, SAMPLE)) for method in KNOWN}
-    url = postgres.create_database("cart_matrix", template="template_cart")
-    async with stocked(Files(tmp_path), flat(cells), database_url=url) as server:
+    url = postgres.create_database("sharded_matrix", template=SHARDED)
+    async with stocked(Files(tmp_path), flat(cells), database_url=url, database_shards=shards_of(url)) as server:
         await check(server, flat(cells), caplog)
 
 

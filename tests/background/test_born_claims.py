@@ -13,7 +13,6 @@ from cart_grpc import app
 from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.background.config import ReconcilerConfig
 from cart_grpc.background.reconciler import Reconciler
-from cart_grpc.commands.direct import Claim
 from cart_grpc.protocol.lanes import CHECKOUT_LANE, HOLD_LANE, LANES, RELEASE_LANE
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.reservation_api import transports
@@ -23,7 +22,7 @@ from cart_grpc.simulator.simulator import Simulator
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_us
 from tests.gate import Gate
-from tests.store.writes import KEY, LEASE, add, remove, snapshot
+from tests.store.writes import KEY, add, claim, remove, snapshot
 
 T = TypeVar("T")
 # No round of the reconciler finds a row unless a hint wakes it.
@@ -49,7 +48,7 @@ class Running:
 
     async def claim_others(self) -> list[Reservation]:
         """Claim the due reservations, as another process."""
-        return [row for lane in (HOLD_LANE, RELEASE_LANE) for row in await self.store.claim(Claim(lane, 100, LEASE))]
+        return [row for lane in (HOLD_LANE, RELEASE_LANE) for row in await claim(self.store, lane)]
 
 
 @asynccontextmanager

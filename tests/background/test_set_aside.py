@@ -16,6 +16,7 @@ from tests.background.clock import MonotonicClock
 from tests.store.writes import add, forbid, snapshot
 
 
+@pytest.mark.one_shard
 async def test_an_answer_that_cannot_be_recorded_sets_its_reservation_aside(
     settings: Settings, simulator_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

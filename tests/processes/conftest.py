@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.databases import SHARDED
 from tests.postgres import PostgresServer, running_postgres
 from tests.processes.harness import Programs, running_programs
 
@@ -32,10 +33,10 @@ def durable_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) ->
     if backend == "sqlite":
         return f"sqlite:///{tmp_path}/cart.db"
     server: PostgresServer = request.getfixturevalue("durable_postgres")
-    return server.create_database(f"process_{next(_numbers)}")
+    return server.create_database(f"sharded_process_{next(_numbers)}")
 
 
 @pytest.fixture
 def shared_url(postgres: PostgresServer) -> str:
     """The URL of a new, migrated PostgreSQL database."""
-    return postgres.create_database(f"shared_{next(_numbers)}", template="template_cart")
+    return postgres.create_database(f"sharded_shared_{next(_numbers)}", template=SHARDED)

@@ -21,6 +21,7 @@ from cartgrpc.simulator.v1 import simulator_pb2, simulator_pb2_grpc
 from cartgrpc.v1 import cart_service_pb2_grpc
 from google.protobuf.duration_pb2 import Duration
 
+from tests.databases import shards_of
 from tests.service.conftest import Replica
 
 START_SECONDS = 60.0
@@ -175,6 +176,8 @@ class Programs:
 
     def start(self, *arguments: str, **settings: str) -> Program:
         """Start `cart-grpc` with `arguments`. `settings` are the CART_* variables, named as in `Settings`."""
+        if "database_url" in settings:
+            settings = {"database_shards": str(shards_of(settings["database_url"])), **settings}
         environment = self.environment | {f"CART_{name.upper()}": value for name, value in settings.items()}
         program = Program(self.module, arguments, self.folder, environment, preloaded=self.preloaded)
         self.started.append(program)

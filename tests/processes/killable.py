@@ -36,9 +36,9 @@ from cart_grpc.reservation_api.grpc_api import GrpcReservationApi
 from cart_grpc.store import batch as store_batch
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.queries import WriteQueries
+from cart_grpc.store.shard_queue import Handover
 from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
-from cart_grpc.store.write_queue import Handover
 
 # The commands and the calls after which the points are named. Other commands have their class's name, and no points.
 BATCHES: dict[type, str] = {

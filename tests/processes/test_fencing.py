@@ -26,6 +26,7 @@ from cart_grpc.simulator.simulator import Simulator
 from cart_grpc.simulator.stock import Stock
 from cart_grpc.store import schema
 from cart_grpc.units import to_us
+from tests.databases import shards_of
 from tests.gate import Gate
 from tests.service.conftest import Replica, running_replica
 
@@ -104,7 +105,9 @@ no_lease_ends = pytest.mark.parametrize("lease", [60.0])
 @pytest.fixture
 async def pair(shared_url: str, lease: float, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Pair]:
     """Two replicas. Neither may log an error during the test."""
-    settings = Settings(listen="127.0.0.1:0", database_url=shared_url, lame_duck=0.0)
+    settings = Settings(
+        listen="127.0.0.1:0", database_url=shared_url, database_shards=shards_of(shared_url), lame_duck=0.0
+    )
     stock = Stock(default_total=1_000)
     async with AsyncExitStack() as stack:
         serving = await stack.enter_async_context(running_replica(settings, reconcile=False))

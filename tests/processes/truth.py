@@ -12,6 +12,7 @@ from cart_grpc import app
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.journal import read_entries
 from cart_grpc.simulator.stock import Levels
+from tests.databases import shards_of
 from tests.invariants.callers import check_kept, check_replays
 from tests.invariants.dump import read_dump
 from tests.invariants.effects import check_decisions, check_granted, check_stock
@@ -48,7 +49,7 @@ async def replay(load: Load, most: int = 150) -> None:
 
 async def dump(database_url: str) -> tuple[Dump, int]:
     """Return the whole database and its time in microseconds. No server may be running."""
-    async with app.open_engine(Settings(database_url=database_url)) as engine:
+    async with app.open_engine(Settings(database_url=database_url, database_shards=shards_of(database_url))) as engine:
 
         def read(connection: Connection) -> tuple[Dump, int]:
             return read_dump(connection), int(connection.execute(select(engine.dialect.now())).scalar_one())

@@ -5,13 +5,20 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cart_grpc.settings import Settings
+from tests.databases import SHARDED, shards_of
 from tests.postgres import PostgresServer
 from tests.service.conftest import Replica, running_replica
 
 
 def quiet_settings(database_url: str) -> Settings:
     """Settings of a server without a Reservation API."""
-    return Settings(listen="127.0.0.1:0", database_url=database_url, lame_duck=0.0, shutdown_grace=0.2)
+    return Settings(
+        listen="127.0.0.1:0",
+        database_url=database_url,
+        database_shards=shards_of(database_url),
+        lame_duck=0.0,
+        shutdown_grace=0.2,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +35,7 @@ def keeper_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path_factory.mktemp('keeper')}/cart.db"
     postgres: PostgresServer = request.getfixturevalue("postgres")
-    return postgres.create_database("cart_of_refusals", template="template_cart")
+    return postgres.create_database("sharded_of_refusals", template=SHARDED)
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ class Setting:
         self.has_room = True
         self.waiting = Waiting(self.store, lambda: self.has_room)
         self.whole_count = self.read_count = self.check_count = 0
-        reads = self.store.reads.carts
+        reads = self.store.reads.carts[0]
         real = reads._fetch
 
         async def fetch(wanted: Sequence[Any]) -> Any:

@@ -20,7 +20,7 @@ from cart_grpc.rpc import watching
 from cart_grpc.rpc.server import Server
 from cart_grpc.rpc.services import cart_service
 from cart_grpc.store import schema
-from cart_grpc.store.engine import Engine, connect
+from cart_grpc.store.engine import Engine
 from cart_grpc.store.store import Store
 from tests.attacks.wire import (
     DATA,
@@ -35,6 +35,7 @@ from tests.attacks.wire import (
     message,
     wired,
 )
+from tests.databases import SHARDED, open_database
 from tests.rpc.refusal import to_refusal
 from tests.rpc.serving import admitting
 from tests.store.conftest import engine, store
@@ -276,7 +277,7 @@ class WithoutHints(Wrapped):
 
 @asynccontextmanager
 async def replica(url: str, wrap: Callable[[Engine], Any] = lambda engine: engine) -> AsyncIterator[Store]:
-    engine = connect(url, app.clock)
+    engine = open_database(url)
     store = Store(wrap(engine), app.new_id, queue_size=1000)
     await store.start()
     yield store
@@ -292,7 +293,7 @@ async def listeners(store: Store, what: str) -> Sequence[Any]:
 
 
 async def test_another_replicas_changes_arrive_by_hints_and_without_them(postgres: Any) -> None:
-    url = postgres.create_database("cart_of_watchers", template="template_cart")
+    url = postgres.create_database("sharded_of_watchers", template=SHARDED)
     async with AsyncExitStack() as stack:
         store, other = [await stack.enter_async_context(replica(url)) for _ in range(2)]
         silent = await stack.enter_async_context(replica(url, WithoutHints))

@@ -13,6 +13,7 @@ from cart_grpc import app
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.server import BoundPorts, SimulatorConfig, SimulatorServer, make_simulator
 from cart_grpc.simulator.simulator import Simulator
+from tests.databases import shards_of
 from tests.gate import Gate
 
 CART = "users/alice/carts/default"
@@ -110,6 +111,7 @@ def settings(database_url: str, simulator_url: str) -> Settings:
     return Settings(
         listen="127.0.0.1:0",
         database_url=database_url,
+        database_shards=shards_of(database_url),
         reservation_url=simulator_url,
         reservation_poll_interval=0.05,
         reservation_backoff_max=0.2,

@@ -21,6 +21,7 @@ from cart_grpc.settings import Settings
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from cart_grpc.simulator.simulator import Simulator
 from cart_grpc.store.read import checkout_watches
+from tests.databases import SHARDED, shards_of
 from tests.gate import Gate
 from tests.postgres import PostgresServer
 from tests.rpc.refusal import Refusal, to_refusal
@@ -36,7 +37,7 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path_factory.mktemp('shop')}/cart.db"
     postgres: PostgresServer = request.getfixturevalue("postgres")
-    return postgres.create_database("cart_shop", template="template_cart")
+    return postgres.create_database("sharded_shop", template=SHARDED)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,7 @@ async def shop(url: str) -> AsyncIterator[Shop]:
         listen="127.0.0.1:0",
         admin_listen="127.0.0.1:0",
         database_url=url,
+        database_shards=shards_of(url),
         reservation_url=f"grpc://127.0.0.1:{ports.grpc}",
         reservation_poll_interval=0.05,
         reservation_backoff_max=0.2,

@@ -141,6 +141,7 @@ async def test_after_restore_unfinished_reservations_get_a_revision_above_any_se
     settings: Settings, simulator: Simulator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CART_DATABASE_URL", settings.database_url.get_secret_value())
+    monkeypatch.setenv("CART_DATABASE_SHARDS", str(settings.database_shards))
     command = ["reservations", "after-restore"]
     async with running_replica(settings) as replica:
         held, removed = await replica.add("kettle"), await replica.add("filters")

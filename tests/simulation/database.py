@@ -21,6 +21,7 @@ from sqlalchemy.pool import StaticPool
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store import schema
 from cart_grpc.store.dialects import Dialect, SqliteDialect
+from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import CommitFailed
 from cart_grpc.store.pool_usage import PoolUsage
 from cart_grpc.store.queries import WriteQueries
@@ -219,12 +220,17 @@ class SimulatedEngine:
     hints = None
     is_in_process = False
     has_log = False
+    schema: str | None = None
 
     def __init__(self, database: Database, process: Process) -> None:
         self.name = process.name
+        self.shards: Sequence[Engine] = (self,)
         self.dialect: Dialect = template().dialect
         self._database = database
         self._process = process
+
+    def shard_of(self, slice_: int) -> Engine:
+        return self
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
         reply: asyncio.Future[T] = asyncio.get_running_loop().create_future()

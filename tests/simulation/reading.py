@@ -33,8 +33,8 @@ class CheckedReads:
     """
 
     def __init__(self, reads: Reads, engine: SimulatedEngine, knows_time: Callable[[], bool]) -> None:
-        self._reads = reads.carts
-        self._fetch = reads.carts._fetch
+        self._reads = reads.carts[0]
+        self._fetch = reads.carts[0]._fetch
         self._engine = engine
         self._knows_time = knows_time
         # What GetCart caches, by its validator, and the last cart that a watcher may have seen of a version.

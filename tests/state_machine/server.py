@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
+from tests.databases import shards_of
 from tests.rpc.refusal import to_refusal
 from tests.service.conftest import Replica, running_replica
 from tests.state_machine.carts import MAX_ITEMS, MAX_QUANTITY, MOST, SOLD_OUT
@@ -50,6 +51,7 @@ class ServerUnderTest:
         settings = Settings(
             listen="127.0.0.1:0",
             database_url=self._database_url,
+            database_shards=shards_of(self._database_url),
             reservation_url=f"grpc://127.0.0.1:{self._ports.grpc}",
             reservation_poll_interval=0.05,
             reservation_backoff_max=0.2,

@@ -6,16 +6,17 @@ import pytest
 
 from cart_grpc import app
 from cart_grpc.store.change_notifier import ChangeNotifier
-from cart_grpc.store.engine import Engine, connect
+from cart_grpc.store.engine import Engine
 from cart_grpc.store.store import Store
 from cart_grpc.store.write_queue import WriteQueue
+from tests.databases import open_database
 from tests.store.writes import Wrapped
 
 
 @pytest.fixture
 async def engine(database_url: str) -> AsyncIterator[Engine]:
     """The connected database."""
-    engine = connect(database_url, app.clock)
+    engine = open_database(database_url)
     yield engine
     await engine.close()
 

@@ -154,6 +154,7 @@ async def test_a_broken_commit_is_resolved_after_the_other_writer_has_committed_
     assert decode(await queue.submit(add(quantity=4))) == {SKU: 7}
 
 
+@pytest.mark.one_shard
 async def test_the_time_a_batch_waits_for_the_other_writer_does_not_count_against_its_retries(
     queue: WriteQueue, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from cart_grpc.store.write_queue import WriteQueue
 from tests.store.writes import KEY, SKU, Wrapped, add, clear, count, decode, remove
 
 
+@pytest.mark.one_shard
 async def test_commands_on_one_cart_are_folded_in_order_and_each_has_its_own_answer(
     idle: WriteQueue, counted: Wrapped
 ) -> None:

@@ -27,9 +27,10 @@ from cart_grpc.commands.operator import Release
 from cart_grpc.protocol.lanes import HOLD_LANE
 from cart_grpc.protocol.reservation import Disposition, Observed
 from cart_grpc.store import migration_run, schema
-from cart_grpc.store.engine import Engine, connect
+from cart_grpc.store.engine import Engine
 from cart_grpc.store.restore import raise_revisions
 from cart_grpc.store.store import Store
+from tests.databases import open_database
 from tests.store.checkouts import (
     LONG,
     all_rows,
@@ -311,7 +312,7 @@ async def test_after_a_restore_a_failed_checkout_waits_for_new_answers(database_
     async with opened(database_url) as (engine, store):
         key = await failed(store, "a", "b")
     # No server may run: the sessions of the store above have ended.
-    restoring = connect(database_url, app.clock)
+    restoring = open_database(database_url)
     await restoring.transact(partial(raise_revisions, dialect=restoring.dialect))
     await restoring.close()
     async with opened(database_url) as (engine, store):
@@ -326,7 +327,7 @@ async def test_after_a_restore_a_failed_checkout_waits_for_new_answers(database_
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[tuple[Engine, Store]]:
     """A store and its engine, until both are closed."""
-    engine = connect(url, app.clock)
+    engine = open_database(url)
     await migration_run.run(engine)
     store = Store(engine, app.new_id, queue_size=1000)
     await store.start()

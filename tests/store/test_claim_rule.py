@@ -16,6 +16,9 @@ from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.rows import reservation_row, to_reservation
 from tests.carts.examples import NOW, SECOND, a_hold
 
+# Of statements and of one schema.
+pytestmark = pytest.mark.one_shard
+
 LEASE = 15 * SECOND
 PAST, FUTURE = NOW - SECOND, NOW + SECOND
 TIMES = (None, PAST, NOW, FUTURE)

@@ -12,8 +12,9 @@ from cart_grpc.commands.direct import ExtendLeases, ReturnClaims
 from cart_grpc.names import cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.protocol.reservation import Observed
-from cart_grpc.store.engine import Engine, connect
+from cart_grpc.store.engine import Engine
 from cart_grpc.store.store import Store
+from tests.databases import SHARDED, open_database
 from tests.postgres import PostgresServer
 from tests.store.writes import (
     KEY,
@@ -214,8 +215,8 @@ async def test_holds_of_other_skus_and_users_do_not_wait_for_a_release(store: St
 async def test_a_claim_on_postgresql_skips_a_row_that_another_replica_has_locked(
     postgres: PostgresServer,
 ) -> None:
-    url = postgres.create_database("cart_locked_rows", template="template_cart")
-    engine, other_replica = connect(url, app.clock), create_async_engine(url)
+    url = postgres.create_database("sharded_locked_rows", template=SHARDED)
+    engine, other_replica = open_database(url), create_async_engine(url)
     store = Store(engine, app.new_id, queue_size=10)
     await store.start()
     await store.mutate(add("locked"))

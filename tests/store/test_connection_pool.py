@@ -17,12 +17,12 @@ from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.names import cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE
 from cart_grpc.store import connection_pool
-from cart_grpc.store.engine import connect
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.read.operator_reads import BACKLOG
 from cart_grpc.store.read.reads import Page
 from cart_grpc.store.read.reservation_search import ReservationPage
 from cart_grpc.store.store import Store
+from tests.databases import open_database
 from tests.postgres import SUPERUSER, PostgresServer
 from tests.store.roles import administer, as_plain_role, open_readers
 from tests.store.writes import KEY, SKU, add, decode, snapshot
@@ -47,7 +47,7 @@ def backend() -> str:
 async def few(database_url: str) -> AsyncIterator[Store]:
     """A store whose role may have three connections: one for writes, one for each kind of read."""
     _, url = await as_plain_role(database_url, "CONNECTION LIMIT 3")
-    engine = connect(url, app.clock)
+    engine = open_database(url)
     await open_readers(engine)
     store = Store(engine, app.new_id, queue_size=1000)
     await store.start()
@@ -101,7 +101,7 @@ def few_role(engine: PostgresqlEngine) -> str:
 
 async def test_a_database_that_grants_no_connection_refuses_at_once(database_url: str) -> None:
     _, url = await as_plain_role(database_url, "CONNECTION LIMIT 0")
-    engine = connect(url, app.clock)
+    engine = open_database(url)
     with pytest.raises(DBAPIError, match="too many connections for role"):
         await open_readers(engine)
     await engine.close()
@@ -190,7 +190,7 @@ async def test_a_call_waits_for_the_place_of_a_session_that_is_ending(
 ) -> None:
     role, url = await as_plain_role(database_url, "CONNECTION LIMIT 1")
     ending = await asyncpg.connect(host=str(postgres.directory), user=role, database=make_url(url).database)
-    engine = connect(url, app.clock)
+    engine = open_database(url)
     reading = asyncio.create_task(engine.read(lambda connection: connection.exec_driver_sql("SELECT 7").scalar_one()))
     async with asyncio.timeout(20):
         while f'too many connections for role "{role}"' not in postgres.log:
@@ -204,7 +204,7 @@ async def test_a_call_waits_for_the_place_of_a_session_that_is_ending(
 async def test_no_connection_and_no_call_is_lost_however_calls_end(database_url: str, seed: int) -> None:
     """Calls that succeed, fail, are cancelled, or whose connection dies, on two connections or on four."""
     _, url = await as_plain_role(database_url, f"CONNECTION LIMIT {2 if seed else 4}")
-    engine = connect(url, app.clock)
+    engine = open_database(url)
     assert isinstance(engine, PostgresqlEngine)
     pool, chance = engine._query_reader, random.Random(seed)
     await pool.run(lambda _: None)

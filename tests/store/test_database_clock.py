@@ -243,6 +243,7 @@ async def test_a_cached_reply_is_not_used_after_a_step(setting: Setting) -> None
     assert await cache.get_reply(KEY) != first
 
 
+@pytest.mark.one_shard
 async def test_without_a_step_nothing_is_written(setting: Setting) -> None:
     await setting.watcher.run_once()
     [row] = await setting.engine.transact(lambda connection: connection.execute(schema.clock.select()).all())

@@ -109,7 +109,7 @@ async def insert_checkout(engine: Engine, state: CheckoutState) -> None:
             }
             connection.execute(table.insert().values({**row, **names, **more}))
 
-    await engine.transact(insert)
+    await engine.shard_of(USER.slice).transact(insert)
 
 
 async def test_nothing_of_an_erased_user_is_left_in_any_table_and_the_user_begins_anew(

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 
+import pytest
 from sqlalchemy import Connection
 
 from cart_grpc.metrics import CLOCK_STEPS, CONNECTIONS_PENDING, QUEUED_COMMANDS
@@ -35,6 +36,7 @@ async def test_commands_that_wait_are_counted_by_queue(idle: WriteQueue) -> None
     assert value_of(QUEUED_COMMANDS.labels("callers")) == 0
 
 
+@pytest.mark.one_shard
 async def test_transactions_that_wait_for_the_connection_are_counted(engine: Engine) -> None:
     def usage() -> PoolUsage:
         return next(pool for pool in engine.pools() if pool.name == "write")

@@ -11,10 +11,12 @@ from sqlalchemy import Connection, select
 from cart_grpc import app
 from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.carts.refusals import DatabaseUnavailable, Overloaded
+from cart_grpc.logs import events
 from cart_grpc.names import cart_key, item_id_of, user_key
 from cart_grpc.rpc import get_cart_cache
 from cart_grpc.store import schema
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.prepared import Prepared
 from cart_grpc.store.read import cart_json
 from cart_grpc.store.read.cart_json import CartJson
@@ -38,6 +40,8 @@ from tests.store.writes import (
 
 T = TypeVar("T")
 KEYS = [cart_key(user_key(f"user{number}"), "default") for number in range(5)]
+
+FAILURES = FailureLog(events.READS_FAILING, events.READS_RECOVERED, "reads fail", "reads work again")
 
 
 class Held(Wrapped):
@@ -93,12 +97,13 @@ async def test_a_removed_item_is_releasing_until_its_release_is_confirmed(store:
     assert not (await snapshot(store)).is_releasing(None)
 
 
+@pytest.mark.one_shard
 async def test_a_cart_with_too_many_releases_shows_each_item_as_being_released(
     store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cart_json, "MAX_RELEASING", 2)
     reads = Reads(engine)
-    reads.carts._statement = Prepared(cart_json.select_carts(engine.dialect))
+    reads.carts[0]._statement = Prepared(cart_json.select_carts(engine.dialect))
     for sku in "abc":
         await store.mutate(add(sku))
     for sku, is_releasing_all in (("a", False), ("b", True), ("c", True)):
@@ -109,6 +114,7 @@ async def test_a_cart_with_too_many_releases_shows_each_item_as_being_released(
         assert found.is_releasing("another") is is_releasing_all
 
 
+@pytest.mark.one_shard
 async def test_each_caller_gets_the_cart_that_it_asked_for(store: Store, engine: Engine) -> None:
     for number, key in enumerate(KEYS[:3]):
         await store.mutate(add(quantity=number + 1, key=key))
@@ -125,7 +131,7 @@ async def test_each_caller_gets_the_cart_that_it_asked_for(store: Store, engine:
 
 async def test_all_queued_reads_share_the_next_statement(store: Store, engine: Engine) -> None:
     held = Held(engine)
-    reads = GroupedReads(held, 100)
+    reads = GroupedReads(held, 100, FAILURES)
     first = asyncio.create_task(reads.find(KEY))
     await until_reading(held)
     others = [asyncio.create_task(reads.find(key)) for key in KEYS]
@@ -138,7 +144,7 @@ async def test_all_queued_reads_share_the_next_statement(store: Store, engine: E
 async def test_a_cancelled_caller_does_not_disturb_the_others(store: Store, engine: Engine) -> None:
     await store.mutate(add())
     held = Held(engine)
-    reads = GroupedReads(held, 100)
+    reads = GroupedReads(held, 100, FAILURES)
     callers = [asyncio.create_task(reads.find(KEY)) for _ in range(3)]
     await until_reading(held)
     late = [asyncio.create_task(reads.find(KEY)) for _ in range(2)]
@@ -154,7 +160,7 @@ async def test_a_cancelled_caller_does_not_disturb_the_others(store: Store, engi
 
 async def test_a_full_queue_refuses_the_next_read_and_answers_the_others(engine: Engine) -> None:
     held = Held(engine)
-    reads = GroupedReads(held, 2)
+    reads = GroupedReads(held, 2, FAILURES)
     first = asyncio.create_task(reads.find(KEY))
     await until_reading(held)
     waiting = [asyncio.create_task(reads.find(KEY)) for _ in range(2)]
@@ -186,7 +192,11 @@ class Failing(Wrapped):
 async def test_a_cart_that_makes_its_statement_fail_fails_alone(store: Store, engine: Engine) -> None:
     for key in KEYS[1:]:
         await store.mutate(add(key=key))
-    reads = GroupedReads(Failing(engine, ZeroDivisionError("bug")), 100)
+    reads = GroupedReads(
+        Failing(engine, ZeroDivisionError("bug")),
+        100,
+        FAILURES,
+    )
     failed, *found = await asyncio.gather(*(reads.find(key) for key in KEYS), return_exceptions=True)
     assert isinstance(failed, ZeroDivisionError)
     assert all(one and not isinstance(one, BaseException) for one in found)
@@ -194,7 +204,7 @@ async def test_a_cart_that_makes_its_statement_fail_fails_alone(store: Store, en
 
 async def test_a_batch_is_not_split_if_the_database_is_away(store: Store, engine: Engine) -> None:
     failing = Failing(engine, OSError("gone"))
-    reads = GroupedReads(failing, 100)
+    reads = GroupedReads(failing, 100, FAILURES)
     for refused in await asyncio.gather(*(reads.find(key) for key in KEYS), return_exceptions=True):
         assert isinstance(refused, DatabaseUnavailable)
     assert failing.count == 1

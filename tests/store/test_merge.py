@@ -124,6 +124,7 @@ async def test_the_answer_of_a_call_under_the_old_cart_is_dropped_and_the_next_c
 
 
 @guests
+@pytest.mark.one_shard
 async def test_a_merge_in_one_batch_with_the_answer_and_with_later_commands_loses_nothing(
     store: Store, engine: Engine, idle: WriteQueue, guest: CartKey
 ) -> None:

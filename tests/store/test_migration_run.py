@@ -22,8 +22,12 @@ from cart_grpc.store.failures import Unsuitable
 from cart_grpc.store.migrations.operations import refuse_releases_before
 from cart_grpc.store.postgresql_session import IN_USE
 from cart_grpc.store.revisions import LATEST
+from tests.databases import shards_of
 from tests.store.test_migration_rules import ADD_COLUMN, write_migration
 from tests.store.test_migrations import opened
+
+# Of statements and of one schema.
+pytestmark = pytest.mark.one_shard
 
 INSERT_MARKER = "INSERT INTO commit_markers (slice, writer_id, batch_number, update_time) VALUES (0, $1, 1, 1)"
 CONTRACTS = f'oldest_revision = "{LATEST}"'
@@ -136,7 +140,7 @@ async def test_after_a_contraction_an_older_release_cannot_write_and_this_one_ca
         refused = database_setup.unusable(engine, old.value)
         assert "start one with schema" in str(refused)
         assert not isinstance(refused, NotYet)
-    async with app.running_store(Settings(database_url=database_url)) as store:
+    async with app.running_store(Settings(database_url=database_url, database_shards=shards_of(database_url))) as store:
         await store.pause(Pause("a test"))
 
 
@@ -152,7 +156,7 @@ async def test_a_release_that_is_too_old_does_not_start_and_says_what_to_do(data
 async def test_a_process_that_a_contraction_left_behind_writes_nothing_and_is_not_ready(
     database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with app.running_store(Settings(database_url=database_url)) as store:
+    async with app.running_store(Settings(database_url=database_url, database_shards=shards_of(database_url))) as store:
         async with opened(database_url) as engine:
             await engine.transact(contract_to_9999)
         for refused in (store.pause(Pause("a test")), store.ping()):

@@ -19,6 +19,9 @@ from cart_grpc.store import migrate, revisions, schema
 from cart_grpc.store.engine import Engine
 from tests.postgres import PostgresServer
 
+# Of statements and of one schema.
+pytestmark = pytest.mark.one_shard
+
 Catalogue = dict[str, list[tuple[object, ...]]]
 
 POSTGRESQL = {

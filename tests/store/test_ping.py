@@ -13,9 +13,10 @@ from cart_grpc import app
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.store import store as store_module
 from cart_grpc.store.connection_pool import find_driver
-from cart_grpc.store.engine import Engine, connect
+from cart_grpc.store.engine import Engine
 from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.store import Store
+from tests.databases import open_database
 from tests.postgres import SUPERUSER, PostgresServer
 from tests.store.writes import Wrapped, add
 
@@ -60,7 +61,7 @@ async def engine_and_store(engine: Engine) -> AsyncIterator[tuple[Breakable, Sto
     breakable = Breakable(engine)
     store = Store(breakable, app.new_id, queue_size=100)
     await store.start()
-    for path in (store._write_queue, store.reads.carts, store._reader):
+    for path in (store._write_queue, store.reads, store._reader):
         path.failures._quiet_seconds = 0
     yield breakable, store
     await store.close()
@@ -71,7 +72,7 @@ async def limited(postgres: PostgresServer, database_url: str) -> AsyncIterator[
     """A store, and the role of its own that it uses."""
     role = f"ping_{next(_numbers)}"
     postgres.run(f"CREATE ROLE {role} LOGIN SUPERUSER")
-    engine = connect(database_url.replace(f"{SUPERUSER}@", f"{role}@"), app.clock)
+    engine = open_database(database_url.replace(f"{SUPERUSER}@", f"{role}@"))
     assert isinstance(engine, PostgresqlEngine)
     store = Store(engine, app.new_id, queue_size=100)
     await store.start()
@@ -127,7 +128,7 @@ async def test_a_ping_does_not_wait_for_a_path_that_hangs(
 
 async def test_a_full_queue_of_reads_does_not_fail_a_ping(engine_and_store: tuple[Breakable, Store]) -> None:
     _, store = engine_and_store
-    store.reads.carts._queue_size = 0
+    store.reads.carts[0]._queue_size = 0
     await store.ping()
 
 

@@ -20,6 +20,9 @@ T = TypeVar("T")
 # Rows that this session read since it last reported statistics, which it does between transactions only.
 ROWS_READ = "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables"
 
+# Of plans, and of what one schema has.
+pytestmark = pytest.mark.one_shard
+
 
 @pytest.fixture
 def backend() -> str:

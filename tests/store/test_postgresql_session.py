@@ -19,8 +19,12 @@ from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.postgresql_session import READ_ONLY, SETTINGS
 from cart_grpc.store.prepared import fetch
 from cart_grpc.store.store import Store
+from tests.databases import open_database
 from tests.store.roles import administer, as_plain_role, open_readers
 from tests.store.writes import KEY, SKU, add, answered, claim_one, decode, remove, snapshot
+
+# Of statements and of one schema.
+pytestmark = pytest.mark.one_shard
 
 # A value for each of our settings with which something would break, or be slow.
 HOSTILE = {
@@ -107,7 +111,7 @@ async def test_sessions_have_our_settings_whatever_the_database_or_the_role_says
 async def test_a_session_keeps_a_setting_that_promises_more(database_url: str) -> None:
     database = make_url(database_url).database
     await administer(database_url, f"ALTER DATABASE {database} SET synchronous_commit = remote_apply")
-    engine = connect(database_url, app.clock)
+    engine = open_database(database_url)
     assert await engine.transact(show("synchronous_commit")) == {"synchronous_commit": "remote_apply"}
     await engine.close()
 
@@ -121,7 +125,7 @@ async def test_a_start_fails_if_the_role_may_not_set_what_a_promise_depends_on(
 ) -> None:
     role, url = await as_plain_role(database_url)
     await administer(database_url, f"ALTER ROLE {role} SET {name} = {value}")
-    engine = connect(url, app.clock)
+    engine = open_database(url)
     with pytest.raises(StartupError, match=f'a session cannot get a setting that it needs: .*"{name}"') as failed:
         await database_setup.check(engine)
     # Waiting does not help.
@@ -133,7 +137,7 @@ async def test_a_start_fails_if_the_role_may_not_set_what_a_promise_depends_on(
 async def test_a_database_that_an_operator_made_read_only_stays_so(database_url: str) -> None:
     database = make_url(database_url).database
     await administer(database_url, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
-    engine = connect(database_url, app.clock)
+    engine = open_database(database_url)
     await database_setup.check(engine)
     await open_readers(engine)
     store = Store(engine, app.new_id, queue_size=1000)
@@ -151,7 +155,7 @@ async def test_the_schema_that_the_search_path_names_is_used_and_kept(database_u
         await administer(database_url, f"ALTER ROLE {role} SET search_path = nowhere, shop")
     else:
         url += "&options=-csearch_path%3Dshop"
-    engine = connect(url, app.clock)
+    engine = open_database(url)
     assert await database_setup.upgrade(engine) == (None, revisions.LATEST)
     await administer(database_url, f"ALTER ROLE {role} SET search_path = public")
     await database_setup.check(engine)
@@ -164,7 +168,7 @@ async def test_the_schema_that_the_search_path_names_is_used_and_kept(database_u
 async def test_a_search_path_without_a_schema_is_refused(database_url: str) -> None:
     role, url = await as_plain_role(database_url)
     await administer(database_url, f"ALTER ROLE {role} SET search_path = nowhere")
-    engine = connect(url, app.clock)
+    engine = open_database(url)
     with pytest.raises(StartupError, match="search_path names no schema"):
         await database_setup.upgrade(engine)
     await engine.close()
@@ -180,7 +184,7 @@ async def test_no_two_sessions_have_statements_of_one_name(database_url: str, mo
             connection.exec_driver_sql("SELECT name FROM pg_prepared_statements WHERE name <> ''").scalars()
         )
 
-    engines = [connect(database_url, app.clock) for _ in range(2)]
+    engines = [open_database(database_url) for _ in range(2)]
     found = []
     for engine in engines:
         # The driver counts its statements in each process, and here two engines stand for two processes.

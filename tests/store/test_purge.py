@@ -139,6 +139,7 @@ async def test_a_late_answer_for_a_purged_cart_is_recorded(store: Store, engine:
     assert recorded.reservation.settled
 
 
+@pytest.mark.one_shard
 async def test_a_start_deletes_the_commit_markers_that_are_older_than_their_retention(engine: Engine) -> None:
     table = schema.commit_markers
     for _ in range(2):

@@ -34,6 +34,9 @@ from tests.postgres import PostgresServer
 from tests.store.checkouts import begin, claim_of_checkout, complete, hold_items, id_in, sold
 from tests.store.writes import KEY, LIMITS, SECOND, add, answered, claim, clear, readable, remove, snapshot
 
+# Of statements and of one schema.
+pytestmark = pytest.mark.one_shard
+
 BUYER = cart_key(user_key("buyer"), "default")
 COUNT_SQLITE = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
 COUNT_POSTGRESQL = "WITH n(i) AS (SELECT generate_series(1, 100000))"

@@ -11,11 +11,13 @@ from cart_grpc.commands.record import RecordAll, Recorded
 from cart_grpc.names import cart_key, user_key
 from cart_grpc.protocol.reservation import Decision, Observed, Reservation
 from cart_grpc.store import schema
-from cart_grpc.store.batch_writer import QueuedCommand
+from cart_grpc.store.batch_writer import BatchWriter, QueuedCommand
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.queries import WriteQueries
+from cart_grpc.store.shard_queue import MAX_BATCH, Handover
 from cart_grpc.store.store import Store
-from cart_grpc.store.write_queue import MAX_BATCH, Handover, WriteQueue
+from cart_grpc.store.write_queue import WriteQueue
 from tests.store.writes import (
     KEY,
     SECOND,
@@ -85,11 +87,12 @@ async def test_a_renewal_that_callers_do_not_see_keeps_the_revision(store: Store
     assert (await row_of(engine, claimed.reservation_id)).observed_revision == renewal.revision
 
 
+@pytest.mark.one_shard
 async def test_a_callers_change_sees_the_answer_that_its_batch_settled(counted: Wrapped, idle: WriteQueue) -> None:
     store = Store(counted, app.new_id, queue_size=10)
     await store.start()
     (claimed,) = await claim_many(store, "a")
-    recorded, reply = idle.submit_background(RecordAll([answered(claimed)])), idle.submit(add("a"))
+    recorded, reply = idle.submit_to(0, RecordAll([answered(claimed)])), idle.submit(add("a"))
     await asyncio.gather(recorded, reply)
     row = await row_of(counted, claimed.reservation_id)
     assert (row.revision, row.observed_revision, row.granted_quantity) == (2, 1, 1)
@@ -113,6 +116,7 @@ async def test_a_settled_hold_that_has_expired_already_is_due(store: Store) -> N
     assert store.notifier.due.is_set()
 
 
+@pytest.mark.one_shard
 async def test_a_row_that_cannot_be_written_fails_alone(store: Store, engine: Engine) -> None:
     claims = await claim_many(store, "a", "b", "c")
     await engine.transact(partial(forbid, "NEW.sku = 'b'"))
@@ -140,7 +144,9 @@ async def test_a_release_makes_the_waiting_hold_due(store: Store) -> None:
 
 
 async def test_a_unit_of_many_records_counts_as_many_commands(engine: Engine) -> None:
-    handover = Handover(WriteQueue(engine, ChangeNotifier(), str, 1000)._writers)
+    handover = Handover(
+        [BatchWriter(engine, WriteQueries(engine.dialect, lock_users=False), ChangeNotifier(), str, lambda _: None)]
+    )
     claimed = Reservation("r", KEY, "i", "s", 1, 1, 1, 1, 1, 1, 1)  # type: ignore[arg-type]
     record = answered(claimed, state=Observed.HELD)
     assert isinstance(record.outcome, Decision)

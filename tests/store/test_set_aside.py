@@ -98,7 +98,7 @@ async def test_a_row_that_makes_claims_fail_is_set_aside_once_and_the_others_are
     [record] = [each for each in caplog.records if each.levelno >= logging.ERROR]
     assert re.fullmatch(alarm, record.message.rstrip('"'))
     assert await claim(store) == []
-    assert not await store.reads.has_due(HOLD_LANE)
+    assert not await store.has_due(HOLD_LANE)
     [seen] = await listed(operator)
     assert seen.reservation.reservation_id == bad.reservation_id
     assert "reservations_last" in seen.reservation.set_aside_reason
@@ -129,6 +129,7 @@ async def test_callers_see_a_new_reservation_as_pending_and_why_nothing_happens(
     assert "operator" in shown.message
 
 
+@pytest.mark.one_shard
 async def test_a_retried_row_that_still_fails_is_set_aside_again(
     store: Store, engine: Engine, operator: OperatorActions
 ) -> None:
@@ -136,7 +137,7 @@ async def test_a_retried_row_that_still_fails_is_set_aside_again(
     await claim(store)
     again = await operator.retry(bad.reservation_id)
     assert (again.reservation.reservation_id, again.reservation.set_aside_reason) == (bad.reservation_id, "")
-    assert await store.reads.has_due(HOLD_LANE)
+    assert await store.has_due(HOLD_LANE)
     assert await claim(store) == []
     assert (await operator.get(bad.reservation_id)).state is WorkState.SET_ASIDE
 
@@ -198,6 +199,7 @@ async def test_a_row_that_has_another_epoch_by_now_is_not_set_aside(store: Store
     assert (await row_of(engine, row.reservation_id)).set_aside_reason == ""
 
 
+@pytest.mark.one_shard
 async def test_a_claim_whose_lease_cannot_be_extended_is_set_aside_and_the_others_are_extended(
     store: Store, engine: Engine
 ) -> None:

@@ -48,6 +48,9 @@ from tests.protocol.items import NO_ANSWER
 from tests.protocol.model import CartModel
 from tests.protocol.states import TICK, Bounds
 
+# Of statements and of one schema.
+pytestmark = pytest.mark.one_shard
+
 LEASE = 5 * TICK
 # Before and after the end of the holds that last one tick.
 TIMES = (TICK // 2, TICK)

@@ -31,10 +31,11 @@ from cart_grpc.commands.mutation import Mutation
 from cart_grpc.names import CartKey, cart_key, item_id_of, user_key
 from cart_grpc.protocol.reservation import Disposition
 from cart_grpc.store.change_notifier import ChangeNotifier
-from cart_grpc.store.engine import Engine, connect
+from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import get_sqlstate
 from cart_grpc.store.store import Store
 from cart_grpc.store.write_queue import WriteQueue
+from tests.databases import open_database
 from tests.store.writes import LIMITS, SKU, Wrapped, add, claim, snapshot
 
 T = TypeVar("T")
@@ -132,6 +133,7 @@ async def test_a_refused_call_leaves_both_carts_as_they_were(store: Store) -> No
     assert [replace(await snapshot(store, key), now=0) for key in (ALICE, BOB)] == before
 
 
+@pytest.mark.one_shard
 async def test_calls_in_opposite_directions_in_one_batch_run_in_order(engine: Engine, store: Store) -> None:
     await store.mutate(add("a", 2, ALICE))
     await store.mutate(add("b", 3, BOB))
@@ -172,7 +174,7 @@ class TestTwoReplicas:
 
     @pytest.fixture
     async def engines(self, database_url: str, engine: Engine) -> AsyncIterator[list[NotingFailures]]:
-        other = connect(database_url, app.clock)
+        other = open_database(database_url)
         yield [NotingFailures(engine), NotingFailures(other)]
         await other.close()
 
@@ -193,6 +195,7 @@ class TestTwoReplicas:
             yield connection
         await engine.dispose()
 
+    @pytest.mark.one_shard
     async def test_calls_in_opposite_directions_do_not_deadlock(
         self, stores: list[Store], engines: list[NotingFailures], outside: AsyncConnection
     ) -> None:

@@ -13,8 +13,9 @@ from cart_grpc.store.batch_writer import BatchWriter, QueuedCommand
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.queries import WriteQueries
+from cart_grpc.store.shard_queue import MAX_BATCH, Handover
 from cart_grpc.store.store import Store
-from cart_grpc.store.write_queue import MAX_BATCH, Handover, WriteQueue
+from cart_grpc.store.write_queue import WriteQueue
 from cart_grpc.tracing import TRACE_CONTEXT
 from tests.store.writes import LEASE, SKU, Wrapped, add, decode, read_total
 
@@ -102,12 +103,13 @@ async def test_a_command_whose_caller_left_before_its_batch_does_not_run(queue: 
     assert await read_total(engine) == 1
 
 
+@pytest.mark.one_shard
 async def test_a_full_queue_rejects_callers_but_not_background_commands(engine: Engine) -> None:
     queue = WriteQueue(engine, ChangeNotifier(), app.new_id, queue_size=3)
     answers = [queue.submit(add()) for _ in range(3)]
     with pytest.raises(Overloaded):
         queue.submit(add())
-    claimed = queue.submit_background(Claim(HOLD_LANE, 10, LEASE))
+    claimed = queue.submit_to(0, Claim(HOLD_LANE, 10, LEASE))
     await queue.start()
     assert [decode(await answer)[SKU] for answer in answers] == [1, 2, 3]
     # Claims run after the other commands of their batch.
@@ -127,6 +129,7 @@ async def test_close_writes_queued_commands_and_refuses_new_ones(engine: Engine)
         queue.submit(add())
 
 
+@pytest.mark.one_shard
 async def test_more_commands_than_a_batch_holds_are_written_in_several_batches(
     idle: WriteQueue, counted: Wrapped
 ) -> None:

@@ -22,6 +22,7 @@ from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.read.operator_reads import ReservationSnapshot, UnreadableReservation
 from cart_grpc.store.read.reads import Reads
 from cart_grpc.store.read.snapshot import Snapshot
+from cart_grpc.store.shards import Shard, shard_index
 from cart_grpc.store.sqlite import SqliteEngine
 from cart_grpc.store.store import Store
 
@@ -109,6 +110,8 @@ def refused_by_the_database(key: CartKey = KEY, sku: str = "poison") -> Any:
 
 
 async def claim(store: Store, lane: Lane = HOLD_LANE, limit: int = 100, lease: int = LEASE) -> list[Reservation]:
+    # Without a poll, a claim looks only in the shards of which this process knows that they have due rows.
+    store.due_shards.poll(everywhere=True)
     return await store.claim(Claim(lane, limit, lease))
 
 
@@ -218,7 +221,17 @@ class Wrapped:
         self.hints = engine.hints
         self.is_in_process = engine.is_in_process
         self.has_log = engine.has_log
+        self.schema = engine.schema
         self.transactions = 0
+
+    @property
+    def shards(self) -> Sequence[Engine]:
+        """Its shards, whose transactions it counts, too."""
+        schemas = [shard.schema for shard in self.inner.shards]
+        return [Shard(self, schema) if schema else self for schema in schemas]
+
+    def shard_of(self, slice_: int) -> Engine:
+        return self.shards[shard_index(slice_, len(self.inner.shards))]
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
         self.transactions += 1

@@ -4,6 +4,7 @@ Each statement reads partial indexes of unfinished rows only, so it does not mat
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -51,12 +52,16 @@ class BacklogGauges:
 
     async def sample(self) -> None:
         """Set the gauges. Raises DatabaseUnavailable."""
-        backlog = await self._reader.fetch(self._statements.backlog, {})
-        _set_backlog({(row.work_state, row.disposition): row.how_many for row in backlog})
-        for row in await self._reader.fetch(self._statements.due, {}):
-            RESERVATIONS_DUE.labels(row.lane).set(row.how_many)
-            OLDEST_DUE_AGE.labels(row.lane).set(_age(row))
-        _set_checkouts(await self._reader.fetch(self._statements.checkouts, {}))
+        backlog = Counter[tuple[int, int]]()
+        for row in await self._reader.fetch_all(self._statements.backlog, {}):
+            backlog[row.work_state, row.disposition] += row.how_many
+        _set_backlog(backlog)
+        due = await self._reader.fetch_all(self._statements.due, {})
+        for lane in LANES:
+            rows = [row for row in due if row.lane == lane]
+            RESERVATIONS_DUE.labels(lane).set(sum(row.how_many for row in rows))
+            OLDEST_DUE_AGE.labels(lane).set(max(map(_age, rows)))
+        _set_checkouts(await self._reader.fetch_all(self._statements.checkouts, {}))
         [pause] = await self._reader.fetch(self._statements.pause, {})
         PAUSED.set(pause.how_many)
         SAMPLE_TIME.set(time.time())
@@ -82,19 +87,18 @@ def select_running_checkouts(now: ColumnElement[int]) -> Select[Any, Any, Any, A
     return select(state, *figures, cast(now, BigInteger).label("now")).where(running).group_by(state)
 
 
-def _set_backlog(counts: dict[tuple[int, int], int]) -> None:
+def _set_backlog(counts: Counter[tuple[int, int]]) -> None:
     for state in BACKLOG:
         for disposition in Disposition:
-            count = counts.get((state, disposition), 0)
+            count = counts[state, disposition]
             RESERVATIONS.labels(WorkState(state).name.lower(), disposition.name.lower()).set(count)
 
 
 def _set_checkouts(rows: Sequence[Row[Any]]) -> None:
-    found = {row.state: row for row in rows}
     for state in _RUNNING:
-        row = found.get(state)
-        CHECKOUTS.labels(state.name).set(row.how_many if row else 0)
-        OLDEST_CHECKOUT_AGE.labels(state.name).set(_age(row) if row else 0)
+        of_state = [row for row in rows if row.state == state]
+        CHECKOUTS.labels(state.name).set(sum(row.how_many for row in of_state))
+        OLDEST_CHECKOUT_AGE.labels(state.name).set(max(map(_age, of_state), default=0))
 
 
 def _age(row: Row[Any]) -> float:

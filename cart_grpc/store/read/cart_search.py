@@ -35,6 +35,7 @@ from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.read.reads import CartSummary, is_reconciling
 from cart_grpc.store.rows import to_cart
 from cart_grpc.store.schema import carts, items
+from cart_grpc.store.shards import first_slices
 from cart_grpc.store.statements import CART
 
 # Sorts after every character of an id.
@@ -76,6 +77,7 @@ class CartSearches:
 
     def __init__(self, engine: Engine, reader: Reader) -> None:
         self._dialect = engine.dialect
+        self._shard_count = len(engine.shards)
         self._now = engine.dialect.now()
         self._reader = reader
 
@@ -84,12 +86,12 @@ class CartSearches:
         found: list[CartSummary] = []
         look, room = search.look, search.max_bytes
         after = search.after or _START
-        for slice_ in await self._find_slices(search):
+        for shard, slice_ in await self._find_ranges(search):
             is_over = False
             while not is_over:
                 size = min(search.size - len(found), _PART_SIZE)
                 part = _select_part(search, slice_, after, look, size, self._dialect, self._now)
-                rows = await self._reader.fetch(part, {})
+                rows = await self._reader.fetch(part, {}, shard)
                 read = [_summary(row) for row in rows if row.is_wanted]
                 found += read
                 room -= sum(text_bytes(one.cart.labels) for one in read)
@@ -103,13 +105,16 @@ class CartSearches:
                     return CartsFound(found, after)
         return CartsFound(found, None)
 
-    async def _find_slices(self, search: CartSearch) -> Sequence[int | None]:
-        """Return the slices to search in. None stands for all of them: without a prefix, one range has all carts."""
-        if not search.user_prefix:
-            return [None]
+    async def _find_ranges(self, search: CartSearch) -> Sequence[tuple[int, int | None]]:
+        """Return the ranges to search in: a slice of the shard, and the slice that has the carts.
+
+        Without a prefix the latter is None: one range has all carts of the shard.
+        """
         first = search.after.slice if search.after else 0
-        rows = await self._reader.fetch(_select_slices(search.user_prefix, first, self._dialect), {})
-        return [row.slice for row in rows]
+        if not search.user_prefix:
+            return [(slice_, None) for slice_ in first_slices(self._shard_count, first)]
+        rows = await self._reader.fetch_all(_select_slices(search.user_prefix, first, self._dialect), {})
+        return [(row.slice, row.slice) for row in rows]
 
 
 def _summary(row: Row[Any]) -> CartSummary:

@@ -124,7 +124,7 @@ class CheckoutReads:
 
     async def find(self, key: CheckoutKey) -> CheckoutSnapshot | None:
         """Return the checkout with its items, or None if there is none or it was purged."""
-        rows = await self._reader.fetch(self._statements.one, key._asdict())
+        rows = await self._reader.fetch(self._statements.one, key._asdict(), key.slice)
         if not rows:
             return None
         [row] = rows
@@ -134,18 +134,20 @@ class CheckoutReads:
 
     async def find_summary(self, key: CheckoutKey) -> CheckoutSummary | None:
         """Return the checkout without its items, or None if there is none or it was purged."""
-        rows = await self._reader.fetch(self._statements.summary, key._asdict())
+        rows = await self._reader.fetch(self._statements.summary, key._asdict(), key.slice)
         return _summary(rows[0]) if rows else None
 
     async def list_of_user(self, page: CheckoutPage) -> list[CheckoutSummary]:
         """Return one page of a user's checkouts, and the first of the next page if any."""
         statement = _select_page(page, self._now)
-        return [_summary(row) for row in await self._reader.fetch(statement, {})]
+        return [_summary(row) for row in await self._reader.fetch(statement, {}, page.user.slice)]
 
     async def list_of_all(self, page: OperatorCheckoutPage) -> list[CheckoutSummary]:
         """Return one page of all users' checkouts, and the first of the next page if any."""
         statement = _select_operator_page(page, self._now)
-        return [_summary(row) for row in await self._reader.fetch(statement, {})]
+        found = [_summary(row) for row in await self._reader.fetch_all(statement, {})]
+        found.sort(key=lambda each: (each.checkout.update_time, each.checkout.key.checkout_id))
+        return found[: page.size + 1]
 
 
 def _summary(row: Any) -> CheckoutSummary:

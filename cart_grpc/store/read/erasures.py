@@ -66,17 +66,17 @@ class Erasures:
 
     async def find_users(self, limit: int) -> list[UserKey]:
         """Return up to `limit` users who are being erased. Raises DatabaseUnavailable."""
-        return [UserKey(row.slice, row.user_id) for row in await self._reader.fetch(self._erasing, {"most": limit})]
+        return [UserKey(row.slice, row.user_id) for row in await self._reader.fetch_some(self._erasing, limit)]
 
     async def find(self, user: UserKey) -> Erasure:
         """Return the progress of the erasure of `user`. Raises DatabaseUnavailable.
 
         It reads in the order of the steps. A finished step stays finished, so an empty answer is also true later.
         """
-        blocking = await self._reader.fetch(_select_blocking(user), {})
-        open_carts = await self._reader.fetch(_select_open_carts(user), {})
-        merged_carts = await self._reader.fetch(_select_merged(user), {})
-        [totals] = await self._reader.fetch(_select_totals(user, self._dialect), {})
+        blocking = await self._reader.fetch(_select_blocking(user), {}, user.slice)
+        open_carts = await self._reader.fetch(_select_open_carts(user), {}, user.slice)
+        merged_carts = await self._reader.fetch_all(_select_merged(user), {})
+        [totals] = await self._reader.fetch(_select_totals(user, self._dialect), {}, user.slice)
         return Erasure(
             user,
             totals.begin_time,

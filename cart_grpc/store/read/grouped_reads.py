@@ -13,7 +13,6 @@ from contextvars import Context
 from sqlalchemy import Connection
 
 from cart_grpc.carts.refusals import DatabaseDamaged, DatabaseUnavailable, Overloaded
-from cart_grpc.logs import events
 from cart_grpc.names import CartKey
 from cart_grpc.store.dialects import Dialect, built_once
 from cart_grpc.store.engine import Engine
@@ -42,16 +41,14 @@ class GroupedReads:
     `queue_size` bounds the reads that wait for a statement. `failures` is the log of failures.
     """
 
-    def __init__(self, engine: Engine, queue_size: int) -> None:
+    def __init__(self, engine: Engine, queue_size: int, failures: FailureLog) -> None:
         self._engine = engine
         self._statement = _statement(engine.dialect)
         self._queue_size = queue_size
         self._queue: deque[_QueuedRead] = deque()
         self._task: asyncio.Task[None] | None = None
         self._gathering = Gathering(self._queue, MAX_BATCH)
-        self.failures = FailureLog(
-            events.READS_FAILING, events.READS_RECOVERED, "reads of carts fail", "reads of carts work again"
-        )
+        self.failures = failures
 
     async def find(self, key: CartKey, validator: CacheValidator | None = None) -> Found:
         """Return the cart under `key`, NOT_MODIFIED if `validator` is still valid, or None if no cart was ever made.

@@ -1,5 +1,6 @@
 """The operator's reads: reservations of all users, and the backlog."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -140,7 +141,7 @@ class OperatorReads:
 
         Raises ReservationNotFound, ReservationUnprocessable or DatabaseUnavailable.
         """
-        rows = await self._reader.fetch(self._statements.one, {"id": reservation_id})
+        rows = await self._reader.fetch_all(self._statements.one, {"id": reservation_id})
         if not rows:
             raise ReservationNotFound(f"reservations/{reservation_id}")
         found = to_snapshot(rows[0])
@@ -149,18 +150,31 @@ class OperatorReads:
         return found
 
     async def find_pause(self) -> PauseSnapshot | None:
-        """Return the pause, or None if claims are not paused. Raises DatabaseUnavailable."""
+        """Return the pause, or None if claims are not paused. Raises DatabaseUnavailable.
+
+        With several shards it is that of the first, which is paused before the others and resumed after them.
+        """
         rows = await self._reader.fetch(self._statements.pause, {})
         return PauseSnapshot(rows[0].reason, rows[0].create_time) if rows else None
 
     async def get_stats(self) -> Stats:
         """Return the backlog. Raises DatabaseUnavailable."""
-        [due_row] = await self._reader.fetch(self._statements.due, {})
-        rows = await self._reader.fetch(self._statements.backlog, {})
+        due = await self._reader.fetch_all(self._statements.due, {})
+        kinds: dict[tuple[int, int], list[Row[Any]]] = defaultdict(list)
+        for row in await self._reader.fetch_all(self._statements.backlog, {}):
+            kinds[row.work_state, row.disposition].append(row)
         backlog = [
-            Backlog(WorkState(row.work_state), Disposition(row.disposition), row.how_many, row.oldest) for row in rows
+            Backlog(
+                WorkState(state),
+                Disposition(disposition),
+                sum(row.how_many for row in rows),
+                min(row.oldest for row in rows),
+            )
+            for (state, disposition), rows in sorted(kinds.items())
         ]
-        return Stats(due_row.now, backlog, due_row.how_many, due_row.oldest, await self.find_pause())
+        oldest = min((row.oldest for row in due if row.oldest is not None), default=None)
+        count = sum(row.how_many for row in due)
+        return Stats(max(row.now for row in due), backlog, count, oldest, await self.find_pause())
 
 
 def to_snapshot(row: Row[Any]) -> ReservationSnapshot | UnreadableReservation:

@@ -1,6 +1,6 @@
 """Reads that are not grouped: lists of carts, and the reads of operators and of background loops."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Row, Select, literal_column, select
@@ -21,18 +21,42 @@ class Reader:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._running = 0
+        self._turn = 0
         # A table with at most one row.
         self._ping: Select[Any] = select(literal_column("1")).select_from(pauses)
         self.failures = FailureLog(
             events.READS_FAILING, events.READS_RECOVERED, "reads of lists fail", "reads of lists work again"
         )
 
-    async def fetch(self, statement: Select[Any], parameters: dict[str, Any]) -> Sequence[Row[Any]]:
-        """Return all rows of a read. Raises DatabaseUnavailable."""
+    async def fetch(self, statement: Select[Any], parameters: Mapping[str, Any], slice_: int = 0) -> Sequence[Row[Any]]:
+        """Return all rows of a read of the shard that has `slice_`. Raises DatabaseUnavailable."""
+        return await self._fetch(self._engine.shard_of(slice_), statement, parameters)
+
+    async def fetch_all(self, statement: Select[Any], parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
+        """Return the rows of a read of each shard. Raises DatabaseUnavailable."""
+        # One after the other: all at once would take every connection from the callers' lists.
+        return [row for shard in self._engine.shards for row in await self._fetch(shard, statement, parameters)]
+
+    async def fetch_some(self, statement: Select[Any], limit: int) -> Sequence[Row[Any]]:
+        """Return up to `limit` rows of a read that has the parameter `most`. Raises DatabaseUnavailable.
+
+        If there are more, those of another shard come first each time.
+        """
+        shards = self._engine.shards
+        rows: list[Row[Any]] = []
+        first = self._turn % len(shards)
+        self._turn += 1
+        for shard in (*shards[first:], *shards[:first]):
+            rows += await self._fetch(shard, statement, {"most": limit - len(rows)})
+            if len(rows) == limit:
+                break
+        return rows
+
+    async def _fetch(self, shard: Engine, statement: Select[Any], parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
         self._running += 1
         try:
             with self.failures.translated():
-                rows: Sequence[Row[Any]] = await self._engine.query(
+                rows: Sequence[Row[Any]] = await shard.query(
                     lambda connection: connection.execute(statement, parameters).all()
                 )
         finally:

@@ -3,8 +3,10 @@
 Writes do not use this module: a batch reads its own rows (`WriteQueries.load`).
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -26,10 +28,12 @@ from sqlalchemy import (
 from cart_grpc.carts.model import Cart, CartState
 from cart_grpc.carts.sizes import text_bytes
 from cart_grpc.commands.direct import ClaimKey
+from cart_grpc.logs import events
 from cart_grpc.names import CartKey, UserKey
 from cart_grpc.protocol.lanes import Lane
 from cart_grpc.store.dialects import Dialect, built_once
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.prepared import Prepared
 from cart_grpc.store.read.cache_validator import CacheValidator
 from cart_grpc.store.read.cart_json import CartJson, Found
@@ -39,6 +43,7 @@ from cart_grpc.store.read.revision_check import Known, bind_known, parse_changed
 from cart_grpc.store.read.snapshot import Snapshot, parse_snapshot
 from cart_grpc.store.rows import to_cart
 from cart_grpc.store.schema import LANES, carts, expiring, is_not_paused, reconciling, reservations
+from cart_grpc.store.shards import shard_index
 from cart_grpc.store.statements import CART, CLAIM
 
 _PART_SIZE: Final = 100
@@ -95,16 +100,20 @@ _statements = built_once(_Statements)
 class Reads:
     """The reads of one store. `queue_size` bounds the reads of single carts that wait for a statement.
 
-    `carts` reads single carts. `reader` is for lists; by default it is a new one. No validator of an earlier `era` may
-    be used: each step back of the database's clock begins another.
+    `carts` reads the single carts of each shard. `reader` is for lists; by default it is a new one. `failures` is the
+    log of failures. No validator of an earlier `era` may be used: each step back of the database's clock begins
+    another.
     """
 
     def __init__(self, engine: Engine, queue_size: int = 1_000, reader: Reader | None = None) -> None:
         self.era = 0
+        self.failures = FailureLog(
+            events.READS_FAILING, events.READS_RECOVERED, "reads of carts fail", "reads of carts work again"
+        )
         self._engine = engine
         self._reader = reader or Reader(engine)
         self._now = engine.dialect.now()
-        self.carts = GroupedReads(engine, queue_size)
+        self.carts = [GroupedReads(shard, queue_size, self.failures) for shard in engine.shards]
         self._statements = _statements(engine.dialect)
 
     def begin_era(self) -> None:
@@ -113,21 +122,32 @@ class Reads:
 
     async def close(self) -> None:
         """Wait until every queued read of a cart is answered."""
-        await self.carts.close()
+        for of_shard in self.carts:
+            await of_shard.close()
+
+    async def ping(self) -> None:
+        """Read no cart, however many reads wait. Raises DatabaseUnavailable."""
+        await self.carts[0].ping()
 
     async def find_json(self, key: CartKey, validator: CacheValidator | None = None) -> Found:
         """Return the cart under `key` as JSON, NOT_MODIFIED if `validator` is still valid, None if there never was one.
 
         Raises Overloaded or DatabaseUnavailable.
         """
-        return await self.carts.find(key, validator)
+        return await self._find(key, validator)
 
     async def find_changed(self, known: Sequence[tuple[CartKey, Known]]) -> list[CartKey]:
         """Return the keys of `known` whose cart has another version now. Raises DatabaseUnavailable."""
-        parameters = bind_known(self._engine.dialect, known)
+        by_shard: dict[int, list[tuple[CartKey, Known]]] = defaultdict(list)
+        for each in known:
+            by_shard[shard_index(each[0].slice, len(self.carts))].append(each)
+        parts = [await self._find_changed(number, part) for number, part in by_shard.items()]
+        return list(chain.from_iterable(parts))
 
-        with self.carts.failures.translated():
-            ((found,),) = await self._engine.read(
+    async def _find_changed(self, shard: int, known: Sequence[tuple[CartKey, Known]]) -> list[CartKey]:
+        parameters = bind_known(self._engine.dialect, known)
+        with self.failures.translated():
+            ((found,),) = await self._engine.shards[shard].read(
                 lambda connection: self._statements.changed.fetch(connection, parameters)
             )
         return parse_changed(found)
@@ -137,8 +157,11 @@ class Reads:
 
         Raises Overloaded or DatabaseUnavailable.
         """
-        found = await self.carts.find(key)
+        found = await self._find(key)
         return parse_snapshot(found) if isinstance(found, CartJson) else None
+
+    async def _find(self, key: CartKey, validator: CacheValidator | None = None) -> Found:
+        return await self.carts[shard_index(key.slice, len(self.carts))].find(key, validator)
 
     async def list_carts(self, page: Page) -> list[CartSummary]:
         """Return one page of a user's carts, and the first cart of the next page if any. Raises DatabaseUnavailable.
@@ -149,7 +172,8 @@ class Reads:
         room = page.max_bytes
         while True:
             part = replace(page, size=min(page.size - len(found), _PART_SIZE))
-            rows = await self._reader.fetch(_select_page(part, self._engine.dialect, self._now), {})
+            statement = _select_page(part, self._engine.dialect, self._now)
+            rows = await self._reader.fetch(statement, {}, page.user.slice)
             read = [CartSummary(to_cart(row[: len(carts.columns)]), bool(row.reconciling), row.now) for row in rows]
             room -= sum(text_bytes(one.cart.labels) for one in read)
             if len(read) <= part.size or len(found) + len(read) > page.size or room < 0:
@@ -160,22 +184,22 @@ class Reads:
             page = replace(page, after=(page.order_value(last), last.key.cart_id))
 
     async def find_idle_carts(self, limit: int) -> list[CartKey]:
-        """Return up to `limit` carts whose expire_time has passed, the longest expired first.
+        """Return up to `limit` carts whose expire_time has passed, of each shard the longest expired first.
 
         Raises DatabaseUnavailable.
         """
-        rows = await self._reader.fetch(self._statements.idle, {"most": limit})
+        rows = await self._reader.fetch_some(self._statements.idle, limit)
         return [CartKey(row.slice, row.user_id, row.cart_id) for row in rows]
 
-    async def has_due(self, lane: Lane) -> bool:
-        """Return whether a claim of `lane` would find a row. Raises DatabaseUnavailable."""
-        with self.carts.failures.translated():
+    async def has_due(self, lane: Lane, shard: int = 0) -> bool:
+        """Return whether a claim of `lane` would find a row in a shard. Raises DatabaseUnavailable."""
+        with self.failures.translated():
             due = self._statements.due[lane]
-            return bool(await self._engine.read(lambda connection: due.fetch(connection, {})))
+            return bool(await self._engine.shards[shard].read(lambda connection: due.fetch(connection, {})))
 
     async def find_due(self, lane: Lane, limit: int) -> list[ClaimKey]:
-        """Return up to `limit` due rows of `lane`, the longest due first. Raises DatabaseUnavailable."""
-        rows = await self._reader.fetch(self._statements.due_rows[lane], {"most": limit})
+        """Return up to `limit` due rows of `lane`, of each shard the longest due first. Raises DatabaseUnavailable."""
+        rows = await self._reader.fetch_some(self._statements.due_rows[lane], limit)
         return [ClaimKey(row.slice, row.reservation_id, row.lease_epoch) for row in rows]
 
 

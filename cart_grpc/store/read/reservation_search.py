@@ -5,7 +5,7 @@ in the order of the primary key. Then a page looks at `look` rows at most, so th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, and_, exists, literal, literal_column, or_, select, tuple_
@@ -28,6 +28,7 @@ from cart_grpc.store.read.operator_reads import (
 )
 from cart_grpc.store.read.reader import Reader
 from cart_grpc.store.schema import reservations
+from cart_grpc.store.shards import first_slices
 from cart_grpc.store.statements import RESERVATION
 
 # Where a page begins: after the (create_time, id) of a reservation of the backlog, or after a (slice, id).
@@ -73,21 +74,39 @@ class ReservationSearches:
 
     def __init__(self, engine: Engine, reader: Reader) -> None:
         self._dialect = engine.dialect
+        self._shard_count = len(engine.shards)
         self._now = engine.dialect.now()
         self._reader = reader
 
     async def find(self, page: ReservationPage) -> ReservationsFound:
         """Return one page. Raises DatabaseUnavailable."""
         if page.is_of_backlog:
-            rows = await self._reader.fetch(_select_backlog(page, self._dialect, self._now), {})
+            rows = await self._reader.fetch_all(_select_backlog(page, self._dialect, self._now), {})
+            rows = sorted(rows, key=lambda row: (row.reservation_create_time, row.reservation_reservation_id))
             found = [(row.reservation_create_time, row.reservation_reservation_id) for row in rows[: page.size]]
             return _found(rows[: page.size], found, found[-1] if len(rows) > page.size else None)
-        rows = await self._reader.fetch(_select_looked(page, self._dialect, self._now), {})
-        wanted = [row for row in rows if row.is_wanted]
-        last = (rows[-1].reservation_slice, rows[-1].reservation_reservation_id) if rows else None
-        has_more = rows and (len(rows) == page.size or rows[-1].number == page.look)
-        found = [(row.reservation_slice, row.reservation_reservation_id) for row in wanted]
-        return _found(wanted, found, last if has_more else None)
+        wanted: list[Row[Any]] = []
+        size, look, last = page.size, page.look, None
+        for slice_ in self._first_slices(page):
+            part = replace(page, size=size, look=look)
+            rows = await self._reader.fetch(_select_looked(part, self._dialect, self._now), {}, slice_)
+            if not rows:
+                continue
+            of_shard = [row for row in rows if row.is_wanted]
+            wanted += of_shard
+            last = (rows[-1].reservation_slice, rows[-1].reservation_reservation_id)
+            if len(rows) == size or rows[-1].number == look:
+                break
+            size, look = size - len(of_shard), look - rows[-1].number
+        else:
+            last = None
+        return _found(wanted, [(row.reservation_slice, row.reservation_reservation_id) for row in wanted], last)
+
+    def _first_slices(self, page: ReservationPage) -> Sequence[int]:
+        """A slice of each shard to search in."""
+        if page.parent:
+            return [page.parent.slice]
+        return first_slices(self._shard_count, page.after[0] if page.after else 0)
 
 
 def _found(rows: Sequence[Row[Any]], positions: Sequence[Position], next_after: Position | None) -> ReservationsFound:

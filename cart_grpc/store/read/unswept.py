@@ -37,14 +37,14 @@ class Unswept:
         self._statements = _statements(engine.dialect)
 
     async def find_ended_windows(self, limit: int) -> list[CheckoutKey]:
-        """Return up to `limit` OPEN checkouts whose window has ended, the longest ended first."""
-        return [_to_key(row) for row in await self._reader.fetch(self._statements.over, {"most": limit})]
+        """Return up to `limit` OPEN checkouts whose window has ended, of each shard the longest ended first."""
+        return [_to_key(row) for row in await self._reader.fetch_some(self._statements.over, limit)]
 
     async def find_answered_checkouts(self, limit: int) -> list[CheckoutKey]:
         """Return up to `limit` running checkouts that wait for no answer, although their state says so,
         or that lost a hold. The record of the last answer should have moved them on.
         """
-        return [_to_key(row) for row in await self._reader.fetch(self._statements.answered, {"most": limit})]
+        return [_to_key(row) for row in await self._reader.fetch_some(self._statements.answered, limit)]
 
 
 def _select_answered(now: ColumnElement[int]) -> Select[Any]:

@@ -1,0 +1,101 @@
+"""The statements of a batch about users of two shards: each runs once for each shard that it names.
+
+Both shards commit in one transaction; a distributed PostgreSQL uses two-phase commit. Every batch locks the users of a
+shard before those of the next one, in the order of their keys, so two batches cannot deadlock.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from cart_grpc.commands.unit_of_work import ReadSet
+from cart_grpc.names import UserKey
+from cart_grpc.protocol.reservation import Reservation
+from cart_grpc.store.dialects import Dialect, Key
+from cart_grpc.store.engine import Engine
+from cart_grpc.store.prepared import Rows
+from cart_grpc.store.queries import WriteQueries
+from cart_grpc.store.shards import shard_index, use_schema
+
+T = TypeVar("T")
+
+
+class SpanningQueries(WriteQueries):
+    """The statements of a batch, on several shards of one database."""
+
+    def __init__(self, dialect: Dialect, shards: Sequence[Engine]) -> None:
+        super().__init__(dialect, lock_users=True)
+        self._schemas = [shard.schema for shard in shards]
+
+    def lock_users(self, connection: Connection, users: Collection[UserKey]) -> int:
+        return max(
+            super(SpanningQueries, self).lock_users(connection, part) for part in self._each(connection, users, _slice)
+        )
+
+    def load(self, connection: Connection, reads: ReadSet) -> tuple[Mapping[str, Rows], bool]:
+        found: dict[str, list[Sequence[Any]]] = defaultdict(list)
+        is_paused = False
+        for part in self._each_read_set(connection, reads):
+            rows, is_shard_paused = super().load(connection, part)
+            is_paused = is_paused or is_shard_paused
+            for name, of_table in rows.items():
+                found[name] += of_table
+        return found, is_paused
+
+    def settle(self, connection: Connection, changes: Sequence[tuple[Reservation, Reservation, bool]]) -> set[str]:
+        settled: set[str] = set()
+        for part in self._each(connection, changes, lambda change: change[0].cart.slice):
+            settled |= super().settle(connection, part)
+        return settled
+
+    def write(self, connection: Connection, rows: Mapping[str, Rows]) -> None:
+        tagged = [(name, row) for name, of_table in rows.items() for row in of_table]
+        for part in self._each(connection, tagged, lambda tagged: int(tagged[1][0])):
+            of_shard: dict[str, list[Sequence[Any]]] = {name: [] for name in rows}
+            for name, row in part:
+                of_shard[name].append(row)
+            super().write(connection, of_shard)
+
+    def delete_items(self, connection: Connection, keys: Sequence[Key]) -> None:
+        for part in self._each(connection, keys, _slice):
+            super().delete_items(connection, part)
+
+    def delete_reservations(self, connection: Connection, keys: Sequence[Key]) -> None:
+        for part in self._each(connection, keys, _slice):
+            super().delete_reservations(connection, part)
+
+    def delete_empty_users(self, connection: Connection, users: Sequence[UserKey]) -> None:
+        for part in self._each(connection, users, _slice):
+            super().delete_empty_users(connection, part)
+
+    def _each(self, connection: Connection, values: Iterable[T], slice_of: Callable[[T], int]) -> Iterator[list[T]]:
+        """Yield the `values` of each shard, in the order of the shards, while the connection uses its schema."""
+        parts: dict[int, list[T]] = defaultdict(list)
+        for value in values:
+            parts[shard_index(slice_of(value), len(self._schemas))].append(value)
+        for number in sorted(parts):
+            use_schema(connection, self._schemas[number])
+            yield parts[number]
+        # The marker of the batch is in the first shard.
+        use_schema(connection, self._schemas[0])
+
+    def _each_read_set(self, connection: Connection, reads: ReadSet) -> Iterator[ReadSet]:
+        tagged = [(field.name, key) for field in fields(reads) for key in getattr(reads, field.name)]
+        for part in self._each(connection, tagged, lambda tagged: _slice_of_key(tagged[1])):
+            of_shard = ReadSet()
+            for name, key in part:
+                getattr(of_shard, name).add(key)
+            yield of_shard
+
+
+def _slice(key: Key) -> int:
+    return int(key[0])
+
+
+def _slice_of_key(key: Any) -> int:
+    """The slice of a key of a ReadSet: it comes first, in the key itself or in its first part."""
+    first = key[0]
+    return int(first if isinstance(first, int) else first[0])

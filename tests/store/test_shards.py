@@ -1,0 +1,265 @@
+"""Several shards of one PostgreSQL: each user's rows are in one of them, and no reader or writer notices."""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from sqlalchemy import Connection, text
+
+from cart_grpc import app, database_setup
+from cart_grpc.admin import OperatorActions
+from cart_grpc.carts.refusals import CartClosed, CartNotFound
+from cart_grpc.commands.direct import Claim, Pause
+from cart_grpc.database_setup import NotYet, StartupError
+from cart_grpc.names import CartKey, cart_key, user_key
+from cart_grpc.protocol.lanes import HOLD_LANE
+from cart_grpc.store import migrate, migration_run, shard_setup
+from cart_grpc.store.change_notifier import ChangeNotifier
+from cart_grpc.store.due_shards import POLLED_PART, DueShards
+from cart_grpc.store.engine import Engine, connect
+from cart_grpc.store.read.cart_search import CartSearch
+from cart_grpc.store.read.operator_reads import WorkState
+from cart_grpc.store.read.reservation_search import ReservationPage
+from cart_grpc.store.revisions import LATEST
+from cart_grpc.store.shards import shard_index
+from cart_grpc.store.store import Store
+from tests.databases import SHARDS, open_database
+from tests.postgres import PostgresServer
+from tests.store.test_merge import merge
+from tests.store.writes import LEASE, LIMITS, Wrapped, add, answered, claim, snapshot
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def backend() -> str:
+    return "postgresql"
+
+
+def of_shard(number: int, count: int = 1) -> list[CartKey]:
+    """Carts of `count` users of a shard."""
+    names = (f"user-{each}" for each in itertools.count())
+    keys = (cart_key(user_key(name), "default") for name in names)
+    return list(itertools.islice((key for key in keys if shard_index(key.slice, SHARDS) == number), count))
+
+
+EVERYWHERE = [key for number in range(SHARDS) for key in of_shard(number, 3)]
+
+
+async def fill(store: Store, keys: Sequence[CartKey] = EVERYWHERE) -> None:
+    await asyncio.gather(*(store.mutate(add(key=key)) for key in keys))
+
+
+@asynccontextmanager
+async def another_store(url: str) -> AsyncIterator[Store]:
+    """A store of another process on the same database."""
+    engine = open_database(url)
+    store = Store(engine, app.new_id, queue_size=1000)
+    await store.start()
+    yield store
+    await store.close()
+    await engine.close()
+
+
+async def count_in(shard: Engine, table: str) -> int:
+    def read(connection: Connection) -> int:
+        return int(connection.execute(text(f"SELECT count(*) FROM {shard.schema}.{table}")).scalar_one())  # noqa: S608
+
+    return await shard.query(read)
+
+
+async def test_the_rows_of_a_user_are_in_the_schema_of_its_slice_and_in_no_other(store: Store, engine: Engine) -> None:
+    await fill(store, [*of_shard(0, 5), *of_shard(2, 2)])
+    for table in ("users", "carts", "items", "reservations"):
+        assert [await count_in(shard, table) for shard in engine.shards] == [5, 0, 2, 0]
+
+
+async def test_commands_of_one_shard_share_a_transaction_and_those_of_others_do_not(counted: Wrapped) -> None:
+    store = Store(counted, app.new_id, queue_size=1000)
+    await store.start()
+    counted.transactions = 0
+    await fill(store, of_shard(1, 8))
+    assert counted.transactions == 1
+    await fill(store, EVERYWHERE)
+    assert counted.transactions == 1 + SHARDS
+    await store.close()
+
+
+async def test_merges_between_shards_in_both_directions_and_two_processes_neither_deadlock_nor_lose(
+    database_url: str, store: Store
+) -> None:
+    pairs = list(zip(of_shard(0, 6), of_shard(3, 6), strict=True))
+    async with another_store(database_url) as other:
+        for first, second in pairs:
+            await store.mutate(add("tea", 2, first))
+            await store.mutate(add("tea", 3, second))
+        for _ in range(3):
+            calls = [store.mutate(merge(*pair)) for pair in pairs]
+            calls += [other.mutate(merge(*pair[::-1])) for pair in pairs]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            # One of each two is first. It ends the cart that the other one would take.
+            assert {type(each) for each in results} <= {bytes, CartNotFound, CartClosed}
+            for first, second in pairs:
+                found = [await store.reads.find_cart(key) for key in (first, second)]
+                assert sum(each.cart.total_quantity for each in found if each) == 5
+
+
+async def test_a_claim_takes_the_due_rows_of_all_shards_up_to_its_limit(store: Store) -> None:
+    await fill(store)
+    some = await store.claim(Claim(HOLD_LANE, 7, LEASE))
+    rest = await store.claim(Claim(HOLD_LANE, 100, LEASE))
+    assert (len(some), len(rest)) == (7, len(EVERYWHERE) - 7)
+    assert Counter(each.cart for each in (*some, *rest)) == Counter(EVERYWHERE)
+
+
+async def test_answers_of_several_shards_are_recorded_together_and_each_gets_its_own(store: Store) -> None:
+    await fill(store)
+    claimed = await claim(store)
+    recorded = await store.record_all([answered(each) for each in claimed])
+    assert [each.reservation.reservation_id for each in recorded if not isinstance(each, Exception)] == [
+        each.reservation_id for each in claimed
+    ]
+    for key in EVERYWHERE:
+        assert (await snapshot(store, key)).lines[0].reservation.granted_quantity == 1
+
+
+async def test_a_process_finds_the_due_rows_of_another_one_within_a_round_of_polls(
+    store: Store, database_url: str
+) -> None:
+    async with another_store(database_url) as other:
+        for lane_of_start in range(SHARDS):
+            # Until nothing is left to look at.
+            while await other.has_due(HOLD_LANE):
+                await other.claim(Claim(HOLD_LANE, 100, LEASE))
+            await fill(store, of_shard(lane_of_start, 1))
+            assert not await other.has_due(HOLD_LANE)
+            found = 0
+            for _ in range(POLLED_PART):
+                other.due_shards.poll()
+                if await other.has_due(HOLD_LANE):
+                    found += len(await other.claim(Claim(HOLD_LANE, 100, LEASE)))
+            assert found == 1
+
+
+def test_a_hint_that_comes_during_a_look_is_not_lost() -> None:
+    notifier = ChangeNotifier()
+    shards = DueShards(SHARDS, notifier)
+    for number in shards.find(HOLD_LANE):
+        shards.begin_look(HOLD_LANE, number)
+    assert shards.find(HOLD_LANE) == []
+    [key] = of_shard(2)
+    notifier.publish([key], claimed=(), due=True)
+    assert shards.find(HOLD_LANE) == [2]
+    shards.begin_look(HOLD_LANE, 2)
+    notifier.publish([key], claimed=(), due=True)
+    assert shards.find(HOLD_LANE) == [2]
+
+
+@pytest.mark.parametrize("size", [1, 5, 100])
+@pytest.mark.parametrize("states", [frozenset(WorkState), frozenset({WorkState.DUE})], ids=["every state", "backlog"])
+async def test_pages_of_reservations_go_through_all_shards_without_a_gap(
+    store: Store, size: int, states: frozenset[WorkState]
+) -> None:
+    await fill(store)
+    page, carts = ReservationPage(size, states, 0, 0, None), Counter[CartKey]()
+    while True:
+        found = await store.reservation_searches.find(page)
+        carts.update(each.reservation.cart for each in found.reservations)  # type: ignore[union-attr]
+        if found.next_after is None:
+            break
+        page = replace(page, after=found.next_after)
+    assert carts == Counter(EVERYWHERE)
+
+
+@pytest.mark.parametrize("prefix", ["", "user-"])
+async def test_pages_of_carts_go_through_all_shards_without_a_gap(store: Store, prefix: str) -> None:
+    await fill(store)
+    search, seen = CartSearch(5, prefix, frozenset(), 0, "", None), list[CartKey]()
+    while True:
+        found = await store.cart_searches.find(search)
+        seen += [each.cart.key for each in found.carts]
+        if found.next_after is None:
+            break
+        search = replace(search, after=found.next_after)
+    assert seen == sorted(EVERYWHERE)
+
+
+async def test_a_pause_stops_every_shard_and_is_shown_until_all_are_resumed(store: Store, engine: Engine) -> None:
+    await fill(store)
+    operator = OperatorActions(store, LIMITS, None)
+    await operator.pause("maintenance")
+    assert await claim(store) == []
+    # As after a resumption that was interrupted: it begins with the last shard.
+    await engine.shards[-1].transact(lambda each: each.execute(text(f"DELETE FROM {engine.shards[-1].schema}.pauses")))  # noqa: S608
+    assert (await operator.get_stats()).pause is not None
+    assert {shard_index(each.cart.slice, SHARDS) for each in await claim(store)} == {SHARDS - 1}
+    await operator.resume()
+    assert len(await claim(store)) == len(EVERYWHERE) - 3
+
+
+async def test_figures_count_every_shard(store: Store) -> None:
+    await fill(store)
+    stats = await OperatorActions(store, LIMITS, None).get_stats()
+    assert stats.due_count == len(EVERYWHERE)
+    assert [each.count for each in stats.backlog] == [len(EVERYWHERE)]
+
+
+class TestSetup:
+    """The number of shards is fixed when a database is created."""
+
+    @pytest.fixture
+    def empty_url(self, postgres: PostgresServer) -> str:
+        return postgres.create_database(f"setup_{next(_numbers)}")
+
+    @asynccontextmanager
+    async def opened(self, url: str, count: int) -> AsyncIterator[Engine]:
+        engine = connect(url, app.clock, shard_count=count)
+        yield engine
+        await engine.close()
+
+    @pytest.mark.parametrize(("created", "opened"), [(1, 4), (4, 1), (4, 8)])
+    async def test_another_number_is_refused_and_named(self, empty_url: str, created: int, opened: int) -> None:
+        async with self.opened(empty_url, created) as engine:
+            await database_setup.upgrade(engine)
+        async with self.opened(empty_url, opened) as engine:
+            for attempt in (database_setup.check, database_setup.upgrade):
+                with pytest.raises(StartupError, match=f"set CART_DATABASE_SHARDS={created} instead of {opened}$"):
+                    await attempt(engine)
+
+    async def test_a_migration_that_was_interrupted_goes_on_and_nothing_is_served_before(self, empty_url: str) -> None:
+        async with self.opened(empty_url, 4) as engine:
+            with pytest.raises(NotYet, match="run `cart-grpc migrate` first"):
+                await database_setup.check(engine)
+            # Interrupted in the second shard.
+            await engine.transact(lambda connection: shard_setup.create(4, connection))
+            for schema, steps in ((engine.shards[0].schema, 3), (engine.shards[1].schema, 1)):
+                for _ in range(steps):
+                    await engine.transact(partial(shard_setup.in_schema, schema, migrate.run_next))
+            with pytest.raises(NotYet, match="run `cart-grpc migrate` first"):
+                await database_setup.check(engine)
+            before, after = await migration_run.run(engine)
+            assert (before, after) == (None, LATEST)
+            await database_setup.check(engine)
+
+    async def test_the_schemas_of_another_service_are_not_used(self, empty_url: str) -> None:
+        async with self.opened(empty_url, 4) as engine:
+            await engine.transact(lambda connection: connection.execute(text("CREATE SCHEMA cart_shard_2")))
+            with pytest.raises(StartupError, match="another service has the schema cart_shard_2"):
+                await database_setup.upgrade(engine)
+
+    def test_sqlite_has_one(self) -> None:
+        with pytest.raises(ValueError, match="SQLite has one shard"):
+            connect("sqlite:///cart.db", app.clock, shard_count=4)
+
+
+async def test_a_command_of_the_store_works_after_a_pause_in_each_shard(store: Store) -> None:
+    await store.pause(Pause("first"))
+    await store.pause(Pause("second"))
+    found = await store.operator_reads.find_pause()
+    assert found is not None
+    assert found.reason == "second"
