@@ -133,7 +133,7 @@ docs: $(DOCS_STAMP) ## build the documentation site in build/docs
 
 .PHONY: docs-check
 docs-check: $(DOCS_STAMP) ## build the documentation site, and fail for a broken link, a warning or an asset of another host
-	$(PYTEST) -m docs tests/documentation $(PYTEST_ARGS)
+	$(PYTEST) -m docs tests/documents $(PYTEST_ARGS)
 
 RELEASE_STAMP := $(VENV)/.release-installed
 $(RELEASE_STAMP): $(STAMP)

@@ -145,14 +145,19 @@ class Testbed:
         options = ("--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--latency", latency)
         return self.start("cart_grpc", "simulate", *options, "--default-stock", "1000000000")
 
-    def database(self, kind: str, **filling: int) -> str:
-        """Create a durable `sqlite` or `postgresql` database, migrated, filled and paused. Return its URL."""
+    def database(self, kind: str, *, shard_count: int = 0, **filling: int) -> str:
+        """Create a durable `sqlite` or `postgresql` database, migrated, filled and paused. Return its URL.
+
+        With a `shard_count`, it has so many shards, and is empty and not paused.
+        """
         name = f"bench{next(self._names)}"
         url = self.postgres().create_database(name) if kind == "postgresql" else f"sqlite:///{self.folder / name}.db"
         migrate = [sys.executable, "-m", "cart_grpc", "migrate"]
         environment = {"CART_DATABASE_URL": url, "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+        environment["CART_DATABASE_SHARDS"] = str(shard_count or 1)
         subprocess.run(migrate, cwd=self.folder, env=environment, check=True, capture_output=True)
-        fill(url, Filling(is_paused=True, **filling))
+        if not shard_count:
+            fill(url, Filling(is_paused=True, **filling))
         return url
 
     def postgres(self) -> PostgresServer:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.programs import ROOT, Json
+from benchmarks.shards import pairs
 
 KEPT = ROOT / "docs" / "performance.json"
 # Smaller changes are not reported, however quiet the machine was.
@@ -94,6 +95,12 @@ def _of_traces(rounds: Json) -> dict[str, Ratio]:
     return {f"AddItem CPU, {name} / off": between(rounds, name, "off", "cpu_us") for name in rounds if name != "off"}
 
 
+def _of_shards(rounds: Json) -> dict[str, Ratio]:
+    return {f"reserved items, {several} / {one}": between(rounds, several, one) for several, one in pairs()} | {
+        f"reserved item CPU, {several} / {one}": between(rounds, several, one, "cpu_us") for several, one in pairs()
+    }
+
+
 def _of_comparisons(rounds: Json) -> dict[str, Ratio]:
     peers = [name for name in rounds if name != "noop"]
     return (
@@ -138,6 +145,7 @@ _OF_SECTIONS: dict[str, Callable[[Json], dict[str, Ratio]]] = {
     "access": _of_access,
     "metrics": _of_metrics,
     "traces": _of_traces,
+    "shards": _of_shards,
     "comparisons": _of_comparisons,
     "overload": _of_overload,
     "fairness": _of_fairness,

@@ -12,6 +12,7 @@ from benchmarks.pictures import LABELS, TITLES, draw, draw_parts
 from benchmarks.programs import DATABASES, ROOT, Json
 from benchmarks.ratios import KEPT
 from benchmarks.report_reserved import describe_speed, report_parts, report_reserved
+from benchmarks.shards import pairs
 from benchmarks.tables import ABSOLUTE, Found, absolute, databases_of, middle, rows_of
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -273,6 +274,19 @@ def _traces(results: Json, found: Found) -> str:
     return f"### Traces\n\n{about}\n\n{rows_of(head, rows)}"
 
 
+def _shards(results: Json, found: Found) -> str:
+    rows: list[list[object]] = []
+    for database in databases_of(results["shards"]):
+        rounds = results["shards"][database]
+        for name, one in pairs():
+            ratio = [found[database][f"reserved {figure}, {name} / {one}"] for figure in ("items", "item CPU")]
+            figures = [f"{middle(rounds[name], figure):.0f}" for figure in ("per_s", "cpu_us", "postgres_cpu_us")]
+            rows.append([name, *ratio, *figures])
+    head = ("", "rate / one shard", "CPU / one shard", "items/s", "server CPU µs", "PostgreSQL CPU µs")
+    about = "Reserved items on one PostgreSQL. A batch belongs to one shard, so batches are smaller with more shards."
+    return f"### Shards\n\n{about}\n\n{rows_of(head, rows)}"
+
+
 def _comparisons(results: Json, found: Found) -> str:
     rows = []
     for database in databases_of(results["comparisons"]):
@@ -325,6 +339,7 @@ _PARTS: dict[str, Callable[[Json, Found], str]] = {
     "access": _access,
     "metrics": _metrics,
     "traces": _traces,
+    "shards": _shards,
     "comparisons": _comparisons,
     "interpreters": _interpreters,
 }

@@ -22,6 +22,7 @@ from benchmarks.parts import parts
 from benchmarks.plan import CARTS, IN_FLIGHT, SKUS, Plan, Section
 from benchmarks.programs import ROOT, Json, Testbed, interleave, measure
 from benchmarks.reserved import reserved, wait_until_reserved
+from benchmarks.shards import shards
 from benchmarks.traces import traces
 from benchmarks.watch import watch
 
@@ -215,6 +216,7 @@ SECTIONS: dict[str, Section] = {
     "access": access,
     "metrics": metrics,
     "traces": traces,
+    "shards": shards,
     "comparisons": comparisons,
     "interpreters": interpreters,
 }

@@ -1,1 +1,11 @@
-"""The code in the documents: all of it runs, or is checked, or has a reason in `inventory.py` why not."""
+"""Tests of the documents: their links and form, the commands in them, the references, and the site made from them."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_OTHERS = {".venv", "build", "dist", "node_modules"}
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "sdk").rglob("*.md"))
+    if not _OTHERS & set(path.relative_to(ROOT).parts)
+)

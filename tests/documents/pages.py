@@ -1,15 +1,14 @@
 """The pages, their fenced code, and the commands in it."""
 
 import re
-from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
+from tests.documents import DOCUMENTS, ROOT
+
 # tests/probe has the tests of reservation-api.md, and `make bench` writes performance.md.
 _OTHERS = {"docs/reservation-api.md", "docs/performance.md"}
-_DOCUMENTS = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")}
-PAGES = ["README.md", *sorted(_DOCUMENTS - _OTHERS)]
-PYTHON_CLIENT = next(page for page in ("docs/clients/python.md", "docs/client.md") if page in _DOCUMENTS)
+PAGES = ["README.md", *(name for name in DOCUMENTS if name.startswith("docs/") and name not in _OTHERS)]
+PYTHON_CLIENT = "docs/clients/python.md"
 
 _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 # A command ends with its line, unless that ends with a backslash or begins a here-document.

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from tests.documents import inventory, test_forms
-from tests.documents.pages import PAGES, ROOT, Fence, fences, read
+from tests.documents import ROOT
+from tests.documents.pages import PAGES, Fence, fences, read
 from tests.documents.test_console import RUN
 
 FENCES = [fence for page in PAGES for fence in fences(page)]

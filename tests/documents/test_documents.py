@@ -9,7 +9,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from cart_grpc.settings import Settings
-from tests.documentation import DOCUMENTS, ROOT
+from tests.documents import DOCUMENTS, ROOT
 from tools import reference_errors
 from tools.markdown import anchors, links
 

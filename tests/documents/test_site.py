@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documentation import ROOT
+from tests.documents import ROOT
 from tools import site
 
 pytestmark = pytest.mark.docs

@@ -14,7 +14,7 @@ from cart_grpc.carts.checkout_refusals import Unreserved
 from cart_grpc.carts.refusals import CallRefused, FieldViolation
 from cart_grpc.names import CheckoutKey
 from cart_grpc.settings import Settings, variable_of
-from tests.documentation import ROOT
+from tests.documents import ROOT
 from tools import protos, reference_api, reference_errors, reference_settings
 
 FILES = protos.read(ROOT / "protos")
