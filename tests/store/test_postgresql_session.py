@@ -30,6 +30,7 @@ pytestmark = pytest.mark.one_shard
 HOSTILE = {
     "array_nulls": "off",
     "bytea_output": "escape",
+    "citus.override_table_visibility": "on",
     "client_encoding": "LATIN1",
     "client_min_messages": "debug5",
     "datestyle": "German, DMY",
@@ -208,7 +209,7 @@ async def test_a_start_warns_in_one_line_of_what_a_power_failure_can_lose(
 async def test_operators_can_look_up_every_setting_that_others_can_change(engine: PostgresqlEngine) -> None:
     text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
     section = text.partition("## PostgreSQL: settings that others can change")[2].partition("### Connections")[0]
-    patterns = re.findall(r"`([a-z0-9_*]+)`", section)
+    patterns = re.findall(r"`([a-z0-9_.*]+)`", section)
     query = "SELECT lower(name) FROM pg_settings WHERE context IN ('user', 'superuser') AND name NOT LIKE '%.%'"
     names = await engine.transact(lambda connection: connection.exec_driver_sql(query).scalars().all())
     assert len(names) > 150
