@@ -1,5 +1,6 @@
 """A database that one test has used and another one gets is as new."""
 
+import asyncpg
 import pytest
 from sqlalchemy import make_url
 
@@ -41,3 +42,12 @@ def test_a_database_that_a_test_has_changed_is_not_lent_again(
         postgres.run(change.format(name), database=name)
     with own.lend() as second:
         assert second != first
+
+
+async def test_changes_of_a_session_that_is_still_open_are_found(own: Databases) -> None:
+    with own.lend() as first:
+        session = await asyncpg.connect(first.replace("+asyncpg", ""))
+        await session.execute("ALTER TABLE items ADD extra integer")
+    with own.lend() as second:
+        assert second != first
+    session.terminate()

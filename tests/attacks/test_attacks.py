@@ -245,8 +245,8 @@ async def test_none_of_a_burst_of_calls_of_a_service_is_cancelled(target: Target
                 return error.code()
             return grpc.StatusCode.OK
 
-        ended = Counter(await asyncio.gather(*(call(number) for number in range(10_000))))
+        ended = Counter(await asyncio.gather(*(call(number) for number in range(4_000))))
     # Calls beyond the limits are rejected with the status for that, never cancelled.
     assert ended.keys() <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}, ended
-    assert ended[grpc.StatusCode.OK] > 1_000
+    assert ended[grpc.StatusCode.OK] > 500
     assert target.memory - target.before < ROOM
