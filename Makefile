@@ -326,5 +326,6 @@ image: ## build the container image, as cart-grpc:VERSION
 
 .PHONY: clean
 clean: ## remove the files of all other targets
+	rm -rf $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist $(TYPESCRIPT)/src/gen $(TYPESCRIPT)/LICENSE
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find cart_grpc generated tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -48,6 +48,7 @@ ELSEWHERE = {
     ("docs/backup.md", "pg_restore"): "tests/processes/test_restore.py runs it",
     ("docs/backup.md", "psql -d restored -c ANALYZE"): "it needs psql",
     ("docs/backup.md", "CART_DATABASE_URL=postgresql://…/restored"): "tests/processes/test_restore.py runs it",
+    ("docs/backup.md", "cart-grpc serve"): "tests/processes/test_restore.py starts the server after a restore",
     ("docs/backup.md", "cart-grpc: CART_DATABASE_URL: the database"): _PRINTED,
     ("docs/deployment.md", "make image"): _ENGINE,
     ("docs/deployment.md", "docker"): _ENGINE,
@@ -56,6 +57,10 @@ ELSEWHERE = {
     ("docs/deployment.md", "kubectl"): _CLUSTER,
     ("docs/deployment.md", "deploy/kubernetes/"): "it is a list of folders",
     ("docs/logging.md", "cart-grpc serve 2>&1 >/dev/null | jq"): "it needs jq",
+    (
+        "docs/tracing.md",
+        "cart-grpc serve",
+    ): "tests/processes/test_traces.py starts a server that exports to a collector",
     ("docs/capacity.md", "sessions "): "it is a formula",
     ("docs/capacity.md", "memory of a replica"): "it is a formula",
 }

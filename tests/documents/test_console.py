@@ -102,8 +102,9 @@ class Newcomer:
 
     async def _find_reservation(self) -> str:
         await self.terminal.type("cart-grpc cart add carol kettle --wait 10s")
-        listed = await self.terminal.type("cart-grpc reservations list --state held --parent users/carol --json")
-        reservation: str = json.loads(listed.splitlines()[0])["name"].rpartition("/")[2]
+        url = "http://127.0.0.1:50052/cartgrpc.v1.CartAdminService/ListReservations"
+        listed = await self.terminal.type(f'rpc -d \'{{"parent":"users/carol","states":["STATE_HELD"]}}\' {url}')
+        reservation: str = json.loads(listed)["reservations"][0]["name"].rpartition("/")[2]
         return reservation
 
 
