@@ -8,15 +8,15 @@ from cart_grpc.protocol.lanes import LANES, Lane
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.shards import shard_index
 
-# A poll looks at this part of the shards, so an idle process asks no more often with 32 shards than with 4.
-POLLED_PART: Final = 8
+# A poll looks at so many shards, so an idle process asks no more often with 32 shards than with 8.
+POLLED: Final = 8
 
 
 class DueShards:
     """The numbers of the shards that each lane has to look at, those with a hint first.
 
-    Without a hint, a shard is looked at once in POLLED_PART polls: a process that claims less often than it looks finds
-    the rows of others, and those that a time makes due.
+    Without a hint, a shard has its turn at every poll if there are up to POLLED shards, and more seldom if there are more.
+    So a process finds the rows that others leave behind, and those that a time makes due.
     """
 
     def __init__(self, count: int, notifier: ChangeNotifier) -> None:
@@ -47,7 +47,7 @@ class DueShards:
 
     def poll(self, *, everywhere: bool = False) -> None:
         """Look at some shards without a hint, or at all of them."""
-        for _ in range(self._count if everywhere else max(1, self._count // POLLED_PART)):
+        for _ in range(self._count if everywhere else min(self._count, POLLED)):
             self._add(self._next)
             self._next = (self._next + 1) % self._count
 

@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-from tests.documents import inventory, test_forms
-from tests.documents import ROOT
+from tests.documents import ROOT, inventory, test_forms
 from tests.documents.pages import PAGES, Fence, fences, read
 from tests.documents.test_console import RUN
 

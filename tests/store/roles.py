@@ -6,6 +6,8 @@ import asyncpg
 from sqlalchemy import make_url
 
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.shards import schema_names
+from tests.databases import shards_of
 
 _numbers = itertools.count()
 
@@ -29,6 +31,12 @@ async def as_plain_role(url: str, options: str = "") -> tuple[str, str]:
         f"CREATE ROLE {role} LOGIN {options}",
         f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}",
         f"GRANT ALL ON SCHEMA public TO {role}",
+        *(
+            f"GRANT ALL ON {what} {schema} TO {role}"
+            for schema in schema_names(shards_of(url))
+            if shards_of(url) > 1
+            for what in ("SCHEMA", "ALL TABLES IN SCHEMA")
+        ),
     )
     return role, make_url(url).set(username=role).render_as_string()
 

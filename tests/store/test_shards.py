@@ -20,7 +20,7 @@ from cart_grpc.names import CartKey, cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE
 from cart_grpc.store import migrate, migration_run, shard_setup
 from cart_grpc.store.change_notifier import ChangeNotifier
-from cart_grpc.store.due_shards import POLLED_PART, DueShards
+from cart_grpc.store.due_shards import POLLED, DueShards
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.read.cart_search import CartSearch
 from cart_grpc.store.read.operator_reads import WorkState
@@ -128,22 +128,30 @@ async def test_answers_of_several_shards_are_recorded_together_and_each_gets_its
         assert (await snapshot(store, key)).lines[0].reservation.granted_quantity == 1
 
 
-async def test_a_process_finds_the_due_rows_of_another_one_within_a_round_of_polls(
-    store: Store, database_url: str
-) -> None:
+async def test_a_process_finds_the_due_rows_of_another_one_at_the_next_poll(store: Store, database_url: str) -> None:
     async with another_store(database_url) as other:
-        for lane_of_start in range(SHARDS):
-            # Until nothing is left to look at.
-            while await other.has_due(HOLD_LANE):
-                await other.claim(Claim(HOLD_LANE, 100, LEASE))
-            await fill(store, of_shard(lane_of_start, 1))
-            assert not await other.has_due(HOLD_LANE)
-            found = 0
-            for _ in range(POLLED_PART):
-                other.due_shards.poll()
-                if await other.has_due(HOLD_LANE):
-                    found += len(await other.claim(Claim(HOLD_LANE, 100, LEASE)))
-            assert found == 1
+        while await other.has_due(HOLD_LANE):
+            pass
+        await fill(store)
+        assert not await other.has_due(HOLD_LANE)
+        other.due_shards.poll()
+        assert await other.has_due(HOLD_LANE)
+        assert len(await other.claim(Claim(HOLD_LANE, 100, LEASE))) == len(EVERYWHERE)
+
+
+def test_polls_take_turns_if_there_are_many_shards() -> None:
+    shards = DueShards(4 * POLLED, ChangeNotifier())
+    seen = list[int]()
+    for number in shards.find(HOLD_LANE):
+        shards.begin_look(HOLD_LANE, number)
+    for _ in range(4):
+        shards.poll()
+        polled = shards.find(HOLD_LANE)
+        assert len(polled) == POLLED
+        seen += polled
+        for number in polled:
+            shards.begin_look(HOLD_LANE, number)
+    assert sorted(seen) == list(range(4 * POLLED))
 
 
 def test_a_hint_that_comes_during_a_look_is_not_lost() -> None:
