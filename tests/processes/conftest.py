@@ -37,6 +37,8 @@ def durable_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) ->
 
 
 @pytest.fixture
-def shared_url(postgres: PostgresServer) -> str:
+def shared_url(postgres: PostgresServer, request: pytest.FixtureRequest) -> str:
     """The URL of a new, migrated PostgreSQL database."""
+    if request.node.get_closest_marker("one_shard"):
+        return postgres.create_database(f"shared_{next(_numbers)}", template="template_cart")
     return postgres.create_database(f"sharded_shared_{next(_numbers)}", template=SHARDED)

@@ -13,6 +13,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from cart_grpc.carts.model import CheckoutState
 from cart_grpc.store import schema
+from cart_grpc.store.shards import schema_names
+from tests.databases import shards_of
 from tests.processes import truth
 from tests.processes.harness import Program, Programs, Replicas, Simulated, connected
 from tests.processes.killable import POINTS, arm
@@ -97,9 +99,12 @@ class Service:
         engine = create_async_engine(self.database_url.replace("sqlite:", "sqlite+aiosqlite:"))
         try:
             async with engine.begin() as connection:
-                # As every batch does. Without it, a batch that changes several of the rows could deadlock with this.
-                await connection.execute(select(schema.users).with_for_update())
-                await connection.execute(statement)
+                count = shards_of(self.database_url)
+                for name in schema_names(count) if count > 1 else [None]:
+                    await connection.execution_options(schema_translate_map={None: name})
+                    # As every batch does. Without it, a batch that changes several of the rows could deadlock with this.
+                    await connection.execute(select(schema.users).with_for_update())
+                    await connection.execute(statement)
         finally:
             await engine.dispose()
 

@@ -176,6 +176,7 @@ def _psql(server: PostgresServer, database: str, *statements: str) -> None:
     ],
     ids=["too many connections", "read-only", "no login"],
 )
+@pytest.mark.one_shard
 async def test_a_server_refused_by_postgresql_is_unavailable_and_recovers_when_it_is_admitted(
     programs: Programs, postgres: PostgresServer, shared_url: str, worse: str, better: str
 ) -> None:

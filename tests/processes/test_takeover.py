@@ -27,6 +27,7 @@ WATCH = (
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGSTOP], ids=lambda by: by.name)
+@pytest.mark.one_shard
 async def test_another_replica_claims_within_a_second_after_the_lease_ends_and_not_before(
     by: signal.Signals, shared_url: str, programs: Programs
 ) -> None:
