@@ -102,7 +102,7 @@ class Service:
                 count = shards_of(self.database_url)
                 for name in schema_names(count) if count > 1 else [None]:
                     await connection.execution_options(schema_translate_map={None: name})
-                    # As every batch does. Without it, a batch that changes several of the rows could deadlock with this.
+                    # As every batch does. Without it, a batch that changes several of the rows could deadlock.
                     await connection.execute(select(schema.users).with_for_update())
                     await connection.execute(statement)
         finally:
