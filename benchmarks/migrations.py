@@ -128,7 +128,7 @@ async def measure_next(engine: Engine, versions: Path, callers: Callers, observe
     pid = await engine.transact(lambda connection: connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
     seen: dict[str, tuple[float, float]] = {}
     begin = time.monotonic()
-    running = asyncio.create_task(migration_run.run_next(engine, print, versions))
+    running = asyncio.create_task(migration_run.run_next(engine, None, print, versions))
     while not running.done():
         for (name,) in await observer.fetch(_LOCKS, pid):
             now = time.monotonic()

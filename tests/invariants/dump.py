@@ -1,6 +1,8 @@
 """Reads a database into the form that the checks use."""
 
-from collections import defaultdict
+from collections import ChainMap, defaultdict
+from collections.abc import Sequence
+from itertools import chain
 
 from sqlalchemy import Connection, select
 
@@ -25,4 +27,17 @@ def read_dump(connection: Connection) -> Dump:
         totals={user.name: UserTotals(*totals) for user, *totals, _ in users},
         checkouts=[rows.CHECKOUTS.to_value(row) for row in connection.execute(select(schema.checkouts))],
         sold_items=sold,
+    )
+
+
+def merge_dumps(parts: Sequence[Dump]) -> Dump:
+    """The whole of a database, from those of its shards."""
+    return Dump(
+        carts=list(chain.from_iterable(part.carts for part in parts)),
+        items=list(chain.from_iterable(part.items for part in parts)),
+        reservations=list(chain.from_iterable(part.reservations for part in parts)),
+        replies=dict(ChainMap(*(dict(part.replies) for part in parts))),
+        totals=dict(ChainMap(*(dict(part.totals) for part in parts))),
+        checkouts=list(chain.from_iterable(part.checkouts for part in parts)),
+        sold_items=dict(ChainMap(*(dict(part.sold_items) for part in parts))),
     )

@@ -40,7 +40,7 @@ FAULTS = {
 async def test_no_acknowledged_write_is_lost_when_servers_are_killed(
     backend: str, durable_url: str, programs: Programs
 ) -> None:
-    await _crash(backend, durable_url, programs, kills=6)
+    await crash(backend, durable_url, programs, kills=6)
 
 
 @pytest.mark.timeout(180)
@@ -69,7 +69,7 @@ async def _crash_database(programs: Programs, *, kills: int) -> None:
                 if number % 3 == 2:
                     await replicas.start(0)
 
-        await _crash("postgresql", postgres.create_database("killed"), programs, kills=kills, kill=kill)
+        await crash("postgresql", postgres.create_database("killed"), programs, kills=kills, kill=kill)
 
 
 @pytest.mark.night
@@ -77,19 +77,18 @@ async def test_no_acknowledged_write_is_lost_when_servers_are_killed_all_night(
     backend: str, durable_url: str, programs: Programs
 ) -> None:
     kills = int(os.environ.get("CRASH_KILLS", {"sqlite": 1000, "postgresql": 300}[backend]))
-    await _crash(backend, durable_url, programs, kills=kills)
+    await crash(backend, durable_url, programs, kills=kills)
 
 
-async def _crash(
-    backend: str, database_url: str, programs: Programs, *, kills: int, kill: Killer | None = None
-) -> None:
+async def crash(backend: str, database_url: str, programs: Programs, *, kills: int, kill: Killer | None = None) -> None:
+    """Run `kill` under load, by default one that kills the servers, and compare callers, database and simulator."""
     programs.preloaded = True
     seed = os.environ.get("CRASH_SEED") or str(random.randrange(1 << 32))
     log.warning("CRASH_SEED=%s", seed)
     simulated = await simulate(programs, seed)
     settings = settings_for(database_url, simulated)
     if backend == "postgresql":
-        assert await programs.start("migrate", **settings).ended(60) == 0
+        assert await programs.start("migrate", **settings).ended(120) == 0
     replicas = Replicas(programs, settings, count=1 if backend == "sqlite" else 2)
     load = Load(replicas, seed, writers=6, shoppers=3, pause=0.03 if backend == "sqlite" else 0.1)
     try:

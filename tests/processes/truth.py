@@ -6,15 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from sqlalchemy import Connection, select
-
 from cart_grpc import app
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.journal import read_entries
 from cart_grpc.simulator.stock import Levels
 from tests.databases import shards_of
 from tests.invariants.callers import check_kept, check_replays
-from tests.invariants.dump import read_dump
+from tests.invariants.dump import merge_dumps, read_dump
 from tests.invariants.effects import check_decisions, check_granted, check_stock
 from tests.invariants.history import ApiEffect, CallOutcome, Dump, effects_of
 from tests.invariants.rows import check_settled, check_tables
@@ -50,11 +48,8 @@ async def replay(load: Load, most: int = 150) -> None:
 async def dump(database_url: str) -> tuple[Dump, int]:
     """Return the whole database and its time in microseconds. No server may be running."""
     async with app.open_engine(Settings(database_url=database_url, database_shards=shards_of(database_url))) as engine:
-
-        def read(connection: Connection) -> tuple[Dump, int]:
-            return read_dump(connection), int(connection.execute(select(engine.dialect.now())).scalar_one())
-
-        return await engine.transact(read)
+        found = merge_dumps([await shard.transact(read_dump) for shard in engine.shards])
+        return found, int(await engine.transact(engine.dialect.read_now))
 
 
 async def check(load: Load, simulated: Simulated, journal: Path, database_url: str, stock: Mapping[str, int]) -> None:
