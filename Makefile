@@ -110,6 +110,12 @@ debian-packages:
 debian: setup debian-packages ## run the tests against Debian's PgBouncer, HAProxy, libfaketime, PostgreSQL, Prometheus and sqlite3
 	$(PYTEST) -m debian $(PYTEST_ARGS)
 
+CITUS_URL ?=
+.PHONY: test-citus
+test-citus: setup ## run servers on the Citus cluster of CITUS_URL=, and make its nodes crash
+	@[ -n "$(CITUS_URL)" ] || { echo "make: set CITUS_URL to a superuser's URL of a coordinator with two workers" >&2; exit 2; }
+	CITUS_URL="$(CITUS_URL)" $(PYTEST) -m citus tests/citus $(PYTEST_ARGS)
+
 DEPLOY_STAMP := $(VENV)/.deploy-installed
 $(DEPLOY_STAMP): $(STAMP)
 	$(call install,dev$(comma)deploy)
