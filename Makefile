@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 # Three for two cores, because the tests also wait for servers and time-outs. Four are no faster and use more CPU.
 WORKERS ?= 3
 PARALLEL := -n $(WORKERS)
-SOURCES := cart_grpc tests tools benchmarks
+SOURCES := cart_grpc docs/conf.py docs/examples tests tools benchmarks
 # Before Python 3.14, coverage.py makes the tests two or three times as slow: it traces every line. SlipCover does not.
 # Its warning is about the files of the tests, which are not measured.
 SLIPCOVER := $(BIN)/python -W ignore::RuntimeWarning -m slipcover
@@ -118,6 +118,22 @@ $(DEPLOY_STAMP): $(STAMP)
 deploy-check: $(DEPLOY_STAMP) ## run the steps of the Dockerfile; check the compose file and the manifests, without an engine or a cluster
 	$(PYTEST) -m deploy tests/deployment $(PYTEST_ARGS)
 
+DOCS_STAMP := $(VENV)/.docs-installed
+$(DOCS_STAMP): $(STAMP)
+	$(call install,dev$(comma)docs)
+	@touch $@
+
+.PHONY: docs
+docs: $(DOCS_STAMP) ## build the documentation site in build/docs
+	@rm -rf build/docs
+	$(BIN)/python -m tools.site .
+	$(BIN)/python -m sphinx --quiet --nitpicky --fail-on-warning -c docs -d build/doctrees build/site build/docs
+	@echo "open build/docs/index.html"
+
+.PHONY: docs-check
+docs-check: $(DOCS_STAMP) ## build the documentation site, and fail for a broken link, a warning or an asset of another host
+	$(PYTEST) -m docs tests/documentation $(PYTEST_ARGS)
+
 RELEASE_STAMP := $(VENV)/.release-installed
 $(RELEASE_STAMP): $(STAMP)
 	$(call install,dev$(comma)release)
@@ -174,7 +190,7 @@ bench-check: $(BENCH_STAMP) $(LOAD) ## measure the main path for two minutes; fa
 	$(BIN)/python -m benchmarks.ratios build/bench/check.json
 
 .PHONY: check
-check: format-check lint typecheck generated-current sync-client-current deploy-check release-check sdk-check coverage ## run all that CI runs
+check: format-check lint typecheck generated-current sync-client-current docs-check contract-check deploy-check release-check sdk-check coverage ## run all that CI runs
 
 .PHONY: format
 format: setup ## format Python and protos, and apply ruff's fixes
@@ -272,6 +288,20 @@ sdk-packages:
 sdk-check: sdk-packages sdk-typescript $(SDK_STAMP) ## test the clients in TypeScript, Go and Java, and Envoy with a browser
 	$(PYTEST) -m sdk -n 2 --dist loadfile --no-loadscope-reorder tests/sdk $(PYTEST_ARGS)
 
+CONTRACT := tests/contract
+CONTRACT_STAMP := $(VENV)/.contract-installed
+$(CONTRACT_STAMP): $(STAMP)
+	$(call install,dev$(comma)contract)
+	@touch $@
+
+$(CONTRACT)/node_modules/.installed: $(CONTRACT)/package.json $(CONTRACT)/package-lock.json
+	cd $(CONTRACT) && npm ci --silent
+	@touch $@
+
+.PHONY: contract-check
+contract-check: $(CONTRACT_STAMP) $(CONTRACT)/node_modules/.installed ## check the OpenAPI document with linters, and the simulator against it
+	$(PYTEST) -m contract $(CONTRACT) $(PYTEST_ARGS)
+
 .PHONY: sync-client
 sync-client: setup ## make the synchronous client and its tests from the asynchronous ones
 	$(BIN)/python -m tools.sync_client .
@@ -287,7 +317,7 @@ release-image: setup ## save protos/ as the release that buf breaking compares w
 .PHONY: constraints
 constraints: setup ## pin the newest versions that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --extra deploy --extra fuzz --extra release --extra sdk --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra bench --extra contract --extra deploy --extra docs --extra fuzz --extra release --extra sdk --universal --upgrade --no-annotate --no-header --quiet -o constraints.txt
 
 .PHONY: image
 image: ## build the container image, as cart-grpc:VERSION

@@ -474,7 +474,9 @@ def test_a_process_whose_port_is_in_use_prints_one_line(taken_port: int, folder:
     [
         (["ftp://h:1"], "the scheme is missing or unknown"),
         (["grpc://h:1", "--stock", "4"], "--stock must be 5 or more"),
-        (["grpc://h:1", "--ttl", "61s"], "--ttl must be at most 1m, not 1m1s"),
+        (["grpc://h:1", "--stock", "9", "--commit"], "--stock must be 10 or more with --commit, not 9"),
+        (["grpc://h:1", "--ttl", "61s"], "--ttl must be 0, or 1s to 1m, not 1m1s"),
+        (["grpc://h:1", "--ttl", "999ms"], "--ttl must be 0, or 1s to 1m, not 0.999s"),
         (["grpc://h:1", "--timeout", "0"], "--timeout must be more than 0s"),
         (["grpc://h:1", "--sku", ""], "--sku must not be empty"),
         (["grpc://127.0.0.1:1"], "no Reservation API answers at grpc://127.0.0.1:1: UNAVAILABLE"),
@@ -517,7 +519,7 @@ async def test_a_probe_ends_with_0_if_the_contract_is_kept_and_1_if_that_is_unkn
     ports = await server.start("127.0.0.1:0", None)
     try:
         for sku, status, verdict in (("beans", 0, "PASSED: no tested rule is broken"), ("tea", 1, "UNKNOWN: rules ")):
-            process = await probing(folder, f"grpc://127.0.0.1:{ports.grpc}", "--sku", sku, "--ttl", "0.3")
+            process = await probing(folder, f"grpc://127.0.0.1:{ports.grpc}", "--sku", sku, "--ttl", "1s")
             said, errors = (each.decode() for each in await process.communicate())
             assert (process.returncode, errors) == (status, "")
             assert f"\ncartgrpc.reservation.v1: {verdict}" in said

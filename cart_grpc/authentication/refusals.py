@@ -42,8 +42,6 @@ class Fault(Enum):
 class Unauthenticated(CallRefused):
     """The call has no valid token. Nothing was looked up."""
 
-    reason = "UNAUTHENTICATED"
-
 
 class TokenMissing(Unauthenticated):
     """The call has no bearer token."""

@@ -14,6 +14,9 @@ T = TypeVar("T")
 
 MAX_TRIES: Final = 3
 
+MISSING_METHOD: Final = frozenset({"UNIMPLEMENTED", "HTTP_404", "HTTP_405", "HTTP_501"})
+"""The codes with which an API answers a call that it does not offer."""
+
 _MAX_WAIT_SECONDS: Final = 10.0
 _backoff = wait_random_exponential(multiplier=0.1, max=2)
 
@@ -60,10 +63,10 @@ def breaks_contract(error: NoAnswerError) -> bool:
 
 
 def _is_transient(error: BaseException) -> bool:
-    """Whether a retry can help. A time-out is not worth the same wait again, and a 404 stays a 404."""
+    """Whether a retry can help. A time-out is not worth the same wait again, and a missing method stays missing."""
     if not isinstance(error, NoAnswerError) or breaks_contract(error):
         return False
-    return error.code not in ("DEADLINE_EXCEEDED", "HTTP_404")
+    return error.code not in ("DEADLINE_EXCEEDED", *MISSING_METHOD)
 
 
 def _wait(state: RetryCallState) -> float:

@@ -66,6 +66,11 @@ async def let_expire(session: Session, intent: Intent) -> float:
     raise NotTested(f"still HELD {_MAX_LATE_SECONDS:g} s after its expiry was due")
 
 
+def unknown_sku_of(session: Session) -> str:
+    """Return a sku that no API should know."""
+    return f"cart-grpc-probe-{session.new_id()}"
+
+
 def get_ttl(session: Session) -> int:
     if not session.config.ttl_us:
         raise NotTested("this check needs --ttl")

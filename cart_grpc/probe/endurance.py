@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Final
 
+from cart_grpc.probe.calls import MISSING_METHOD
 from cart_grpc.probe.check import (
     MAX_CLOCK_SKEW_SECONDS,
     expiry_of,
@@ -15,13 +16,19 @@ from cart_grpc.probe.check import (
 from cart_grpc.probe.contract import check
 from cart_grpc.probe.findings import NotTested
 from cart_grpc.probe.session import LONG_TTL_US, Session, describe, is_held
-from cart_grpc.protocol.reservation import Decision, Observed, PermanentFailure, StaleRevision
+from cart_grpc.protocol.reservation import (
+    MAX_TTL_US,
+    MIN_TTL_US,
+    Decision,
+    Observed,
+    PermanentFailure,
+    StaleRevision,
+)
 from cart_grpc.reservation_api.api import NoAnswerError
 from cart_grpc.units import to_seconds, to_us
 
 _COPIES: Final = 10
 _TEN_YEARS_MS: Final = 10 * 365 * 24 * 3600 * 1000
-_NO_READS: Final = frozenset({"UNIMPLEMENTED", "HTTP_404", "HTTP_405", "HTTP_501"})
 
 
 @check("5", "HOLD 2 for 10 min, then renewal for 1 min")
@@ -40,20 +47,30 @@ async def expire_time(session: Session) -> str:
     return f"expire_time is {away:.1f} s away; the renewal keeps it"
 
 
-@check("5", "HOLD 1 for 1 s, and HOLD 1 for 1 day")
+@check("5", "HOLD 1 for 1 s, and HOLD 1 for 25 h")
 async def shortest_and_longest_ttl(session: Session) -> str:
-    for seconds in (1, 24 * 3600):
+    for seconds in map(to_seconds, (MIN_TTL_US, MAX_TTL_US)):
         intent, start = session.new_hold(1, ttl_us=to_us(seconds)), session.clock()
         answer = await session.send(intent)
-        require(isinstance(answer, Decision), f"for {seconds} s: {describe(answer)}")
+        require(isinstance(answer, Decision), f"for {seconds:g} s: {describe(answer)}")
         assert isinstance(answer, Decision)  # noqa: S101 - for mypy: require implies it
         if answer.state is Observed.REJECTED:
             raise NotTested(f"this check needs a hold: {describe(answer)}")
         away = to_seconds(expiry_of(answer) - start)
         is_long_enough = is_held(answer) and away > seconds - MAX_CLOCK_SKEW_SECONDS
-        require(is_long_enough or seconds == 1, f"for {seconds} s: {describe(answer)}, for {away:.1f} s")
+        require(is_long_enough or seconds == 1, f"for {seconds:g} s: {describe(answer)}, for {away:.1f} s")
         await session.release(intent.reservation_id)
     return "HELD 1 each time"
+
+
+@check("5", "HOLD 1 for less than 1 s, and HOLD 1 for more than 25 h")
+async def ttl_out_of_range(session: Session) -> str:
+    answers = [
+        await session.send(session.new_hold(1, ttl_us=ttl)) for ttl in (MIN_TTL_US // 2, MAX_TTL_US + 60 * MIN_TTL_US)
+    ]
+    for answer in answers:
+        require(isinstance(answer, PermanentFailure), answer)
+    return "; ".join(map(describe, answers))
 
 
 @check("5", "HOLD 2 with revision 5 until it expires, then revision 4, then HOLD 2 with revision 6")
@@ -138,7 +155,7 @@ async def reads(session: Session) -> str:
         nothing = await session.find(unknown)
         known, missing = await session.look_up([unknown, intent.reservation_id])
     except NoAnswerError as error:
-        if error.code in _NO_READS:
+        if error.code in MISSING_METHOD:
             raise NotTested(f"{error.code}: reads are optional") from None
         raise
     require(found == held, f"GetReservation: {describe(found) if found else 'not found'}")
@@ -154,4 +171,15 @@ def _backdate(reservation_id: str) -> str:
     return f"{made[:8]}-{made[8:]}{reservation_id[13:]}"
 
 
-ENDURANCE: Final = (expire_time, shortest_and_longest_ttl, expiry, copies, race, durable, old_hold, old_release, reads)
+ENDURANCE: Final = (
+    expire_time,
+    shortest_and_longest_ttl,
+    ttl_out_of_range,
+    expiry,
+    copies,
+    race,
+    durable,
+    old_hold,
+    old_release,
+    reads,
+)

@@ -1,4 +1,4 @@
-"""Checks of rule 8 of `cartgrpc.reservation.v1`: a message can be written in several ways that mean the same."""
+"""Checks of rules 1 and 8 of `cartgrpc.reservation.v1`: ways to write a message that mean the same."""
 
 from typing import Final
 
@@ -20,6 +20,11 @@ async def revision_as_number(session: Session) -> str:
     return await _in_another_style(session, Style.JSON_NUMBERS)
 
 
+@check("1", "HOLD 2 with a ttl of 600.000000000s in JSON, then of 600s")
+async def ttl_with_zeros(session: Session) -> str:
+    return await _in_another_style(session, Style.LONG_DURATIONS)
+
+
 async def _in_another_style(session: Session, style: Style) -> str:
     intent = session.new_hold()
     first = await session.send(intent, style)
@@ -31,5 +36,5 @@ async def _in_another_style(session: Session, style: Style) -> str:
     return f"{describe(first)} each time"
 
 
-FORMATS: Final = (unknown_fields, revision_as_number)
+FORMATS: Final = (unknown_fields, revision_as_number, ttl_with_zeros)
 """The checks of this module."""

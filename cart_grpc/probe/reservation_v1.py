@@ -7,10 +7,12 @@ from cart_grpc.probe.contract import Contract
 from cart_grpc.probe.decisions import DECISIONS
 from cart_grpc.probe.endurance import ENDURANCE
 from cart_grpc.probe.formats import FORMATS
+from cart_grpc.probe.refusals import REFUSALS
+from cart_grpc.probe.sales import SALES
 
 RESERVATION_V1: Final = Contract(
     name="cartgrpc.reservation.v1",
-    checks=(*DECISIONS, *ENDURANCE, *FORMATS, *BATCHES),
+    checks=(*DECISIONS, *REFUSALS, *SALES, *ENDURANCE, *FORMATS, *BATCHES),
     consequences={
         "1": "a late or repeated message overwrites a newer decision: carts show units that are not held",
         "2": "an item that is removed while its HOLD is in flight stays reserved forever",
@@ -23,6 +25,6 @@ RESERVATION_V1: Final = Contract(
         "reads": "carts are correct, but audits are not reliable",
         "batches": "an item is shown with a decision that a single call would not get, or waits for other items",
     },
-    leftover_lifetime="expires within a day, all but one within 20 minutes",
+    leftover_lifetime="expires within 25 hours, all but one within 20 minutes",
     optional=frozenset({"reads", "batches"}),
 )

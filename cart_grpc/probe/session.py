@@ -26,7 +26,7 @@ class ProbeConfig:
     """The configuration of the probe.
 
     The probe holds units of `sku`; `stock` of them are available, None if unknown. Holds that it lets expire have a ttl
-    of `ttl_us` microseconds; 0 skips those checks. `commit` allows it to sell three units, which cannot be undone.
+    of `ttl_us` microseconds; 0 skips those checks. `commit` allows it to sell five units, which cannot be undone.
     `timeout` is the deadline of one call in seconds.
     """
 

@@ -7,7 +7,7 @@ durations are int microseconds.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cart_grpc.names import CartKey
 
@@ -30,6 +30,13 @@ class Observed(IntEnum):
     RELEASED = 4
     EXPIRED = 5
 
+
+MIN_TTL_US: Final = 1_000_000
+MAX_TTL_US: Final = 25 * 3600 * 1_000_000
+"""The shortest and the longest ttl of a HOLD (`cartgrpc.reservation.v1`, rule 5), in microseconds.
+
+The longest is more than a checkout asks for, whose window may be 24 hours.
+"""
 
 # Once in one of these states, a reservation never leaves it.
 FINAL = frozenset({Observed.COMMITTED, Observed.RELEASED})

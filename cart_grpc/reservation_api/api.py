@@ -105,6 +105,7 @@ class Style(Enum):
 
     UNKNOWN_FIELDS = "with fields that the receiver does not know"
     JSON_NUMBERS = "with 64-bit integers as JSON numbers"
+    LONG_DURATIONS = "with durations in JSON that end in zeros"
 
 
 class ReservationApi(Protocol):

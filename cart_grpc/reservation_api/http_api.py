@@ -16,6 +16,7 @@ from cart_grpc.reservation_api import wire
 from cart_grpc.reservation_api.api import UNRECORDED, Answer, Applied, Attempt, BatchesUnsupported, Style
 from cart_grpc.reservation_api.batches import Result, apply_batch
 from cart_grpc.reservation_api.http_client import REFUSALS, HttpAnswer, HttpClient, UnexpectedStatus
+from cart_grpc.units import to_seconds
 
 # Statuses that say to call again later.
 _LATER: Final = frozenset({408, 425, 429})
@@ -42,6 +43,8 @@ class HttpReservationApi:
         body = _to_body(intent)
         if style is Style.JSON_NUMBERS:
             body["reservation"]["revision"] = intent.revision
+        elif style is Style.LONG_DURATIONS:
+            body["reservation"]["ttl"] = f"{to_seconds(intent.ttl_us):.9f}s"
         else:
             body["reservation"] |= {"priority": 3, "gift": {"wrapped": [True, None]}}
             body["trace"] = "x"

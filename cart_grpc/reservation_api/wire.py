@@ -21,13 +21,13 @@ MAX_ANSWER_BYTES: Final = 1 << 16
 """Far more than any valid answer about one reservation. To parse 1 MiB would keep all calls waiting for 0.3 s."""
 
 MAX_LOOKUP_BYTES: Final = 1 << 20
-"""Enough for an answer about 1,000 reservations."""
+"""Enough for an answer about 500 reservations with the longest skus."""
 
 MAX_BATCH: Final = 100
 """The most entries of a batch."""
 
-MAX_BATCH_MESSAGE_BYTES: Final = 1 << 17
-"""More than 1 KiB for each entry of a full batch."""
+MAX_BATCH_MESSAGE_BYTES: Final = 1 << 18
+"""Enough for a full batch of the longest skus: JSON may need 12 bytes for each of their 128 characters."""
 
 MAX_BATCH_BYTES: Final = 1 << 19
 """Of all messages that answer one batch."""

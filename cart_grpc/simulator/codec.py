@@ -8,7 +8,7 @@ from uuid import UUID
 from cartgrpc.reservation.v1 import reservation_pb2
 from cartgrpc.simulator.v1 import simulator_pb2
 
-from cart_grpc.protocol.reservation import Disposition, Intent
+from cart_grpc.protocol.reservation import MAX_TTL_US, MIN_TTL_US, Disposition, Intent
 from cart_grpc.reservation_api import wire
 from cart_grpc.simulator.errors import BadRequest, Lost, RevisionTooLow, SimulatorError, Throttled
 from cart_grpc.simulator.faults import Faults, Garbage
@@ -20,16 +20,18 @@ from cart_grpc.simulator.stock import Effect
 NOT_A_MESSAGE: Final = b"<html><body>502 Bad Gateway</body></html>"
 """A response body that is neither JSON nor an encoded message."""
 
-MAX_LOOKUP: Final = 1000
+MAX_LOOKUP: Final = 500
 
-_MAX_TTL_US: Final = 366 * 24 * 3600 * 1_000_000
+_MAX_REVISION: Final = 2**53
+# COMMIT and RELEASE ignore the ttl, but only a valid Duration can be answered.
+_MAX_DURATION_US: Final = 315_576_000_000 * 1_000_000
 
 
 def to_intent(message: reservation_pb2.Reservation) -> Intent:
     """Return the intent in `message`. OUTPUT_ONLY fields are ignored. Raises BadRequest."""
     check_id(message.reservation_id)
-    if message.revision < 1:
-        raise _bad("revision", "must be 1 or more")
+    if not 1 <= message.revision <= _MAX_REVISION:
+        raise _bad("revision", "must be 1 to 2^53")
     if not message.sku:
         raise _bad("sku", "is required")
     try:
@@ -39,10 +41,10 @@ def to_intent(message: reservation_pb2.Reservation) -> Intent:
     if disposition is not Disposition.RELEASE and message.quantity < 1:
         raise _bad("quantity", "must be 1 or more")
     ttl_us = wire.to_microseconds(message.ttl)
-    if not (0 <= ttl_us <= _MAX_TTL_US and abs(message.ttl.nanos) < 1_000_000_000):
-        raise _bad("ttl", "must be a valid duration of 0 to 366 days")
-    if disposition is Disposition.HOLD and ttl_us == 0:
-        raise _bad("ttl", "is required for a hold")
+    if not (0 <= ttl_us <= _MAX_DURATION_US and abs(message.ttl.nanos) < 1_000_000_000):
+        raise _bad("ttl", "must be a valid duration, and not negative")
+    if disposition is Disposition.HOLD and not MIN_TTL_US <= ttl_us <= MAX_TTL_US:
+        raise _bad("ttl", "must be 1 second to 25 hours for a hold")
     return Intent(
         reservation_id=message.reservation_id,
         revision=message.revision,
@@ -85,10 +87,10 @@ def to_response(reply: SimulatedReply) -> reservation_pb2.ApplyReservationRespon
 
 
 def check_batch(ids: Sequence[str]) -> None:
-    """Raise BadRequest unless there are 1 to 100 entries with distinct ids."""
+    """Raise BadRequest unless there are 1 to 100 entries with distinct ids. Without an id, a result names no entry."""
     if not 1 <= len(ids) <= wire.MAX_BATCH:
         raise _bad("reservations", f"must be 1 to {wire.MAX_BATCH}")
-    if len(set(ids)) < len(ids):
+    if not all(ids) or len(set(ids)) < len(ids):
         raise _bad("reservations", "must have distinct ids")
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PROGRAMS = [
     (document, program)
-    for document in ("README.md", "docs/client.md")
+    for document in ("README.md", "docs/clients/python.md")
     for program in PROGRAM.findall((ROOT / document).read_text(encoding="utf-8"))
 ]
 TLS_ADDRESS = "carts.example:443"
@@ -46,7 +46,7 @@ def test_a_program_in_the_documents_runs(document: str, program: str, shop: Shop
 
 
 def test_the_first_program_sells_what_it_added(shop: Shop, tmp_path: Path) -> None:
-    program = next(program for document, program in PROGRAMS if document == "docs/client.md")
+    program = next(program for document, program in PROGRAMS if document == "docs/clients/python.md")
     assert len(program.strip().splitlines()) <= 24
     program = program.replace('"alice"', '"eve"')
     assert run(program, shop, tmp_path) == "to pay: 24.68 EUR\nSTATE_COMPLETED\n"

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 _OTHERS = {"docs/reservation-api.md", "docs/performance.md"}
 _DOCUMENTS = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")}
 PAGES = ["README.md", *sorted(_DOCUMENTS - _OTHERS)]
-PYTHON_CLIENT = next(page for page in ("docs/clients/python.md", "docs/client.md") if page in _DOCUMENTS)
+PYTHON_CLIENT = "docs/clients/python.md"
 
 _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 # A command ends with its line, unless that ends with a backslash or begins a here-document.

@@ -82,46 +82,6 @@ class ComparesQuantitiesOnly(Stock):
         return super().apply(intent, now, sold_out=sold_out)
 
 
-class ExchangesTheSku(Stock):
-    """Gives up a hold for one of another sku."""
-
-    def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
-        before = self._reservations.get(intent.reservation_id)
-        is_other = before and before.state is Observed.HELD and before.sku != intent.sku
-        if not is_other or intent.revision <= before.intent.revision:  # type: ignore[union-attr]
-            return super().apply(intent, now, sold_out=sold_out)
-        until = now + intent.ttl_us
-        stored = StoredReservation(intent, Observed.HELD, intent.sku, intent.quantity, intent.revision, until, "")
-        self._write(Decided(now, stored))
-        return stored
-
-
-class SellsWhatIsHeld(Stock):
-    """Sells the held quantity, whatever quantity COMMIT has."""
-
-    def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
-        before = self._reservations.get(intent.reservation_id)
-        if before and before.granted and intent.disposition is Disposition.COMMIT:
-            intent = replace(intent, quantity=before.granted)
-        return super().apply(intent, now, sold_out=sold_out)
-
-
-class CapsTheTtl(Stock):
-    """Holds for an hour at most."""
-
-    def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
-        return super().apply(replace(intent, ttl_us=min(intent.ttl_us, 3600_000_000)), now, sold_out=sold_out)
-
-
-class RefusesShortHolds(Stock):
-    """Refuses a ttl below a minute."""
-
-    def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
-        if intent.disposition is Disposition.HOLD and intent.ttl_us < 60_000_000:
-            raise BadRequest("INVALID_FIELD", "ttl must be a minute or more")
-        return super().apply(intent, now, sold_out=sold_out)
-
-
 class LastWins(Stock):
     """Applies every message in order of arrival and ignores revisions."""
 
@@ -259,29 +219,6 @@ class ReleasedComesBack(Stock):
         before = self._reservations.get(intent.reservation_id)
         if before and before.state is Observed.RELEASED and intent.revision > before.intent.revision:
             del self._reservations[intent.reservation_id]
-        return super().apply(intent, now, sold_out=sold_out)
-
-
-class SoldComesBack(Stock):
-    """Undoes a sale on RELEASE."""
-
-    def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
-        before = self._reservations.get(intent.reservation_id)
-        release = intent.disposition is Disposition.RELEASE
-        if before and before.state is Observed.COMMITTED and release and intent.revision > before.intent.revision:
-            self._reservations[intent.reservation_id] = replace(before, state=Observed.HELD)
-        return super().apply(intent, now, sold_out=sold_out)
-
-
-class RefusesLateSales(Stock):
-    """Rejects COMMIT of an expired hold although the units are available."""
-
-    def apply(self, intent: Intent, now: int, *, sold_out: bool = False) -> StoredReservation:
-        before = self._reservations.get(intent.reservation_id)
-        if before and before.state is Observed.EXPIRED and intent.disposition is Disposition.COMMIT:
-            stored = StoredReservation(intent, Observed.REJECTED, intent.sku, 0, intent.revision, None, "EXPIRED")
-            self._write(Decided(now, stored))
-            return stored
         return super().apply(intent, now, sold_out=sold_out)
 
 

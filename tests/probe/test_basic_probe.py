@@ -17,7 +17,7 @@ from cart_grpc.simulator.simulator import Simulator
 from tests.intents import SECOND
 from tests.probe import basic_endpoints as endpoints
 from tests.probe import broken_basic as broken
-from tests.probe.test_probe import make, rules
+from tests.probe.probing import make, rules
 
 COUNTED = ProbeConfig(sku="beans", stock=10, timeout=5)
 UNCOUNTED = ProbeConfig(sku="beans", timeout=5)

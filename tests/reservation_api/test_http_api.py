@@ -116,14 +116,21 @@ async def test_answers_with_impossible_values_are_invalid(
     assert (await no_answer(api)).code == "INVALID_ANSWER"
 
 
-async def test_unknown_fields_of_a_newer_api_are_ignored(hostile: Hostile, api: HttpReservationApi) -> None:
+@pytest.mark.parametrize("revision", ["1", 1])
+async def test_unknown_fields_and_both_ways_to_write_a_revision_are_accepted(
+    hostile: Hostile, api: HttpReservationApi, revision: object
+) -> None:
     intent = hold()
+    reservation = {"reservationId": intent.reservation_id, "revision": revision, "state": "STATE_RELEASED"}
+    newer = reservation | {"warehouse": "north", "shelf": {"row": [1, None]}}
     hostile.script = Script(
-        raw=f'{{"reservation": {{"reservationId": "{intent.reservation_id}", "revision": "1", "state": '
-        '"STATE_RELEASED", "warehouse": "north"}, "trace": 1}'.encode(),
-        content_type="application/json; charset=utf-8",
+        raw=json.dumps({"reservation": newer, "trace": 1}).encode(), content_type="application/json; charset=utf-8"
     )
-    await api.apply(intent, timeout=5)
+    answer = await api.apply(intent, timeout=5)
+    assert isinstance(answer, Decision)
+    line = {"results": [{"reservationId": intent.reservation_id, "reservation": newer, "shard": 3}], "trace": 1}
+    hostile.script = Script(raw=json.dumps(line).encode())
+    assert [applied async for applied in api.apply_batch([intent], timeout=5)] == [[(0, answer)]]
 
 
 async def test_an_answer_is_read_up_to_a_limit_and_never_decompressed(

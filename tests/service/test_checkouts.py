@@ -211,10 +211,13 @@ async def test_a_double_click_gets_the_running_checkout_and_the_subtotal_is_chec
     assert (await refused(buyer.begin(expected_subtotal=wrong))).info.reason == "SUBTOTAL_MISMATCH"
 
 
-async def test_a_checkout_is_ready_once_its_holds_are_extended_beyond_the_window(shop: Shop, buyer: Customer) -> None:
+@pytest.mark.parametrize("window", [HOUR, Duration(seconds=24 * 3600)], ids=["an hour", "the longest"])
+async def test_a_checkout_is_ready_once_its_holds_are_extended_beyond_the_window(
+    shop: Shop, buyer: Customer, window: Duration
+) -> None:
     await buyer.fill("beans")
     with hanging(shop):
-        checkout = await buyer.begin(window=HOUR, max_wait=Duration(nanos=1_000_000))
+        checkout = await buyer.begin(window=window, max_wait=Duration(nanos=1_000_000))
         assert (checkout.state, checkout.ready, checkout.reconciling) == (State.STATE_OPEN, False, True)
         # The extension of a hold does not show in its item.
         assert states_of(checkout) == ["RESERVED"]

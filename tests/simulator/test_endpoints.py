@@ -115,6 +115,9 @@ BAD_REQUESTS = {
     "no quantity": {"quantity": 0},
     "a negative quantity": {"quantity": -2},
     "no ttl": {"ttl_us": 0},
+    "a revision above 2^53": {"revision": 2**53 + 1},
+    "a ttl below a second": {"ttl_us": 999_999},
+    "a ttl above 25 hours": {"ttl_us": 90_000_000_001},
 }
 
 
@@ -126,6 +129,13 @@ async def test_a_bad_request_is_refused_without_effect(
     assert isinstance(answer, PermanentFailure)
     assert answer.reason == "INVALID_FIELD"
     assert simulator.effects() == []
+
+
+@pytest.mark.parametrize("change", [{"revision": 2**53}, {"ttl_us": 1_000_000}, {"ttl_us": 90_000_000_000}], ids=str)
+async def test_the_bounds_of_a_field_are_inclusive(api: ReservationApi, change: dict[str, Any]) -> None:
+    answer = await api.apply(replace(hold(2), **change), timeout=5)
+    assert isinstance(answer, Decision)
+    assert answer.state is Observed.HELD
 
 
 async def test_a_message_without_an_id_is_refused(stubs: Stubs) -> None:

@@ -92,9 +92,10 @@ class ReservationServiceServicer(object):
         ApplyReservation, and tries a batch again after some minutes. It does the same if PERMISSION_DENIED,
         UNAUTHENTICATED, INVALID_ARGUMENT or another permanent error refuses the whole batch.
 
-        Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries and for
-        two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for ApplyReservation. An error that concerns one
-        entry is a result of that entry. An error after some results leaves these valid.
+        Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries, for an
+        entry without an id and for two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for
+        ApplyReservation. An error that concerns one entry is a result of that entry. An error after some results leaves
+        these valid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,7 +111,7 @@ class ReservationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def LookupReservations(self, request, context):
-        """Reads up to 1,000 reservations. For audits only. HTTP: POST /v1/reservations:lookup.
+        """Reads up to 500 reservations. For audits only. HTTP: POST /v1/reservations:lookup.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -5,35 +5,45 @@ ReservationService: what cart_grpc needs from a Reservation API. Every change is
 with a rising revision.
 
 A client repeats a message with the same revision until it gets an answer. Messages can arrive late, repeatedly and
-out of order. That is safe if the API keeps these rules for each reservation id:
+out of order. That is safe if the API keeps these rules for each reservation id. reservation.openapi.yaml in the same
+directory has the same rules in the same words: it describes the same messages over HTTP, with the statuses of errors.
 
 1. The API remembers the highest revision that it has decided, and the decision. It decides a higher revision. It
    answers the same revision with the same decision, with the current state and expire_time. It refuses the same
-   revision with a different sku, quantity, disposition or ttl (compared after parsing) with INVALID_ARGUMENT and
-   without effect. It refuses a lower revision with ABORTED and without effect, and the status details contain the
-   current Reservation (over HTTP: 409, with `status` ABORTED and the current `reservation` in the body).
+   revision with another body with INVALID_ARGUMENT and without effect. The body is sku, quantity, disposition and
+   ttl, also those that the disposition ignores. They are compared as values: over HTTP, the ttls 60s and 60.000s are
+   the same. OUTPUT_ONLY fields, labels and unknown fields are not compared. The API refuses a lower revision with
+   ABORTED and without effect, and the error contains the current Reservation.
 2. RELEASE of an unknown id is valid, and the API remembers it: a HOLD of a lower revision that arrives later takes
    nothing.
-3. A refused change keeps the earlier hold, and a refused renewal extends it. Example: 3 units are held, and 5
-   are requested, but only 4 exist. Then 3 stay granted, and the state of the new revision is REJECTED. Out of stock,
-   an unknown sku and the like are decisions, which the API remembers. They are not errors.
+3. A refused change keeps the earlier hold, and a refused renewal extends it. Example: 3 units are held, and 5 are
+   requested, but only 4 exist. Then 3 stay granted, and the state of the new revision is REJECTED. Out of stock, an
+   unknown sku and the like are decisions, which the API remembers. They are not errors. The sku of held units does
+   not change: a HOLD or COMMIT of another sku is REJECTED, and the hold stays. A reservation that holds nothing may
+   get another sku. RELEASE releases the hold, whatever its sku and quantity are.
 4. COMMITTED and RELEASED are final: the API answers any higher revision with that state and changes nothing. COMMIT
-   of an expired hold takes the stock if it is available, and is REJECTED otherwise.
-5. A hold never expires before the expire_time that was answered. The clock of the API decides. The API remembers the
-   revisions of an expired hold.
+   sells exactly its quantity, which may differ from the number held. The rest of a larger hold is released. The
+   units that a smaller hold lacks are taken from the stock; if there are too few, the COMMIT is REJECTED, and the
+   hold stays. COMMIT without a hold (the id is unknown, or its hold expired or was refused) takes all its units from
+   the stock, and is REJECTED if there are too few.
+5. A hold never expires before the expire_time that was answered. The clock of the API decides. A renewal, which is a
+   HOLD with a higher revision, never shortens a hold: it ends at the later of the expire_time that was answered and
+   the time of the decision plus ttl. The API accepts a ttl of 1 second to 25 hours, and refuses a HOLD with any
+   other ttl with INVALID_ARGUMENT. The API remembers the revisions of an expired hold.
 6. Each decision is atomic, durable and linearizable per id before the API answers.
 7. Ids are UUIDv7 (RFC 9562), which contain their creation time. The API may forget finished reservations that are
    older than a watermark of its choice. For an unknown id older than the watermark, HOLD and COMMIT are REJECTED
    forever, and RELEASE answers RELEASED.
 8. Receivers ignore unknown fields: a newer cart_grpc may send more of them. Over HTTP the same messages travel as
-   proto3 JSON: cart_grpc sends 64-bit integers as strings, and receivers accept them as JSON numbers, too. See
-   reservation.openapi.yaml in the same directory.
+   proto3 JSON. Receivers accept revision, a 64-bit integer, as a JSON string and as a JSON number, in requests and
+   in answers. cart_grpc sends a string.
 
 cart_grpc reads answers strictly. An answer of more than 64 KiB (for LookupReservations: 1 MiB), one about another id
 or revision, and one with a value out of its bounds is no answer: cart_grpc repeats the message. Text is cut: `reason`
 to 63 characters, messages of errors to 500. In a batch each result is checked by itself. cart_grpc ignores results
 for ids that it did not ask about and all but the first result for an id. It ends the call at a message that it cannot
-parse, at one of more than 128 KiB, and after 512 KiB or 200 messages; earlier results stay valid.
+parse, at one of more than 256 KiB, and after 512 KiB or 200 messages; earlier results stay valid. Its own requests
+have at most 256 KiB.
 """
 
 from cartgrpc.reservation.v1 import reservation_pb2 as _reservation_pb2
@@ -93,9 +103,10 @@ class ReservationServiceStub:
     ApplyReservation, and tries a batch again after some minutes. It does the same if PERMISSION_DENIED,
     UNAUTHENTICATED, INVALID_ARGUMENT or another permanent error refuses the whole batch.
 
-    Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries and for
-    two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for ApplyReservation. An error that concerns one
-    entry is a result of that entry. An error after some results leaves these valid.
+    Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries, for an
+    entry without an id and for two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for
+    ApplyReservation. An error that concerns one entry is a result of that entry. An error after some results leaves
+    these valid.
     """
     GetReservation: _grpc.UnaryUnaryMultiCallable[_reservation_pb2.GetReservationRequest, _reservation_pb2.GetReservationResponse]
     """Reads a reservation. For audits only. HTTP: GET /v1/reservations/{reservation_id}.
@@ -103,7 +114,7 @@ class ReservationServiceStub:
     Errors: NOT_FOUND if the id is unknown.
     """
     LookupReservations: _grpc.UnaryUnaryMultiCallable[_reservation_pb2.LookupReservationsRequest, _reservation_pb2.LookupReservationsResponse]
-    """Reads up to 1,000 reservations. For audits only. HTTP: POST /v1/reservations:lookup."""
+    """Reads up to 500 reservations. For audits only. HTTP: POST /v1/reservations:lookup."""
 
 @_typing.type_check_only
 class ReservationServiceAsyncStub(ReservationServiceStub):
@@ -137,9 +148,10 @@ class ReservationServiceAsyncStub(ReservationServiceStub):
     ApplyReservation, and tries a batch again after some minutes. It does the same if PERMISSION_DENIED,
     UNAUTHENTICATED, INVALID_ARGUMENT or another permanent error refuses the whole batch.
 
-    Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries and for
-    two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for ApplyReservation. An error that concerns one
-    entry is a result of that entry. An error after some results leaves these valid.
+    Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries, for an
+    entry without an id and for two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for
+    ApplyReservation. An error that concerns one entry is a result of that entry. An error after some results leaves
+    these valid.
     """
     GetReservation: _aio.UnaryUnaryMultiCallable[_reservation_pb2.GetReservationRequest, _reservation_pb2.GetReservationResponse]  # type: ignore[assignment]
     """Reads a reservation. For audits only. HTTP: GET /v1/reservations/{reservation_id}.
@@ -147,7 +159,7 @@ class ReservationServiceAsyncStub(ReservationServiceStub):
     Errors: NOT_FOUND if the id is unknown.
     """
     LookupReservations: _aio.UnaryUnaryMultiCallable[_reservation_pb2.LookupReservationsRequest, _reservation_pb2.LookupReservationsResponse]  # type: ignore[assignment]
-    """Reads up to 1,000 reservations. For audits only. HTTP: POST /v1/reservations:lookup."""
+    """Reads up to 500 reservations. For audits only. HTTP: POST /v1/reservations:lookup."""
 
 class ReservationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Holds, sells and releases stock."""
@@ -190,9 +202,10 @@ class ReservationServiceServicer(metaclass=_abc_1.ABCMeta):
         ApplyReservation, and tries a batch again after some minutes. It does the same if PERMISSION_DENIED,
         UNAUTHENTICATED, INVALID_ARGUMENT or another permanent error refuses the whole batch.
 
-        Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries and for
-        two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for ApplyReservation. An error that concerns one
-        entry is a result of that entry. An error after some results leaves these valid.
+        Errors of the whole call, before any result: INVALID_ARGUMENT for an empty batch, for more than 100 entries, for an
+        entry without an id and for two entries with the same id; RESOURCE_EXHAUSTED and UNAVAILABLE as for
+        ApplyReservation. An error that concerns one entry is a result of that entry. An error after some results leaves
+        these valid.
         """
 
     @_abc_1.abstractmethod
@@ -212,6 +225,6 @@ class ReservationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reservation_pb2.LookupReservationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reservation_pb2.LookupReservationsResponse, _abc.Awaitable[_reservation_pb2.LookupReservationsResponse]]:
-        """Reads up to 1,000 reservations. For audits only. HTTP: POST /v1/reservations:lookup."""
+        """Reads up to 500 reservations. For audits only. HTTP: POST /v1/reservations:lookup."""
 
 def add_ReservationServiceServicer_to_server(servicer: ReservationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
