@@ -24,6 +24,7 @@ from cart_grpc.rpc.methods import CART_SERVICE as SERVICE
 from cart_grpc.settings import Settings
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from cart_grpc.store import revisions
+from tests.databases import shards_of
 from tests.postgres import PostgresServer
 
 # Lines that gRPC's core writes to standard error.
@@ -347,6 +348,7 @@ def test_serve_prints_its_address_and_stops(
     stops_at_once: None, database_url: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CART_DATABASE_URL", database_url)
+    monkeypatch.setenv("CART_DATABASE_SHARDS", str(shards_of(database_url)))
     monkeypatch.setenv("CART_LISTEN", "127.0.0.1:0")
     assert cli.main(["serve"]) == 0
     assert re.fullmatch(r"cart-grpc listens on 127\.0\.0\.1:[1-9]\d*\n", capsys.readouterr().out)

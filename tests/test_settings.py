@@ -78,6 +78,7 @@ RANGES: dict[str, tuple[list[str], list[str]]] = {
     "TLS_KEY_FILE": _PATHS,
     "CLIENT_CA_FILE": _PATHS,
     "DATABASE_PASSWORD_FILE": _PATHS,
+    "DATABASE_SHARDS": (["1", "4", "128"], ["", "0", "3", "256", "-4", "x"]),
     "RESERVATION_CA_FILE": _PATHS,
     "RESERVATION_CERT_FILE": _PATHS,
     "RESERVATION_KEY_FILE": _PATHS,

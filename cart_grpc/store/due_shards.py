@@ -15,8 +15,8 @@ POLLED: Final = 8
 class DueShards:
     """The numbers of the shards that each lane has to look at, those with a hint first.
 
-    Without a hint, a shard has its turn at every poll if there are up to POLLED shards, and more seldom if there are more.
-    So a process finds the rows that others leave behind, and those that a time makes due.
+    Without a hint, a shard has its turn at every poll if there are up to POLLED shards, and more seldom if there are
+    more. So a process finds the rows that others leave behind, and those that a time makes due.
     """
 
     def __init__(self, count: int, notifier: ChangeNotifier) -> None:
