@@ -61,6 +61,10 @@ ELSEWHERE = {
         "docs/tracing.md",
         "cart-grpc serve",
     ): "tests/processes/test_traces.py starts a server that exports to a collector",
+    (
+        "docs/scaling.md",
+        "export CART_DATABASE_URL",
+    ): "the host does not exist; see tests/store/test_shards.py",
     ("docs/capacity.md", "sessions "): "it is a formula",
     ("docs/capacity.md", "memory of a replica"): "it is a formula",
 }
