@@ -14,21 +14,26 @@ from sqlalchemy import Connection
 from cart_grpc.commands.unit_of_work import ReadSet
 from cart_grpc.names import UserKey
 from cart_grpc.protocol.reservation import Reservation
-from cart_grpc.store.dialects import Dialect, Key
-from cart_grpc.store.engine import Engine
+from cart_grpc.store.dialects import Dialect, Key, built_once
 from cart_grpc.store.prepared import Rows
 from cart_grpc.store.queries import WriteQueries
-from cart_grpc.store.shards import shard_index, use_schema
+from cart_grpc.store.shards import schema_names, shard_index, use_schema
 
 T = TypeVar("T")
+
+
+@built_once
+def spanning_queries(dialect: Dialect, shard_count: int) -> "SpanningQueries":
+    """Return the statements of batches about users of two shards."""
+    return SpanningQueries(dialect, schema_names(shard_count))
 
 
 class SpanningQueries(WriteQueries):
     """The statements of a batch, on several shards of one database."""
 
-    def __init__(self, dialect: Dialect, shards: Sequence[Engine]) -> None:
+    def __init__(self, dialect: Dialect, schemas: Sequence[str]) -> None:
         super().__init__(dialect, lock_users=True)
-        self._schemas = [shard.schema for shard in shards]
+        self._schemas = schemas
 
     def lock_users(self, connection: Connection, users: Collection[UserKey]) -> int:
         return max(

@@ -29,7 +29,7 @@ from cart_grpc.store.failures import CommitFailed, ReadOnlyDatabase, find_cause,
 from cart_grpc.store.queries import WriteQueries, write_queries
 from cart_grpc.store.shard_queue import ShardQueue
 from cart_grpc.store.shards import shard_index
-from cart_grpc.store.spanning_queries import SpanningQueries
+from cart_grpc.store.spanning_queries import spanning_queries
 from cart_grpc.tracing import Tracer
 
 
@@ -65,7 +65,7 @@ class WriteQueue:
         self._registered = [(shard, queue.writers) for shard, queue in zip(engine.shards, self._queues, strict=True)]
         if len(engine.shards) > 1:
             # Its markers are in the first shard.
-            first, spanning = engine.shards[0], SpanningQueries(engine.dialect, engine.shards)
+            first, spanning = engine.shards[0], spanning_queries(engine.dialect, len(engine.shards))
             self._queues.append(ShardQueue(writers(first, spanning), gathers=False, most=1))
             self._registered.append((first, self._queues[-1].writers))
         self._queue_size = queue_size
