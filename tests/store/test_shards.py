@@ -26,11 +26,13 @@ from cart_grpc.store.read.cart_search import CartSearch
 from cart_grpc.store.read.operator_reads import WorkState
 from cart_grpc.store.read.reservation_search import ReservationPage
 from cart_grpc.store.revisions import LATEST
+from cart_grpc.store.schema import VERSION_TABLE
 from cart_grpc.store.shards import shard_index
 from cart_grpc.store.store import Store
 from tests.databases import SHARDS, open_database
 from tests.postgres import PostgresServer
 from tests.store.test_merge import merge
+from tests.store.test_two_carts import NotingFailures
 from tests.store.writes import LEASE, LIMITS, Wrapped, add, answered, claim, snapshot
 
 _numbers = itertools.count()
@@ -109,6 +111,26 @@ async def test_merges_between_shards_in_both_directions_and_two_processes_neithe
                 assert sum(each.cart.total_quantity for each in found if each) == 5
 
 
+async def test_merges_that_share_users_lock_them_in_one_order(database_url: str) -> None:
+    engines = [NotingFailures(open_database(database_url)) for _ in range(2)]
+    stores = [Store(engine, app.new_id, queue_size=1000) for engine in engines]
+    for store in stores:
+        await store.start()
+    ring = list(itertools.chain(*zip(of_shard(0, 4), of_shard(3, 4), strict=True)))
+    for _ in range(10):
+        for key in ring:
+            await stores[0].mutate(add("tea", key=key))
+        steps = list(zip(ring, ring[1:] + ring[:1], strict=True))
+        calls = [stores[0].mutate(merge(*step)) for step in steps]
+        calls += [stores[1].mutate(merge(*step[::-1])) for step in reversed(steps)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(each) for each in results} <= {bytes, CartNotFound, CartClosed}
+    for store, engine in zip(stores, engines, strict=True):
+        await store.close()
+        await engine.close()
+        assert engine.failures == []
+
+
 async def test_a_claim_takes_the_due_rows_of_all_shards_up_to_its_limit(store: Store) -> None:
     await fill(store)
     some = await store.claim(Claim(HOLD_LANE, 7, LEASE))
@@ -120,6 +142,8 @@ async def test_a_claim_takes_the_due_rows_of_all_shards_up_to_its_limit(store: S
 async def test_answers_of_several_shards_are_recorded_together_and_each_gets_its_own(store: Store) -> None:
     await fill(store)
     claimed = await claim(store)
+    # Neighbours are of different shards.
+    claimed.sort(key=lambda each: EVERYWHERE.index(each.cart) % 3)
     recorded = await store.record_all([answered(each) for each in claimed])
     assert [each.reservation.reservation_id for each in recorded if not isinstance(each, Exception)] == [
         each.reservation_id for each in claimed
@@ -253,6 +277,11 @@ class TestSetup:
             before, after = await migration_run.run(engine)
             assert (before, after) == (None, LATEST)
             await database_setup.check(engine)
+            # A newer release has migrated one shard so far.
+            newer = text(f"UPDATE {engine.shards[2].schema}.{VERSION_TABLE} SET version_num = '9999'")  # noqa: S608
+            await engine.transact(lambda connection: connection.execute(newer))
+            with pytest.raises(NotYet, match=f"its shards are at the schemas {LATEST} and 9999"):
+                await database_setup.check(engine)
 
     async def test_the_schemas_of_another_service_are_not_used(self, empty_url: str) -> None:
         async with self.opened(empty_url, 4) as engine:
