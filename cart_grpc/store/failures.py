@@ -31,7 +31,10 @@ _CUT = {"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04", *LOST_SES
 # If Citus loses a node in the middle of a transaction, most of its errors have the code of a bug in the server. These
 # files of its source raise them.
 _INTERNAL = "XX000"
-_CITUS_FILES = {"remote_transaction.c", "placement_connection.c", "remote_commands.c", "connection_management.c"}
+_CITUS_FILES = {
+    "adaptive_executor.c", "connection_management.c", "placement_connection.c", "remote_commands.c",
+    "remote_transaction.c",
+}  # fmt: skip
 _FULL = "53100"
 _DAMAGED = {"XX001", "XX002"}
 # InternalClientError: the connection was cut in the middle of an answer, and the driver has not noticed yet.
