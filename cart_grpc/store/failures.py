@@ -28,6 +28,13 @@ LOST_SESSION: Final = {"26000", "42P05"}
 _TRANSIENT = {"40001", "40P01", "55P03", "25P03", READ_ONLY, "42P01", "3F000", "42501", *LOST_SESSION}
 # The database ended the session: an operator, a crash, a shutdown, a dropped database, three kinds of idleness.
 _CUT = {"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04", *LOST_SESSION}
+# If Citus loses a node in the middle of a transaction, most of its errors have the code of a bug in the server. These
+# files of its source raise them.
+_INTERNAL = "XX000"
+_CITUS_FILES = {
+    "adaptive_executor.c", "connection_management.c", "placement_connection.c", "remote_commands.c",
+    "remote_transaction.c",
+}  # fmt: skip
 _FULL = "53100"
 _DAMAGED = {"XX001", "XX002"}
 # InternalClientError: the connection was cut in the middle of an answer, and the driver has not noticed yet.
@@ -92,7 +99,7 @@ def find_refusal(error: BaseException) -> DatabaseUnavailable | None:
         return DatabaseFull()
     if state in _DAMAGED:
         return DatabaseDamaged()
-    if state in _TRANSIENT or state.startswith(_UNAVAILABLE_CLASSES) or getattr(error, "connection_invalidated", False):
+    if _is_outage(state, origin) or getattr(error, "connection_invalidated", False):
         return DatabaseUnavailable()
     # SQLAlchemy has no class of its own for some errors of the driver, but names the driver's error as the cause.
     causes = (error, getattr(origin, "__cause__", None))
@@ -176,6 +183,20 @@ def get_sqlstate(error: BaseException) -> str:
 def _is_bad_argument(error: BaseException | None) -> bool:
     """Whether asyncpg could not encode an argument, such as a number beyond 64 bits. It calls that InterfaceError."""
     return isinstance(error, ValueError) and not isinstance(error, asyncpg.ClientConfigurationError)
+
+
+def _is_outage(state: str, origin: BaseException) -> bool:
+    is_node_lost = state == _INTERNAL and _find_source(origin) in _CITUS_FILES
+    return is_node_lost or state in _TRANSIENT or state.startswith(_UNAVAILABLE_CLASSES)
+
+
+def _find_source(error: BaseException) -> str | None:
+    """Return the file of the server's source that raised an error."""
+    for each in (error, error.__cause__):
+        if isinstance(each, asyncpg.PostgresError):
+            name: str | None = each.server_source_filename
+            return name
+    return None
 
 
 def _find_origin(error: BaseException) -> BaseException:

@@ -30,6 +30,12 @@ def sqlite_error(kind: type[sqlite3.Error], code: int) -> sqlite3.Error:
     return error
 
 
+def internal_error(file: str) -> asyncpg.PostgresError:
+    error = asyncpg.InternalServerError("failure on connection marked as essential: 10.0.0.1:5432")
+    error.server_source_filename = file
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "refusal"),
     [
@@ -40,6 +46,8 @@ def sqlite_error(kind: type[sqlite3.Error], code: int) -> sqlite3.Error:
         (asyncpg.InterfaceError("connection is closed"), DatabaseUnavailable),
         (ConnectionResetError(), DatabaseUnavailable),
         (PoolTimeout(), DatabaseUnavailable),
+        # Of Citus, which has lost a node.
+        (internal_error("remote_transaction.c"), DatabaseUnavailable),
     ],
     ids=repr,
 )
@@ -63,6 +71,7 @@ def test_a_connection_that_broke_while_it_was_opened_has_a_refusal() -> None:
     [
         sqlite_error(sqlite3.IntegrityError, sqlite3.SQLITE_CONSTRAINT_CHECK),
         asyncpg.CheckViolationError("no"),
+        internal_error("execMain.c"),
         KeyError(),
     ],
     ids=repr,
