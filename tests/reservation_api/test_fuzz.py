@@ -131,6 +131,7 @@ async def run(kind: str, seed: int, count: int) -> list[tuple[Intent, Answer | N
     return found
 
 
+@pytest.mark.one_shard
 @pytest.mark.parametrize("kind", KINDS)
 async def test_every_outcome_is_within_its_bounds_and_can_be_stored_and_shown(engine: Engine, kind: str) -> None:
     outcomes = await run(kind, 1 if engine.locks_users else 2, CALLS)

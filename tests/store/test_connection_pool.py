@@ -56,6 +56,7 @@ async def few(database_url: str) -> AsyncIterator[Store]:
     await engine.close()
 
 
+@pytest.mark.one_shard
 async def test_calls_wait_for_the_few_connections_that_a_role_may_have_and_the_log_says_so_once(
     few: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -73,6 +74,7 @@ async def test_calls_wait_for_the_few_connections_that_a_role_may_have_and_the_l
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
 
 
+@pytest.mark.one_shard
 async def test_the_log_says_when_the_database_grants_all_connections_again(
     few: Store, database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
