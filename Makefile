@@ -111,10 +111,14 @@ debian: setup debian-packages ## run the tests against Debian's PgBouncer, HAPro
 	$(PYTEST) -m debian $(PYTEST_ARGS)
 
 CITUS_URL ?=
+# Those that only call the service. Others change rows of all shards with one statement, by parents of the tables, which a
+# distributed table cannot have.
+ON_CITUS := basic carts main_path merge messages_to_the_api races replace_items two_replicas
 .PHONY: test-citus
-test-citus: setup ## run servers on the Citus cluster of CITUS_URL=, and make its nodes crash
+test-citus: setup ## run servers and tests of the service on the Citus cluster of CITUS_URL=, and make its nodes crash
 	@[ -n "$(CITUS_URL)" ] || { echo "make: set CITUS_URL to a superuser's URL of a coordinator with two workers" >&2; exit 2; }
 	CITUS_URL="$(CITUS_URL)" $(PYTEST) -m citus tests/citus $(PYTEST_ARGS)
+	CITUS_URL="$(CITUS_URL)" $(PYTEST) -k postgresql $(ON_CITUS:%=tests/service/test_%.py) $(PYTEST_ARGS)
 
 DEPLOY_STAMP := $(VENV)/.deploy-installed
 $(DEPLOY_STAMP): $(STAMP)

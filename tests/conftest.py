@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import shutil
 import signal
 from collections.abc import Collection, Iterator
@@ -16,6 +17,7 @@ from hypothesis import settings as hypothesis_settings
 
 from cart_grpc import app, database_setup
 from cart_grpc.settings import Settings
+from tests.citus.cluster import LentDatabase
 from tests.databases import SHARDED, Databases, add_parents, shards_of
 from tests.postgres import PostgresServer, running_postgres
 
@@ -101,9 +103,14 @@ def plain_databases(postgres: PostgresServer) -> Databases:
 
 
 @pytest.fixture(scope="session")
-def databases(postgres: PostgresServer) -> Databases:
-    """The PostgreSQL databases of this worker's tests."""
-    return Databases(postgres, SHARDED)
+def databases(request: pytest.FixtureRequest) -> Iterator[Databases | LentDatabase]:
+    """The PostgreSQL databases of this worker's tests, on the cluster of CITUS_URL if it is set."""
+    if url := os.environ.get("CITUS_URL"):
+        lent = LentDatabase(url)
+        yield lent
+        lent.close()
+    else:
+        yield Databases(request.getfixturevalue("postgres"), SHARDED)
 
 
 async def _migrate(url: str) -> None:
@@ -134,6 +141,6 @@ def database_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -
         return
     # A test of statements, or of one schema, keeps one shard.
     lender = "plain_databases" if request.node.get_closest_marker("one_shard") else "databases"
-    databases: Databases = request.getfixturevalue(lender)
+    databases: Databases | LentDatabase = request.getfixturevalue(lender)
     with databases.lend() as url:
         yield url

@@ -4,12 +4,18 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 
 import asyncpg
 from sqlalchemy import make_url
+
+from cart_grpc import app, database_setup
+from cart_grpc.settings import Settings
+from cart_grpc.store.schema import metadata
+from cart_grpc.store.shards import schema_names
+from tests.databases import SHARDS
 
 RESTART_SECONDS = 30.0
 _numbers = itertools.count()
@@ -143,3 +149,39 @@ class Database:
         query = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()"
         counts = [await self.fetch(worker, query) for worker in self.cluster.workers]
         return sum(rows[0][0] for rows in counts)
+
+
+class LentDatabase:
+    """One migrated database on the cluster, for one test after the other."""
+
+    def __init__(self, url: str) -> None:
+        self._runner = asyncio.Runner()
+        self._stack = AsyncExitStack()
+        self._database = self._runner.run(self._open(Cluster(url)))
+
+    @contextmanager
+    def lend(self) -> Iterator[str]:
+        """The URL of the database, without rows."""
+        yield self._database.url
+        self._runner.run(self._empty())
+
+    def close(self) -> None:
+        """Drop the database."""
+        self._runner.run(self._stack.aclose())
+        self._runner.close()
+
+    async def _open(self, cluster: Cluster) -> Database:
+        await cluster.open()
+        database = await self._stack.enter_async_context(cluster.create_database())
+        async with app.open_engine(Settings(database_url=database.url, database_shards=SHARDS)) as engine:
+            await database_setup.upgrade(engine)
+        return database
+
+    async def _empty(self) -> None:
+        connection = await asyncpg.connect(self._database.url)
+        try:
+            for schema in schema_names(SHARDS):
+                for table in metadata.tables:
+                    await connection.execute(f"DELETE FROM {schema}.{table}")  # noqa: S608 - our own names
+        finally:
+            await connection.close(timeout=5)

@@ -120,6 +120,7 @@ async def test_a_pooler_of_anything_but_sessions_is_refused_at_start(
         await engine.close()
 
 
+@pytest.mark.one_shard
 async def test_a_pool_that_is_smaller_than_ours_is_used_as_far_as_it_goes(
     postgres: PostgresServer, database: str, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -134,6 +135,7 @@ async def test_a_pool_that_is_smaller_than_ours_is_used_as_far_as_it_goes(
             await client.get()
 
 
+@pytest.mark.one_shard
 async def test_a_pool_that_is_too_small_to_start_is_an_error_and_no_hang(
     postgres: PostgresServer, database: str
 ) -> None:
