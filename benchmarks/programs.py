@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,11 @@ class Testbed:
         """Return the CPU time of PostgreSQL's processes since the start, including those that have ended."""
         postmaster = psutil.Process(self.postgres().pid)
         ended = postmaster.cpu_times()
-        times = [process.cpu_times() for process in (postmaster, *postmaster.children())]
+        times = []
+        for process in (postmaster, *postmaster.children()):
+            # A worker of autovacuum may end at any time.
+            with suppress(psutil.NoSuchProcess):
+                times.append(process.cpu_times())
         return float(sum(used.user + used.system for used in times)) + ended.children_user + ended.children_system
 
     def serve(
