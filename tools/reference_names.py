@@ -1,4 +1,4 @@
-"""Where the site has the reference of each proto file and service, and the files to download."""
+"""The site's page for each proto file and service, and the files to download."""
 
 from typing import Final
 

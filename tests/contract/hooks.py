@@ -1,4 +1,4 @@
-"""What the document cannot say to Schemathesis, which loads this module."""
+"""The rules that the OpenAPI document cannot express. Schemathesis loads this module."""
 
 import json
 from typing import Any
