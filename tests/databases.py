@@ -15,8 +15,8 @@ from cart_grpc.store.schema import VERSION_TABLE, metadata
 from cart_grpc.store.shards import schema_names
 from tests.postgres import PostgresServer
 
-# A change of the schema or of the planner's statistics writes rows of these catalogs. PostgreSQL counts what it has
-# written since the database was copied: to read the count is a fraction of the work of reading the catalogs.
+# A change of the schema or of the planner's statistics writes rows of these catalogs. PostgreSQL counts the rows that
+# were written since the database was copied. Reading the counts is far cheaper than reading the catalogs.
 _CATALOGS = (
     "pg_attribute", "pg_class", "pg_constraint", "pg_extension", "pg_index", "pg_namespace", "pg_proc", "pg_statistic",
     "pg_trigger", "pg_type",
@@ -34,7 +34,7 @@ _READ_STATE = f"""
     SELECT concat_ws(' ', d.datconnlimit, d.datacl, {_WRITTEN}, ({_SIZES})::text, ({_SETTINGS})::text)
     FROM pg_database AS d WHERE datname = current_database()
 """  # noqa: S608 - our own text
-# A session reports at its end what it has written. HAVING leaves no row to print.
+# A session adds its rows to the counts when it ends. HAVING leaves no row to print.
 _END_SESSIONS = """
     SELECT FROM pg_stat_get_activity(NULL)
     WHERE datid = (SELECT oid FROM pg_database WHERE datname = current_database())

@@ -54,7 +54,7 @@ _RESERVATION_REASONS: Final = """\
 The `reason` of a reservation that is `REJECTED` comes from your Reservation API, such as `OUT_OF_STOCK`. This service
 adds one of its own.
 """
-# In the order of a caller's attention: first what it can correct, then what it waits for.
+# First the errors that a caller can correct, then those that pass with time.
 _CODES: Final = {
     "INVALID_ARGUMENT": "The request is wrong. The same request fails again.",
     "UNAUTHENTICATED": "The caller has not proved who it is. Nothing was looked up.",

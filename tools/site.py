@@ -27,7 +27,7 @@ def collect(root: Path, target: Path) -> None:
     for path, content in _sources(root, navigation):
         file = target / path
         kept.add(file)
-        # Sphinx reads only what has changed.
+        # Sphinx reads only changed files.
         if not file.exists() or file.read_bytes() != content:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)

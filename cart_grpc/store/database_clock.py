@@ -35,9 +35,8 @@ class DatabaseClock:
     """The clock of one database, as this process sees it. All its shards have the same clock.
 
     `monotonic` is this process's clock, in microseconds. `longest_attempt_us`: for how long a request of the `basic`
-    contract may take effect after it was sent. An attempt
-    that no answer has closed is over after that time at the latest, whatever the clock does. `begin_era` is called
-    when times may have moved.
+    contract may take effect after it was sent. An attempt that no answer has closed is over after that time at the
+    latest, whatever the clock does. `begin_era` is called when times may have moved.
 
     Every method raises DatabaseUnavailable.
     """

@@ -28,7 +28,7 @@ class DueShards:
         self._to_look: dict[Lane, dict[int, None]] = {lane: dict.fromkeys(range(count)) for lane in LANES}
 
     def find(self, lane: Lane) -> Sequence[int]:
-        """Return the shards to look at for `lane`: always the only one."""
+        """Return the shards to look at for `lane`. If there is only one shard, it always is."""
         if self._count == 1:
             return (0,)
         if self._notifier.due_slices:
@@ -41,8 +41,12 @@ class DueShards:
         """Forget the hints for a shard. Call it before the look, which may miss what comes during it."""
         self._to_look[lane].pop(number, None)
 
-    def note_found(self, lane: Lane, number: int) -> None:
-        """Note that a look has found a due row, or that there may be more."""
+    def note_due(self, lane: Lane, number: int) -> None:
+        """Note that a look has found a due row: the next claim begins with this shard."""
+        self._to_look[lane] = {number: None, **self._to_look[lane]}
+
+    def note_more(self, lane: Lane, number: int) -> None:
+        """Note that a claim may have left due rows. The other shards come first, so that none waits for a backlog."""
         self._to_look[lane][number] = None
 
     def poll(self, *, everywhere: bool = False) -> None:

@@ -124,7 +124,7 @@ class Store:
         for number in self.due_shards.find(lane):
             self.due_shards.begin_look(lane, number)
             if await self.reads.has_due(lane, number):
-                self.due_shards.note_found(lane, number)
+                self.due_shards.note_due(lane, number)
                 return True
         return False
 
@@ -134,16 +134,15 @@ class Store:
             return list(await self._write_queue.submit_to(self._shard(claim.only.slice), claim))
         claimed: list[Reservation] = []
         for number in self.due_shards.find(claim.lane):
-            # The first one is known to have a due row. A look at the others costs less than a transaction.
-            if claimed and not await self.reads.has_due(claim.lane, number):
-                self.due_shards.begin_look(claim.lane, number)
-                continue
             self.due_shards.begin_look(claim.lane, number)
+            # `has_due` puts a shard first that has a due row. A look at the others costs less than a transaction.
+            if claimed and not await self.reads.has_due(claim.lane, number):
+                continue
             most = claim.limit - len(claimed)
             of_shard = await self._write_queue.submit_to(number, replace(claim, limit=most))
             claimed += of_shard
             if len(of_shard) == most:
-                self.due_shards.note_found(claim.lane, number)
+                self.due_shards.note_more(claim.lane, number)
                 break
         return claimed
 

@@ -178,6 +178,22 @@ def test_polls_take_turns_if_there_are_many_shards() -> None:
     assert sorted(seen) == list(range(4 * POLLED))
 
 
+async def test_a_claim_begins_with_the_shard_that_has_a_due_row(store: Store) -> None:
+    await fill(store, of_shard(1))
+    store.due_shards.poll(everywhere=True)
+    assert await store.has_due(HOLD_LANE)
+    assert store.due_shards.find(HOLD_LANE)[0] == 1
+
+
+async def test_a_shard_with_a_backlog_keeps_no_other_shard_waiting(store: Store) -> None:
+    await fill(store, [*of_shard(0, 5), *of_shard(3, 1)])
+    store.due_shards.poll(everywhere=True)
+    shards = set[int]()
+    for _ in range(SHARDS):
+        shards |= {shard_index(each.cart.slice, SHARDS) for each in await store.claim(Claim(HOLD_LANE, 1, LEASE))}
+    assert shards == {0, 3}
+
+
 def test_a_hint_that_comes_during_a_look_is_not_lost() -> None:
     notifier = ChangeNotifier()
     shards = DueShards(SHARDS, notifier)
