@@ -112,6 +112,9 @@ class Connector:
                 ssl=context,
                 direct_tls=arguments.tls.direct,
                 statement_cache_size=self._statement_cache_size,
+                # asyncpg keeps no statement of more than 15 KiB by default. The one that loads a batch is longer: to
+                # parse and plan it takes longer than to run it.
+                max_cacheable_statement_size=0,
                 # No other settings: poolers refuse start-up parameters that they do not know.
                 connection_class=_Connection,
                 server_settings={"application_name": arguments.settings.get("application_name", "cart-grpc")},

@@ -13,6 +13,7 @@ from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.prepared import fetch
 from cart_grpc.store.read.cart_json import NOT_MODIFIED, CartJson
 from cart_grpc.store.store import Store
+from tests.store.checkouts import completing, sold
 from tests.store.test_query_plans import fill, grow
 from tests.store.writes import KEY, add, answered, claim_one, remove
 
@@ -48,6 +49,26 @@ def reconcile(connection: Connection) -> None:
 def grow_and_reconcile(connection: Connection) -> None:
     grow(connection)
     reconcile(connection)
+
+
+async def test_a_session_keeps_every_statement_of_its_batches(store: Store, engine: PostgresqlEngine) -> None:
+    """To parse and plan the longest of them takes longer than to run it."""
+    ran: set[str] = set()
+
+    def watch(connection: Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        driver.add_query_logger(lambda record: ran.add(record.query))
+
+    await engine.transact(watch)
+    _, claimed = await completing(store, "a", "b")
+    for row in claimed:
+        await store.record(sold(row))
+    statements = {text for text in ran if " " in text}
+    kept = await engine.transact(
+        lambda c: {text for (text,) in fetch(c, "SELECT statement FROM pg_prepared_statements", ())}
+    )
+    assert max(map(len, statements)) > 10_000
+    assert statements <= kept
 
 
 @pytest.mark.parametrize(
