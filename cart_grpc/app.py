@@ -23,7 +23,7 @@ from cart_grpc.background.readiness import ReadinessWatcher
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.background.sampling import DatabaseSampler, Sampled, Sampler
 from cart_grpc.background.sweeper import Sweeper
-from cart_grpc.database_setup import NotYet, StartupError, show_unusable, unusable
+from cart_grpc.database_setup import show_unusable, unusable
 from cart_grpc.exposure import SHARED, Port, find_ports, find_risks
 from cart_grpc.logs import events, output
 from cart_grpc.logs.log import Log
@@ -35,7 +35,8 @@ from cart_grpc.reservation_api.traced_api import TracedApi
 from cart_grpc.rpc.endpoint import Observers
 from cart_grpc.rpc.server import Server
 from cart_grpc.servers import make_servers, open_identities
-from cart_grpc.settings import Settings, variable_of
+from cart_grpc.settings import Settings, find_file, variable_of
+from cart_grpc.startup import NotYet, StartupError
 from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.revisions import LATEST
@@ -346,7 +347,7 @@ async def running_server(
 async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     """Connect to the database. A SQLite file is locked against other processes. Raises StartupError."""
     try:
-        password = parts.file(settings, "database_password_file")
+        password = find_file(settings, "database_password_file")
         engine = connect(
             settings.database_url.get_secret_value(), clock, password, shard_count=settings.database_shards
         )

@@ -6,19 +6,12 @@ from sqlalchemy import Connection
 
 from cart_grpc.logs import events
 from cart_grpc.logs.log import Log
+from cart_grpc.startup import NotYet, StartupError
 from cart_grpc.store import migrate, migration_run, restore, shard_setup, surroundings
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import may_pass, show_cause
 
 log = Log(__name__)
-
-
-class StartupError(Exception):
-    """The program cannot start. The text is one line: the cause and, if there is one, the remedy."""
-
-
-class NotYet(StartupError):
-    """The program cannot start yet: its database is away, or not migrated."""
 
 
 def _log_progress(line: str) -> None:

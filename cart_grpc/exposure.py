@@ -9,8 +9,8 @@ from typing import Final, Literal
 
 from cart_grpc.addresses import host_of, is_loopback
 from cart_grpc.authentication.caller import ADMIN_READ, ADMIN_WRITE, CARTS_READ, CARTS_WRITE
-from cart_grpc.database_setup import StartupError
 from cart_grpc.settings import Settings
+from cart_grpc.startup import StartupError
 
 # With TLS on the callers' port, whatever has no certificates asks here: `cart-grpc health`, the image's health check.
 DEFAULT_HEALTH_ADDRESS: Final = "127.0.0.1:50059"

@@ -6,9 +6,8 @@ from cart_grpc.carts.calls import Limits
 from cart_grpc.reservation_api.credentials import CredentialFiles
 from cart_grpc.rpc.admission import Admission
 from cart_grpc.rpc.endpoint import CallLog
-from cart_grpc.settings import Settings, variable_of
+from cart_grpc.settings import Settings, find_file, variable_of
 from cart_grpc.tls.client import TlsFiles, check_pair
-from cart_grpc.tls.reloaded_files import NamedFile
 from cart_grpc.units import to_us
 
 
@@ -61,19 +60,13 @@ def reconciler_config(settings: Settings) -> ReconcilerConfig:
     )
 
 
-def file(settings: Settings, setting: str) -> NamedFile | None:
-    """Return the file that a setting names, None if it is empty."""
-    path = getattr(settings, setting)
-    return NamedFile(variable_of(setting), path) if path else None
-
-
 def reservation_files(settings: Settings) -> CredentialFiles:
     """Return the files for the Reservation API. Raises FileError if a certificate has no key, or a key none."""
     names = "reservation_cert_file", "reservation_key_file"
-    certificate, key = (file(settings, name) for name in names)
+    certificate, key = (find_file(settings, name) for name in names)
     check_pair(certificate, key, (variable_of(names[0]), variable_of(names[1])))
-    tls = TlsFiles(file(settings, "reservation_ca_file"), certificate, key)
-    return CredentialFiles(tls, file(settings, "reservation_token_file"))
+    tls = TlsFiles(find_file(settings, "reservation_ca_file"), certificate, key)
+    return CredentialFiles(tls, find_file(settings, "reservation_token_file"))
 
 
 def retention(settings: Settings) -> Retention:

@@ -11,7 +11,6 @@ from cart_grpc.admin import OperatorActions
 from cart_grpc.authentication.services import Services
 from cart_grpc.background.reconciler import Reconciler
 from cart_grpc.compat.services import demo_services
-from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import SHARED, Port, offers_reflection
 from cart_grpc.logs import events
 from cart_grpc.logs.log import Log
@@ -21,7 +20,8 @@ from cart_grpc.rpc.endpoint import NOT_OBSERVED, Observers
 from cart_grpc.rpc.methods import ADMIN_SERVICE, CHECK_ONLY, HEALTH_AND_REFLECTION, HEALTH_ONLY
 from cart_grpc.rpc.server import MAX_CONNECTIONS, Server
 from cart_grpc.rpc.services import admin_service, cart_service, no_service
-from cart_grpc.settings import Settings
+from cart_grpc.settings import Settings, find_file
+from cart_grpc.startup import StartupError
 from cart_grpc.store.store import Store
 from cart_grpc.tls.reloaded_files import FileError
 from cart_grpc.tls.server import ServerTls
@@ -64,11 +64,11 @@ async def open_identities(settings: Settings, ports: Sequence[Port]) -> AsyncIte
 
 def _open_tls(settings: Settings, *, verify_callers: bool) -> ServerTls:
     """Raises StartupError."""
-    chain, key = (parts.file(settings, setting) for setting in ("tls_cert_file", "tls_key_file"))
+    chain, key = (find_file(settings, setting) for setting in ("tls_cert_file", "tls_key_file"))
     assert chain  # noqa: S101 - find_ports has checked that
     assert key  # noqa: S101 - as well
     try:
-        return ServerTls(chain, key, parts.file(settings, "client_ca_file") if verify_callers else None)
+        return ServerTls(chain, key, find_file(settings, "client_ca_file") if verify_callers else None)
     except FileError as error:
         raise StartupError(str(error)) from None
 

@@ -5,8 +5,6 @@ import re
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
 from cart_grpc.authentication.caller import SCOPES
 from cart_grpc.compat.demos import Demo
@@ -47,6 +45,10 @@ def check_database_url(secret: SecretStr) -> SecretStr:
 
 
 def _check_sqlite_url(url: str) -> None:
+    # Importing SQLAlchemy takes half of the time of an operator's command, which has no database.
+    from sqlalchemy import make_url  # noqa: PLC0415
+    from sqlalchemy.exc import ArgumentError  # noqa: PLC0415
+
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):

@@ -23,6 +23,7 @@ from cart_grpc.setting_types import (
     TokenKeys,
 )
 from cart_grpc.store import database_url
+from cart_grpc.tls.reloaded_files import NamedFile
 from cart_grpc.units import format_duration, to_us
 
 PREFIX: Final = "CART_"
@@ -264,6 +265,12 @@ class Settings(BaseModel, frozen=True, hide_input_in_errors=True):
 def variable_of(name: str) -> str:
     """Return the environment variable of a setting."""
     return f"{PREFIX}{name.upper()}"
+
+
+def find_file(settings: Settings, name: str) -> NamedFile | None:
+    """Return the file that a setting names, None if it is empty."""
+    path = getattr(settings, name)
+    return NamedFile(variable_of(name), path) if path else None
 
 
 def is_duration(name: str) -> bool:

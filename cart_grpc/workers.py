@@ -22,11 +22,11 @@ from typing import Final
 from cart_grpc import app, process
 from cart_grpc.addresses import cannot_listen
 from cart_grpc.app import Ports, Sharing
-from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import SHARED, Port, find_ports
 from cart_grpc.logs import events, output
 from cart_grpc.logs.log import Log
 from cart_grpc.settings import Settings, variable_of
+from cart_grpc.startup import StartupError
 from cart_grpc.telemetry.publishing import measures, publishing
 from cart_grpc.telemetry.worker_metrics import WorkerMetrics, collecting
 

@@ -45,6 +45,15 @@ def test_importing_the_command_line_does_not_import_slow_packages() -> None:
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "set()\n"
 
 
+def test_importing_the_operators_commands_imports_neither_a_server_nor_a_database() -> None:
+    """A container runs `cart-grpc health` every few seconds."""
+    script = (
+        "import sys, cart_grpc.cli.operator_commands; "
+        "print({'sqlalchemy', 'asyncpg', 'uvloop', 'cart_grpc.app'} & set(sys.modules))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "set()\n"
+
+
 Refuse = Callable[..., str]
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import DEFAULT_HEALTH_ADDRESS, Port, find_ports, find_risks, health_address, offers_reflection
 from cart_grpc.settings import Settings
+from cart_grpc.startup import StartupError
 
 LOCAL, REMOTE = "127.0.0.1:50051", "10.0.0.7:50051"
 TLS = {"tls_cert_file": "c.pem", "tls_key_file": "k.pem"}

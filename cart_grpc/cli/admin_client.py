@@ -13,14 +13,13 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from cart_grpc import parts
 from cart_grpc.addresses import host_of, is_loopback, to_dial
 from cart_grpc.arguments import duration
 from cart_grpc.channels import open_channel
 from cart_grpc.connection_arguments import TLS_FILES, add_tls_files, find_tls_files
-from cart_grpc.database_setup import StartupError
 from cart_grpc.setting_types import check_address
-from cart_grpc.settings import Settings, variable_of
+from cart_grpc.settings import Settings, find_file, variable_of
+from cart_grpc.startup import StartupError
 from cart_grpc.terminal import complain, say
 from cart_grpc.tls.client import explain
 from cart_grpc.tls.reloaded_files import FileError
@@ -110,7 +109,7 @@ def _find_credentials(
     if is_loopback(host_of(address)) and not any(getattr(arguments, name) for name in TLS_FILES):
         return None
     try:
-        files = find_tls_files(arguments, lambda name: parts.file(settings, _TLS_SETTINGS[name]))
+        files = find_tls_files(arguments, lambda name: find_file(settings, _TLS_SETTINGS[name]))
         if not files.certificate:
             raise StartupError(
                 f"{address} is beyond loopback, so operators need a certificate: set --cert-file and --key-file, or "

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from cartgrpc.v1 import cart_admin_service_pb2 as pb
 from google.protobuf.message import Message
 
-from cart_grpc import app, database_setup
 from cart_grpc.cli.admin_check import add_check
 from cart_grpc.cli.admin_client import (
     TIMEOUT_SECONDS,
@@ -67,6 +66,9 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
 
 def _after_restore(settings: Settings, _: argparse.Namespace) -> int:
+    # The other commands ask a server, and need no database.
+    from cart_grpc import app, database_setup  # noqa: PLC0415
+
     async def work() -> int:
         async with app.open_engine(settings) as engine:
             return await database_setup.raise_revisions(engine)

@@ -47,6 +47,13 @@ GROUPS: Final = (
             "probe": "check which rules a Reservation API keeps; exit status 0 if all, 1 if not",
             "dev": "serve, reconcile and simulate in one process, for development",
             "config": "print every setting with its value and meaning; passwords are hidden",
+        },
+    ),
+    Group(
+        "cart_grpc.cli.operator_commands",
+        "server",
+        "sqlalchemy",
+        {
             "health": "ask a server whether it is ready; exit status 0 if it is, 1 if not",
             "reservations": "for operators: show stuck reservations and end them",
             "carts": "for operators: find carts of all users",

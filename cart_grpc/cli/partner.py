@@ -9,7 +9,6 @@ from sqlalchemy import make_url
 
 from cart_grpc import app, parts, process
 from cart_grpc.cli import server
-from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import is_local
 from cart_grpc.probe import options as probe_options
 from cart_grpc.probe import probe as probing
@@ -18,6 +17,7 @@ from cart_grpc.reservation_api import transports
 from cart_grpc.settings import Settings
 from cart_grpc.simulator import options as simulator_options
 from cart_grpc.simulator.server import BoundPorts, SimulatorConfig, serve_simulator
+from cart_grpc.startup import StartupError
 from cart_grpc.terminal import say
 from cart_grpc.tls.reloaded_files import FileError
 

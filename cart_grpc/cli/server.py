@@ -1,24 +1,18 @@
-"""The subcommands that run or inspect the service: serve, reconcile, migrate, config, health."""
+"""The subcommands that run or inspect the service: serve, reconcile, migrate, config."""
 
 import argparse
 import asyncio
 import sys
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from cart_grpc import app, database_setup, process, workers
-from cart_grpc.channels import open_channel
-from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import health_address
 from cart_grpc.logs import events
 from cart_grpc.logs.log import Log
-from cart_grpc.setting_types import check_address
 from cart_grpc.settings import Settings, variable_of
-from cart_grpc.terminal import complain, say
+from cart_grpc.startup import StartupError
+from cart_grpc.terminal import say
 
 log = Log(__name__)
-HEALTH_TIMEOUT_SECONDS = 3
 
 
 def serve(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -67,28 +61,6 @@ def config(settings: Settings, _: argparse.Namespace) -> int:
         assignment = f"{variable_of(name)}={shown[variable_of(name)]}"
         say(f"{assignment:<60} # {field.description}")
     return 0
-
-
-def health(settings: Settings, arguments: argparse.Namespace) -> int:
-    """Print a server's health. Returns 0 if it is SERVING, else 1."""
-    try:
-        address = check_address(arguments.address or health_address(settings))
-    except ValueError as error:
-        raise StartupError(f"the address {error}") from None
-    host, _, port = address.rpartition(":")
-    # A server that listens on all addresses also listens on loopback.
-    address = f"{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound
-    with open_channel(address) as channel:
-        request = health_pb2.HealthCheckRequest(service="cartgrpc.v1.CartService")
-        stub = health_pb2_grpc.HealthStub(channel)
-        try:
-            answer = stub.Check(request, timeout=HEALTH_TIMEOUT_SECONDS)  # type: ignore[attr-defined]
-        except grpc.RpcError as error:
-            complain(f"{address} does not answer: {error.code().name}")
-            return 1
-    states = health_pb2.HealthCheckResponse.ServingStatus
-    say(states.Name(answer.status) if answer.status in states.values() else f"UNKNOWN ({answer.status})")
-    return 0 if answer.status == states.Value("SERVING") else 1
 
 
 async def serve_until_stopped(

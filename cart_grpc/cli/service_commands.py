@@ -1,42 +1,21 @@
-"""The commands that need the server's packages: their arguments, and the settings that each of them gets."""
+"""The commands that run the service and its partners, and their arguments."""
 
 import argparse
-from collections.abc import Callable, Mapping
-from typing import Final, TypeAlias
+from collections.abc import Mapping
+from functools import partial
 
-from cart_grpc import configuration
-from cart_grpc.cli import admin_carts as carts_cli
-from cart_grpc.cli import admin_checkouts as checkouts_cli
-from cart_grpc.cli import admin_reservations as admin_cli
-from cart_grpc.cli import admin_users as users_cli
 from cart_grpc.cli import partner as partner_cli
 from cart_grpc.cli import server as server_cli
-from cart_grpc.cli import top
+from cart_grpc.cli import with_settings
 from cart_grpc.cli.command_groups import Commands
-from cart_grpc.configuration import SettingsError
-from cart_grpc.database_setup import StartupError
-from cart_grpc.logs import output
 from cart_grpc.probe import options as probe_options
-from cart_grpc.settings import Settings
 from cart_grpc.simulator import options as simulator_options
-from cart_grpc.terminal import complain
-
-# A subcommand: from the settings and its arguments to an exit status.
-Run: TypeAlias = Callable[[Settings, argparse.Namespace], int]
-
-# They run until they are stopped, and programs read their log. People read the warnings of all others.
-_SERVERS: Final = ("serve", "reconcile", "simulate", "dev")
 
 
 def add_commands(commands: Commands, descriptions: Mapping[str, str]) -> None:
     """Add every command of the group."""
-
-    def add(name: str, run: Run | None) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=descriptions[name], description=descriptions[name])
-        command.set_defaults(start=_start, run=run, is_server=name in _SERVERS)
-        return command
-
-    serve = add("serve", server_cli.serve)
+    add = partial(with_settings.add, commands, descriptions)
+    serve = add("serve", server_cli.serve, is_server=True)
     serve.add_argument(
         "--no-reconciler", action="store_true", help="only serve; run `cart-grpc reconcile` beside it (PostgreSQL)"
     )
@@ -47,42 +26,19 @@ def add_commands(commands: Commands, descriptions: Mapping[str, str]) -> None:
         metavar="N",
         help="serve with N processes on one port, 1 to 256 (PostgreSQL, Linux)",
     )
-    add("reconcile", server_cli.reconcile)
+    add("reconcile", server_cli.reconcile, is_server=True)
     migrate = add("migrate", server_cli.migrate)
     migrate.add_argument("--dry-run", action="store_true", help="only print which migrations the database lacks")
-    simulator_options.add_options(add("simulate", partner_cli.simulate), listen_option="--listen", latency="1s")
+    simulate = add("simulate", partner_cli.simulate, is_server=True)
+    simulator_options.add_options(simulate, listen_option="--listen", latency="1s")
     probe = add("probe", partner_cli.probe)
     probe.add_argument(
         "url", nargs="?", help="grpc://HOST:PORT, http://…, basic+http://…; default: CART_RESERVATION_URL"
     )
     probe_options.add_options(probe)
-    simulator_options.add_options(add("dev", partner_cli.dev), listen_option="--simulator-listen", latency="3s")
+    dev = add("dev", partner_cli.dev, is_server=True)
+    simulator_options.add_options(dev, listen_option="--simulator-listen", latency="3s")
     add("config", server_cli.config)
-    health = add("health", server_cli.health)
-    health.add_argument(
-        "address", nargs="?", metavar="HOST:PORT", help="default: CART_HEALTH_LISTEN, or CART_LISTEN if it is plaintext"
-    )
-    admin_cli.add_commands(add("reservations", None))
-    carts_cli.add_commands(add("carts", None))
-    checkouts_cli.add_commands(add("checkouts", None))
-    users_cli.add_commands(add("users", None))
-    top.add_options(add("top", top.run))
-
-
-def _start(arguments: argparse.Namespace) -> int:
-    """Read the settings and run the command with them."""
-    warnings: list[str] = []
-    try:
-        settings = configuration.load(warn=warnings.append)
-        is_text = settings.log_format == "auto" and not arguments.is_server
-        output.start(settings.log_level, "text" if is_text else settings.log_format)
-        for warning in warnings:
-            configuration.warn_of_ignored(warning)
-        status: int = arguments.run(settings, arguments)
-    except (SettingsError, StartupError) as error:
-        complain(error)
-        return 2
-    return status
 
 
 def _worker_count(text: str) -> int:

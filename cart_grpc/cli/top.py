@@ -15,8 +15,8 @@ from cartgrpc.v1 import cart_admin_service_pb2 as pb
 from cart_grpc.arguments import duration
 from cart_grpc.cli.admin_client import TIMEOUT_SECONDS, Stub, add_connection, fetch_pages, show_moment, with_stub
 from cart_grpc.cli.admin_tables import checkout_lines, reservation_lines, stats_lines
-from cart_grpc.database_setup import StartupError
 from cart_grpc.settings import Settings
+from cart_grpc.startup import StartupError
 from cart_grpc.terminal import escape, say, to_table
 from cart_grpc.units import US_PER_SECOND
 

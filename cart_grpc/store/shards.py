@@ -9,11 +9,11 @@ every connection can serve every shard, and PostgreSQL keeps the plans of each. 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sqlalchemy import Connection
-
 from cart_grpc.names import SLICES
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from cart_grpc.store.dialects import Dialect
     from cart_grpc.store.engine import Engine, Hints
     from cart_grpc.store.pool_usage import PoolUsage
@@ -40,12 +40,12 @@ def first_slices(count: int, first: int = 0) -> Sequence[int]:
     return [number * SLICES // count for number in range(shard_index(first, count), count)]
 
 
-def use_schema(connection: Connection, schema: str | None) -> None:
+def use_schema(connection: "Connection", schema: str | None) -> None:
     """Let the statements of a connection name `schema`; None: leave it to the search path."""
     connection.execution_options(**{_OPTION: {None: schema} if schema else None})
 
 
-def find_schema(connection: Connection) -> str | None:
+def find_schema(connection: "Connection") -> str | None:
     """The schema that the statements of a connection name."""
     translated: Any = connection.get_execution_options().get(_OPTION)
     return translated[None] if translated else None
@@ -75,13 +75,13 @@ class Shard:
     def shard_of(self, slice_: int) -> "Engine":
         return self
 
-    async def transact(self, work: Callable[[Connection], T]) -> T:
+    async def transact(self, work: "Callable[[Connection], T]") -> T:
         return await self._engine.transact(self._in_schema(work))
 
-    async def read(self, work: Callable[[Connection], T]) -> T:
+    async def read(self, work: "Callable[[Connection], T]") -> T:
         return await self._engine.read(self._in_schema(work))
 
-    async def query(self, work: Callable[[Connection], T]) -> T:
+    async def query(self, work: "Callable[[Connection], T]") -> T:
         return await self._engine.query(self._in_schema(work))
 
     def pools(self) -> "Sequence[PoolUsage]":
@@ -90,8 +90,8 @@ class Shard:
     async def close(self) -> None:
         await self._engine.close()
 
-    def _in_schema(self, work: Callable[[Connection], T]) -> Callable[[Connection], T]:
-        def run(connection: Connection) -> T:
+    def _in_schema(self, work: "Callable[[Connection], T]") -> "Callable[[Connection], T]":
+        def run(connection: "Connection") -> T:
             use_schema(connection, self.schema)
             try:
                 return work(connection)

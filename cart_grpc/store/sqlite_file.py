@@ -5,13 +5,15 @@ import os
 import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
-
-from sqlalchemy import URL
+from typing import TYPE_CHECKING
 
 from cart_grpc.files import LockedFile, check_usable, identify, make_private
 
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
-def check_url(text: str, url: URL) -> None:
+
+def check_url(text: str, url: "URL") -> None:
     """Check the URL of a SQLite file, as written and as parsed. Raises ValueError, which names the part at fault."""
     if "?" in text:
         # SQLAlchemy drops a parameter without a value, so the parsed URL may have fewer.

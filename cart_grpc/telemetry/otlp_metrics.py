@@ -29,10 +29,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.samples import Sample
 
-from cart_grpc.database_setup import StartupError
 from cart_grpc.logs import events
 from cart_grpc.metrics import CONVENTIONS
 from cart_grpc.otel import OtelError, resource
+from cart_grpc.startup import StartupError
 from cart_grpc.telemetry.sdk import LoggedExports, make_exporter
 
 Labels = tuple[tuple[str, str], ...]

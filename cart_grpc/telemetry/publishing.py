@@ -6,11 +6,11 @@ from contextlib import ExitStack, contextmanager
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from cart_grpc.addresses import cannot_listen
-from cart_grpc.database_setup import StartupError
 from cart_grpc.logs import events
 from cart_grpc.logs.log import Log
 from cart_grpc.otel import OtelError, is_exported
 from cart_grpc.settings import Settings
+from cart_grpc.startup import StartupError
 from cart_grpc.telemetry.exposition import exposed
 
 log = Log(__name__)

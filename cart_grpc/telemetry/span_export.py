@@ -16,8 +16,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from cart_grpc import otel
-from cart_grpc.database_setup import StartupError
 from cart_grpc.logs import events
+from cart_grpc.startup import StartupError
 from cart_grpc.telemetry.attempt_names import AttemptNames
 from cart_grpc.telemetry.sdk import LoggedExports, make_exporter
 from cart_grpc.telemetry.tracing import OtelTracer

@@ -10,8 +10,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from cart_grpc import app
-from cart_grpc.database_setup import StartupError
 from cart_grpc.rpc.methods import ADMIN_SERVICE, CART_SERVICE, HEALTH_AND_REFLECTION, METHODS
+from cart_grpc.startup import StartupError
 from tests.access.guarded import OPERATOR, WEB, Files, Guarded, add, alices_token, list_carts, operate, running
 from tests.pem import issue, new_authority
 from tests.rpc.refusal import to_refusal

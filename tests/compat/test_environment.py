@@ -10,9 +10,9 @@ import pytest
 
 from cart_grpc import app
 from cart_grpc.configuration import load
-from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import find_ports
 from cart_grpc.settings import Settings
+from cart_grpc.startup import StartupError
 from tests.compat.conftest import Shop
 
 THEIRS = {

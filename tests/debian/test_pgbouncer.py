@@ -11,8 +11,8 @@ from cartgrpc.v1 import cart_pb2, cart_service_pb2
 from pydantic import SecretStr
 
 from cart_grpc import app, database_setup
-from cart_grpc.database_setup import StartupError
 from cart_grpc.settings import Settings
+from cart_grpc.startup import StartupError
 from cart_grpc.store.engine import connect
 from cart_grpc.store.postgresql_session import SETTINGS
 from tests.debian.pgbouncer import PgBouncer, running_pgbouncer

@@ -34,7 +34,13 @@ _numbers = itertools.count()
 _PRELOADED = multiprocessing.get_context("forkserver")
 _IMPORTED_LATER = ("aiosqlite", "alembic.command", "uvloop")
 _PRELOADED.set_forkserver_preload(
-    [__name__, "tests.processes.killable", "cart_grpc.cli.service_commands", *_IMPORTED_LATER]
+    [
+        __name__,
+        "tests.processes.killable",
+        "cart_grpc.cli.service_commands",
+        "cart_grpc.cli.operator_commands",
+        *_IMPORTED_LATER,
+    ]
 )
 
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 from cartgrpc.v1 import cart_pb2, cart_service_pb2
 
-from cart_grpc.database_setup import StartupError
 from cart_grpc.exposure import Port
+from cart_grpc.startup import StartupError
 from cart_grpc.workers import _reserve
 from tests.postgres import PostgresServer
 from tests.processes.harness import LISTENS, Program, Programs, connected

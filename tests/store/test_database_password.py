@@ -10,8 +10,8 @@ import pytest
 
 from cart_grpc import app
 from cart_grpc.cli import program as cli
-from cart_grpc.database_setup import StartupError
 from cart_grpc.settings import Settings
+from cart_grpc.startup import StartupError
 from cart_grpc.store.database_connection import Connector
 from cart_grpc.store.database_parameters import DatabaseUrlError
 from cart_grpc.store.database_url import parse

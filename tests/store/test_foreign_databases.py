@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, make_url
 
 from cart_grpc import app, database_setup
-from cart_grpc.database_setup import StartupError
+from cart_grpc.startup import StartupError
 from cart_grpc.store import revisions
 from cart_grpc.store.engine import connect
 from tests.postgres import SUPERUSER, PostgresServer

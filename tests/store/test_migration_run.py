@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 from cart_grpc import app, database_setup
 from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.commands.direct import Pause
-from cart_grpc.database_setup import NotYet, StartupError
 from cart_grpc.settings import Settings
+from cart_grpc.startup import NotYet, StartupError
 from cart_grpc.store import migrate, migration_run
 from cart_grpc.store.failures import Unsuitable
 from cart_grpc.store.migrations.operations import refuse_releases_before

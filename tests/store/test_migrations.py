@@ -12,9 +12,9 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from cart_grpc import app, database_setup
-from cart_grpc.database_setup import StartupError
 from cart_grpc.names import user_key
 from cart_grpc.settings import Settings
+from cart_grpc.startup import StartupError
 from cart_grpc.store import migrate, revisions, schema
 from cart_grpc.store.engine import Engine
 from tests.postgres import PostgresServer

@@ -15,9 +15,9 @@ from cart_grpc import app, database_setup
 from cart_grpc.admin import OperatorActions
 from cart_grpc.carts.refusals import CartClosed, CartNotFound
 from cart_grpc.commands.direct import Claim, Pause
-from cart_grpc.database_setup import NotYet, StartupError
 from cart_grpc.names import CartKey, cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE
+from cart_grpc.startup import NotYet, StartupError
 from cart_grpc.store import migrate, migration_run, shard_setup
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.due_shards import POLLED, DueShards

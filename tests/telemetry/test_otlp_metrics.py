@@ -13,8 +13,8 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as pb
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from cart_grpc.database_setup import StartupError
 from cart_grpc.settings import Settings
+from cart_grpc.startup import StartupError
 from cart_grpc.telemetry.publishing import measures, publishing
 from tests.telemetry.collector import receiving
 from tests.telemetry.scrapes import scrape, series
