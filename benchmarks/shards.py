@@ -9,11 +9,11 @@ from benchmarks.programs import Json, Product, Testbed, interleave
 from benchmarks.reserved import reserve, wait_until_reserved
 
 COUNTS: Final = (1, 4, 32)
-LOADS: Final = (IN_FLIGHT, 4 * IN_FLIGHT)
+LOADS: Final = (IN_FLIGHT, 4 * IN_FLIGHT, 8 * IN_FLIGHT)
 
 
 def shards(testbed: Testbed, database: str, plan: Plan) -> Json | None:
-    """Measure the reserved item with each number of shards, at two loads. None on SQLite, which has one shard."""
+    """Measure the reserved item with each number of shards, at three loads. None on SQLite, which has one shard."""
     if database == "sqlite":
         return None
     products = {count: _serve(testbed, database, count) for count in COUNTS}

@@ -74,9 +74,9 @@ async def test_a_session_keeps_every_statement_of_its_batches(store: Store, engi
 @pytest.mark.parametrize(
     ("prepare", "change"),
     [
-        (collect_no_statistics, grow),
+        pytest.param(collect_no_statistics, grow, marks=pytest.mark.night),
         (collect_no_statistics, grow_and_reconcile),
-        (analyze_empty_tables, grow),
+        pytest.param(analyze_empty_tables, grow, marks=pytest.mark.night),
         (analyze_empty_tables, grow_and_reconcile),
         (fill, reconcile),
     ],
