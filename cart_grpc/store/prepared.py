@@ -80,7 +80,8 @@ class ManyRows:
 
     def __init__(self, statement: Executable) -> None:
         self._one = Prepared(statement)
-        self._texts: dict[int, str] = {}
+        # By the text for one row, which names the schema, and the number of rows.
+        self._texts: dict[tuple[str, int], str] = {}
 
     def run(self, connection: Connection, rows: Rows) -> Iterator[Any]:
         """Run the statement with `rows`, and yield the driver's cursor for each LARGEST of them."""
@@ -95,11 +96,11 @@ class ManyRows:
         return [found for cursor in self.run(connection, rows) for found in cursor.fetchall()]
 
     def _text(self, connection: Connection, size: int) -> str:
-        text = self._texts.get(size)
+        one = self._one.text(connection)
+        text = self._texts.get((one, size))
         if text is None:
-            one = self._one.text(connection)
             row = one[one.index("VALUES (") + len("VALUES ") : one.index(")", one.index("VALUES (")) + 1]
-            text = self._texts[size] = one.replace(row, ", ".join([row] * size), 1)
+            text = self._texts[one, size] = one.replace(row, ", ".join([row] * size), 1)
         return text
 
 

@@ -7,19 +7,21 @@ shard before those of the next one, in the order of their keys, so two batches c
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection
 
 from cart_grpc.commands.unit_of_work import ReadSet
 from cart_grpc.names import UserKey
 from cart_grpc.protocol.reservation import Reservation
+from cart_grpc.store import schema
 from cart_grpc.store.dialects import Dialect, Key, built_once
 from cart_grpc.store.prepared import Rows
 from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.shards import schema_names, shard_index, use_schema
 
 T = TypeVar("T")
+_MARKERS: Final = schema.commit_markers.name
 
 
 @built_once
@@ -62,6 +64,8 @@ class SpanningQueries(WriteQueries):
             of_shard: dict[str, list[Sequence[Any]]] = {name: [] for name in rows}
             for name, row in part:
                 of_shard[name].append(row)
+            # A process that starts compares the clock with the last commit in each shard.
+            of_shard[_MARKERS] = list(rows.get(_MARKERS, ()))
             super().write(connection, of_shard)
 
     def delete_items(self, connection: Connection, keys: Sequence[Key]) -> None:
@@ -84,7 +88,7 @@ class SpanningQueries(WriteQueries):
         for number in sorted(parts):
             use_schema(connection, self._schemas[number])
             yield parts[number]
-        # The marker of the batch is in the first shard.
+        # The marker that tells whether the batch was committed is in the first shard.
         use_schema(connection, self._schemas[0])
 
     def _each_read_set(self, connection: Connection, reads: ReadSet) -> Iterator[ReadSet]:

@@ -12,7 +12,9 @@ from cart_grpc.carts.progress import HOLD_MARGIN_US
 from cart_grpc.protocol.reservation import FINAL, Disposition, Observed
 from cart_grpc.simulator.rules import StoredReservation
 from cart_grpc.simulator.stock import Stock
-from tests.invariants.dump import read_dump
+from cart_grpc.store import schema
+from cart_grpc.store.shards import shard_index
+from tests.invariants.dump import merge_dumps, read_dump
 from tests.invariants.rows import check_tables
 from tests.simulation.claim_checks import RISING, ClaimChecks
 from tests.simulation.clock import SimulatedClock
@@ -28,9 +30,12 @@ from tests.simulation.rows import (
     read_reservations,
 )
 from tests.simulation.sale_checks import SaleChecks
+from tests.simulation.template import MAIN, in_schema
 
 # User, cart id and item id, and the checkout that it has passed to, if any.
 ItemKey = tuple[str, str, str, str]
+# These tables have rows of slice 0 in each shard.
+OF_EVERY_SHARD = {schema.clock.name, schema.commit_markers.name, schema.pauses.name}
 
 
 class Checks:
@@ -129,13 +134,16 @@ class Checks:
         if changes == self._changes:
             return []
         self._changes = changes
-        rows = read_reservations(self._raw)
-        is_move = self._clock.note_row(read_clock(self._raw))
+        found = read_reservations(self._raw)
+        rows = {row.reservation_id: row for row in found}
+        if len(rows) < len(found):
+            twice = [row for row in found if row != rows[row.reservation_id]]
+            self._report_violation(f"a reservation has two rows: {twice} and others")
+        is_move = self._clock.note_rows(read_clock(self._raw))
         changed = [row for name, row in rows.items() if self._rows.get(name) != row]
         self.sales.check_commit(rows.values())
         changed_carts = self._check_carts(began)
-        if changed:
-            self._clock.note_write()
+        self._clock.note_write({row.shard for row in changed})
         self._claims.note_commit()
         for row in changed:
             before = self._rows.get(row.reservation_id)
@@ -311,7 +319,9 @@ class Checks:
                 self._report_violation(f"rejected for a reason that the plan does not have: {row}")
         if live:
             self._report_violation(f"the API holds stock without an item: {live}")
-        ended = "SELECT i.* FROM items i JOIN carts c USING (slice, user_id, cart_id) WHERE c.state NOT IN (1, 4)"
+        ended = (
+            "SELECT i.* FROM all_items i JOIN all_carts c USING (slice, user_id, cart_id) WHERE c.state NOT IN (1, 4)"
+        )
         for item in self._raw.execute(ended):
             self._report_violation(f"an item in an ended cart: {item}")
 
@@ -319,20 +329,29 @@ class Checks:
         """Every acknowledged sale exists exactly once, and nothing else was sold."""
         self.sales.check_end(self._records, operations)
 
-    def check_tables(self, connection: Connection) -> None:
-        """The tables agree with each other. The totals of carts, checkouts and users equal the sums over their rows."""
-        for difference in check_tables(read_dump(connection)):
+    def check_tables(self, connection: Connection, schemas: Sequence[str | None]) -> None:
+        """The tables agree with each other. The totals of carts, checkouts and users equal the sums over their rows.
+
+        `schemas` has one name for each shard. Each row is in the shard of its slice.
+        """
+        for table in sorted(schema.metadata.tables.keys() - OF_EVERY_SHARD):
+            places = f"SELECT DISTINCT shard, slice FROM all_{table}"  # noqa: S608 - our own tables' names
+            for shard, slice_ in self._raw.execute(places):
+                if shard != (shard_index(slice_, len(schemas)) if len(schemas) > 1 else MAIN):
+                    self._report_violation(f"a row of slice {slice_} of {table} is in the shard {shard}")
+        dumps = [in_schema(connection, name, read_dump) for name in schemas]
+        for difference in check_tables(merge_dumps(dumps)):
             self._report_violation(difference)
 
     def check_expired(self, patience_us: int) -> None:
         """No active cart is more than `patience_us` past its expire_time."""
-        idle = "SELECT user_id, cart_id, expire_time FROM carts WHERE state = 1 AND expire_time < ?"
+        idle = "SELECT user_id, cart_id, expire_time FROM all_carts WHERE state = 1 AND expire_time < ?"
         for row in self._raw.execute(idle, (self._now() - patience_us,)):
             self._report_violation(f"a cart did not expire: {row}")
 
     def check_histories(self, operations: Sequence[CallerOperation]) -> None:
         """Each cart has exactly the effects of its acknowledged operations, in one order."""
-        query = "SELECT item_id, quantity FROM items WHERE user_id = ? AND cart_id = ?"
+        query = "SELECT item_id, quantity FROM all_items WHERE user_id = ? AND cart_id = ?"
         for cart in sorted({operation.cart for operation in operations}):
             mine = [one for one in operations if one.cart == cart and one.shows_cart]
             if cart in self._restarted and any(getattr(one.request, "source", "") == cart for one in operations):

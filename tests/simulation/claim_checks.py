@@ -2,9 +2,10 @@
 
 import sqlite3
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 
 from tests.simulation.clock import SimulatedClock
-from tests.simulation.rows import ReservationRow, has_pause
+from tests.simulation.rows import ReservationRow, find_paused
 
 RISING = ("revision", "intent_revision", "observed_revision", "lease_epoch")
 
@@ -25,16 +26,16 @@ class ClaimChecks:
         self._report_violation = report_violation
         self._clock = clock
         self._healthy = healthy
-        self._is_paused = False
-        self._may_claim = True
+        self._paused: AbstractSet[int] = frozenset()
+        self._always_paused: AbstractSet[int] = frozenset()
         # The process that committed the claim, by reservation id and lease epoch.
         self._owners: dict[tuple[str, int], str] = {}
         self._claimed: set[tuple[str, str]] = set()
 
     def note_commit(self) -> None:
-        """Note whether the transaction that committed now could claim: claims were not paused all the time."""
-        was_paused, self._is_paused = self._is_paused, has_pause(self._raw)
-        self._may_claim = not (was_paused and self._is_paused)
+        """Note in which shards the transaction that committed now could not claim: they were paused all the time."""
+        were_paused, self._paused = self._paused, find_paused(self._raw)
+        self._always_paused = were_paused & self._paused
 
     def check(self, process_name: str, began: int, before: ReservationRow | None, after: ReservationRow) -> None:
         """Only the owner changes a claim, unless the API decided or a caller changed the intent."""
@@ -45,7 +46,7 @@ class ClaimChecks:
             self._owners[after.reservation_id, after.lease_epoch] = process_name
             self._claimed.add((process_name, after.reservation_id))
             self.times[after.reservation_id] = self._clock.api_now()
-            if not self._may_claim:
+            if after.shard in self._always_paused:
                 self._report_violation(f"{process_name} claimed in a pause: {before} became {after}")
             if self._healthy and before is not None and (before.lease_expire_time or began) < began:
                 self._report_violation(f"a claim was lost although nothing failed: {before} became {after}")

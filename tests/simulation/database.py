@@ -3,44 +3,47 @@
 A transaction queues behind earlier ones, takes some time, and then runs in one instant at its end, with the clock
 pinned to its beginning. Transactions never overlap, so no observer can tell this from a transaction that was open all
 the time. A kill before that instant rolls back; a kill after it loses the reply.
+
+A transaction about two shards commits in both at once.
 """
 
 import asyncio
-import gc
-import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from random import Random
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.pool import StaticPool
 
-from cart_grpc.protocol.reservation import Reservation
-from cart_grpc.store import schema
-from cart_grpc.store.dialects import Dialect, SqliteDialect
+from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import CommitFailed
 from cart_grpc.store.pool_usage import PoolUsage
-from cart_grpc.store.queries import WriteQueries
+from cart_grpc.store.shards import Shard, schema_names, shard_index
 from tests.simulation.clock import SimulatedClock
 from tests.simulation.loop import OUTSIDE, Process
+from tests.simulation.template import MAIN, template
 
 T = TypeVar("T")
+# How a transaction ends. LOST: COMMIT fails without effect. UNHEARD: it fails with effect.
+COMMITTED, LOST, UNHEARD = "committed", "lost", "unheard"
+KILLED_BEFORE, KILLED_AFTER = "killed before the commit", "killed after the commit"
 
 
 @dataclass
 class DatabaseFaults:
     """Faults of the database.
 
-    `commit_lost` and `reply_lost` are the probabilities that COMMIT fails without and with effect; `slowest` and
-    `slowest_reply` are the maximum durations of a transaction and of a reply, in seconds.
+    `commit_lost` and `reply_lost` are the probabilities that COMMIT fails without and with effect; `killed` is the
+    probability that a process dies during what concerns several shards, before or after a COMMIT: a merge of two
+    shards, a pause or its end, which is a transaction for each shard; `slowest` and `slowest_reply` are the maximum
+    durations of a transaction and of a reply, in seconds.
     """
 
     commit_lost: float = 0.0
     reply_lost: float = 0.0
+    killed: float = 0.0
     slowest: float = 0.01
     slowest_reply: float = 0.002
 
@@ -49,46 +52,11 @@ def discard(*_: object) -> None:
     """Log nothing."""
 
 
-class _LoggedQueries(WriteQueries):
-    """The real statements. It logs how many answers were recorded without reading, and how many were refused."""
-
-    log_event: Callable[..., None]
-
-    def settle(self, connection: Connection, changes: Sequence[tuple[Reservation, Reservation, bool]]) -> set[str]:
-        settled = super().settle(connection, changes)
-        self.log_event("settled", len(settled), "refused" if len(settled) < len(changes) else "")
-        return settled
-
-
-class Template:
-    """One connection per Python process, so that compiled and prepared statements serve every seed."""
-
-    def __init__(self) -> None:
-        self.clock: Callable[[], int] = int
-        self.dialect: Dialect = SqliteDialect(lambda: self.clock())  # noqa: PLW0108 - each run sets another
-        self.raw = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        engine = create_engine("sqlite+pysqlite://", creator=lambda: self.raw, poolclass=StaticPool)
-        self.connection: Connection = engine.connect()
-        schema.metadata.create_all(self.connection)
-        self.connection.commit()
-        # Built once: SQLAlchemy caches compiled statements by object.
-        self.queries = _LoggedQueries(self.dialect, lock_users=False)
-        # Otherwise each garbage collection would scan all imported modules.
-        gc.freeze()
-
-    def clear(self) -> None:
-        """Empty every table."""
-        for table in schema.metadata.tables:
-            self.raw.execute(f"DELETE FROM {table}")  # noqa: S608 - our own tables' names
-
-
-@cache
-def template() -> Template:
-    return Template()
-
-
 class Database:
-    """The database of a run. After each commit it calls `after_commit(process_name, begin_time)`."""
+    """The database of a run. After each commit it calls `after_commit(process_name, begin_time)`.
+
+    After it has killed a process, it calls `after_kill(process_name)`.
+    """
 
     def __init__(
         self,
@@ -98,15 +66,26 @@ class Database:
         rng: Random,
         after_commit: Callable[[str, int], None],
         log_event: Callable[..., None] = discard,
+        *,
+        shard_count: int = 1,
+        after_kill: Callable[[str], None] = discard,
     ) -> None:
+        self.shard_count = shard_count
         self.faults = faults
         self.clock = clock
         self.latest = 0
+        # With several shards, a start makes many commits, and begins again if one fails. So only the commits of
+        # processes that have started may fail, or hardly any would start.
+        self.started: set[str] = set()
         self.is_closed = False
         self.commit_count = 0
         self._loop = loop
         self._rng = rng
         self._after_commit = after_commit
+        self._after_kill = after_kill
+        self._log_event = log_event
+        # What the transaction is a part of, if that concerns several shards.
+        self._part_of = ""
         self._busy_until = 0.0
         self._pinned: int | None = None
         self._cut: set[str] = set()
@@ -114,6 +93,9 @@ class Database:
         self._template.clear()
         self._template.clock = self.now
         self._template.queries.log_event = log_event
+        self._template.queries.note = self._note
+        for queries in self._template.spanning.values():
+            queries.note = self._note
         self.raw = self._template.raw
 
     def now(self) -> int:
@@ -135,6 +117,19 @@ class Database:
     @property
     def connection(self) -> Connection:
         return self._template.connection
+
+    @property
+    def shards(self) -> Sequence[int]:
+        """The numbers of the shards in the views."""
+        return range(self.shard_count) if self.shard_count > 1 else [MAIN]
+
+    @property
+    def schemas(self) -> Sequence[str | None]:
+        """What the statements of each shard name."""
+        return schema_names(self.shard_count) if self.shard_count > 1 else [None]
+
+    def _note(self, part_of: str) -> None:
+        self._part_of = part_of if self.shard_count > 1 else ""
 
     def delay(self, slowest: float) -> float:
         """A random delay of at most `slowest`; most are short."""
@@ -161,7 +156,7 @@ class Database:
         if self.is_cut(process):
             _answer(reply, unreachable())
             return
-        outcome = self._run(process.name, work, begun_at)
+        outcome = self._run(process, work, begun_at)
         self._loop.call_later(
             self.delay(self.faults.slowest_reply), self._reply, process, reply, outcome, context=OUTSIDE
         )
@@ -171,9 +166,10 @@ class Database:
             outcome = commit_failed(outcome)
         _answer(reply, outcome)
 
-    def _run(self, process_name: str, work: Callable[[Connection], Any], begun_at: int) -> Any:
+    def _run(self, process: Process, work: Callable[[Connection], Any], begun_at: int) -> Any:
         """Run a transaction in one instant. Returns its result or what it raised."""
         self._pinned = begun_at
+        self._part_of = ""
         self.latest = max(self.latest, begun_at)
         self.raw.execute("BEGIN IMMEDIATE")
         try:
@@ -183,14 +179,33 @@ class Database:
             return error
         finally:
             self._pinned = None
-        fate = self._rng.random()
-        if fate < self.faults.commit_lost:
+        end = self._draw_end(process)
+        if self._part_of:
+            self._log_event("shards", f"{self._part_of} {end}")
+        if end in (KILLED_BEFORE, KILLED_AFTER):
+            process.kill()
+            self._after_kill(process.name)
+        if end in (KILLED_BEFORE, LOST):
             self.raw.execute("ROLLBACK")
             return commit_failed(result)
         self.raw.execute("COMMIT")
         self.commit_count += 1
-        self._after_commit(process_name, begun_at)
-        return commit_failed(result) if fate > 1 - self.faults.reply_lost else result
+        self._after_commit(process.name, begun_at)
+        return result if end == COMMITTED else commit_failed(result)
+
+    def _draw_end(self, process: Process) -> str:
+        """Draw how a transaction ends."""
+        if self._part_of:
+            probability = self.faults.killed / (1 if self._part_of == "merge" else self.shard_count)
+            is_killed, is_before = self._rng.random() < probability, self._rng.random() < 0.5
+            if is_killed:
+                return KILLED_BEFORE if is_before else KILLED_AFTER
+        fate = self._rng.random()
+        if self.shard_count > 1 and process.name not in self.started:
+            return COMMITTED
+        if fate < self.faults.commit_lost:
+            return LOST
+        return UNHEARD if fate > 1 - self.faults.reply_lost else COMMITTED
 
 
 def unreachable() -> OperationalError:
@@ -224,13 +239,13 @@ class SimulatedEngine:
 
     def __init__(self, database: Database, process: Process) -> None:
         self.name = process.name
-        self.shards: Sequence[Engine] = (self,)
         self.dialect: Dialect = template().dialect
         self._database = database
         self._process = process
+        self.shards: Sequence[Engine] = [Shard(self, name) if name else self for name in database.schemas]
 
     def shard_of(self, slice_: int) -> Engine:
-        return self
+        return self.shards[shard_index(slice_, len(self.shards))]
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
         reply: asyncio.Future[T] = asyncio.get_running_loop().create_future()

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from cart_grpc.commands.checkout import EndCheckout
 from cart_grpc.commands.direct import Pause, Resume
-from tests.simulation.rows import has_pause
+from tests.simulation.rows import find_paused
 
 if TYPE_CHECKING:
+    from tests.simulation.replica import SimulatedReplica
     from tests.simulation.simulation import Simulation
 
 
@@ -58,7 +59,7 @@ async def _inject_one(simulation: "Simulation", kind: str, index: int, rng: Rand
             await asyncio.sleep(duration * rng.choice([1, 1, 1, 20]))
             network.is_down = False
         case "pause claims":
-            await process.outcome(replica.intervene(Pause("for the simulation")), 30)
+            await _pause_claims(simulation, replica)
             await asyncio.sleep(duration)
             await resume_claims(simulation)
         case "end checkout":
@@ -83,12 +84,28 @@ async def _stop(simulation: "Simulation", index: int) -> None:
     simulation.replace_replica(index)
 
 
+async def _pause_claims(simulation: "Simulation", replica: "SimulatedReplica") -> None:
+    """Stop all claims. Once that is acknowledged, they are stopped in every shard."""
+    # An earlier command whose outcome nobody has heard may still be written.
+    is_alone = all(task.done() or not one.alive for one, task in simulation.resumptions)
+    pausing = replica.intervene(Pause("for the simulation"))
+    await replica.process.outcome(pausing, 30)
+    is_acknowledged = pausing.done() and not pausing.cancelled() and not pausing.exception()
+    missing = set(simulation.database.shards) - find_paused(simulation.database.raw)
+    if is_acknowledged and is_alone and missing and not simulation.healing:
+        simulation.report_violation(f"a pause was acknowledged, but the shards {missing} may claim")
+
+
 async def resume_claims(simulation: "Simulation") -> None:
     """Allow claims again if an operator has stopped them."""
-    while has_pause(simulation.database.raw):
+    while paused := find_paused(simulation.database.raw):
+        if len(paused) < simulation.plan.shards:
+            simulation.log_event("half paused", len(paused))
         replica = simulation.choose_replica()
         if replica.alive and replica.serving:
-            await replica.process.outcome(replica.intervene(Resume()), 30)
+            resuming = replica.intervene(Resume())
+            simulation.resumptions.append((replica, resuming))
+            await replica.process.outcome(resuming, 30)
         await asyncio.sleep(0.5)
 
 

@@ -23,7 +23,7 @@ class SimulationPlan:
 
     `clock_jumps`: the database's clock jumps by hours, else by at most 1.5 s. `api_follows`: the Reservation API's
     clock jumps with it. `max_batch`: the most entries of a batch call; 1 means no batch calls. `sales`: the probability
-    that a caller fills a cart and checks it out before an operation.
+    that a caller fills a cart and checks it out before an operation; `merges`: that it merges two carts.
     """
 
     replicas: int
@@ -46,6 +46,8 @@ class SimulationPlan:
     api_follows: bool = False
     max_batch: int = 1
     sales: float = 0.2
+    shards: int = 1
+    merges: float = 0.0
 
     @property
     def rejection_reasons(self) -> set[str]:
@@ -56,7 +58,10 @@ class SimulationPlan:
     @property
     def database_answers(self) -> bool:
         """Whether the database answers every transaction soon, so that a process that stops hands its claims back."""
-        lossless = not (self.database.commit_lost or self.database.reply_lost) and self.database.slowest < 0.1
+        lossless = (
+            not (self.database.commit_lost or self.database.reply_lost or self.database.killed)
+            and self.database.slowest < 0.1
+        )
         return lossless and not {"cut database", "pause", "kill"} & self.rates.keys()
 
     @property
@@ -74,7 +79,23 @@ def draw(rng: Random, seed: int) -> SimulationPlan:
                 _add_broken_batches(plan)
             case 1 | 3:
                 _add_lost_sales(plan)
+    if shards := {2: 2, 3: 4}.get(seed % 4):
+        _add_shards(plan, shards)
     return plan
+
+
+def _add_shards(plan: SimulationPlan, count: int) -> None:
+    """Several shards, users of two of them, and merges between these. Processes die in the middle of merges and pauses.
+
+    A process asks each shard at each poll, so it polls less often.
+    """
+    plan.shards = count
+    plan.carts = ["users/alice/carts/default", "users/carol/carts/default", *plan.carts[2:]]
+    plan.config = replace(plan.config, poll_interval_us=3 * SECOND)
+    plan.merges = 0.15
+    if not plan.healthy:
+        plan.database = replace(plan.database, killed=0.3)
+        plan.rates.setdefault("pause claims", 1.0)
 
 
 def _add_broken_batches(plan: SimulationPlan) -> None:

@@ -9,8 +9,9 @@ from cart_grpc.names import CartKey
 from cart_grpc.rpc.get_cart_cache import encode_get_cart
 from cart_grpc.store.read.cache_validator import CacheValidator
 from cart_grpc.store.read.cart_json import NOT_MODIFIED, CartJson, Found, bind_carts, parse_carts
-from cart_grpc.store.read.reads import Reads
+from cart_grpc.store.read.grouped_reads import GroupedReads
 from tests.simulation.database import SimulatedEngine
+from tests.simulation.template import in_schema
 
 Wanted = tuple[CartKey, CacheValidator | None]
 # A claim and a renewal change these without raising the cart's revision.
@@ -27,15 +28,19 @@ class _Read(NamedTuple):
 
 
 class CheckedReads:
-    """Wraps the grouped reads of `reads`. A wrong "not modified" raises AssertionError in the call that gets it.
+    """Wraps the grouped reads of a shard, whose statements name `schema`.
 
-    `knows_time`: whether this process has noticed the last step of the clock.
+    A wrong "not modified" raises AssertionError in the call that gets it. `knows_time`: whether this process has
+    noticed the last step of the clock.
     """
 
-    def __init__(self, reads: Reads, engine: SimulatedEngine, knows_time: Callable[[], bool]) -> None:
-        self._reads = reads.carts[0]
-        self._fetch = reads.carts[0]._fetch
+    def __init__(
+        self, reads: GroupedReads, engine: SimulatedEngine, schema: str | None, knows_time: Callable[[], bool]
+    ) -> None:
+        self._reads = reads
+        self._fetch = reads._fetch
         self._engine = engine
+        self._schema = schema
         self._knows_time = knows_time
         # What GetCart caches, by its validator, and the last cart that a watcher may have seen of a version.
         self._replies: dict[Wanted, _Read] = {}
@@ -70,7 +75,9 @@ class CheckedReads:
 
     def _read(self, key: CartKey) -> bytes:
         parameters = bind_carts(self._engine.dialect, [(key, None)])
-        (row,) = self._reads._statement.fetch(self._engine.connection, parameters)
+        (row,) = in_schema(
+            self._engine.connection, self._schema, lambda one: self._reads._statement.fetch(one, parameters)
+        )
         (cart,) = parse_carts(row)
         assert isinstance(cart, CartJson), f"{key} is not modified, but does not exist"
         return encode_get_cart(cart)

@@ -78,9 +78,11 @@ class SimulatedReplica:
         self.process = Process(loop, name)
         self.serving = False
         self.stopping = False
+        self._database = database
         engine = SimulatedEngine(database, self.process)
         self._store = Store(engine, new_id, queue_size=1_000)
-        CheckedReads(self._store.reads, engine, lambda: self.knows_time(database.now())).install()
+        for shard, reads in zip(engine.shards, self._store.reads.carts, strict=True):
+            CheckedReads(reads, engine, shard.schema, lambda: self.knows_time(database.now())).install()
         self._service = CartService(self._store, limits)
         api = SimulatedApi(network, self.process, max_batch)
         self._clock_watcher = ClockWatcher(self._store.clock(monotonic, config.longest_attempt_us))
@@ -100,6 +102,7 @@ class SimulatedReplica:
                 await asyncio.sleep(1)
         loops = (self._reconciler, self._sweeper, self._clock_watcher)
         self._tasks = [asyncio.create_task(loop.run()) for loop in loops]
+        self._database.started.add(self.name)
         self.serving = True
 
     def call(self, method: str, request: Message, deadline: float) -> "asyncio.Task[Any]":

@@ -1,7 +1,8 @@
-"""The rows of a simulation's database, read outside every transaction."""
+"""The rows of a simulation's database, of all its shards, read outside every transaction."""
 
 import sqlite3
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from cart_grpc.protocol.reservation import Disposition
@@ -37,6 +38,7 @@ class ReservationRow(NamedTuple):
     item_id: str
     checkout_id: str
     superseded_by: str
+    shard: int
 
     @property
     def is_of_cart(self) -> bool:
@@ -83,21 +85,22 @@ class ReservedItem(NamedTuple):
     disposition: int | None
 
 
-_RESERVATIONS = f"SELECT {', '.join(ReservationRow._fields)} FROM reservations"  # noqa: S608 - our own columns' names
-_CARTS = f"SELECT {', '.join(CartRow._fields)} FROM carts"  # noqa: S608 - our own columns' names
+_RESERVATIONS = f"SELECT {', '.join(ReservationRow._fields)} FROM all_reservations"  # noqa: S608 - our own columns' names
+_CARTS = f"SELECT {', '.join(CartRow._fields)} FROM all_carts"  # noqa: S608 - our own columns' names
 _CHECKOUTS = (
-    "SELECT user_id, checkout_id, cart_id, cart_uid, state, order_reference, is_ready, expire_time FROM checkouts"
+    "SELECT user_id, checkout_id, cart_id, cart_uid, state, order_reference, is_ready, expire_time FROM all_checkouts"
 )
+_CLOCK = f"SELECT shard, {', '.join(ClockRow._fields)} FROM all_clock"  # noqa: S608 - our own columns' names
 _ITEMS = (
     "SELECT i.cart_id, i.user_id, i.sku, i.quantity, r.reservation_id, r.state, r.granted_quantity, "
-    "r.expire_time, r.seal_reason, r.reason, r.sku, r.disposition FROM items i "
-    "LEFT JOIN reservations r USING (slice, reservation_id)"
+    "r.expire_time, r.seal_reason, r.reason, r.sku, r.disposition FROM all_items i "
+    "LEFT JOIN all_reservations r USING (slice, reservation_id)"
 )
 
 
-def read_reservations(raw: sqlite3.Connection) -> dict[str, ReservationRow]:
-    """All rows of reservations, by id."""
-    return {row[0]: ReservationRow._make(row) for row in raw.execute(_RESERVATIONS)}
+def read_reservations(raw: sqlite3.Connection) -> list[ReservationRow]:
+    """All rows of reservations."""
+    return list(map(ReservationRow._make, raw.execute(_RESERVATIONS)))
 
 
 def read_carts(raw: sqlite3.Connection) -> Iterator[CartRow]:
@@ -129,18 +132,17 @@ def read_checkouts(raw: sqlite3.Connection) -> list[CheckoutRow]:
 
 def read_checkout_items(raw: sqlite3.Connection) -> Iterator[tuple[str, str, int, str]]:
     """All items of checkouts: checkout id, sku, quantity, reservation id."""
-    return raw.execute("SELECT checkout_id, sku, quantity, reservation_id FROM checkout_items")
+    return raw.execute("SELECT checkout_id, sku, quantity, reservation_id FROM all_checkout_items")
 
 
-def read_clock(raw: sqlite3.Connection) -> ClockRow | None:
-    """The row of the last step of the clock, None if there is none."""
-    row = raw.execute(f"SELECT {', '.join(ClockRow._fields)} FROM clock").fetchone()  # noqa: S608 - our own names
-    return ClockRow._make(row) if row else None
+def read_clock(raw: sqlite3.Connection) -> dict[int, ClockRow]:
+    """The row of the last step of the clock in each shard that has one."""
+    return {shard: ClockRow._make(row) for shard, *row in raw.execute(_CLOCK)}
 
 
-def has_pause(raw: sqlite3.Connection) -> bool:
-    """Whether an operator has stopped all claims."""
-    return raw.execute("SELECT 1 FROM pauses").fetchone() is not None
+def find_paused(raw: sqlite3.Connection) -> AbstractSet[int]:
+    """The shards in which an operator has stopped all claims."""
+    return {shard for (shard,) in raw.execute("SELECT shard FROM all_pauses")}
 
 
 def read_items(raw: sqlite3.Connection) -> Iterator[ReservedItem]:

@@ -17,9 +17,9 @@ import tenacity
 from cart_grpc.background import batch_support
 from cart_grpc.store import write_queue
 from cart_grpc.units import to_us
-from tests.simulation.database import template
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.simulation import Simulation
+from tests.simulation.template import template
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,7 @@ def _deterministic(seed: int, loop: VirtualLoop, report_violation: Callable[[str
     replaced = pytest.MonkeyPatch()
     replaced.setattr(tenacity, "time", SimpleNamespace(monotonic=loop.time))
     replaced.setattr(write_queue, "write_queries", lambda *_, **__: template().queries)
+    replaced.setattr(write_queue, "spanning_queries", lambda _, count: template().spanning[count])
     # Soon enough for a run to see batches come back.
     replaced.setattr(batch_support, "ASK_AGAIN_US", to_us(20))
     log = logging.getLogger("cart_grpc")

@@ -19,7 +19,7 @@ from tests.simulation.checks import Checks
 from tests.simulation.clock import SimulatedClock
 from tests.simulation.database import Database, DatabaseFaults, discard
 from tests.simulation.histories import etag_of
-from tests.simulation.loop import VirtualLoop
+from tests.simulation.loop import OUTSIDE, VirtualLoop
 from tests.simulation.lossy_stock import LossyStock
 from tests.simulation.network import Network, NetworkFaults
 from tests.simulation.operations import CallerOperation, Known
@@ -42,7 +42,14 @@ class Simulation:
         self._id = 0
         self.clock = SimulatedClock(loop, follows=self.plan.api_follows)
         self.database = Database(
-            loop, self.clock, self.plan.database, random.Random(f"{seed} database"), self._after_commit, self.log_event
+            loop,
+            self.clock,
+            self.plan.database,
+            random.Random(f"{seed} database"),
+            self._after_commit,
+            self.log_event,
+            shard_count=self.plan.shards,
+            after_kill=self._after_kill,
         )
         self.stock = LossyStock(self.plan.stock, default_total=None, log=self._decided)
         self.checks = Checks(
@@ -70,6 +77,8 @@ class Simulation:
         self.etags: dict[str, str] = {}
         # The latest checkout of each cart that a caller knows.
         self.checkouts: dict[str, str] = {}
+        # The commands of operators that end a pause.
+        self.resumptions: list[tuple[SimulatedReplica, asyncio.Task[None]]] = []
         self.healing = False
         self._starts = 0
         self._finishing: Counter[str] = Counter()
@@ -99,6 +108,11 @@ class Simulation:
     def _after_commit(self, process_name: str, began: int) -> None:
         for row in self.checks.check_commit(process_name, began):
             self.log_event("row", *row)
+
+    def _after_kill(self, process_name: str) -> None:
+        for index, replica in enumerate(self.replicas):
+            if replica.name == process_name:
+                self.loop.call_later(10 * self.rng.random(), self.replace_replica, index, context=OUTSIDE)
 
     # Replicas.
 
@@ -179,6 +193,8 @@ class Simulation:
             await asyncio.sleep(self.rng.expovariate(count / self.plan.duration))
             if self.rng.random() < 0.15:
                 await self.read_cart()
+            if self.plan.merges and self.rng.random() < self.plan.merges:
+                await self.merge()
             if self.rng.random() < self.plan.sales:
                 await self.buy(self.rng.choice(self.plan.carts))
             await self.perform(operations.draw(self.rng, len(self.operations), self.known))
@@ -200,6 +216,13 @@ class Simulation:
         if operation.reply is not None and operation.request_id and self.rng.random() < 0.2:
             await self.attempt_operation(operation, self.choose_replica(), 30.0)
             await self.reuse_request_id(operation)
+
+    async def merge(self) -> None:
+        """Fill a cart, and merge another one with it."""
+        source = self.rng.choice(self.plan.carts)
+        await self.perform(operations.make(self.rng, len(self.operations), "BatchAddItems", source, self.known))
+        target = self.rng.choice([one for one in self.plan.carts if one != source])
+        await self.perform(operations.make(self.rng, len(self.operations), "MergeCarts", target, self.known))
 
     async def buy(self, cart: str) -> None:
         """Fill a cart, check it out, and complete or cancel the checkout, each after some time. Some click again."""
@@ -272,7 +295,7 @@ class Simulation:
         await self.await_late_messages()
         self.checks.check_histories(self.operations)
         self.checks.check_sales(self.operations)
-        self.checks.check_tables(self.database.connection)
+        self.checks.check_tables(self.database.connection, self.database.schemas)
         for operation in self.operations:
             if operation.reply is not None and operation.request_id:
                 await self.attempt_operation(operation, self.choose_replica(), 30.0)

@@ -3,7 +3,7 @@
 This is the only place that patches our own code. `make simulate` never runs it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -22,6 +22,7 @@ from cart_grpc.carts.model import Cart, CartState, CheckoutState
 from cart_grpc.commands import apply_transition, expire
 from cart_grpc.commands import checkout as checkout_commands
 from cart_grpc.commands import record as record_command
+from cart_grpc.commands.direct import Pause, Resume
 from cart_grpc.commands.mutation import Mutation
 from cart_grpc.commands.record import RecordOutcome, Settlement
 from cart_grpc.commands.unit_of_work import Reply, UnitOfWork
@@ -30,19 +31,24 @@ from cart_grpc.protocol.reservation import Decision, Disposition, NoAnswer, Obse
 from cart_grpc.reservation_api import batches
 from cart_grpc.reservation_api.api import Applied, NoAnswerError
 from cart_grpc.reservation_api.batches import Result
-from cart_grpc.store import batch, database_clock, settle_statements
+from cart_grpc.store import batch, database_clock, settle_statements, write_queue
 from cart_grpc.store.batch import BatchResult
 from cart_grpc.store.batch_writer import BatchWriter
 from cart_grpc.store.change_notifier import Room
 from cart_grpc.store.clock_queries import ClockQueries
+from cart_grpc.store.due_shards import DueShards
+from cart_grpc.store.prepared import Rows
 from cart_grpc.store.queries import WriteQueries
 from cart_grpc.store.read import cache_validator, cart_json
 from cart_grpc.store.read.cache_validator import MAX_AGE_US, CacheValidator
 from cart_grpc.store.read.cart_json import CartJson, Found
 from cart_grpc.store.read.reads import Reads
 from cart_grpc.store.rows import CommitMarker
-from tests.simulation.database import template
+from cart_grpc.store.shards import shard_index
+from cart_grpc.store.spanning_queries import SpanningQueries
+from cart_grpc.store.store import Store
 from tests.simulation.seeds import run
+from tests.simulation.template import template
 
 Patch = pytest.MonkeyPatch
 Mutant = Callable[[Patch], None]
@@ -457,18 +463,53 @@ def merge_releases_nothing(patch: Patch) -> None:
     patch.setattr(merge, "take_over", take_over)
 
 
+def merge_writes_only_one_shard(patch: Patch) -> None:
+    real = SpanningQueries.write
+
+    def write(self: SpanningQueries, connection: Connection, rows: Mapping[str, Rows]) -> None:
+        slices = [int(row[0]) for name, of_table in rows.items() if name != "commit_markers" for row in of_table]
+        kept = shard_index(min(slices, default=0), len(self._schemas))
+
+        def is_kept(name: str, row: Sequence[Any]) -> bool:
+            return name == "commit_markers" or shard_index(int(row[0]), len(self._schemas)) == kept
+
+        part = {name: [row for row in of_table if is_kept(name, row)] for name, of_table in rows.items()}
+        real(self, connection, part)
+
+    patch.setattr(SpanningQueries, "write", write)
+
+
+def merge_leaves_the_rows_that_it_moved(patch: Patch) -> None:
+    patch.setattr(SpanningQueries, "delete_reservations", lambda *_: None)
+
+
+def shards_without_a_hint_are_never_asked(patch: Patch) -> None:
+    patch.setattr(DueShards, "poll", lambda *_, **__: None)
+
+
+def callers_write_into_another_shard_than_they_read(patch: Patch) -> None:
+    patch.setattr(write_queue, "shard_index", lambda slice_, count: (shard_index(slice_, count) + 1) % count)
+
+
+def pause_reaches_only_the_first_shard(patch: Patch) -> None:
+    async def pause(self: Store, command: Pause | Resume) -> None:
+        await self._write_queue.submit_to(0, command)
+
+    patch.setattr(Store, "pause", pause)
+
+
 # Each with a seed that catches it soon. After a change of the simulation another seed may be better.
 MUTANTS: dict[Mutant, int] = {
     born_claim_keeps_the_epoch: 0,
     born_claim_has_no_lease: 0,
     born_claims_ignore_a_pause: 5,
     born_claim_is_handed_over_before_its_commit: 4,
-    born_claim_is_not_handed_over: 11,
+    born_claim_is_not_handed_over: 4,
     room_of_a_batch_is_given_twice: 39,
     release_is_settled_without_its_waiting_holds: 9,
     results_of_a_batch_are_mixed_up: 1,
     missing_result_counts_as_a_permanent_failure: 15,
-    late_decision_overwrites_a_newer_one: 50,
+    late_decision_overwrites_a_newer_one: 40,
     quantity_changes_without_a_new_revision: 0,
     release_keeps_the_revision: 0,
     permanent_failure_is_not_sealed: 12,
@@ -477,7 +518,7 @@ MUTANTS: dict[Mutant, int] = {
     invalid_answer_counts_as_released: 5,
     reservation_id_is_reused: 0,
     new_hold_does_not_wait_for_the_old_release: 12,
-    waiting_hold_is_never_made_due: 5,
+    waiting_hold_is_never_made_due: 22,
     overtaken_claim_writes_the_bookkeeping: 0,
     claim_is_not_committed: 0,
     born_claim_is_not_committed: 0,
@@ -509,6 +550,11 @@ MUTANTS: dict[Mutant, int] = {
     superseded_hold_is_never_released: 2,
     merged_items_are_reserved_again: 2,
     merge_releases_nothing: 2,
+    merge_writes_only_one_shard: 7,
+    merge_leaves_the_rows_that_it_moved: 11,
+    shards_without_a_hint_are_never_asked: 7,
+    callers_write_into_another_shard_than_they_read: 11,
+    pause_reaches_only_the_first_shard: 7,
 }
 
 
