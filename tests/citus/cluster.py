@@ -54,9 +54,17 @@ class Cluster:
 
     async def fetch(self, node: Node, database: str, statement: str, *values: object) -> list[Any]:
         """Run a statement on a node, and return its rows."""
-        connection = await asyncpg.connect(self._url(node, database))
+        connection = await asyncpg.connect(self.url_of(node, database))
         try:
             return list(await connection.fetch(statement, *values))
+        finally:
+            await connection.close(timeout=5)
+
+    async def run(self, node: Node, database: str, script: str) -> None:
+        """Run statements on a node."""
+        connection = await asyncpg.connect(self.url_of(node, database))
+        try:
+            await connection.execute(script)
         finally:
             await connection.close(timeout=5)
 
@@ -91,12 +99,13 @@ class Cluster:
             await self.fetch(self.coordinator, name, "SELECT citus_set_coordinator_host($1, $2)", *self.coordinator)
             for worker in self.workers:
                 await self.fetch(self.coordinator, name, "SELECT citus_add_node($1, $2)", *worker)
-            yield Database(self, name, self._url(self.coordinator, name))
+            yield Database(self, name, self.url_of(self.coordinator, name))
         finally:
             for node in nodes:
                 await self.fetch(node, "postgres", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
-    def _url(self, node: Node, database: str) -> str:
+    def url_of(self, node: Node, database: str) -> str:
+        """The URL of a database on a node."""
         url = self.url.set(host=node.host, port=node.port, database=database)
         return url.render_as_string(hide_password=False)
 
@@ -123,6 +132,10 @@ class Database:
     async def fetch(self, node: Node, statement: str, *values: object) -> list[Any]:
         """Run a statement on a node, and return its rows."""
         return await self.cluster.fetch(node, self.name, statement, *values)
+
+    async def run(self, node: Node, script: str) -> None:
+        """Run statements on a node."""
+        await self.cluster.run(node, self.name, script)
 
     async def places(self) -> dict[str, Node]:
         """Return the node of each shard, by its schema."""
