@@ -7,8 +7,8 @@ from typing import Final
 from sqlalchemy import Connection, text
 
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.shards import has_citus
 
-_IS_CITUS: Final = text("SELECT to_regclass('pg_dist_placement') IS NOT NULL")
 # All tables of a schema are on one node, so one of them says where. A schema that is not distributed has no row.
 _NODES: Final = text("""
     SELECT nspname, groupid
@@ -28,7 +28,7 @@ class ShardNodes:
     async def find(self) -> Sequence[Sequence[int]]:
         """Return the numbers of the shards of each node. Raises the database's errors."""
         if self._is_distributed is None:
-            self._is_distributed = await self._engine.query(_is_citus)
+            self._is_distributed = await self._engine.query(has_citus)
         if not self._is_distributed:
             return [range(len(self._engine.shards))]
         places = await self._engine.query(_find_places)
@@ -36,10 +36,6 @@ class ShardNodes:
         for number, shard in enumerate(self._engine.shards):
             nodes[places.get(shard.schema)].append(number)
         return list(nodes.values())
-
-
-def _is_citus(connection: Connection) -> bool:
-    return bool(connection.execute(_IS_CITUS).scalar_one())
 
 
 def _find_places(connection: Connection) -> dict[str | None, int]:

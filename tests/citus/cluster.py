@@ -22,6 +22,8 @@ _numbers = itertools.count()
 _WORKERS = (
     "SELECT nodename, nodeport FROM pg_dist_node WHERE groupid > 0 AND noderole = 'primary' AND isactive ORDER BY 2, 1"
 )
+# A process that begins anew after a crash.
+_CHECKPOINTER = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
 _PLACES = """
     SELECT DISTINCT relnamespace::regnamespace::text AS schema, nodename, nodeport
     FROM pg_dist_shard JOIN pg_dist_shard_placement USING (shardid) JOIN pg_class ON pg_class.oid = logicalrelid
@@ -73,13 +75,15 @@ class Cluster:
 
         A backend kills itself with SIGKILL. Then the postmaster kills all others, and begins again from the log.
         """
+        before = await self.fetch(node, "postgres", _CHECKPOINTER)
         try:
             await self.fetch(node, "postgres", "COPY (SELECT 1) TO PROGRAM 'kill -9 $PPID'")
         except (asyncpg.PostgresConnectionError, OSError):
             pass
         else:
             raise AssertionError("the backend did not die")
-        await self._answers(node)
+        # The postmaster may notice the death a moment later, and still let a session begin.
+        await self._answers(node, before)
 
     async def configure(self, node: Node, name: str, value: str | None) -> None:
         """Change a setting of a node, or, with None, back to what its file says."""
@@ -109,16 +113,16 @@ class Cluster:
         url = self.url.set(host=node.host, port=node.port, database=database)
         return url.render_as_string(hide_password=False)
 
-    async def _answers(self, node: Node) -> None:
+    async def _answers(self, node: Node, before: list[Any]) -> None:
         deadline = time.monotonic() + RESTART_SECONDS
         while True:
             try:
-                await self.fetch(node, "postgres", "SELECT 1")
+                if await self.fetch(node, "postgres", _CHECKPOINTER) != before:
+                    return
             except (asyncpg.PostgresError, OSError):
-                assert time.monotonic() < deadline, f"{node} does not answer"
-                await asyncio.sleep(0.02)
-            else:
-                return
+                pass
+            assert time.monotonic() < deadline, f"{node} does not answer"
+            await asyncio.sleep(0.02)
 
 
 class Database:
