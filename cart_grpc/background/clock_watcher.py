@@ -1,30 +1,36 @@
 """The watcher of the database's clock: notices when it is set, and has the stored times moved."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 from cart_grpc.background.loop import Loop
+from cart_grpc.carts.refusals import DatabaseUnavailable, Unavailable
 from cart_grpc.logs import events
 from cart_grpc.logs.log import Log
 from cart_grpc.metrics import CLOCK_STEPS
 from cart_grpc.store.clock_steps import UNKNOWN_US, ClockReading, find_set_back, find_set_forward
 from cart_grpc.store.database_clock import DatabaseClock
+from cart_grpc.store.shards import shard_index
 from cart_grpc.units import to_seconds, to_us
 
 log = Log(__name__)
 # Callers see a hold end two seconds early (HOLD_MARGIN_US). So a step must be noticed and applied within two seconds.
 CHECK_INTERVAL_US: Final = to_us(0.5)
+# The other nodes do not wait longer for one that hangs.
+READ_SECONDS: Final = 2.0
 _BACK_STEPS: Final = CLOCK_STEPS.labels("back")
 _FORWARD_STEPS: Final = CLOCK_STEPS.labels("forward")
 
 
 class ClockWatcher:
-    """Reads the database's clock twice a second. Any number of watchers may share a database."""
+    """Reads the database's clock twice a second, that of each node. Any number of watchers may share a database."""
 
     def __init__(self, clock: DatabaseClock) -> None:
         self._clock = clock
-        self._last: ClockReading | None = None
-        self._is_moving = False
+        # For each shard: one that moves to another node takes that node's clock, which is a step for this shard.
+        self._last: list[ClockReading | None] = [None] * clock.shard_count
+        self._is_moving = [False] * clock.shard_count
         self._lock = asyncio.Lock()
         self._loop = Loop("clock watcher", self.run_once, self._pause)
 
@@ -32,35 +38,78 @@ class ClockWatcher:
         """Watch until cancelled."""
         await self._loop.run()
 
-    async def run_once(self) -> None:
-        """Compare the database's clock with this process's, the first time with the last commit. Apply a step.
+    async def run_once(self, slice_: int | None = None) -> None:
+        """Compare the clock of each node with this process's, the first time with the last commit. Apply a step.
 
-        Raises Unavailable if the database does not answer.
+        With `slice_`, only the clock that this slice has. Raises Unavailable if a node does not answer, once all the
+        others have been looked at.
         """
-        async with self._lock:
-            await self._check()
+        if slice_ is not None:
+            await self._check([shard_index(slice_, self._clock.shard_count)])
+            return
+        failures: list[Unavailable] = []
+        for shards in await self._clock.find_nodes():
+            try:
+                await self._check(shards)
+            except Unavailable as failure:
+                failures.append(failure)
+        if failures:
+            raise failures[0]
 
-    async def _check(self) -> None:
-        reading = await self._clock.read()
-        if self._last and (by_us := find_set_forward(self._last, reading)):
-            await self._clock.extend_attempts(by_us)
-            _FORWARD_STEPS.inc()
-            text = "the database's clock was set forward by %.1f s, or this machine slept"
-            log(events.CLOCK_SET_FORWARD, text, to_seconds(by_us), seconds=to_seconds(by_us))
-        if self._last is None or find_set_back(self._last, reading):
-            noticed = await self._clock.notice(self._last)
-            reading, self._is_moving = noticed.reading, noticed.row.is_moving
-            if noticed.is_first:
+    async def _check(self, shards: Sequence[int]) -> None:
+        """Look at the clock of a node, for its `shards`."""
+        async with self._lock:
+            reading = await self._read(shards[0])
+            forward = [by_us for shard in shards if (by_us := await self._find_forward(shard, reading))]
+            if forward:
+                _FORWARD_STEPS.inc()
+                seconds = to_seconds(max(forward))
+                text = "the database's clock was set forward by %.1f s%s, or this machine slept"
+                log(events.CLOCK_SET_FORWARD, text, seconds, self._name(shards), seconds=seconds)
+            back = [by_us for shard in shards if (by_us := await self._find_back(shard, reading))]
+            if back:
                 _BACK_STEPS.inc()
-                _log_step(noticed.row.set_back_us)
-        self._last = reading
-        while self._is_moving:
-            self._is_moving = (await self._clock.move()).is_moving
+                by_us = max(back)
+                by = "while no process ran" if by_us >= UNKNOWN_US else f"by {to_seconds(by_us):.1f} s"
+                text = "the database's clock was set back %s%s: all waits and holds are adjusted"
+                log(events.CLOCK_SET_BACK, text, by, self._name(shards))
+            for shard in shards:
+                while self._is_moving[shard]:
+                    self._is_moving[shard] = (await self._clock.move(shard)).is_moving
+
+    async def _read(self, shard: int) -> ClockReading:
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                return await self._clock.read(shard)
+        except TimeoutError as error:
+            raise DatabaseUnavailable from error
+
+    async def _find_forward(self, shard: int, reading: ClockReading) -> int | None:
+        """Apply a step forward of a shard's clock since the last look. Return by how much, None if there was none."""
+        last = self._last[shard]
+        by_us = find_set_forward(last, reading) if last else None
+        if by_us:
+            await self._clock.extend_attempts(shard, by_us)
+        return by_us
+
+    async def _find_back(self, shard: int, reading: ClockReading) -> int | None:
+        """Begin to apply a step back of a shard's clock since the last look, or, the first time, the last commit.
+
+        Notes the reading. Returns by how much if this process was the first to see the step.
+        """
+        last, by_us = self._last[shard], None
+        if last is None or find_set_back(last, reading):
+            noticed = await self._clock.notice(shard, last)
+            reading, self._is_moving[shard] = noticed.reading, noticed.row.is_moving
+            by_us = noticed.row.set_back_us if noticed.is_first else None
+        self._last[shard] = reading
+        return by_us
+
+    def _name(self, shards: Sequence[int]) -> str:
+        """Where `shards` are, for the log: nothing if all shards have the same clock."""
+        if len(shards) == self._clock.shard_count:
+            return ""
+        return f" where shard{'s' if len(shards) > 1 else ''} {', '.join(map(str, shards))} are"
 
     async def _pause(self, _: None) -> None:
         await asyncio.sleep(to_seconds(CHECK_INTERVAL_US))
-
-
-def _log_step(by_us: int) -> None:
-    by = "while no process ran" if by_us >= UNKNOWN_US else f"by {to_seconds(by_us):.1f} s"
-    log(events.CLOCK_SET_BACK, "the database's clock was set back %s: all waits and holds are adjusted", by)

@@ -7,8 +7,8 @@ from cart_grpc.commands.record import OpenAttempt
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.store.store import Store
 
-# Notices a step of the database's clock. Raises Unavailable.
-CheckClock = Callable[[], Awaitable[None]]
+# Notices a step of the clock that a slice has. Raises Unavailable.
+CheckClock = Callable[[int], Awaitable[None]]
 
 
 class RecordedAttempt:
@@ -35,7 +35,7 @@ class RecordedAttempt:
         """See Attempt.open."""
         try:
             # If the clock was set forward, an earlier attempt seems to be over.
-            await self._check_clock()
+            await self._check_clock(self._claimed.cart.slice)
             self.open_until = await self._store.open_attempt(OpenAttempt(self._claimed, timeout_us + self._grace_us))
         except Unavailable:
             return False

@@ -26,6 +26,7 @@ from sqlalchemy import (
     cast,
     column,
     extract,
+    false,
     func,
     literal_column,
     select,
@@ -37,6 +38,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
 
+from cart_grpc.store import schema
 from cart_grpc.store.prepared import ManyArrays, ManyRows, PerTable, Prepared, Rows, SingleStatement
 
 Key = Sequence[Any]
@@ -129,6 +131,10 @@ class Dialect(Protocol):
         """The parameters of an `insert`. The values of a row are in the order of the table's columns."""
         ...
 
+    def on_node(self, insert: Insert) -> Insert:
+        """`insert`, for a table of a distributed PostgreSQL: it runs on the node of the table."""
+        ...
+
     def row_writer(self, upserts: Mapping[str, Insert]) -> RowWriter:
         """Writes rows of many tables, with one upsert for each table."""
         ...
@@ -154,7 +160,10 @@ class Dialect(Protocol):
         ...
 
     def read_now(self, connection: Connection) -> int:
-        """Read the database's time in microseconds since the Unix epoch."""
+        """Read the database's time in microseconds since the Unix epoch.
+
+        If the statements of `connection` name a shard, it is the time of the shard's node.
+        """
         ...
 
 
@@ -231,6 +240,9 @@ class SqliteDialect:
         names = table.columns.keys()
         return [dict(zip(names, row, strict=True)) for row in rows]
 
+    def on_node(self, insert: Insert) -> Insert:
+        return insert
+
     def row_writer(self, upserts: Mapping[str, Insert]) -> RowWriter:
         return PerTable(upserts)
 
@@ -262,7 +274,8 @@ class PostgresqlDialect:
     ctes_can_write = True
 
     def __init__(self) -> None:
-        self._now = Prepared(select(self.now()))
+        # Without a table, the coordinator would read its own clock. This one has at most one row.
+        self._now = Prepared(select(self.now()), select(self.now(), func.count()).select_from(schema.clock))
         self._force_custom_plan = Prepared(text("SET LOCAL plan_cache_mode = force_custom_plan"))
 
     def row_id(self, table: FromClause) -> Sequence[ColumnElement[Any]]:
@@ -329,13 +342,22 @@ class PostgresqlDialect:
     def bind_rows(self, table: Table, rows: Rows) -> Mapping[str, Any] | Sequence[Values]:
         return self.bind_keys(table.columns.keys(), rows, table.name)
 
+    def on_node(self, insert: Insert) -> Insert:
+        columns = insert.table.columns.keys()
+        keys = _unnest(insert.table, columns, insert.table.name)
+        # Without a table in its SELECT, Citus would run that on the coordinator and copy the rows to the node.
+        return insert.from_select(columns, select(keys).select_from(keys.outerjoin(schema.clock, false())))
+
     def row_writer(self, upserts: Mapping[str, Insert]) -> RowWriter:
         written = [upsert.returning(literal_column("1")).cte(f"written_{name}") for name, upsert in upserts.items()]
         everything = select(*(select(func.count()).select_from(one).scalar_subquery() for one in written))
         columns = {
             name: [_array(name, column.name) for column in upsert.table.columns] for name, upsert in upserts.items()
         }
-        return SingleStatement(everything, columns)
+        on_node: dict[str, Executable] = {
+            name: self.on_node(upsert).returning(literal_column("1")) for name, upsert in upserts.items()
+        }
+        return SingleStatement(everything, on_node, columns)
 
     def force_custom_plan(self, connection: Connection) -> None:
         self._force_custom_plan.fetch(connection, {})
@@ -353,7 +375,7 @@ class PostgresqlDialect:
         return select(clock).scalar_subquery()
 
     def read_now(self, connection: Connection) -> int:
-        ((now,),) = self._now.fetch(connection, {})
+        ((now, *_),) = self._now.fetch(connection, {})
         return int(now)
 
 
@@ -361,7 +383,7 @@ def _equal(table: FromClause, columns: Sequence[str], keys: FromClause) -> Colum
     return and_(*(table.c[each] == keys.c[each] for each in columns))
 
 
-def _unnest(table: Table, columns: Sequence[str], name: str) -> Any:
+def _unnest(table: FromClause, columns: Sequence[str], name: str) -> Any:
     arrays = (bindparam(_array(name, column), type_=postgresql.ARRAY(table.c[column].type)) for column in columns)
     return func.unnest(*arrays).table_valued(*columns, name="k").render_derived()
 

@@ -11,17 +11,18 @@ import asyncpg
 from sqlalchemy import Connection, Executable
 from sqlalchemy.util import await_only
 
-from cart_grpc.store.shards import find_schema
+from cart_grpc.store.shards import find_schema, is_distributed
 
 _ANY_SCHEMA: Final = "cart_any_shard"
 Rows = Sequence[Sequence[Any]]
 
 
 class Prepared:
-    """One statement for one dialect, compiled when it first runs."""
+    """One statement for one dialect, compiled when it first runs. `on_node` replaces it on a distributed database."""
 
-    def __init__(self, statement: Executable) -> None:
+    def __init__(self, statement: Executable, on_node: Executable | None = None) -> None:
         self._statement = statement
+        self._on_node = None if on_node is None else Prepared(on_node)
         # By the schema that the text names. That of _ANY_SCHEMA is the pattern of the others.
         self._texts: dict[str | None, str] = {}
         self._names: Sequence[str] = ()
@@ -55,6 +56,8 @@ class Prepared:
 
     def fetch(self, connection: Connection, parameters: Mapping[str, Any]) -> Rows:
         """Run the statement in the open transaction of `connection` and return its rows. Raises the driver's errors."""
+        if self._on_node and is_distributed(connection):
+            return self._on_node.fetch(connection, parameters)
         text = self.text(connection)
         known = {**self._constants, **{name: call() for name, call in self._callables.items()}, **parameters}
         return fetch(connection, text, [known[name] for name in self._names])
@@ -132,14 +135,23 @@ class PerTable:
 
 
 class SingleStatement:
-    """Upserts for PostgreSQL: one statement for all tables, because each statement is a round trip."""
+    """Upserts for PostgreSQL: one statement for all tables, because each statement is a round trip.
 
-    def __init__(self, statement: Executable, columns: Mapping[str, Sequence[str]]) -> None:
+    Citus plans such a statement for each table in turn, whether or not there are rows. So `on_node` has a statement for
+    each table, which returns the rows that it has written.
+    """
+
+    def __init__(
+        self, statement: Executable, on_node: Mapping[str, Executable], columns: Mapping[str, Sequence[str]]
+    ) -> None:
         self._statement = Prepared(statement)
+        self._on_node = {name: ManyArrays(each, columns[name]) for name, each in on_node.items()}
         self._columns = columns
 
     def write(self, connection: Connection, rows: Mapping[str, Rows]) -> Mapping[str, int]:
         """Write `rows`, by table, each in the order of the table's columns. Return how many were written, by table."""
+        if is_distributed(connection):
+            return {name: len(self._on_node[name].fetch(connection, wanted)) for name, wanted in rows.items() if wanted}
         parameters: dict[str, Any] = {}
         for name, columns in self._columns.items():
             wanted = rows.get(name) or ()

@@ -59,7 +59,7 @@ class WriteQueries:
     def __init__(self, dialect: Dialect, *, lock_users: bool) -> None:
         self._dialect = dialect
         self._lock_users = lock_users
-        self._lock = Prepared(statements.lock_users(dialect))
+        self._lock = Prepared(statements.lock_users(dialect), statements.lock_users_on_node(dialect))
         self._load = Prepared(statements.load_batch(dialect))
         self._load_skus = Prepared(statements.load_skus(dialect))
         self._load_checkouts = Prepared(statements.load_checkouts(dialect))
@@ -100,8 +100,8 @@ class WriteQueries:
         if not users or not self._lock_users:
             return self.read_now(connection)
         rows = self._dialect.bind_rows(schema.users, [USERS.to_row(UserRow(user)) for user in sorted(users)])
-        ((now, _),) = self._lock.fetch(connection, cast("Mapping[str, Any]", rows))
-        return int(now)
+        found = self._lock.fetch(connection, cast("Mapping[str, Any]", rows))
+        return int(found[0][0]) if found else self.read_now(connection)
 
     def read_now(self, connection: Connection) -> int:
         """Return the database's time in microseconds."""

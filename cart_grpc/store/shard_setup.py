@@ -19,6 +19,7 @@ _FIND: Final = text("SELECT to_regclass(:shards) IS NOT NULL AS is_sharded, to_r
 _EXISTING: Final = text("SELECT nspname FROM pg_namespace WHERE nspname = ANY(:names) ORDER BY nspname LIMIT 1")
 # With it, Citus makes the next schemas shards, and puts each of them on a node.
 _DISTRIBUTE: Final = text("SELECT set_config('citus.enable_schema_based_sharding', 'on', true)")
+_COPY_TO_NODES: Final = text(f"SELECT create_reference_table('{_RECORD}')")
 _HAS_CITUS: Final = text("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')")
 
 
@@ -49,11 +50,15 @@ def _create(connection: Connection, names: Sequence[str]) -> None:
     existing = connection.execute(_EXISTING, {"names": names}).scalar_one_or_none()
     if existing:
         raise Unsuitable(f"another service has the schema {existing}; use a database of its own for several shards")
-    if connection.execute(_HAS_CITUS).scalar_one():
+    has_citus = connection.execute(_HAS_CITUS).scalar_one()
+    if has_citus:
         connection.execute(_DISTRIBUTE)
     for name in names:
         connection.exec_driver_sql(f"CREATE SCHEMA {name}")
     connection.exec_driver_sql(f"CREATE TABLE {_RECORD} (shard_count smallint NOT NULL PRIMARY KEY)")
+    if has_citus:
+        # A server may connect to any node.
+        connection.execute(_COPY_TO_NODES)
     connection.exec_driver_sql(f"INSERT INTO {_RECORD} VALUES ({len(names)})")  # noqa: S608 - a number
 
 

@@ -23,6 +23,7 @@ T = TypeVar("T")
 COUNTS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 # SQLAlchemy's option: the schema of tables that have none.
 _OPTION: Final = "schema_translate_map"
+_HAS_CITUS: Final = "SELECT to_regclass('pg_dist_placement') IS NOT NULL"
 
 
 def schema_names(count: int) -> Sequence[str]:
@@ -49,6 +50,21 @@ def find_schema(connection: "Connection") -> str | None:
     """The schema that the statements of a connection name."""
     translated: Any = connection.get_execution_options().get(_OPTION)
     return translated[None] if translated else None
+
+
+def is_distributed(connection: Connection) -> bool:
+    """Whether the statements of a connection name a schema that may be on another node."""
+    if find_schema(connection) is None:
+        return False
+    known: bool | None = connection.info.get(_HAS_CITUS)
+    if known is None:
+        known = connection.info[_HAS_CITUS] = has_citus(connection)
+    return known
+
+
+def has_citus(connection: Connection) -> bool:
+    """Whether the database may have schemas on several nodes."""
+    return connection.dialect.name == "postgresql" and bool(connection.exec_driver_sql(_HAS_CITUS).scalar_one())
 
 
 class Shard:

@@ -77,12 +77,19 @@ def lock_users(dialect: Dialect) -> Executable:
 
     A row that exists is locked and not changed, although the condition of the update is never true.
     """
-    table = schema.users
-    insert = dialect.insert(table)
-    upserted = _on_conflict_update(insert, table, {"stored_bytes": table.c.stored_bytes}, false())
-    locked = upserted.returning(literal_column("1")).cte("locked")
+    locked = _lock_users(dialect).returning(literal_column("1")).cte("locked")
     # Counting the locked rows makes the clock wait for the locks.
     return select(dialect.now(), func.count()).select_from(locked)
+
+
+def lock_users_on_node(dialect: Dialect) -> Executable:
+    """As `lock_users`, on a distributed PostgreSQL. It returns no time: the coordinator would read its own clock."""
+    return dialect.on_node(_lock_users(dialect))
+
+
+def _lock_users(dialect: Dialect) -> Insert:
+    table = schema.users
+    return _on_conflict_update(dialect.insert(table), table, {"stored_bytes": table.c.stored_bytes}, false())
 
 
 def load_batch(dialect: Dialect) -> Executable:

@@ -22,6 +22,8 @@ _numbers = itertools.count()
 _WORKERS = (
     "SELECT nodename, nodeport FROM pg_dist_node WHERE groupid > 0 AND noderole = 'primary' AND isactive ORDER BY 2, 1"
 )
+# A process that begins anew after a crash.
+_CHECKPOINTER = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'"
 _PLACES = """
     SELECT DISTINCT relnamespace::regnamespace::text AS schema, nodename, nodeport
     FROM pg_dist_shard JOIN pg_dist_shard_placement USING (shardid) JOIN pg_class ON pg_class.oid = logicalrelid
@@ -54,9 +56,17 @@ class Cluster:
 
     async def fetch(self, node: Node, database: str, statement: str, *values: object) -> list[Any]:
         """Run a statement on a node, and return its rows."""
-        connection = await asyncpg.connect(self._url(node, database))
+        connection = await asyncpg.connect(self.url_of(node, database))
         try:
             return list(await connection.fetch(statement, *values))
+        finally:
+            await connection.close(timeout=5)
+
+    async def run(self, node: Node, database: str, script: str) -> None:
+        """Run statements on a node."""
+        connection = await asyncpg.connect(self.url_of(node, database))
+        try:
+            await connection.execute(script)
         finally:
             await connection.close(timeout=5)
 
@@ -65,13 +75,15 @@ class Cluster:
 
         A backend kills itself with SIGKILL. Then the postmaster kills all others, and begins again from the log.
         """
+        before = await self.fetch(node, "postgres", _CHECKPOINTER)
         try:
             await self.fetch(node, "postgres", "COPY (SELECT 1) TO PROGRAM 'kill -9 $PPID'")
         except (asyncpg.PostgresConnectionError, OSError):
             pass
         else:
             raise AssertionError("the backend did not die")
-        await self._answers(node)
+        # The postmaster may notice the death a moment later, and still let a session begin.
+        await self._answers(node, before)
 
     async def configure(self, node: Node, name: str, value: str | None) -> None:
         """Change a setting of a node, or, with None, back to what its file says."""
@@ -91,25 +103,26 @@ class Cluster:
             await self.fetch(self.coordinator, name, "SELECT citus_set_coordinator_host($1, $2)", *self.coordinator)
             for worker in self.workers:
                 await self.fetch(self.coordinator, name, "SELECT citus_add_node($1, $2)", *worker)
-            yield Database(self, name, self._url(self.coordinator, name))
+            yield Database(self, name, self.url_of(self.coordinator, name))
         finally:
             for node in nodes:
                 await self.fetch(node, "postgres", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
-    def _url(self, node: Node, database: str) -> str:
+    def url_of(self, node: Node, database: str) -> str:
+        """The URL of a database on a node."""
         url = self.url.set(host=node.host, port=node.port, database=database)
         return url.render_as_string(hide_password=False)
 
-    async def _answers(self, node: Node) -> None:
+    async def _answers(self, node: Node, before: list[Any]) -> None:
         deadline = time.monotonic() + RESTART_SECONDS
         while True:
             try:
-                await self.fetch(node, "postgres", "SELECT 1")
+                if await self.fetch(node, "postgres", _CHECKPOINTER) != before:
+                    return
             except (asyncpg.PostgresError, OSError):
-                assert time.monotonic() < deadline, f"{node} does not answer"
-                await asyncio.sleep(0.02)
-            else:
-                return
+                pass
+            assert time.monotonic() < deadline, f"{node} does not answer"
+            await asyncio.sleep(0.02)
 
 
 class Database:
@@ -123,6 +136,10 @@ class Database:
     async def fetch(self, node: Node, statement: str, *values: object) -> list[Any]:
         """Run a statement on a node, and return its rows."""
         return await self.cluster.fetch(node, self.name, statement, *values)
+
+    async def run(self, node: Node, script: str) -> None:
+        """Run statements on a node."""
+        await self.cluster.run(node, self.name, script)
 
     async def places(self) -> dict[str, Node]:
         """Return the node of each shard, by its schema."""

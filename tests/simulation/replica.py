@@ -137,7 +137,7 @@ class SimulatedReplica:
 
     def knows_time(self, now: int) -> bool:
         """Whether the last time that this process read is about `now`."""
-        last = self._clock_watcher._last
+        last = self._clock_watcher._last[0]
         return last is not None and abs(last.now - now) < to_us(60)
 
     @property

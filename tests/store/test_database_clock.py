@@ -135,7 +135,7 @@ async def test_an_attempt_that_may_take_effect_never_ends_early(setting: Setting
 async def test_an_attempt_that_may_take_effect_ends_as_soon_as_any_can_have_ended(setting: Setting) -> None:
     claimed = await open_attempt(setting)
     await setting.move_times(schema.reservations, HOUR, "uncertain_until")
-    now = (await setting.store.clock(setting.monotonic, 0).read()).now
+    now = (await setting.store.clock(setting.monotonic, 0).read(0)).now
     await setting.set_back()
     left = (await setting.row(claimed)).uncertain_until - now
     assert LONGEST_ATTEMPT <= left < LONGEST_ATTEMPT + 30 * SECOND
@@ -145,7 +145,7 @@ async def test_an_attempt_gets_its_longest_time_again_after_a_step_forward(setti
     claimed = await open_attempt(setting)
     # By a clock that was set forward, the attempt ended an hour ago.
     await setting.move_times(schema.reservations, -HOUR - LONGEST_ATTEMPT, "uncertain_until", "due_time")
-    now = (await setting.store.clock(setting.monotonic, 0).read()).now
+    now = (await setting.store.clock(setting.monotonic, 0).read(0)).now
     setting.monotonic.ahead -= HOUR + LONGEST_ATTEMPT
     await setting.watcher.run_once()
     assert (await setting.row(claimed)).uncertain_until >= now + LONGEST_ATTEMPT
@@ -225,13 +225,13 @@ async def test_times_move_in_parts_and_another_process_can_go_on(
 ) -> None:
     monkeypatch.setattr(database_clock, "MOVE_US", 0)
     clock = setting.store.clock(setting.monotonic, LONGEST_ATTEMPT)
-    last = await clock.read()
+    last = await clock.read(0)
     setting.monotonic.ahead += HOUR
-    row = (await clock.notice(last)).row
+    row = (await clock.notice(0, last)).row
     assert row.is_moving
     assert row.next_slice == database_clock.SLICES_PER_STATEMENT
     await setting.new_watcher().run_once()
-    assert not (await clock.move()).is_moving
+    assert not (await clock.move(0)).is_moving
 
 
 async def test_a_cached_reply_is_not_used_after_a_step(setting: Setting) -> None:

@@ -10,10 +10,13 @@ from functools import partial
 
 import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.util import await_only
 
 from cart_grpc import app, database_setup
 from cart_grpc.admin import OperatorActions
-from cart_grpc.carts.refusals import CartClosed, CartNotFound
+from cart_grpc.background import clock_watcher
+from cart_grpc.background.clock_watcher import ClockWatcher
+from cart_grpc.carts.refusals import CartClosed, CartNotFound, DatabaseUnavailable
 from cart_grpc.commands.direct import Claim, Pause
 from cart_grpc.names import CartKey, cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE
@@ -26,14 +29,15 @@ from cart_grpc.store.read.cart_search import CartSearch
 from cart_grpc.store.read.operator_reads import WorkState
 from cart_grpc.store.read.reservation_search import ReservationPage
 from cart_grpc.store.revisions import LATEST
-from cart_grpc.store.schema import VERSION_TABLE
-from cart_grpc.store.shards import shard_index
+from cart_grpc.store.schema import VERSION_TABLE, commit_markers
+from cart_grpc.store.shards import is_distributed, shard_index
 from cart_grpc.store.store import Store
 from tests.databases import SHARDS, open_database
 from tests.postgres import PostgresServer
+from tests.store.test_database_clock import MovableClock
 from tests.store.test_merge import merge
 from tests.store.test_two_carts import NotingFailures
-from tests.store.writes import LEASE, LIMITS, Wrapped, add, answered, claim, snapshot
+from tests.store.writes import HOUR, LEASE, LIMITS, Wrapped, add, answered, claim, overwrite, snapshot
 
 _numbers = itertools.count()
 
@@ -255,6 +259,90 @@ async def test_figures_count_every_shard(store: Store) -> None:
     stats = await OperatorActions(store, LIMITS, None).get_stats()
     assert stats.due_count == len(EVERYWHERE)
     assert [each.count for each in stats.backlog] == [len(EVERYWHERE)]
+
+
+class TestClocks:
+    """Each shard has the clock of its node."""
+
+    async def steps(self, engine: Engine) -> list[bool]:
+        """Whether a step back was noted, by shard."""
+        return [await count_in(shard, "clock WHERE set_back_time > 0") > 0 for shard in engine.shards]
+
+    @asynccontextmanager
+    async def two_nodes(self, engine: Engine) -> AsyncIterator[None]:
+        """The tables in which Citus says where shards are: here on two nodes, in turn."""
+        names = ", ".join(f"('{shard.schema}.clock'::regclass, {each})" for each, shard in enumerate(engine.shards))
+
+        def create(connection: Connection) -> None:
+            connection.exec_driver_sql(
+                f"CREATE TABLE pg_dist_shard AS SELECT * FROM (VALUES {names}) AS _ (logicalrelid, shardid)"  # noqa: S608
+            )
+            connection.exec_driver_sql(
+                "CREATE TABLE pg_dist_placement AS SELECT shardid, shardid % 2 AS groupid, 1 AS shardstate "
+                "FROM pg_dist_shard"
+            )
+
+        await engine.transact(create)
+        yield
+        await engine.transact(lambda connection: connection.exec_driver_sql("DROP TABLE pg_dist_shard"))
+        await engine.transact(lambda connection: connection.exec_driver_sql("DROP TABLE pg_dist_placement"))
+
+    async def test_a_step_that_shows_in_one_shard_moves_the_times_of_no_other(
+        self, store: Store, engine: Engine
+    ) -> None:
+        # A process that is gone wrote it, while the clock of the shard's node was ahead.
+        await overwrite(engine.shards[2], commit_markers, update_time=2**60)
+        for _ in range(2):
+            await ClockWatcher(store.clock(app.monotonic_us, 0)).run_once()
+        assert await self.steps(engine) == [False, False, True, False]
+
+    async def test_a_node_that_hangs_hides_no_step_of_another_one(
+        self, store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monotonic = MovableClock()
+        async with self.two_nodes(engine):
+            clock = store.clock(monotonic, 0)
+            assert await clock.find_nodes() == [[0, 2], [1, 3]]
+            watcher = ClockWatcher(clock)
+            await watcher.run_once()
+            monkeypatch.setattr(clock_watcher, "READ_SECONDS", 0.2)
+
+            def hang(connection: Connection) -> None:
+                connection.exec_driver_sql(f"LOCK TABLE {engine.shards[0].schema}.clock")
+                monotonic.ahead += HOUR
+                with pytest.raises(DatabaseUnavailable):
+                    await_only(watcher.run_once())
+
+            await engine.transact(hang)
+            assert await self.steps(engine) == [False, True, False, True]
+            await watcher.run_once()
+            assert await self.steps(engine) == [True] * SHARDS
+
+    async def test_the_clock_of_one_slice_can_be_asked_alone(self, store: Store, engine: Engine) -> None:
+        monotonic = MovableClock()
+        async with self.two_nodes(engine):
+            watcher = ClockWatcher(store.clock(monotonic, 0))
+            await watcher.run_once()
+            monotonic.ahead += HOUR
+            await watcher.run_once(of_shard(3)[0].slice)
+            assert await self.steps(engine) == [False, False, False, True]
+
+    async def test_a_distributed_database_gets_statements_of_its_own_that_write_the_same(
+        self, store: Store, engine: Engine, database_url: str
+    ) -> None:
+        await fill(store)
+        async with self.two_nodes(engine), another_store(database_url) as other:
+            await fill(other)
+            claimed = await claim(other)
+            await other.record_all([answered(each) for each in claimed])
+            assert await engine.shards[0].transact(is_distributed) is False
+            assert await other._engine.shards[0].transact(is_distributed) is True
+        for key in EVERYWHERE:
+            [line] = (await snapshot(store, key)).lines
+            assert (line.item.quantity, line.reservation.granted_quantity) == (2, 2)
+
+    async def test_shards_of_one_postgresql_have_one_clock(self, store: Store) -> None:
+        assert [[*shards] for shards in await store.clock(app.monotonic_us, 0).find_nodes()] == [[*range(SHARDS)]]
 
 
 class TestSetup:
