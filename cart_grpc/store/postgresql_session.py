@@ -16,6 +16,7 @@ from sqlalchemy import Connection, text
 from cart_grpc.store.failures import LOST_SESSION, Unsuitable, get_sqlstate
 from cart_grpc.store.revisions import LATEST
 from cart_grpc.store.schema import VERSION_TABLE
+from cart_grpc.store.surroundings import HAS_CITUS
 
 Settings = Mapping[str, str]
 Connect = Callable[[], Awaitable[asyncpg.Connection]]
@@ -99,7 +100,7 @@ _OLDEST_TRANSACTION: Final = text("""
 """)
 
 # Our tables are in the schema that the search_path of the database, the role or the URL names, and in no other.
-_LOOK: Final = """
+_LOOK: Final = f"""
     SELECT pg_backend_pid() AS pid,
         coalesce(
             (SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass($2)),
@@ -108,8 +109,8 @@ _LOOK: Final = """
         ARRAY(
             SELECT current_setting(name, true) FROM unnest($1::text[]) WITH ORDINALITY AS n(name, i) ORDER BY i
         ) AS settings,
-        EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') AS is_distributed
-"""
+        {HAS_CITUS} AS is_distributed
+"""  # noqa: S608 - our own text
 _SET: Final = "SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS wanted(name, value)"
 _CANNOT_SET: Final = (
     asyncpg.CantChangeRuntimeParamError,

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from sqlalchemy import Connection, text
 
-from cart_grpc.store import migrate
+from cart_grpc.store import migrate, surroundings
 from cart_grpc.store.failures import NotMigrated, Unsuitable
 from cart_grpc.store.schema import VERSION_TABLE
 from cart_grpc.store.shards import schema_names
@@ -19,7 +19,6 @@ _FIND: Final = text("SELECT to_regclass(:shards) IS NOT NULL AS is_sharded, to_r
 _EXISTING: Final = text("SELECT nspname FROM pg_namespace WHERE nspname = ANY(:names) ORDER BY nspname LIMIT 1")
 # With it, Citus makes the next schemas shards, and puts each of them on a node.
 _DISTRIBUTE: Final = text("SELECT set_config('citus.enable_schema_based_sharding', 'on', true)")
-_HAS_CITUS: Final = text("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')")
 
 
 def find_count(connection: Connection) -> int | None:
@@ -49,7 +48,7 @@ def _create(connection: Connection, names: Sequence[str]) -> None:
     existing = connection.execute(_EXISTING, {"names": names}).scalar_one_or_none()
     if existing:
         raise Unsuitable(f"another service has the schema {existing}; use a database of its own for several shards")
-    if connection.execute(_HAS_CITUS).scalar_one():
+    if surroundings.has_citus(connection):
         connection.execute(_DISTRIBUTE)
     for name in names:
         connection.exec_driver_sql(f"CREATE SCHEMA {name}")

@@ -7,7 +7,8 @@ from sqlalchemy import Connection
 from cart_grpc.store.failures import Unsuitable
 
 _ENCODINGS = {"postgresql": ("SHOW server_encoding", "UTF8"), "sqlite": ("PRAGMA encoding", "UTF-8")}
-
+# An expression: whether the database has Citus, so that shards may be on several nodes.
+HAS_CITUS: Final = "EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"
 # A node that does not answer has no result.
 _RISKS_OF_NODES: Final = """
     SELECT result || ' on ' || nodename || ':' || nodeport FROM run_command_on_workers($$
@@ -25,6 +26,11 @@ def check_encoding(connection: Connection) -> None:
         raise Unsuitable(f"its encoding is {found}; create a database with the encoding {wanted}")
 
 
+def has_citus(connection: Connection) -> bool:
+    """Whether a PostgreSQL database has Citus."""
+    return bool(connection.exec_driver_sql(f"SELECT {HAS_CITUS}").scalar_one())
+
+
 def find_risks(connection: Connection) -> list[str]:
     """Return the settings of the server because of which a power failure can lose acknowledged changes.
 
@@ -34,6 +40,6 @@ def find_risks(connection: Connection) -> list[str]:
         return []
     names = "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off' ORDER BY name"
     risks = [f"{name}=off" for name in connection.exec_driver_sql(names).scalars()]
-    if connection.exec_driver_sql("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')").scalar_one():
+    if has_citus(connection):
         risks += connection.exec_driver_sql(_RISKS_OF_NODES).scalars()
     return risks
