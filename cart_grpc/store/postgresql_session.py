@@ -79,6 +79,8 @@ IN_USE: Final = 4849335204292
 # Every session also shares the advisory lock with these two keys: this one, and the number of its release's schema.
 # Releases with schema 0001 have only the lock above.
 _REVISIONS: Final = 1129071202
+# Who migrates a schema has the advisory lock with these two keys: this one, and the schema's OID.
+MIGRATES: Final = 1129071203
 _SHARE_LOCKS: Final = f"SELECT pg_advisory_lock_shared({IN_USE}), pg_advisory_lock_shared({_REVISIONS}, {int(LATEST)})"
 _OLDER_SESSIONS: Final = text("""
     SELECT 'pid ' || pid || coalesce(' from ' || host(client_addr), '')
@@ -92,12 +94,16 @@ _OLDER_SESSIONS: Final = text("""
         )
     ORDER BY pid
 """)
-_OLDEST_TRANSACTION: Final = text("""
+# Those of migrations hold no table of another shard.
+_OLDEST_TRANSACTION: Final = text(f"""
     SELECT floor(extract(epoch FROM clock_timestamp() - xact_start)) || ' s old: pid ' || pid || ' ' || application_name
     FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pg_locks AS l
+        WHERE l.pid = pg_stat_activity.pid AND locktype = 'advisory' AND classid::bigint = {MIGRATES} AND objsubid = 2
+    )
     ORDER BY xact_start LIMIT 1
-""")
+""")  # noqa: S608 - a number
 
 # Our tables are in the schema that the search_path of the database, the role or the URL names, and in no other.
 _LOOK: Final = f"""

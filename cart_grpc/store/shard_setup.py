@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from cart_grpc.store import migrate, surroundings
 from cart_grpc.store.failures import NotMigrated, Unsuitable
+from cart_grpc.store.migration_scripts import Script, read_scripts
 from cart_grpc.store.schema import VERSION_TABLE
 from cart_grpc.store.shards import schema_names
 
@@ -33,10 +34,11 @@ def find_count(connection: Connection) -> int | None:
 def create(count: int, connection: Connection) -> None:
     """Create the schemas of a new database, and record their number.
 
-    Raises Unsuitable if the database has another number of shards.
+    Raises Unsuitable if the database has another number of shards, NotOurTurn if another process migrates it.
     """
     if connection.dialect.name != "postgresql":
         return
+    migrate.take_creation(connection)
     found = find_count(connection)
     if found is None and count > 1:
         _create(connection, schema_names(count))
@@ -82,10 +84,10 @@ def in_schema(schema: str | None, work: Callable[[Connection], T], connection: C
     return result
 
 
-def find_pending(schemas: Sequence[str | None], connection: Connection) -> list[migrate.Script]:
+def find_pending(schemas: Sequence[str | None], connection: Connection) -> Sequence[Script]:
     """Return the migrations that at least one shard lacks, oldest first. Raises Unsuitable."""
     if connection.dialect.name == "postgresql" and find_count(connection) is None:
-        return migrate.read_scripts()
+        return read_scripts(connection.dialect.name)
     lacking = [in_schema(schema, migrate.find_pending, connection) for schema in schemas]
     return max(lacking, key=len)
 
