@@ -21,6 +21,7 @@ from cart_grpc import app
 from cart_grpc.settings import Settings
 from cart_grpc.store import migrate, migration_run
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.migration_run import MigrationRun
 from cart_grpc.store.revisions import FIRST, LATEST, VERSIONS
 from tests.postgres import running_postgres
 from tests.processes.harness import LISTENS, START_SECONDS
@@ -128,7 +129,7 @@ async def measure_next(engine: Engine, versions: Path, callers: Callers, observe
     pid = await engine.transact(lambda connection: connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
     seen: dict[str, tuple[float, float]] = {}
     begin = time.monotonic()
-    running = asyncio.create_task(migration_run.run_next(engine, None, print, versions))
+    running = asyncio.create_task(MigrationRun(engine, print, versions).run_next(engine))
     while not running.done():
         for (name,) in await observer.fetch(_LOCKS, pid):
             now = time.monotonic()

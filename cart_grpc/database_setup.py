@@ -1,5 +1,6 @@
 """Makes a database ready for this release, or says in one line why it cannot be used."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from sqlalchemy import Connection
@@ -7,9 +8,10 @@ from sqlalchemy import Connection
 from cart_grpc.logs import events
 from cart_grpc.logs.log import Log
 from cart_grpc.startup import NotYet, StartupError
-from cart_grpc.store import migrate, migration_run, restore, shard_setup, surroundings
+from cart_grpc.store import migration_run, restore, shard_setup, surroundings
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import may_pass, show_cause
+from cart_grpc.store.migration_scripts import Script
 
 log = Log(__name__)
 
@@ -29,7 +31,7 @@ async def upgrade(engine: Engine, report: migration_run.Report = _log_progress) 
         raise unusable(engine, error) from error
 
 
-async def find_pending(engine: Engine) -> list[migrate.Script]:
+async def find_pending(engine: Engine) -> Sequence[Script]:
     """Return the migrations that the database lacks, oldest first. Raises StartupError."""
     try:
         return await engine.transact(partial(shard_setup.find_pending, _schemas(engine)))

@@ -1,27 +1,29 @@
-"""Find out which schema a database has, and run one migration.
-
-Alembic is imported only if there is something to migrate: importing it takes a fifth of a server's start.
-"""
+"""Find out which schema a database has, and run one migration."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Final
 
 from sqlalchemy import Connection, inspect, text
 
 from cart_grpc.store import surroundings
 from cart_grpc.store.failures import NotMigrated, Unsuitable
-from cart_grpc.store.postgresql_session import SETTINGS, find_older_sessions
+from cart_grpc.store.migration_scripts import Script, read_scripts
+from cart_grpc.store.postgresql_session import MIGRATES, SETTINGS, find_older_sessions
 from cart_grpc.store.revisions import FIRST, LATEST, VERSIONS, known_revisions
 from cart_grpc.store.schema import VERSION_TABLE, metadata
 
-if TYPE_CHECKING:
-    from alembic.config import Config
-
-# An advisory lock: migrations run one after the other. Releases with schema 0001 wait for it in their own way.
-_TURN = 4849335204291
+# An advisory lock. Whoever migrates a schema shares it, and has that of the schema alone. A process that creates the
+# schemas has this one alone, and so has an older release that migrates.
+_TURN: Final = 4849335204291
+_SCHEMA: Final = f"{MIGRATES}, quote_ident(current_schema())::regnamespace::oid::int"
+_CREATE: Final = f"SELECT pg_try_advisory_xact_lock({_TURN})"
+_BEGIN: Final = f"SELECT pg_try_advisory_{{lock}}_shared({_TURN}) AND pg_try_advisory_{{lock}}({_SCHEMA})"
+_END: Final = f"SELECT pg_advisory_unlock_shared({_TURN}), pg_advisory_unlock({_SCHEMA})"
+_BUILDS: Final = re.compile(r"CREATE INDEX CONCURRENTLY IF NOT EXISTS (\w+)")
+_IS_INVALID: Final = text("SELECT NOT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
 # A statement that waits for a lock on a table makes all later ones wait behind it. So it gives up soon: see
 # `migration_run`. Plans and look-ups of a release that runs need their locks for milliseconds.
 LOCK_TIMEOUT = "500ms"
@@ -49,47 +51,6 @@ class _Record:
 
     revision: str
     oldest_revision: str
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """One migration, as its script declares it.
-
-    `transactional`: it runs in one transaction. `oldest_revision`: it contracts the schema, and releases whose schema
-    is older can no longer use the database.
-    """
-
-    revision: str
-    title: str
-    transactional: bool
-    oldest_revision: str | None
-
-
-def config(versions: Path = VERSIONS) -> "Config":
-    """Return Alembic's configuration, with the scripts in the folder `versions`."""
-    from alembic.config import Config  # noqa: PLC0415 - see above
-
-    alembic = Config()
-    alembic.set_main_option("script_location", "cart_grpc.store:migrations")
-    alembic.set_main_option("path_separator", "newline")
-    alembic.set_main_option("version_locations", str(versions).replace("%", "%%"))
-    return alembic
-
-
-def read_scripts(versions: Path = VERSIONS) -> list[Script]:
-    """Return the migrations in a folder, oldest first."""
-    from alembic.script import ScriptDirectory  # noqa: PLC0415 - see above
-
-    scripts = list(ScriptDirectory.from_config(config(versions)).walk_revisions())[::-1]
-    return [
-        Script(
-            script.revision,
-            (script.doc or "").splitlines()[0],
-            getattr(script.module, "transactional", True),
-            getattr(script.module, "oldest_revision", None),
-        )
-        for script in scripts
-    ]
 
 
 def current_revision(connection: Connection) -> str | None:
@@ -139,85 +100,93 @@ def check_revision(connection: Connection) -> str:
     return revision
 
 
-def take_turn(connection: Connection) -> None:
-    """Keep other processes from migrating until this session ends or `end_turn`. Raises NotOurTurn."""
-    _try_lock(connection, "pg_try_advisory_lock")
+def take_creation(connection: Connection) -> None:
+    """Keep other processes from creating schemas and from migrating until the transaction ends. Raises NotOurTurn."""
+    _take(connection, _CREATE)
 
 
-def end_turn(connection: Connection) -> None:
-    """Let other processes migrate."""
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_TURN})")
-
-
-def _try_lock(connection: Connection, function: str) -> None:
-    is_postgresql = connection.dialect.name == "postgresql"
-    if is_postgresql and not connection.exec_driver_sql(f"SELECT {function}({_TURN})").scalar_one():
+def _take(connection: Connection, statement: str) -> None:
+    if connection.dialect.name == "postgresql" and not connection.exec_driver_sql(statement).scalar_one():
         raise NotOurTurn
 
 
-def find_pending(connection: Connection, versions: Path = VERSIONS) -> list[Script]:
-    """Return the migrations that the database lacks, oldest first. Raises Unsuitable."""
-    revision = current_revision(connection)
+def find_pending(connection: Connection, versions: Path = VERSIONS) -> Sequence[Script]:
+    """Return the migrations that the schema lacks, oldest first. Raises Unsuitable."""
+    return _find_newer(current_revision(connection), connection, versions)
+
+
+def _find_newer(revision: str | None, connection: Connection, versions: Path) -> Sequence[Script]:
     known = known_revisions(versions)
     if revision is not None and (revision == known[-1] or revision not in known):
         return []
-    return [script for script in read_scripts(versions) if script.revision > (revision or "")]
+    return [each for each in read_scripts(connection.dialect.name, versions) if each.revision > (revision or "")]
 
 
 def run_next(connection: Connection, versions: Path = VERSIONS) -> Step:
-    """Run the next migration that the database lacks, in the connection's transaction.
+    """Run the next migration that the schema lacks, in the connection's transaction.
 
-    Does nothing if the database has the schema of this release, or of a newer one. Raises Unsuitable, NotOurTurn, or
-    the database's error if a lock is not granted within LOCK_TIMEOUT.
+    Does nothing if it has the schema of this release, or of a newer one. Raises Unsuitable, NotOurTurn, or the
+    database's error if a lock is not granted within LOCK_TIMEOUT.
     """
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-    # The session of `take_turn` may be gone.
-    _try_lock(connection, "pg_try_advisory_xact_lock")
+    _take(connection, _BEGIN.format(lock="xact_lock"))
     surroundings.check_encoding(connection)
     before = current_revision(connection)
-    pending = find_pending(connection, versions)
+    pending = _find_newer(before, connection, versions)
     if not pending:
         return Step(before, before or "")
     script = pending[0]
     if script.oldest_revision:
         _refuse_while_older_run(connection, script.oldest_revision, script.revision)
     if script.transactional or connection.dialect.name != "postgresql":
-        _run(connection, script, versions)
+        _run(connection, before, script)
     else:
-        _run_without_transaction(connection, script, versions)
+        _run_without_transaction(connection, before, script)
     return Step(before, script.revision, script.title)
 
 
-def _run(connection: Connection, script: Script, versions: Path) -> None:
-    from alembic import command  # noqa: PLC0415 - see above
+def _run(connection: Connection, before: str | None, script: Script) -> None:
+    for statement in script.statements:
+        connection.exec_driver_sql(statement)
+    if before is None:
+        key = f"CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY"
+        connection.exec_driver_sql(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL {key})")
+        connection.exec_driver_sql(f"INSERT INTO {VERSION_TABLE} VALUES ('{script.revision}')")  # noqa: S608 - our names
+    else:
+        connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '{script.revision}'")  # noqa: S608 - same
 
-    alembic = config(versions)
-    alembic.attributes["connection"] = connection
-    command.upgrade(alembic, script.revision)
 
-
-def _run_without_transaction(connection: Connection, script: Script, versions: Path) -> None:
+def _run_without_transaction(connection: Connection, before: str | None, script: Script) -> None:
     """Run a migration that PostgreSQL refuses in a transaction, and begin a new transaction.
 
-    CREATE INDEX CONCURRENTLY waits for the transactions that are older than it. Nobody waits behind it meanwhile.
+    CREATE INDEX CONCURRENTLY waits for the transactions that are older than it. Nobody waits behind it meanwhile, and
+    the session has no lock that one of these transactions, also of another shard's migration, could wait for.
     """
-    take_turn(connection)
+    _take(connection, _BEGIN.format(lock="lock"))
     connection.exec_driver_sql("COMMIT")
     try:
         connection.exec_driver_sql("SET statement_timeout = 0")
         connection.exec_driver_sql("SET lock_timeout = 0")
-        _run(connection, script, versions)
+        _drop_invalid(connection, script)
+        _run(connection, before, script)
         for name in ("statement_timeout", "lock_timeout"):
             connection.exec_driver_sql(f"SET {name} = '{SETTINGS[name]}'")
-        end_turn(connection)
+        connection.exec_driver_sql(_END)
         connection.exec_driver_sql("BEGIN")
     except BaseException:
         # This session has neither its settings nor an open transaction any more.
         connection.invalidate()
         raise
+
+
+def _drop_invalid(connection: Connection, script: Script) -> None:
+    """Drop the indexes whose build was cut off. An invalid index slows writes down and answers nothing."""
+    for statement in script.statements:
+        built = _BUILDS.match(statement)
+        if built and connection.execute(_IS_INVALID, {"name": built[1]}).scalar():
+            connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {built[1]}")
 
 
 def _refuse_while_older_run(connection: Connection, oldest: str, revision: str) -> None:

@@ -1,12 +1,12 @@
 """Runs all migrations that a database lacks while other processes use it: short waits for locks, many tries.
 
-Each migration has a transaction of its own. If the run ends early, the next one goes on at the same place.
+Each migration of a shard has a transaction of its own. If the run ends early, the next one goes on at the same place.
 """
 
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from cart_grpc.store import migrate, shard_setup
 from cart_grpc.store.engine import Engine
-from cart_grpc.store.failures import Unsuitable, get_sqlstate
+from cart_grpc.store.failures import Unsuitable, get_sqlstate, show_cause
 from cart_grpc.store.postgresql_session import find_oldest_transaction
 from cart_grpc.store.revisions import VERSIONS
 
@@ -39,60 +39,98 @@ async def run(engine: Engine, report: Report = _say_nothing, versions: Path = VE
 
     `report` gets one line for each migration and for each wait. Raises Unsuitable, and the database's errors.
     """
-    await _take_turn(engine, report)
-    try:
-        await engine.transact(partial(shard_setup.create, len(engine.shards)))
-        # One after the other: the session that has the turn runs all of them.
-        runs = [await _run_shard(engine, shard.schema, report, versions) for shard in engine.shards]
-        # A run that was interrupted has migrated the first shards only.
-        return min(runs, key=lambda run: run[0] or "")
-    finally:
-        await engine.transact(migrate.end_turn)
+    return await MigrationRun(engine, report, versions).run_all()
 
 
-async def _run_shard(engine: Engine, schema: str | None, report: Report, versions: Path) -> tuple[str | None, str]:
-    first: migrate.Step | None = None
-    shard = f"{schema}: " if schema else ""
-    while True:
-        begin = time.monotonic()
-        step = await run_next(engine, schema, report, versions)
-        first = first or step
-        if step.after == step.before:
-            return first.before, step.after
-        report(f"{shard}schema {step.after}: {step.title} ({time.monotonic() - begin:.1f} s)")
+class MigrationRun:
+    """One run over all shards. Each connection that writes migrates a shard, one step after the other, then the next.
+
+    If a shard fails, the others end the step that they run, and no more.
+    """
+
+    def __init__(self, engine: Engine, report: Report, versions: Path) -> None:
+        self._engine = engine
+        self._report = report
+        self._versions = versions
+        self._is_turn_reported = False
+        self._failure: Exception | None = None
+
+    async def run_all(self) -> tuple[str | None, str]:
+        """Migrate all shards. Return the lowest revision before, and the revision after."""
+        await self._try("", partial(shard_setup.create, len(self._engine.shards)))
+        waiting = iter(self._engine.shards)
+        at_once = next(pool.most for pool in self._engine.pools() if pool.name == "write")
+        found = await asyncio.gather(*(self._run_shards(waiting) for _ in range(at_once)))
+        if self._failure:
+            raise self._failure
+        # A run that was interrupted has migrated some shards only.
+        return min((each for part in found for each in part), key=lambda revisions: revisions[0] or "")
+
+    async def run_next(self, shard: Engine) -> migrate.Step:
+        """Run the next migration of a shard, with as many tries as its locks need."""
+        work = partial(shard_setup.in_schema, shard.schema, partial(migrate.run_next, versions=self._versions))
+        return await self._try(_head(shard), work)
+
+    async def _run_shards(self, waiting: Iterator[Engine]) -> list[tuple[str | None, str]]:
+        found = []
+        for shard in waiting:
+            try:
+                found.append(await self._run_shard(shard))
+            except Exception as error:  # noqa: BLE001 - `run_all` raises the first
+                self._note_failure(shard, error)
+                break
+        return found
+
+    async def _run_shard(self, shard: Engine) -> tuple[str | None, str]:
+        first: migrate.Step | None = None
+        while True:
+            begin = time.monotonic()
+            step = await self.run_next(shard)
+            first = first or step
+            if step.after == step.before:
+                return first.before, step.after
+            seconds = time.monotonic() - begin
+            self._report(f"{_head(shard)}schema {step.after}: {step.title} ({seconds:.1f} s)")
+
+    def _note_failure(self, shard: Engine, error: Exception) -> None:
+        if self._failure:
+            return
+        self._failure = error
+        if shard.schema:
+            self._failure = Unsuitable(f"{_head(shard)}{show_cause(error)}")
+            self._failure.__cause__ = error
+            self._report(f"{self._failure}; waiting for the migrations that run in other shards")
+
+    async def _try(self, head: str, work: Callable[[Connection], T]) -> T:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            if self._failure:
+                raise self._failure
+            try:
+                return await self._engine.transact(work)
+            except migrate.NotOurTurn:
+                self._report_turn()
+                await _pause(TURN_PAUSE_SECONDS)
+                continue
+            except Exception as error:
+                if get_sqlstate(error) not in _LOCKED:
+                    raise
+                oldest = await self._engine.transact(_describe_oldest)
+                if time.monotonic() > deadline:
+                    raise Unsuitable(
+                        f"its tables stay locked; {oldest}; run `cart-grpc migrate` again later"
+                    ) from error
+            self._report(f"{head}a table is locked; {oldest}; callers go on, the next try is in {PAUSE_SECONDS:g} s")
+            await _pause(PAUSE_SECONDS)
+
+    def _report_turn(self) -> None:
+        if not self._is_turn_reported:
+            self._report("another process migrates the database; waiting for its end")
+        self._is_turn_reported = True
 
 
-async def _take_turn(engine: Engine, report: Report) -> None:
-    is_reported = False
-    while True:
-        try:
-            return await engine.transact(migrate.take_turn)
-        except migrate.NotOurTurn:
-            if not is_reported:
-                report("another process migrates the database; waiting for its end")
-            is_reported = True
-        await _pause(TURN_PAUSE_SECONDS)
-
-
-async def run_next(engine: Engine, schema: str | None, report: Report, versions: Path) -> migrate.Step:
-    """Run the next migration of a shard, with as many tries as its locks need."""
-    work = partial(shard_setup.in_schema, schema, partial(migrate.run_next, versions=versions))
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return await engine.transact(work)
-        except migrate.NotOurTurn:
-            # The session that had our turn is gone.
-            await _take_turn(engine, report)
-            continue
-        except Exception as error:
-            if get_sqlstate(error) not in _LOCKED:
-                raise
-            oldest = await engine.transact(_describe_oldest)
-            if time.monotonic() > deadline:
-                raise Unsuitable(f"its tables stay locked; {oldest}; run `cart-grpc migrate` again later") from error
-        report(f"a table is locked; {oldest}; callers go on, the next try is in {PAUSE_SECONDS:g} s")
-        await _pause(PAUSE_SECONDS)
+def _head(shard: Engine) -> str:
+    return f"{shard.schema}: " if shard.schema else ""
 
 
 def _describe_oldest(connection: Connection) -> str:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, text
 from cart_grpc.store.failures import LOST_SESSION, Unsuitable, get_sqlstate
 from cart_grpc.store.revisions import LATEST
 from cart_grpc.store.schema import VERSION_TABLE
+from cart_grpc.store.shards import HAS_CITUS
 
 Settings = Mapping[str, str]
 Connect = Callable[[], Awaitable[asyncpg.Connection]]
@@ -78,6 +79,8 @@ IN_USE: Final = 4849335204292
 # Every session also shares the advisory lock with these two keys: this one, and the number of its release's schema.
 # Releases with schema 0001 have only the lock above.
 _REVISIONS: Final = 1129071202
+# Who migrates a schema has the advisory lock with these two keys: this one, and the schema's OID.
+MIGRATES: Final = 1129071203
 _SHARE_LOCKS: Final = f"SELECT pg_advisory_lock_shared({IN_USE}), pg_advisory_lock_shared({_REVISIONS}, {int(LATEST)})"
 _OLDER_SESSIONS: Final = text("""
     SELECT 'pid ' || pid || coalesce(' from ' || host(client_addr), '')
@@ -91,15 +94,19 @@ _OLDER_SESSIONS: Final = text("""
         )
     ORDER BY pid
 """)
-_OLDEST_TRANSACTION: Final = text("""
+# Those of migrations hold no table of another shard.
+_OLDEST_TRANSACTION: Final = text(f"""
     SELECT floor(extract(epoch FROM clock_timestamp() - xact_start)) || ' s old: pid ' || pid || ' ' || application_name
     FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pg_locks AS l
+        WHERE l.pid = pg_stat_activity.pid AND locktype = 'advisory' AND classid::bigint = {MIGRATES} AND objsubid = 2
+    )
     ORDER BY xact_start LIMIT 1
-""")
+""")  # noqa: S608 - a number
 
 # Our tables are in the schema that the search_path of the database, the role or the URL names, and in no other.
-_LOOK: Final = """
+_LOOK: Final = f"""
     SELECT pg_backend_pid() AS pid,
         coalesce(
             (SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass($2)),
@@ -108,8 +115,8 @@ _LOOK: Final = """
         ARRAY(
             SELECT current_setting(name, true) FROM unnest($1::text[]) WITH ORDINALITY AS n(name, i) ORDER BY i
         ) AS settings,
-        EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') AS is_distributed
-"""
+        {HAS_CITUS} AS is_distributed
+"""  # noqa: S608 - our own text
 _SET: Final = "SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS wanted(name, value)"
 _CANNOT_SET: Final = (
     asyncpg.CantChangeRuntimeParamError,

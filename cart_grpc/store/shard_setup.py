@@ -10,8 +10,9 @@ from sqlalchemy import Connection, text
 
 from cart_grpc.store import migrate
 from cart_grpc.store.failures import NotMigrated, Unsuitable
+from cart_grpc.store.migration_scripts import Script, read_scripts
 from cart_grpc.store.schema import VERSION_TABLE
-from cart_grpc.store.shards import schema_names
+from cart_grpc.store.shards import has_citus, schema_names
 
 T = TypeVar("T")
 _RECORD: Final = "cart_shards"
@@ -20,7 +21,6 @@ _EXISTING: Final = text("SELECT nspname FROM pg_namespace WHERE nspname = ANY(:n
 # With it, Citus makes the next schemas shards, and puts each of them on a node.
 _DISTRIBUTE: Final = text("SELECT set_config('citus.enable_schema_based_sharding', 'on', true)")
 _COPY_TO_NODES: Final = text(f"SELECT create_reference_table('{_RECORD}')")
-_HAS_CITUS: Final = text("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')")
 
 
 def find_count(connection: Connection) -> int | None:
@@ -35,10 +35,11 @@ def find_count(connection: Connection) -> int | None:
 def create(count: int, connection: Connection) -> None:
     """Create the schemas of a new database, and record their number.
 
-    Raises Unsuitable if the database has another number of shards.
+    Raises Unsuitable if the database has another number of shards, NotOurTurn if another process migrates it.
     """
     if connection.dialect.name != "postgresql":
         return
+    migrate.take_creation(connection)
     found = find_count(connection)
     if found is None and count > 1:
         _create(connection, schema_names(count))
@@ -50,13 +51,13 @@ def _create(connection: Connection, names: Sequence[str]) -> None:
     existing = connection.execute(_EXISTING, {"names": names}).scalar_one_or_none()
     if existing:
         raise Unsuitable(f"another service has the schema {existing}; use a database of its own for several shards")
-    has_citus = connection.execute(_HAS_CITUS).scalar_one()
-    if has_citus:
+    distributes = has_citus(connection)
+    if distributes:
         connection.execute(_DISTRIBUTE)
     for name in names:
         connection.exec_driver_sql(f"CREATE SCHEMA {name}")
     connection.exec_driver_sql(f"CREATE TABLE {_RECORD} (shard_count smallint NOT NULL PRIMARY KEY)")
-    if has_citus:
+    if distributes:
         # A server may connect to any node.
         connection.execute(_COPY_TO_NODES)
     connection.exec_driver_sql(f"INSERT INTO {_RECORD} VALUES ({len(names)})")  # noqa: S608 - a number
@@ -88,10 +89,10 @@ def in_schema(schema: str | None, work: Callable[[Connection], T], connection: C
     return result
 
 
-def find_pending(schemas: Sequence[str | None], connection: Connection) -> list[migrate.Script]:
+def find_pending(schemas: Sequence[str | None], connection: Connection) -> Sequence[Script]:
     """Return the migrations that at least one shard lacks, oldest first. Raises Unsuitable."""
     if connection.dialect.name == "postgresql" and find_count(connection) is None:
-        return migrate.read_scripts()
+        return read_scripts(connection.dialect.name)
     lacking = [in_schema(schema, migrate.find_pending, connection) for schema in schemas]
     return max(lacking, key=len)
 

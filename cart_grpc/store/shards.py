@@ -23,7 +23,8 @@ T = TypeVar("T")
 COUNTS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 # SQLAlchemy's option: the schema of tables that have none.
 _OPTION: Final = "schema_translate_map"
-_HAS_CITUS: Final = "SELECT to_regclass('pg_dist_placement') IS NOT NULL"
+# An expression: whether the database has Citus, so that shards may be on several nodes.
+HAS_CITUS: Final = "to_regclass('pg_dist_placement') IS NOT NULL"
 
 
 def schema_names(count: int) -> Sequence[str]:
@@ -52,19 +53,21 @@ def find_schema(connection: "Connection") -> str | None:
     return translated[None] if translated else None
 
 
-def is_distributed(connection: Connection) -> bool:
+def is_distributed(connection: "Connection") -> bool:
     """Whether the statements of a connection name a schema that may be on another node."""
     if find_schema(connection) is None:
         return False
-    known: bool | None = connection.info.get(_HAS_CITUS)
+    known: bool | None = connection.info.get(HAS_CITUS)
     if known is None:
-        known = connection.info[_HAS_CITUS] = has_citus(connection)
+        known = connection.info[HAS_CITUS] = has_citus(connection)
     return known
 
 
-def has_citus(connection: Connection) -> bool:
+def has_citus(connection: "Connection") -> bool:
     """Whether the database may have schemas on several nodes."""
-    return connection.dialect.name == "postgresql" and bool(connection.exec_driver_sql(_HAS_CITUS).scalar_one())
+    return connection.dialect.name == "postgresql" and bool(
+        connection.exec_driver_sql(f"SELECT {HAS_CITUS}").scalar_one()
+    )
 
 
 class Shard:

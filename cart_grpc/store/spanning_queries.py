@@ -1,6 +1,6 @@
-"""The statements of a batch about users of two shards: each runs once for each shard that it names.
+"""The statements of a batch about users of two shards, or about all shards: each runs once in each shard that it names.
 
-Both shards commit in one transaction; a distributed PostgreSQL uses two-phase commit. Every batch locks the users of a
+The shards commit in one transaction; a distributed PostgreSQL uses two-phase commit. Every batch locks the users of a
 shard before those of the next one, in the order of their keys, so two batches cannot deadlock.
 """
 
@@ -18,7 +18,7 @@ from cart_grpc.store import schema
 from cart_grpc.store.dialects import Dialect, Key, built_once
 from cart_grpc.store.prepared import Rows
 from cart_grpc.store.queries import WriteQueries
-from cart_grpc.store.shards import schema_names, shard_index, use_schema
+from cart_grpc.store.shards import first_slices, schema_names, shard_index, use_schema
 
 T = TypeVar("T")
 _MARKERS: Final = schema.commit_markers.name
@@ -38,9 +38,10 @@ class SpanningQueries(WriteQueries):
         self._schemas = schemas
 
     def lock_users(self, connection: Connection, users: Collection[UserKey]) -> int:
-        return max(
+        times = [
             super(SpanningQueries, self).lock_users(connection, part) for part in self._each(connection, users, _slice)
-        )
+        ]
+        return max(times) if times else self.read_now(connection)
 
     def load(self, connection: Connection, reads: ReadSet) -> tuple[Mapping[str, Rows], bool]:
         found: dict[str, list[Sequence[Any]]] = defaultdict(list)
@@ -79,6 +80,14 @@ class SpanningQueries(WriteQueries):
     def delete_empty_users(self, connection: Connection, users: Sequence[UserKey]) -> None:
         for part in self._each(connection, users, _slice):
             super().delete_empty_users(connection, part)
+
+    def pause(self, connection: Connection, reason: str, now: int) -> None:
+        for _ in self._each(connection, first_slices(len(self._schemas)), int):
+            super().pause(connection, reason, now)
+
+    def resume(self, connection: Connection) -> None:
+        for _ in self._each(connection, first_slices(len(self._schemas)), int):
+            super().resume(connection)
 
     def _each(self, connection: Connection, values: Iterable[T], slice_of: Callable[[T], int]) -> Iterator[list[T]]:
         """Yield the `values` of each shard, in the order of the shards, while the connection uses its schema."""

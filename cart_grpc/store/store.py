@@ -38,7 +38,7 @@ from cart_grpc.store.read.reads import Reads
 from cart_grpc.store.read.reservation_search import ReservationSearches
 from cart_grpc.store.read.unswept import Unswept
 from cart_grpc.store.shards import shard_index
-from cart_grpc.store.write_queue import WriteQueue
+from cart_grpc.store.write_queue import EVERY_SHARD, WriteQueue
 from cart_grpc.tracing import Tracer
 
 R = TypeVar("R")
@@ -214,13 +214,8 @@ class Store:
         return answer
 
     async def pause(self, command: Pause | Resume) -> None:
-        """Stop all claims, in every process, or allow them again.
-
-        With several shards, the first one is paused first and resumed last: while it is paused, others may be.
-        """
-        numbers = range(len(self._engine.shards))
-        for number in numbers if isinstance(command, Pause) else reversed(numbers):
-            await self._write_queue.submit_to(number, command)
+        """Stop all claims, in every process, or allow them again: in all shards, or in none."""
+        await self._write_queue.submit_to(EVERY_SHARD, command)
 
     async def update_leases(self, command: ExtendLeases | ReturnClaims) -> None:
         """Extend the leases of claims, or return the claims."""

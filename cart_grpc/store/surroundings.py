@@ -5,9 +5,9 @@ from typing import Final
 from sqlalchemy import Connection
 
 from cart_grpc.store.failures import Unsuitable
+from cart_grpc.store.shards import has_citus
 
 _ENCODINGS = {"postgresql": ("SHOW server_encoding", "UTF8"), "sqlite": ("PRAGMA encoding", "UTF-8")}
-
 # A node that does not answer has no result.
 _RISKS_OF_NODES: Final = """
     SELECT result || ' on ' || nodename || ':' || nodeport FROM run_command_on_workers($$
@@ -34,6 +34,6 @@ def find_risks(connection: Connection) -> list[str]:
         return []
     names = "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off' ORDER BY name"
     risks = [f"{name}=off" for name in connection.exec_driver_sql(names).scalars()]
-    if connection.exec_driver_sql("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')").scalar_one():
+    if has_citus(connection):
         risks += connection.exec_driver_sql(_RISKS_OF_NODES).scalars()
     return risks

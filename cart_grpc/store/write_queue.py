@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
@@ -31,6 +31,9 @@ from cart_grpc.store.shard_queue import ShardQueue
 from cart_grpc.store.shards import shard_index
 from cart_grpc.store.spanning_queries import spanning_queries
 from cart_grpc.tracing import Tracer
+
+# The last queue: its batches are about several shards, if there are several.
+EVERY_SHARD: Final = -1
 
 
 class WriteQueue:
@@ -131,7 +134,7 @@ class WriteQueue:
         return self._put(queue, queue.background, command)
 
     def submit_to(self, shard: int, command: RecordAll | DirectCommand) -> "asyncio.Future[Any]":
-        """Queue a command for the shard with this number. Raises ShuttingDown after `close`."""
+        """Queue a command for the shard with this number, or for EVERY_SHARD. Raises ShuttingDown after `close`."""
         queue = self._queues[shard]
         return self._put(queue, queue.background, command)
 

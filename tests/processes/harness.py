@@ -32,7 +32,7 @@ _numbers = itertools.count()
 # Forks processes that have imported the program already. The imports are most of a server's start, and the crash tests
 # start fifty servers each.
 _PRELOADED = multiprocessing.get_context("forkserver")
-_IMPORTED_LATER = ("aiosqlite", "alembic.command", "uvloop")
+_IMPORTED_LATER = ("aiosqlite", "alembic.operations", "alembic.script", "uvloop")
 _PRELOADED.set_forkserver_preload(
     [
         __name__,

@@ -1,6 +1,5 @@
 """The rules for migrations: the previous release goes on serving while one runs, and afterwards."""
 
-import io
 import json
 import re
 import subprocess
@@ -8,11 +7,8 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
-from alembic.script import Script
-
-from cart_grpc.store.revisions import FIRST
+from cart_grpc.store.migration_scripts import Script, read_scripts
+from cart_grpc.store.revisions import FIRST, VERSIONS
 from cart_grpc.store.schema import VERSION_TABLE
 
 # The oldest PostgreSQL that the tests know.
@@ -35,19 +31,19 @@ _CONCURRENT = re.compile(r"(CREATE|DROP) (UNIQUE )?INDEX CONCURRENTLY\b")
 _SQUAWK = Path(sysconfig.get_path("scripts")) / "squawk"
 
 
-def find_violations(script: Script) -> Iterator[str]:
+def find_violations(revision: str, versions: Path = VERSIONS) -> Iterator[str]:
     """Yield the rules that a migration breaks, on each database."""
-    oldest: str | None = getattr(script.module, "oldest_revision", None)
-    contracts = oldest is not None
-    if oldest and not FIRST < oldest < script.revision:
-        yield f"oldest_revision {oldest} is not between the first revision and this one"
-    transactional = getattr(script.module, "transactional", True)
     for dialect in ("postgresql", "sqlite"):
-        statements = read_statements(script, dialect)
+        script = find_script(revision, dialect, versions)
+        oldest, contracts = script.oldest_revision, script.oldest_revision is not None
+        if oldest and not FIRST < oldest < revision:
+            yield f"oldest_revision {oldest} is not between the first revision and this one"
+        statements = in_lines(script)
         if contracts and not any(statement.startswith(f"UPDATE {VERSION_TABLE} ") for statement in statements):
             yield f"{dialect}: it contracts, but does not call refuse_releases_before"
         for statement in statements:
-            if rule := _find_forbidden(statement, dialect, contracts=contracts, transactional=transactional):
+            rule = _find_forbidden(statement, dialect, contracts=contracts, transactional=script.transactional)
+            if rule:
                 yield f"{dialect}: {rule}: {statement}"
         if dialect == "postgresql":
             yield from (
@@ -67,14 +63,14 @@ def _find_forbidden(statement: str, dialect: str, *, contracts: bool, transactio
     return None
 
 
-def read_statements(script: Script, dialect: str) -> list[str]:
+def find_script(revision: str, dialect: str, versions: Path = VERSIONS) -> Script:
+    """Return a migration of a folder."""
+    return next(script for script in read_scripts(dialect, versions) if script.revision == revision)
+
+
+def in_lines(script: Script) -> list[str]:
     """Return the SQL of a migration, each statement in one line."""
-    buffer = io.StringIO()
-    context = MigrationContext.configure(dialect_name=dialect, opts={"as_sql": True, "output_buffer": buffer})
-    with Operations.context(context):
-        script.module.upgrade()
-    found = re.split(r";\s*\n\n", buffer.getvalue())
-    return [" ".join(statement.split()) for statement in found if statement.strip()]
+    return [" ".join(statement.split()) for statement in script.statements]
 
 
 def _squawk(statements: Sequence[str]) -> list[tuple[str, str]]:

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 
 import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.util import await_only
 
-from cart_grpc import app, database_setup
+from cart_grpc import app
 from cart_grpc.admin import OperatorActions
 from cart_grpc.background import clock_watcher
 from cart_grpc.background.clock_watcher import ClockWatcher
@@ -20,20 +20,16 @@ from cart_grpc.carts.refusals import CartClosed, CartNotFound, DatabaseUnavailab
 from cart_grpc.commands.direct import Claim, Pause
 from cart_grpc.names import CartKey, cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE
-from cart_grpc.startup import NotYet, StartupError
-from cart_grpc.store import migrate, migration_run, shard_setup
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.due_shards import POLLED, DueShards
-from cart_grpc.store.engine import Engine, connect
+from cart_grpc.store.engine import Engine
 from cart_grpc.store.read.cart_search import CartSearch
 from cart_grpc.store.read.operator_reads import WorkState
 from cart_grpc.store.read.reservation_search import ReservationPage
-from cart_grpc.store.revisions import LATEST
-from cart_grpc.store.schema import VERSION_TABLE, commit_markers
+from cart_grpc.store.schema import commit_markers
 from cart_grpc.store.shards import is_distributed, shard_index
 from cart_grpc.store.store import Store
 from tests.databases import SHARDS, open_database
-from tests.postgres import PostgresServer
 from tests.store.test_database_clock import MovableClock
 from tests.store.test_merge import merge
 from tests.store.test_two_carts import NotingFailures
@@ -241,17 +237,21 @@ async def test_pages_of_carts_go_through_all_shards_without_a_gap(store: Store, 
     assert seen == sorted(EVERYWHERE)
 
 
-async def test_a_pause_stops_every_shard_and_is_shown_until_all_are_resumed(store: Store, engine: Engine) -> None:
+async def test_a_pause_and_its_end_are_in_force_in_all_shards_or_in_none(store: Store, engine: Engine) -> None:
     await fill(store)
     operator = OperatorActions(store, LIMITS, None)
+    last = f"{engine.shards[-1].schema}.pauses"
+    refusal = f"ALTER TABLE {last} ADD CONSTRAINT refusal CHECK (reason <> 'refused')"
+    await engine.transact(lambda connection: connection.execute(text(refusal)))
+    with pytest.raises(IntegrityError, match="refusal"):
+        await operator.pause("refused")
+    assert (await operator.get_stats()).pause is None
+    assert {shard_index(each.cart.slice, SHARDS) for each in await claim(store)} == set(range(SHARDS))
     await operator.pause("maintenance")
+    await fill(store, of_shard(2, 4))
     assert await claim(store) == []
-    # As after a resumption that was interrupted: it begins with the last shard.
-    await engine.shards[-1].transact(lambda each: each.execute(text(f"DELETE FROM {engine.shards[-1].schema}.pauses")))  # noqa: S608
-    assert (await operator.get_stats()).pause is not None
-    assert {shard_index(each.cart.slice, SHARDS) for each in await claim(store)} == {SHARDS - 1}
     await operator.resume()
-    assert len(await claim(store)) == len(EVERYWHERE) - 3
+    assert len(await claim(store)) == 1
 
 
 async def test_figures_count_every_shard(store: Store) -> None:
@@ -343,59 +343,6 @@ class TestClocks:
 
     async def test_shards_of_one_postgresql_have_one_clock(self, store: Store) -> None:
         assert [[*shards] for shards in await store.clock(app.monotonic_us, 0).find_nodes()] == [[*range(SHARDS)]]
-
-
-class TestSetup:
-    """The number of shards is fixed when a database is created."""
-
-    @pytest.fixture
-    def empty_url(self, postgres: PostgresServer) -> str:
-        return postgres.create_database(f"setup_{next(_numbers)}")
-
-    @asynccontextmanager
-    async def opened(self, url: str, count: int) -> AsyncIterator[Engine]:
-        engine = connect(url, app.clock, shard_count=count)
-        yield engine
-        await engine.close()
-
-    @pytest.mark.parametrize(("created", "opened"), [(1, 4), (4, 1), (4, 8)])
-    async def test_another_number_is_refused_and_named(self, empty_url: str, created: int, opened: int) -> None:
-        async with self.opened(empty_url, created) as engine:
-            await database_setup.upgrade(engine)
-        async with self.opened(empty_url, opened) as engine:
-            for attempt in (database_setup.check, database_setup.upgrade):
-                with pytest.raises(StartupError, match=f"set CART_DATABASE_SHARDS={created} instead of {opened}$"):
-                    await attempt(engine)
-
-    async def test_a_migration_that_was_interrupted_goes_on_and_nothing_is_served_before(self, empty_url: str) -> None:
-        async with self.opened(empty_url, 4) as engine:
-            with pytest.raises(NotYet, match="run `cart-grpc migrate` first"):
-                await database_setup.check(engine)
-            # Interrupted in the second shard.
-            await engine.transact(lambda connection: shard_setup.create(4, connection))
-            for schema, steps in ((engine.shards[0].schema, 3), (engine.shards[1].schema, 1)):
-                for _ in range(steps):
-                    await engine.transact(partial(shard_setup.in_schema, schema, migrate.run_next))
-            with pytest.raises(NotYet, match="run `cart-grpc migrate` first"):
-                await database_setup.check(engine)
-            before, after = await migration_run.run(engine)
-            assert (before, after) == (None, LATEST)
-            await database_setup.check(engine)
-            # A newer release has migrated one shard so far.
-            newer = text(f"UPDATE {engine.shards[2].schema}.{VERSION_TABLE} SET version_num = '9999'")  # noqa: S608
-            await engine.transact(lambda connection: connection.execute(newer))
-            with pytest.raises(NotYet, match=f"its shards are at the schemas {LATEST}, 9999"):
-                await database_setup.check(engine)
-
-    async def test_the_schemas_of_another_service_are_not_used(self, empty_url: str) -> None:
-        async with self.opened(empty_url, 4) as engine:
-            await engine.transact(lambda connection: connection.execute(text("CREATE SCHEMA cart_shard_2")))
-            with pytest.raises(StartupError, match="another service has the schema cart_shard_2"):
-                await database_setup.upgrade(engine)
-
-    def test_sqlite_has_one(self) -> None:
-        with pytest.raises(ValueError, match="SQLite has one shard"):
-            connect("sqlite:///cart.db", app.clock, shard_count=4)
 
 
 async def test_a_command_of_the_store_works_after_a_pause_in_each_shard(store: Store) -> None:

@@ -11,19 +11,14 @@ _FUNCTION = f"{commit_markers.name}_refuse_old_releases"
 # Every release treats this code as a database that it may not use: its calls are UNAVAILABLE, it is not ready, and its
 # start fails with the text.
 _ERRCODE = "insufficient_privilege"
-_IS_INVALID = sa.text("SELECT NOT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
 
 
 def build_index(name: str, table: str, columns: Sequence[str], where: str | None = None) -> None:
     """Create an index on a table that may be large, while callers write. The migration needs `transactional = False`.
 
-    A build that was cut off leaves an invalid index, which slows writes down and answers nothing: it is dropped first.
+    A build that was cut off leaves an invalid index, which `migrate` drops first.
     """
     condition = sa.text(where) if where else None
-    context = op.get_context()
-    is_postgresql = context.dialect.name == "postgresql"
-    if is_postgresql and not context.as_sql and op.get_bind().execute(_IS_INVALID, {"name": name}).scalar():
-        op.drop_index(name, postgresql_concurrently=True)
     op.create_index(
         name,
         table,

@@ -152,7 +152,7 @@ class OperatorReads:
     async def find_pause(self) -> PauseSnapshot | None:
         """Return the pause, or None if claims are not paused. Raises DatabaseUnavailable.
 
-        With several shards it is that of the first, which is paused before the others and resumed after them.
+        All shards have the same: this is that of the first.
         """
         rows = await self._reader.fetch(self._statements.pause, {})
         return PauseSnapshot(rows[0].reason, rows[0].create_time) if rows else None

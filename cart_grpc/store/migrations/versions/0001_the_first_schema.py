@@ -314,7 +314,7 @@ def keep_rising(table: str, columns: tuple[str, ...]) -> None:
     """Create the triggers that reject an update which decreases a column. The statements have guards of their own."""
     fallen = " OR ".join(f"NEW.{column} < OLD.{column}" for column in columns)
     complaint = f"{table}: {', '.join(columns)} only rise"
-    if op.get_bind().dialect.name == "sqlite":
+    if op.get_context().dialect.name == "sqlite":
         op.execute(
             f"CREATE TRIGGER {table}_only_rise BEFORE UPDATE ON {table} FOR EACH ROW WHEN {fallen} "
             f"BEGIN SELECT RAISE(ABORT, '{complaint}'); END"
