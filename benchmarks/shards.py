@@ -22,8 +22,8 @@ def shards(testbed: Testbed, database: str, plan: Plan) -> Json | None:
         for load in LOADS
         for count, product in products.items()
     }
-    # The first round prepares statements, and makes the carts.
-    interleave(contenders, 1)
+    # The first rounds make the carts, and prepare the statements of each shard in each session.
+    interleave(contenders, 2)
     rounds = interleave(contenders, plan.rounds)
     for product in products.values():
         wait_until_reserved(product)
