@@ -27,13 +27,9 @@ MOST_SHARDS: Final = 4
 MAIN: Final = -1
 
 
-class _LoggedQueries(WriteQueries):
-    """The real statements. It logs how many answers were recorded without reading, and how many were refused.
+class _WatchedQueries(WriteQueries):
+    """The real statements. `note` is called when a transaction pauses or resumes claims."""
 
-    `note` is called when a transaction pauses or resumes claims in a shard.
-    """
-
-    log_event: Callable[..., None]
     note: Callable[[str], None]
 
     def pause(self, connection: Connection, reason: str, now: int) -> None:
@@ -44,16 +40,20 @@ class _LoggedQueries(WriteQueries):
         super().resume(connection)
         self.note("resumption")
 
+
+class _LoggedQueries(_WatchedQueries):
+    """Logs how many answers were recorded without reading, and how many were refused."""
+
+    log_event: Callable[..., None]
+
     def settle(self, connection: Connection, changes: Sequence[tuple[Reservation, Reservation, bool]]) -> set[str]:
         settled = super().settle(connection, changes)
         self.log_event("settled", len(settled), "refused" if len(settled) < len(changes) else "")
         return settled
 
 
-class _WatchedSpanningQueries(SpanningQueries):
-    """The real statements. `note` is called when a transaction writes rows of two shards."""
-
-    note: Callable[[str], None]
+class _WatchedSpanningQueries(_WatchedQueries, SpanningQueries):
+    """Also calls `note` when a transaction writes rows of two shards."""
 
     def __init__(self, dialect: Dialect, schemas: Sequence[str]) -> None:
         super().__init__(dialect, schemas)

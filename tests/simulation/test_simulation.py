@@ -49,7 +49,13 @@ SHARDS = {
     "half paused",
 }
 # In fewer than a quarter of the seeds, so these few need not meet them by day.
-RARE = {"DatabaseUnavailable", "FAILED became COMPLETING", "FAILED became CANCELLED"}
+RARE = {
+    "DatabaseUnavailable",
+    "FAILED became COMPLETING",
+    "FAILED became CANCELLED",
+    "merge killed after the commit",
+    "resumption killed before the commit",
+}
 # In almost every seed, reservations are born claimed, and answers are recorded without reading.
 USUAL = {"born claimed", "settled"}
 
