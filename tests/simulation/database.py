@@ -37,8 +37,8 @@ class DatabaseFaults:
 
     `commit_lost` and `reply_lost` are the probabilities that COMMIT fails without and with effect; `killed` is the
     probability that a process dies during what concerns several shards, before or after a COMMIT: a merge of two
-    shards, a pause or its end, which is a transaction for each shard; `slowest` and `slowest_reply` are the maximum
-    durations of a transaction and of a reply, in seconds.
+    shards, a pause of all or its end; `slowest` and `slowest_reply` are the maximum durations of a transaction and of a
+    reply, in seconds.
     """
 
     commit_lost: float = 0.0

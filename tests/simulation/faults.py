@@ -100,7 +100,7 @@ async def resume_claims(simulation: "Simulation") -> None:
     """Allow claims again if an operator has stopped them."""
     while paused := find_paused(simulation.database.raw):
         if len(paused) < simulation.plan.shards:
-            simulation.log_event("half paused", len(paused))
+            simulation.report_violation(f"a pause is in force only in the shards {set(paused)}")
         replica = simulation.choose_replica()
         if replica.alive and replica.serving:
             resuming = replica.intervene(Resume())

@@ -85,7 +85,7 @@ def draw(rng: Random, seed: int) -> SimulationPlan:
 
 
 def _add_shards(plan: SimulationPlan, count: int) -> None:
-    """Several shards, users of two of them, and merges between these. Processes die in the middle of merges and pauses.
+    """Several shards, users of two of them, and merges between these. Processes die at the COMMIT of merges and pauses.
 
     A process asks each shard at each poll, so it polls less often.
     """

@@ -550,9 +550,9 @@ MUTANTS: dict[Mutant, int] = {
     superseded_hold_is_never_released: 3,
     merged_items_are_reserved_again: 2,
     merge_releases_nothing: 2,
-    merge_writes_only_one_shard: 7,
+    merge_writes_only_one_shard: 18,
     merge_leaves_the_rows_that_it_moved: 11,
-    shards_without_a_hint_are_never_asked: 7,
+    shards_without_a_hint_are_never_asked: 10,
     callers_write_into_another_shard_than_they_read: 11,
     pause_reaches_only_the_first_shard: 7,
 }

@@ -39,14 +39,13 @@ STEPS = {
     "FAILED became COMPLETING",
     "FAILED became CANCELLED",
 }
-# With several shards: merges across two of them, and pauses that are written in some only.
+# With several shards: merges across two of them, and pauses of all.
 SHARDS = {
     "merge committed",
     "merge killed before the commit",
     "merge killed after the commit",
     "pause killed before the commit",
     "resumption killed before the commit",
-    "half paused",
 }
 # In fewer than a quarter of the seeds, so these few need not meet them by day.
 RARE = {
