@@ -1,18 +1,18 @@
-"""Simulates reserved items a second on a Citus cluster from the parts that `benchmarks.cluster` has measured.
+"""Simulates reserved items a second on a Citus cluster, from the parts that `benchmarks.cluster` has measured.
 
-Run it by hand: `python -m benchmarks.scaling`. It prints the tables of docs/scaling.md, and how far the same model is off
-where it was measured.
+Run it by hand: `python -m benchmarks.scaling`. It prints the tables of docs/scaling.md, and how far the same model is
+off where the whole was measured.
 
 A closed network: a fixed number of calls is in flight. A call takes CPU of a server process, waits in the queue of its
 shard, and shares a transaction with what waits there; then the next call begins. Its reservation comes back from the
-Reservation API as a record, which takes the same way. A transaction takes CPU of the server process, of the node that
-its connection leads to, and of the shard's node, one after the other, and then waits for its round trips and its commit.
+Reservation API as a record, which takes the same way. A transaction takes CPU of the server process, of the node to
+which its connection leads, and of the shard's node, one after the other, and waits for round trips and the commit.
 
-Assumptions: users are spread evenly over shards, and shards over nodes. A server process has one core, and two
-connections for writes. The cost of a batch is a fixed part and a part for each command; if it has calls and records, it
-has both fixed parts. The Reservation API answers at once, and costs nothing on the machines of the cluster. Reads,
-merges and idle queries are left out. CPU does not become slower by sharing caches, and nothing waits for locks or for
-background work of PostgreSQL.
+Assumptions: users are spread evenly over shards, and shards over nodes. A server process has a core of its own, and two
+connections for writes. The cost of a batch is a fixed part, and a part for each command; with calls and records it has
+both fixed parts. The Reservation API answers at once, and the load generator and it run elsewhere, except where it says
+that all is on one machine. Reads, merges and idle queries are left out. CPU does not become slower by sharing caches,
+and nothing waits for locks or for PostgreSQL's background work.
 """
 
 import heapq
@@ -20,7 +20,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -46,8 +46,8 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Parts:
-    """Milliseconds of CPU: of a batch in the server process, in the PostgreSQL that its connection leads to, and in that
-    of the shard's node. `local` replaces both if they are the same.
+    """Milliseconds of CPU: of a batch in the server process, in the PostgreSQL to which its connection leads, and in
+    that of the shard's node. `local` replaces both if they are the same.
 
     `call`: in the server process, for each item outside its batches. `outside`: in the load generator and the API, if
     they are on the same machine. `wait`: for the round trips of a batch and its commit, without CPU.
@@ -64,18 +64,18 @@ class Parts:
 
 @dataclass(frozen=True)
 class Setting:
-    """What runs. `nodes`: 0 for one PostgreSQL on the machine of the server process, the load generator and the API.
+    """What runs. `is_direct`: the server processes connect to the nodes, each to one of them.
 
-    `cores` are those of the coordinator and of each node. `is_direct`: the server processes connect to the nodes, each
-    to one of them.
+    `cores` are those of the coordinator and of each node; with `on_one_machine`, those of everything together.
     """
 
     shards: int
     in_flight: int
-    nodes: int = 0
+    nodes: int = 1
     replicas: int = 1
     cores: int = 2
     is_direct: bool = False
+    on_one_machine: bool = False
 
 
 class Cores:
@@ -110,13 +110,13 @@ class Simulation:
 
     def __init__(self, parts: Parts, setting: Setting) -> None:
         self.parts, self.setting = parts, setting
-        self.now, self.reserved = 0.0, 0
+        self.now, self.reserved, self.batches = 0.0, 0, 0
         self._random = random.Random(1)
         self._events: list[tuple[float, int, Action]] = []
         self._numbers = itertools.count()
-        self.machine = None if setting.nodes else Cores(self, setting.cores)
+        self.machine = Cores(self, setting.cores) if setting.on_one_machine else None
         self.coordinator = self.machine or Cores(self, setting.cores)
-        self.nodes = [self.machine or Cores(self, setting.cores) for _ in range(setting.nodes or 1)]
+        self.nodes = [self.machine or Cores(self, setting.cores) for _ in range(setting.nodes)]
         self._servers = [Server(self, number) for number in range(setting.replicas)]
 
     def after(self, ms: float, action: Action) -> None:
@@ -179,14 +179,15 @@ class Server:
         node = shard % len(nodes)
         half = parts.server.of(adds, records) / 2
         stages: list[Stage] = [(self._core.run, half)]
-        if not setting.nodes or (setting.is_direct and node == self._node):
+        self._simulation.batches += 1
+        if setting.is_direct and node == self._node:
             stages.append((nodes[node].run, parts.local.of(adds, records)))
         else:
             front = nodes[self._node] if setting.is_direct else self._simulation.coordinator
             stages.append((front.run, parts.coordinator.of(adds, records)))
             stages.append((nodes[node].run, parts.node.of(adds, records)))
-        stages += [(self._simulation.after, parts.wait), (self._core.run, half)]
-        self._next(iter(stages), partial(self._end_batch, shard, adds, records))
+        stages.append((self._simulation.after, parts.wait))
+        self._next(iter(stages), partial(self._commit, half, partial(self._answer, shard, adds, records)))
 
     def _next(self, stages: Iterator[Stage], end: Action) -> None:
         for run, ms in stages:
@@ -194,10 +195,85 @@ class Server:
             return
         end()
 
-    def _end_batch(self, shard: int, adds: int, records: int) -> None:
+    def _commit(self, half: float, answer: Action) -> None:
         self._connections += 1
+        self._core.run(half, answer)
+        self._write()
+
+    def _answer(self, shard: int, adds: int, records: int) -> None:
         self._simulation.reserved += records
         for _ in range(adds):
             self._simulation.outside(partial(self._queue, shard, 1))
             self._simulation.call()
-        self._write()
+
+
+# Measured by `benchmarks.cluster`, on two cores beside other work, 2026-11-29. `call` is the rest of the server's CPU
+# time for a reserved item; `wait` is without fsync, on one machine.
+PLAIN: Final = Parts(
+    server=Cost(2.79, 0.28, 1.56, 0.07),
+    coordinator=Cost(),
+    node=Cost(4.71, 0.13, 0.81, 0.07),
+    local=Cost(),
+    call=0.6,
+    outside=0.15,
+    wait=0.5,
+)
+CITUS: Final = Parts(
+    server=Cost(4.79, 0.25, 2.67, 0.06),
+    coordinator=Cost(8.73, 0.05, 2.79, 0.01),
+    node=Cost(8.55, 0.16, 2.62, 0.08),
+    local=Cost(12.01, 0.23, 3.76, 0.08),
+    call=0.6,
+    outside=0.15,
+    wait=0.5,
+)
+# The rates that were measured on one machine, as ratios of two settings: docs/scaling.md.
+MEASURED: Final = (
+    ("4 shards beside 1, 64 in flight", PLAIN, Setting(4, 64), PLAIN, Setting(1, 64), 0.71),
+    ("32 shards beside 1, 64 in flight", PLAIN, Setting(32, 64), PLAIN, Setting(1, 64), 0.36),
+    ("4 shards beside 1, 256 in flight", PLAIN, Setting(4, 256), PLAIN, Setting(1, 256), 0.82),
+    ("32 shards beside 1, 256 in flight", PLAIN, Setting(32, 256), PLAIN, Setting(1, 256), 0.62),
+    ("4 shards on Citus beside PostgreSQL, 64 in flight", CITUS, Setting(4, 64, 2), PLAIN, Setting(4, 64), 0.62),
+    ("4 shards on Citus beside PostgreSQL, 256 in flight", CITUS, Setting(4, 256, 2), PLAIN, Setting(4, 256), 0.87),
+)
+# Between machines, a batch of 10 statements waits for 2 ms, and for a commit on a disk.
+FAR: Final = replace(CITUS, wait=4.0)
+NODES: Final = (1, 2, 4, 8, 16)
+# For each node, and the calls in flight for each of them.
+PROCESSES: Final = 4
+IN_FLIGHT: Final = 256
+SHARDS: Final = 32
+CORES: Final = 8
+
+
+def check() -> None:
+    """Print how far the model is off where the whole was measured."""
+    for name, parts, setting, other_parts, other, measured in MEASURED:
+        rates = [
+            Simulation(of, replace(each, on_one_machine=True)).run()
+            for of, each in ((parts, setting), (other_parts, other))
+        ]
+        print(f"{name}: measured {measured}, simulated {rates[0] / rates[1]:.2f}")
+
+
+def scale(replicas: int, nodes: int, *, is_direct: bool) -> None:
+    """Print the reserved items a second, the size of a batch, and how busy the coordinator and the first node are."""
+    simulation = Simulation(FAR, Setting(SHARDS, replicas * IN_FLIGHT, nodes, replicas, CORES, is_direct))
+    per_s = simulation.run(5)
+    busy = [each.busy_ms / simulation.now / CORES for each in (simulation.coordinator, simulation.nodes[0])]
+    print(
+        f"{replicas} processes, {nodes} nodes, {'workers' if is_direct else 'coordinator'}: {per_s:,.0f} a second, "
+        f"{simulation.reserved / simulation.batches:.1f} in a batch, busy {busy[0]:.0%} and {busy[1]:.0%}"
+    )
+
+
+def main() -> None:
+    """Print everything."""
+    check()
+    for nodes in NODES:
+        for is_direct in (False, True):
+            scale(PROCESSES * nodes, nodes, is_direct=is_direct)
+
+
+if __name__ == "__main__":
+    main()

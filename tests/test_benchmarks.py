@@ -5,6 +5,7 @@ import pytest
 from benchmarks.overload import Window, find_recovery
 from benchmarks.parts import PARTS, split
 from benchmarks.ratios import Ratio, find_fallen, of
+from benchmarks.scaling import Cost, Parts, Setting, Simulation
 
 THROUGHPUT = of([0.84, 0.86, 0.90])
 LATENCY = of([1.8, 2.0, 2.1], more_is_better=False)
@@ -71,3 +72,22 @@ def test_a_stage_that_noise_makes_cheaper_than_the_one_before_takes_nothing_from
     found = split({stage: [{"cpu_us": each}] for stage, each in cpu_us.items()})
     assert found["request"] == 0
     assert sum(found.values()) == pytest.approx(6.0)
+
+
+# One command of a batch takes 10 ms, of which 4 are the coordinator's.
+TEN_MS = Parts(Cost(add=2), Cost(add=4), Cost(add=2.5), Cost(add=6.5), call=1, outside=0, wait=0.5)
+
+
+def test_a_simulated_call_takes_the_sum_of_its_parts() -> None:
+    assert Simulation(TEN_MS, Setting(1, in_flight=1)).run(5) == pytest.approx(100, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "per_s"),
+    [
+        (Setting(64, in_flight=200, nodes=4, replicas=8), 2 / 0.004),  # the coordinator's two cores
+        (Setting(64, in_flight=200, nodes=1, replicas=8, is_direct=True), 2 / 0.0065),
+    ],
+)
+def test_simulated_calls_are_as_many_as_the_busiest_cores_can_take(setting: Setting, per_s: float) -> None:
+    assert Simulation(TEN_MS, setting).run(1) == pytest.approx(per_s, rel=0.1)

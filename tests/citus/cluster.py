@@ -27,6 +27,7 @@ _CHECKPOINTER = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpoi
 _PLACES = """
     SELECT DISTINCT relnamespace::regnamespace::text AS schema, nodename, nodeport
     FROM pg_dist_shard JOIN pg_dist_shard_placement USING (shardid) JOIN pg_class ON pg_class.oid = logicalrelid
+    WHERE relname = 'clock'
 """
 
 

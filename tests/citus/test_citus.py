@@ -34,6 +34,18 @@ async def test_no_acknowledged_write_is_lost_when_servers_are_killed(database: D
     await crash("postgresql", database.url, programs, kills=10)
 
 
+async def test_servers_may_connect_to_a_worker_and_no_acknowledged_write_is_lost_when_they_are_killed(
+    database: Database, programs: Programs
+) -> None:
+    assert await programs.start("migrate", database_url=database.url).ended(120) == 0
+    worker = database.cluster.url_of(database.cluster.workers[0], database.name)
+    other = programs.start("migrate", database_url=worker, database_shards=str(2 * SHARDS))
+    assert await other.ended(60) == 2
+    assert f"set CART_DATABASE_SHARDS={SHARDS} instead of {2 * SHARDS}" in other.errors
+    # Its `migrate` finds nothing to do.
+    await crash("postgresql", worker, programs, kills=6)
+
+
 @pytest.mark.parametrize("kind", ["worker", "coordinator"])
 async def test_no_acknowledged_write_is_lost_when_a_node_crashes(
     kind: str, database: Database, programs: Programs
