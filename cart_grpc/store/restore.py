@@ -6,11 +6,22 @@ from cart_grpc.carts.model import CheckoutState
 from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.postgresql_session import IN_USE
 from cart_grpc.store.schema import Int64, checkouts, reservations
+from cart_grpc.store.shards import is_distributed
 
 # More revisions than one reservation ever gets without a restore.
 STRIDE = 2**32
 # Every session of a server holds a shared lock.
 _LOCK = text(f"SELECT pg_try_advisory_xact_lock({IN_USE})")
+# A lock is known to its node only, and servers may be connected to others.
+_USED_ELSEWHERE = text(f"""
+    SELECT coalesce(bool_or(result::int > 0), false)
+    FROM run_command_on_all_nodes($$
+        SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
+        WHERE datname = current_database() AND locktype = 'advisory'
+            AND (classid::bigint << 32 | objid::bigint) = {IN_USE} AND objsubid = 1
+    $$)
+    WHERE success AND nodeid NOT IN (SELECT nodeid FROM pg_dist_node JOIN pg_dist_local_group USING (groupid))
+""")  # noqa: S608 - our own number
 
 
 class InUse(Exception):
@@ -29,7 +40,8 @@ def raise_revisions(connection: Connection, dialect: Dialect) -> int:
     SQLite the file's lock keeps servers out.
     """
     if connection.dialect.name == "postgresql":
-        if not connection.execute(_LOCK).scalar_one():
+        is_alone = connection.execute(_LOCK).scalar_one()
+        if not is_alone or (is_distributed(connection) and connection.execute(_USED_ELSEWHERE).scalar_one()):
             raise InUse("is in use: stop every cart-grpc first")
         connection.execute(text("SET LOCAL statement_timeout = 0"))
     now = bindparam("now", dialect.read_now(connection), type_=Int64)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import signal
 from collections.abc import Sequence
 
 import pytest
@@ -12,7 +13,7 @@ from cart_grpc.store.shards import schema_names, shard_index
 from tests.citus.cluster import Cluster, Database, Node
 from tests.databases import SHARDS
 from tests.processes.caller import Caller, History
-from tests.processes.harness import Programs, Replicas
+from tests.processes.harness import LISTENS, Programs, Replicas
 from tests.processes.load import Load
 from tests.processes.test_crash import crash, settings_for, simulate
 
@@ -42,6 +43,13 @@ async def test_servers_may_connect_to_a_worker_and_no_acknowledged_write_is_lost
     other = programs.start("migrate", database_url=worker, database_shards=str(2 * SHARDS))
     assert await other.ended(60) == 2
     assert f"set CART_DATABASE_SHARDS={SHARDS} instead of {2 * SHARDS}" in other.errors
+    server = programs.start("serve", listen="127.0.0.1:0", database_url=worker, reservation_url="grpc://127.0.0.1:9")
+    await server.says(LISTENS)
+    restored = programs.start("reservations", "after-restore", database_url=database.url)
+    assert await restored.ended(60) == 2
+    assert "is in use: stop every cart-grpc first" in restored.errors
+    server.send(signal.SIGTERM)
+    assert await server.ended(60) == 0
     # Its `migrate` finds nothing to do.
     await crash("postgresql", worker, programs, kills=6)
 
