@@ -210,19 +210,19 @@ class Server:
 # Measured by `benchmarks.cluster`, on two cores beside other work, 2026-11-29. `call` is the rest of the server's CPU
 # time for a reserved item; `wait` is without fsync, on one machine.
 PLAIN: Final = Parts(
-    server=Cost(2.79, 0.28, 1.56, 0.07),
+    server=Cost(2.21, 0.32, 1.66, 0.08),
     coordinator=Cost(),
-    node=Cost(4.71, 0.13, 0.81, 0.07),
+    node=Cost(1.32, 0.19, 0.81, 0.08),
     local=Cost(),
     call=0.6,
     outside=0.15,
     wait=0.5,
 )
 CITUS: Final = Parts(
-    server=Cost(4.79, 0.25, 2.67, 0.06),
-    coordinator=Cost(8.73, 0.05, 2.79, 0.01),
-    node=Cost(8.55, 0.16, 2.62, 0.08),
-    local=Cost(12.01, 0.23, 3.76, 0.08),
+    server=Cost(5.08, 0.31, 2.63, 0.08),
+    coordinator=Cost(10.75, 0.06, 3.07, 0.02),
+    node=Cost(9.20, 0.21, 2.71, 0.07),
+    local=Cost(15.19, 0.18, 4.07, 0.06),
     call=0.6,
     outside=0.15,
     wait=0.5,

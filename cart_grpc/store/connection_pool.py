@@ -158,6 +158,12 @@ class ConnectionPool:
         """Replace every connection when it is next used."""
         self._generation += 1
 
+    def widen(self, size: int) -> None:
+        """Allow `size` connections if there were fewer so far."""
+        if size > self.size:
+            self.size = self._most = size
+            self._open_more()
+
     @property
     def usable(self) -> int:
         """The number of connections that are lent or idle."""

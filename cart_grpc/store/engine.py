@@ -82,6 +82,10 @@ class Engine(Protocol):
         """Run `work`, which reads, on a read-only connection that plans each statement. Return its result."""
         ...
 
+    def write_at_once(self, count: int) -> None:
+        """Let up to `count` transactions run at once from now on, if the database is not in the process."""
+        ...
+
     def pools(self) -> Sequence[PoolUsage]:
         """Return how much of each of its pools is in use: `write`, `read` and `query`."""
         ...

@@ -28,6 +28,8 @@ PATIENCE_SECONDS: Final = 600.0
 # Between two tries, the calls that have waited are served.
 PAUSE_SECONDS: Final = 2.0
 TURN_PAUSE_SECONDS: Final = 0.2
+# One shard can go on while another one waits for a lock or builds an index.
+_SHARDS_AT_ONCE: Final = 2
 
 
 def _say_nothing(_: str) -> None:
@@ -43,7 +45,7 @@ async def run(engine: Engine, report: Report = _say_nothing, versions: Path = VE
 
 
 class MigrationRun:
-    """One run over all shards. Each connection that writes migrates a shard, one step after the other, then the next.
+    """One run over all shards: _SHARDS_AT_ONCE at a time, each one step after the other.
 
     If a shard fails, the others end the step that they run, and no more.
     """
@@ -59,8 +61,9 @@ class MigrationRun:
         """Migrate all shards. Return the lowest revision before, and the revision after."""
         await self._try("", partial(shard_setup.create, len(self._engine.shards)))
         waiting = iter(self._engine.shards)
-        at_once = next(pool.most for pool in self._engine.pools() if pool.name == "write")
-        found = await asyncio.gather(*(self._run_shards(waiting) for _ in range(at_once)))
+        if len(self._engine.shards) > 1:
+            self._engine.write_at_once(_SHARDS_AT_ONCE)
+        found = await asyncio.gather(*(self._run_shards(waiting) for _ in range(_SHARDS_AT_ONCE)))
         if self._failure:
             raise self._failure
         # A run that was interrupted has migrated some shards only.

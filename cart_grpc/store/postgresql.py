@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from cart_grpc.store.engine import Engine
 
 T = TypeVar("T")
-# With several shards, a batch of one does not wait for the commit of another. More than two make batches smaller: with
-# four, a reserved item took a third more of PostgreSQL's CPU time, and the rate fell.
-WRITERS: Final = 2
+# On a distributed database, a batch of one shard does not wait for the round trips between the nodes of another. On one
+# PostgreSQL, a second connection makes batches smaller: with four shards, it took a third of the rate.
+WRITERS_OF_NODES: Final = 2
 # How many prepared statements a connection keeps. One that it has forgotten is parsed and planned again.
 STATEMENTS: Final = 80
 STATEMENTS_PER_SHARD: Final = 20
@@ -39,8 +39,8 @@ _dialect = built_once(PostgresqlDialect)
 class PostgresqlEngine:
     """One connection for writes, up to four for `read`, up to four for `query`, and one that listens for hints.
 
-    With several shards, up to WRITERS connections write. There are fewer if the database grants fewer. `password` is a
-    file that each new session reads.
+    With shards on several nodes, WRITERS_OF_NODES connections write. There are fewer if the database grants fewer.
+    `password` is a file that each new session reads.
     """
 
     locks_users = True
@@ -57,10 +57,9 @@ class PostgresqlEngine:
         self.dialect: Dialect = _dialect()
         cached = STATEMENTS + STATEMENTS_PER_SHARD * shard_count
         self._connector = Connector(arguments, password, cached)
-        sessions = Sessions(self._connector.connect, arguments.settings, cached)
+        self._sessions = sessions = Sessions(self._connector.connect, arguments.settings, cached)
         shortage = Shortage(sessions)
-        writers = min(shard_count, WRITERS)
-        self._writer = ConnectionPool(sessions, shortage, writers, {**SETTINGS, **KEPT_PLANS}, self._replace_others)
+        self._writer = ConnectionPool(sessions, shortage, 1, {**SETTINGS, **KEPT_PLANS}, self._note_writer)
         self._reader = ConnectionPool(sessions, shortage, 4, {**SETTINGS, **READ_ONLY, **KEPT_PLANS})
         self._query_reader = ConnectionPool(sessions, shortage, 4, {**SETTINGS, **READ_ONLY, **CUSTOM_PLANS})
         self.hints = PostgresqlHints(sessions, self._query_reader.run)
@@ -72,7 +71,9 @@ class PostgresqlEngine:
     def shard_of(self, slice_: int) -> "Engine":
         return self.shards[shard_index(slice_, len(self.shards))]
 
-    def _replace_others(self) -> None:
+    def _note_writer(self) -> None:
+        if self._sessions.is_distributed and len(self.shards) > 1:
+            self.write_at_once(WRITERS_OF_NODES)
         # A new connection of the writer may be to a new primary. The old one may still answer reads, from the past.
         self.hints.replace()
         self._reader.replace_all()
@@ -116,6 +117,9 @@ class PostgresqlEngine:
 
     async def query(self, work: Callable[[Connection], T]) -> T:
         return await self._query_reader.run(work)
+
+    def write_at_once(self, count: int) -> None:
+        self._writer.widen(count)
 
     def pools(self) -> Sequence[PoolUsage]:
         pools = {"write": self._writer, "read": self._reader, "query": self._query_reader}

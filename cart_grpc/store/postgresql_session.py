@@ -136,11 +136,12 @@ class Sessions:
     """Opens the sessions of one process on one database, and knows which are open.
 
     `connect` connects once. `given` are the settings in the database's URL. `statement_cache_size` is how many prepared
-    statements a session keeps.
+    statements a session keeps. `is_distributed`: the last session found Citus in the database.
     """
 
     def __init__(self, connect: Connect, given: Settings, statement_cache_size: int = 100) -> None:
         self.statement_cache_size = statement_cache_size
+        self.is_distributed = False
         self._connect = connect
         self._given = {"application_name": "cart-grpc", **given}
         self._opened: WeakSet[asyncpg.Connection] = WeakSet()
@@ -192,7 +193,8 @@ class Sessions:
         # Later sessions keep the first one's: a new search_path must not lead to other tables while we run.
         self._schema = self._schema or found["schema"]
         wanted = {**settings, "search_path": f"{self._schema}, pg_temp"}
-        if found["is_distributed"]:
+        self.is_distributed = found["is_distributed"]
+        if self.is_distributed:
             # Citus cannot make a generic plan for a statement with arrays: it has to see the shard.
             wanted |= {name: value for name, value in CUSTOM_PLANS.items() if name in settings}
         await _set(connection, _to_set(wanted, found["settings"]))

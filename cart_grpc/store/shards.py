@@ -103,6 +103,9 @@ class Shard:
     async def query(self, work: "Callable[[Connection], T]") -> T:
         return await self._engine.query(self._in_schema(work))
 
+    def write_at_once(self, count: int) -> None:
+        self._engine.write_at_once(count)
+
     def pools(self) -> "Sequence[PoolUsage]":
         return self._engine.pools()
 

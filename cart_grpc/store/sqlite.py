@@ -177,6 +177,9 @@ class SqliteEngine:
             async with self.reader.connect() as connection:
                 return await connection.run_sync(work)
 
+    def write_at_once(self, count: int) -> None:
+        """Do nothing: a file has one writer."""
+
     def pools(self) -> Sequence[PoolUsage]:
         return [pool.usage() for pool in (self._writes, self._reads, self._queries)]
 

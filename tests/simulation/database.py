@@ -291,6 +291,9 @@ class SimulatedEngine:
         """Whether the database's clock is behind the time of an earlier transaction."""
         return self._database.now() < self._database.latest
 
+    def write_at_once(self, count: int) -> None:
+        """Do nothing."""
+
     def pools(self) -> Sequence[PoolUsage]:
         return ()
 

@@ -261,8 +261,8 @@ async def test_figures_count_every_shard(store: Store) -> None:
     assert [each.count for each in stats.backlog] == [len(EVERYWHERE)]
 
 
-class TestClocks:
-    """Each shard has the clock of its node."""
+class TestNodes:
+    """Shards on several nodes. Each shard has the clock of its node."""
 
     async def steps(self, engine: Engine) -> list[bool]:
         """Whether a step back was noted, by shard."""
@@ -297,11 +297,11 @@ class TestClocks:
         assert await self.steps(engine) == [False, False, True, False]
 
     async def test_a_node_that_hangs_hides_no_step_of_another_one(
-        self, store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch
+        self, engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monotonic = MovableClock()
-        async with self.two_nodes(engine):
-            clock = store.clock(monotonic, 0)
+        async with self.two_nodes(engine), another_store(database_url) as other:
+            clock = other.clock(monotonic, 0)
             assert await clock.find_nodes() == [[0, 2], [1, 3]]
             watcher = ClockWatcher(clock)
             await watcher.run_once()
@@ -340,6 +340,16 @@ class TestClocks:
         for key in EVERYWHERE:
             [line] = (await snapshot(store, key)).lines
             assert (line.item.quantity, line.reservation.granted_quantity) == (2, 2)
+
+    async def test_two_sessions_write_on_several_nodes_and_one_on_one(self, engine: Engine, database_url: str) -> None:
+        def most(of: Engine) -> int:
+            return next(pool.most for pool in of.pools() if pool.name == "write")
+
+        async with self.two_nodes(engine):
+            distributed = open_database(database_url)
+            await distributed.transact(is_distributed)
+            assert (most(engine), most(distributed)) == (1, 2)
+            await distributed.close()
 
     async def test_shards_of_one_postgresql_have_one_clock(self, store: Store) -> None:
         assert [[*shards] for shards in await store.clock(app.monotonic_us, 0).find_nodes()] == [[*range(SHARDS)]]

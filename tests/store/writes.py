@@ -245,6 +245,9 @@ class Wrapped:
     async def query(self, work: Callable[[Connection], T]) -> T:
         return await self.inner.query(work)
 
+    def write_at_once(self, count: int) -> None:
+        self.inner.write_at_once(count)
+
     def pools(self) -> Sequence[PoolUsage]:
         return self.inner.pools()
 
