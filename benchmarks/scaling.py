@@ -8,11 +8,11 @@ shard, and shares a transaction with what waits there; then the next call begins
 Reservation API as a record, which takes the same way. A transaction takes CPU of the server process, of the node to
 which its connection leads, and of the shard's node, one after the other, and waits for round trips and the commit.
 
-Assumptions: users are spread evenly over shards, and shards over nodes. A server process has a core of its own, and two
-connections for writes. The cost of a batch is a fixed part, and a part for each command; with calls and records it has
-both fixed parts. The Reservation API answers at once, and the load generator and it run elsewhere, except where it says
-that all is on one machine. Reads, merges and idle queries are left out. CPU does not become slower by sharing caches,
-and nothing waits for locks or for PostgreSQL's background work.
+Assumptions: users are spread evenly over shards, and shards over nodes. A server process has a core of its own. The
+cost of a batch is a fixed part, and a part for each command; with calls and records it has both fixed parts. The
+Reservation API answers at once, and the load generator and it run elsewhere, except where it says that all is on one
+machine. Reads, merges and idle queries are left out. CPU does not become slower by sharing caches, and nothing waits
+for locks or for PostgreSQL's background work.
 """
 
 import heapq
@@ -27,7 +27,6 @@ from typing import Final, NamedTuple
 Action = Callable[[], None]
 # Runs an action after so many milliseconds of something.
 Stage = tuple[Callable[[float, Action], None], float]
-WRITERS: Final = 2
 
 
 class Cost(NamedTuple):
@@ -50,7 +49,8 @@ class Parts:
     that of the shard's node. `local` replaces both if they are the same.
 
     `call`: in the server process, for each item outside its batches. `outside`: in the load generator and the API, if
-    they are on the same machine. `wait`: for the round trips of a batch and its commit, without CPU.
+    they are on the same machine. `wait`: for the round trips of a batch and its commit, without CPU. `connections`: how
+    many of a server process write.
     """
 
     server: Cost
@@ -60,6 +60,7 @@ class Parts:
     call: float
     outside: float
     wait: float
+    connections: int
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class Server:
         self._simulation, self._parts = simulation, simulation.parts
         self._node = number % len(simulation.nodes)
         self._core = Cores(simulation, 1, simulation.machine)
-        self._connections = min(WRITERS, simulation.setting.shards)
+        self._connections = self._parts.connections
         # How many calls and records wait, by shard, the one that has waited for longest first.
         self._queues: dict[int, list[int]] = {}
 
@@ -207,8 +208,8 @@ class Server:
             self._simulation.call()
 
 
-# Measured by `benchmarks.cluster`, on two cores beside other work, 2026-11-29. `call` is the rest of the server's CPU
-# time for a reserved item; `wait` is without fsync, on one machine.
+# Measured by `benchmarks.cluster`, on two cores, 2026-11-29. `call` is the rest of the server's CPU time for a reserved
+# item; `wait` is without fsync, on one machine.
 PLAIN: Final = Parts(
     server=Cost(2.21, 0.32, 1.66, 0.08),
     coordinator=Cost(),
@@ -217,6 +218,7 @@ PLAIN: Final = Parts(
     call=0.6,
     outside=0.15,
     wait=0.5,
+    connections=1,
 )
 CITUS: Final = Parts(
     server=Cost(5.08, 0.31, 2.63, 0.08),
@@ -226,15 +228,16 @@ CITUS: Final = Parts(
     call=0.6,
     outside=0.15,
     wait=0.5,
+    connections=2,
 )
 # The rates that were measured on one machine, as ratios of two settings: docs/scaling.md.
 MEASURED: Final = (
-    ("4 shards beside 1, 64 in flight", PLAIN, Setting(4, 64), PLAIN, Setting(1, 64), 0.71),
+    ("4 shards beside 1, 64 in flight", PLAIN, Setting(4, 64), PLAIN, Setting(1, 64), 0.97),
     ("32 shards beside 1, 64 in flight", PLAIN, Setting(32, 64), PLAIN, Setting(1, 64), 0.36),
-    ("4 shards beside 1, 256 in flight", PLAIN, Setting(4, 256), PLAIN, Setting(1, 256), 0.82),
-    ("32 shards beside 1, 256 in flight", PLAIN, Setting(32, 256), PLAIN, Setting(1, 256), 0.62),
-    ("4 shards on Citus beside PostgreSQL, 64 in flight", CITUS, Setting(4, 64, 2), PLAIN, Setting(4, 64), 0.62),
-    ("4 shards on Citus beside PostgreSQL, 256 in flight", CITUS, Setting(4, 256, 2), PLAIN, Setting(4, 256), 0.87),
+    ("4 shards beside 1, 256 in flight", PLAIN, Setting(4, 256), PLAIN, Setting(1, 256), 0.85),
+    ("32 shards beside 1, 256 in flight", PLAIN, Setting(32, 256), PLAIN, Setting(1, 256), 0.45),
+    ("4 shards on Citus beside PostgreSQL, 64 in flight", CITUS, Setting(4, 64, 2), PLAIN, Setting(4, 64), 0.59),
+    ("4 shards on Citus beside PostgreSQL, 256 in flight", CITUS, Setting(4, 256, 2), PLAIN, Setting(4, 256), 1.09),
 )
 # Between machines, a batch of 10 statements waits for 2 ms, and for a commit on a disk.
 FAR: Final = replace(CITUS, wait=4.0)

@@ -75,7 +75,7 @@ def test_a_stage_that_noise_makes_cheaper_than_the_one_before_takes_nothing_from
 
 
 # One command of a batch takes 10 ms, of which 4 are the coordinator's.
-TEN_MS = Parts(Cost(add=2), Cost(add=4), Cost(add=2.5), Cost(add=6.5), call=1, outside=0, wait=0.5)
+TEN_MS = Parts(Cost(add=2), Cost(add=4), Cost(add=2.5), Cost(add=6.5), call=1, outside=0, wait=0.5, connections=2)
 
 
 def test_a_simulated_call_takes_the_sum_of_its_parts() -> None:
