@@ -65,7 +65,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Setting:
-    """What runs. `is_direct`: the server processes connect to the nodes, each to one of them.
+    """The setting of a run. `is_direct`: the server processes connect to the nodes, each to one of them.
 
     `cores` are those of the coordinator and of each node; with `on_one_machine`, those of everything together.
     """

@@ -106,10 +106,10 @@ class ClockWatcher:
         return by_us
 
     def _name(self, shards: Sequence[int]) -> str:
-        """Where `shards` are, for the log: nothing if all shards have the same clock."""
+        """Name the node of `shards` for the log, by its shards. Empty if all shards are on one node."""
         if len(shards) == self._clock.shard_count:
             return ""
-        return f" where shard{'s' if len(shards) > 1 else ''} {', '.join(map(str, shards))} are"
+        return f" on the node of shard{'s' if len(shards) > 1 else ''} {', '.join(map(str, shards))}"
 
     async def _pause(self, _: None) -> None:
         await asyncio.sleep(to_seconds(CHECK_INTERVAL_US))

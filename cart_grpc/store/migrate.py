@@ -15,8 +15,8 @@ from cart_grpc.store.postgresql_session import MIGRATES, SETTINGS, find_older_se
 from cart_grpc.store.revisions import FIRST, LATEST, VERSIONS, known_revisions
 from cart_grpc.store.schema import VERSION_TABLE, metadata
 
-# An advisory lock. Whoever migrates a schema shares it, and has that of the schema alone. A process that creates the
-# schemas has this one alone, and so has an older release that migrates.
+# An advisory lock. A process that migrates a schema shares it, and holds the lock of that schema exclusively. A process
+# that creates the schemas holds this one exclusively. So does an older release that migrates.
 _TURN: Final = 4849335204291
 _SCHEMA: Final = f"{MIGRATES}, quote_ident(current_schema())::regnamespace::oid::int"
 _CREATE: Final = f"SELECT pg_try_advisory_xact_lock({_TURN})"

@@ -79,7 +79,7 @@ IN_USE: Final = 4849335204292
 # Every session also shares the advisory lock with these two keys: this one, and the number of its release's schema.
 # Releases with schema 0001 have only the lock above.
 _REVISIONS: Final = 1129071202
-# Who migrates a schema has the advisory lock with these two keys: this one, and the schema's OID.
+# A process that migrates a schema holds the advisory lock with these two keys: this one, and the schema's OID.
 MIGRATES: Final = 1129071203
 _SHARE_LOCKS: Final = f"SELECT pg_advisory_lock_shared({IN_USE}), pg_advisory_lock_shared({_REVISIONS}, {int(LATEST)})"
 _OLDER_SESSIONS: Final = text("""
@@ -94,7 +94,7 @@ _OLDER_SESSIONS: Final = text("""
         )
     ORDER BY pid
 """)
-# Those of migrations hold no table of another shard.
+# Without those of migrations: they lock no table of another shard.
 _OLDEST_TRANSACTION: Final = text(f"""
     SELECT floor(extract(epoch FROM clock_timestamp() - xact_start)) || ' s old: pid ' || pid || ' ' || application_name
     FROM pg_stat_activity

@@ -125,7 +125,7 @@ class Database:
 
     @property
     def schemas(self) -> Sequence[str | None]:
-        """What the statements of each shard name."""
+        """The schemas that the statements of the shards name."""
         return schema_names(self.shard_count) if self.shard_count > 1 else [None]
 
     def _note(self, part_of: str) -> None:

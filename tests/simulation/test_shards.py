@@ -1,4 +1,4 @@
-"""What the seeds with several shards meet too seldom, in virtual time."""
+"""Rare events with several shards, in virtual time: the seeds meet them too seldom."""
 
 import itertools
 from random import Random
