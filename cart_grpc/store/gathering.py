@@ -8,8 +8,8 @@ With 64 calls in flight, all of them are in one batch instead of about 23:
   much again. Replies sent one by one cost three times as much as replies sent together.
 - On SQLite, an AddItem costs 2.15 times the CPU of an empty call instead of 2.7. The writer's thread and the event loop
   need the same interpreter lock. While both work, they take it from each other dozens of times per batch. If all
-  callers wait for the batch, the event loop has nothing to do meanwhile. PostgreSQL works on another core while the
-  event loop goes on, so there it gains nothing for writes.
+  callers wait for the batch, the event loop has nothing to do meanwhile.
+- On PostgreSQL, a reserved item costs a tenth less of the server's CPU, and its rate rises by as much.
 """
 
 import asyncio

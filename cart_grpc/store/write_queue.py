@@ -64,7 +64,9 @@ class WriteQueue:
             return [BatchWriter(shard, queries, notifier, new_id, self._note_result, tracer) for _ in range(count)]
 
         self._queries = queries
-        self._queues = [ShardQueue(writers(shard), gathers=engine.is_in_process) for shard in engine.shards]
+        # Several shards have few calls each, so waiting for them gains nothing.
+        gathers = len(engine.shards) == 1
+        self._queues = [ShardQueue(writers(shard), gathers=gathers) for shard in engine.shards]
         self._registered = [(shard, queue.writers) for shard, queue in zip(engine.shards, self._queues, strict=True)]
         if len(engine.shards) > 1:
             # Its markers are in the first shard.
