@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,8 +60,8 @@ class Script:
 class Hostile:
     """A server that answers as `script` says. It keeps the messages it `received`.
 
-    It also keeps the `peers` of batches over gRPC. It sets `arrived` on each call, and `left` when the client leaves a
-    call that hangs.
+    It also keeps the `peers` of batches over gRPC. It sets `arrived` on each call, and `left` at the end of a batch,
+    whoever ends it.
     """
 
     url = ""
@@ -79,9 +79,13 @@ class Hostile:
         return self.script
 
     async def _hang(self, script: Script) -> None:
+        if script.hangs:
+            await asyncio.Event().wait()
+
+    @contextmanager
+    def _notes_the_end(self) -> Iterator[None]:
         try:
-            if script.hangs:
-                await asyncio.Event().wait()
+            yield
         finally:
             self.left.set()
 
@@ -100,15 +104,20 @@ class HostileGrpc(Hostile):
         await self._fail(script, script.code, context)
         raise AssertionError
 
-    async def answer_batch(self, raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
-        """Answer one batch."""
+    async def answer_batch(self, raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Answer one batch.
+
+        It writes its messages and yields none: gRPC would leave a generator suspended at its `yield` if the client
+        cancels while a message is on its way, and `left` would stay unset.
+        """
         script = self._take(*reservation_pb2.BatchApplyReservationsRequest.FromString(raw).reservations)
         self.peers.append(context.peer())
-        for message in script.messages:
-            yield message if isinstance(message, bytes) else message.SerializeToString()
-        await self._hang(script)
-        if script.code is not None:
-            await self._fail(script, script.code, context)
+        with self._notes_the_end():
+            for message in script.messages:
+                await context.write(message if isinstance(message, bytes) else message.SerializeToString())
+            await self._hang(script)
+            if script.code is not None:
+                await self._fail(script, script.code, context)
 
     async def _fail(self, script: Script, code: grpc.StatusCode, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         details: list[Message] = [script.current] if script.current else []
@@ -137,9 +146,13 @@ class HostileHttp(Hostile):
         """Answer one batch. An error after a message breaks the connection."""
         message = json_format.Parse(await request.read(), reservation_pb2.BatchApplyReservationsRequest())
         script = self._take(*message.reservations)
-        if not script.messages:
-            await self._hang(script)
-            return self._answer(script)
+        with self._notes_the_end():
+            if not script.messages:
+                await self._hang(script)
+                return self._answer(script)
+            return await self._stream(script, request)
+
+    async def _stream(self, script: Script, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         for each in script.messages:
