@@ -41,8 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest tests first (Graham's LPT rule), or one worker would end alone with a test of half a minute.
 
     A test that needs more than the usual time has a time limit of its own. The other tests of processes come next:
-    each starts servers and takes seconds.
+    each starts servers and takes seconds. At night none has one: a random machine that
+    is interrupted fails for other reasons than it shows.
     """
+    for item in items:
+        if item.get_closest_marker("night"):
+            item.add_marker(pytest.mark.timeout(0), append=False)
 
     def rank(item: pytest.Item) -> tuple[float, bool]:
         limit = item.get_closest_marker("timeout")
