@@ -254,6 +254,25 @@ async def test_a_pause_and_its_end_are_in_force_in_all_shards_or_in_none(store: 
     assert len(await claim(store)) == 1
 
 
+async def test_a_pause_is_written_although_merges_between_shards_never_stop(store: Store) -> None:
+    paused = asyncio.Event()
+
+    async def keep_merging(source: CartKey, target: CartKey) -> None:
+        while not paused.is_set():
+            with pytest.raises(CartNotFound):
+                await store.mutate(merge(source, target))
+
+    # More than the writers of these batches, so that a merge always waits.
+    callers = [asyncio.create_task(keep_merging(*of_shard(0), *of_shard(3))) for _ in range(9)]
+    await asyncio.sleep(0.1)
+    try:
+        async with asyncio.timeout(10):
+            await store.pause(Pause("maintenance"))
+    finally:
+        paused.set()
+        await asyncio.gather(*callers)
+
+
 async def test_figures_count_every_shard(store: Store) -> None:
     await fill(store)
     stats = await OperatorActions(store, LIMITS, None).get_stats()
