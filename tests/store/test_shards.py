@@ -14,12 +14,12 @@ from sqlalchemy.util import await_only
 
 from cart_grpc import app
 from cart_grpc.admin import OperatorActions
-from cart_grpc.background import clock_watcher
+from cart_grpc.background import clock_watcher, sweeper
 from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.carts.refusals import CartClosed, CartNotFound, DatabaseUnavailable
 from cart_grpc.commands.direct import Claim, Pause
 from cart_grpc.names import CartKey, cart_key, user_key
-from cart_grpc.protocol.lanes import HOLD_LANE
+from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.due_shards import POLLED, DueShards
 from cart_grpc.store.engine import Engine
@@ -271,6 +271,28 @@ async def test_a_pause_is_written_although_merges_between_shards_never_stop(stor
     finally:
         paused.set()
         await asyncio.gather(*callers)
+
+
+@pytest.mark.parametrize("number", range(SHARDS))
+async def test_erasures_that_wait_do_not_keep_out_one_of_another_shard(
+    store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    # A round has room for the users of one shard, and their releases are never confirmed.
+    monkeypatch.setattr(sweeper, "BATCH_SIZE", 2)
+    waiting = [key for other in range(SHARDS) if other != number for key in of_shard(other, 2)]
+    await fill(store, [*waiting, *of_shard(number)])
+    operator = OperatorActions(store, LIMITS, None)
+    rounds = sweeper.Sweeper(store, sweeper.Retention(HOUR, HOUR, HOUR), 0)
+    for key in [*waiting, *of_shard(number)]:
+        await operator.erase_user(key.user, progress_only=False)
+    for _ in range(4 * SHARDS):
+        await rounds.run_once()
+        for each in await claim(store, RELEASE_LANE):
+            if each.cart not in waiting:
+                await store.record(answered(each))
+    assert [await count_in(shard, "users") for shard in engine.shards] == [
+        0 if each == number else 2 for each in range(SHARDS)
+    ]
 
 
 async def test_figures_count_every_shard(store: Store) -> None:

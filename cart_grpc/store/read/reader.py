@@ -1,5 +1,6 @@
 """Reads that are not grouped: lists of carts, and the reads of operators and of background loops."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ class Reader:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._running = 0
-        self._turn = 0
+        # How often `fetch_some` has run each statement.
+        self._turns = Counter[Select[Any]]()
         # A table with at most one row.
         self._ping: Select[Any] = select(literal_column("1")).select_from(pauses)
         self.failures = FailureLog(
@@ -44,8 +46,10 @@ class Reader:
         """
         shards = self._engine.shards
         rows: list[Row[Any]] = []
-        first = self._turn % len(shards)
-        self._turn += 1
+        # Each statement has turns of its own. With one count for the four of the sweeper, each would always begin with
+        # the same shard.
+        first = self._turns[statement] % len(shards)
+        self._turns[statement] += 1
         for shard in (*shards[first:], *shards[:first]):
             rows += await self._fetch(shard, statement, {"most": limit - len(rows)})
             if len(rows) == limit:
