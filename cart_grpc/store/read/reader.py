@@ -40,20 +40,27 @@ class Reader:
         return [row for shard in self._engine.shards for row in await self._fetch(shard, statement, parameters)]
 
     async def fetch_some(self, statement: Select[Any], limit: int) -> Sequence[Row[Any]]:
-        """Return up to `limit` rows of a read that has the parameter `most`. Raises DatabaseUnavailable.
+        """Return up to `limit` rows of a read that has the parameter `most`.
 
-        If there are more, those of another shard come first each time.
+        If there are more, those of another shard come first each time. Raises DatabaseUnavailable if there are none and
+        a shard does not answer.
         """
         shards = self._engine.shards
         rows: list[Row[Any]] = []
+        failure: DatabaseUnavailable | None = None
         # Each statement has turns of its own. With one count for the four of the sweeper, each would always begin with
         # the same shard.
         first = self._turns[statement] % len(shards)
         self._turns[statement] += 1
         for shard in (*shards[first:], *shards[:first]):
-            rows += await self._fetch(shard, statement, {"most": limit - len(rows)})
+            try:
+                rows += await self._fetch(shard, statement, {"most": limit - len(rows)})
+            except DatabaseUnavailable as refusal:
+                failure = refusal
             if len(rows) == limit:
                 break
+        if failure and not rows:
+            raise failure
         return rows
 
     async def _fetch(self, shard: Engine, statement: Select[Any], parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
