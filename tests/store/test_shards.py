@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
@@ -206,6 +207,29 @@ def test_a_hint_that_comes_during_a_look_is_not_lost() -> None:
     shards.begin_look(HOLD_LANE, 2)
     notifier.publish([key], claimed=(), due=True)
     assert shards.find(HOLD_LANE) == [2]
+
+
+@pytest.mark.parametrize(("source", "target"), [(3, 0), (0, 3)])
+async def test_an_operator_finds_a_reservation_that_moves_between_shards_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch, source: int, target: int
+) -> None:
+    [before], [after] = of_shard(source), of_shard(target)
+    await store.mutate(add(key=before))
+    [line] = (await snapshot(store, before)).lines
+    reader, moving = store.operator_reads._reader, True
+    fetch = reader._fetch
+
+    async def fetch_and_move(*read: Any) -> Any:
+        nonlocal moving
+        rows = await fetch(*read)
+        if moving:
+            moving = False
+            await store.mutate(merge(before, after))
+        return rows
+
+    monkeypatch.setattr(reader, "_fetch", fetch_and_move)
+    found = await store.operator_reads.get(line.reservation.reservation_id)
+    assert found.reservation.cart == after
 
 
 @pytest.mark.parametrize("size", [1, 5, 100])
