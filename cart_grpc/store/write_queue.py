@@ -26,6 +26,7 @@ from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.failures import CommitFailed, ReadOnlyDatabase, find_cause, is_dead
+from cart_grpc.store.pinged_shard import PingedShard
 from cart_grpc.store.queries import WriteQueries, write_queries
 from cart_grpc.store.shard_queue import ShardQueue
 from cart_grpc.store.shards import shard_index
@@ -73,6 +74,7 @@ class WriteQueue:
             first, spanning = engine.shards[0], spanning_queries(engine.dialect, len(engine.shards))
             self._queues.append(ShardQueue(writers(first, spanning), gathers=False, most=1))
             self._registered.append((first, self._queues[-1].writers))
+        self._pinged = PingedShard(len(engine.shards))
         self._queue_size = queue_size
         self._marker_retention_us = marker_retention_us
         self._closing = False
@@ -107,7 +109,7 @@ class WriteQueue:
                 await self._ping_connection()
             if self.failed:
                 # Only a write shows whether a full disk has room again.
-                await self.submit_to(0, Ping())
+                await self._pinged.ask(lambda number: self.submit_to(number, Ping()))
 
     async def _ping_connection(self) -> None:
         try:

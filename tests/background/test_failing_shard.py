@@ -44,8 +44,12 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def lose(engine: Engine) -> None:
     """Make every statement about reservations of the failing shard fail."""
-    rename = f"ALTER TABLE {engine.shards[FAILING].schema}.reservations RENAME TO lost"
-    await engine.transact(lambda connection: connection.execute(text(rename)))
+    await lose_table(engine.shards[FAILING], "reservations")
+
+
+async def lose_table(shard: Engine, name: str) -> None:
+    rename = f"ALTER TABLE {shard.schema}.{name} RENAME TO lost_{name}"
+    await shard.transact(lambda connection: connection.execute(text(rename)))
 
 
 async def fill(store: Store, keys: Sequence[CartKey] = KEYS) -> None:
@@ -134,6 +138,24 @@ async def read_leases(rounds: Rounds) -> list[Any]:
     """When the claims of the healthy shards end."""
     found = [(await snapshot(rounds.store, KEYS[number])).lines[0].reservation for number in HEALTHY]
     return [each.lease_expire_time for each in found]
+
+
+@pytest.mark.parametrize("number", range(SHARDS))
+async def test_the_process_stays_ready_for_the_others(store: Store, engine: Engine, number: int) -> None:
+    for table in ("carts", "pauses", "commit_markers"):
+        await lose_table(engine.shards[number], table)
+    for _ in range(2 * SHARDS):
+        with pytest.raises(DatabaseUnavailable):
+            await store.mutate(add(key=KEYS[number]))
+        await store.ping()
+
+
+async def test_the_process_is_not_ready_if_no_shard_answers(store: Store, engine: Engine) -> None:
+    for shard in engine.shards:
+        await lose_table(shard, "pauses")
+    for _ in range(2 * SHARDS):
+        with pytest.raises(DatabaseUnavailable):
+            await store.ping()
 
 
 async def test_the_others_are_swept(store: Store, engine: Engine) -> None:

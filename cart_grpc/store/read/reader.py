@@ -10,6 +10,7 @@ from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.logs import events
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
+from cart_grpc.store.pinged_shard import PingedShard
 from cart_grpc.store.schema import pauses
 
 
@@ -21,7 +22,9 @@ class Reader:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._running = 0
+        # How many reads run in each shard, by its schema.
+        self._running = Counter[str | None]()
+        self._pinged = PingedShard(len(engine.shards))
         # How often `fetch_some` has run each statement.
         self._turns = Counter[Select[Any]]()
         # A table with at most one row.
@@ -64,20 +67,24 @@ class Reader:
         return rows
 
     async def _fetch(self, shard: Engine, statement: Select[Any], parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
-        self._running += 1
+        self._running[shard.schema] += 1
         try:
             with self.failures.translated():
                 rows: Sequence[Row[Any]] = await shard.query(
                     lambda connection: connection.execute(statement, parameters).all()
                 )
         finally:
-            self._running -= 1
+            self._running[shard.schema] -= 1
         return rows
 
     async def ping(self) -> None:
         """Raise DatabaseUnavailable if reads fail."""
-        if not self._running:
-            await self.fetch(self._ping, {})
+        await self._pinged.ask(self._ping_shard)
+
+    async def _ping_shard(self, number: int) -> None:
+        shard = self._engine.shards[number]
+        if not self._running[shard.schema]:
+            await self._fetch(shard, self._ping, {})
         elif self.failures.is_failing:
             # The reads that run show whether reads work. A ping might wait for all of them, although nothing fails.
             raise DatabaseUnavailable

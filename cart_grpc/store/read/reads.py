@@ -34,6 +34,7 @@ from cart_grpc.protocol.lanes import Lane
 from cart_grpc.store.dialects import Dialect, built_once
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
+from cart_grpc.store.pinged_shard import PingedShard
 from cart_grpc.store.prepared import Prepared
 from cart_grpc.store.read.cache_validator import CacheValidator
 from cart_grpc.store.read.cart_json import CartJson, Found
@@ -114,6 +115,7 @@ class Reads:
         self._reader = reader or Reader(engine)
         self._now = engine.dialect.now()
         self.carts = [GroupedReads(shard, queue_size, self.failures) for shard in engine.shards]
+        self._pinged = PingedShard(len(engine.shards))
         self._statements = _statements(engine.dialect)
 
     def begin_era(self) -> None:
@@ -127,7 +129,7 @@ class Reads:
 
     async def ping(self) -> None:
         """Read no cart, however many reads wait. Raises DatabaseUnavailable."""
-        await self.carts[0].ping()
+        await self._pinged.ask(lambda number: self.carts[number].ping())
 
     async def find_json(self, key: CartKey, validator: CacheValidator | None = None) -> Found:
         """Return the cart under `key` as JSON, NOT_MODIFIED if `validator` is still valid, None if there never was one.
