@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.util import await_only
 
-from cart_grpc import app
+from cart_grpc import app, database_setup
 from cart_grpc.admin import OperatorActions
 from cart_grpc.background import clock_watcher, sweeper
 from cart_grpc.background.clock_watcher import ClockWatcher
@@ -21,9 +21,12 @@ from cart_grpc.carts.refusals import CartClosed, CartNotFound, DatabaseUnavailab
 from cart_grpc.commands.direct import Claim, Pause
 from cart_grpc.names import CartKey, cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
+from cart_grpc.store import restore
 from cart_grpc.store.change_notifier import ChangeNotifier
+from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.due_shards import POLLED, DueShards
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.postgresql_session import IN_USE
 from cart_grpc.store.read.cart_search import CartSearch
 from cart_grpc.store.read.operator_reads import WorkState
 from cart_grpc.store.read.reservation_search import ReservationPage
@@ -33,6 +36,7 @@ from cart_grpc.store.store import Store
 from tests.databases import SHARDS, open_database
 from tests.store.test_database_clock import MovableClock
 from tests.store.test_merge import merge
+from tests.store.test_migration_run import session
 from tests.store.test_two_carts import NotingFailures
 from tests.store.writes import HOUR, LEASE, LIMITS, Wrapped, add, answered, claim, overwrite, snapshot
 
@@ -230,6 +234,27 @@ async def test_an_operator_finds_a_reservation_that_moves_between_shards_meanwhi
     monkeypatch.setattr(reader, "_fetch", fetch_and_move)
     found = await store.operator_reads.get(line.reservation.reservation_id)
     assert found.reservation.cart == after
+
+
+async def test_no_server_starts_while_the_revisions_of_some_shards_are_yet_to_be_raised(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with another_store(database_url) as other:
+        await fill(other)
+    raise_revisions, let_in = restore.raise_revisions, list[bool]()
+    async with session(database_url) as server:
+
+        def try_to_start(connection: Connection, dialect: Dialect) -> int:
+            # As a server's session, but without its wait.
+            let_in.append(await_only(server.fetchval(f"SELECT pg_try_advisory_lock_shared({IN_USE})")))
+            await_only(server.execute("SELECT pg_advisory_unlock_all()"))
+            return raise_revisions(connection, dialect)
+
+        monkeypatch.setattr(restore, "raise_revisions", try_to_start)
+        engine = open_database(database_url)
+        assert await database_setup.raise_revisions(engine) == len(EVERYWHERE)
+        assert let_in == [False] * SHARDS
+        await engine.close()
 
 
 @pytest.mark.parametrize("size", [1, 5, 100])
