@@ -1,6 +1,8 @@
 """A shard that does not answer, as on a node that is away: the work on all other shards goes on."""
 
+import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -15,7 +17,10 @@ from cart_grpc.protocol.lanes import HOLD_LANE, LANES
 from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.settings import Settings
 from cart_grpc.store import batch_writer, schema
+from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.read import cart_watches
+from cart_grpc.store.read.snapshot import parse_snapshot
 from cart_grpc.store.shards import shard_index
 from cart_grpc.store.store import Store
 from tests.background.rounds import Rounds, running_rounds
@@ -156,6 +161,27 @@ async def test_the_process_is_not_ready_if_no_shard_answers(store: Store, engine
     for _ in range(2 * SHARDS):
         with pytest.raises(DatabaseUnavailable):
             await store.ping()
+
+
+async def test_watchers_of_the_others_see_changes_without_a_hint(
+    store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So many carts are asked for at once.
+    monkeypatch.setattr(cart_watches, "MAX_CHECKED", 2)
+    watches = cart_watches.CartWatches(store.reads, ChangeNotifier(), None, checks=True, check_seconds=0.05)
+    await fill(store)
+    with ExitStack() as watching:
+        seen = [watching.enter_context(watches.watch(key, parse_snapshot)) for key in KEYS]
+        for watch in seen:
+            await anext(watch)
+        await lose_table(engine.shards[FAILING], "carts")
+        for number in HEALTHY:
+            await store.mutate(add(quantity=2, key=KEYS[number]))
+        for number in HEALTHY:
+            async with asyncio.timeout(20):
+                state = await anext(seen[number])
+            assert state is not None
+            assert state.cart.total_quantity == 3
 
 
 async def test_the_others_are_swept(store: Store, engine: Engine) -> None:

@@ -6,7 +6,6 @@ Writes do not use this module: a batch reads its own rows (`WriteQueries.load`).
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -26,6 +25,7 @@ from sqlalchemy import (
 )
 
 from cart_grpc.carts.model import Cart, CartState
+from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.carts.sizes import text_bytes
 from cart_grpc.commands.direct import ClaimKey
 from cart_grpc.logs import events
@@ -139,12 +139,23 @@ class Reads:
         return await self._find(key, validator)
 
     async def find_changed(self, known: Sequence[tuple[CartKey, Known]]) -> list[CartKey]:
-        """Return the keys of `known` whose cart has another version now. Raises DatabaseUnavailable."""
+        """Return the keys of `known` whose cart has another version now.
+
+        Raises DatabaseUnavailable if there are none and a shard does not answer.
+        """
         by_shard: dict[int, list[tuple[CartKey, Known]]] = defaultdict(list)
         for each in known:
             by_shard[shard_index(each[0].slice, len(self.carts))].append(each)
-        parts = [await self._find_changed(number, part) for number, part in by_shard.items()]
-        return list(chain.from_iterable(parts))
+        changed: list[CartKey] = []
+        failure: DatabaseUnavailable | None = None
+        for number, part in by_shard.items():
+            try:
+                changed += await self._find_changed(number, part)
+            except DatabaseUnavailable as refusal:
+                failure = refusal
+        if failure and not changed:
+            raise failure
+        return changed
 
     async def _find_changed(self, shard: int, known: Sequence[tuple[CartKey, Known]]) -> list[CartKey]:
         parameters = bind_known(self._engine.dialect, known)
