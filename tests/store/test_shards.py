@@ -23,6 +23,8 @@ from cart_grpc.names import CartKey, cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.store import restore
 from cart_grpc.store.change_notifier import ChangeNotifier
+from cart_grpc.store.clock_steps import ClockReading
+from cart_grpc.store.database_clock import Noticed
 from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.due_shards import POLLED, DueShards
 from cart_grpc.store.engine import Engine
@@ -38,7 +40,19 @@ from tests.store.test_database_clock import MovableClock
 from tests.store.test_merge import merge
 from tests.store.test_migration_run import session
 from tests.store.test_two_carts import NotingFailures
-from tests.store.writes import HOUR, LEASE, LIMITS, Wrapped, add, answered, claim, overwrite, snapshot
+from tests.store.writes import (
+    HOUR,
+    LEASE,
+    LIMITS,
+    SECOND,
+    Wrapped,
+    add,
+    answered,
+    claim,
+    claim_one,
+    overwrite,
+    snapshot,
+)
 
 _numbers = itertools.count()
 
@@ -416,6 +430,35 @@ class TestNodes:
             monotonic.ahead += HOUR
             await watcher.run_once(of_shard(3)[0].slice)
             assert await self.steps(engine) == [False, False, False, True]
+
+    async def test_a_reservation_that_moves_to_another_shard_while_a_step_is_applied_keeps_no_time_from_before(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        [before], [after] = of_shard(3), of_shard(0)
+        await store.mutate(add(key=before))
+        await store.record(answered(await claim_one(store)))
+        [held] = (await snapshot(store, before)).lines
+        monotonic = MovableClock()
+        clock = store.clock(monotonic, 0)
+        watcher = ClockWatcher(clock)
+        await watcher.run_once()
+        notice, merging = clock.notice, list[asyncio.Future[bytes]]()
+
+        async def notice_and_merge(shard: int, last: ClockReading | None) -> Noticed:
+            noticed = await notice(shard, last)
+            if shard == 0:
+                merging.append(asyncio.ensure_future(store.mutate(merge(before, after))))
+                await asyncio.sleep(0.2)
+            return noticed
+
+        monkeypatch.setattr(clock, "notice", notice_and_merge)
+        monotonic.ahead += HOUR // 12
+        await watcher.run_once()
+        await asyncio.gather(*merging)
+        [moved] = (await snapshot(store, after)).lines
+        for name in ("expire_time", "due_time"):
+            step = getattr(held.reservation, name) - getattr(moved.reservation, name)
+            assert step == pytest.approx(HOUR // 12, abs=5 * SECOND)
 
     async def test_a_distributed_database_gets_statements_of_its_own_that_write_the_same(
         self, store: Store, engine: Engine, database_url: str
