@@ -17,7 +17,6 @@ from cart_grpc.commands.record import OpenAttempt, RecordAll, Recorded, RecordOu
 from cart_grpc.names import CartKey
 from cart_grpc.protocol.lanes import Lane
 from cart_grpc.protocol.reservation import Reservation
-from cart_grpc.store.batch_writer import DEFAULT_MARKER_RETENTION_US
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.database_clock import DatabaseClock
 from cart_grpc.store.due_shards import DueShards
@@ -39,6 +38,7 @@ from cart_grpc.store.read.reservation_search import ReservationSearches
 from cart_grpc.store.read.unswept import Unswept
 from cart_grpc.store.shards import shard_index
 from cart_grpc.store.write_queue import EVERY_SHARD, WriteQueue
+from cart_grpc.store.writer_markers import DEFAULT_MARKER_RETENTION_US
 from cart_grpc.tracing import Tracer
 
 R = TypeVar("R")

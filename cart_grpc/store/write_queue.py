@@ -20,8 +20,9 @@ from cart_grpc.commands.record import RecordAll
 from cart_grpc.commands.unit_of_work import ReadSet
 from cart_grpc.logs import events
 from cart_grpc.metrics import QUEUED_COMMANDS
+from cart_grpc.store import writer_markers
 from cart_grpc.store.batch import AnyCommand
-from cart_grpc.store.batch_writer import DEFAULT_MARKER_RETENTION_US, BatchWriter, QueuedCommand, register_writers
+from cart_grpc.store.batch_writer import BatchWriter, QueuedCommand
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
@@ -51,7 +52,7 @@ class WriteQueue:
         notifier: ChangeNotifier,
         new_id: NewId,
         queue_size: int,
-        marker_retention_us: int = DEFAULT_MARKER_RETENTION_US,
+        marker_retention_us: int = writer_markers.DEFAULT_MARKER_RETENTION_US,
         tracer: Tracer | None = None,
     ) -> None:
         self._engine = engine
@@ -84,7 +85,8 @@ class WriteQueue:
     async def start(self) -> None:
         """Register the writers in the database. Raises the database's errors."""
         for shard, writers in self._registered:
-            await shard.transact(partial(register_writers, self._queries, writers, self._marker_retention_us))
+            ids = [writer.writer_id for writer in writers]
+            await shard.transact(partial(writer_markers.register, self._queries, ids, self._marker_retention_us))
 
     async def close(self) -> None:
         """Refuse new commands, and wait until the queued ones are written."""

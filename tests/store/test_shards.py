@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, delete, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.util import await_only
 
@@ -21,13 +21,14 @@ from cart_grpc.carts.refusals import CartClosed, CartNotFound, DatabaseUnavailab
 from cart_grpc.commands.direct import Claim, Pause
 from cart_grpc.names import CartKey, cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
-from cart_grpc.store import restore
+from cart_grpc.store import batch_writer, restore
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.clock_steps import ClockReading
 from cart_grpc.store.database_clock import Noticed
 from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.due_shards import POLLED, DueShards
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.postgresql import PostgresqlEngine
 from cart_grpc.store.postgresql_session import IN_USE
 from cart_grpc.store.read.cart_search import CartSearch
 from cart_grpc.store.read.operator_reads import WorkState
@@ -48,6 +49,7 @@ from tests.store.writes import (
     Wrapped,
     add,
     answered,
+    before_commit,
     claim,
     claim_one,
     overwrite,
@@ -148,6 +150,29 @@ async def test_merges_that_share_users_lock_them_in_one_order(database_url: str)
         await store.close()
         await engine.close()
         assert engine.failures == []
+
+
+@pytest.mark.parametrize("target", [0, 3], ids=["one shard", "two shards"])
+async def test_a_writer_that_was_idle_has_a_marker_before_its_batch_commits(
+    database_url: str, store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch, target: int
+) -> None:
+    [source, _], [_, other] = of_shard(0, 2), of_shard(target, 2)
+    await store.mutate(add(key=source))
+    # A process that starts deletes the markers of writers that seem to be gone.
+    for shard in engine.shards:
+        await shard.transact(lambda connection: connection.execute(delete(commit_markers)))
+    monkeypatch.setattr(batch_writer, "IDLE_SECONDS", 0)
+    markers = list[int]()
+    async with session(database_url) as reader:
+
+        def count_committed(_: Connection) -> None:
+            markers.append(await_only(reader.fetchval("SELECT count(*) FROM cart_shard_0.commit_markers")))
+
+        assert isinstance(engine, PostgresqlEngine)
+        before_commit(engine, count_committed)
+        await store.mutate(merge(source, other))
+    # Otherwise, to look for the marker of a COMMIT that broke and still runs would find nothing to wait for.
+    assert markers == [0, 1]
 
 
 async def test_a_claim_takes_the_due_rows_of_all_shards_up_to_its_limit(store: Store) -> None:
