@@ -12,6 +12,7 @@ from cart_grpc.store import migration_run, restore, shard_setup, surroundings
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failures import may_pass, show_cause
 from cart_grpc.store.migration_scripts import Script
+from cart_grpc.store.shards import use_schema
 
 log = Log(__name__)
 
@@ -72,12 +73,23 @@ async def raise_revisions(engine: Engine) -> int:
         )
     await check(engine)
     try:
-        raising = partial(restore.raise_revisions, dialect=engine.dialect)
-        return sum([await shard.transact(raising) for shard in engine.shards])
+        return await engine.transact(partial(_raise_in_all, engine))
     except restore.InUse as error:
         raise StartupError(f"CART_DATABASE_URL: the database {engine.name} {error}") from None
     except Exception as error:
         raise unusable(engine, error) from error
+
+
+def _raise_in_all(engine: Engine, connection: Connection) -> int:
+    """Raise the revisions in all shards, or in none. No server is let in before all are raised."""
+    raised, schemas = 0, _schemas(engine)
+    use_schema(connection, schemas[0])
+    restore.keep_servers_out(connection)
+    for schema in schemas:
+        use_schema(connection, schema)
+        raised += restore.raise_revisions(connection, engine.dialect)
+    use_schema(connection, None)
+    return raised
 
 
 def _schemas(engine: Engine) -> list[str | None]:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from cart_grpc.admin import LaneStatus
 from cart_grpc.background.attempt_runner import AttemptRunner
@@ -31,10 +32,12 @@ from cart_grpc.protocol.reservation import Reservation
 from cart_grpc.protocol.transitions import is_taken_over
 from cart_grpc.reservation_api.api import ReservationApi
 from cart_grpc.store.change_notifier import Room
+from cart_grpc.store.each_part import all_of, do_each
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds, to_us
 
 log = Log(__name__)
+LeaseCommand = Callable[[Sequence[Reservation]], ExtendLeases | ReturnClaims]
 # Rows per claim or lease extension. More calls that start together, or commit together, would delay callers' commits.
 MAX_ROWS_PER_COMMAND = 64
 # The time between two rounds. A claim of one row costs as much as a claim of twenty, so under load rows gather. A row
@@ -131,7 +134,8 @@ class Reconciler:
 
     async def _claim_all(self) -> CallsStarted:
         await self._turn_timer.measure()
-        return CallsStarted({name: await self._claim(lane) for name, lane in self._lanes.items()})
+        started = await do_each(self._claim(lane) for lane in self._lanes.values())
+        return CallsStarted(dict(zip(self._lanes, started, strict=True)))
 
     @contextmanager
     def reserve_room(self) -> Iterator[Room]:
@@ -172,8 +176,7 @@ class Reconciler:
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
         try:
-            for claims in _in_parts(self._open_claims, MAX_ROWS_PER_COMMAND):
-                await update_leases(self._store, ReturnClaims(claims))
+            await self._update_leases(self._open_claims, ReturnClaims)
         except Unavailable as refusal:
             text = "the claims were not handed back (%s); they expire with their leases"
             log(events.CLAIMS_KEPT, text, refusal.reason)
@@ -263,9 +266,17 @@ class Reconciler:
     async def _extend_leases(self) -> LeasesExtended:
         """Extend the claims of all calls in flight: calls may take minutes, a dead replica's lease should not."""
         claims = self._open_claims
-        for some in _in_parts(claims, MAX_ROWS_PER_COMMAND):
-            await update_leases(self._store, ExtendLeases(some, self._config.lease_us))
+        await self._update_leases(claims, partial(ExtendLeases, lease_us=self._config.lease_us))
         return LeasesExtended(len(claims))
+
+    async def _update_leases(self, claims: Sequence[Reservation], command: LeaseCommand) -> None:
+        """Extend or return claims. Those of a shard that does not answer keep those of no other waiting."""
+
+        async def update(of_shard: Sequence[Reservation]) -> None:
+            for some in _in_parts(of_shard, MAX_ROWS_PER_COMMAND):
+                await update_leases(self._store, command(some))
+
+        all_of(await asyncio.gather(*map(update, self._store.by_shard(claims)), return_exceptions=True))
 
     async def _pause_between_extensions(self, _: LeasesExtended | None) -> None:
         await asyncio.sleep(to_seconds(self._config.lease_us) / 3)

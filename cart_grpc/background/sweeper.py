@@ -5,7 +5,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from cart_grpc.logs import events
 from cart_grpc.logs.log import Log
 from cart_grpc.metrics import HOUSEKEEPING, HOUSEKEEPING_DURATION
 from cart_grpc.names import CheckoutKey, UserKey
+from cart_grpc.store.each_part import do_each
 from cart_grpc.store.store import Store
 from cart_grpc.units import to_seconds
 
@@ -105,7 +106,7 @@ class Sweeper:
     async def run_once(self) -> Swept:
         """Purge one batch of each kind of row, and do one batch of each chore.
 
-        Raises Unavailable if the database does not answer.
+        Raises Unavailable if the database does not answer, or one of its shards, once the others are swept.
         """
         with HOUSEKEEPING_DURATION.time():
             swept = await self._sweep()
@@ -116,10 +117,16 @@ class Sweeper:
     async def _sweep(self) -> Swept:
         keep = self._retention
         purge = Purge(keep.replies_us, keep.reservations_us, keep.carts_us, BATCH_SIZE, keep.checkouts_us)
-        purged = await self._store.purge(purge)
         self._round += 1
         self._failed = {failed: again for failed, again in self._failed.items() if again > self._round}
-        return Swept({chore.name: await self._do(chore) for chore in self._chores}, purged)
+
+        def parts() -> Iterator[Awaitable[int]]:
+            yield self._store.purge(purge)
+            for chore in self._chores:
+                yield self._do(chore)
+
+        purged, *changed = await do_each(parts())
+        return Swept(dict(zip([chore.name for chore in self._chores], changed, strict=True)), purged)
 
     async def _do(self, chore: Chore) -> int:
         """Do one batch of a chore, and return how many changed."""

@@ -27,6 +27,7 @@ from cart_grpc.metrics import (
     CHECKOUTS_ENDED,
     DATABASE_RETRIES,
 )
+from cart_grpc.store import writer_markers
 from cart_grpc.store.batch import ENDED_CHECKOUT_STATES, AnyCommand, BatchResult, run_batch
 from cart_grpc.store.change_notifier import NO_ROOM, ChangeNotifier, Room
 from cart_grpc.store.engine import Engine
@@ -45,8 +46,8 @@ RESOLVE_SECONDS = 20.0
 # Children from the start: an alert on an increase does not see a series that begins at 1.
 _AMBIGUOUS: Final = {name: AMBIGUOUS_COMMITS.labels(name) for name in ("committed", "not_committed", "unknown")}
 _ENDED_CHECKOUTS: Final = {state: CHECKOUTS_ENDED.labels(state.name) for state in ENDED_CHECKOUT_STATES}
-# The process of a writer that has not committed for so long is gone.
-DEFAULT_MARKER_RETENTION_US = 90 * 24 * 3600 * 1_000_000
+# After so long without a commit, a writer makes sure of its marker. Others delete it after a week at the earliest.
+IDLE_SECONDS = 24 * 3600.0
 
 
 @dataclass(slots=True)
@@ -110,6 +111,8 @@ class BatchWriter:
     ) -> None:
         self.writer_id = new_id()
         self._batch_number = 0
+        # When its marker was written last, on the monotonic clock in seconds.
+        self._marker_time = time.monotonic()
         self._engine = engine
         self._queries = queries
         self._notifier = notifier
@@ -164,14 +167,29 @@ class BatchWriter:
 
     async def _transact_once(self, batch: _Batch, room: Room) -> BatchResult:
         marker = CommitMarker(self.writer_id, self._batch_number)
+        if time.monotonic() - self._marker_time >= IDLE_SECONDS:
+            await self._write_marker()
         try:
-            return await self._engine.transact(partial(self._run_in_transaction, batch, marker, room))
+            result: BatchResult = await self._engine.transact(partial(self._run_in_transaction, batch, marker, room))
         except CommitFailed as failure:
-            if await self._resolve(marker):
-                result: BatchResult = failure.result
-                return result
-            # Nothing was committed, and nothing will be, so the batch may be retried.
+            if not await self._resolve(marker):
+                # Nothing was committed, and nothing will be, so the batch may be retried.
+                raise failure.__cause__ or failure from None
+            result = failure.result
+        self._marker_time = time.monotonic()
+        return result
+
+    async def _write_marker(self) -> None:
+        """Write the marker before the next batch: a process that started meanwhile may have deleted it as too old.
+
+        Without it, a COMMIT that breaks would count as not done while it still runs.
+        """
+        marker = CommitMarker(self.writer_id, self._batch_number - 1)
+        try:
+            await self._engine.transact(partial(writer_markers.write, self._queries, marker))
+        except CommitFailed as failure:
             raise failure.__cause__ or failure from None
+        self._marker_time = time.monotonic()
 
     def _run_in_transaction(
         self, batch: _Batch, marker: CommitMarker, room: Room, connection: Connection
@@ -208,34 +226,12 @@ class BatchWriter:
 
     async def _read_batch_number(self, marker: CommitMarker) -> int | None:
         try:
-            return await self._engine.transact(partial(self._find_batch_number, marker))
+            return await self._engine.transact(partial(writer_markers.find_batch_number, self._queries, marker))
         except CommitFailed as failure:
             if failure.result != marker.batch_number:
                 raise (failure.__cause__ or failure) from None
             # This transaction only read the marker, so its own COMMIT does not matter.
             return marker.batch_number
-
-    def _find_batch_number(self, marker: CommitMarker, connection: Connection) -> int | None:
-        """Return the number of the writer's last committed batch, after which no other can appear.
-
-        SQLite's log may still contain the transaction of a failed commit, and a crash would bring it back. Writing the
-        marker again overwrites that part of the log.
-        """
-        found = self._queries.find_batch_number(connection, marker.writer_id)
-        if found is not None and found != marker.batch_number:
-            now = self._queries.read_now(connection)
-            self._queries.write_commit_marker(connection, CommitMarker(marker.writer_id, found), now)
-        return found
-
-
-def register_writers(
-    queries: WriteQueries, writers: Sequence[BatchWriter], retention_us: int, connection: Connection
-) -> None:
-    """Write the first commit marker of each writer, and delete those that are older than `retention_us`."""
-    now = queries.read_now(connection)
-    queries.delete_commit_markers(connection, now - retention_us)
-    for writer in writers:
-        queries.write_commit_marker(connection, CommitMarker(writer.writer_id, 0), now)
 
 
 async def _retry_while_unavailable(attempt: Callable[[], Awaitable[T]], is_too_late: Callable[[], bool]) -> T:

@@ -11,12 +11,15 @@ must not move: a machine that was suspended looks the same, and its holds really
 `basic` contract may still take effect, so it is given its longest time again.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from cart_grpc.names import SLICES
 
 # Smaller steps are ignored. Callers see a hold end two seconds early (HOLD_MARGIN_US), which is more.
 TOLERANCE_US: Final = 1_000_000
+# Every process looks at all shards in turn twice a second.
+NOTICE_US: Final = 60_000_000
 # The clock was set back while no process ran. Nobody knows how far, so every stored time counts as over.
 UNKNOWN_US: Final = 1 << 60
 
@@ -56,6 +59,19 @@ class ClockRow(NamedTuple):
 
 # The row before the first step.
 NO_STEP: Final = ClockRow(0, 0, 0, SLICES)
+
+
+def is_applied_in_all(rows: Sequence[ClockRow], now: int) -> bool:
+    """Whether the stored times of shards with these rows have moved after the last step back, in all or in none.
+
+    If not, a reservation that passed from one to the other could keep its times from before the step. Shards on two
+    nodes may have different steps. So one that has not noticed a step within NOTICE_US has none.
+    """
+    if any(row.is_moving for row in rows):
+        return False
+    latest = max(row.set_back_time for row in rows)
+    is_recent = abs(now - latest) < NOTICE_US
+    return not is_recent or all(latest - row.set_back_time < NOTICE_US for row in rows)
 
 
 def find_set_back(last: ClockReading, this: ClockReading) -> SetBack | None:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 from cart_grpc.store.failures import LOST_SESSION, Unsuitable, get_sqlstate
 from cart_grpc.store.revisions import LATEST
 from cart_grpc.store.schema import VERSION_TABLE
-from cart_grpc.store.shards import HAS_CITUS
+from cart_grpc.store.shards import HAS_CITUS, RECORD
 
 Settings = Mapping[str, str]
 Connect = Callable[[], Awaitable[asyncpg.Connection]]
@@ -109,7 +109,10 @@ _OLDEST_TRANSACTION: Final = text(f"""
 _LOOK: Final = f"""
     SELECT pg_backend_pid() AS pid,
         coalesce(
-            (SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass($2)),
+            (
+                SELECT relnamespace::regnamespace::text FROM pg_class
+                WHERE oid = coalesce(to_regclass($2), to_regclass('{RECORD}'))
+            ),
             quote_ident(current_schema())
         ) AS schema,
         ARRAY(

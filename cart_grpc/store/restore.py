@@ -28,6 +28,15 @@ class InUse(Exception):
     """Other sessions use the database. The text follows the database's name."""
 
 
+def keep_servers_out(connection: Connection) -> None:
+    """Keep servers out until the transaction ends. Raises InUse if one is connected. SQLite's file has its own lock."""
+    if connection.dialect.name != "postgresql":
+        return
+    is_alone = connection.execute(_LOCK).scalar_one()
+    if not is_alone or (is_distributed(connection) and connection.execute(_USED_ELSEWHERE).scalar_one()):
+        raise InUse("is in use: stop every cart-grpc first")
+
+
 def raise_revisions(connection: Connection, dialect: Dialect) -> int:
     """Raise every unfinished reservation's revision above any that was ever sent, and make it due. Return how many.
 
@@ -36,13 +45,9 @@ def raise_revisions(connection: Connection, dialect: Dialect) -> int:
     set back.
 
     The Reservation API may remember revisions that are newer than the backup. It may also have sold what a checkout
-    asked for after the backup, so a FAILED checkout waits for new answers. Raises InUse if a server is connected; on
-    SQLite the file's lock keeps servers out.
+    asked for after the backup, so a FAILED checkout waits for new answers.
     """
     if connection.dialect.name == "postgresql":
-        is_alone = connection.execute(_LOCK).scalar_one()
-        if not is_alone or (is_distributed(connection) and connection.execute(_USED_ELSEWHERE).scalar_one()):
-            raise InUse("is in use: stop every cart-grpc first")
         connection.execute(text("SET LOCAL statement_timeout = 0"))
     now = bindparam("now", dialect.read_now(connection), type_=Int64)
     beyond = reservations.c.revision + STRIDE

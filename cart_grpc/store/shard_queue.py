@@ -45,11 +45,12 @@ class Handover:
         """End the pending turn and return its batch: background commands first, without those whose caller left.
 
         If callers wait, half of the batch is theirs. Otherwise they would wait for a whole backlog of the reconciler.
+        A batch of one is a background command. Otherwise callers that never stop would keep an operator's pause out.
         """
         self._turn_is_pending = False
         batch: list[QueuedCommand] = []
         size = 0
-        background_share = self._most // 2 if self.callers else self._most
+        background_share = max(1, self._most // 2) if self.callers else self._most
         for queue, most in ((self.background, background_share), (self.callers, self._most)):
             while queue and size < most:
                 queued = queue.popleft()

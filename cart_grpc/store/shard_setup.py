@@ -12,22 +12,21 @@ from cart_grpc.store import migrate
 from cart_grpc.store.failures import NotMigrated, Unsuitable
 from cart_grpc.store.migration_scripts import Script, read_scripts
 from cart_grpc.store.schema import VERSION_TABLE
-from cart_grpc.store.shards import has_citus, schema_names
+from cart_grpc.store.shards import RECORD, has_citus, schema_names
 
 T = TypeVar("T")
-_RECORD: Final = "cart_shards"
 _FIND: Final = text("SELECT to_regclass(:shards) IS NOT NULL AS is_sharded, to_regclass(:tables) IS NOT NULL AS is_one")
 _EXISTING: Final = text("SELECT nspname FROM pg_namespace WHERE nspname = ANY(:names) ORDER BY nspname LIMIT 1")
 # With it, Citus makes the next schemas shards, and puts each of them on a node.
 _DISTRIBUTE: Final = text("SELECT set_config('citus.enable_schema_based_sharding', 'on', true)")
-_COPY_TO_NODES: Final = text(f"SELECT create_reference_table('{_RECORD}')")
+_COPY_TO_NODES: Final = text(f"SELECT create_reference_table('{RECORD}')")
 
 
 def find_count(connection: Connection) -> int | None:
     """Return how many shards a PostgreSQL database has, None if it has none of our tables."""
-    found = connection.execute(_FIND, {"shards": _RECORD, "tables": VERSION_TABLE}).one()
+    found = connection.execute(_FIND, {"shards": RECORD, "tables": VERSION_TABLE}).one()
     if found.is_sharded:
-        count: int = connection.execute(text(f"SELECT shard_count FROM {_RECORD}")).scalar_one()  # noqa: S608 - our constant
+        count: int = connection.execute(text(f"SELECT shard_count FROM {RECORD}")).scalar_one()  # noqa: S608 - our constant
         return count
     return 1 if found.is_one else None
 
@@ -40,35 +39,36 @@ def create(count: int, connection: Connection) -> None:
     if connection.dialect.name != "postgresql":
         return
     migrate.take_creation(connection)
-    found = find_count(connection)
-    if found is None and count > 1:
+    if _check_count(count, connection) is None and count > 1:
         _create(connection, schema_names(count))
-    elif found is not None and found != count:
-        raise _differs(found, count)
 
 
 def _create(connection: Connection, names: Sequence[str]) -> None:
     existing = connection.execute(_EXISTING, {"names": names}).scalar_one_or_none()
     if existing:
-        raise Unsuitable(f"another service has the schema {existing}; use a database of its own for several shards")
+        raise Unsuitable(
+            f"another service has the schema {existing}, or search_path names another schema than when the shards were "
+            "created; use a database of its own for several shards, or the former search_path"
+        )
     distributes = has_citus(connection)
     if distributes:
         connection.execute(_DISTRIBUTE)
     for name in names:
         connection.exec_driver_sql(f"CREATE SCHEMA {name}")
-    connection.exec_driver_sql(f"CREATE TABLE {_RECORD} (shard_count smallint NOT NULL PRIMARY KEY)")
+    connection.exec_driver_sql(f"CREATE TABLE {RECORD} (shard_count smallint NOT NULL PRIMARY KEY)")
     if distributes:
         # A server may connect to any node.
         connection.execute(_COPY_TO_NODES)
-    connection.exec_driver_sql(f"INSERT INTO {_RECORD} VALUES ({len(names)})")  # noqa: S608 - a number
+    connection.exec_driver_sql(f"INSERT INTO {RECORD} VALUES ({len(names)})")  # noqa: S608 - a number
 
 
 def check(schemas: Sequence[str | None], connection: Connection) -> None:
     """Raise Unsuitable if this release cannot use one of the shards, NotMigrated if it can after a migration."""
     if connection.dialect.name == "postgresql":
-        found = find_count(connection)
-        if found is not None and found != len(schemas):
-            raise _differs(found, len(schemas))
+        found = _check_count(len(schemas), connection)
+        if found is None and len(schemas) > 1:
+            # Without the record, nobody knows whether this is their number, although the schemas may be there.
+            raise NotMigrated("it has no record of its shards; run `cart-grpc migrate` first")
     revisions = {in_schema(schema, migrate.check_revision, connection) for schema in schemas}
     if len(revisions) > 1:
         raise NotMigrated(
@@ -91,11 +91,15 @@ def in_schema(schema: str | None, work: Callable[[Connection], T], connection: C
 
 def find_pending(schemas: Sequence[str | None], connection: Connection) -> Sequence[Script]:
     """Return the migrations that at least one shard lacks, oldest first. Raises Unsuitable."""
-    if connection.dialect.name == "postgresql" and find_count(connection) is None:
+    if connection.dialect.name == "postgresql" and _check_count(len(schemas), connection) is None:
         return read_scripts(connection.dialect.name)
     lacking = [in_schema(schema, migrate.find_pending, connection) for schema in schemas]
     return max(lacking, key=len)
 
 
-def _differs(found: int, count: int) -> Unsuitable:
-    return Unsuitable(f"it was created with {found} shards; set CART_DATABASE_SHARDS={found} instead of {count}")
+def _check_count(count: int, connection: Connection) -> int | None:
+    """Return `count`, None if the database has none of our tables. Raises Unsuitable if it was created with another."""
+    found = find_count(connection)
+    if found is not None and found != count:
+        raise Unsuitable(f"it was created with {found} shards; set CART_DATABASE_SHARDS={found} instead of {count}")
+    return found

@@ -23,6 +23,8 @@ T = TypeVar("T")
 COUNTS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 # SQLAlchemy's option: the schema of tables that have none.
 _OPTION: Final = "schema_translate_map"
+# The table with the number of shards, if there are several. It is in the schema that the search path names.
+RECORD: Final = "cart_shards"
 # An expression: whether the database has Citus, so that shards may be on several nodes.
 HAS_CITUS: Final = "to_regclass('pg_dist_placement') IS NOT NULL"
 

@@ -11,13 +11,16 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection
 
+from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.commands.unit_of_work import ReadSet
 from cart_grpc.names import UserKey
 from cart_grpc.protocol.reservation import Reservation
-from cart_grpc.store import schema
+from cart_grpc.store import schema, statements
+from cart_grpc.store.clock_steps import NO_STEP, ClockRow, is_applied_in_all
 from cart_grpc.store.dialects import Dialect, Key, built_once
-from cart_grpc.store.prepared import Rows
+from cart_grpc.store.prepared import Prepared, Rows
 from cart_grpc.store.queries import WriteQueries
+from cart_grpc.store.rows import CLOCK
 from cart_grpc.store.shards import first_slices, schema_names, shard_index, use_schema
 
 T = TypeVar("T")
@@ -36,12 +39,20 @@ class SpanningQueries(WriteQueries):
     def __init__(self, dialect: Dialect, schemas: Sequence[str]) -> None:
         super().__init__(dialect, lock_users=True)
         self._schemas = schemas
+        self._share_clock = Prepared(statements.SHARE_CLOCK)
 
     def lock_users(self, connection: Connection, users: Collection[UserKey]) -> int:
-        times = [
-            super(SpanningQueries, self).lock_users(connection, part) for part in self._each(connection, users, _slice)
-        ]
-        return max(times) if times else self.read_now(connection)
+        times, clocks = list[int](), list[ClockRow]()
+        for part in self._each(connection, users, _slice):
+            times.append(super().lock_users(connection, part))
+            # A step back waits for this batch, or the batch for the step.
+            clocks += [CLOCK.to_value(row) for row in self._share_clock.fetch(connection, {})] or [NO_STEP]
+        if not times:
+            return self.read_now(connection)
+        if not is_applied_in_all(clocks, max(times)):
+            # The batch is tried again, and soon the times of all these shards have moved.
+            raise DatabaseUnavailable
+        return max(times)
 
     def load(self, connection: Connection, reads: ReadSet) -> tuple[Mapping[str, Rows], bool]:
         found: dict[str, list[Sequence[Any]]] = defaultdict(list)

@@ -301,6 +301,8 @@ def purge_users(dialect: Dialect) -> Executable:
 
 # The row of `clock`. FOR UPDATE: one process at a time writes a step down, or applies it.
 LOCK_CLOCK = select(schema.clock).where(schema.clock.c.slice == 0).with_for_update()
+# The same, for a batch that must not commit while a step is applied.
+SHARE_CLOCK = select(schema.clock).where(schema.clock.c.slice == 0).with_for_update(read=True)
 # The time of the last commit of any process.
 LAST_COMMIT_TIME = select(func.coalesce(func.max(schema.commit_markers.c.update_time), 0))
 # Let no commit be later than `now`.

@@ -4,11 +4,10 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Final, Protocol, TypeVar
 
 from cart_grpc.carts.calls import NewId
-from cart_grpc.carts.refusals import DatabaseUnavailable
+from cart_grpc.carts.refusals import DatabaseUnavailable, Unavailable
 from cart_grpc.commands.checkout import CheckoutMutation
 from cart_grpc.commands.command import Command
 from cart_grpc.commands.direct import Claim, EraseRows, ExtendLeases, Pause, Purge, Resume, ReturnClaims, SetAside
@@ -18,10 +17,10 @@ from cart_grpc.commands.record import OpenAttempt, RecordAll, Recorded, RecordOu
 from cart_grpc.names import CartKey
 from cart_grpc.protocol.lanes import Lane
 from cart_grpc.protocol.reservation import Reservation
-from cart_grpc.store.batch_writer import DEFAULT_MARKER_RETENTION_US
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.database_clock import DatabaseClock
 from cart_grpc.store.due_shards import DueShards
+from cart_grpc.store.each_part import do_each
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.failures import is_row_at_fault
@@ -39,6 +38,7 @@ from cart_grpc.store.read.reservation_search import ReservationSearches
 from cart_grpc.store.read.unswept import Unswept
 from cart_grpc.store.shards import shard_index
 from cart_grpc.store.write_queue import EVERY_SHARD, WriteQueue
+from cart_grpc.store.writer_markers import DEFAULT_MARKER_RETENTION_US
 from cart_grpc.tracing import Tracer
 
 R = TypeVar("R")
@@ -119,31 +119,55 @@ class Store:
     async def has_due(self, lane: Lane) -> bool:
         """Return whether a claim of `lane` would find a row in a shard that is to be looked at.
 
-        Raises DatabaseUnavailable.
+        Raises DatabaseUnavailable if none has a row and one does not answer.
         """
+        failure: Unavailable | None = None
         for number in self.due_shards.find(lane):
             self.due_shards.begin_look(lane, number)
-            if await self.reads.has_due(lane, number):
+            try:
+                is_due = await self.reads.has_due(lane, number)
+            except Unavailable as refusal:
+                failure = refusal
+                continue
+            if is_due:
                 self.due_shards.note_due(lane, number)
                 return True
+        if failure:
+            raise failure
         return False
 
     async def claim(self, claim: Claim) -> list[Reservation]:
-        """Claim due reservations, in the shards that are to be looked at, and return them as claimed."""
+        """Claim due reservations, in the shards that are to be looked at, and return them as claimed.
+
+        An error is raised only if nothing was claimed: those of the other shards need an owner.
+        """
         if claim.only:
             return list(await self._write_queue.submit_to(self._shard(claim.only.slice), claim))
         claimed: list[Reservation] = []
+        failure: Unavailable | None = None
         for number in self.due_shards.find(claim.lane):
             self.due_shards.begin_look(claim.lane, number)
-            # `has_due` puts a shard first that has a due row. A look at the others costs less than a transaction.
-            if claimed and not await self.reads.has_due(claim.lane, number):
-                continue
             most = claim.limit - len(claimed)
-            of_shard = await self._write_queue.submit_to(number, replace(claim, limit=most))
+            try:
+                # `has_due` puts a shard first that has a due row. A look at the others costs less than a transaction.
+                if claimed and not await self.reads.has_due(claim.lane, number):
+                    continue
+                of_shard = await self._write_queue.submit_to(number, replace(claim, limit=most))
+            except Unavailable as refusal:
+                failure = refusal
+                continue
+            except Exception:
+                if not claimed:
+                    raise
+                # A row is at fault. The next claim begins with its shard, and raises.
+                self.due_shards.note_due(claim.lane, number)
+                break
             claimed += of_shard
             if len(of_shard) == most:
                 self.due_shards.note_more(claim.lane, number)
                 break
+        if failure and not claimed:
+            raise failure
         return claimed
 
     async def set_aside(self, command: SetAside) -> bool:
@@ -174,9 +198,15 @@ class Store:
             [(number, _)] = by_shard.items()
             return await self._record_in(number, records)
         parts = await asyncio.gather(
-            *(self._record_in(number, [records[place] for place in places]) for number, places in by_shard.items())
+            *(self._record_in(number, [records[place] for place in places]) for number, places in by_shard.items()),
+            return_exceptions=True,
         )
-        answers = dict(zip(chain.from_iterable(by_shard.values()), chain.from_iterable(parts), strict=True))
+        answers: dict[int, Recorded | Exception] = {}
+        for places, part in zip(by_shard.values(), parts, strict=True):
+            if isinstance(part, BaseException) and not isinstance(part, Exception):
+                raise part
+            # If a shard does not answer, the records of the others are made all the same.
+            answers.update(zip(places, [part] * len(places) if isinstance(part, Exception) else part, strict=True))
         return [answers[place] for place in range(len(records))]
 
     async def _record_in(self, shard: int, records: Sequence[RecordOutcome]) -> Sequence[Recorded | Exception]:
@@ -201,7 +231,8 @@ class Store:
 
     async def purge(self, purge: Purge) -> int:
         """Delete rows whose retention is over, up to the limit in each shard. Return how many."""
-        return sum([await self._write_queue.submit_to(number, purge) for number in range(len(self._engine.shards))])
+        numbers = range(len(self._engine.shards))
+        return sum(await do_each(self._write_queue.submit_to(number, purge) for number in numbers))
 
     async def erase_rows(self, command: EraseRows) -> int:
         """Delete rows of a user who is being erased. Return how many."""
@@ -219,10 +250,12 @@ class Store:
 
     async def update_leases(self, command: ExtendLeases | ReturnClaims) -> None:
         """Extend the leases of claims, or return the claims."""
-        claims = command.claims
-        for number, places in self._group(claims, lambda claim: claim.cart.slice).items():
-            of_shard = replace(command, claims=[claims[place] for place in places])
-            await self._write_queue.submit_to(number, of_shard)
+        for claims in self.by_shard(command.claims):
+            await self._write_queue.submit_to(self._shard(_slice_of(claims[0])), replace(command, claims=claims))
+
+    def by_shard(self, claims: Sequence[Reservation]) -> Sequence[Sequence[Reservation]]:
+        """Return the claims of each shard."""
+        return [[claims[place] for place in places] for places in self._group(claims, _slice_of).values()]
 
     def clock(self, monotonic: Callable[[], int], longest_attempt_us: int) -> DatabaseClock:
         """Return the database's clock, as DatabaseClock describes it."""
@@ -251,6 +284,10 @@ class Store:
         for place, value in enumerate(values):
             places[self._shard(slice_of(value))].append(place)
         return places
+
+
+def _slice_of(claim: Reservation) -> int:
+    return claim.cart.slice
 
 
 async def _ping(path: _Path) -> None:

@@ -20,12 +20,14 @@ from cart_grpc.commands.record import RecordAll
 from cart_grpc.commands.unit_of_work import ReadSet
 from cart_grpc.logs import events
 from cart_grpc.metrics import QUEUED_COMMANDS
+from cart_grpc.store import writer_markers
 from cart_grpc.store.batch import AnyCommand
-from cart_grpc.store.batch_writer import DEFAULT_MARKER_RETENTION_US, BatchWriter, QueuedCommand, register_writers
+from cart_grpc.store.batch_writer import BatchWriter, QueuedCommand
 from cart_grpc.store.change_notifier import ChangeNotifier
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.failures import CommitFailed, ReadOnlyDatabase, find_cause, is_dead
+from cart_grpc.store.pinged_shard import PingedShard
 from cart_grpc.store.queries import WriteQueries, write_queries
 from cart_grpc.store.shard_queue import ShardQueue
 from cart_grpc.store.shards import shard_index
@@ -50,7 +52,7 @@ class WriteQueue:
         notifier: ChangeNotifier,
         new_id: NewId,
         queue_size: int,
-        marker_retention_us: int = DEFAULT_MARKER_RETENTION_US,
+        marker_retention_us: int = writer_markers.DEFAULT_MARKER_RETENTION_US,
         tracer: Tracer | None = None,
     ) -> None:
         self._engine = engine
@@ -73,6 +75,7 @@ class WriteQueue:
             first, spanning = engine.shards[0], spanning_queries(engine.dialect, len(engine.shards))
             self._queues.append(ShardQueue(writers(first, spanning), gathers=False, most=1))
             self._registered.append((first, self._queues[-1].writers))
+        self._pinged = PingedShard(len(engine.shards))
         self._queue_size = queue_size
         self._marker_retention_us = marker_retention_us
         self._closing = False
@@ -82,7 +85,8 @@ class WriteQueue:
     async def start(self) -> None:
         """Register the writers in the database. Raises the database's errors."""
         for shard, writers in self._registered:
-            await shard.transact(partial(register_writers, self._queries, writers, self._marker_retention_us))
+            ids = [writer.writer_id for writer in writers]
+            await shard.transact(partial(writer_markers.register, self._queries, ids, self._marker_retention_us))
 
     async def close(self) -> None:
         """Refuse new commands, and wait until the queued ones are written."""
@@ -107,7 +111,7 @@ class WriteQueue:
                 await self._ping_connection()
             if self.failed:
                 # Only a write shows whether a full disk has room again.
-                await self.submit_to(0, Ping())
+                await self._pinged.ask(lambda number: self.submit_to(number, Ping()))
 
     async def _ping_connection(self) -> None:
         try:

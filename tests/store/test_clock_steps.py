@@ -5,6 +5,7 @@ import pytest
 from cart_grpc.names import SLICES
 from cart_grpc.store.clock_steps import (
     NO_STEP,
+    NOTICE_US,
     UNKNOWN_US,
     ClockReading,
     ClockRow,
@@ -13,6 +14,7 @@ from cart_grpc.store.clock_steps import (
     find_set_back,
     find_set_back_since_commit,
     find_set_forward,
+    is_applied_in_all,
 )
 
 SECOND = 1_000_000
@@ -83,3 +85,31 @@ def test_a_step_before_all_times_have_moved_adds_up() -> None:
     assert count(row, NOW - HOUR, SetBack(HOUR, SECOND)) == ClockRow(0, NOW - HOUR, 2 * HOUR, 0)
     unknown = count(row, NOW - HOUR, SetBack(UNKNOWN_US, SECOND))
     assert unknown.set_back_us == UNKNOWN_US
+
+
+def stepped(ago: int, next_slice: int = SLICES) -> ClockRow:
+    """The row of a shard that noticed a step so long ago."""
+    return ClockRow(0, NOW - ago, HOUR, next_slice)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_applied"),
+    [
+        (NO_STEP, NO_STEP, True),
+        (stepped(SECOND), stepped(SECOND), True),
+        (stepped(SECOND), stepped(2 * SECOND), True),
+        (stepped(SECOND), stepped(SECOND, next_slice=0), False),
+        (stepped(SECOND), NO_STEP, False),
+        (stepped(SECOND), stepped(HOUR), False),
+        # The other one is on a node whose clock was not set.
+        (stepped(NOTICE_US), NO_STEP, True),
+        (stepped(HOUR), stepped(2 * HOUR), True),
+        # A second step, which none has noticed yet.
+        (stepped(-HOUR), stepped(-HOUR), True),
+    ],
+)
+def test_rows_pass_between_shards_if_a_step_is_applied_in_both_or_in_none(
+    one: ClockRow, other: ClockRow, is_applied: bool
+) -> None:
+    assert is_applied_in_all([one, other], NOW) is is_applied
+    assert is_applied_in_all([other, one], NOW) is is_applied

@@ -17,7 +17,7 @@ from cart_grpc.store.engine import Engine, connect
 from cart_grpc.store.revisions import LATEST, known_revisions
 from cart_grpc.store.schema import VERSION_TABLE
 from tests.databases import SHARDS, open_database
-from tests.postgres import PostgresServer
+from tests.postgres import SUPERUSER, PostgresServer
 from tests.store.test_migration_rules import ADD_COLUMN, write_migration
 from tests.store.test_migration_run import INDEX, Lines, session
 
@@ -37,8 +37,10 @@ def empty_url(postgres: PostgresServer) -> str:
 @asynccontextmanager
 async def opened(url: str, count: int) -> AsyncIterator[Engine]:
     engine = connect(url, app.clock, shard_count=count)
-    yield engine
-    await engine.close()
+    try:
+        yield engine
+    finally:
+        await engine.close()
 
 
 @pytest.mark.parametrize(("created", "other"), [(1, 4), (4, 1), (4, 8)])
@@ -46,7 +48,7 @@ async def test_another_number_is_refused_and_named(empty_url: str, created: int,
     async with opened(empty_url, created) as engine:
         await database_setup.upgrade(engine)
     async with opened(empty_url, other) as engine:
-        for attempt in (database_setup.check, database_setup.upgrade):
+        for attempt in (database_setup.check, database_setup.upgrade, database_setup.find_pending):
             with pytest.raises(StartupError, match=f"set CART_DATABASE_SHARDS={created} instead of {other}$"):
                 await attempt(engine)
 
@@ -76,6 +78,31 @@ async def test_the_schemas_of_another_service_are_not_used(empty_url: str) -> No
     async with opened(empty_url, 4) as engine:
         await engine.transact(lambda connection: connection.execute(text("CREATE SCHEMA cart_shard_2")))
         with pytest.raises(StartupError, match="another service has the schema cart_shard_2"):
+            await database_setup.upgrade(engine)
+
+
+async def test_a_schema_that_comes_first_on_the_search_path_later_hides_no_shards(empty_url: str) -> None:
+    async with opened(empty_url, 4) as engine:
+        await database_setup.upgrade(engine)
+        # PostgreSQL looks in the schema with the name of the role first.
+        await engine.transact(lambda connection: connection.execute(text(f"CREATE SCHEMA {SUPERUSER}")))
+    async with opened(empty_url, 2) as engine:
+        with pytest.raises(StartupError, match="set CART_DATABASE_SHARDS=4 instead of 2"):
+            await database_setup.check(engine)
+    async with opened(empty_url, 4) as engine:
+        await database_setup.check(engine)
+        assert await database_setup.upgrade(engine) == (LATEST, LATEST)
+
+
+async def test_shards_are_not_served_by_a_search_path_without_their_record(empty_url: str) -> None:
+    async with opened(empty_url, 4) as engine:
+        await database_setup.upgrade(engine)
+        await engine.transact(lambda connection: connection.execute(text("CREATE SCHEMA other")))
+    # With half of the shards, a server would find no cart of most users.
+    async with opened(f"{empty_url}&options=-csearch_path%3Dother", 2) as engine:
+        with pytest.raises(StartupError, match="it has no record of its shards"):
+            await database_setup.check(engine)
+        with pytest.raises(StartupError, match="or search_path names another schema than when the shards were created"):
             await database_setup.upgrade(engine)
 
 

@@ -6,23 +6,30 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, delete, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.util import await_only
 
-from cart_grpc import app
+from cart_grpc import app, database_setup
 from cart_grpc.admin import OperatorActions
-from cart_grpc.background import clock_watcher
+from cart_grpc.background import clock_watcher, sweeper
 from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.carts.refusals import CartClosed, CartNotFound, DatabaseUnavailable
 from cart_grpc.commands.direct import Claim, Pause
 from cart_grpc.names import CartKey, cart_key, user_key
-from cart_grpc.protocol.lanes import HOLD_LANE
+from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
+from cart_grpc.store import batch_writer, restore
 from cart_grpc.store.change_notifier import ChangeNotifier
+from cart_grpc.store.clock_steps import ClockReading
+from cart_grpc.store.database_clock import Noticed
+from cart_grpc.store.dialects import Dialect
 from cart_grpc.store.due_shards import POLLED, DueShards
 from cart_grpc.store.engine import Engine
+from cart_grpc.store.postgresql import PostgresqlEngine
+from cart_grpc.store.postgresql_session import IN_USE
 from cart_grpc.store.read.cart_search import CartSearch
 from cart_grpc.store.read.operator_reads import WorkState
 from cart_grpc.store.read.reservation_search import ReservationPage
@@ -32,8 +39,22 @@ from cart_grpc.store.store import Store
 from tests.databases import SHARDS, open_database
 from tests.store.test_database_clock import MovableClock
 from tests.store.test_merge import merge
+from tests.store.test_migration_run import session
 from tests.store.test_two_carts import NotingFailures
-from tests.store.writes import HOUR, LEASE, LIMITS, Wrapped, add, answered, claim, overwrite, snapshot
+from tests.store.writes import (
+    HOUR,
+    LEASE,
+    LIMITS,
+    SECOND,
+    Wrapped,
+    add,
+    answered,
+    before_commit,
+    claim,
+    claim_one,
+    overwrite,
+    snapshot,
+)
 
 _numbers = itertools.count()
 
@@ -131,6 +152,29 @@ async def test_merges_that_share_users_lock_them_in_one_order(database_url: str)
         assert engine.failures == []
 
 
+@pytest.mark.parametrize("target", [0, 3], ids=["one shard", "two shards"])
+async def test_a_writer_that_was_idle_has_a_marker_before_its_batch_commits(
+    database_url: str, store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch, target: int
+) -> None:
+    [source, _], [_, other] = of_shard(0, 2), of_shard(target, 2)
+    await store.mutate(add(key=source))
+    # A process that starts deletes the markers of writers that seem to be gone.
+    for shard in engine.shards:
+        await shard.transact(lambda connection: connection.execute(delete(commit_markers)))
+    monkeypatch.setattr(batch_writer, "IDLE_SECONDS", 0)
+    markers = list[int]()
+    async with session(database_url) as reader:
+
+        def count_committed(_: Connection) -> None:
+            markers.append(await_only(reader.fetchval("SELECT count(*) FROM cart_shard_0.commit_markers")))
+
+        assert isinstance(engine, PostgresqlEngine)
+        before_commit(engine, count_committed)
+        await store.mutate(merge(source, other))
+    # Otherwise, to look for the marker of a COMMIT that broke and still runs would find nothing to wait for.
+    assert markers == [0, 1]
+
+
 async def test_a_claim_takes_the_due_rows_of_all_shards_up_to_its_limit(store: Store) -> None:
     await fill(store)
     some = await store.claim(Claim(HOLD_LANE, 7, LEASE))
@@ -208,6 +252,50 @@ def test_a_hint_that_comes_during_a_look_is_not_lost() -> None:
     assert shards.find(HOLD_LANE) == [2]
 
 
+@pytest.mark.parametrize(("source", "target"), [(3, 0), (0, 3)])
+async def test_an_operator_finds_a_reservation_that_moves_between_shards_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch, source: int, target: int
+) -> None:
+    [before], [after] = of_shard(source), of_shard(target)
+    await store.mutate(add(key=before))
+    [line] = (await snapshot(store, before)).lines
+    reader, moving = store.operator_reads._reader, True
+    fetch = reader._fetch
+
+    async def fetch_and_move(*read: Any) -> Any:
+        nonlocal moving
+        rows = await fetch(*read)
+        if moving:
+            moving = False
+            await store.mutate(merge(before, after))
+        return rows
+
+    monkeypatch.setattr(reader, "_fetch", fetch_and_move)
+    found = await store.operator_reads.get(line.reservation.reservation_id)
+    assert found.reservation.cart == after
+
+
+async def test_no_server_starts_while_the_revisions_of_some_shards_are_yet_to_be_raised(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with another_store(database_url) as other:
+        await fill(other)
+    raise_revisions, let_in = restore.raise_revisions, list[bool]()
+    async with session(database_url) as server:
+
+        def try_to_start(connection: Connection, dialect: Dialect) -> int:
+            # As a server's session, but without its wait.
+            let_in.append(await_only(server.fetchval(f"SELECT pg_try_advisory_lock_shared({IN_USE})")))
+            await_only(server.execute("SELECT pg_advisory_unlock_all()"))
+            return raise_revisions(connection, dialect)
+
+        monkeypatch.setattr(restore, "raise_revisions", try_to_start)
+        engine = open_database(database_url)
+        assert await database_setup.raise_revisions(engine) == len(EVERYWHERE)
+        assert let_in == [False] * SHARDS
+        await engine.close()
+
+
 @pytest.mark.parametrize("size", [1, 5, 100])
 @pytest.mark.parametrize("states", [frozenset(WorkState), frozenset({WorkState.DUE})], ids=["every state", "backlog"])
 async def test_pages_of_reservations_go_through_all_shards_without_a_gap(
@@ -252,6 +340,47 @@ async def test_a_pause_and_its_end_are_in_force_in_all_shards_or_in_none(store: 
     assert await claim(store) == []
     await operator.resume()
     assert len(await claim(store)) == 1
+
+
+async def test_a_pause_is_written_although_merges_between_shards_never_stop(store: Store) -> None:
+    paused = asyncio.Event()
+
+    async def keep_merging(source: CartKey, target: CartKey) -> None:
+        while not paused.is_set():
+            with pytest.raises(CartNotFound):
+                await store.mutate(merge(source, target))
+
+    # More than the writers of these batches, so that a merge always waits.
+    callers = [asyncio.create_task(keep_merging(*of_shard(0), *of_shard(3))) for _ in range(9)]
+    await asyncio.sleep(0.1)
+    try:
+        async with asyncio.timeout(10):
+            await store.pause(Pause("maintenance"))
+    finally:
+        paused.set()
+        await asyncio.gather(*callers)
+
+
+@pytest.mark.parametrize("number", range(SHARDS))
+async def test_erasures_that_wait_do_not_keep_out_one_of_another_shard(
+    store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    # A round has room for the users of one shard, and their releases are never confirmed.
+    monkeypatch.setattr(sweeper, "BATCH_SIZE", 2)
+    waiting = [key for other in range(SHARDS) if other != number for key in of_shard(other, 2)]
+    await fill(store, [*waiting, *of_shard(number)])
+    operator = OperatorActions(store, LIMITS, None)
+    rounds = sweeper.Sweeper(store, sweeper.Retention(HOUR, HOUR, HOUR), 0)
+    for key in [*waiting, *of_shard(number)]:
+        await operator.erase_user(key.user, progress_only=False)
+    for _ in range(4 * SHARDS):
+        await rounds.run_once()
+        for each in await claim(store, RELEASE_LANE):
+            if each.cart not in waiting:
+                await store.record(answered(each))
+    assert [await count_in(shard, "users") for shard in engine.shards] == [
+        0 if each == number else 2 for each in range(SHARDS)
+    ]
 
 
 async def test_figures_count_every_shard(store: Store) -> None:
@@ -326,6 +455,35 @@ class TestNodes:
             monotonic.ahead += HOUR
             await watcher.run_once(of_shard(3)[0].slice)
             assert await self.steps(engine) == [False, False, False, True]
+
+    async def test_a_reservation_that_moves_to_another_shard_while_a_step_is_applied_keeps_no_time_from_before(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        [before], [after] = of_shard(3), of_shard(0)
+        await store.mutate(add(key=before))
+        await store.record(answered(await claim_one(store)))
+        [held] = (await snapshot(store, before)).lines
+        monotonic = MovableClock()
+        clock = store.clock(monotonic, 0)
+        watcher = ClockWatcher(clock)
+        await watcher.run_once()
+        notice, merging = clock.notice, list[asyncio.Future[bytes]]()
+
+        async def notice_and_merge(shard: int, last: ClockReading | None) -> Noticed:
+            noticed = await notice(shard, last)
+            if shard == 0:
+                merging.append(asyncio.ensure_future(store.mutate(merge(before, after))))
+                await asyncio.sleep(0.2)
+            return noticed
+
+        monkeypatch.setattr(clock, "notice", notice_and_merge)
+        monotonic.ahead += HOUR // 12
+        await watcher.run_once()
+        await asyncio.gather(*merging)
+        [moved] = (await snapshot(store, after)).lines
+        for name in ("expire_time", "due_time"):
+            step = getattr(held.reservation, name) - getattr(moved.reservation, name)
+            assert step == pytest.approx(HOUR // 12, abs=5 * SECOND)
 
     async def test_a_distributed_database_gets_statements_of_its_own_that_write_the_same(
         self, store: Store, engine: Engine, database_url: str

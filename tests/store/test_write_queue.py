@@ -27,10 +27,15 @@ def queued() -> QueuedCommand:
 
 
 @pytest.fixture
-def handover(engine: Engine) -> Handover:
-    """A hand-over whose two writers are idle."""
+def writers(engine: Engine) -> list[BatchWriter]:
     queries = WriteQueries(engine.dialect, lock_users=engine.locks_users)
-    return Handover([BatchWriter(engine, queries, ChangeNotifier(), app.new_id, lambda _: None) for _ in range(2)])
+    return [BatchWriter(engine, queries, ChangeNotifier(), app.new_id, lambda _: None) for _ in range(2)]
+
+
+@pytest.fixture
+def handover(writers: list[BatchWriter]) -> Handover:
+    """A hand-over whose two writers are idle."""
+    return Handover(writers)
 
 
 def begin_turn(handover: Handover) -> BatchWriter:
@@ -65,6 +70,19 @@ async def test_a_command_that_comes_while_both_writers_are_busy_is_taken_by_the_
     handover.give_back(writers[1])
     assert begin_turn(handover) is writers[1]
     assert handover.take() == [late]
+
+
+async def test_callers_that_never_stop_do_not_keep_a_background_command_out_of_batches_of_one(
+    writers: list[BatchWriter],
+) -> None:
+    of_one = Handover(writers, most=1)
+    background = queued()
+    of_one.callers.extend([queued(), queued()])
+    of_one.background.append(background)
+    begin_turn(of_one)
+    assert of_one.take() == [background]
+    begin_turn(of_one)
+    assert of_one.take() != []
 
 
 async def test_a_command_that_is_queued_while_take_pops_begins_the_next_turn(handover: Handover) -> None:

@@ -11,7 +11,7 @@ because a hint may be lost. The subscription sends its validator with each read,
 import asyncio
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Final
@@ -20,6 +20,7 @@ from cart_grpc.carts.refusals import DatabaseUnavailable, Overloaded
 from cart_grpc.logs import events
 from cart_grpc.names import CartKey
 from cart_grpc.store.change_notifier import ChangeNotifier
+from cart_grpc.store.each_part import do_each
 from cart_grpc.store.engine import Hints
 from cart_grpc.store.failure_log import FailureLog
 from cart_grpc.store.read.cache_validator import MAX_WATCH_AGE_US, CacheValidator, watch_validator
@@ -191,8 +192,11 @@ class CartWatches:
 
     async def _check(self) -> None:
         known = [(each.key, each.known) for each in self._subscriptions.values() if each.known is not None]
-        for start in range(0, len(known), MAX_CHECKED):
-            self._on_change(await self._reads.find_changed(known[start : start + MAX_CHECKED]))
+
+        async def check(some: Sequence[tuple[CartKey, Known]]) -> None:
+            self._on_change(await self._reads.find_changed(some))
+
+        await do_each(check(known[start : start + MAX_CHECKED]) for start in range(0, len(known), MAX_CHECKED))
 
     def _request_read(self, subscription: _Subscription) -> None:
         """Read the cart, also if a read is under way: it may have begun before the change."""

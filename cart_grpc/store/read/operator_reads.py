@@ -134,6 +134,7 @@ class OperatorReads:
 
     def __init__(self, engine: Engine, reader: Reader) -> None:
         self._reader = reader
+        self._has_shards = len(engine.shards) > 1
         self._statements = _statements(engine.dialect)
 
     async def get(self, reservation_id: str) -> ReservationSnapshot:
@@ -142,9 +143,13 @@ class OperatorReads:
         Raises ReservationNotFound, ReservationUnprocessable or DatabaseUnavailable.
         """
         rows = await self._reader.fetch_all(self._statements.one, {"id": reservation_id})
+        if not rows and self._has_shards:
+            # A merge may have moved it from a shard that was yet to be read to one that had been.
+            rows = await self._reader.fetch_all(self._statements.one, {"id": reservation_id})
         if not rows:
             raise ReservationNotFound(f"reservations/{reservation_id}")
-        found = to_snapshot(rows[0])
+        # If it moved in the other direction, it was read twice.
+        found = to_snapshot(rows[-1])
         if isinstance(found, UnreadableReservation):
             raise ReservationUnprocessable(f"reservations/{reservation_id}", f"its row cannot be read: {found.error}")
         return found

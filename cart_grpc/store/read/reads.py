@@ -6,7 +6,6 @@ Writes do not use this module: a batch reads its own rows (`WriteQueries.load`).
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -26,6 +25,7 @@ from sqlalchemy import (
 )
 
 from cart_grpc.carts.model import Cart, CartState
+from cart_grpc.carts.refusals import DatabaseUnavailable
 from cart_grpc.carts.sizes import text_bytes
 from cart_grpc.commands.direct import ClaimKey
 from cart_grpc.logs import events
@@ -34,6 +34,7 @@ from cart_grpc.protocol.lanes import Lane
 from cart_grpc.store.dialects import Dialect, built_once
 from cart_grpc.store.engine import Engine
 from cart_grpc.store.failure_log import FailureLog
+from cart_grpc.store.pinged_shard import PingedShard
 from cart_grpc.store.prepared import Prepared
 from cart_grpc.store.read.cache_validator import CacheValidator
 from cart_grpc.store.read.cart_json import CartJson, Found
@@ -114,6 +115,7 @@ class Reads:
         self._reader = reader or Reader(engine)
         self._now = engine.dialect.now()
         self.carts = [GroupedReads(shard, queue_size, self.failures) for shard in engine.shards]
+        self._pinged = PingedShard(len(engine.shards))
         self._statements = _statements(engine.dialect)
 
     def begin_era(self) -> None:
@@ -127,7 +129,7 @@ class Reads:
 
     async def ping(self) -> None:
         """Read no cart, however many reads wait. Raises DatabaseUnavailable."""
-        await self.carts[0].ping()
+        await self._pinged.ask(lambda number: self.carts[number].ping())
 
     async def find_json(self, key: CartKey, validator: CacheValidator | None = None) -> Found:
         """Return the cart under `key` as JSON, NOT_MODIFIED if `validator` is still valid, None if there never was one.
@@ -137,12 +139,23 @@ class Reads:
         return await self._find(key, validator)
 
     async def find_changed(self, known: Sequence[tuple[CartKey, Known]]) -> list[CartKey]:
-        """Return the keys of `known` whose cart has another version now. Raises DatabaseUnavailable."""
+        """Return the keys of `known` whose cart has another version now.
+
+        Raises DatabaseUnavailable if there are none and a shard does not answer.
+        """
         by_shard: dict[int, list[tuple[CartKey, Known]]] = defaultdict(list)
         for each in known:
             by_shard[shard_index(each[0].slice, len(self.carts))].append(each)
-        parts = [await self._find_changed(number, part) for number, part in by_shard.items()]
-        return list(chain.from_iterable(parts))
+        changed: list[CartKey] = []
+        failure: DatabaseUnavailable | None = None
+        for number, part in by_shard.items():
+            try:
+                changed += await self._find_changed(number, part)
+            except DatabaseUnavailable as refusal:
+                failure = refusal
+        if failure and not changed:
+            raise failure
+        return changed
 
     async def _find_changed(self, shard: int, known: Sequence[tuple[CartKey, Known]]) -> list[CartKey]:
         parameters = bind_known(self._engine.dialect, known)
