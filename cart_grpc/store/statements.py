@@ -92,22 +92,27 @@ def _lock_users(dialect: Dialect) -> Insert:
     return _on_conflict_update(dialect.insert(table), table, {"stored_bytes": table.c.stored_bytes}, false())
 
 
-def load_batch(dialect: Dialect) -> Executable:
+def load_batch(dialect: Dialect, *, has_more: bool) -> Executable:
     """Read everything that a batch needs, and lock its reservations.
 
-    Returns one JSON text for each LOADED table, and whether claims are paused: this transaction may claim.
+    `has_more`: the batch names whole carts or reservations, not only items and skus. Most do not. Returns one JSON text
+    for each LOADED table, and whether claims are paused: this transaction may claim.
     """
     items, reservations = schema.items, schema.reservations
-    found_items = union_all(
-        dialect.select_by_keys(items, ITEM, "items"),
-        dialect.select_by_keys(items, CART, "whole_carts"),
-    ).cte("touched")
-    reservation_keys = union(
-        dialect.select_by_keys(reservations, OWNED_RESERVATION, "reservations", only=RESERVATION),
+    of_batch = [dialect.select_by_keys(items, ITEM, "items")]
+    if has_more:
+        of_batch.append(dialect.select_by_keys(items, CART, "whole_carts"))
+    found_items = union_all(*of_batch).cte("touched")
+    named = [
         select(found_items.c.slice, found_items.c.reservation_id),
         dialect.select_by_keys(reservations, SKU, "skus", schema.reconciling, RESERVATION),
-        dialect.select_by_keys(reservations, CART, "whole_carts", schema.reconciling, RESERVATION),
-    ).cte("named")
+    ]
+    if has_more:
+        named += [
+            dialect.select_by_keys(reservations, OWNED_RESERVATION, "reservations", only=RESERVATION),
+            dialect.select_by_keys(reservations, CART, "whole_carts", schema.reconciling, RESERVATION),
+        ]
+    reservation_keys = union(*named).cte("named")
     found = (
         dialect.select_by_keys(schema.users, USER, "users"),
         dialect.select_by_keys(schema.replies, REPLY, "replies"),
