@@ -81,8 +81,13 @@ class Dialect(Protocol):
         """The parameters of a statement that uses keys under `name`."""
         ...
 
-    def select_by_keys(self, table: Table, columns: Sequence[str], name: str, where: Condition = None) -> Select[Any]:
-        """The rows of `table` whose `columns` equal one of the keys bound under `name`, and that fulfil `where`."""
+    def select_by_keys(
+        self, table: Table, columns: Sequence[str], name: str, where: Condition = None, only: Sequence[str] = ()
+    ) -> Select[Any]:
+        """The rows of `table` whose `columns` equal one of the keys bound under `name`, and that fulfil `where`.
+
+        With `only` these columns, if there are some.
+        """
         ...
 
     def join_by_index(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: Lock = None) -> Join:
@@ -96,8 +101,8 @@ class Dialect(Protocol):
         """`rows`, a correlated subquery, as an optimization fence: the planner runs it by index for each outer row."""
         ...
 
-    def json_rows(self, rows: FromClause, columns: Sequence[ColumnElement[Any]]) -> ScalarSelect[str]:
-        """All of `rows` as one JSON text, an array of arrays of `columns`. Bytes are in hexadecimal."""
+    def json_rows(self, rows: Select[Any]) -> ScalarSelect[str]:
+        """All of `rows` as one JSON text, an array of arrays of their columns. Bytes are in hexadecimal."""
         ...
 
     def json_array(self, *columns: ColumnElement[Any]) -> ColumnElement[str]:
@@ -192,8 +197,10 @@ class SqliteDialect:
         )
         return select(each.c.key.label("number"), *parts).subquery("wanted")
 
-    def select_by_keys(self, table: Table, columns: Sequence[str], name: str, where: Condition = None) -> Select[Any]:
-        rows = self._join(select(table), table, columns, name)
+    def select_by_keys(
+        self, table: Table, columns: Sequence[str], name: str, where: Condition = None, only: Sequence[str] = ()
+    ) -> Select[Any]:
+        rows = self._join(_select(table, only), table, columns, name)
         return rows if where is None else rows.where(where)
 
     def join_by_index(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: Lock = None) -> Join:
@@ -213,9 +220,9 @@ class SqliteDialect:
     def bind_keys(self, columns: Sequence[str], keys: Collection[Key], name: str = KEYS) -> Mapping[str, Any]:
         return {name: json.dumps(list(keys))}
 
-    def json_rows(self, rows: FromClause, columns: Sequence[ColumnElement[Any]]) -> ScalarSelect[str]:
-        each = (func.hex(one) if isinstance(one.type, LargeBinary) else one for one in columns)
-        return select(func.json_group_array(func.json_array(*each))).select_from(rows).scalar_subquery()
+    def json_rows(self, rows: Select[Any]) -> ScalarSelect[str]:
+        each = (func.hex(one) if isinstance(one.type, LargeBinary) else one for one in rows.selected_columns)
+        return rows.with_only_columns(func.json_group_array(func.json_array(*each))).scalar_subquery()
 
     def json_array(self, *columns: ColumnElement[Any]) -> ColumnElement[str]:
         return func.json_array(*columns, type_=Text)
@@ -284,9 +291,11 @@ class PostgresqlDialect:
     def in_keys(self, table: Table, columns: Sequence[str]) -> ColumnElement[bool]:
         return tuple_(*(table.c[name] for name in columns)).in_(select(_unnest(table, columns, KEYS)))
 
-    def select_by_keys(self, table: Table, columns: Sequence[str], name: str, where: Condition = None) -> Select[Any]:
-        keys = _unnest(table, columns, name)
-        found, on = self._join(select(table) if where is None else select(table).where(where), table, columns, keys)
+    def select_by_keys(
+        self, table: Table, columns: Sequence[str], name: str, where: Condition = None, only: Sequence[str] = ()
+    ) -> Select[Any]:
+        keys, rows = _unnest(table, columns, name), _select(table, only)
+        found, on = self._join(rows if where is None else rows.where(where), table, columns, keys)
         return select(found).select_from(keys.join(found, on))
 
     def join_by_index(self, table: Table, columns: Sequence[str], keys: FromClause, *, lock: Lock = None) -> Join:
@@ -305,10 +314,10 @@ class PostgresqlDialect:
         arrays = zip(*keys, strict=True) if keys else [()] * len(columns)
         return {_array(name, column): array for column, array in zip(columns, arrays, strict=True)}
 
-    def json_rows(self, rows: FromClause, columns: Sequence[ColumnElement[Any]]) -> ScalarSelect[str]:
-        each = (func.encode(one, "hex") if isinstance(one.type, LargeBinary) else one for one in columns)
+    def json_rows(self, rows: Select[Any]) -> ScalarSelect[str]:
+        each = (func.encode(one, "hex") if isinstance(one.type, LargeBinary) else one for one in rows.selected_columns)
         found = func.coalesce(func.json_agg(func.json_build_array(*each)), literal_column("'[]'"))
-        return select(cast(found, Text)).select_from(rows).scalar_subquery()
+        return rows.with_only_columns(cast(found, Text)).scalar_subquery()
 
     def numbered_keys(self, columns: Types) -> FromClause:
         arrays = (bindparam(_array(KEYS, name), type_=postgresql.ARRAY(type_)) for name, type_ in columns.items())
@@ -377,6 +386,10 @@ class PostgresqlDialect:
     def read_now(self, connection: Connection) -> int:
         ((now, *_),) = self._now.fetch(connection, {})
         return int(now)
+
+
+def _select(table: Table, only: Sequence[str]) -> Select[Any]:
+    return select(*(table.c[name] for name in only or table.columns.keys()))
 
 
 def _equal(table: FromClause, columns: Sequence[str], keys: FromClause) -> ColumnElement[bool]:

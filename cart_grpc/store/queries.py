@@ -60,7 +60,8 @@ class WriteQueries:
         self._dialect = dialect
         self._lock_users = lock_users
         self._lock = Prepared(statements.lock_users(dialect), statements.lock_users_on_node(dialect))
-        self._load = Prepared(statements.load_batch(dialect))
+        self._load = Prepared(statements.load_batch(dialect, has_more=False))
+        self._load_more = Prepared(statements.load_batch(dialect, has_more=True))
         self._load_skus = Prepared(statements.load_skus(dialect))
         self._load_checkouts = Prepared(statements.load_checkouts(dialect))
         settle = settle_statements.settle_and_raise if dialect.ctes_can_write else settle_statements.settle
@@ -128,7 +129,8 @@ class WriteQueries:
         parameters: dict[str, Any] = {}
         for name, (columns, wanted) in keys.items():
             parameters.update(self._dialect.bind_keys(columns, wanted, name))
-        ((*texts, is_paused),) = self._load.fetch(connection, parameters)
+        load = self._load_more if reads.whole_carts or reads.reservations else self._load
+        ((*texts, is_paused),) = load.fetch(connection, parameters)
         found = {table.name: json.loads(text) for table, text in zip(statements.LOADED, texts, strict=True)}
         # Commands that name an item without its sku need that sku's reservations, too.
         skus = {(*item[:3], item[_SKU_INDEX]) for item in found["items"]} - {(*cart, sku) for cart, sku in reads.skus}

@@ -92,31 +92,35 @@ def _lock_users(dialect: Dialect) -> Insert:
     return _on_conflict_update(dialect.insert(table), table, {"stored_bytes": table.c.stored_bytes}, false())
 
 
-def load_batch(dialect: Dialect) -> Executable:
+def load_batch(dialect: Dialect, *, has_more: bool) -> Executable:
     """Read everything that a batch needs, and lock its reservations.
 
-    Returns one JSON text for each LOADED table, and whether claims are paused: this transaction may claim.
+    `has_more`: the batch names whole carts or reservations, not only items and skus. Most do not. Returns one JSON text
+    for each LOADED table, and whether claims are paused: this transaction may claim.
     """
     items, reservations = schema.items, schema.reservations
-    found_items = union_all(
-        dialect.select_by_keys(items, ITEM, "items"),
-        dialect.select_by_keys(items, CART, "whole_carts"),
-    ).cte("touched")
-    reservation_keys = union(
-        _only(RESERVATION, dialect.select_by_keys(reservations, OWNED_RESERVATION, "reservations")),
+    of_batch = [dialect.select_by_keys(items, ITEM, "items")]
+    if has_more:
+        of_batch.append(dialect.select_by_keys(items, CART, "whole_carts"))
+    found_items = union_all(*of_batch).cte("touched")
+    named = [
         select(found_items.c.slice, found_items.c.reservation_id),
-        _only(RESERVATION, dialect.select_by_keys(reservations, SKU, "skus", schema.reconciling)),
-        _only(RESERVATION, dialect.select_by_keys(reservations, CART, "whole_carts", schema.reconciling)),
-    ).cte("named")
+        dialect.select_by_keys(reservations, SKU, "skus", schema.reconciling, RESERVATION),
+    ]
+    if has_more:
+        named += [
+            dialect.select_by_keys(reservations, OWNED_RESERVATION, "reservations", only=RESERVATION),
+            dialect.select_by_keys(reservations, CART, "whole_carts", schema.reconciling, RESERVATION),
+        ]
+    reservation_keys = union(*named).cte("named")
     found = (
-        dialect.select_by_keys(schema.users, USER, "users").subquery(),
-        dialect.select_by_keys(schema.replies, REPLY, "replies").subquery(),
-        dialect.select_by_keys(schema.carts, CART, "carts").subquery(),
-        found_items,
+        dialect.select_by_keys(schema.users, USER, "users"),
+        dialect.select_by_keys(schema.replies, REPLY, "replies"),
+        dialect.select_by_keys(schema.carts, CART, "carts"),
+        select(found_items),
         _lock_reservations(dialect, reservation_keys),
     )
-    is_paused = exists().where(schema.is_pause)
-    return select(*(dialect.json_rows(rows, list(rows.c)) for rows in found), is_paused)
+    return select(*map(dialect.json_rows, found), exists().where(schema.is_pause))
 
 
 def load_skus(dialect: Dialect) -> Executable:
@@ -124,9 +128,8 @@ def load_skus(dialect: Dialect) -> Executable:
 
     A statement of its own: as a join in `load_batch`, SQLite would read every reconciling reservation to filter it.
     """
-    reservations = dialect.select_by_keys(schema.reservations, SKU, KEYS, schema.reconciling)
-    rows = _lock_reservations(dialect, _only(RESERVATION, reservations).cte("named"))
-    return select(dialect.json_rows(rows, list(rows.c)))
+    named = dialect.select_by_keys(schema.reservations, SKU, KEYS, schema.reconciling, RESERVATION).cte("named")
+    return select(dialect.json_rows(_lock_reservations(dialect, named)))
 
 
 def load_checkouts(dialect: Dialect) -> Executable:
@@ -143,8 +146,8 @@ def load_checkouts(dialect: Dialect) -> Executable:
     items = select(item).select_from(carts.join(item, on)).cte("of_cart")
     sold = dialect.select_by_keys(schema.checkout_items, CHECKOUT, "whole").cte("of_checkout")
     named = union(*(select(of.c.slice, of.c.reservation_id) for of in (items, sold))).cte("named")
-    rows = (found, sold, carts, items, _lock_reservations(dialect, named))
-    return select(*(dialect.json_rows(each, list(each.c)) for each in rows))
+    rows = (*map(select, (found, sold, carts, items)), _lock_reservations(dialect, named))
+    return select(*map(dialect.json_rows, rows))
 
 
 def delete_items(dialect: Dialect) -> Executable:
@@ -396,13 +399,9 @@ def _purge(
     return purged.returning(*(table.c[name] for name in USER), size.label("size"), *(table.c[name] for name in also))
 
 
-def _lock_reservations(dialect: Dialect, keys: FromClause) -> FromClause:
+def _lock_reservations(dialect: Dialect, keys: FromClause) -> Select[Any]:
     found, on = dialect.join_by_index(schema.reservations, RESERVATION, keys, lock="wait")
-    return select(found).select_from(keys.join(found, on)).subquery()
-
-
-def _only(columns: Sequence[str], rows: Select[Any]) -> Select[Any]:
-    return rows.with_only_columns(*(rows.selected_columns[name] for name in columns))
+    return select(found).select_from(keys.join(found, on))
 
 
 def _on_conflict_update(statement: Insert, table: Table, values: dict[str, Any], where: Any = None) -> Insert:
