@@ -66,7 +66,8 @@ class ClockWatcher:
                 seconds = to_seconds(max(forward))
                 text = "the database's clock was set forward by %.1f s%s, or this machine slept"
                 log(events.CLOCK_SET_FORWARD, text, seconds, self._name(shards), seconds=seconds)
-            back = [by_us for shard in shards if (by_us := await self._find_back(shard, reading))]
+            since = await self._find_last_commit(shards)
+            back = [by_us for shard in shards if (by_us := await self._find_back(shard, reading, since))]
             if back:
                 _BACK_STEPS.inc()
                 by_us = max(back)
@@ -92,14 +93,23 @@ class ClockWatcher:
             await self._clock.extend_attempts(shard, by_us)
         return by_us
 
-    async def _find_back(self, shard: int, reading: ClockReading) -> int | None:
+    async def _find_last_commit(self, shards: Sequence[int]) -> int:
+        """Return the time of the last commit before the first look, 0 if each shard must look for its own.
+
+        If all shards are on one node, a commit in any of them shows a step of all: another may have had none for hours.
+        If not, the commit of a shard may be by the clock of the node that it has left.
+        """
+        is_one_node = 1 < len(shards) == self._clock.shard_count
+        return await self._clock.last_commit_time() if is_one_node and None in self._last else 0
+
+    async def _find_back(self, shard: int, reading: ClockReading, since: int) -> int | None:
         """Begin to apply a step back of a shard's clock since the last look, or, the first time, the last commit.
 
         Notes the reading. Returns by how much if this process was the first to see the step.
         """
         last, by_us = self._last[shard], None
         if last is None or find_set_back(last, reading):
-            noticed = await self._clock.notice(shard, last)
+            noticed = await self._clock.notice(shard, last, since)
             reading, self._is_moving[shard] = noticed.reading, noticed.row.is_moving
             by_us = noticed.row.set_back_us if noticed.is_first else None
         self._last[shard] = reading

@@ -72,8 +72,13 @@ class DatabaseClock:
             now = await self._shards[shard].read(self._dialect.read_now)
         return ClockReading(now, before, self._monotonic())
 
-    async def notice(self, shard: int, last: ClockReading | None) -> Noticed:
-        """Look for a step back since `last`, or, if it is None, since the last commit in the shard.
+    async def last_commit_time(self) -> int:
+        """Return the time of the last commit in any shard, 0 if there was none."""
+        with translate_failures():
+            return max([await shard.query(self._queries.last_commit_time) for shard in self._shards])
+
+    async def notice(self, shard: int, last: ClockReading | None, since: int = 0) -> Noticed:
+        """Look for a step back since `last`, or, if it is None, since the last commit in the shard, or since `since`.
 
         Begins to move its times.
         """
@@ -85,7 +90,8 @@ class DatabaseClock:
             if last:
                 seen = find_set_back(last, reading)
             else:
-                seen = find_set_back_since_commit(self._queries.last_commit_time(connection), reading.now)
+                commit_time = max(since, self._queries.last_commit_time(connection))
+                seen = find_set_back_since_commit(commit_time, reading.now)
             counted = count(row, reading.now, seen) if seen else row
             if counted != row:
                 self._queries.write(connection, counted)

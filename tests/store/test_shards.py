@@ -19,6 +19,7 @@ from cart_grpc.background import clock_watcher, sweeper
 from cart_grpc.background.clock_watcher import ClockWatcher
 from cart_grpc.carts.refusals import CartClosed, CartNotFound, DatabaseUnavailable
 from cart_grpc.commands.direct import Claim, Pause
+from cart_grpc.metrics import DATABASE_RETRIES
 from cart_grpc.names import CartKey, cart_key, user_key
 from cart_grpc.protocol.lanes import HOLD_LANE, RELEASE_LANE
 from cart_grpc.store import batch_writer, restore
@@ -36,7 +37,9 @@ from cart_grpc.store.read.reservation_search import ReservationPage
 from cart_grpc.store.schema import commit_markers
 from cart_grpc.store.shards import is_distributed, shard_index
 from cart_grpc.store.store import Store
+from tests.counting import value_of
 from tests.databases import SHARDS, open_database
+from tests.store.test_cart_watches import until
 from tests.store.test_database_clock import MovableClock
 from tests.store.test_merge import merge
 from tests.store.test_migration_run import session
@@ -343,17 +346,18 @@ async def test_a_pause_and_its_end_are_in_force_in_all_shards_or_in_none(store: 
 
 
 async def test_a_pause_is_written_although_merges_between_shards_never_stop(store: Store) -> None:
-    paused = asyncio.Event()
+    paused, refused = asyncio.Event(), list[CartKey]()
 
     async def keep_merging(source: CartKey, target: CartKey) -> None:
         while not paused.is_set():
             with pytest.raises(CartNotFound):
                 await store.mutate(merge(source, target))
+            refused.append(source)
 
     # More than the writers of these batches, so that a merge always waits.
     callers = [asyncio.create_task(keep_merging(*of_shard(0), *of_shard(3))) for _ in range(9)]
-    await asyncio.sleep(0.1)
     try:
+        await until(lambda: len(refused) > len(callers))
         async with asyncio.timeout(10):
             await store.pause(Pause("maintenance"))
     finally:
@@ -416,14 +420,23 @@ class TestNodes:
         await engine.transact(lambda connection: connection.exec_driver_sql("DROP TABLE pg_dist_shard"))
         await engine.transact(lambda connection: connection.exec_driver_sql("DROP TABLE pg_dist_placement"))
 
-    async def test_a_step_that_shows_in_one_shard_moves_the_times_of_no_other(
+    async def test_a_step_that_shows_in_one_shard_moves_the_times_of_no_other_on_several_nodes(
         self, store: Store, engine: Engine
     ) -> None:
         # A process that is gone wrote it, while the clock of the shard's node was ahead.
         await overwrite(engine.shards[2], commit_markers, update_time=2**60)
-        for _ in range(2):
-            await ClockWatcher(store.clock(app.monotonic_us, 0)).run_once()
-        assert await self.steps(engine) == [False, False, True, False]
+        async with self.two_nodes(engine):
+            for _ in range(2):
+                await ClockWatcher(store.clock(app.monotonic_us, 0)).run_once()
+            assert await self.steps(engine) == [False, False, True, False]
+
+    async def test_a_step_that_shows_in_one_shard_moves_the_times_of_all_on_one_node(
+        self, store: Store, engine: Engine
+    ) -> None:
+        # The others had no commit for longer than the step.
+        await overwrite(engine.shards[2], commit_markers, update_time=2**60)
+        await ClockWatcher(store.clock(app.monotonic_us, 0)).run_once()
+        assert await self.steps(engine) == [True] * SHARDS
 
     async def test_a_node_that_hangs_hides_no_step_of_another_one(
         self, engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
@@ -467,13 +480,14 @@ class TestNodes:
         clock = store.clock(monotonic, 0)
         watcher = ClockWatcher(clock)
         await watcher.run_once()
-        notice, merging = clock.notice, list[asyncio.Future[bytes]]()
+        notice, retries = clock.notice, value_of(DATABASE_RETRIES)
+        merging = list[asyncio.Future[bytes]]()
 
-        async def notice_and_merge(shard: int, last: ClockReading | None) -> Noticed:
-            noticed = await notice(shard, last)
+        async def notice_and_merge(shard: int, last: ClockReading | None, since: int) -> Noticed:
+            noticed = await notice(shard, last, since)
             if shard == 0:
                 merging.append(asyncio.ensure_future(store.mutate(merge(before, after))))
-                await asyncio.sleep(0.2)
+                await until(lambda: merging[0].done() or value_of(DATABASE_RETRIES) > retries)
             return noticed
 
         monkeypatch.setattr(clock, "notice", notice_and_merge)
