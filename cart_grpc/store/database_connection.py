@@ -112,8 +112,8 @@ class Connector:
                 ssl=context,
                 direct_tls=arguments.tls.direct,
                 statement_cache_size=self._statement_cache_size,
-                # asyncpg keeps no statement of more than 15 KiB by default. The one that loads a batch is longer: to
-                # parse and plan it takes longer than to run it.
+                # asyncpg keeps no statement of more than 15 KiB by default, and ours come close. To parse and plan
+                # such a one takes longer than to run it.
                 max_cacheable_statement_size=0,
                 # No other settings: poolers refuse start-up parameters that they do not know.
                 connection_class=_Connection,
