@@ -194,7 +194,7 @@ async def test_a_call_that_its_caller_gave_up_is_no_line() -> None:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait until `holds` is true. Fails after ten seconds."""
-    async with asyncio.timeout(10):
+    """Wait until `holds` is true. Fails after half a minute."""
+    async with asyncio.timeout(30):
         while not holds():
             await asyncio.sleep(0.01)

@@ -85,7 +85,7 @@ async def test_a_watch_that_is_left_ends_its_call(scripted: Scripted, scripted_c
     async with aclosing(scripted_cart.watch()) as states:
         async for _ in states:
             break
-    assert scripted.ended.wait(5)
+    assert scripted.ended.wait(20)
 
 
 async def test_watches_take_no_place_of_calls(scripted: Scripted) -> None:

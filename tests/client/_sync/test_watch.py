@@ -82,7 +82,7 @@ def test_a_watch_that_is_left_ends_its_call(scripted: Scripted, scripted_cart: S
     with closing(scripted_cart.watch()) as states:
         for _ in states:
             break
-    assert scripted.ended.wait(5)
+    assert scripted.ended.wait(20)
 
 
 def test_watches_take_no_place_of_calls(scripted: Scripted) -> None:
