@@ -17,6 +17,7 @@ from hypothesis import settings as hypothesis_settings
 
 from cart_grpc import app, database_setup
 from cart_grpc.settings import Settings
+from cart_grpc.store import store as store_module
 from tests.citus.cluster import LentDatabase
 from tests.databases import SHARDED, Databases, add_parents, shards_of
 from tests.postgres import PostgresServer, running_postgres
@@ -84,6 +85,17 @@ def shared_introspection() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connections, "_introspect_types", introspect)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_pings() -> Iterator[None]:
+    """Let the servers that tests share stand still while a test without an event loop runs.
+
+    Otherwise a ping that was under way times out: the next test finds its server not ready, and its lines in the log.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "PING_SECONDS", 60.0)
         yield
 
 

@@ -108,7 +108,12 @@ class PostgresServer:
         if self._process is None:
             return
         with contextlib.suppress(psutil.NoSuchProcess):
-            children = psutil.Process(self._process.pid).children(recursive=True)
+            postmaster = psutil.Process(self._process.pid)
+            # A child that is born after the others were listed would outlive them, and prevent the next start.
+            postmaster.suspend()
+            while postmaster.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+                time.sleep(0.001)
+            children = postmaster.children(recursive=True)
             self._process.kill()
             for child in children:
                 with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,14 +1,14 @@
 """A primary and its hot standby, both on 127.0.0.1 too."""
 
 import asyncio
-import socket
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 
+from tests.ports import free_port
 from tests.postgres import SUPERUSER, PostgresServer, running_postgres
 
 CATCH_UP_TIMEOUT_S = 30.0
@@ -47,9 +47,3 @@ async def ask(server: PostgresServer, query: str) -> Any:
         return await connection.fetchval(query)
     finally:
         await connection.close()
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on now."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        return int(server.getsockname()[1])

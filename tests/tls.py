@@ -144,6 +144,6 @@ async def reload(server: PostgresServer) -> None:
     """Make the server read its configuration again, and wait until it has."""
     before = await ask(server, "SELECT pg_conf_load_time()")
     server.reload()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await ask(server, "SELECT pg_conf_load_time()") == before:
             await asyncio.sleep(0.01)

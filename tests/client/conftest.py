@@ -33,7 +33,9 @@ def scripted() -> Iterator[Scripted]:
 
 
 @pytest.fixture
-def unused_address() -> str:
+def unused_address() -> Iterator[str]:
     """An address where nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    with socket.socket() as bound:
+        # While it is bound, no server of another test can get the port.
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"

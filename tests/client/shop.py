@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.ports import free_port
 from tests.processes.harness import LISTENS, Program, Programs, running_programs
 from tests.processes.killable import arm
 
@@ -23,8 +23,7 @@ class Shop:
     def __init__(self, programs: Programs, settings: Mapping[str, str]) -> None:
         self._programs = programs
         self._server: Program | None = None
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.address = f"127.0.0.1:{free_port()}"
         self._settings = {
             "listen": self.address,
             "database_url": "sqlite:///cart.db",

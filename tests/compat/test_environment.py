@@ -1,8 +1,6 @@
 """The environment of the demos' containers: none of it prevents a start, and CART_PORT is the port."""
 
-import socket
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -14,6 +12,7 @@ from cart_grpc.exposure import find_ports
 from cart_grpc.settings import Settings
 from cart_grpc.startup import StartupError
 from tests.compat.conftest import Shop
+from tests.ports import free_port
 
 THEIRS = {
     "CART_ADDR": "cart:7070",
@@ -91,8 +90,7 @@ UNUSABLE = {
 async def test_a_server_starts_in_their_environment(
     variable: str, user: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     quick = {"CART_LAME_DUCK": "0", "CART_SHUTDOWN_GRACE": "0.2", "CART_DATABASE_URL": f"sqlite:///{tmp_path}/cart.db"}
     theirs = {**THEIRS, "OTEL_EXPORTER_OTLP_ENDPOINT": "", "CART_PORT": str(port), variable: UNUSABLE[variable]}
     if variable == "OTEL_EXPORTER_OTLP_PROTOCOL":

@@ -8,10 +8,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.ports import free_port
 from tests.postgres import SUPERUSER, PostgresServer, process_owner, shared_temporary_folder
 
 READY_SECONDS = 20.0
@@ -40,7 +41,7 @@ def running_pgbouncer(server: PostgresServer, **settings: str) -> Iterator[PgBou
     if program is None:
         raise RuntimeError("pgbouncer is not installed: run `make debian-packages`")
     folder = Path(tempfile.mkdtemp(prefix="pgb-", dir=shared_temporary_folder()))
-    port = int(settings.setdefault("listen_port", str(_free_port())))
+    port = int(settings.setdefault("listen_port", str(free_port())))
     _configure(folder, server, settings)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -74,11 +75,6 @@ def _configure(folder: Path, server: PostgresServer, settings: Mapping[str, str]
     if owner:
         os.chown(folder, owner["user"], owner["group"])
         (folder / "pgbouncer.ini").chmod(0o644)
-
-
-def _free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
-        return int(listening.getsockname()[1])
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:

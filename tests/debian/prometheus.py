@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from tests.monitoring.promql import RULES_FILE
+from tests.ports import free_port
 
 READY_SECONDS = 30.0
 
@@ -68,8 +68,7 @@ class Prometheus:
 @contextmanager
 def running_prometheus(folder: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
     """Yield a Prometheus that scrapes `targets`, each HOST:PORT, as the job `cart-grpc`."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
-        address = f"127.0.0.1:{listening.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(RULES_FILE)],

@@ -12,9 +12,9 @@ from cartgrpc.v1 import cart_pb2, cart_service_pb2, cart_service_pb2_grpc
 from google.protobuf.duration_pb2 import Duration
 
 from tests.debian.composed import Composed
+from tests.ports import free_port
 from tests.postgres import PostgresServer, running_postgres
 from tests.processes.harness import running_programs
-from tests.standby import free_port
 
 pytestmark = [pytest.mark.debian, pytest.mark.timeout(300)]
 CALLERS = 4

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.ports import free_port
 from tests.postgres import PostgresServer, process_owner, running_postgres
-from tests.standby import free_port
 from tests.store.test_database_tls import (  # noqa: F401 - they run again with the fixture `tls` of this module
     test_a_certificate_that_is_renewed_is_used_without_a_restart,
     test_a_client_certificate_takes_the_place_of_a_password,

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import pytest
 
 from cart_grpc.cli.command_groups import GROUPS, Group
 from tests.deployment.versions import project
+from tests.ports import free_port
 from tests.postgres import copy_readable, process_owner, shared_temporary_folder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -318,9 +318,7 @@ def test_the_image_starts_becomes_healthy_and_stops(image: Image) -> None:
     data = image.folder / "var/lib/cart-grpc"
     data.mkdir(parents=True)
     shutil.chown(data, process_owner().get("user", os.geteuid()))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     settings = dict(re.findall(r"(CART_\w+)=(\S+)", image.here(stage.only("ENV"))))
     # No Reservation API listens on port 1. The service is healthy without one.
     settings |= {"CART_LISTEN": address, "CART_RESERVATION_URL": "grpc://127.0.0.1:1", "CART_LAME_DUCK": "0"}

@@ -4,12 +4,13 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from tests.ports import free_port
 
 # The ports in the documents. The tests use others, because several runs share the machine.
 _PORTS = ("50051", "50052", "50053", "50061")
@@ -87,7 +88,7 @@ class Terminal:
 async def opened_terminal(folder: Path) -> AsyncIterator[Terminal]:
     """Yield a terminal. At the end of the block, all that it started ends."""
     (folder / ".venv").symlink_to(sys.prefix)
-    ports = _find_free_ports()
+    ports = {port: str(free_port()) for port in _PORTS}
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CART", "OTEL_"))}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -98,6 +99,8 @@ async def opened_terminal(folder: Path) -> AsyncIterator[Terminal]:
         "CART_ADMIN_LISTEN": f"127.0.0.1:{ports['50052']}",
         "CART_LAME_DUCK": "0",
         "CART_HOUSEKEEPING_INTERVAL": "1",
+        # After an outage that lasted, on a busy machine, the next attempt would come too late for a `--wait`.
+        "CART_RESERVATION_BACKOFF_MAX": "1",
     }
     pipe = asyncio.subprocess.PIPE
     shell = await asyncio.create_subprocess_exec(
@@ -109,9 +112,3 @@ async def opened_terminal(folder: Path) -> AsyncIterator[Terminal]:
         # The group of the session that began with the shell: its own processes only.
         os.killpg(shell.pid, signal.SIGKILL)
         await shell.wait()
-
-
-def _find_free_ports() -> dict[str, str]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in _PORTS]
-        return {port: str(free.getsockname()[1]) for port, free in zip(_PORTS, sockets, strict=True)}

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.invariants.history import CallOutcome
+from tests.ports import free_port
 from tests.postgres import running_postgres
 from tests.processes import truth
 from tests.processes.harness import Programs, Replicas, Simulated
 from tests.processes.load import HOT_SKU, SKUS, Load
-from tests.standby import Pair, free_port
+from tests.standby import Pair
 
 STOCK = dict.fromkeys((*SKUS, HOT_SKU), 1_000_000)
 

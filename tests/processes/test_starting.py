@@ -3,15 +3,14 @@
 import asyncio
 import re
 import signal
-import socket
 from collections.abc import Iterator
-from contextlib import closing
 
 import grpc
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.ports import free_port
 from tests.postgres import PostgresServer, running_postgres
 from tests.processes.harness import LISTENS, Program, Programs, connected
 from tests.processes.test_surroundings import refused
@@ -38,12 +37,6 @@ def away(late: PostgresServer, request: pytest.FixtureRequest) -> str:
     url = late.create_database(f"late_{abs(hash(request.node.name))}")
     late.stop()
     return url
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 def start(programs: Programs, command: list[str], url: str, port: int = 0, *, drain: str = "0") -> Program:

@@ -7,6 +7,7 @@ import socket
 import psutil
 import pytest
 
+from tests.ports import free_port
 from tests.processes.harness import LISTENS, Program, Programs, connected
 from tests.processes.test_workers import NOWHERE, cart_of, workers
 from tests.telemetry.scrapes import Scrape, scrape, series, until
@@ -64,9 +65,7 @@ async def test_metrics_are_there_before_the_database(programs: Programs) -> None
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"postgresql://cart@127.0.0.1:{nobody.getsockname()[1]}/cart"
-        metrics = socket.create_server(("127.0.0.1", 0))
-        port = metrics.getsockname()[1]
-        metrics.close()
+        port = free_port()
         address = f"127.0.0.1:{port}"
         program = programs.start("reconcile", database_url=url, reservation_url=NOWHERE, metrics_listen=address)
         await until_open(port)

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from cart_grpc.reservation_api.connections import CALLS_PER_CONNECTION, Connections
+from tests.ports import free_port
 
 METHOD = "/test.Service/Call"
 Behaviour = Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Awaitable[bytes]]
@@ -119,7 +120,7 @@ async def test_every_call_reaches_a_server_that_has_come_back() -> None:
     async def answer(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         return b"here"
 
-    server, port = await serve(answer)
+    server, port = await serve(answer, free_port())
     calling = connections(port)
     assert await outcomes(calling, 200) == [b"here"] * 200
     await server.stop(0)

@@ -18,6 +18,7 @@ from cart_grpc.reservation_api.http_api import HttpReservationApi
 from cart_grpc.reservation_api.transports import connect
 from cart_grpc.simulator.server import SimulatorConfig, SimulatorServer, make_simulator
 from tests.intents import SECOND, START, Clock, Message, after, answered, hold
+from tests.ports import free_port
 from tests.reservation_api.hostile import HTTP_STATUSES, Hostile, Script
 from tests.simulated_api import no_answer
 
@@ -282,11 +283,7 @@ async def test_an_intent_that_does_not_fit_into_a_message_is_no_answer(hostile_a
 
 
 async def test_a_client_reaches_an_api_that_has_come_back(transport: str) -> None:
-    held = SimulatorServer(make_simulator(SimulatorConfig()))
-    ports = await held.start("127.0.0.1:0", "127.0.0.1:0")
-    await held.stop(0)
-    port = ports.grpc if transport == "grpc" else ports.http
-    address = f"127.0.0.1:{port}"
+    address = f"127.0.0.1:{free_port()}"
     api = connect(f"{transport}://{address}")
     assert (await no_answer(api, hold())).code == "UNAVAILABLE"
     server = SimulatorServer(make_simulator(SimulatorConfig()))

@@ -26,6 +26,7 @@ from cart_grpc.rpc.methods import CART_SERVICE, Method
 from tests.attacks.wire import END_HEADERS, END_STREAM, HEADERS, call_of, frame, wired
 from tests.authentication.issuer import AUDIENCE, ISSUER, make_token
 from tests.authentication.key_server import KeyServer
+from tests.deadlines import growing
 from tests.rpc.protected import JOBS, LONER, OPERATOR, READER, WEB, Identity, Shop, open_shop, secured
 from tests.rpc.refusal import to_refusal
 from tests.rpc.right import ask, path_of, right
@@ -271,22 +272,31 @@ def test_a_refusal_is_encoded_as_itself_after_any_other() -> None:
 
 
 async def test_a_stream_ends_when_the_token_expires_and_a_call_in_max_wait_finishes(shop: Shop) -> None:
-    expiry = time.time() + 2
-    mortal, immortal = await shop.user("alice", exp=expiry), await shop.user("alice")
-    watching, other = mortal.begin("WatchCart", right("WatchCart")), immortal.begin("WatchCart", right("WatchCart"))
-    waiting = right("AddItem")
-    waiting.max_wait.seconds = 3
-    added = asyncio.ensure_future(mortal.call("AddItem", waiting))
-
-    async def watch() -> None:
+    async def watch(watching: Any, expiry: float, seen: list[Any]) -> None:
         async for message in watching:
             assert message.cart.name == GET.name
             assert time.time() < expiry
+            seen.append(message)
 
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await watch()
-    refusal = to_refusal(caught.value)
-    assert (refusal.code, refusal.info.reason) == ("UNAUTHENTICATED", "TOKEN_EXPIRED")
+    lifetimes = growing(2)
+    while True:
+        lifetime = next(lifetimes)
+        expiry = time.time() + lifetime
+        mortal, immortal = await shop.user("alice", exp=expiry), await shop.user("alice")
+        watching, other = mortal.begin("WatchCart", right("WatchCart")), immortal.begin("WatchCart", right("WatchCart"))
+        waiting = right("AddItem")
+        waiting.max_wait.seconds = int(lifetime) + 1
+        added = asyncio.ensure_future(mortal.call("AddItem", waiting))
+        seen: list[Any] = []
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await watch(watching, expiry, seen)
+        refusal = to_refusal(caught.value)
+        assert (refusal.code, refusal.info.reason) == ("UNAUTHENTICATED", "TOKEN_EXPIRED")
+        if seen and not (added.done() and added.exception()):
+            break
+        # The token expired before the calls had begun.
+        other.cancel()
+        await asyncio.gather(added, return_exceptions=True)
     assert (await added).item.reservation.state
     assert time.time() > expiry
     assert not other.done()

@@ -18,6 +18,7 @@ from cart_grpc.carts.refusals import CartNotFound, DatabaseUnavailable, OutcomeU
 from cart_grpc.rpc import fields, layers
 from cart_grpc.rpc.deadlines import Deadlines
 from cart_grpc.rpc.methods import CART_SERVICE
+from tests.deadlines import growing
 from tests.rpc.refusal import MAX_METADATA, Refusal, call, refuse, to_refusal
 from tests.rpc.right import NEED_A_SALE, descriptor_of, path_of, request_of, right
 from tests.rpc.serving import Servicer, serving
@@ -256,10 +257,15 @@ class Hanging:
 async def test_the_callers_deadline_cancels_the_servicer(caplog: pytest.LogCaptureFixture) -> None:
     hanging = Hanging()
     async with serving(hanging) as server:
-        pending: Any = server.stub.GetCart(GET, timeout=0.2)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await pending
-        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        deadlines = growing(0.2)
+        while True:
+            seconds = next(deadlines)
+            pending: Any = server.stub.GetCart(GET, timeout=seconds)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await pending
+            assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            if hanging.started.is_set():
+                break
         async with asyncio.timeout(10):
             await hanging.ended.wait()
     assert isinstance(hanging.error, asyncio.CancelledError)
@@ -282,11 +288,16 @@ async def test_a_cancelled_call_cancels_the_servicer_and_logs_nothing(caplog: py
 
 
 async def test_the_server_ends_a_call_that_exceeds_the_timeout(caplog: pytest.LogCaptureFixture) -> None:
-    hanging = Hanging()
-    async with serving(hanging, timeout=0.1) as server:
-        refusal = await refuse(server, "GetCart", GET)
-    assert (refusal.code, refusal.info.reason) == ("DEADLINE_EXCEEDED", "CALL_TIMEOUT")
-    assert refusal.info.metadata["timeout"] == "0.1s"
+    deadlines = growing(0.1)
+    while True:
+        seconds = next(deadlines)
+        hanging = Hanging()
+        async with serving(hanging, timeout=seconds) as server:
+            refusal = await refuse(server, "GetCart", GET)
+        assert (refusal.code, refusal.info.reason) == ("DEADLINE_EXCEEDED", "CALL_TIMEOUT")
+        assert refusal.info.metadata["timeout"] == f"{seconds:g}s"
+        if hanging.started.is_set():
+            break
     assert refusal.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == 1000
     assert hanging.ended.is_set()
     assert not caplog.records
@@ -329,14 +340,25 @@ async def test_a_reply_that_is_bytes_is_sent_unchanged() -> None:
         assert (await call(server, "GetCart", GET)).cart.name == CART
 
 
-@pytest.mark.parametrize(("seconds", "nanos", "timeout"), [(1, 0, 1.1), (0, 900_000_000, 1.0), (1, 500_000_000, 1.6)])
-async def test_max_wait_extends_the_timeout(seconds: int, nanos: int, timeout: float) -> None:
+async def check_extension(request: cart_service_pb2.AddItemRequest, extension: float) -> None:
+    """A call ends at the time-out plus `extension` seconds, if its request arrives within the time-out."""
+    deadlines = growing(0.1)
+    while True:
+        timeout = next(deadlines)
+        hanging = Hanging()
+        async with serving(hanging, timeout=timeout) as server:
+            refusal = await refuse(server, "AddItem", request)
+        assert refusal.info.reason == "CALL_TIMEOUT"
+        if hanging.started.is_set():
+            break
+    assert refusal.info.metadata["timeout"] == f"{timeout + extension:g}s"
+
+
+@pytest.mark.parametrize(("seconds", "nanos", "extension"), [(1, 0, 1.0), (0, 900_000_000, 0.9), (1, 500_000_000, 1.5)])
+async def test_max_wait_extends_the_timeout(seconds: int, nanos: int, extension: float) -> None:
     request = cart_service_pb2.AddItemRequest(parent=CART)
     request.max_wait.seconds, request.max_wait.nanos = seconds, nanos
-    async with serving(Hanging(), timeout=0.1) as server:
-        refusal = await refuse(server, "AddItem", request)
-    assert refusal.info.reason == "CALL_TIMEOUT"
-    assert refusal.info.metadata["timeout"] == f"{timeout:g}s"
+    await check_extension(request, extension)
 
 
 @pytest.mark.parametrize(("seconds", "nanos"), [(-5, 0), (0, -5), (-(2**63), 0), (0, -(2**31))])
@@ -355,9 +377,7 @@ async def test_max_wait_extends_the_timeout_by_at_most_its_maximum(monkeypatch: 
     monkeypatch.setattr(layers, "MAX_WAIT_SECONDS", 1)
     request = cart_service_pb2.AddItemRequest(parent=CART)
     request.max_wait.seconds, request.max_wait.nanos = 2**63 - 1, 2**31 - 1
-    async with serving(Hanging(), timeout=0.1) as server:
-        refusal = await refuse(server, "AddItem", request)
-    assert refusal.info.metadata["timeout"] == "1.1s"
+    await check_extension(request, 1.0)
 
 
 NAMES = [

@@ -24,6 +24,7 @@ from cart_grpc.rpc.receiving import Receiver
 from cart_grpc.rpc.server import Server
 from cart_grpc.rpc.services import Service
 from cart_grpc.rpc.unread import Unread
+from tests.deadlines import growing
 from tests.rpc.refusal import to_refusal
 from tests.rpc.serving import permissions_of, pipeline_of, started, streams_with
 from tests.rpc.test_admission import until
@@ -44,7 +45,7 @@ class Stream:
     def __init__(self, count: int = 0, error: BaseException | None = None) -> None:
         self.count, self.error = count, error
         self.requests: list[Any] = []
-        self.open = 0
+        self.open = self.hanging = 0
         self.ends: list[type[BaseException] | None] = []
 
     async def watch(self, request: Any, _context: Any) -> AsyncIterator[Any]:
@@ -63,6 +64,7 @@ class Stream:
     async def _end(self) -> None:
         if self.error:
             raise self.error
+        self.hanging += 1
         await asyncio.Event().wait()
 
     async def write(self, request: Any, context: Any) -> None:
@@ -237,6 +239,8 @@ async def test_a_cancelled_stream_ends_its_servicer_and_frees_its_slot(
         for opened in (1, 2):
             call = watch(channel)
             assert await call.read() == REPLY.SerializeToString()
+            # The caller may have the reply before the write is over. A cancellation would then end the write.
+            await until(lambda opened=opened: servicer.hanging == opened)  # type: ignore[misc]
             call.cancel()
             await until(lambda opened=opened: len(servicer.ends) == opened and is_empty(streams))  # type: ignore[misc]
     assert servicer.ends == [asyncio.CancelledError] * 2
@@ -405,14 +409,21 @@ async def test_a_stream_whose_request_never_arrives_ends_at_the_timeout(path: st
 
 @pytest.mark.parametrize("path", [WATCH, CHAT])
 async def test_a_stream_may_last_longer_than_the_timeout(path: str) -> None:
-    servicer = Stream(1)
-    async with streaming(servicer, timeout=0.2) as channel:
-        method: Any = channel.stream_stream(path)
-        call = method(timeout=1.0)
-        await call.write(GET.SerializeToString())
-        assert await call.read() == REPLY.SerializeToString()
-        # The end is the caller's own deadline, which has no details.
-        error = await refused(call)
+    deadlines = growing(0.2)
+    while True:
+        seconds = next(deadlines)
+        async with streaming(Stream(1), timeout=seconds) as channel:
+            method: Any = channel.stream_stream(path)
+            call = method(timeout=5 * seconds)
+            try:
+                await call.write(GET.SerializeToString())
+                assert await call.read() == REPLY.SerializeToString()
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                # The request was too late.
+                continue
+            # The end is the caller's own deadline, which has no details.
+            error = await refused(call)
+            break
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert not [key for key, _ in error.trailing_metadata() or () if key == "grpc-status-details-bin"]
 

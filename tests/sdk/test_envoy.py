@@ -22,6 +22,7 @@ from tests.authentication.issuer import signing_key, write_key_set
 from tests.client.shop import Shop
 from tests.documents.pages import fences
 from tests.pem import issue, new_authority
+from tests.ports import free_port
 from tests.sdk.conftest import ROOT, TYPESCRIPT, compile_typescript, run
 
 pytestmark = [pytest.mark.sdk]
@@ -60,8 +61,7 @@ def envoy(shop: Shop, origin: tuple[str, Path], tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("envoy")
     [copy] = re.findall(r"^\$ (cp .+)$", DOCUMENT, re.MULTILINE)
     run(["sh", "-c", copy], folder)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     config = (ROOT / "deploy" / "envoy" / "envoy.yaml").read_text(encoding="utf-8")
     for old, new in (("8080", str(port)), ("50051", shop.address.rpartition(":")[2])):
         assert config.count(f"port_value: {old}") == 1

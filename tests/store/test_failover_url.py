@@ -13,8 +13,9 @@ from cart_grpc.store.database_connection import Connector, NoPrimary
 from cart_grpc.store.database_url import parse
 from cart_grpc.store.engine import connect
 from cart_grpc.store.store import Store
+from tests.ports import free_port
 from tests.postgres import SUPERUSER
-from tests.standby import Pair, ask, free_port, running_pair
+from tests.standby import Pair, ask, running_pair
 from tests.store.writes import KEY, SKU, add, decode
 
 

@@ -46,8 +46,8 @@ async def test_transactions_that_wait_for_the_connection_are_counted(engine: Eng
     def hold(connection: Connection) -> None:
         if engine.is_in_process:
             is_over.wait(20)
-        else:
-            connection.exec_driver_sql("SELECT pg_sleep(0.3)")
+        while not is_over.is_set():
+            connection.exec_driver_sql("SELECT pg_sleep(0.01)")
 
     first, second = (asyncio.ensure_future(engine.transact(hold)) for _ in range(2))
     await eventually(lambda: usage()[2:] == (1, 1, 1))

@@ -62,9 +62,10 @@ def test_a_silent_connection_is_replaced(
     scripted: Scripted, scripted_cart: SyncCart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "SILENCE_SECONDS", 0.3)
-    scripted.watches = [[state(1), None], [state(2, state=ENDED)]]
+    # On a busy machine, an attempt without an answer in time is replaced, too.
+    scripted.watches = [[state(1), None], *[[state(2, state=ENDED)]] * 100]
     assert seen_by(scripted_cart.watch()) == [("1", 1), ("1", 2)]
-    assert scripted.ended.is_set()
+    assert scripted.ended.wait(20)
 
 
 def test_a_watch_without_a_first_state_ends_at_the_timeout(scripted: Scripted, unused_address: str) -> None:
@@ -81,7 +82,7 @@ def test_a_watch_that_is_left_ends_its_call(scripted: Scripted, scripted_cart: S
     with closing(scripted_cart.watch()) as states:
         for _ in states:
             break
-    assert scripted.ended.wait(5)
+    assert scripted.ended.wait(20)
 
 
 def test_watches_take_no_place_of_calls(scripted: Scripted) -> None:
