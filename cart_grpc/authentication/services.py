@@ -52,6 +52,12 @@ class Services:
         try:
             read = x509.load_pem_x509_certificate(certificate)
             names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        except (
+            ValueError,
+            x509.InvalidVersion,
+            x509.ExtensionNotFound,
+            x509.DuplicateExtension,
+            x509.UnsupportedGeneralNameType,
+        ):
             return [], []
         return names.get_values_for_type(x509.UniformResourceIdentifier), names.get_values_for_type(x509.DNSName)

@@ -166,7 +166,7 @@ def _subject(certificate: "Certificate") -> str:
         return subject
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except (x509.ExtensionNotFound, ValueError):
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return "(no name)"
     return ", ".join(str(name.value) for name in extension.value)
 
