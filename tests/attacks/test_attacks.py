@@ -41,8 +41,8 @@ from tests.attacks.wire import (
     wired,
 )
 from tests.authentication.issuer import make_token
-from tests.processes.test_workers import eventually
 from tests.service.conftest import Replica
+from tests.waiting import until
 
 MIB = 1 << 20
 SECONDS = 1.5
@@ -202,10 +202,10 @@ async def test_half_open_calls_end_and_honest_callers_are_served(tmp_path_factor
             )
             # It is answered after the server has accepted the calls before it, so no queue inside gRPC overflows.
             await honest.add(cart=CART)
-        await eventually(lambda: HALF_OPEN_CALLS - ended(wires) <= MAX_INCOMPLETE_REQUESTS, 20)
+        await until(lambda: HALF_OPEN_CALLS - ended(wires) <= MAX_INCOMPLETE_REQUESTS, 20)
         _, most = await serve_meanwhile(honest, target)
         assert most - before < HALF_OPEN_ROOM
-        await eventually(lambda: ended(wires) == HALF_OPEN_CALLS, HALF_OPEN_TIMEOUT + 20)
+        await until(lambda: ended(wires) == HALF_OPEN_CALLS, HALF_OPEN_TIMEOUT + 20)
         _, most = await serve_meanwhile(honest, target)
         assert most - before < HALF_OPEN_ROOM
         assert not any(wire.has_ended for wire in wires)

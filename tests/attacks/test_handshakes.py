@@ -18,7 +18,7 @@ from tests.attacks.target import CART, Target, running_target
 from tests.attacks.wire import PREFACE, SETTINGS, frame
 from tests.pem import issue, new_authority
 from tests.processes.test_tls import port_of
-from tests.processes.test_workers import eventually
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 MIB = 1 << 20
@@ -97,7 +97,7 @@ async def test_handshakes_that_never_finish_end_and_honest_callers_are_served(ta
     stuck = [make() for _ in range(CONNECTIONS // len(kinds)) for make in kinds]
     async with target.honest() as honest:
         running = [asyncio.create_task(each.run(port_of(target.address))) for each in stuck]
-        await eventually(lambda: sum(each.is_open for each in stuck) == CONNECTIONS)
+        await until(lambda: sum(each.is_open for each in stuck) == CONNECTIONS)
         most = 0
         while not all(each.has_ended for each in stuck):
             await honest.add(cart=CART)
@@ -107,7 +107,7 @@ async def test_handshakes_that_never_finish_end_and_honest_callers_are_served(ta
             await asyncio.sleep(0.02)
         await asyncio.gather(*running)
     assert most - target.before < ROOM
-    await eventually(lambda: psutil.Process(target.program.pid).num_fds() < 100)
+    await until(lambda: psutil.Process(target.program.pid).num_fds() < 100)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1], ids=lambda version: version.name)

@@ -1,7 +1,6 @@
 """One line for each call that is refused, fails or is slow, and none for others."""
 
 import asyncio
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -19,6 +18,7 @@ from cart_grpc.rpc.call_log import CALL, in_max_wait
 from cart_grpc.rpc.endpoint import CallLog, Observers
 from tests.logs.lines import parse, started
 from tests.rpc.serving import Servicer, serving
+from tests.waiting import until
 
 GET = "/cartgrpc.v1.CartService/GetCart"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -191,10 +191,3 @@ async def test_a_call_that_its_caller_gave_up_is_no_line() -> None:
     assert await give_up(QUICK) == []
     [line] = await give_up(ALL)
     assert (line["event"], line["code"]) == ("call_ended", "CANCELLED")
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait until `holds` is true. Fails after half a minute."""
-    async with asyncio.timeout(30):
-        while not holds():
-            await asyncio.sleep(0.01)

@@ -13,7 +13,8 @@ from cart_grpc.cli import program as cli
 from tests.access.guarded import BEYOND, Files, add, alices_token
 from tests.authentication.issuer import signing_key, write_key_set
 from tests.processes.harness import LISTENS, Programs
-from tests.processes.test_workers import OPERATORS, eventually, listening
+from tests.processes.test_workers import OPERATORS, listening
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 SERVICES = re.compile(r"^cart-grpc listens for services on (\S+:\d+)$", re.MULTILINE)
@@ -57,7 +58,7 @@ async def test_workers_share_every_port_but_that_of_operators_and_drain(
     service, operator, health = [port_of((await program.says(line))[1]) for line in (SERVICES, OPERATORS, HEALTH)]
     shared = {port, service, health}
     workers = psutil.Process(program.pid).children()
-    await eventually(lambda: sum(listening(worker) >= shared for worker in workers) == 2)
+    await until(lambda: sum(listening(worker) >= shared for worker in workers) == 2)
     own = [ports - shared for ports in map(listening, workers) if ports]
     assert sorted(own, key=len) == [set(), {operator}]
     for _ in range(10):
@@ -94,7 +95,7 @@ async def test_keys_and_tokens_are_in_no_output_and_in_no_argument(
     with socket.create_connection(("127.0.0.1", port)) as wire:
         wire.sendall(b"hunter2" * 100)
     files.write("server.key", b"hunter2")
-    await eventually(lambda: program.errors.count("CART_TLS_KEY_FILE: it is not a PEM file") == 2)
+    await until(lambda: program.errors.count("CART_TLS_KEY_FILE: it is not a PEM file") == 2)
     arguments = [str(process.cmdline()) for process in psutil.Process(program.pid).children(recursive=True)]
     listed = programs.start("config", **settings)
     assert await listed.ended(20) == 0

@@ -4,8 +4,6 @@ import asyncio
 import os
 import re
 import signal
-import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import psutil
@@ -18,19 +16,13 @@ from cart_grpc.workers import _reserve
 from tests.postgres import PostgresServer
 from tests.processes.harness import LISTENS, Program, Programs, connected
 from tests.service.conftest import Replica
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 OPERATORS = re.compile(r"^cart-grpc listens for operators on (\S+:\d+)$", re.MULTILINE)
 GRACE = 6.0
 # No Reservation API listens here, so reservations stay pending.
 NOWHERE = "grpc://127.0.0.1:1"
-
-
-async def eventually(holds: Callable[[], object], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "the condition was never met"
-        await asyncio.sleep(0.02)
 
 
 def workers(program: Program) -> dict[int, psutil.Process]:
@@ -104,14 +96,14 @@ async def test_a_killed_worker_is_replaced_and_the_other_answers_in_the_meantime
     (victim,) = (worker for worker in before.values() if len(listening(worker)) == 2)
     victim.kill()
     # The kernel closes its socket with its last thread. Until then, new connections may reach it and be reset.
-    await eventually(lambda: not victim.is_running())
+    await until(lambda: not victim.is_running())
     for number in range(10):
         async with connected(address) as client:
             await client.add(cart=cart_of(number))
-    await eventually(lambda: len(workers(program)) == 2)
+    await until(lambda: len(workers(program)) == 2)
     after = workers(program)
     assert len(after.keys() & before.keys()) == 1
-    await eventually(lambda: sorted(len(listening(worker)) for worker in after.values()) == [1, 2])
+    await until(lambda: sorted(len(listening(worker)) for worker in after.values()) == [1, 2])
     assert re.search(r"ERROR worker_ended worker-1 ended with status -9; restarting it", program.errors)
     program.send(signal.SIGTERM)
     assert await program.ended(GRACE + 5) == 0
@@ -125,7 +117,7 @@ async def test_workers_drain_and_end_when_their_parent_is_killed(shared_url: str
         waiting = asyncio.create_task(add_and_wait(client, 0))
         await client.eventually(lambda cart: cart.total_quantity == 2, cart_of(0))
         program.kill()
-        await eventually(lambda: not any(child.is_running() for child in children), GRACE + 5)
+        await until(lambda: not any(child.is_running() for child in children), GRACE + 5)
         assert await waiting == 2
 
 
@@ -136,18 +128,18 @@ async def test_a_second_ctrl_c_ends_all_workers_at_once(shared_url: str, program
         for process in (*children, psutil.Process(program.pid)):
             process.send_signal(signal.SIGINT)
         # The parent and each worker say it.
-        await eventually(lambda: program.errors.count("INFO stopping ") == 3)
+        await until(lambda: program.errors.count("INFO stopping ") == 3)
         await client.add(cart=cart_of(0))
         assert program.is_running
         program.send(signal.SIGINT)
         assert await program.ended(5) == -signal.SIGINT
-        await eventually(lambda: not any(child.is_running() for child in children), 5)
+        await until(lambda: not any(child.is_running() for child in children), 5)
 
 
 async def test_ctrl_c_while_the_workers_still_start_is_silent(shared_url: str, programs: Programs) -> None:
     programs.preloaded = False
     program = programs.start("serve", "--workers", "2", listen="127.0.0.1:0", database_url=shared_url, lame_duck="0")
-    await eventually(lambda: program.errors.count(" is process ") == 2)
+    await until(lambda: program.errors.count(" is process ") == 2)
     # As a terminal does, to all processes of the group.
     os.killpg(program.pid, signal.SIGINT)
     assert await program.ended(30) == 0

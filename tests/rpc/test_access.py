@@ -31,9 +31,9 @@ from tests.rpc.protected import JOBS, LONER, OPERATOR, READER, WEB, Identity, Sh
 from tests.rpc.refusal import to_refusal
 from tests.rpc.right import ask, path_of, right
 from tests.rpc.serving import pipeline_of, serving, started
-from tests.rpc.test_admission import until
 from tests.rpc.test_streams import Stream
 from tests.tls import SECRET
+from tests.waiting import until
 
 GET = right("GetCart")
 

@@ -25,16 +25,10 @@ from tests.rpc.conftest import quiet_settings
 from tests.rpc.refusal import call, refuse, to_refusal
 from tests.rpc.serving import admitting, serving
 from tests.service.conftest import Replica, running_replica
+from tests.waiting import until
 
 OTHERS = cart_service_pb2.GetCartRequest(name="users/bob/carts/default")
 MINE = cart_service_pb2.GetCartRequest(name="users/alice/carts/default")
-
-
-async def until(holds: Callable[[], object]) -> None:
-    """Wait until it holds; fail after half a minute."""
-    async with asyncio.timeout(30):
-        while not holds():
-            await asyncio.sleep(0.002)
 
 
 class Busy:

@@ -21,8 +21,8 @@ from cart_grpc.rpc.server import Server
 from tests.gate import Gate
 from tests.rpc.refusal import Refusal, to_refusal
 from tests.rpc.serving import ROWS, permissions_of
-from tests.rpc.test_admission import until
 from tests.rpc.test_pipeline import CART
+from tests.waiting import until
 
 GRACE = 30.0
 

@@ -16,9 +16,9 @@ from cart_grpc.rpc.services import no_service
 from tests.attacks.wire import DATA as DATA_FRAME
 from tests.attacks.wire import END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, call_of, frame, message, wired
 from tests.rpc.refusal import to_refusal
-from tests.rpc.test_admission import until
 from tests.rpc.test_pipeline import call_bytes
 from tests.service.conftest import Replica
+from tests.waiting import until
 
 Status = health_pb2.HealthCheckResponse
 TEST = "test.v1.Test"

@@ -12,9 +12,9 @@ from cart_grpc.rpc.methods import CART_SERVICE
 from cart_grpc.rpc.receiving import Receiver
 from tests.rpc.refusal import Refusal, call, to_refusal
 from tests.rpc.serving import admitting, serving
-from tests.rpc.test_admission import until
 from tests.rpc.test_pipeline import GET
 from tests.service.conftest import Replica
+from tests.waiting import until
 
 
 async def reply(_request: Any, _context: Any) -> Any:

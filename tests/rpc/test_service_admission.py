@@ -23,7 +23,7 @@ from tests.rpc.protected import READER, SERVICES, WEB, Identity, general_name, k
 from tests.rpc.refusal import to_refusal
 from tests.rpc.right import right
 from tests.rpc.serving import admitting, streams_with
-from tests.rpc.test_admission import until
+from tests.waiting import until
 
 ROWS = (Method("GetCart", ("name",)), Method("WatchCart", ("name",), streams=True))
 

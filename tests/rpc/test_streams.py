@@ -27,9 +27,9 @@ from cart_grpc.rpc.unread import Unread
 from tests.deadlines import growing
 from tests.rpc.refusal import to_refusal
 from tests.rpc.serving import permissions_of, pipeline_of, started, streams_with
-from tests.rpc.test_admission import until
 from tests.rpc.test_pipeline import BUGS, CART, GARBAGE, GET
 from tests.service.conftest import Replica
+from tests.waiting import until
 
 WATCH = f"/{CART_SERVICE}/WatchCart"
 CHAT = f"/{CART_SERVICE}/Chat"

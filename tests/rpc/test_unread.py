@@ -14,10 +14,10 @@ from cart_grpc.rpc.unread import CALL_BYTES, Unread
 from tests.attacks.wire import DATA, END_HEADERS, END_STREAM, HEADERS, Wire, call_of, frame, message, wired
 from tests.rpc.refusal import call
 from tests.rpc.serving import serving
-from tests.rpc.test_admission import until
 from tests.rpc.test_health import CLOSED_WINDOW
 from tests.rpc.test_pipeline import GET
 from tests.service.conftest import Replica
+from tests.waiting import until
 
 REPLY = b"\xf2\x3f\x80\x80\x04" + b"x" * 65_536
 COST = CALL_BYTES + 2 * len(REPLY)

@@ -52,6 +52,7 @@ from tests.store.writes import (
     mutation,
     overwrite,
 )
+from tests.waiting import until
 
 __all__ = ["engine", "store"]
 NAME = KEY.name
@@ -103,12 +104,6 @@ async def serving(store: Store) -> AsyncIterator[Served]:
 async def served(store: Store) -> AsyncIterator[Served]:
     async with serving(store) as served:
         yield served
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():
-            await asyncio.sleep(0.005)
 
 
 async def next_cart(call: Any) -> cart_pb2.Cart:

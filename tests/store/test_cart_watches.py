@@ -4,7 +4,7 @@ No test here waits for a time to pass: polls are a millisecond apart, and the te
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 import pytest
@@ -42,6 +42,7 @@ from tests.store.writes import (
     remove,
     silent,
 )
+from tests.waiting import until
 
 OTHER = cart_key(user_key("bob"), "default")
 
@@ -112,12 +113,6 @@ async def unhinted(engine: Engine) -> AsyncIterator[Store]:
     await store.start()
     yield store
     await store.close()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():
-            await asyncio.sleep(0.001)
 
 
 async def next_state(states: Watch[Snapshot]) -> Snapshot:

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
 
 import pytest
 from sqlalchemy import Connection
@@ -15,14 +14,9 @@ from cart_grpc.store.write_queue import WriteQueue
 from tests.counting import counting, value_of
 from tests.store.test_database_clock import Setting, setting
 from tests.store.writes import SECOND, add
+from tests.waiting import until
 
 __all__ = ["setting"]
-
-
-async def eventually(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():
-            await asyncio.sleep(0.01)
 
 
 async def test_commands_that_wait_are_counted_by_queue(idle: WriteQueue) -> None:
@@ -50,7 +44,7 @@ async def test_transactions_that_wait_for_the_connection_are_counted(engine: Eng
             connection.exec_driver_sql("SELECT pg_sleep(0.01)")
 
     first, second = (asyncio.ensure_future(engine.transact(hold)) for _ in range(2))
-    await eventually(lambda: usage()[2:] == (1, 1, 1))
+    await until(lambda: usage()[2:] == (1, 1, 1))
     set_gauges(usage())
     assert value_of(CONNECTIONS_PENDING.labels("write")) == 1
     is_over.set()

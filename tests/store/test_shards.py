@@ -39,7 +39,6 @@ from cart_grpc.store.shards import is_distributed, shard_index
 from cart_grpc.store.store import Store
 from tests.counting import value_of
 from tests.databases import SHARDS, open_database
-from tests.store.test_cart_watches import until
 from tests.store.test_database_clock import MovableClock
 from tests.store.test_merge import merge
 from tests.store.test_migration_run import session
@@ -58,6 +57,7 @@ from tests.store.writes import (
     overwrite,
     snapshot,
 )
+from tests.waiting import until
 
 _numbers = itertools.count()
 
