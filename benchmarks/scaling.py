@@ -208,36 +208,36 @@ class Server:
             self._simulation.call()
 
 
-# Measured by `benchmarks.cluster`, on two cores, 2026-11-29. `call` is the rest of the server's CPU time for a reserved
+# Measured by `benchmarks.cluster`, on two cores, 2026-11-30. `call` is the rest of the server's CPU time for a reserved
 # item; `wait` is without fsync, on one machine.
 PLAIN: Final = Parts(
-    server=Cost(2.21, 0.32, 1.66, 0.08),
+    server=Cost(1.53, 0.18, 1.14, 0.05),
     coordinator=Cost(),
-    node=Cost(1.32, 0.19, 0.81, 0.08),
+    node=Cost(0.98, 0.14, 0.71, 0.05),
     local=Cost(),
-    call=0.6,
+    call=0.55,
     outside=0.15,
     wait=0.5,
     connections=1,
 )
 CITUS: Final = Parts(
-    server=Cost(5.08, 0.31, 2.63, 0.08),
-    coordinator=Cost(10.75, 0.06, 3.07, 0.02),
-    node=Cost(9.20, 0.21, 2.71, 0.07),
-    local=Cost(15.19, 0.18, 4.07, 0.06),
-    call=0.6,
+    server=Cost(2.71, 0.16, 1.52, 0.04),
+    coordinator=Cost(5.30, 0.01, 2.32, 0.003),
+    node=Cost(5.17, 0.10, 2.09, 0.06),
+    local=Cost(6.90, 0.12, 3.32, 0.04),
+    call=0.55,
     outside=0.15,
     wait=0.5,
     connections=2,
 )
 # The rates that were measured on one machine, as ratios of two settings: docs/scaling.md.
 MEASURED: Final = (
-    ("4 shards beside 1, 64 in flight", PLAIN, Setting(4, 64), PLAIN, Setting(1, 64), 0.97),
-    ("32 shards beside 1, 64 in flight", PLAIN, Setting(32, 64), PLAIN, Setting(1, 64), 0.36),
-    ("4 shards beside 1, 256 in flight", PLAIN, Setting(4, 256), PLAIN, Setting(1, 256), 0.85),
-    ("32 shards beside 1, 256 in flight", PLAIN, Setting(32, 256), PLAIN, Setting(1, 256), 0.45),
-    ("4 shards on Citus beside PostgreSQL, 64 in flight", CITUS, Setting(4, 64, 2), PLAIN, Setting(4, 64), 0.59),
-    ("4 shards on Citus beside PostgreSQL, 256 in flight", CITUS, Setting(4, 256, 2), PLAIN, Setting(4, 256), 1.09),
+    ("4 shards beside 1, 64 in flight", PLAIN, Setting(4, 64), PLAIN, Setting(1, 64), 0.79),
+    ("32 shards beside 1, 64 in flight", PLAIN, Setting(32, 64), PLAIN, Setting(1, 64), 0.38),
+    ("4 shards beside 1, 256 in flight", PLAIN, Setting(4, 256), PLAIN, Setting(1, 256), 0.89),
+    ("32 shards beside 1, 256 in flight", PLAIN, Setting(32, 256), PLAIN, Setting(1, 256), 0.57),
+    ("4 shards on Citus beside PostgreSQL, 64 in flight", CITUS, Setting(4, 64, 2), PLAIN, Setting(4, 64), 0.58),
+    ("4 shards on Citus beside PostgreSQL, 256 in flight", CITUS, Setting(4, 256, 2), PLAIN, Setting(4, 256), 0.91),
 )
 # Between machines, a batch of 10 statements waits for 2 ms, and for a commit on a disk.
 FAR: Final = replace(CITUS, wait=4.0)
