@@ -27,12 +27,14 @@ ALONE = 150
 
 def reserved(testbed: Testbed, database: str, plan: Plan) -> Json:
     """Measure the reserved item against the no-op: under load, and one at a time."""
-    product = testbed.serve(testbed.database(database, carts=CARTS, items=SKUS))
+    url = testbed.database(database, carts=CARTS, items=SKUS)
+    product = testbed.serve(url)
     product.resume()
-    item = functools.partial(reserve, testbed, product, seconds=2 * plan.seconds)
-    item()
+    product.program.stop()
     empty = functools.partial(measure, testbed.noop, "noop", duration=plan.seconds, carts=CARTS, skus=SKUS)
-    many = interleave({"noop": lambda: empty(in_flight=IN_FLIGHT), "reserved": item}, plan.rounds + 1)
+    item = functools.partial(_reserve_anew, testbed, url, 2 * plan.seconds)
+    many = interleave({"noop": lambda: empty(in_flight=IN_FLIGHT), "reserved": item}, 2 * plan.rounds)
+    product = testbed.serve(url)
     alone = interleave(
         {
             "noop": lambda: empty(in_flight=1),
@@ -75,6 +77,18 @@ def reserve(testbed: Testbed, product: Product, *, seconds: float, in_flight: in
         "wal_image_bytes": written.images / items,
         "decided": (_count_decisions(testbed.simulator) - decided) / items,
     }
+
+
+def _reserve_anew(testbed: Testbed, url: str, seconds: float) -> Json:
+    """As `reserve`, with a new server process, which gets a short load before.
+
+    Two processes of the same code differ by up to a third, for as long as they run. So each round has its own.
+    """
+    product = testbed.serve(url)
+    reserve(testbed, product, seconds=seconds / 2)
+    found = reserve(testbed, product, seconds=seconds)
+    product.program.stop()
+    return found
 
 
 def load_items(product: Product, *, seconds: float, in_flight: int = IN_FLIGHT) -> Json:
