@@ -1,7 +1,9 @@
-"""The commit markers of writers, in a transaction that is open: their first ones, and what they tell.
+"""The commit marker of each writer: the row that shows, after a broken COMMIT, whether the batch was committed.
 
-Each batch writes its number into the row of its writer, in its own transaction. If a COMMIT breaks, to read that row
-waits for the transaction, and tells whether it was committed. So the row must be there before.
+Each batch writes its number into the row of its writer, in its own transaction. If the COMMIT breaks, a read of that
+row waits for the transaction, and finds its number if it was committed. So the row must exist before the batch.
+
+All functions run in a transaction that is open.
 """
 
 from collections.abc import Iterable

@@ -61,7 +61,7 @@ class Hostile:
     """A server that answers as `script` says. It keeps the messages it `received`.
 
     It also keeps the `peers` of batches over gRPC. It sets `arrived` on each call, and `left` at the end of a batch,
-    whoever ends it.
+    whether the server or the client ends it.
     """
 
     url = ""
